@@ -1,0 +1,52 @@
+"""tinyft: fine-tune pretrained ResNets with NumPy and Numba alone, and see every step of it.
+
+Names are looked up when first used, so that importing tinyft loads neither Numba nor h5py nor Pillow.
+
+Next: tinyft/tensor.py
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Tensor": "tensor",
+    "no_grad": "tensor",
+    "op": "tensor",
+    "gradcheck": "gradcheck",
+    "load_weights": "weights",
+    "save_weights": "weights",
+    "ImageFolder": "data",
+    "ImageArrays": "data",
+    "vision_learner": "finetune",
+    "load_learner": "finetune",
+    "Learner": "finetune",
+    "Adam": "finetune",
+    "SGD": "finetune",
+    **dict.fromkeys(["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"], "nn.resnet"),
+    **dict.fromkeys(
+        ["cifar_resnet20", "cifar_resnet32", "cifar_resnet44", "cifar_resnet56", "cifar_resnet110"],
+        "nn.resnet",
+    ),
+}
+_MODULES = ("backends", "data", "errors", "finetune", "nn", "ops", "testing", "weights")
+
+__all__ = [*_HOME, *_MODULES, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"tinyft.{_HOME[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"tinyft.{name}")
+    else:
+        raise AttributeError(f"module 'tinyft' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

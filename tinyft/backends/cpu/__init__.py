@@ -1,0 +1,7 @@
+"""stub"""
+
+from tinyft.backends.reference import Backend
+
+
+class CpuBackend(Backend):
+    name = "cpu"

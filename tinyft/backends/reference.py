@@ -1,0 +1,426 @@
+"""Every kernel that a ResNet needs, in plain NumPy: the definition that faster backends follow.
+
+A kernel takes and returns arrays, never Tensors, and writes into none of its arguments (the two
+optimizer steps, which say so, excepted). Any float dtype works; float64 is what gradients are
+checked in. Sums over many pixels are accumulated in float64, whatever the dtype.
+
+Letters: N pictures, H W rows and columns in, C channels in, P Q rows and columns out, F filters
+(channels out), R S rows and columns of the kernel. Activations are (N, H, W, C), convolution
+weights (F, C, R, S).
+
+Next: tinyft/ops/conv2d.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+from numpy import ndarray as Array
+
+from tinyft.backends.philox import uniform_bits
+
+
+def output_size(size: int, kernel: int, stride: int, padding: int) -> int:
+    """Rows (or columns) that come out of a convolution or a pooling."""
+    return (size + 2 * padding - kernel) // stride + 1
+
+
+def pad(x: Array, padding: int, value: float = 0.0) -> Array:
+    """(N, H, W, C) -> (N, H + 2 padding, W + 2 padding, C), with `value` around."""
+    if padding == 0:
+        return x
+    border = (padding, padding)
+    return np.pad(x, ((0, 0), border, border, (0, 0)), constant_values=value)
+
+
+def taps(kernel: tuple[int, int], stride: int, out: tuple[int, int]) -> Iterator[tuple]:
+    """For each place (r, s) of a kernel: the index of the pixels it meets, over all windows at
+    once.
+
+    `padded[index]` is (N, P, Q, C): what place (r, s) of each of the P x Q windows lies on.
+    """
+    for r, s in product(range(kernel[0]), range(kernel[1])):
+        rows = slice(r, r + stride * (out[0] - 1) + 1, stride)
+        columns = slice(s, s + stride * (out[1] - 1) + 1, stride)
+        yield r, s, (slice(None), rows, columns)
+
+
+class Backend:
+    """The kernels. Fast backends inherit from this class and override what they do better."""
+
+    name = "reference"
+
+    # ---------------------------------------------------------------------------------- convolution
+
+    def conv2d(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None = None,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        residual: Array | None = None,
+        relu: bool = False,
+    ) -> Array:
+        """Cross-correlation: R x S shifted matrix products.
+
+        x (N, H, W, C), weight (F, C, R, S), bias (F,), residual (N, P, Q, F) -> (N, P, Q, F)
+
+            out[n, p, q, f] = sum over r, s, c of
+                padded[n, p * stride + r, q * stride + s, c] * weight[f, c, r, s]
+        """
+        N, H, W, C = x.shape
+        F, _, R, S = weight.shape
+        P, Q = output_size(H, R, stride, padding), output_size(W, S, stride, padding)
+        padded = pad(x, padding)
+        out = np.zeros((N * P * Q, F), x.dtype)
+        for r, s, index in taps((R, S), stride, (P, Q)):
+            out += padded[index].reshape(-1, C) @ weight[:, :, r, s].T
+        out = out.reshape(N, P, Q, F)
+        if bias is not None:
+            out += bias
+        if residual is not None:
+            out += residual
+        return self.relu(out) if relu else out
+
+    def conv2d_input_grad(
+        self, dout: Array, weight: Array, x_shape: tuple[int, ...], *, stride: int, padding: int
+    ) -> Array:
+        """Each output's gradient goes back to the pixels of its window, times the weight that met
+        them.
+
+        dout (N, P, Q, F), weight (F, C, R, S) -> dx (N, H, W, C)
+        """
+        N, H, W, C = x_shape
+        F, _, R, S = weight.shape
+        P, Q = dout.shape[1:3]
+        dpadded = np.zeros((N, H + 2 * padding, W + 2 * padding, C), dout.dtype)
+        for r, s, index in taps((R, S), stride, (P, Q)):
+            dpadded[index] += (dout.reshape(-1, F) @ weight[:, :, r, s]).reshape(N, P, Q, C)
+        return np.ascontiguousarray(dpadded[:, padding : padding + H, padding : padding + W])
+
+    def conv2d_weight_grad(
+        self, dout: Array, x: Array, weight_shape: tuple[int, ...], *, stride: int, padding: int
+    ) -> Array:
+        """A weight's gradient: over all windows, the output's gradient times the pixel that the
+        weight met.
+
+        dout (N, P, Q, F), x (N, H, W, C) -> dweight (F, C, R, S)
+        """
+        F, C, R, S = weight_shape
+        padded = pad(x, padding)
+        dweight = np.zeros(weight_shape, dout.dtype)
+        for r, s, index in taps((R, S), stride, dout.shape[1:3]):
+            dweight[:, :, r, s] = dout.reshape(-1, F).T @ padded[index].reshape(-1, C)
+        return dweight
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """(..., M, K) @ (..., K, N) -> (..., M, N)"""
+        return a @ b
+
+    # -------------------------------------------------------------------------- batch normalisation
+
+    def batch_norm_train(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array,
+        eps: float,
+        *,
+        residual: Array | None = None,
+        relu: bool = False,
+    ) -> tuple[Array, Array, Array]:
+        """Normalise each channel by its mean and (biased) variance over the batch.
+
+        x (..., C), weight bias (C,), residual like x -> out like x, mean (C,), variance (C,)
+        """
+        mean = self.mean(x, rows_of(x))
+        variance = self.mean(np.square(x - mean), rows_of(x))
+        out = self.batch_norm_eval(
+            x, weight, bias, mean, variance, eps, residual=residual, relu=relu
+        )
+        return out, mean, variance
+
+    def batch_norm_eval(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array,
+        mean: Array,
+        variance: Array,
+        eps: float,
+        *,
+        residual: Array | None = None,
+        relu: bool = False,
+    ) -> Array:
+        """The same with statistics that are given: relu((x - mean) / sqrt(variance + eps) * weight
+        + bias + residual)
+        """
+        out = (x - mean) / np.sqrt(variance + eps) * weight + bias
+        if residual is not None:
+            out += residual
+        return self.relu(out) if relu else out
+
+    def batch_norm_train_grad(
+        self,
+        dout: Array,
+        x: Array,
+        weight: Array,
+        mean: Array,
+        variance: Array,
+        eps: float,
+        *,
+        out: Array | None = None,
+    ) -> tuple[Array, Array, Array, Array]:
+        """Gradients of x, weight, bias and residual; `out` is given if a ReLU followed.
+
+        The mean and the variance move with x, so each channel's dx is made to have no part along 1
+        and none along the normalised x (Ioffe and Szegedy 2015, section 3).
+        """
+        dx, dweight, dbias, dresidual = self.batch_norm_eval_grad(
+            dout, x, weight, mean, variance, eps, out=out
+        )
+        count = x.size // x.shape[-1]
+        inverse_std = 1 / np.sqrt(variance + eps)
+        normalised = (x - mean) * inverse_std
+        dx -= weight * inverse_std * (dbias + normalised * dweight) / count
+        return dx, dweight, dbias, dresidual
+
+    def batch_norm_eval_grad(
+        self,
+        dout: Array,
+        x: Array,
+        weight: Array,
+        mean: Array,
+        variance: Array,
+        eps: float,
+        *,
+        out: Array | None = None,
+    ) -> tuple[Array, Array, Array, Array]:
+        """The same where mean and variance are constants: each channel is only scaled."""
+        if out is not None:
+            dout = self.relu_grad(dout, out)
+        inverse_std = 1 / np.sqrt(variance + eps)
+        dbias = self.sum(dout, rows_of(x))
+        dweight = self.sum(dout * (x - mean) * inverse_std, rows_of(x))
+        return dout * (weight * inverse_std), dweight, dbias, dout
+
+    # ----------------------------------------------------------------------- activation and pooling
+
+    def relu(self, x: Array) -> Array:
+        """max(x, 0). NaN stays NaN."""
+        return np.maximum(x, 0)
+
+    def relu_grad(self, dout: Array, out: Array) -> Array:
+        """dout where the output is positive, else 0 (at 0 too)."""
+        return np.where(out <= 0, np.zeros((), dout.dtype), dout)
+
+    def max_pool2d(
+        self, x: Array, *, kernel: int, stride: int, padding: int
+    ) -> tuple[Array, Array]:
+        """The largest pixel of each window, and where in the window it was.
+
+        x (N, H, W, C) -> out (N, P, Q, C), place (N, P, Q, C) uint16: r * kernel + s of the first
+        maximum in row-major order. Padding never wins. A NaN does.
+        """
+        N, H, W, C = x.shape
+        P, Q = output_size(H, kernel, stride, padding), output_size(W, kernel, stride, padding)
+        padded = pad(x, padding)
+        inside = pad(np.ones((1, H, W, 1)), padding) > 0
+        out = np.full((N, P, Q, C), -np.inf, x.dtype)
+        place = np.full((N, P, Q, C), kernel * kernel, np.uint16)  # not found yet
+        for r, s, index in taps((kernel, kernel), stride, (P, Q)):
+            pixel = padded[index]
+            larger = (pixel > out) | (place == kernel * kernel) | (np.isnan(pixel) & ~np.isnan(out))
+            larger &= inside[index]
+            out = np.where(larger, pixel, out)
+            place = np.where(larger, np.uint16(r * kernel + s), place)
+        return out, place
+
+    def max_pool2d_grad(
+        self,
+        dout: Array,
+        place: Array,
+        x_shape: tuple[int, ...],
+        *,
+        kernel: int,
+        stride: int,
+        padding: int,
+    ) -> Array:
+        """Each window's gradient goes to its maximum; windows overlap, so a pixel may receive
+        several.
+        """
+        N, H, W, C = x_shape
+        dpadded = np.zeros((N, H + 2 * padding, W + 2 * padding, C), dout.dtype)
+        for r, s, index in taps((kernel, kernel), stride, dout.shape[1:3]):
+            dpadded[index] += np.where(place == r * kernel + s, dout, np.zeros((), dout.dtype))
+        return np.ascontiguousarray(dpadded[:, padding : padding + H, padding : padding + W])
+
+    def global_average_pool(self, x: Array) -> Array:
+        """(N, H, W, C) -> (N, C)"""
+        return self.mean(x, (1, 2))
+
+    def global_average_pool_grad(self, dout: Array, x_shape: tuple[int, ...]) -> Array:
+        """Every pixel gets an equal share: (N, C) -> (N, H, W, C)"""
+        N, H, W, C = x_shape
+        return np.broadcast_to(dout.reshape(N, 1, 1, C) / (H * W), x_shape).copy()
+
+    def global_max_pool(self, x: Array) -> tuple[Array, Array]:
+        """(N, H, W, C) -> largest (N, C), and its place h * W + w (N, C) int64, the first in
+        row-major order
+        """
+        pixels = x.reshape(x.shape[0], -1, x.shape[-1])  # (N, H * W, C)
+        place = pixels.argmax(axis=1)
+        return np.take_along_axis(pixels, place[:, None], axis=1)[:, 0], place
+
+    def global_max_pool_grad(self, dout: Array, place: Array, x_shape: tuple[int, ...]) -> Array:
+        """The gradient goes to the pixel that was the maximum: (N, C) -> (N, H, W, C)"""
+        N, H, W, C = x_shape
+        dx = np.zeros((N, H * W, C), dout.dtype)
+        np.put_along_axis(dx, place[:, None], dout[:, None], axis=1)
+        return dx.reshape(x_shape)
+
+    def dropout(self, x: Array, probability: float, seed: int, stream: tuple[int, int]) -> Array:
+        """Zero each element with `probability`, divide the others by 1 - probability.
+
+        Element i is kept if word i of Philox4x32-10, keyed by `seed` and `stream` (a step and a
+        layer), is at least probability * 2**32. The kernel is its own gradient: given dout, it
+        draws the same mask again.
+        """
+        keep = uniform_bits(x.size, seed, stream) >= np.uint32(probability * 2**32)
+        scale = np.asarray(1 / (1 - probability), x.dtype)
+        return np.where(keep.reshape(x.shape), x * scale, np.zeros((), x.dtype))
+
+    # ----------------------------------------------------------------------------------------- loss
+
+    def softmax_cross_entropy(
+        self, logits: Array, labels: Array, label_smoothing: float, class_weights: Array | None
+    ) -> tuple[Array, Array]:
+        """Mean cross-entropy between the softmax and the (smoothed, weighted) labels.
+
+        logits (N, C), labels (N,) integers, class_weights (C,) or None
+        -> loss (), log_probabilities (N, C)
+        Source: PyTorch `cross_entropy`: the mean is over the weights of the labels, not over
+        pictures.
+        """
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        target, total = self._target(logits, labels, label_smoothing, class_weights)
+        # Where the target is 0 nothing is lost, whatever the logit: -inf * 0 must not become NaN.
+        terms = np.where(target == 0, target, target * log_probabilities)
+        return np.asarray(-terms.sum() / total, logits.dtype), log_probabilities
+
+    def softmax_cross_entropy_grad(
+        self,
+        log_probabilities: Array,
+        labels: Array,
+        label_smoothing: float,
+        class_weights: Array | None,
+    ) -> Array:
+        """(probabilities * (what the row's targets sum to) - target) / total weight -> dlogits (N,
+        C)
+        """
+        target, total = self._target(log_probabilities, labels, label_smoothing, class_weights)
+        return (np.exp(log_probabilities) * target.sum(axis=1, keepdims=True) - target) / total
+
+    def _target(self, logits: Array, labels: Array, label_smoothing: float, class_weights):
+        """What each class should get: 1 - e on the label and e / C everywhere, times the class's
+        weight.
+        """
+        N, C = logits.shape
+        target = np.full((N, C), label_smoothing / C, logits.dtype)
+        target[np.arange(N), labels] += 1 - label_smoothing
+        if class_weights is None:
+            return target, N
+        return target * class_weights, class_weights[labels].sum()
+
+    # ----------------------------------------------------------------------------------- optimizers
+
+    def adam_step(
+        self,
+        parameter: Array,
+        gradient: Array,
+        average: Array,
+        average_square: Array,
+        *,
+        step: int,
+        lr: float,
+        momentum: float,
+        square_momentum: float,
+        eps: float,
+        weight_decay: float,
+    ) -> None:
+        """One step of Adam with decoupled weight decay. Writes into parameter, average and
+        average_square.
+
+        Source: fastai 2.8.12 `optimizer.py`: decay first, eps outside the root, and both
+        corrections use the momentum of this very step although it changes from step to step.
+        """
+        parameter *= 1 - lr * weight_decay
+        average *= momentum
+        average += (1 - momentum) * gradient
+        average_square *= square_momentum
+        average_square += (1 - square_momentum) * np.square(gradient)
+        root = np.sqrt(average_square / (1 - square_momentum**step))
+        parameter -= lr / (1 - momentum**step) * average / (root + eps)
+
+    def sgd_step(
+        self,
+        parameter: Array,
+        gradient: Array,
+        velocity: Array | None,
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+    ) -> None:
+        """One step of SGD, with momentum where a velocity is given. Writes into parameter and
+        velocity.
+
+        Source: fastai 2.8.12 `optimizer.py`: velocity = momentum * velocity + gradient, decoupled
+        decay first.
+        """
+        parameter *= 1 - lr * weight_decay
+        if velocity is None:
+            parameter -= lr * gradient
+            return
+        velocity *= momentum
+        velocity += gradient
+        parameter -= lr * velocity
+
+    # ------------------------------------------------------------------------- input and reductions
+
+    def images(self, pixels: Array, mean: Array, std: Array, dtype: np.dtype) -> Array:
+        """uint8 pictures (N, H, W, C) -> (pixels / 255 - mean) / std in `dtype`, mean and std (C,)
+        float32.
+        """
+        x = pixels.astype(dtype) / np.asarray(255, dtype)
+        return (x - mean.astype(dtype)) / std.astype(dtype)
+
+    def sum(self, x: Array, axis: tuple[int, ...] | None, keepdims: bool = False) -> Array:
+        """Sum over `axis` (None: everything), accumulated in float64."""
+        return np.sum(x, axis=axis, keepdims=keepdims, dtype=np.float64).astype(x.dtype)
+
+    def mean(self, x: Array, axis: tuple[int, ...] | None, keepdims: bool = False) -> Array:
+        """Mean over `axis` (None: everything), accumulated in float64."""
+        return np.mean(x, axis=axis, keepdims=keepdims, dtype=np.float64).astype(x.dtype)
+
+    def broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
+        """x repeated to `shape`, as a new array."""
+        return np.broadcast_to(x, shape).copy()
+
+    def concatenate(self, arrays: list[Array], axis: int) -> Array:
+        """Arrays side by side."""
+        return np.concatenate(arrays, axis)
+
+    def split(self, x: Array, sizes: list[int], axis: int) -> list[Array]:
+        """The inverse of `concatenate`, as new arrays."""
+        return [part.copy() for part in np.split(x, np.cumsum(sizes)[:-1], axis)]
+
+
+def rows_of(x: Array) -> tuple[int, ...]:
+    """All axes but the last: what a channel's statistics are taken over."""
+    return tuple(range(x.ndim - 1))

@@ -1,0 +1,48 @@
+"""The differentiable operations: each one function, forward and backward on one screen.
+
+Next: tinyft/ops/activation.py
+"""
+
+from tinyft.ops.activation import relu
+from tinyft.ops.arithmetic import (
+    add,
+    concatenate,
+    div,
+    matmul,
+    mean,
+    mul,
+    neg,
+    reshape,
+    sub,
+    sum,
+)
+from tinyft.ops.batch_norm import batch_norm, batch_norm_eval, unfused
+from tinyft.ops.conv2d import conv2d
+from tinyft.ops.dropout import dropout
+from tinyft.ops.linear import linear
+from tinyft.ops.loss import cross_entropy
+from tinyft.ops.pooling import global_average_pool, global_max_pool, max_pool2d
+
+__all__ = [
+    "add",
+    "batch_norm",
+    "batch_norm_eval",
+    "concatenate",
+    "conv2d",
+    "cross_entropy",
+    "div",
+    "dropout",
+    "global_average_pool",
+    "global_max_pool",
+    "linear",
+    "matmul",
+    "max_pool2d",
+    "mean",
+    "mul",
+    "neg",
+    "relu",
+    "reshape",
+    "sub",
+    "sum",
+    "unfused",
+]

@@ -1,0 +1,161 @@
+"""Batch normalisation, with the statistics of the batch or with given ones, and what usually
+follows it.
+
+A residual network adds and rectifies right after normalising, so both ops do all three in one pass
+over memory; `with unfused():` runs them one after the other instead, for whoever wants to see each
+value.
+
+Source: Ioffe and Szegedy, Batch normalization (2015), section 3.
+
+Next: tinyft/ops/pooling.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from tinyft.errors import ShapeError
+from tinyft.ops.activation import relu as plain_relu
+from tinyft.ops.checks import expect_same_dtype, expect_shape
+from tinyft.tensor import Tensor, op
+
+_fused = [True]
+
+
+@contextlib.contextmanager
+def unfused() -> Iterator[None]:
+    """Within this block normalising, adding and rectifying are three ops."""
+    _fused.append(False)
+    try:
+        yield
+    finally:
+        _fused.pop()
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise each channel by the batch's own mean and variance: relu(normalised * weight + bias
+    + residual).
+
+    Shapes:
+        x (N, H, W, C) or (N, C), weight bias (C,), residual like x
+        -> out like x, mean (C,), variance (C,)
+    Raises: ShapeError, also for one value per channel, which has no variance; TypeError for mixed
+    dtypes
+    Keeps: x, mean, variance, weight; the result if rectified
+    """
+    if _fused[-1]:
+        return batch_norm_train(x, weight, bias, eps=eps, residual=residual, relu=relu)
+    out, mean, variance = batch_norm_train(x, weight, bias, eps=eps)
+    return _add_and_rectify(out, residual, relu), mean, variance
+
+
+def batch_norm_eval(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean,
+    variance,
+    *,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """The same with a mean and a variance (arrays, (C,)) that are constants: in evaluation, and in
+    a frozen layer.
+
+    Shapes, Raises, Keeps: as `batch_norm`; one value per channel is allowed
+    """
+    if _fused[-1]:
+        return batch_norm_fixed(
+            x, weight, bias, mean, variance, eps=eps, residual=residual, relu=relu
+        )
+    out = batch_norm_fixed(x, weight, bias, mean, variance, eps=eps)
+    return _add_and_rectify(out, residual, relu)
+
+
+def _add_and_rectify(out: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    if residual is not None:
+        out = out + residual
+    return plain_relu(out) if relu else out
+
+
+@op
+def batch_norm_train(x, weight, bias, *, eps, residual=None, relu=False):
+    """The recorded op behind `batch_norm`."""
+    _check("batch_norm", x, weight, bias, residual)
+    if x.size <= x.shape[-1]:
+        raise ShapeError(
+            f"batch_norm: x is {x.shape}: one value per channel has no variance; "
+            "use a batch of at least two, or evaluation mode"
+        )
+    backend, scale = x.backend, weight.data
+    out, mean, variance = backend.batch_norm_train(
+        x.data, scale, bias.data, eps, residual=_data(residual), relu=relu
+    )
+    kept_x, kept_out = x.data, (out if relu else None)
+    needs = _needs(x, weight, bias, residual)
+
+    # With n = (x - mean) / std over M values per channel:
+    # dbias = sum dout, dweight = sum dout * n, dx = weight / std * (dout - dbias / M - n * dweight
+    # / M)
+    def backward(dout):
+        gradients = backend.batch_norm_train_grad(
+            dout, kept_x, scale, mean, variance, eps, out=kept_out
+        )
+        return _wanted(gradients, needs)
+
+    return (out, mean, variance), backward
+
+
+@op
+def batch_norm_fixed(x, weight, bias, mean, variance, *, eps, residual=None, relu=False):
+    """The recorded op behind `batch_norm_eval`."""
+    _check("batch_norm_eval", x, weight, bias, residual)
+    backend, scale = x.backend, weight.data
+    out = backend.batch_norm_eval(
+        x.data, scale, bias.data, mean, variance, eps, residual=_data(residual), relu=relu
+    )
+    kept_x, kept_out = x.data, (out if relu else None)
+    needs = _needs(x, weight, bias, residual)
+
+    # mean and std are constants here: dx = dout * weight / std, and no more
+    def backward(dout):
+        gradients = backend.batch_norm_eval_grad(
+            dout, kept_x, scale, mean, variance, eps, out=kept_out
+        )
+        return _wanted(gradients, needs)
+
+    return out, backward
+
+
+def _check(name, x, weight, bias, residual):
+    if x.ndim < 2:
+        raise ShapeError(f"{name}: x should be (N, C) or (N, H, W, C) but is {x.shape}")
+    expect_shape(name, "weight", weight, (x.shape[-1],), f" (x is {x.shape}: channels come last)")
+    expect_shape(name, "bias", bias, (x.shape[-1],))
+    expect_shape(name, "residual", residual, x.shape)
+    expect_same_dtype(name, x=x, weight=weight, bias=bias, residual=residual)
+
+
+def _data(tensor):
+    return None if tensor is None else tensor.data
+
+
+def _needs(*tensors):
+    return [t.requires_grad for t in tensors if t is not None]
+
+
+def _wanted(gradients, needs):
+    """One gradient per tensor argument, None where it is not needed (an absent residual is no
+    argument).
+    """
+    return tuple(g if need else None for g, need in zip(gradients, needs, strict=False))

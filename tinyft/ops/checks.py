@@ -1,0 +1,51 @@
+"""The checks of arguments that several ops share. Every message says op, argument, what was
+expected and what came.
+
+Next: tinyft/ops/conv2d.py
+"""
+
+from __future__ import annotations
+
+from tinyft.errors import ShapeError
+from tinyft.tensor import Tensor
+
+
+def expect_shape(
+    op: str, argument: str, value: Tensor | None, shape: tuple, hint: str = ""
+) -> None:
+    """Raise ShapeError unless `value` has that shape; letters stand for any size, None for an
+    absent argument.
+    """
+    if value is None:
+        return
+    fits = value.ndim == len(shape) and all(
+        isinstance(expected, str) or n == expected
+        for n, expected in zip(value.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
+        raise ShapeError(f"{op}: {argument} should be {wanted} but is {value.shape}{hint}")
+
+
+def expect_same_dtype(op: str, **arguments: Tensor | None) -> None:
+    """Raise TypeError unless all tensors have one dtype: a mixture would silently compute in the
+    wider one.
+    """
+    dtypes = {name: x.dtype for name, x in arguments.items() if x is not None}
+    if len(set(dtypes.values())) > 1:
+        found = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
+        raise TypeError(f"{op}: all tensors must have the same dtype, but {found}")
+
+
+def expect_window(op: str, size: int, kernel: int, stride: int, padding: int, axis: str) -> None:
+    """Raise ShapeError unless at least one window fits."""
+    if stride < 1 or padding < 0 or kernel < 1:
+        raise ShapeError(
+            f"{op}: kernel and stride must be at least 1 and padding at least 0, "
+            f"got kernel {kernel}, stride {stride}, padding {padding}"
+        )
+    if size + 2 * padding < kernel:
+        raise ShapeError(
+            f"{op}: a kernel of {kernel} {axis} does not fit into {size} {axis} "
+            f"with padding {padding}"
+        )

@@ -1,0 +1,72 @@
+"""Convolution, and the linear layer, which is a convolution over a single pixel.
+
+Letters: N pictures, H W rows and columns in, C channels in, P Q rows and columns out, F filters, R
+S the kernel.
+
+Next: tinyft/ops/batch_norm.py
+"""
+
+from __future__ import annotations
+
+from tinyft.ops.checks import expect_same_dtype, expect_shape, expect_window
+from tinyft.tensor import op
+
+
+@op
+def conv2d(x, weight, bias=None, *, stride=1, padding=0, residual=None, relu=False):
+    """Slide F filters over a picture; optionally add a bias and a residual and rectify, in one
+    pass.
+
+    Shapes:
+        x (N, H, W, C), weight (F, C, R, S), bias (F,), residual (N, P, Q, F)
+        -> (N, P, Q, F) with P = (H + 2 padding - R) // stride + 1, Q likewise
+    Raises: ShapeError for shapes that do not fit, TypeError for mixed dtypes
+    Keeps: weight for dx; x for dweight; the result if rectified. Nothing for an input that needs
+    no gradient.
+    """
+    expect_shape("conv2d", "x", x, ("N", "H", "W", "C"))
+    N, H, W, C = x.shape
+    hint = f" (x is {x.shape}: channels come last)"
+    expect_shape("conv2d", "weight", weight, ("F", C, "R", "S"), hint)
+    F, _, R, S = weight.shape
+    expect_window("conv2d", H, R, stride, padding, "rows")
+    expect_window("conv2d", W, S, stride, padding, "columns")
+    expect_shape("conv2d", "bias", bias, (F,))
+    P, Q = (H + 2 * padding - R) // stride + 1, (W + 2 * padding - S) // stride + 1
+    expect_shape("conv2d", "residual", residual, (N, P, Q, F))
+    expect_same_dtype("conv2d", x=x, weight=weight, bias=bias, residual=residual)
+
+    backend, window = x.backend, {"stride": stride, "padding": padding}
+    out = backend.conv2d(
+        x.data, weight.data, _data(bias), residual=_data(residual), relu=relu, **window
+    )
+    x_shape, weight_shape = x.shape, weight.shape
+    kept_weight = weight.data if x.requires_grad else None
+    kept_x = x.data if weight.requires_grad else None
+    kept_out = out if relu else None
+    needs_bias = None if bias is None else bias.requires_grad
+    needs_residual = None if residual is None else residual.requires_grad
+
+    # out = relu(conv(x, weight) + bias + residual); what is left of dout behind the ReLU reaches
+    # all four. dx sends each output's gradient back through its window; dweight meets each window
+    # with its output's gradient.
+    def backward(dout):
+        if kept_out is not None:
+            dout = backend.relu_grad(dout, kept_out)
+        dx = dweight = None
+        if kept_weight is not None:
+            dx = backend.conv2d_input_grad(dout, kept_weight, x_shape, **window)
+        if kept_x is not None:
+            dweight = backend.conv2d_weight_grad(dout, kept_x, weight_shape, **window)
+        gradients = [dx, dweight]
+        if needs_bias is not None:
+            gradients.append(backend.sum(dout, (0, 1, 2)) if needs_bias else None)
+        if needs_residual is not None:
+            gradients.append(dout if needs_residual else None)
+        return tuple(gradients)
+
+    return out, backward
+
+
+def _data(tensor):
+    return None if tensor is None else tensor.data

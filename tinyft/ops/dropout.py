@@ -1,0 +1,32 @@
+"""Dropout.
+
+Source: Srivastava et al., Dropout (2014); scaled while training, as in PyTorch.
+
+Next: tinyft/ops/loss.py
+"""
+
+from __future__ import annotations
+
+from tinyft.tensor import op
+
+
+@op
+def dropout(x, probability, *, seed, stream):
+    """Zero each element with `probability`, and divide the others by 1 - probability.
+
+    Which ones depends on `seed` and `stream` (two integers, for example a step and a layer) and on
+    nothing else.
+
+    Shapes: x any -> the same
+    Raises: ValueError unless 0 <= probability < 1
+    Keeps: nothing: backward draws the same mask again
+    """
+    if not 0 <= probability < 1:
+        raise ValueError(f"dropout: probability must be at least 0 and below 1, got {probability}")
+    backend = x.backend
+
+    # the mask multiplies, so it multiplies the gradient too
+    def backward(dout):
+        return (backend.dropout(dout, probability, seed, stream),)
+
+    return backend.dropout(x.data, probability, seed, stream), backward

@@ -1,0 +1,68 @@
+"""Pooling: the largest of each window, and the mean or the largest of a whole picture.
+
+Next: tinyft/ops/linear.py
+"""
+
+from __future__ import annotations
+
+from tinyft.errors import ShapeError
+from tinyft.ops.checks import expect_shape, expect_window
+from tinyft.tensor import op
+
+
+@op
+def max_pool2d(x, *, kernel, stride, padding=0):
+    """The largest pixel of each window, per channel. Padding never wins.
+
+    Shapes: x (N, H, W, C) -> (N, P, Q, C) with P = (H + 2 padding - kernel) // stride + 1, Q
+    likewise
+    Raises: ShapeError
+    Keeps: where each maximum was, as a small integer per output
+    """
+    expect_shape("max_pool2d", "x", x, ("N", "H", "W", "C"))
+    window = {"kernel": kernel, "stride": stride, "padding": padding}
+    expect_window("max_pool2d", x.shape[1], axis="rows", **window)
+    expect_window("max_pool2d", x.shape[2], axis="columns", **window)
+    if 2 * padding > kernel:
+        raise ShapeError(f"max_pool2d: padding {padding} is more than half of kernel {kernel}")
+    backend, x_shape = x.backend, x.shape
+    out, place = backend.max_pool2d(x.data, **window)
+
+    # each window's gradient goes to its maximum (the first, if several are equal)
+    def backward(dout):
+        return (backend.max_pool2d_grad(dout, place, x_shape, **window),)
+
+    return out, backward
+
+
+@op
+def global_average_pool(x):
+    """The mean of each channel over all pixels: (N, H, W, C) -> (N, C). Keeps: nothing."""
+    _check_picture("global_average_pool", x)
+    backend, x_shape = x.backend, x.shape
+
+    def backward(dout):
+        return (backend.global_average_pool_grad(dout, x_shape),)
+
+    return backend.global_average_pool(x.data), backward
+
+
+@op
+def global_max_pool(x):
+    """The largest pixel of each channel: (N, H, W, C) -> (N, C). Keeps: where it was, one integer
+    per output.
+    """
+    _check_picture("global_max_pool", x)
+    backend, x_shape = x.backend, x.shape
+    out, place = backend.global_max_pool(x.data)
+
+    def backward(dout):
+        return (backend.global_max_pool_grad(dout, place, x_shape),)
+
+    return out, backward
+
+
+def _check_picture(name, x):
+    expect_shape(name, "x", x, ("N", "H", "W", "C"))
+    if 0 in x.shape[1:3]:
+        raise ShapeError(f"{name}: x is {x.shape}: a picture without pixels has no value")

@@ -1,0 +1,487 @@
+"""The engine: a Tensor remembers which op made it, and `backward` walks that memory in reverse.
+
+An op is a function that returns its result and a closure, `backward(dout)`, that turns the
+gradient of the result into the gradients of its inputs. The decorator `@op` is the only place
+where the tape is written: it puts the closure into a Node that points to the nodes of the inputs.
+Nothing else here knows any mathematics but + - * / and @.
+
+Next: tinyft/ops/activation.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import heapq
+import inspect
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy import ndarray as Array
+
+from tinyft import backends
+from tinyft.errors import ShapeError, TinyftError
+
+Backward = Callable[[Array], tuple[Array | None, ...]]
+
+
+# ------------------------------------------------------------------------------------------- tensor
+
+
+class Tensor:
+    """An array, its gradient, and how it was made.
+
+    `data` float array; `grad` array of the same shape or None; `requires_grad`; `name`, for
+    messages; `node`, the Node that made it, or None for a leaf. Lists and Python numbers become
+    float32, arrays keep their float type.
+
+    Example:
+        >>> x = Tensor([3.0], requires_grad=True)
+        >>> (x * x).backward()
+        >>> x.grad
+        array([6.], dtype=float32)
+    """
+
+    __slots__ = ("__weakref__", "data", "grad", "name", "node", "requires_grad")
+
+    def __init__(self, data: Any, requires_grad: bool = False, name: str | None = None):
+        is_array = hasattr(data, "dtype")
+        array = data.copy() if is_array and data.shape else np.array(data)
+        if not is_array and array.dtype.kind in "iuf":
+            array = array.astype(np.float32)
+        if requires_grad and array.dtype.kind != "f":
+            raise TypeError(f"only float tensors have gradients; got {array.dtype}")
+        self.data = array
+        self.grad: Array | None = None
+        self.requires_grad = requires_grad
+        self.name = name
+        self.node: Node | None = None
+
+    @classmethod
+    def wrap(cls, array: Array) -> Tensor:
+        """A Tensor around `array` itself, not a copy."""
+        tensor = cls.__new__(cls)
+        tensor.data, tensor.grad, tensor.requires_grad = array, None, False
+        tensor.name, tensor.node = None, None
+        return tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def backend(self) -> backends.Backend:
+        return backends.of(self.data)
+
+    def item(self) -> float:
+        """The only element, as a Python number."""
+        return self.data.item()
+
+    def detach(self) -> Tensor:
+        """The same array without its history."""
+        return Tensor.wrap(self.data)
+
+    def backward(self, gradient: Array | None = None) -> None:
+        """Add d self / d leaf to the `grad` of every leaf that self was made from; see
+        `run_backward`.
+        """
+        if gradient is None:
+            if self.size != 1:
+                raise ShapeError(
+                    f"backward: a tensor of shape {self.shape} has no single gradient to "
+                    "start from; reduce it to one number first, or pass the gradient"
+                )
+            gradient = np.ones_like(self.data)
+        if not self.requires_grad:
+            raise TinyftError(
+                "backward: nothing that this tensor was made from requires a gradient"
+            )
+        if gradient.shape != self.shape:
+            raise ShapeError(f"backward: gradient is {gradient.shape}, the tensor {self.shape}")
+        run_backward(self, gradient)
+
+    def __repr__(self) -> str:
+        made_by = f", made by {self.node.op}" if self.node else ""
+        return f"Tensor({self.data}{made_by})"
+
+    def __add__(self, other: Any) -> Tensor:
+        return add(self, as_tensor(other, self.dtype))
+
+    def __radd__(self, other: Any) -> Tensor:
+        return add(as_tensor(other, self.dtype), self)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return sub(self, as_tensor(other, self.dtype))
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return sub(as_tensor(other, self.dtype), self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return mul(self, as_tensor(other, self.dtype))
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return mul(as_tensor(other, self.dtype), self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return div(self, as_tensor(other, self.dtype))
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return div(as_tensor(other, self.dtype), self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return matmul(self, as_tensor(other, self.dtype))
+
+    def __neg__(self) -> Tensor:
+        return neg(self)
+
+    __array_ufunc__ = None  # array * tensor is ours, not NumPy's element by element
+
+
+def as_tensor(value: Any, dtype: np.dtype) -> Tensor:
+    """A Tensor as it is; a number or array as a constant. A number takes `dtype`, so that it
+    cannot change it.
+    """
+    if isinstance(value, Tensor):
+        return value
+    return Tensor.wrap(value if getattr(value, "shape", ()) else np.asarray(value, dtype))
+
+
+# --------------------------------------------------------------------------------------------- tape
+
+
+class Node:
+    """One call of one op: what backward needs, and who provided the inputs.
+
+    `inputs` holds, per tensor argument, the Node that made it, the Tensor itself if it is a leaf
+    that requires a gradient, or None. Nodes point to nodes and never to a Tensor that an op made,
+    so a result that nobody holds is freed.
+    """
+
+    __slots__ = ("backward", "inputs", "layer", "number", "op", "output_shape", "shapes")
+
+    numbers = itertools.count()
+
+    def __init__(self, op: str, inputs: list[Tensor], backward: Backward | None, out: Array):
+        self.number = next(
+            Node.numbers
+        )  # grows along every edge: sorting by it is a topological order
+        self.op = op
+        self.layer = ".".join(_state.layers)
+        self.inputs = [(x.node or x) if x.requires_grad else None for x in inputs]
+        self.shapes = [x.shape for x in inputs]
+        self.backward = backward
+        self.output_shape = out.shape
+
+    def __repr__(self) -> str:
+        return f"<node {self.number}: {self.op} {self.layer} -> {self.output_shape}>"
+
+
+class Observer(Protocol):
+    """What can watch the engine: called after each op and after each op's backward, while
+    `observe` is active.
+    """
+
+    def after_forward(self, node: Node) -> None: ...
+
+    def after_backward(
+        self, node: Node, gradient: Array, input_gradients: tuple[Array | None, ...]
+    ) -> None: ...
+
+
+class _State(threading.local):
+    """Per thread: is the tape written, which layer is running, who watches, are saved arrays
+    checked.
+    """
+
+    def __init__(self) -> None:
+        self.recording = True
+        self.checking = False
+        self.layers: list[str] = []
+        self.observers: list[Observer] = []
+
+
+_state = _State()
+
+
+def op(function: Callable) -> Callable:
+    """Turn a function of arrays that returns (result, backward) into an op that records itself.
+
+    `backward(dout)` returns one array or None per Tensor argument, in order: positional ones
+    first, then those passed by name. Each is a new array, or `dout` itself. Of a tuple of results
+    only the first is differentiable.
+    """
+    names = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        inputs = [a for a in args if isinstance(a, Tensor)]
+        inputs += [kwargs[n] for n in names if isinstance(kwargs.get(n), Tensor)]
+        result, backward = function(*args, **kwargs)
+        first, *others = result if isinstance(result, tuple) else (result,)
+        out = Tensor.wrap(first)
+        if _state.recording:
+            _record(function.__name__, inputs, out, backward)
+        return (out, *map(Tensor.wrap, others)) if isinstance(result, tuple) else out
+
+    return call
+
+
+def _record(name: str, inputs: list[Tensor], out: Tensor, backward: Backward) -> None:
+    """Write one op onto the tape, if a gradient will ever ask for it, and tell the observers."""
+    out.requires_grad = any(x.requires_grad for x in inputs)
+    if not out.requires_grad and not _state.observers:
+        return
+    if _state.checking:
+        backward = _checked(name, backward)
+    node = Node(name, inputs, backward if out.requires_grad else None, out.data)
+    out.node = node if out.requires_grad else None
+    for observer in _state.observers:
+        observer.after_forward(node)
+
+
+def run_backward(root: Tensor, gradient: Array) -> None:
+    """Run each node's backward once, newest first, after everything that used its result; free it
+    on the way.
+
+    `waiting` is the frontier: nodes that have received a gradient and not passed it on. Creation
+    numbers grow along every edge, so the newest waiting node can receive nothing more.
+    """
+    if root.node is None:
+        _add_to_leaf(root, gradient, borrowed=True)
+        return
+    waiting = {root.node: gradient}
+    newest_first = [(-root.node.number, root.node)]
+    while newest_first:
+        _, node = heapq.heappop(newest_first)
+        dout = waiting.pop(node)
+        for parent, dinput in zip(node.inputs, _input_gradients(node, dout), strict=True):
+            if parent is None or dinput is None:
+                continue
+            if isinstance(parent, Tensor):
+                _add_to_leaf(parent, dinput, borrowed=_shares(dinput, dout))
+            elif parent in waiting:
+                waiting[parent] = (
+                    waiting[parent] + dinput
+                )  # a new array: the first may be somebody else's
+            else:
+                waiting[parent] = dinput
+                heapq.heappush(newest_first, (-parent.number, parent))
+        node.inputs = []
+
+
+def _input_gradients(node: Node, dout: Array) -> tuple[Array | None, ...]:
+    """Call a node's backward, check what came, and drop all that the node kept."""
+    if node.backward is None:
+        raise TinyftError(
+            f"backward: the graph through {node.op} was already used and is freed; call forward "
+            "again (gradients are arrays, so second derivatives are not supported)"
+        )
+    gradients = node.backward(dout)
+    node.backward = None
+    if len(gradients) != len(node.inputs):
+        raise TinyftError(
+            f"{node.op}: backward returned {len(gradients)} gradients "
+            f"for {len(node.inputs)} tensor arguments"
+        )
+    for i, (gradient, shape) in enumerate(zip(gradients, node.shapes, strict=True)):
+        if gradient is not None and gradient.shape != shape:
+            raise ShapeError(
+                f"{node.op}: backward returned a gradient of shape {gradient.shape} "
+                f"for argument {i} of shape {shape}"
+            )
+    for observer in _state.observers:
+        observer.after_backward(node, dout, gradients)
+    return gradients
+
+
+def _add_to_leaf(leaf: Tensor, gradient: Array, borrowed: bool) -> None:
+    """A leaf owns its `grad`, so what is borrowed is copied; later gradients are added in place."""
+    if gradient.dtype != leaf.dtype:
+        gradient, borrowed = gradient.astype(leaf.dtype), False
+    if leaf.grad is None:
+        leaf.grad = gradient.copy() if borrowed else gradient
+    else:
+        leaf.grad += gradient
+
+
+def _shares(array: Array, other: Array) -> bool:
+    """Whether `array` is `other` or a view into the same memory."""
+    owner = other if other.base is None else other.base
+    return array is other or array.base is owner
+
+
+# ----------------------------------------------------------------------------------------- contexts
+
+
+@contextlib.contextmanager
+def _set(name: str, value: Any) -> Iterator[None]:
+    previous = getattr(_state, name)
+    setattr(_state, name, value)
+    try:
+        yield
+    finally:
+        setattr(_state, name, previous)
+
+
+def no_grad() -> contextlib.AbstractContextManager[None]:
+    """Within this block no op is recorded: evaluation, prediction."""
+    return _set("recording", False)
+
+
+def observe(observer: Observer) -> contextlib.AbstractContextManager[None]:
+    """Within this block `observer` is told of each op and each op's backward."""
+    return _set("observers", [*_state.observers, observer])
+
+
+def in_layer(name: str) -> contextlib.AbstractContextManager[None]:
+    """Within this block nodes carry `name` below the current layer's: `layer3` then `0` gives
+    `layer3.0`.
+    """
+    return _set("layers", [*_state.layers, name])
+
+
+def check_saved() -> contextlib.AbstractContextManager[None]:
+    """Within this block an array that an op saved for backward may not be changed: backward names
+    the op if it was.
+
+    Every saved array is read twice, so this is for tests and for finding a mistake.
+    """
+    return _set("checking", True)
+
+
+def kept_arrays(backward: Backward) -> list[Array]:
+    """The arrays that a backward closure keeps in memory."""
+    values = [cell.cell_contents for cell in backward.__closure__ or ()]
+    flat = [v for value in values for v in (value if isinstance(value, tuple | list) else [value])]
+    return [v for v in flat if hasattr(v, "nbytes") and hasattr(v, "tobytes")]
+
+
+def _checked(name: str, backward: Backward) -> Backward:
+    kept = kept_arrays(backward)
+    before = [hash(array.tobytes()) for array in kept]
+
+    def checked(dout: Array) -> tuple[Array | None, ...]:
+        if [hash(array.tobytes()) for array in kept] != before:
+            raise TinyftError(
+                f"{name}: an array that its backward needs was changed after the forward pass"
+            )
+        return backward(dout)
+
+    return checked
+
+
+# --------------------------------------------------------------------------------------- arithmetic
+
+
+def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
+    """Sum a gradient over the axes along which an input of that `shape` was repeated."""
+    if gradient.shape == shape:
+        return gradient
+    added = gradient.ndim - len(shape)
+    repeated = [added + i for i, n in enumerate(shape) if n == 1 and gradient.shape[added + i] != 1]
+    axes = (*range(added), *repeated)
+    return backends.of(gradient).sum(gradient, axes).reshape(shape)
+
+
+@op
+def add(a, b):
+    """a + b, broadcast. Gradient: dout to both. Keeps: nothing."""
+    shapes = a.shape, b.shape
+    needs = a.requires_grad, b.requires_grad
+
+    def backward(dout):
+        return tuple(
+            unbroadcast(dout, s) if n else None for s, n in zip(shapes, needs, strict=True)
+        )
+
+    return a.data + b.data, backward
+
+
+@op
+def sub(a, b):
+    """a - b, broadcast. Gradient: dout and -dout. Keeps: nothing."""
+    a_shape, b_shape, needs_a, needs_b = a.shape, b.shape, a.requires_grad, b.requires_grad
+
+    def backward(dout):
+        da = unbroadcast(dout, a_shape) if needs_a else None
+        db = unbroadcast(-dout, b_shape) if needs_b else None
+        return da, db
+
+    return a.data - b.data, backward
+
+
+@op
+def mul(a, b):
+    """a * b, broadcast. Gradient: dout * b and dout * a. Keeps: b for a's gradient, a for b's."""
+    a_shape, b_shape = a.shape, b.shape
+    kept_b = b.data if a.requires_grad else None
+    kept_a = a.data if b.requires_grad else None
+
+    def backward(dout):
+        da = None if kept_b is None else unbroadcast(dout * kept_b, a_shape)
+        db = None if kept_a is None else unbroadcast(dout * kept_a, b_shape)
+        return da, db
+
+    return a.data * b.data, backward
+
+
+@op
+def div(a, b):
+    """a / b, broadcast. Gradient: dout / b and -dout * (a / b) / b. Keeps: b; the result for b's
+    gradient.
+    """
+    a_shape, b_shape, needs_a = a.shape, b.shape, a.requires_grad
+    divisor = b.data
+    out = a.data / divisor
+    kept_out = out if b.requires_grad else None
+
+    def backward(dout):
+        da = unbroadcast(dout / divisor, a_shape) if needs_a else None
+        db = None if kept_out is None else unbroadcast(-dout * kept_out / divisor, b_shape)
+        return da, db
+
+    return out, backward
+
+
+@op
+def neg(a):
+    """-a. Gradient: -dout. Keeps: nothing."""
+    return -a.data, lambda dout: (-dout,)
+
+
+@op
+def matmul(a, b):
+    """a @ b for (..., M, K) and (..., K, N). Gradient: dout @ b.T and a.T @ dout. Keeps: b for
+    a's, a for b's.
+    """
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+        raise ShapeError(f"matmul: expected (..., M, K) @ (..., K, N), got {a.shape} @ {b.shape}")
+    backend = a.backend
+    a_shape, b_shape = a.shape, b.shape
+    kept_b = b.data if a.requires_grad else None
+    kept_a = a.data if b.requires_grad else None
+
+    def backward(dout):
+        da = db = None
+        if kept_b is not None:
+            da = unbroadcast(backend.matmul(dout, kept_b.swapaxes(-1, -2)), a_shape)
+        if kept_a is not None:
+            db = unbroadcast(backend.matmul(kept_a.swapaxes(-1, -2), dout), b_shape)
+        return da, db
+
+    return backend.matmul(a.data, b.data), backward
