@@ -1,6 +1,6 @@
 """tinyft: fine-tune pretrained ResNets with NumPy and Numba alone, and see every step of it.
 
-Names are looked up when first used, so that importing tinyft loads neither Numba nor h5py nor Pillow.
+Names are looked up when first used: importing tinyft loads neither Numba nor h5py nor Pillow.
 
 Next: tinyft/tensor.py
 """
@@ -16,7 +16,7 @@ _HOME = {
     "Tensor": "tensor",
     "no_grad": "tensor",
     "op": "tensor",
-    "gradcheck": "gradcheck",
+    "gradcheck": "gradient_check",
     "load_weights": "weights",
     "save_weights": "weights",
     "ImageFolder": "data",
@@ -34,7 +34,7 @@ _HOME = {
 }
 _MODULES = ("backends", "data", "errors", "finetune", "nn", "ops", "testing", "weights")
 
-__all__ = [*_HOME, *_MODULES, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOME, *_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

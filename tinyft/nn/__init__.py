@@ -1,0 +1,29 @@
+"""Networks: modules that hold parameters under the names of the published files.
+
+Next: tinyft/nn/module.py
+"""
+
+from tinyft.nn.fold import fold
+from tinyft.nn.head import FastaiHead, LinearHead, attach, cut
+from tinyft.nn.initialise import initialise
+from tinyft.nn.layers import BatchNorm, Conv2d, Dropout, Linear, Sequential
+from tinyft.nn.module import Module
+from tinyft.nn.resnet import ARCHITECTURES, ResNet, build
+
+__all__ = [
+    "ARCHITECTURES",
+    "BatchNorm",
+    "Conv2d",
+    "Dropout",
+    "FastaiHead",
+    "Linear",
+    "LinearHead",
+    "Module",
+    "ResNet",
+    "Sequential",
+    "attach",
+    "build",
+    "cut",
+    "fold",
+    "initialise",
+]

@@ -1,0 +1,122 @@
+"""A module: parameters, buffers and smaller modules, each under a name.
+
+Assigning is registering: `self.conv1 = Conv2d(...)` makes a child called `conv1`, `self.weight =
+Tensor(...)` a parameter. The names joined with dots are those of the published files:
+`layer3.0.conv1.weight`.
+
+Next: tinyft/nn/layers.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from tinyft.errors import WeightsError
+from tinyft.tensor import Tensor, in_layer
+
+
+class Module:
+    """A part of a network. Subclasses write `forward`; calling the module runs it under the
+    module's name.
+
+    `training` says which of the two modes the module is in; `buffer_names` lists the attributes
+    that are state but no parameters (plain arrays, saved with the weights).
+    """
+
+    buffer_names: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.training = True
+        self.name = ""
+        self._children: dict[str, Module] = {}
+        self._parameter_names: list[str] = []
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Module):
+            value.name = name
+            self._children[name] = value
+        elif isinstance(value, Tensor) and name not in self._parameter_names:
+            self._parameter_names.append(name)
+        elif value is None and name in getattr(self, "_children", ()):
+            del self._children[name]
+        super().__setattr__(name, value)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.name:
+            return self.forward(*args, **kwargs)
+        with in_layer(self.name):
+            return self.forward(*args, **kwargs)
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all below it, with their dotted names; parents first."""
+        yield prefix, self
+        for name, child in self._children.items():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """All parameters with their dotted names, in the order of the published files."""
+        for prefix, module in self.named_modules():
+            for name in module._parameter_names:
+                yield (f"{prefix}.{name}" if prefix else name), getattr(module, name)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Every parameter and buffer: name -> the array itself, in the published shape."""
+        state = {}
+        for prefix, module in self.named_modules():
+            for name in (*module._parameter_names, *module.buffer_names):
+                value = getattr(module, name)
+                array = value.data if isinstance(value, Tensor) else value
+                state[f"{prefix}.{name}" if prefix else name] = array
+        return state
+
+    def load_state_dict(self, arrays: Mapping[str, np.ndarray], strict: bool = True) -> None:
+        """Copy arrays into the parameters and buffers of the same names.
+
+        Raises: WeightsError that lists names that are missing or unexpected (if strict) and shapes
+        that differ; nothing is changed then
+        """
+        state = self.state_dict()
+        problems = []
+        if strict:
+            problems += [f"missing: {name}" for name in state if name not in arrays]
+            problems += [f"unexpected: {name}" for name in arrays if name not in state]
+        problems += [
+            f"{name}: expected {state[name].shape}, got {array.shape}"
+            for name, array in arrays.items()
+            if name in state and array.shape != state[name].shape
+        ]
+        if problems:
+            raise WeightsError("the arrays do not fit this network:\n  " + "\n  ".join(problems))
+        for name, array in arrays.items():
+            if name in state:
+                state[name][...] = array  # keeps dtype and memory order
+
+    def train(self, mode: bool = True) -> Module:
+        """Switch this module and all below it to training (or, with False, to evaluation)."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        return self.train(False)
+
+    def astype(self, dtype: str | np.dtype) -> Module:
+        """Change the float type of every parameter and buffer, for example to float64 for a
+        check.
+        """
+        for _, module in self.named_modules():
+            for name in module._parameter_names:
+                parameter = getattr(module, name)
+                parameter.data = parameter.data.astype(dtype, order="K")
+            for name in module.buffer_names:
+                setattr(module, name, getattr(module, name).astype(dtype))
+        return self
+
+    def count_parameters(self) -> int:
+        return sum(parameter.size for _, parameter in self.named_parameters())
