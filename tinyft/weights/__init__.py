@@ -1,0 +1,47 @@
+"""Reading and writing pretrained weights, from whomever they come, without running their code.
+
+``load_weights`` reads every format; ``save_weights`` writes tinyft's own.  Importing this package
+imports no h5py; the formats are loaded when a file of theirs is.
+
+Next: tinyft/weights/load.py
+"""
+
+from __future__ import annotations
+
+from tinyft.weights.architectures import ARCHITECTURES, expected_shapes, infer_architecture
+from tinyft.weights.download import cached_path, fetch, verify
+from tinyft.weights.files import file_sha256, replacing
+from tinyft.weights.hdf5 import save_weights
+from tinyft.weights.hdf5_arrays import content_sha256, read_arrays, write_arrays
+from tinyft.weights.load import detect_format, export_safetensors, load_weights
+from tinyft.weights.model import Weights
+from tinyft.weights.names import compare
+from tinyft.weights.preprocess import Preprocess
+from tinyft.weights.registry import Entry, entries, find, imagenet_classes
+from tinyft.weights.report import LoadReport
+
+__all__ = [
+    "ARCHITECTURES",
+    "Entry",
+    "LoadReport",
+    "Preprocess",
+    "Weights",
+    "cached_path",
+    "compare",
+    "content_sha256",
+    "detect_format",
+    "entries",
+    "expected_shapes",
+    "export_safetensors",
+    "fetch",
+    "file_sha256",
+    "find",
+    "imagenet_classes",
+    "infer_architecture",
+    "load_weights",
+    "read_arrays",
+    "replacing",
+    "save_weights",
+    "verify",
+    "write_arrays",
+]

@@ -1,0 +1,121 @@
+"""How a picture becomes the numbers that a network was trained on.
+
+Weights without this are half a model: a wrong mean or a wrong channel order raises no error, it
+only predicts worse.  So each weights file carries its Preprocess, and prediction takes no default.
+
+Next: tinyft/weights/model.py
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+
+from tinyft.errors import WeightsError
+
+# As torchvision 0.29.1 (transforms/_presets.py), and as akamaster/pytorch_resnet_cifar10.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_CHOICES = {
+    "interpolation": ("bilinear", "bicubic"),
+    "channel_order": ("RGB",),
+    "alpha": ("white",),
+}
+_SWITCHES = ("antialias", "exif_transpose", "assumed")
+_LARGEST_SIDE = 4096  # pixels; far above any published ResNet, far below a decompression bomb
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """The steps from a decoded picture to a network's input, in order.
+
+    Turn it upright (``exif_transpose``), put transparent pixels on ``alpha``, resize the shorter
+    side to ``resize``, cut the middle ``crop x crop``, divide by 255, subtract ``mean``, divide by
+    ``std``.  ``assumed`` says that the file held none of this and the architecture's values stand.
+
+    Units: resize and crop in pixels; mean and std of values in [0, 1], one per channel.
+    Raises: WeightsError for a value outside its range.
+    """
+
+    resize: int
+    crop: int
+    interpolation: str = "bilinear"
+    antialias: bool = True
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    channel_order: str = "RGB"
+    exif_transpose: bool = True
+    alpha: str = "white"
+    assumed: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _three_numbers(name, getattr(self, name)))
+        _check_sizes(self.resize, self.crop)
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise _wrong(name, getattr(self, name), "one of " + ", ".join(choices))
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong(name, getattr(self, name), "true or false")
+        if min(self.std) <= 0:
+            raise _wrong("std", self.std, "three numbers above 0")
+
+    @classmethod
+    def for_architecture(cls, arch: str) -> Preprocess:
+        """The usual preprocessing of an architecture, marked as assumed.
+
+        Source: torchvision 0.29.1's V1 weights; akamaster/pytorch_resnet_cifar10 for CIFAR.
+        """
+        if arch.startswith("cifar_"):
+            return cls(resize=32, crop=32, assumed=True)
+        return cls(resize=256, crop=224, assumed=True)
+
+    def scaled(self, size: int) -> Preprocess:
+        """The same preprocessing for another crop; the resize keeps its proportion (256 to 224)."""
+        return replace(self, crop=size, resize=round(self.resize * size / self.crop))
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON values: numbers, text, booleans, lists."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> Preprocess:
+        """The inverse of to_dict.
+
+        Raises: WeightsError if a key is missing, unknown or has a wrong value; nothing is
+        filled in, except that a record that does not say ``assumed`` is not assumed.
+        """
+        known = {field.name for field in fields(cls)}
+        given = {"assumed": False, **values}
+        if set(given) != known:
+            missing, unknown = sorted(known - set(given)), sorted(set(given) - known)
+            raise WeightsError(f"preprocess: missing {missing}, unknown {unknown}; write it anew")
+        return cls(**given)
+
+
+def _three_numbers(name: str, values: object) -> tuple[float, ...]:
+    """Three finite floats; anything else is refused."""
+    if isinstance(values, (list, tuple)) and len(values) == 3:
+        numbers = [value for value in values if type(value) in (int, float)]
+        if len(numbers) == 3 and all(math.isfinite(number) for number in numbers):
+            return tuple(float(number) for number in numbers)
+    raise _wrong(name, values, "three finite numbers")
+
+
+def _check_sizes(resize: object, crop: object) -> None:
+    for name, value in (("resize", resize), ("crop", crop)):
+        if type(value) is not int or not 1 <= value <= _LARGEST_SIDE:
+            raise _wrong(name, value, f"a whole number from 1 to {_LARGEST_SIDE}")
+    if crop > resize:
+        raise _wrong("crop", crop, f"at most resize, which is {resize}")
+
+
+def _wrong(name: str, value: object, expected: str) -> WeightsError:
+    return WeightsError(f"preprocess: {name} is {value!r}, expected {expected}")
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

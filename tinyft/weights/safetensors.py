@@ -1,0 +1,194 @@
+"""Reads and writes safetensors files: a JSON header, then the numbers, nothing to execute.
+
+::
+
+    8 bytes          length of the header, little-endian
+    header           {"conv1.weight": {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]},
+                      ..., "__metadata__": {text: text}}
+    numbers          C-contiguous and little-endian, without holes or overlaps
+
+Source: github.com/huggingface/safetensors, README (Format), version 0.8.
+
+Next: tinyft/weights/hdf5_guard.py
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping
+from functools import partial
+from typing import BinaryIO
+
+import numpy as np
+
+from tinyft.errors import WeightsError
+from tinyft.weights.files import LazyArray, replacing
+from tinyft.weights.torch_tensors import bfloat16_to_float32
+
+_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "bfloat16",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "|i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "|u1",
+    "BOOL": "|b1",
+}
+_LENGTH = struct.Struct("<Q")
+_ALIGNMENT = 8  # the numbers begin at a multiple of this
+# ResNet-152's header has some 90 kB (the library itself allows 100 MB).
+_LARGEST_HEADER = 16 << 20
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file's first bytes are a length and the beginning of a JSON object."""
+    return head[8:9] == b"{"
+
+
+def open_safetensors(file: BinaryIO) -> tuple[dict[str, LazyArray], dict[str, str]]:
+    """The arrays of a file opened for reading bytes, not read yet, and its metadata.
+
+    Raises: WeightsError for a header that is malformed, has duplicate names, or whose entries do
+    not cover the data exactly.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        raise WeightsError(f"the file has {size} bytes, too few for a safetensors file")
+    (length,) = _LENGTH.unpack(head)
+    start = _LENGTH.size + length
+    if length > _LARGEST_HEADER or start > size:
+        raise WeightsError(
+            f"the header claims {length:,} bytes in a file of {size:,}; it is damaged or no "
+            f"safetensors file"
+        )
+    header = _parse(file.read(length))
+    metadata = _metadata(header.pop("__metadata__", {}))
+    entries = {name: _entry(name, value) for name, value in header.items()}
+    _check_cover(entries, size - start)
+    arrays = {
+        name: LazyArray(
+            shape, dtype, partial(_read, file, start + begin, end - begin, shape, dtype)
+        )
+        for name, (dtype, shape, begin, end) in entries.items()
+    }
+    return arrays, metadata
+
+
+_Entry = tuple[str, tuple[int, ...], int, int]
+
+
+def _parse(text: bytes) -> dict[str, object]:
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"the safetensors header is no JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise WeightsError("the safetensors header is no JSON object")
+    return header
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON parser keeps the last of two equal names, another keeps the first: refuse them."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise WeightsError("the safetensors header has the same name twice; the file is refused")
+    return found
+
+
+def _metadata(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise WeightsError("the safetensors metadata is not text to text; the file is damaged")
+    return value
+
+
+def _entry(name: str, value: object) -> _Entry:
+    """One entry's dtype, shape and place, if they agree with one another."""
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise WeightsError(f"{name[:80]}: expected dtype, shape and data_offsets; file damaged")
+    shape, offsets = value["shape"], value["data_offsets"]
+    if not (_are_counts(shape) and _are_counts(offsets) and len(offsets) == 2):
+        raise WeightsError(f"{name[:80]}: shape or data_offsets are no counts; file damaged")
+    dtype = _DTYPES.get(value["dtype"]) if isinstance(value["dtype"], str) else None
+    if dtype is None:
+        raise WeightsError(
+            f"{name[:80]}: the dtype {value['dtype']!r:.40} is not read; convert it to F32"
+        )
+    begin, end = offsets
+    needed = math.prod(shape) * _itemsize(dtype)
+    if end - begin != needed:
+        raise WeightsError(
+            f"{name[:80]}: shape {shape!r:.80} of {value['dtype']} needs {needed:,} bytes, "
+            f"the header gives {end - begin:,}; the file is damaged"
+        )
+    return dtype, tuple(shape), begin, end
+
+
+def _are_counts(values: object) -> bool:
+    if not isinstance(values, list) or len(values) > 8:
+        return False
+    return all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+
+
+def _itemsize(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+
+
+def _check_cover(entries: Mapping[str, _Entry], size: int) -> None:
+    """In order of their begin, the entries follow one another from the first byte to the last."""
+    position = 0
+    for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if begin != position:
+            raise WeightsError(
+                f"{name[:80]} begins at byte {begin:,} of the data, {position:,} was expected "
+                f"(an overlap or a hole); the file is damaged"
+            )
+        position = end
+    if position != size:
+        raise WeightsError(f"the tensors take {position:,} bytes, the file has {size:,}; cut off?")
+
+
+def _read(
+    file: BinaryIO, begin: int, length: int, shape: tuple[int, ...], dtype: str
+) -> np.ndarray:
+    file.seek(begin)
+    raw = file.read(length)
+    if dtype == "bfloat16":
+        return bfloat16_to_float32(np.frombuffer(raw, "<u2").reshape(shape))
+    stored = np.dtype(dtype)
+    return np.frombuffer(raw, stored).reshape(shape).astype(stored.newbyteorder("="))
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Write arrays under their names, in their order; an existing file is replaced whole.
+
+    Raises: WeightsError for a dtype that the format lacks; OSError if the disk is full.
+    """
+    names = {np.dtype(dtype): name for name, dtype in _DTYPES.items() if dtype != "bfloat16"}
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, array in arrays.items():
+        dtype = names.get(array.dtype.newbyteorder("<"))
+        if dtype is None:
+            raise WeightsError(f"{name}: safetensors has no dtype for {array.dtype}")
+        offsets = [position, position + array.nbytes]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": offsets}
+        position += array.nbytes
+    text = json.dumps(header).encode("utf-8")
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with replacing(path) as temporary, open(temporary, "xb") as file:
+        file.write(_LENGTH.pack(len(text)) + text)
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())

@@ -1,0 +1,80 @@
+"""Reads torch checkpoints (.pth, .pt, .th, .pth.tar) without torch and without running them.
+
+A checkpoint is a pickle, which describes the object (dicts, names, shapes), and storages, which
+hold the numbers.  Three containers exist: a zip (torch 1.6 and later), a stream of pickles
+(before), and a tar (torch 0.1, refused).  Which one a file is, its first bytes say; names lie.
+
+Next: tinyft/weights/torch_zip.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import BinaryIO, Protocol
+
+from tinyft.errors import WeightsError
+from tinyft.weights.files import LazyArray
+from tinyft.weights.pickle_names import Inert
+from tinyft.weights.torch_legacy import LegacyFile
+from tinyft.weights.torch_tensors import Storage, StoredTensor, to_array
+from tinyft.weights.torch_zip import ZipFile
+
+ZIP_MAGIC = b"PK\x03\x04"
+PICKLE_MAGIC = b"\x80\x02"
+TAR_MAGIC, TAR_MAGIC_AT = b"ustar", 257
+
+
+class Container(Protocol):
+    """What both kinds of file offer: the pickled object, the byte order, and storages."""
+
+    content: object
+    byte_order: str  # "<" or ">"
+
+    def read(self, storage: Storage) -> bytes:
+        """The bytes of one storage."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose numbers are still in the file, which must stay open.
+
+    ``content`` consists of dicts, lists, tuples, text, numbers, StoredTensor and Inert records.
+    """
+
+    content: object
+    container: Container
+
+    def lazy(self, tensor: StoredTensor) -> LazyArray:
+        """The tensor as an array that can be read."""
+        read = partial(to_array, tensor, self.container.read, self.container.byte_order)
+        return LazyArray(tensor.shape, tensor.dtype, read)
+
+
+def open_checkpoint(file: BinaryIO, ignore_unknown: bool = False) -> Checkpoint:
+    """Read the structure of the checkpoint in a file opened for reading bytes.
+
+    Raises: WeightsError if it is not one, is refused, or lies about its sizes.
+    """
+    head = file.read(TAR_MAGIC_AT + len(TAR_MAGIC))
+    if head.startswith(ZIP_MAGIC):
+        container: Container = ZipFile(file, ignore_unknown)
+    elif head[TAR_MAGIC_AT:] == TAR_MAGIC:
+        raise WeightsError(
+            "this is a tar checkpoint of torch 0.1, which tinyft does not read; load it and save "
+            "it again with any torch from 0.4 on"
+        )
+    elif head.startswith(PICKLE_MAGIC):
+        container = LegacyFile(file, ignore_unknown)
+    else:
+        raise WeightsError("this is no torch checkpoint (neither a zip nor a pickle)")
+    return Checkpoint(container.content, container)
+
+
+def describe(value: object) -> str:
+    """A short word for a value of a checkpoint, for messages."""
+    if isinstance(value, Inert):
+        return value.name[:80]
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return f"{value!r:.40}"
+    return type(value).__name__
