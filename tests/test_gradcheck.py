@@ -1,0 +1,345 @@
+"""The checker must find wrong gradients, name the mistake, and not be fooled."""
+
+import numpy as np
+import pytest
+
+import tinyft as ft
+from tinyft.gradient_check import GradcheckError, GradcheckReport, gradcheck
+
+RNG = np.random.default_rng(7)
+MATRIX = RNG.standard_normal((4, 3))
+
+
+@pytest.fixture(autouse=True)
+def plain_kernels():
+    """The checker is tested, not the kernels: nothing needs to be compiled."""
+    with ft.backends.use("reference"):
+        yield
+
+
+def make_op(name, forward, gradient):
+    """An op of one input; `gradient(x, dout)` may be wrong."""
+
+    def function(x):
+        data = x.data
+        return forward(data), lambda dout: (gradient(data, dout),)
+
+    function.__name__ = name
+    return ft.op(function)
+
+
+def cube(change):
+    """x ** 3 with its gradient spoilt by `change`."""
+    return make_op("cube", lambda x: x**3, lambda x, dout: change(3 * x**2 * dout))
+
+
+def failure(fn, inputs, **options):
+    with pytest.raises(GradcheckError) as caught:
+        gradcheck(fn, inputs, **options)
+    return str(caught.value)
+
+
+# ----------------------------------------------------------------------------------- what must pass
+
+
+@pytest.mark.parametrize("mode", ["fast", "full"])
+def test_a_right_gradient_passes_and_the_report_is_a_table(mode):
+    report = gradcheck(cube(lambda g: g), [MATRIX], mode=mode)
+    assert isinstance(report, GradcheckReport) and report
+    lines = str(report).splitlines()
+    assert "cube: passed" in lines[0] and f"mode {mode}" in lines[0]
+    assert "input 0 (x)" in lines[2] and "(4, 3)" in lines[2] and "none" in lines[2]
+    assert report.inputs[0].compared == (3 if mode == "fast" else 36)
+    assert report.inputs[0].worst < 1
+
+
+def test_a_function_of_several_tensors_and_a_constant():
+    def model(x, w, labels, b):
+        return ft.ops.cross_entropy(ft.ops.linear(ft.ops.relu(x), w, b), labels)
+
+    inputs = [MATRIX, RNG.standard_normal((5, 3)), np.array([0, 4, 2, 2]), RNG.standard_normal(5)]
+    report = gradcheck(model, inputs, mode="full")
+    assert [row.name for row in report.inputs] == ["input 0 (x)", "input 1 (w)", "input 3 (b)"]
+
+
+def test_tensors_that_a_function_closes_over_are_moved_too():
+    weight = ft.Tensor(RNG.standard_normal((5, 3)), requires_grad=True, name="head.weight")
+    before, weight.grad = weight.data, np.ones((5, 3))
+    x = ft.Tensor(MATRIX)
+    report = gradcheck(lambda _: ft.ops.linear(x, weight), [weight], mode="full")
+    assert report.inputs[0].name == "input 0 (head.weight)" and report.op == "linear"
+    assert weight.data is before and np.array_equal(weight.grad, np.ones((5, 3)))
+
+
+def test_only_tensors_that_require_a_gradient_are_checked():
+    x, y = ft.Tensor(MATRIX, requires_grad=True), ft.Tensor(MATRIX)
+    assert [row.name for row in gradcheck(ft.ops.mul, [x, y]).inputs] == ["input 0 (a)"]
+
+
+def test_a_single_array_and_names():
+    report = gradcheck(cube(lambda g: g), MATRIX, names=["speed"])
+    assert report.inputs[0].name == "input 0 (speed)"
+
+
+def test_a_small_gradient_is_checked_as_strictly_as_a_large_one():
+    for scale in (1e-9, 1.0, 1e9):
+        assert gradcheck(lambda x, s=scale: cube(lambda g: g)(x) * s, [MATRIX])
+        assert "twice" in failure(lambda x, s=scale: cube(lambda g: 2 * g)(x) * s, [MATRIX])
+
+
+def test_large_constant_results_hide_nothing():
+    shifted = make_op("shifted", lambda x: x**3 + 1e3, lambda x, dout: 3.001 * x**2 * dout)
+    assert "same factor 1.00033" in failure(shifted, [MATRIX])
+
+
+def test_zero_size_inputs_are_accepted():
+    assert gradcheck(cube(lambda g: g), [np.zeros((0, 3))], allow_zero=True)
+
+
+# ---------------------------------------------------------------------------------- mistakes, named
+
+MISTAKES = {
+    "sign": (lambda g: -g, "sign is wrong"),
+    "double": (lambda g: 2 * g, "twice too large"),
+    "half": (lambda g: g / 2, "half of what it should be"),
+    "rows": (lambda g: g * 4, "4 times too large (the size of the input's axes (0,))"),
+    "mean twice": (lambda g: g / 12, "12 times too small (the size of the input's axes (0, 1))"),
+    "factor": (lambda g: 1.7 * g, "same factor 1.7"),
+    "nothing": (lambda g: 0 * g, "returns no gradient"),
+    "flipped": (lambda g: g[::-1].copy(), "reversed along the axes (0,)"),
+    "reshaped": (lambda g: g.T.copy().reshape(4, 3), "right numbers in other places"),
+    "one row": (lambda g: g * (np.arange(4) > 0)[:, None], "get nothing"),
+    "one element": (lambda g: g + 5 * (np.arange(12).reshape(4, 3) == 7), "1 of 12 elements"),
+    "constant": (lambda g: g - 1.5, "same for all elements of a channel"),
+    "nonsense": (lambda g: np.cos(9 * g), "no constant factor"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["fast", "full"])
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_wrong_gradient_is_found_and_named(mistake, mode):
+    change, words = MISTAKES[mistake]
+    message = failure(cube(change), [MATRIX], mode=mode)
+    assert words in message
+    assert "cube" in message and "input 0 (x)" in message and "element (" in message
+
+
+def test_the_message_has_element_both_values_and_their_ratio():
+    x = np.array([[1.0, 2.0]])
+    double = ft.op(lambda x: (x.data * 3, lambda dout: (-6 * dout * np.array([[0.5, 1]]),)))
+    message = failure(double, [x], mode="full", seed=0)
+    draw = np.random.default_rng(0).standard_normal((1, 2))
+    assert f"element (0, 1): backward says {-6 * draw[0, 1]:.8g}, differences say" in message
+    assert f"{3 * draw[0, 1]:.8g}, ratio -2" in message
+
+
+def test_a_transposed_gradient_is_named():
+    square = RNG.standard_normal((3, 3))
+    message = failure(cube(lambda g: g.T.copy()), [square])
+    assert "transposed" in message and "(1, 0)" in message
+
+
+def test_gradients_in_the_wrong_order_are_named():
+    @ft.op
+    def product(a, b):
+        x, y = a.data, b.data
+        return x * y, lambda dout: (dout * x, dout * y)
+
+    message = failure(product, [MATRIX, RNG.standard_normal((4, 3))])
+    assert "this is the gradient of input 1 (b)" in message
+
+
+def test_a_normalisation_without_its_mean_terms_is_named():
+    @ft.op
+    def normalise(x):
+        data = x.data
+        std = data.std(axis=0)
+        return (data - data.mean(axis=0)) / std, lambda dout: (dout / std,)
+
+    message = failure(normalise, [RNG.standard_normal((20, 3))])
+    assert "mean and the variance of a normalisation" in message
+
+
+def test_a_gradient_for_an_unused_input_is_named():
+    @ft.op
+    def first(a, b):
+        return a.data * 2, lambda dout: (2 * dout, dout)
+
+    assert "does not depend on this input" in failure(first, [MATRIX, MATRIX])
+
+
+@pytest.mark.parametrize("mode", ["fast", "full"])
+def test_one_wrong_element_among_many(mode):
+    """Full mode says which of 400; a projection in float64 sees that one of 10,000 is wrong."""
+    side = 100 if mode == "fast" else 20
+    values, wrong = RNG.standard_normal((side, side)), np.ones((side, side))
+    wrong[17, 13] = 1.5
+    message = failure(cube(lambda g: g * wrong), [values], mode=mode, rounds=1)
+    if mode == "full":
+        assert "element (17, 13)" in message and "1 of 400 elements" in message
+
+
+def test_an_upstream_gradient_of_ones_would_miss_what_a_random_one_finds():
+    def forward(x):
+        return x * 2
+
+    transposed = make_op("transposed", forward, lambda x, dout: 2 * dout.T.copy())
+    x = ft.Tensor(RNG.standard_normal((3, 3)), requires_grad=True)
+    ft.ops.sum(transposed(x)).backward()
+    assert np.array_equal(x.grad, np.full((3, 3), 2.0))  # looks right
+    assert "transposed" in failure(transposed, [x.data])
+
+
+# -------------------------------------------------------------------------------------------- kinks
+
+
+@pytest.mark.parametrize("mode", ["fast", "full"])
+def test_a_kink_is_left_out_and_reported(mode):
+    x = np.array([0.0, 1.0, -1.0, 0.5])
+    report = gradcheck(ft.ops.relu, [x], mode=mode)
+    assert report.inputs[0].kinks == [(0,)]
+    assert "1: (0,)" in str(report)
+
+
+def test_a_kink_between_the_evaluations_is_no_failure():
+    x = np.array([[3e-7, -2e-6], [1.0, -4e-7]])
+    kinks = gradcheck(ft.ops.relu, [x], mode="full").inputs[0].kinks
+    assert (0, 0) in kinks and (1, 1) in kinks and (1, 0) not in kinks
+
+
+def test_ties_of_a_max_pool_are_kinks():
+    x = np.zeros((1, 4, 4, 1))
+    x[0, 0, 0, 0] = 1.0
+    report = gradcheck(lambda x: ft.ops.max_pool2d(x, kernel=2, stride=2), [x], mode="full")
+    assert len(report.inputs[0].kinks) == 12
+
+
+def test_a_wrong_gradient_beside_a_kink_is_still_found():
+    doubled = make_op("doubled", lambda x: np.maximum(x, 0), lambda x, dout: 2 * (x > 0) * dout)
+    for mode in ("fast", "full"):
+        assert "ratio 2" in failure(doubled, [np.array([0.0, 1.0, 2.0, -1.0])], mode=mode)
+
+
+def test_nothing_but_kinks_is_refused():
+    assert "kink" in failure(ft.ops.relu, [np.zeros(3)], mode="full", allow_zero=True)
+    assert "more than 100" in failure(ft.ops.relu, [np.zeros(200)], allow_zero=True)
+
+
+# ------------------------------------------------------------------------------ what is not checked
+
+
+def test_float32_is_refused_with_the_reason():
+    with pytest.raises(TypeError, match=r"input 0 \(x\) is float32.*rounding"):
+        gradcheck(ft.ops.relu, [MATRIX.astype(np.float32)])
+
+
+def test_float32_inside_is_refused():
+    @ft.op
+    def narrow(x):
+        return x.data.astype(np.float32), lambda dout: (dout.astype(np.float64),)
+
+    with pytest.raises(TypeError, match="the result of narrow is float32"):
+        gradcheck(narrow, [MATRIX])
+
+
+def test_a_float32_gradient_reaches_the_leaf_rounded_and_is_found():
+    rounded = cube(lambda g: g.astype(np.float32).astype(np.float64))
+    assert "differences say" in failure(rounded, [MATRIX], rtol=1e-9)
+
+
+def test_a_function_that_draws_anew_is_refused():
+    draws = iter(range(100))
+
+    def noisy(x):
+        return ft.ops.dropout(x, 0.5, seed=next(draws), stream=(0, 0))
+
+    assert "not deterministic" in failure(noisy, [MATRIX])
+    assert gradcheck(lambda x: ft.ops.dropout(x, 0.5, seed=0, stream=(0, 0)), [MATRIX])
+
+
+def test_writing_into_an_input_is_refused():
+    @ft.op
+    def rude(x):
+        x.data *= 2
+        return x.data + 1, lambda dout: (dout,)
+
+    assert "writes into input 0 (x)" in failure(rude, [MATRIX.copy()])
+
+
+def test_writing_into_the_upstream_gradient_is_refused():
+    @ft.op
+    def rude(x):
+        def backward(dout):
+            dout *= 3
+            return (dout,)
+
+        return x.data * 3, backward
+
+    assert "writes into the gradient that it was given" in failure(rude, [MATRIX])
+
+
+def test_a_gradient_that_is_an_inputs_own_memory_is_refused():
+    @ft.op
+    def half_square(x):
+        data = x.data
+        return np.asarray((data**2).sum() / 2), lambda dout: (data,)
+
+    assert "view of an input's own memory" in failure(half_square, [MATRIX])
+
+
+def test_changing_what_backward_needs_is_found():
+    @ft.op
+    def forgetful(x):
+        kept = x.data * 2
+        result = kept * kept
+        kept_elsewhere.append(kept)
+        return result, lambda dout: (4 * kept * dout,)
+
+    kept_elsewhere = []
+
+    def model(x):
+        out = forgetful(x)
+        kept_elsewhere[-1] += 1
+        return out
+
+    with pytest.raises(ft.errors.TinyftError, match=r"forgetful: an array .* was changed"):
+        gradcheck(model, [MATRIX])
+
+
+def test_a_check_of_nothing_is_refused():
+    """sum(batch_norm(x)) has gradient 0 whatever backward does (pitfall 2.8)."""
+    weight, bias = ft.Tensor(np.ones(3)), ft.Tensor(np.zeros(3))
+
+    def total(x):
+        return ft.ops.sum(ft.ops.batch_norm(x, weight, bias)[0])
+
+    message = failure(total, [RNG.standard_normal((6, 3))])
+    assert "zero everywhere" in message and "allow_zero" in message
+    assert "zero everywhere" in failure(ft.ops.relu, [np.full(3, -1.0)])
+
+
+def test_a_bias_before_a_normalisation_may_be_allowed():
+    weight, shift = ft.Tensor(np.ones(3)), ft.Tensor(np.zeros(3))
+
+    def model(x, bias):
+        return ft.ops.batch_norm(x + bias, weight, shift)[0]
+
+    inputs = [RNG.standard_normal((6, 3)), RNG.standard_normal(3)]
+    assert "input 1 (bias)" in failure(model, inputs)
+    assert gradcheck(model, inputs, allow_zero=True)
+
+
+def test_results_that_cannot_be_checked():
+    assert "no history" in failure(lambda x: ft.Tensor(x.data), [MATRIX])
+    assert "not a Tensor" in failure(lambda x: x.data.sum(), [MATRIX])
+    assert "not finite" in failure(lambda x: x / 0.0, [np.array([np.inf])])
+    assert "no input requires a gradient" in failure(ft.ops.relu, [ft.Tensor(MATRIX)])
+    with pytest.raises(ValueError, match="mode must be"):
+        gradcheck(ft.ops.relu, [MATRIX], mode="slow")
+
+
+def test_the_public_name_is_the_function_whatever_was_imported_first():
+    import importlib
+
+    importlib.import_module("tinyft.gradient_check")
+    assert ft.gradcheck is gradcheck
