@@ -109,11 +109,12 @@ class Tensor:
             gradient = np.ones_like(self.data)
         if not self.requires_grad:
             raise TinyftError(
-                "backward: nothing that this tensor was made from requires a gradient"
+                "backward: nothing that this tensor was made from requires a gradient (gradients "
+                "are arrays without history: second derivatives are not supported)"
             )
         if gradient.shape != self.shape:
             raise ShapeError(f"backward: gradient is {gradient.shape}, the tensor {self.shape}")
-        run_backward(self, gradient)
+        run_backward(self, gradient.astype(self.dtype, copy=False))
 
     def __repr__(self) -> str:
         made_by = f", made by {self.node.op}" if self.node else ""
@@ -269,11 +270,12 @@ def run_backward(root: Tensor, gradient: Array) -> None:
     while newest_first:
         _, node = heapq.heappop(newest_first)
         dout = waiting.pop(node)
+        seen = [dout]
         for parent, dinput in zip(node.inputs, _input_gradients(node, dout), strict=True):
             if parent is None or dinput is None:
                 continue
             if isinstance(parent, Tensor):
-                _add_to_leaf(parent, dinput, borrowed=_shares(dinput, dout))
+                _add_to_leaf(parent, dinput, borrowed=any(_shares(dinput, s) for s in seen))
             elif parent in waiting:
                 waiting[parent] = (
                     waiting[parent] + dinput
@@ -281,6 +283,7 @@ def run_backward(root: Tensor, gradient: Array) -> None:
             else:
                 waiting[parent] = dinput
                 heapq.heappush(newest_first, (-parent.number, parent))
+            seen.append(dinput)
         node.inputs = []
 
 
@@ -398,9 +401,23 @@ def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
     return backends.of(gradient).sum(gradient, axes).reshape(shape)
 
 
+def _expect_pair(name: str, a: Tensor, b: Tensor) -> None:
+    """Raise unless a and b broadcast and have one float dtype: a mixture would silently compute in
+    the wider one.
+    """
+    if a.dtype != b.dtype and a.dtype.kind == b.dtype.kind == "f":
+        raise TypeError(
+            f"{name}: both tensors must have the same dtype, but a is {a.dtype} and b is {b.dtype}"
+        )
+    pairs = zip(reversed(a.shape), reversed(b.shape), strict=False)
+    if any(m != n and m != 1 and n != 1 for m, n in pairs):
+        raise ShapeError(f"{name}: {a.shape} and {b.shape} do not broadcast to one shape")
+
+
 @op
 def add(a, b):
     """a + b, broadcast. Gradient: dout to both. Keeps: nothing."""
+    _expect_pair("add", a, b)
     shapes = a.shape, b.shape
     needs = a.requires_grad, b.requires_grad
 
@@ -415,6 +432,7 @@ def add(a, b):
 @op
 def sub(a, b):
     """a - b, broadcast. Gradient: dout and -dout. Keeps: nothing."""
+    _expect_pair("sub", a, b)
     a_shape, b_shape, needs_a, needs_b = a.shape, b.shape, a.requires_grad, b.requires_grad
 
     def backward(dout):
@@ -428,6 +446,7 @@ def sub(a, b):
 @op
 def mul(a, b):
     """a * b, broadcast. Gradient: dout * b and dout * a. Keeps: b for a's gradient, a for b's."""
+    _expect_pair("mul", a, b)
     a_shape, b_shape = a.shape, b.shape
     kept_b = b.data if a.requires_grad else None
     kept_a = a.data if b.requires_grad else None
@@ -445,6 +464,7 @@ def div(a, b):
     """a / b, broadcast. Gradient: dout / b and -dout * (a / b) / b. Keeps: b; the result for b's
     gradient.
     """
+    _expect_pair("div", a, b)
     a_shape, b_shape, needs_a = a.shape, b.shape, a.requires_grad
     divisor = b.data
     out = a.data / divisor

@@ -272,7 +272,8 @@ class Backend:
         """(N, H, W, C) -> largest (N, C), and its place h * W + w (N, C) int64, the first in
         row-major order
         """
-        pixels = x.reshape(x.shape[0], -1, x.shape[-1])  # (N, H * W, C)
+        N, H, W, C = x.shape
+        pixels = x.reshape(N, H * W, C)
         place = pixels.argmax(axis=1)
         return np.take_along_axis(pixels, place[:, None], axis=1)[:, 0], place
 
@@ -411,6 +412,10 @@ class Backend:
     def broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
         """x repeated to `shape`, as a new array."""
         return np.broadcast_to(x, shape).copy()
+
+    def zeros_like(self, x: Array) -> Array:
+        """Zeros of the shape, dtype and memory order of x."""
+        return np.zeros_like(x)
 
     def concatenate(self, arrays: list[Array], axis: int) -> Array:
         """Arrays side by side."""

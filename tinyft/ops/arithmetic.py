@@ -7,6 +7,7 @@ Next: tinyft/ops/activation.py
 from __future__ import annotations
 
 from tinyft.errors import ShapeError
+from tinyft.ops.checks import expect_same_dtype
 from tinyft.tensor import Tensor, add, div, matmul, mul, neg, op, sub
 
 
@@ -17,7 +18,10 @@ def _axes(x: Tensor, axis: int | tuple[int, ...] | None, name: str) -> tuple[int
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     if any(not -x.ndim <= a < x.ndim for a in axes):
         raise ShapeError(f"{name}: axis {axis} does not exist in a tensor of shape {x.shape}")
-    return tuple(a % x.ndim for a in axes)
+    axes = tuple(a % x.ndim for a in axes)
+    if len(set(axes)) < len(axes):
+        raise ShapeError(f"{name}: axis {axis} names one axis of {x.shape} twice")
+    return axes
 
 
 def _kept_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -70,6 +74,9 @@ def reshape(x, shape):
 @op
 def concatenate(*tensors, axis=-1):
     """Tensors side by side along one axis. Gradient: each gets its part of dout. Keeps: nothing."""
+    if not tensors:
+        raise ShapeError("concatenate: give at least one tensor")
+    expect_same_dtype("concatenate", **{f"tensor {i}": x for i, x in enumerate(tensors)})
     backend = tensors[0].backend
     shapes = [x.shape for x in tensors]
     (axis,) = _axes(tensors[0], axis, "concatenate")

@@ -120,6 +120,9 @@ def batch_norm_train(x, weight, bias, *, eps, residual=None, relu=False):
 def batch_norm_fixed(x, weight, bias, mean, variance, *, eps, residual=None, relu=False):
     """The recorded op behind `batch_norm_eval`."""
     _check("batch_norm_eval", x, weight, bias, residual)
+    expect_shape("batch_norm_eval", "mean", mean, (x.shape[-1],))
+    expect_shape("batch_norm_eval", "variance", variance, (x.shape[-1],))
+    expect_same_dtype("batch_norm_eval", x=x, mean=mean, variance=variance)
     backend, scale = x.backend, weight.data
     out = backend.batch_norm_eval(
         x.data, scale, bias.data, mean, variance, eps, residual=_data(residual), relu=relu

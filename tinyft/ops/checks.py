@@ -6,12 +6,14 @@ Next: tinyft/ops/conv2d.py
 
 from __future__ import annotations
 
+from numpy import ndarray as Array
+
 from tinyft.errors import ShapeError
 from tinyft.tensor import Tensor
 
 
 def expect_shape(
-    op: str, argument: str, value: Tensor | None, shape: tuple, hint: str = ""
+    op: str, argument: str, value: Tensor | Array | None, shape: tuple, hint: str = ""
 ) -> None:
     """Raise ShapeError unless `value` has that shape; letters stand for any size, None for an
     absent argument.
@@ -27,7 +29,7 @@ def expect_shape(
         raise ShapeError(f"{op}: {argument} should be {wanted} but is {value.shape}{hint}")
 
 
-def expect_same_dtype(op: str, **arguments: Tensor | None) -> None:
+def expect_same_dtype(op: str, **arguments: Tensor | Array | None) -> None:
     """Raise TypeError unless all tensors have one dtype: a mixture would silently compute in the
     wider one.
     """

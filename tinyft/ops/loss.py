@@ -40,6 +40,8 @@ def cross_entropy(logits, labels, *, label_smoothing=0.0, class_weights=None):
         raise ShapeError(
             f"cross_entropy: class_weights should be ({C},) but is {class_weights.shape}"
         )
+    if class_weights is not None:  # a float64 array would make all gradients float64
+        class_weights = class_weights.astype(logits.dtype, copy=False)
     backend = logits.backend
     loss, log_probabilities = backend.softmax_cross_entropy(
         logits.data, labels, label_smoothing, class_weights
