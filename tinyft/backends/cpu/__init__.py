@@ -1,16 +1,22 @@
-"""The Numba backend: the kernels of `reference.py`, as fast as the CPU allows, for float32."""
+"""The Numba backend: the kernels of `reference.py`, as fast as the CPU allows, for float32.
+
+Whatever the fast kernels do not take (other dtypes, arrays without elements) goes to the parent.
+
+Next: tinyft/backends/cpu/README.md
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy import ndarray as Array
 
-from tinyft.backends.cpu import conv2d
+from tinyft.backends.cpu import conv2d, gemm
 from tinyft.backends.reference import Backend
 
 
-def _fast(*arrays):
-    """True if every array is float32 and none is empty: what the kernels take."""
-    return all(a is None or (a.dtype == np.float32 and a.size) for a in arrays)
+def _fast(*arrays: Array | None) -> bool:
+    """True if every array is float32 and none is empty."""
+    return all(a is None or (a.dtype == np.float32 and a.size > 0) for a in arrays)
 
 
 class CpuBackend(Backend):
@@ -19,18 +25,21 @@ class CpuBackend(Backend):
     # ---------------------------------------------------------------------------------- convolution
 
     def conv2d(self, x, weight, bias=None, *, stride=1, padding=0, residual=None, relu=False):
-        if not _fast(x, weight, bias, residual):
-            return super().conv2d(
-                x, weight, bias, stride=stride, padding=padding, residual=residual, relu=relu
-            )
-        return conv2d.conv2d(x, weight, bias, stride, padding, residual, relu)
+        options = {"stride": stride, "padding": padding, "residual": residual, "relu": relu}
+        compute = conv2d.conv2d if _fast(x, weight, bias, residual) else super().conv2d
+        return compute(x, weight, bias, **options)
 
     def conv2d_input_grad(self, dout, weight, x_shape, *, stride, padding):
-        if not _fast(dout, weight):
-            return super().conv2d_input_grad(dout, weight, x_shape, stride=stride, padding=padding)
-        return conv2d.conv2d_input_grad(dout, weight, x_shape, stride, padding)
+        fast = _fast(dout, weight)
+        compute = conv2d.conv2d_input_grad if fast else super().conv2d_input_grad
+        return compute(dout, weight, x_shape, stride=stride, padding=padding)
 
     def conv2d_weight_grad(self, dout, x, weight_shape, *, stride, padding):
-        if not _fast(dout, x):
-            return super().conv2d_weight_grad(dout, x, weight_shape, stride=stride, padding=padding)
-        return conv2d.conv2d_weight_grad(dout, x, weight_shape, stride, padding)
+        fast = _fast(dout, x)
+        compute = conv2d.conv2d_weight_grad if fast else super().conv2d_weight_grad
+        return compute(dout, x, weight_shape, stride=stride, padding=padding)
+
+    def matmul(self, a, b):
+        if a.ndim == b.ndim == 2 and _fast(a, b):
+            return gemm.matmul(a, b)
+        return super().matmul(a, b)

@@ -1,79 +1,152 @@
-"""Checked convolutions for float32 arrays: any shape comes in, padded channels go to the kernels."""
+"""Convolutions on the CPU: which kernel computes what, and what is checked before one does.
+
+Defined by the methods of the same names in tinyft/backends/reference.py.
+
+Kernels read and write at addresses that they compute, so everything that could lead them astray is
+settled here: arrays become C-contiguous, aligned and writable (a copy, if they are not), shapes are
+compared, and channels are padded with zeros to full registers. Few channels (an RGB picture) are not
+padded; few_channels.py takes them as they are.
+
+Letters: N pictures, H W rows and columns in, C channels in, P Q rows and columns out, F filters, R S the
+kernel. Weights come as (F, C, R, S), which is best a view of memory ordered (R, S, C, F).
+
+Next: tinyft/backends/cpu/__init__.py
+"""
 
 from __future__ import annotations
 
-import numpy as np
+import os
 
-from tinyft.backends.cpu import implicit_gemm as direct
-from tinyft.backends.cpu import winograd
+from numpy import ndarray as Array
+
+from tinyft.backends.cpu import (
+    few_channels,
+    implicit_gemm,
+    implicit_weight_grad,
+    winograd,
+    winograd_weight_grad,
+    workspace,
+)
+from tinyft.backends.cpu.gemm import copied, padded, round_up
+from tinyft.backends.cpu.implicit_gemm import Epilogue
 from tinyft.backends.cpu.simd import LANES
+from tinyft.backends.reference import output_size
+from tinyft.errors import ShapeError
+
+FEW_CHANNELS = (
+    4  # up to here, gathering one run per row of a window beats padding to full registers
+)
 
 
-def _up(n):
-    return -(-n // LANES) * LANES
+def conv2d(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    *,
+    stride: int,
+    padding: int,
+    residual: Array | None,
+    relu: bool,
+) -> Array:
+    """max(conv(x) + bias + residual, 0 if relu).
 
-
-def _pad_channels(a, axis, n):
-    a = np.ascontiguousarray(a)
-    if a.shape[axis] == n:
-        return a
-    shape = list(a.shape)
-    shape[axis] = n
-    out = np.zeros(shape, np.float32)
-    out[tuple(slice(0, s) for s in a.shape)] = a
-    return out
-
-
-def _winograd(R, S, stride, pad, C):
-    return R == S == 3 and stride == 1 and pad <= 2 and C > 4
-
-
-def conv2d(x, weight, bias, stride, pad, residual, relu):
-    N, H, W, C = x.shape
-    w = weight.transpose(2, 3, 1, 0)
-    R, S, _, F = w.shape
-    P, Q = (H + 2 * pad - R) // stride + 1, (W + 2 * pad - S) // stride + 1
-    Fp = _up(F)
-    Cp = C if C <= 4 else _up(C)
-    x = _pad_channels(x, 3, Cp)
-    w = _pad_channels(_pad_channels(w, 3, Fp), 2, Cp)
-    y = np.empty((N, P, Q, Fp), np.float32)
-    b = None if bias is None else _pad_channels(bias, 0, Fp)
-    r = None if residual is None else _pad_channels(residual, 3, Fp)
-    if _winograd(R, S, stride, pad, C):
-        if b is None and r is None and not relu:
-            winograd.train_forward(x, w, False, pad, y)
-        else:
-            winograd.forward(x, winograd.transform_filter(w, False), Fp, pad, y, b, r, relu)
+    Shapes: x (N, H, W, C), weight (F, C, R, S), bias (F,), residual (N, P, Q, F) -> (N, P, Q, F)
+    Raises: ShapeError
+    """
+    F, C, R, S = weight.shape
+    out_shape = _check_window("conv2d", x.shape, weight.shape, stride, padding)
+    _check_shape("conv2d", "bias", bias, (F,))
+    _check_shape("conv2d", "residual", residual, out_shape)
+    few = C <= FEW_CHANNELS
+    full_c, full_f = C if few else round_up(C, LANES), round_up(F, LANES)
+    x = padded(x, (*x.shape[:3], full_c))
+    weight = padded(weight.transpose(2, 3, 1, 0), (R, S, full_c, full_f))
+    y = workspace.empty((*out_shape[:3], full_f))
+    epilogue = Epilogue(
+        None if bias is None else padded(bias, (full_f,)),
+        None if residual is None else padded(residual, y.shape),
+        relu,
+    )
+    if few:
+        few_channels.forward(x, weight, stride, padding, y, epilogue)
+    elif uses_winograd(R, S, stride, padding):
+        winograd.convolve(x, weight, False, padding, y, epilogue)
     else:
-        direct.forward(x, direct.pack(w), R, S, stride, pad, y, b, r, relu)
-    return y if Fp == F else np.ascontiguousarray(y[..., :F])
+        implicit_gemm.forward(x, weight, stride, padding, y, epilogue)
+    return y if full_f == F else copied(y[..., :F])
 
 
-def conv2d_input_grad(dout, weight, x_shape, stride, pad):
-    w = weight.transpose(2, 3, 1, 0)
-    R, S, C, F = w.shape
-    Fp, Cp = _up(F), _up(C)
-    dout = _pad_channels(dout, 3, Fp)
-    w = _pad_channels(_pad_channels(w, 3, Fp), 2, Cp)
-    dx = np.empty((*x_shape[:3], Cp), np.float32)
-    if _winograd(R, S, stride, pad, C):
-        winograd.train_forward(dout, w, True, 2 - pad, dx)
+def conv2d_input_grad(
+    dout: Array, weight: Array, x_shape: tuple[int, ...], *, stride: int, padding: int
+) -> Array:
+    """Shapes: dout (N, P, Q, F), weight (F, C, R, S) -> dx (N, H, W, C)
+
+    Raises: ShapeError
+    """
+    F, C, R, S = weight.shape
+    out_shape = _check_window("conv2d_input_grad", x_shape, weight.shape, stride, padding)
+    _check_shape("conv2d_input_grad", "dout", dout, out_shape)
+    full_c, full_f = round_up(C, LANES), round_up(F, LANES)
+    dout = padded(dout, (*out_shape[:3], full_f))
+    weight = padded(weight.transpose(2, 3, 1, 0), (R, S, full_c, full_f))
+    dx = workspace.empty((*x_shape[:3], full_c))
+    if uses_winograd(R, S, stride, padding):
+        winograd.convolve(dout, weight, True, 2 - padding, dx, Epilogue())
     else:
-        direct.input_gradient(
-            dout, direct.pack_input_gradient(w, stride, pad), R, S, stride, pad, dx
-        )
-    return dx if Cp == C else np.ascontiguousarray(dx[..., :C])
+        implicit_gemm.input_grad(dout, weight, stride, padding, dx)
+    return dx if full_c == C else copied(dx[..., :C])
 
 
-def conv2d_weight_grad(dout, x, weight_shape, stride, pad):
+def conv2d_weight_grad(
+    dout: Array, x: Array, weight_shape: tuple[int, ...], *, stride: int, padding: int
+) -> Array:
+    """Shapes: dout (N, P, Q, F), x (N, H, W, C) -> dweight (F, C, R, S), a view of (R, S, C, F)
+
+    Raises: ShapeError
+    """
     F, C, R, S = weight_shape
-    Fp = _up(F)
-    Cp = C if C <= 4 else _up(C)
-    x, dout = _pad_channels(x, 3, Cp), _pad_channels(dout, 3, Fp)
-    dw = np.empty((R, S, Cp, Fp), np.float32)
-    if _winograd(R, S, stride, pad, C):
-        winograd.weight_gradient(x, dout, pad, dw)
+    out_shape = _check_window("conv2d_weight_grad", x.shape, weight_shape, stride, padding)
+    _check_shape("conv2d_weight_grad", "dout", dout, out_shape)
+    few = C <= FEW_CHANNELS
+    full_c, full_f = C if few else round_up(C, LANES), round_up(F, LANES)
+    dout = padded(dout, (*out_shape[:3], full_f))
+    x = padded(x, (*x.shape[:3], full_c))
+    dweight = workspace.empty((R, S, full_c, full_f))
+    if few:
+        few_channels.weight_grad(dout, x, stride, padding, dweight)
+    elif uses_winograd(R, S, stride, padding):
+        winograd_weight_grad.weight_grad(dout, x, padding, dweight)
     else:
-        direct.weight_gradient(x, dout, R, S, stride, pad, dw)
-    return np.ascontiguousarray(dw[:, :, :C, :F]).transpose(3, 2, 0, 1)
+        implicit_weight_grad.weight_grad(dout, x, stride, padding, dweight)
+    if dweight.shape[2:] != (C, F):
+        dweight = copied(dweight[:, :, :C, :F])
+    return dweight.transpose(3, 2, 0, 1)
+
+
+def uses_winograd(R: int, S: int, stride: int, padding: int) -> bool:
+    """True for what winograd.py computes, unless TINYFT_WINOGRAD=0 turned it off."""
+    fits = R == S == 3 and stride == 1 and padding <= 2
+    return fits and os.environ.get("TINYFT_WINOGRAD", "1") != "0"
+
+
+def _check_window(name, x_shape, weight_shape, stride, padding) -> tuple[int, int, int, int]:
+    """The shape of the output, (N, P, Q, F)."""
+    N, H, W, C = x_shape
+    F, weight_c, R, S = weight_shape
+    if C != weight_c:
+        raise ShapeError(f"{name}: weight expects {weight_c} input channels but x has {C}")
+    if stride < 1 or padding < 0:
+        raise ShapeError(
+            f"{name}: stride {stride} must be at least 1, padding {padding} at least 0"
+        )
+    P, Q = output_size(H, R, stride, padding), output_size(W, S, stride, padding)
+    if P < 1 or Q < 1:
+        raise ShapeError(
+            f"{name}: a {R}x{S} kernel is larger than the {H}x{W} picture with padding {padding}"
+        )
+    return N, P, Q, F
+
+
+def _check_shape(name: str, argument: str, array: Array | None, expected: tuple) -> None:
+    if array is not None and array.shape != expected:
+        raise ShapeError(f"{name}: {argument} must have shape {expected}; got {array.shape}")

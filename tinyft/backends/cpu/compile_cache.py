@@ -1,0 +1,225 @@
+"""How kernels are compiled, and where the compiled code is kept from one process to the next.
+
+    @kernel                     # called from Python, by threads.run
+    @helper                     # called by kernels only
+
+Compiling all kernels takes about 15 seconds, loading them from disk half a second. Numba has a cache
+of its own, but it looks at the file of the kernel alone (an edit in generators.py would go unnoticed),
+stops on a damaged file or a folder that it may not write, and is configured by one variable for all
+of a program's functions, the user's own among them. So each of our kernels gets a `KernelCache`,
+and nothing global is touched.
+
+**Folder**: `kernels-HASH` in NUMBA_CACHE_DIR, else in TINYFT_HOME, else in the platform's cache folder.
+The hash covers the sources of this folder, the versions of Numba, llvmlite and NumPy, and the CPU.
+**File**: one per kernel and signature: a SHA-256 and what it covers. It is written under another
+name and then moved, so two processes may write at once. A file that does not fit its SHA-256, or
+cannot be read, counts as absent: the kernel is compiled and the file replaced.
+
+Next: tinyft/backends/cpu/cpu_features.py
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import os
+import pickle
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import llvmlite
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+import platformdirs
+from numba import njit
+from numba.core.caching import _Cache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+
+DIGEST_SIZE = hashlib.sha256().digest_size
+
+# error_model numpy: no test for division by zero before every // and %.
+helper = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True)
+
+
+def kernel(function: Callable) -> Callable:
+    """Compiles `function` when it is first called, without the GIL, and keeps the code on disk."""
+    compiled = njit(nogil=True, error_model="numpy")(function)
+    compiled._cache = KernelCache(function)
+    return compiled
+
+
+# ------------------------------------------------------------------------------------ announcement
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Announcement:
+    """Says once per process that compilation begins; `say` may be exchanged."""
+
+    def __init__(self, say: Callable[[str], None] = _say) -> None:
+        self.say = say
+        self.lock = threading.Lock()
+        self.made = False
+
+    def make(self) -> None:
+        """Say it, unless that was done."""
+        with self.lock:
+            first, self.made = not self.made, True
+        if first:
+            self.say("tinyft: compiling kernels for this CPU, once: about 15 s")
+
+
+announcement = Announcement()
+
+
+# ------------------------------------------------------------------------------------------ folder
+
+
+@functools.cache
+def folder() -> Path | None:
+    """Where this version's kernels are kept; None, with one warning, if nothing can be written."""
+    place = _home() / f"kernels-{_hash_of_everything()}"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            return place
+    except OSError as error:
+        warnings.warn(
+            f"compiled kernels cannot be kept in {place} ({error.strerror}), so every start takes "
+            "about 15 s longer; set TINYFT_HOME to a folder that can be written",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def _home() -> Path:
+    """NUMBA_CACHE_DIR, else TINYFT_HOME, else the platform's cache folder."""
+    chosen = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("TINYFT_HOME")
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("tinyft"))
+
+
+def _hash_of_everything() -> str:
+    """16 hexadecimal digits that change when compiled code may."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    versions = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
+    digest.update(repr((versions, _cpu())).encode())
+    return digest.hexdigest()[:16]
+
+
+def _cpu() -> tuple[str, str]:
+    """Name and features of the CPU that Numba compiles for."""
+    config = numba.config
+    if config.CPU_NAME or config.CPU_FEATURES:
+        return str(config.CPU_NAME), str(config.CPU_FEATURES)
+    try:
+        return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    except RuntimeError:  # LLVM cannot tell on this system
+        return "unknown", ""
+
+
+# -------------------------------------------------------------------------------------------- cache
+
+
+class KernelCache(_Cache):
+    """One kernel's files, with the methods that Numba calls when a signature is first needed."""
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+        self.enabled = True
+
+    @property
+    def cache_path(self) -> str:
+        return str(folder())
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def flush(self) -> None:
+        """Forget what was kept for this kernel."""
+        if folder() is not None:
+            for file in folder().glob(f"{self._prefix()}-*.bin"):
+                file.unlink(missing_ok=True)
+
+    def load_overload(self, signature, target_context):
+        """The compiled kernel, or None, upon which Numba compiles it."""
+        if self.enabled and folder() is not None:
+            target_context.refresh()
+            payload = _read(self._file(signature, target_context.codegen()))
+            if payload is not None:
+                try:
+                    return CompileResult._rebuild(target_context, *pickle.loads(payload))
+                except Exception as error:  # whatever is wrong with it, it can be compiled
+                    self._complain("loaded", error)
+        announcement.make()
+        return None
+
+    def save_overload(self, signature, compiled) -> None:
+        """Keep what was just compiled."""
+        if not self.enabled or folder() is None:
+            return
+        try:
+            payload = dumps(compiled._reduce())
+            _write(self._file(signature, compiled.codegen), payload)
+        except Exception as error:  # a full disk, for example: it runs all the same
+            self._complain("kept", error)
+
+    def _file(self, signature, codegen) -> Path:
+        key = repr((signature, codegen.magic_tuple())).encode() + self._source()
+        return folder() / f"{self._prefix()}-{hashlib.sha256(key).hexdigest()[:16]}.bin"
+
+    def _prefix(self) -> str:
+        return f"{self.function.__module__}.{self.function.__qualname__}".replace("<locals>.", "")
+
+    def _source(self) -> bytes:
+        """The file that defines the kernel, which need not be in this folder."""
+        return _content(inspect.getfile(self.function))
+
+    def _complain(self, what: str, error: Exception) -> None:
+        name = self.function.__name__
+        warnings.warn(f"kernel {name} could not be {what}: {error!r}", RuntimeWarning, stacklevel=2)
+
+
+@functools.cache
+def _content(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError:  # no such file: a notebook's cell
+        return b""
+
+
+def _read(file: Path) -> bytes | None:
+    """What `_write` wrote; None if the file is absent or damaged."""
+    try:
+        data = file.read_bytes()
+    except OSError:
+        return None
+    digest, payload = data[:DIGEST_SIZE], data[DIGEST_SIZE:]
+    return payload if hashlib.sha256(payload).digest() == digest else None
+
+
+def _write(file: Path, payload: bytes) -> None:
+    """SHA-256 and payload, under a name of its own first: nobody sees half a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(hashlib.sha256(payload).digest() + payload)
+        os.replace(name, file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,195 @@
+"""Two patterns of vector code, written out by Python loops: see simd.py for what LLVM code is.
+
+`make_register_block(12, 2)` gives the innermost loop of every matrix product of this folder. Its
+machine code is 24 multiply-adds, 2 loads, 12 loads that spread a number over a register, and 4
+instructions of bookkeeping per k; nothing is stored until k is done.
+
+`make_two_sided_transform(matrix)` gives straight-line code: the matrix is known when the code is
+written, so a coefficient of 0 costs no instruction, 1 an addition, and two rows that differ in
+signs only share their halves.
+
+Next: tinyft/backends/cpu/gemm.py
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+
+from tinyft.backends.cpu.simd import (
+    ADDRESS,
+    FLOAT,
+    FUSE,
+    INT,
+    INT64,
+    LANES,
+    REGISTER,
+    instruction,
+    write_constant,
+    write_fma,
+    write_load,
+    write_spread,
+    write_store,
+)
+
+# -------------------------------------------------------------------------------- 1: register block
+
+
+def make_register_block(rows: int, registers: int):
+    """The innermost loop of a matrix product, with rows x registers sums in registers.
+
+    block(a, a_offset, a_row, a_step, b, b_offset, c, c_offset, c_row, steps, accumulate)
+
+    c[i, j] (+)= sum over k < steps of a[i, k] * b[k, j]   for i < rows, j < registers * LANES
+
+    a[i, k] is at a_offset + i * a_row + k * a_step: with the two exchanged it multiplies by the
+    transposed matrix. b is packed: row k follows row k - 1 directly. c[i, j] is at c_offset + i * c_row
+    + j. `accumulate` 1 adds to c, 0 overwrites it. steps >= 1.
+    """
+    width = registers * LANES
+
+    @instruction(types.void, ADDRESS, INT, INT, ADDRESS, ADDRESS, INT, INT, INT)
+    def register_block(builder, a, a_row, a_step, b, c, c_row, steps, accumulate):
+        block_of_c = [(i, j) for i in range(rows) for j in range(registers)]
+        a_rows = [builder.mul(a_row, INT64(i)) for i in range(rows)]
+        c_row_at = [builder.gep(c, [builder.mul(c_row, INT64(i))]) for i in range(rows)]
+        c_at = {(i, j): builder.gep(c_row_at[i], [INT64(j * LANES)]) for i, j in block_of_c}
+        from_zero, from_c, loop, done = (
+            builder.append_basic_block(name) for name in ("from_zero", "from_c", "loop", "done")
+        )
+        builder.cbranch(builder.icmp_signed("==", accumulate, INT64(0)), from_zero, from_c)
+        builder.position_at_end(from_zero)
+        builder.branch(loop)
+        builder.position_at_end(from_c)
+        old = {at: write_load(builder, c_at[at]) for at in block_of_c}
+        builder.branch(loop)
+
+        builder.position_at_end(loop)
+        k, a_now, b_now = builder.phi(INT64), builder.phi(a.type), builder.phi(b.type)
+        sums = {at: builder.phi(REGISTER) for at in block_of_c}
+        b_registers = [
+            write_load(builder, builder.gep(b_now, [INT64(j * LANES)])) for j in range(registers)
+        ]
+        new = {}
+        for i in range(rows):
+            a_number = write_spread(builder, builder.load(builder.gep(a_now, [a_rows[i]])))
+            for j in range(registers):
+                new[i, j] = write_fma(builder, a_number, b_registers[j], sums[i, j])
+        k_next = builder.add(k, INT64(1))
+        a_next, b_next = builder.gep(a_now, [a_step]), builder.gep(b_now, [INT64(width)])
+        changing = [(k, INT64(0), INT64(0), k_next), (a_now, a, a, a_next), (b_now, b, b, b_next)]
+        changing += [(sums[at], write_constant(0), old[at], new[at]) for at in block_of_c]
+        for phi, *values in changing:
+            for value, block in zip(values, (from_zero, from_c, loop), strict=True):
+                phi.add_incoming(value, block)
+        builder.cbranch(builder.icmp_signed("<", k_next, steps), loop, done)
+
+        builder.position_at_end(done)
+        for at in block_of_c:
+            write_store(builder, new[at], c_at[at])
+
+    return register_block
+
+
+# --------------------------------------------------------------------------- 2: two-sided transforms
+
+
+def _combine(builder, coefficients, vectors):
+    """sum of coefficient * vector with as few instructions as possible; None if all are zero."""
+    terms = [(c, x) for c, x in zip(coefficients, vectors, strict=True) if c != 0 and x is not None]
+    if not terms:
+        return None
+    terms.sort(key=lambda term: (abs(term[0]) != 1, term[0] < 0))  # start from a +1 if there is one
+    coefficient, total = terms[0]
+    if coefficient != 1:
+        total = builder.fmul(write_constant(coefficient), total, flags=FUSE)
+    for coefficient, x in terms[1:]:
+        if abs(coefficient) == 1:
+            add_or_subtract = builder.fadd if coefficient > 0 else builder.fsub
+            total = add_or_subtract(total, x, flags=FUSE)
+        else:
+            total = write_fma(builder, write_constant(coefficient), x, total)
+    return total
+
+
+def _mirror(matrix, i: int, taken: set):
+    """The row j that is row i with the signs of some columns changed, if sharing pays: then row i is
+    even + odd and row j is even - odd. (Winograd's rows for the points +p and -p.)
+    """
+    for j in range(i + 1, len(matrix)):
+        even, odd = (matrix[i] + matrix[j]) / 2, (matrix[i] - matrix[j]) / 2
+        disjoint = not ((even != 0) & (odd != 0)).any()
+        shares = even.any() and odd.any() and (even != 0).sum() + (odd != 0).sum() >= 3
+        if j not in taken and disjoint and shares:
+            return j, even, odd
+    return None
+
+
+def _apply(builder, matrix, vectors):
+    """matrix @ vectors"""
+    out, taken = {}, set()
+    for i in range(len(matrix)):
+        if i in taken:
+            continue
+        mirror = _mirror(matrix, i, taken)
+        if mirror is None:
+            out[i] = _combine(builder, matrix[i], vectors)
+        else:
+            j, even, odd = mirror
+            even, odd = _combine(builder, even, vectors), _combine(builder, odd, vectors)
+            out[i] = builder.fadd(even, odd, flags=FUSE)
+            out[j] = builder.fsub(even, odd, flags=FUSE)
+            taken.add(j)
+    return [out[i] for i in range(len(matrix))]
+
+
+def _square(builder, corner, row, column, size: int):
+    """Pointers to a size x size square that starts at `corner`."""
+    return [
+        [
+            builder.gep(
+                corner, [builder.add(builder.mul(row, INT64(i)), builder.mul(column, INT64(j)))]
+            )
+            for j in range(size)
+        ]
+        for i in range(size)
+    ]
+
+
+def make_two_sided_transform(matrix, epilogue: bool = False):
+    """y = matrix x matrix', where each element of the squares x and y is one Vector.
+
+    transform(x, x_offset, x_row, x_column, y, y_offset, y_row, y_column)
+
+    With epilogue, more arguments follow: (bias, bias_offset, residual, residual_offset, residual_row,
+    residual_column, low), and y becomes max(y + bias + residual, low), NaN staying NaN.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    size_out, size_in = matrix.shape
+
+    def write(builder, x, x_row, x_column, y, y_row, y_column, *epilogue_values):
+        x_at = _square(builder, x, x_row, x_column, size_in)
+        y_at = _square(builder, y, y_row, y_column, size_out)
+        left = [  # columns of matrix @ x
+            _apply(builder, matrix, [write_load(builder, x_at[i][j]) for i in range(size_in)])
+            for j in range(size_in)
+        ]
+        if epilogue:
+            bias, residual, residual_row, residual_column, low = epilogue_values
+            bias, low = write_load(builder, bias), write_spread(builder, low)
+            residual_at = _square(builder, residual, residual_row, residual_column, size_out)
+        for i in range(size_out):
+            row = _apply(builder, matrix, [column[i] for column in left])
+            for j in range(size_out):
+                value = row[j]
+                if epilogue:
+                    value = builder.fadd(value, bias, flags=FUSE)
+                    value = builder.fadd(value, write_load(builder, residual_at[i][j]), flags=FUSE)
+                    below = builder.fcmp_ordered("<", value, low)  # false for NaN
+                    value = builder.select(below, low, value)
+                write_store(builder, value, y_at[i][j])
+
+    parameters = (ADDRESS, INT, INT, ADDRESS, INT, INT)
+    if epilogue:
+        parameters += (ADDRESS, ADDRESS, INT, INT, FLOAT)
+    return instruction(types.void, *parameters)(write)

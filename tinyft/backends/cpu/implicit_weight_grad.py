@@ -1,0 +1,126 @@
+"""The weight gradient of any convolution, as a matrix product on gathered pixels.
+
+Defined by `Backend.conv2d_weight_grad` of tinyft/backends/reference.py.
+
+dweight = windows' @ dout, summed over all pixels: (R S C, pixels) @ (pixels, F). The windows are gathered
+as in implicit_gemm.py, 128 pixels at a time, and multiplied transposed by exchanging the two strides of
+the register block; dout is packed into panels beside them.
+
+A sum over threads would depend on their number. So the work is cut by the shape alone: into *parts* of
+the pixels, each with sums of its own that are added in order at the end, and within a part by taps and
+channels. Small weights have up to 8 parts, large ones 1 or 2 (their sums would not fit the cache).
+
+Next: tinyft/backends/cpu/few_channels.py
+"""
+
+from __future__ import annotations
+
+from numpy import ndarray as Array
+
+from tinyft.backends.cpu import threads
+from tinyft.backends.cpu.gemm import multiply, panel_offset, round_up, sum_parts
+from tinyft.backends.cpu.implicit_gemm import Taps, gather, window_taps
+from tinyft.backends.cpu.simd import LANES, REST_ROWS, atomic_next, kernel, vload, vstore
+
+PIXELS = (
+    128  # per block. 96 gave an unlucky pitch (Zen 4: 15 ms instead of 10.5); 128 to 256 are equal
+)
+SMALL = 100_000  # weights whose sums stay in L2
+
+
+@kernel
+def multiply_windows_transposed(
+    counter,
+    work,
+    x,
+    tap_rows,
+    tap_columns,
+    run,
+    stride,
+    dout,
+    parts,
+    taps,
+    channels,
+    sums,
+    size,
+    pitch,
+):
+    """sums[part] = windows' @ dout over the part's pixels. An item is one part, `taps` taps and
+    `channels` channels.
+    """
+    N, P, Q, F = dout.shape
+    total = N * P * Q
+    tap_groups = (tap_rows.size + taps - 1) // taps
+    channel_groups = (run + channels - 1) // channels
+    packed = PIXELS * pitch  # where in `work` the panels of dout are
+    item = atomic_next(counter, 0)
+    while item < parts * tap_groups * channel_groups:
+        part, group = divmod(item, tap_groups * channel_groups)
+        tap_group, channel_group = divmod(group, channel_groups)
+        first_tap = tap_group * taps
+        last_tap = min(tap_rows.size, first_tap + taps)
+        first_channel = channel_group * channels
+        count = min(channels, run - first_channel)
+        rows = ((last_tap - first_tap) * count + REST_ROWS - 1) // REST_ROWS * REST_ROWS
+        to = part * size + (first_tap * run + first_channel) * F
+        start, stop = part * total // parts, (part + 1) * total // parts
+        for block in range(start, stop, PIXELS):
+            pixels = min(PIXELS, stop - block)
+            for i in range(pixels):
+                picture, place = divmod(block + i, P * Q)
+                row, column = divmod(place, Q)
+                gather(
+                    x, picture, row * stride, column * stride, tap_rows, tap_columns, first_tap,
+                    last_tap, first_channel, count, work, i * pitch,
+                )  # fmt: skip
+                for f in range(0, F, LANES):
+                    at = packed + panel_offset(i, f, PIXELS, F)
+                    vstore(work, at, vload(dout, (block + i) * F + f))
+            multiply(
+                work,
+                0,
+                1,
+                pitch,
+                work,
+                packed,
+                PIXELS,
+                0,
+                sums,
+                to,
+                F,
+                rows,
+                F,
+                pixels,
+                block - start,
+            )
+        item = atomic_next(counter, 0)
+
+
+def weight_grad(dout: Array, x: Array, stride: int, padding: int, dweight: Array) -> None:
+    """dweight (R, S, C, F) from dout (N, P, Q, F), x (N, H, W, C); C and F multiples of LANES."""
+    R, S, C, _ = dweight.shape
+    sum_windows(dout, x, window_taps(R, S, padding), C, stride, dweight)
+
+
+def sum_windows(dout: Array, x: Array, taps: Taps, run: int, stride: int, dweight: Array) -> None:
+    """The same for any taps, each of `run` floats."""
+    F, steps = dweight.shape[3], taps.numbers.size * run
+    total = dout.size // F
+    if steps * F <= SMALL or run % LANES:
+        parts, taps_per_item, channels = max(1, min(8, total // 256)), taps.numbers.size, run
+    else:
+        parts, taps_per_item, channels = max(1, min(2, total // 256)), 1, min(run, 128)
+    pitch = round_up(taps_per_item * channels, 16) + 16
+    size = round_up(steps, REST_ROWS) * F
+    direct = parts == 1 and size == steps * F
+    sums = dweight if direct else threads.scratch("parts", parts * size)
+    threads.run_with_scratch(
+        PIXELS * (pitch + F) + 4 * LANES, multiply_windows_transposed, x, taps.rows, taps.columns, run,
+        stride, dout, parts, taps_per_item, channels, sums.reshape(-1), size, pitch,
+    )  # fmt: skip
+    if not direct and size == steps * F:
+        threads.run(sum_parts, sums, parts, size, dweight.reshape(-1))
+    elif not direct:
+        out = threads.scratch("sum", size)
+        threads.run(sum_parts, sums, parts, size, out)
+        dweight.reshape(-1)[:] = out[: steps * F]
