@@ -1,0 +1,144 @@
+"""The decode policy: from the bytes of a picture file to pixels, in training and in prediction.
+
+Everything that a picture file can surprise with is decided here, once:
+
+| in the file                      | what comes out                                               |
+| -------------------------------- | ------------------------------------------------------------ |
+| EXIF orientation                 | the picture right side up (switch: `exif_transpose`)         |
+| transparency (alpha or a key)    | composited over white, so that hidden colours do not show    |
+| 16-bit grey                      | the high byte, as Pillow reduces 16-bit colour               |
+| 32-bit integers                  | as 16-bit grey if they fit 0..65535, else refused            |
+| floating point                   | refused: nobody knows its range                              |
+| grey, palette, 1-bit, CMYK, ...  | converted to RGB by Pillow                                   |
+| several frames                   | the first                                                    |
+| ICC profile                      | not applied (as torchvision, fastai and timm)                |
+| cut off, damaged, not a picture  | refused                                                      |
+| more than 64 Mpixel, or long     | refused from the header, before memory is taken              |
+
+The file's *content* names its format, never its extension, and only the formats of `FORMATS` are
+tried: EPS would start Ghostscript. No global setting of Pillow is read or changed.
+
+Next: tinyft/data/resize.py
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from tinyft.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+MAX_PIXELS = 64_000_000  # 192 MB as RGB; the largest phone cameras crop their 200 Mpixel to 50
+MAX_ASPECT = 20  # long side / short side; bounds the resized picture at 20 * resize * resize pixels
+
+
+def decode(data: bytes, *, exif_transpose: bool = True) -> np.ndarray:
+    """The pixels of a picture file, as RGB, right side up, over white.
+
+    Shapes:  out (H, W, 3) uint8, owned and writable
+    Raises:  DataError for whatever is not a whole picture of an allowed format and size; the
+             message gives the reason without a file name, which only the caller knows
+    """
+    try:
+        with _open(io.BytesIO(data)) as picture:
+            picture.load()
+            return _to_rgb(_upright(picture) if exif_transpose else picture)
+    except DataError:
+        raise
+    except Exception as error:  # damaged files make Pillow raise nearly anything, struct.error too
+        raise DataError(f"the picture cannot be decoded: {error}") from error
+
+
+def check_header(stream: BinaryIO) -> None:
+    """Checks format and size from the first bytes of a file, about 0.1 ms, without decoding.
+
+    A file that is cut off later still passes: only `decode` reads to the end.
+
+    Raises:  DataError as `decode`
+    """
+    with _open(stream):
+        pass
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuses pictures that would take too much memory, now or when the short side is resized.
+
+    Raises:  DataError if a side is 0, or above `MAX_PIXELS` or `MAX_ASPECT`
+    """
+    if min(width, height) < 1:
+        raise DataError(f"the picture is {width}x{height}: it has no pixels")
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"the picture is {width}x{height}, more than {MAX_PIXELS // 10**6} million pixels; "
+            f"shrink it first"
+        )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise DataError(
+            f"the picture is {width}x{height}: its long side is more than {MAX_ASPECT} times its "
+            f"short side; crop it first"
+        )
+
+
+def _open(stream: BinaryIO) -> Picture:
+    """Reads the header only. Pillow decodes later, in `load`."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not stream.read(1):
+        raise DataError("the file is empty (0 bytes)")
+    stream.seek(0)
+    Image.init()
+    formats = tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF is new in Pillow 11.3
+    try:
+        picture = Image.open(stream, formats=formats)
+    except UnidentifiedImageError:
+        raise DataError(f"not a picture of a known format ({', '.join(formats)})") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"the picture declares too many pixels: {error}") from error
+    except Exception as error:
+        raise DataError(f"the picture's header cannot be read: {error}") from error
+    try:
+        check_size(*picture.size)
+    except DataError:
+        picture.close()
+        raise
+    return picture
+
+
+def _upright(picture: Picture) -> Picture:
+    """Turned as the EXIF orientation says. An unknown orientation leaves it as it is."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(picture)
+
+
+def _to_rgb(picture: Picture) -> np.ndarray:
+    if picture.mode.startswith("I"):  # I;16, I;16B, I;16L, I;16N and 32-bit I
+        return _grey16_to_rgb(np.asarray(picture))
+    if picture.mode == "F":
+        raise DataError("floating-point pixels have no known range; save the picture with 8 bits")
+    if picture.has_transparency_data:
+        picture = _over_white(picture)
+    return np.array(picture.convert("RGB"))
+
+
+def _grey16_to_rgb(grey: np.ndarray) -> np.ndarray:
+    """The high byte, three times. Pillow's own convert would clip at 255: nearly all white."""
+    if grey.min() < 0 or grey.max() > 65535:
+        raise DataError(
+            f"32-bit pixels from {grey.min()} to {grey.max()} do not fit 16 bits; "
+            f"save the picture with 8 or 16 bits"
+        )
+    return np.repeat((grey >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def _over_white(picture: Picture) -> Picture:
+    from PIL import Image
+
+    white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, picture.convert("RGBA"))
