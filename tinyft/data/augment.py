@@ -1,0 +1,212 @@
+"""Random changes to a training picture: fastai's `aug_transforms`, or its RandomResizedCrop.
+
+A draw and its use are apart. `draw(rng)` makes an `AugmentDraw`, a handful of numbers that can be
+printed; `apply(picture, draw, size)` is a pure function of them. Flip, rotation, zoom,
+perspective warp and the crop to a square become *one* matrix, so that the picture is sampled once
+and loses sharpness once (tinyft/data/resample.py); brightness and contrast then act on the logit
+of each pixel.
+
+Coordinates: x to the right, y down, -1 and 1 at the centres of the corner pixels. The matrices
+map an *output* point to the *input* point that it shows.
+
+# differs from fastai: its Resize cuts the square out of the original picture and resizes that;
+# here the whole picture is resized (once, and remembered), and the square is cut out of the result.
+
+Next: tinyft/data/resample.py
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinyft.data.resample import resample
+from tinyft.data.resize import resize_box
+
+# The defaults of fastai 2.8.12, vision/augment.py, aug_transforms.
+MAX_ROTATE = 10.0  # degrees
+MAX_ZOOM = 1.1
+MAX_LIGHTING = 0.2
+MAX_WARP = 0.2
+FLIP_PROBABILITY = 0.5
+AFFINE_PROBABILITY = 0.75
+LIGHTING_PROBABILITY = 0.75
+
+# RandomResizedCrop. fastai's own min_scale is 0.08; its book fine-tunes with 0.35.
+MIN_SCALE = 0.35
+RATIO = (3 / 4, 4 / 3)  # width / height
+ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class AugmentDraw:
+    """What happens to one picture. The defaults change nothing but cut out the middle square.
+
+    Units:  position 0..1 along the longer side; angle in degrees, clockwise; zoom a factor;
+            centre 0..1 in x and y, the point that stays in place; warp in x and y, a fraction of
+            half a side; brightness 0..1 with 0.5 neutral; contrast a factor
+    """
+
+    position: float = 0.5
+    flip: bool = False
+    angle: float = 0.0
+    zoom: float = 1.0
+    centre: tuple[float, float] = (0.5, 0.5)
+    warp: tuple[float, float] = (0.0, 0.0)
+    brightness: float = 0.5
+    contrast: float = 1.0
+
+
+@dataclass(frozen=True)
+class CropDraw:
+    """A part of the picture, in pixels, that will be resized to the output."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def draw(rng: np.random.Generator) -> AugmentDraw:
+    """The random numbers of fastai's `aug_transforms()` for one picture.
+
+    Each value is drawn, and then kept with its probability, else neutral. The same numbers are
+    taken from `rng` whatever comes out.
+
+    Source:  fastai 2.8.12, vision/augment.py: Resize, Flip, Rotate, Zoom, Warp, Brightness,
+             Contrast
+    """
+
+    def sometimes(probability: float, value: float, neutral: float) -> float:
+        return value if rng.random() < probability else neutral
+
+    half_light = 0.5 * MAX_LIGHTING
+    log_contrast = -math.log(1 - MAX_LIGHTING)
+    return AugmentDraw(
+        position=rng.random(),
+        flip=rng.random() < FLIP_PROBABILITY,
+        angle=sometimes(AFFINE_PROBABILITY, rng.uniform(-MAX_ROTATE, MAX_ROTATE), 0.0),
+        zoom=sometimes(AFFINE_PROBABILITY, rng.uniform(1.0, MAX_ZOOM), 1.0),
+        centre=(rng.random(), rng.random()),
+        warp=(
+            sometimes(AFFINE_PROBABILITY, rng.uniform(-MAX_WARP, MAX_WARP), 0.0),
+            sometimes(AFFINE_PROBABILITY, rng.uniform(-MAX_WARP, MAX_WARP), 0.0),
+        ),
+        brightness=sometimes(
+            LIGHTING_PROBABILITY, rng.uniform(0.5 - half_light, 0.5 + half_light), 0.5
+        ),
+        contrast=sometimes(
+            LIGHTING_PROBABILITY, math.exp(rng.uniform(-log_contrast, log_contrast)), 1.0
+        ),
+    )
+
+
+def apply(picture: np.ndarray, drawn: AugmentDraw, size: int) -> np.ndarray:
+    """The picture as `drawn` says, cut to a square and resampled once to `size` pixels.
+
+    Shapes:  picture (H, W, 3) uint8, contiguous; out (size, size, 3) uint8
+    """
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    left = int(drawn.position * (width - side))
+    top = int(drawn.position * (height - side))
+    square = picture[top : top + side, left : left + side]
+    return resample(square, transform(drawn), size, drawn.brightness, drawn.contrast)
+
+
+def draw_crop(
+    rng: np.random.Generator, height: int, width: int, min_scale: float = MIN_SCALE
+) -> CropDraw:
+    """A random part with `min_scale` to all of the area, and sides in a ratio of 3:4 to 4:3.
+
+    Source:  fastai 2.8.12, RandomResizedCrop
+    """
+    for _ in range(ATTEMPTS):
+        area = rng.uniform(min_scale, 1.0) * width * height
+        ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(rng.integers(0, width - crop_width, endpoint=True))
+            top = int(rng.integers(0, height - crop_height, endpoint=True))
+            return CropDraw(left, top, crop_width, crop_height)
+    crop_width = min(width, max(1, int(height * RATIO[1])))  # no luck: the largest in the middle
+    crop_height = min(height, max(1, int(width / RATIO[0])))
+    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    return CropDraw(left, top, crop_width, crop_height)
+
+
+def apply_crop(picture: np.ndarray, drawn: CropDraw, size: int) -> np.ndarray:
+    """That part of the picture, resized to a square by Pillow, whatever its shape.
+
+    Shapes:  picture (H, W, 3) uint8; out (size, size, 3) uint8
+    """
+    box = (drawn.left, drawn.top, drawn.left + drawn.width, drawn.top + drawn.height)
+    return resize_box(picture, box, (size, size))
+
+
+def random_resized_crop(picture: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
+    """`apply_crop` of one `draw_crop`: the augmentation called "crop".
+
+    Shapes:  picture (H, W, 3) uint8; out (size, size, 3) uint8
+    """
+    return apply_crop(picture, draw_crop(rng, *picture.shape[:2]), size)
+
+
+def aug_transforms(picture: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
+    """`apply` of one `draw`: the augmentation called "default".
+
+    Shapes:  picture (H, W, 3) uint8; out (size, size, 3) uint8
+    """
+    return apply(picture, draw(rng), size)
+
+
+def transform(drawn: AugmentDraw) -> np.ndarray:
+    """The projective map of a draw on a square picture: warp after (flip, rotation, zoom).
+
+    Shapes:  out (3, 3) float64, on homogeneous points (x, y, 1)
+    """
+    affine = flip_matrix(drawn.flip) @ rotation_matrix(drawn.angle)
+    affine = affine @ zoom_matrix(drawn.zoom, drawn.centre)
+    if drawn.warp == (0.0, 0.0):
+        return affine
+    return warp_matrix(drawn.warp) @ affine
+
+
+def flip_matrix(flip: bool) -> np.ndarray:
+    """Mirrors left and right."""
+    return np.diag([-1.0 if flip else 1.0, 1.0, 1.0])
+
+
+def rotation_matrix(angle: float) -> np.ndarray:
+    """Turns the picture about its middle. Units: degrees."""
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    return np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
+
+
+def zoom_matrix(zoom: float, centre: tuple[float, float]) -> np.ndarray:
+    """Enlarges by `zoom` about the point `centre`, which is (0.5, 0.5) in the middle."""
+    scale = 1 / zoom
+    shift_x, shift_y = ((1 - scale) * (2 * c - 1) for c in centre)
+    return np.array([[scale, 0.0, shift_x], [0.0, scale, shift_y], [0.0, 0.0, 1.0]])
+
+
+def warp_matrix(warp: tuple[float, float]) -> np.ndarray:
+    """The homography that sends four moved corners to the corners: a look from aside or below.
+
+    For each corner, with (u, v) the moved and (X, Y) the true one,
+        X = (a u + b v + c) / (g u + h v + 1)   and   Y = (d u + e v + f) / (g u + h v + 1);
+    multiplied by the denominator, these are eight linear equations for a ... h.
+
+    Source:  fastai 2.8.12, vision/augment.py, find_coeffs and _WarpCoord
+    """
+    x, y = warp
+    moved = [(-1 - y, -1 - x), (-1 + y, 1 + x), (1 + y, -1 + x), (1 - y, 1 - x)]
+    corners = [(-1, -1), (-1, 1), (1, -1), (1, 1)]
+    rows, values = [], []
+    for (u, v), (corner_x, corner_y) in zip(moved, corners, strict=True):
+        rows.append([u, v, 1, 0, 0, 0, -u * corner_x, -v * corner_x])
+        rows.append([0, 0, 0, u, v, 1, -u * corner_y, -v * corner_y])
+        values += [corner_x, corner_y]
+    return np.append(np.linalg.solve(rows, values), 1.0).reshape(3, 3)
