@@ -1,0 +1,270 @@
+"""Folders of pictures: layouts, names, vocabulary, split, unreadable files, duplicates."""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from tinyft.data import ImageFolder
+from tinyft.data.scan import scan_classes
+from tinyft.errors import DataError
+from tinyft.weights.preprocess import Preprocess
+
+SMALL = Preprocess(resize=20, crop=16)
+SPLIT = {"train/cat": 4, "train/dog": 3, "valid/cat": 2, "valid/dog": 1}
+
+
+def split_of(data: ImageFolder) -> dict[str, list[str]]:
+    return {split: data.files(split) for split in ("train", "valid")}
+
+
+@pytest.mark.parametrize("valid", ["valid", "val", "test"])
+def test_a_folder_with_its_own_split(valid, folder):
+    counts = {name.replace("valid", valid): count for name, count in SPLIT.items()}
+    data = ImageFolder(folder(counts), batch_size=2)
+    assert data.classes == ["cat", "dog"] and data.num_classes == 2
+    assert (data.n_train, data.n_valid) == (7, 3)
+    assert data.labels["train"].tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert data.files("valid") == [f"{valid}/cat/0.png", f"{valid}/cat/1.png", f"{valid}/dog/0.png"]
+    assert data.labels["valid"].dtype == np.int64
+
+
+def test_valid_is_preferred_to_test(folder):
+    data = ImageFolder(folder({**SPLIT, "test/cat": 9}), batch_size=2)
+    assert data.n_valid == 3
+
+
+def test_a_random_split_has_the_same_share_of_each_class(folder):
+    data = ImageFolder(folder({"a": 10, "b": 5, "c": 2}), batch_size=2)
+    assert Counter(data.labels["valid"].tolist()) == {0: 2, 1: 1, 2: 1}
+    assert set(data.files("train")).isdisjoint(data.files("valid"))
+    assert len(data.files("train")) + len(data.files("valid")) == 17
+
+
+def test_the_split_depends_on_seed_and_class_alone(folder):
+    path = folder({"a": 10, "b": 10})
+    one = ImageFolder(path, seed=3)
+    assert split_of(one) == split_of(ImageFolder(path, seed=3, augment=None, batch_size=5))
+    assert split_of(one) != split_of(ImageFolder(path, seed=4))
+    folder({"aa": 4})  # another class changes nothing for these
+    more = ImageFolder(path, seed=3)
+    assert set(one.files("valid")) < set(more.files("valid"))
+
+
+def test_everything_can_be_set_aside_to_evaluate(folder):
+    data = ImageFolder(folder({"a": 1, "b": 2}), valid_fraction=1.0)
+    assert (data.n_train, data.n_valid) == (0, 3)
+    with pytest.raises(DataError, match="no training pictures"):
+        _ = data.steps_per_epoch
+
+
+def test_classes_are_sorted_by_code_point(folder):
+    names = ["cat", "Dog", "10", "9", "Zebra", "éa", ".hidden"]
+    data = ImageFolder(folder({name: 2 for name in names}), batch_size=2)
+    assert data.classes == ["10", "9", "Dog", "Zebra", "cat", "éa"]
+    assert "1 hidden" in data.notices[0]
+
+
+def test_decomposed_names_are_composed_but_paths_stay(folder):
+    decomposed = unicodedata.normalize("NFD", "é")
+    data = ImageFolder(folder({decomposed: 2, "z": 2}), batch_size=2)
+    assert data.classes == ["z", "é"]
+    assert data.files("train")[1].startswith(decomposed)
+
+
+def test_two_folders_that_are_equal_once_composed_are_refused(folder):
+    path = folder({unicodedata.normalize("NFD", "é"): 2, "é": 2})
+    with pytest.raises(DataError, match="both called é"):
+        ImageFolder(path)
+
+
+def test_undecodable_folder_names_are_spelt_out(folder):
+    path = folder({"a": 2})
+    os.rename(path / "a", os.fsencode(path) + b"/caf\xe9")
+    folder({"b": 2})
+    data = ImageFolder(path, batch_size=2)
+    assert data.classes == ["b", "caf\\udce9"]
+    json.dumps(data.describe()).encode()
+    assert len(list(data.valid_batches(SMALL))) == 1
+
+
+def test_leftovers_are_passed_over_and_counted(folder):
+    path = folder({"cat": 2, "dog": 2, "__MACOSX": 1, "dog/.ipynb_checkpoints": 1})
+    for name in ("cat/._0.png", "cat/.DS_Store", "cat/Thumbs.db", "dog/readme.txt", "list.csv"):
+        (path / name).write_bytes(b"x")
+    scan = scan_classes(path)
+    assert list(scan.pictures) == ["cat", "dog"]
+    assert scan.skipped == {
+        "hidden files or folders": 5,
+        "files outside a class folder": 1,
+        "files of another kind (.txt)": 1,
+    }
+
+
+def test_links_to_folders_are_not_followed(folder):
+    path = folder({"cat": 2, "dog": 2})
+    (path / "cat" / "loop").symlink_to(path)
+    (path / "mouse").symlink_to(path / "cat")
+    (path / "dog" / "dead.png").symlink_to(path / "nothing.png")
+    (path / "dog" / "linked.png").symlink_to(path / "dog" / "0.png")
+    scan = scan_classes(path)
+    assert {name: len(files) for name, files in scan.pictures.items()} == {"cat": 2, "dog": 3}
+    assert scan.skipped == {"links to folders": 2, "dead links or special files": 1}
+
+
+def test_a_named_pipe_does_not_block(folder):
+    path = folder({"cat": 2, "dog": 2})
+    os.mkfifo(path / "cat" / "pipe.png")
+    assert scan_classes(path).skipped == {"dead links or special files": 1}
+
+
+def test_pictures_below_a_class_belong_to_it(folder):
+    data = ImageFolder(folder({"cat": 1, "cat/more": 2, "dog": 2}), batch_size=2, valid_fraction=1)
+    assert data.files("valid")[:3] == ["cat/0.png", "cat/more/0.png", "cat/more/1.png"]
+    assert data.labels["valid"].tolist() == [0, 0, 0, 1, 1]
+
+
+def test_a_class_only_in_validation_is_an_error_with_its_name(folder):
+    with pytest.raises(DataError, match=r"valid has classes .*: mouse; expected only cat, dog"):
+        ImageFolder(folder({**SPLIT, "valid/mouse": 1}))
+
+
+def test_a_class_missing_from_validation_shifts_no_label(folder):
+    counts = {"train/a": 2, "train/b": 2, "train/c": 2, "valid/a": 1, "valid/c": 1}
+    data = ImageFolder(folder(counts), batch_size=2)
+    assert data.labels["valid"].tolist() == [0, 2]
+    assert "valid has no pictures of: b" in data.notices
+
+
+def test_given_classes_keep_their_order(folder):
+    path = folder({"dog": 2, "cat": 2})
+    data = ImageFolder(path, classes=["dog", "mouse", "cat"], valid_fraction=1)
+    assert data.classes == ["dog", "mouse", "cat"]
+    assert data.labels["valid"].tolist() == [2, 2, 0, 0]
+    with pytest.raises(DataError, match="dog"):
+        ImageFolder(path, classes=["cat", "mouse"], valid_fraction=1)
+
+
+def test_one_class_or_one_picture_is_an_error(folder):
+    with pytest.raises(DataError, match="at least two classes"):
+        ImageFolder(folder({"one/cat": 4}) / "one", batch_size=2)
+    with pytest.raises(DataError, match="one picture cannot be split: dog"):
+        ImageFolder(folder({"two/cat": 4, "two/dog": 1}) / "two")
+
+
+def test_no_pictures_says_what_was_found(tmp_path):
+    with pytest.raises(DataError, match="is not a folder"):
+        ImageFolder(tmp_path / "nothing")
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "a.heic").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"1 files of another kind \(\.heic\); folders: phone"):
+        ImageFolder(tmp_path)
+
+
+def test_a_folder_named_train_may_be_a_class(folder):
+    data = ImageFolder(folder({"train": 4, "bus": 4}), batch_size=2)
+    assert data.classes == ["bus", "train"]
+
+
+def test_the_content_decides_not_the_extension(folder, encode, rough):
+    path = folder(SPLIT)
+    (path / "train/cat/0.png").unlink()
+    (path / "train/cat/0.JPG").write_bytes(encode(rough(30, 30), "WEBP"))
+    data = ImageFolder(path, batch_size=2)
+    assert data.n_train == 7
+    assert sum(len(batch.ids) for batch in data.train_batches(0, SMALL)) == 6
+
+
+def test_unreadable_files_are_listed_by_reason(folder):
+    path = folder(SPLIT)
+    (path / "train/cat/page.jpg").write_bytes(b"<html>")
+    (path / "valid/dog/page.jpg").write_bytes(b"<html>")
+    (path / "valid/dog/zero.jpg").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        ImageFolder(path)
+    text = str(caught.value)
+    assert "3 of 13 pictures" in text and "on_error='skip'" in text
+    assert "train/cat/page.jpg, valid/dog/page.jpg: not a picture" in text
+    assert "valid/dog/zero.jpg: the file is empty" in text
+
+
+def test_a_cut_file_is_named_when_its_batch_is_due(folder):
+    path = folder(SPLIT)
+    whole = (path / "train/cat/0.png").read_bytes()
+    (path / "train/cat/0.png").write_bytes(whole[: len(whole) // 2])
+    data = ImageFolder(path, batch_size=7, shuffle=False)
+    with pytest.raises(DataError, match=r"train/cat/0\.png: the picture cannot be decoded"):
+        list(data.train_batches(0, SMALL))
+
+
+def test_skipping_leaves_out_cut_files_before_anything_is_counted(folder):
+    path = folder({"cat": 4, "dog": 4, "mouse": 1})
+    whole = (path / "cat/0.png").read_bytes()
+    (path / "cat/0.png").write_bytes(whole[: len(whole) // 2])
+    (path / "mouse/0.png").write_bytes(b"")
+    data = ImageFolder(path, batch_size=2, on_error="skip")
+    assert data.classes == ["cat", "dog"] and data.n_train + data.n_valid == 7
+    assert sorted(data.skipped) == ["cat/0.png", "mouse/0.png"]
+    assert any(notice.startswith("skipped: 2 of 9") for notice in data.notices)
+    assert len(list(data.train_batches(0, SMALL))) == data.steps_per_epoch
+
+
+def test_copies_across_the_split_are_warned_of(folder):
+    path = folder(SPLIT)
+    (path / "valid/cat/copy.png").write_bytes((path / "train/cat/2.png").read_bytes())
+    with pytest.warns(UserWarning, match=r"train/cat/2\.png = valid/cat/copy\.png"):
+        data = ImageFolder(path, batch_size=2)
+    assert any("both train and valid" in notice for notice in data.notices)
+
+
+def test_the_description_builds_the_same_data_again(folder):
+    data = ImageFolder(folder({"a": 6, "b": 6}), size=24, batch_size=3, seed=5, valid_fraction=0.4)
+    described = json.loads(json.dumps(data.describe()))
+    again = ImageFolder(**described["arguments"])
+    assert again.describe() == data.describe()
+    assert split_of(again) == split_of(data)
+
+
+def test_the_description_notices_a_file_that_was_exchanged(folder, encode, rough):
+    path = folder(SPLIT)
+    before = ImageFolder(path, batch_size=2).describe()["sha256"]
+    (path / "train/cat/0.png").write_bytes(encode(rough(50, 50)))
+    assert ImageFolder(path, batch_size=2).describe()["sha256"] != before
+
+
+def test_orientation_can_be_switched_off_for_comparisons(folder):
+    data = ImageFolder(folder(SPLIT), batch_size=2, exif_transpose=False)
+    assert data.adjusted(SMALL).exif_transpose is False
+    assert ImageFolder(data.path, batch_size=2).adjusted(SMALL) == SMALL
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"valid_fraction": 0}, "valid_fraction must be above 0"),
+        ({"on_error": "ignore"}, "on_error must be"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"workers": -1}, "workers must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"batch_size": 1}, "at least two pictures"),
+        ({"size": 0}, "size must be"),
+        ({"augment": "mixup"}, "augment must be one of default, crop, or None"),
+    ],
+)
+def test_wrong_options_say_what_is_expected(option, message, folder):
+    with pytest.raises(DataError, match=message):
+        ImageFolder(folder(SPLIT), **option)
+
+
+def test_real_photographs(shared):
+    data = ImageFolder(shared / "data" / "flowers12")
+    assert data.num_classes == 12 and (data.n_train, data.n_valid) == (444, 444)
+    assert data.notices == [] and data.steps_per_epoch == 27
+    batch = next(data.train_batches(0, Preprocess(resize=256, crop=224)))
+    assert batch.images.shape == (16, 224, 224, 3) and batch.images.std() > 20

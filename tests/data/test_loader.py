@@ -1,0 +1,196 @@
+"""Batches: order, reproducibility, prefetch in threads, memory of decoded pictures."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+
+from tinyft.data import ImageArrays, ImageFolder, prepare
+from tinyft.data.cache import PictureCache, default_budget
+from tinyft.data.prefetch import ahead, default_workers
+from tinyft.errors import DataError
+from tinyft.weights.preprocess import Preprocess
+
+SMALL = Preprocess(resize=20, crop=16)
+COUNTS = {"train/cat": 7, "train/dog": 6, "valid/cat": 3, "valid/dog": 2}
+
+
+def images(batches) -> np.ndarray:
+    return np.concatenate([batch.images for batch in batches])
+
+
+def ours() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("tinyft-data")]
+
+
+@pytest.mark.parametrize("augment", ["default", "crop", None])
+def test_results_do_not_depend_on_the_number_of_threads(augment, folder):
+    path = folder(COUNTS)
+    make = partial(ImageFolder, path, batch_size=4, augment=augment)
+    expected = images(make(workers=0).train_batches(2, SMALL))
+    for workers in (1, 4):
+        data = make(workers=workers, cache_bytes=0)
+        np.testing.assert_array_equal(images(data.train_batches(2, SMALL)), expected)
+
+
+def test_epochs_and_seeds_differ_and_repeat(folder):
+    path = folder(COUNTS)
+    data = ImageFolder(path, batch_size=4, seed=1)
+    first = images(data.train_batches(0, SMALL))
+    np.testing.assert_array_equal(images(data.train_batches(0, SMALL)), first)
+    assert (images(data.train_batches(1, SMALL)) != first).any()
+    assert (images(ImageFolder(path, batch_size=4, seed=2).train_batches(0, SMALL)) != first).any()
+
+
+def test_the_order_is_a_permutation_keyed_by_seed_and_epoch(folder):
+    path = folder(COUNTS)
+    data = ImageFolder(path, batch_size=4)
+    orders = [data.train_order(epoch) for epoch in range(5)]
+    assert all(sorted(order.tolist()) == list(range(13)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 5
+    assert orders[0].dtype == np.int64
+    np.testing.assert_array_equal(orders[3], ImageFolder(path, augment=None).train_order(3))
+    assert ImageFolder(path, shuffle=False).train_order(3).tolist() == list(range(13))
+
+
+def test_training_starts_again_at_any_step(folder):
+    data = ImageFolder(folder(COUNTS), batch_size=3)
+    whole = list(data.train_batches(1, SMALL))
+    assert len(whole) == data.steps_per_epoch == 4
+    rest = list(data.train_batches(1, SMALL, first_step=2))
+    assert [batch.ids.tolist() for batch in rest] == [batch.ids.tolist() for batch in whole[2:]]
+    np.testing.assert_array_equal(images(rest), images(whole[2:]))
+    assert list(data.train_batches(1, SMALL, first_step=4)) == []
+
+
+def test_labels_and_ids_belong_to_the_pictures(folder):
+    data = ImageFolder(folder(COUNTS), batch_size=4, augment=None)
+    for batch in data.train_batches(0, SMALL):
+        for image, label, index in zip(batch.images, batch.labels, batch.ids, strict=True):
+            path = data.path / data.files("train")[index]
+            np.testing.assert_array_equal(image, prepare(path, SMALL))
+            assert path.parent.name == data.classes[label]
+
+
+def test_validation_is_whole_in_order_and_never_random(folder):
+    data = ImageFolder(folder(COUNTS), batch_size=3)
+    batches = list(data.valid_batches(SMALL))
+    assert [batch.ids.tolist() for batch in batches] == [[0, 1, 2], [3, 4]]
+    expected = [prepare(data.path / name, SMALL) for name in data.files("valid")]
+    np.testing.assert_array_equal(images(batches), expected)
+    np.testing.assert_array_equal(images(data.valid_batches(SMALL)), expected)
+
+
+def test_size_scales_the_preprocessing(folder):
+    data = ImageFolder(folder(COUNTS), batch_size=3, size=8)
+    assert data.adjusted(SMALL) == Preprocess(resize=10, crop=8)
+    assert next(data.train_batches(0, SMALL)).images.shape == (3, 8, 8, 3)
+    assert data.adjusted(data.adjusted(SMALL)) == data.adjusted(SMALL)
+
+
+def test_an_epoch_is_never_empty(folder):
+    data = ImageFolder(folder({"train/a": 2, "train/b": 1, "valid/a": 1}), batch_size=8)
+    assert data.batch_size == 3 and data.steps_per_epoch == 1
+    assert any("reduced to 3" in notice for notice in data.notices)
+    assert len(list(data.train_batches(0, SMALL))) == 1
+
+
+def test_a_batch_of_one_is_refused():
+    pictures = np.zeros((1, 4, 4, 3), np.uint8), np.array([0])
+    with pytest.raises(DataError, match="at least two pictures, because BatchNorm"):
+        ImageArrays(pictures, pictures, ["a", "b"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_reaches_the_consumer_at_its_turn(workers):
+    def fail():
+        raise DataError("seven.jpg: broken")
+
+    jobs = [(i, [fail if i == 2 else (lambda: None)]) for i in range(5)]
+    got, stream = [], ahead(iter(jobs), workers)
+    with pytest.raises(DataError, match=r"seven\.jpg"):
+        for result in stream:
+            got.append(result)
+    assert got == [0, 1] and not ours()
+
+
+def test_no_more_than_the_depth_is_under_way():
+    begun = []
+
+    def jobs():
+        for i in range(20):
+            begun.append(i)
+            yield i, [lambda: None]
+
+    stream = ahead(jobs(), workers=1, depth=3)
+    assert next(stream) == 0 and len(begun) == 4
+    stream.close()
+    assert len(begun) == 4
+
+
+def test_closing_early_leaves_no_thread_working(folder):
+    data = ImageFolder(folder(COUNTS), batch_size=2, workers=3)
+    stream = data.train_batches(0, SMALL)
+    next(stream)
+    assert ours()
+    stream.close()
+    assert not ours()
+
+
+def test_an_interrupt_in_the_consumer_leaves_no_thread_working():
+    def wait():
+        time.sleep(0.01)
+
+    def consume():
+        for _ in ahead(((i, [wait] * 4) for i in range(1000)), workers=2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        consume()
+    gc.collect()
+    assert not ours()
+
+
+def test_pictures_are_decoded_once(folder, monkeypatch):
+    data = ImageFolder(folder(COUNTS), batch_size=2, workers=2)
+    first = images(data.valid_batches(SMALL))
+    for name in data.files("valid"):
+        (data.path / name).unlink()
+    np.testing.assert_array_equal(images(data.valid_batches(SMALL)), first)
+
+
+def test_the_memory_forgets_when_the_preprocessing_changes(folder):
+    data = ImageFolder(folder(COUNTS), batch_size=2)
+    list(data.valid_batches(SMALL))
+    used = data.cache.used
+    assert used == 5 * 20 * 24 * 3  # 36x44 pictures at short side 20
+    other = Preprocess(resize=22, crop=16)
+    np.testing.assert_array_equal(
+        images(data.valid_batches(other)),
+        [prepare(data.path / name, other) for name in data.files("valid")],
+    )
+    assert data.cache.used == 5 * 22 * 26 * 3
+
+
+def test_the_memory_keeps_within_its_budget():
+    cache, made = PictureCache(budget=250), []
+
+    def make():
+        made.append(1)
+        return np.zeros(100, np.uint8)
+
+    for key in (0, 1, 2, 0, 1, 2):
+        assert not cache.get("settings", key, make).flags.writeable
+    assert cache.used == 200 and len(made) == 4  # the third does not fit and is made each time
+    cache.get("others", 0, make)
+    assert cache.used == 100
+
+
+def test_the_defaults_fit_this_machine():
+    assert 0 < default_budget() <= 2**30
+    assert default_workers() in (1, 2)

@@ -1,0 +1,135 @@
+"""Pictures that are already in memory, as arrays of bytes.
+
+Next: tinyft/finetune/learner.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from tinyft.data.decode import check_size
+from tinyft.data.loader import PictureData
+from tinyft.errors import DataError
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+class ImageArrays(PictureData):
+    """Training and validation pictures given as arrays, with integer labels.
+
+    `classes` names the labels 0, 1, ...; without it they are called "0", "1", ... up to the largest
+    training label. The arrays are not copied.
+
+    Shapes:  train and valid are pairs of (N, H, W, 3) uint8 and (N,) integers
+    Raises:  DataError for a wrong dtype, shape or label, or for data that cannot be trained on
+
+    Example:
+        >>> pictures, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1])
+        >>> data = ImageArrays((pictures, labels), (pictures[:2], labels[:2]), batch_size=2)
+        >>> data.classes, data.steps_per_epoch
+        (['0', '1'], 2)
+    """
+
+    def __init__(
+        self,
+        train: Pair,
+        valid: Pair,
+        classes: Sequence[str] | None = None,
+        *,
+        size: int | None = None,
+        batch_size: int = 16,
+        shuffle: bool = True,
+        augment: str | bool | None = "default",
+        seed: int = 0,
+        workers: int | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
+        pairs = {"train": train, "valid": valid}
+        for split, pair in pairs.items():
+            _check_pictures(split, *_two(split, pair))
+        labels = {split: np.asarray(pair[1]).astype(np.int64) for split, pair in pairs.items()}
+        if classes is None:
+            classes = [str(label) for label in range(labels["train"].max(initial=-1) + 1)]
+        for split in pairs:
+            _check_labels(split, labels[split], classes)
+        self._pictures = {split: pair[0] for split, pair in pairs.items()}
+        super().__init__(
+            classes,
+            labels,
+            size=size,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            augment=augment,
+            seed=seed,
+            workers=workers,
+            cache_bytes=cache_bytes,
+        )
+
+    def files(self, split: str) -> list[str]:
+        """The pictures have no files; they are called "train[0]", "train[1]", ..."""
+        return [f"{split}[{index}]" for index in range(len(self.labels[split]))]
+
+    def source(self, split: str, index: int) -> np.ndarray:
+        """One picture, (H, W, 3) uint8, as a view."""
+        return self._pictures[split][index]
+
+    def describe(self) -> dict:
+        """All options, and the sha256 of pictures and labels, which the caller must bring again."""
+        return {
+            "kind": "arrays",
+            "arguments": {
+                "classes": self.classes,
+                "size": self.size,
+                "batch_size": self.requested_batch_size,
+                "shuffle": self.shuffle,
+                "augment": self.augment,
+                "seed": self.seed,
+            },
+            "classes": self.classes,
+            "n_train": self.n_train,
+            "n_valid": self.n_valid,
+            "sha256": self._digest(),
+        }
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for split, pictures in self._pictures.items():
+            digest.update(f"{split} {pictures.shape}".encode())
+            for picture in pictures:
+                digest.update(np.ascontiguousarray(picture))
+            digest.update(self.labels[split])
+        return digest.hexdigest()
+
+
+def _two(split: str, pair: Pair) -> Pair:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise DataError(f"{split} must be a pair (pictures, labels); got {type(pair).__name__}")
+    return pair[0], pair[1]
+
+
+def _check_pictures(split: str, pictures: np.ndarray, labels: np.ndarray) -> None:
+    shape, dtype = np.shape(pictures), getattr(pictures, "dtype", type(pictures).__name__)
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
+        raise DataError(
+            f"{split} pictures must be uint8 (N, height, width, 3), values 0..255; "
+            f"got {dtype} {shape}"
+        )
+    if shape[0]:
+        check_size(shape[2], shape[1])
+    labels = np.asarray(labels)
+    if labels.shape != shape[:1] or (labels.size and labels.dtype.kind not in "iu"):
+        raise DataError(
+            f"{split} labels must be {shape[0]} integers, one for each picture; "
+            f"got {labels.dtype} {labels.shape}"
+        )
+
+
+def _check_labels(split: str, labels: np.ndarray, classes: Sequence[str]) -> None:
+    if labels.size and not 0 <= labels.min() <= labels.max() < len(classes):
+        raise DataError(
+            f"{split} labels must lie in 0..{len(classes) - 1} for {len(classes)} classes; "
+            f"got {labels.min()}..{labels.max()}"
+        )

@@ -1,0 +1,70 @@
+"""Checks of picture files before training: can they be read, and is one on both sides of the split?
+
+Next: tinyft/data/arrays.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tinyft.data.decode import check_header, decode
+from tinyft.errors import DataError
+
+
+def unreadable(paths: Sequence[Path], *, whole: bool, workers: int) -> dict[Path, str]:
+    """The files that are no usable picture, each with the reason.
+
+    Reads the first bytes of each file, about 0.2 ms; with `whole`, decodes all of it in threads.
+    """
+    check = _decode_file if whole else _open_file
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        reasons = pool.map(lambda path: _reason(check, path), paths)
+        return {path: why for path, why in zip(paths, reasons, strict=True) if why is not None}
+
+
+def duplicates(train: Iterable[Path], valid: Iterable[Path]) -> list[tuple[Path, Path]]:
+    """Pairs of a training and a validation file with the same bytes.
+
+    Only files whose size occurs on both sides are read.
+    """
+    train_sizes, valid_sizes = _by_size(train), _by_size(valid)
+    pairs = []
+    for size in train_sizes.keys() & valid_sizes.keys():
+        first = {_digest(path): path for path in train_sizes[size]}
+        for path in valid_sizes[size]:
+            if (digest := _digest(path)) in first:
+                pairs.append((first[digest], path))
+    return sorted(pairs)
+
+
+def _reason(check: Callable[[Path], None], path: Path) -> str | None:
+    try:
+        check(path)
+    except (DataError, OSError) as error:
+        return str(error) if isinstance(error, DataError) else f"cannot be opened: {error.strerror}"
+    return None
+
+
+def _open_file(path: Path) -> None:
+    with path.open("rb") as stream:
+        check_header(stream)
+
+
+def _decode_file(path: Path) -> None:
+    decode(path.read_bytes())
+
+
+def _by_size(paths: Iterable[Path]) -> dict[int, list[Path]]:
+    sizes = defaultdict(list)
+    for path in paths:
+        sizes[path.stat().st_size].append(path)
+    return sizes
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()

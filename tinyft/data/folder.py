@@ -1,0 +1,217 @@
+"""A folder of pictures as training and validation data.
+
+Two layouts. `train/CLASS/*` with `valid/`, `val/` or `test/` beside it; or `CLASS/*` alone, of
+which a share of each class is set aside. The vocabulary is that of the training part, sorted by
+code point: a class that is missing from validation shifts nothing, one that only validation has
+is an error.
+
+Construction lists names (scan.py), divides them (split.py) and reads every file's first bytes
+(check_files.py), so that a web page called rose.jpg is found now; a photograph that is cut off at
+the end is found when it is first needed. With `on_error="skip"` every file is decoded once
+instead, because the number of pictures, and with it the plan, must not change on the way.
+
+Next: tinyft/data/scan.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tinyft.data.check_files import duplicates, unreadable
+from tinyft.data.loader import PictureData, checked_int
+from tinyft.data.prefetch import default_workers
+from tinyft.data.prepare import printable
+from tinyft.data.split import ByClass, find_parts, scan_part, set_aside
+from tinyft.errors import DataError
+
+SHOWN = 10  # files named in one message
+
+
+class ImageFolder(PictureData):
+    """The pictures below `path`, labelled by the folders that they are in.
+
+    `valid_fraction` is the share of each class that is set aside where the folder has no split of
+    its own; 1.0 sets aside everything, to evaluate a whole folder. `classes` fixes the vocabulary
+    and its order, for a network that was trained before. `on_error` is "raise" or "skip": what
+    becomes of files that are no whole picture; `skipped` then has them, with the reason.
+
+    Raises:  DataError for a folder, file or option that cannot be used, saying what was found;
+             OSError if the system will not list a folder
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        size: int | None = None,
+        batch_size: int = 16,
+        shuffle: bool = True,
+        augment: str | bool | None = "default",
+        seed: int = 0,
+        valid_fraction: float = 0.2,
+        on_error: str = "raise",
+        exif_transpose: bool = True,
+        classes: Sequence[str] | None = None,
+        workers: int | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.valid_fraction = _checked_fraction(valid_fraction)
+        self.on_error = _checked_on_error(on_error)
+        self.skipped: dict[str, str] = {}
+        self._given_classes = None if classes is None else list(classes)
+        self._found: list[str] = []  # notices, until the base class has its own
+        workers = default_workers() if workers is None else checked_int("workers", workers, 0)
+        parts = self._parts(checked_int("seed", seed, 0), workers)
+        vocabulary = self._vocabulary(parts)
+        self._paths = {
+            split: [path for files in part.values() for path in files]
+            for split, part in parts.items()
+        }
+        self._warn_of_duplicates()
+        super().__init__(
+            vocabulary,
+            {split: _labels(part, vocabulary) for split, part in parts.items()},
+            size=size,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            augment=augment,
+            seed=seed,
+            exif_transpose=exif_transpose,
+            workers=workers,
+            cache_bytes=cache_bytes,
+        )
+        self.notices = self._found + self.notices
+
+    def files(self, split: str) -> list[str]:
+        """Paths relative to the folder, with forward slashes, undecodable bytes spelt out."""
+        return [self._name(path) for path in self._paths[split]]
+
+    def source(self, split: str, index: int) -> Path:
+        """The path of one picture."""
+        return self._paths[split][index]
+
+    def describe(self) -> dict:
+        """All options, and the sha256 of the names and sizes of all files, as a check."""
+        return {
+            "kind": "folder",
+            "arguments": {
+                "path": str(self.path.resolve()),
+                "size": self.size,
+                "batch_size": self.requested_batch_size,
+                "shuffle": self.shuffle,
+                "augment": self.augment,
+                "seed": self.seed,
+                "valid_fraction": self.valid_fraction,
+                "on_error": self.on_error,
+                "exif_transpose": self.exif_transpose,
+                "classes": self._given_classes,
+            },
+            "classes": self.classes,
+            "n_train": self.n_train,
+            "n_valid": self.n_valid,
+            "skipped": self.skipped,
+            "sha256": self._digest(),
+        }
+
+    def _parts(self, seed: int, workers: int) -> dict[str, ByClass]:
+        """Readable pictures of "train" and "valid", by class."""
+        parts = {}
+        for split, root in find_parts(self.path).items():
+            scan = scan_part(root)
+            if scan.skipped or scan.empty:
+                empty = f"; without pictures: {', '.join(scan.empty)}" if scan.empty else ""
+                self._found.append(f"{printable(root)}: {scan}{empty}")
+            parts[split] = scan.pictures
+        self._drop_unreadable(parts, workers)
+        if "valid" not in parts:
+            train, valid = set_aside(parts["train"], self.valid_fraction, seed)
+            parts = {"train": train, "valid": valid}
+        return parts
+
+    def _drop_unreadable(self, parts: dict[str, ByClass], workers: int) -> None:
+        paths = [path for part in parts.values() for files in part.values() for path in files]
+        bad = unreadable(paths, whole=self.on_error == "skip", workers=workers)
+        if not bad:
+            return
+        summary = f"{len(bad)} of {len(paths)} pictures cannot be used: {self._by_reason(bad)}"
+        if self.on_error == "raise":
+            raise DataError(f"{summary}; remove them, or leave them out with on_error='skip'")
+        self._found.append(f"skipped: {summary}")
+        self.skipped = {self._name(path): reason for path, reason in bad.items()}
+        for split, part in parts.items():
+            kept = {
+                name: [path for path in files if path not in bad] for name, files in part.items()
+            }
+            parts[split] = {name: files for name, files in kept.items() if files}
+            if not parts[split]:
+                raise DataError(f"no readable pictures are left for {split}; {summary}")
+
+    def _by_reason(self, bad: dict[Path, str]) -> str:
+        files = defaultdict(list)
+        for path, reason in bad.items():
+            files[reason].append(self._name(path))
+        return "; ".join(f"{_first_few(names)}: {reason}" for reason, names in files.items())
+
+    def _vocabulary(self, parts: dict[str, ByClass]) -> list[str]:
+        """Class names in the order of their labels, which is that of `classes` or of training."""
+        classes = self._given_classes or list(parts["train"] or parts["valid"])
+        for split, part in parts.items():
+            unknown = [name for name in part if name not in classes]
+            if unknown:
+                raise DataError(
+                    f"{split} has classes that are not among the {len(classes)} to be learnt: "
+                    f"{', '.join(unknown)}; expected only {', '.join(classes)}"
+                )
+            missing = [name for name in classes if name not in part]
+            if missing and part:
+                self._found.append(f"{split} has no pictures of: {', '.join(missing)}")
+        return classes
+
+    def _warn_of_duplicates(self) -> None:
+        """Warns, because an accuracy on pictures that were trained on is silently too high."""
+        pairs = duplicates(self._paths["train"], self._paths["valid"])
+        if pairs:
+            names = [f"{self._name(one)} = {self._name(other)}" for one, other in pairs]
+            message = f"{len(pairs)} pictures are in both train and valid: {_first_few(names)}"
+            self._found.append(message)
+            warnings.warn(message, stacklevel=3)  # points at the caller of ImageFolder
+
+    def _name(self, path: Path) -> str:
+        return printable(path.relative_to(self.path).as_posix())
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for split, paths in self._paths.items():
+            for path in paths:
+                digest.update(f"{split} {self._name(path)} {path.stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+
+def _labels(part: ByClass, classes: list[str]) -> np.ndarray:
+    counts = [len(files) for files in part.values()]
+    return np.repeat(np.array([classes.index(name) for name in part], np.int64), counts)
+
+
+def _first_few(names: list[str]) -> str:
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + rest
+
+
+def _checked_fraction(fraction: float) -> float:
+    if not 0 < fraction <= 1:
+        raise DataError(f"valid_fraction must be above 0 and at most 1; got {fraction!r}")
+    return float(fraction)
+
+
+def _checked_on_error(on_error: str) -> str:
+    if on_error not in ("raise", "skip"):
+        raise DataError(f"on_error must be 'raise' or 'skip'; got {on_error!r}")
+    return on_error

@@ -1,0 +1,232 @@
+"""Batches of pictures: order, augmentation, decoding ahead of the step, for any source of data.
+
+`PictureData` is the interface of the learner. A subclass says where pictures come from
+(tinyft/data/folder.py, tinyft/data/arrays.py) and calls `__init__` with labels. Each batch is a
+pure function of (data, seed, epoch, step): the shuffle is keyed by (seed, "shuffle", epoch), each
+augmentation by (seed, "augment", epoch, id), so that any step can be made again, and the number
+of threads changes nothing.
+
+Letters: N pictures, S the side of the network's input.
+
+Next: tinyft/data/folder.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tinyft.data.augment import aug_transforms, random_resized_crop
+from tinyft.data.cache import PictureCache, default_budget
+from tinyft.data.prefetch import ahead, default_workers
+from tinyft.data.prepare import Source, working_picture
+from tinyft.data.resize import centre_crop
+from tinyft.errors import DataError
+from tinyft.seeds import generator
+
+if TYPE_CHECKING:
+    from tinyft.weights.preprocess import Preprocess
+
+AUGMENTATIONS = {"default": aug_transforms, "crop": random_resized_crop}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures of one step.
+
+    Shapes:  images (N, S, S, 3) uint8; labels (N,) int64; ids (N,) int64, places in `files(split)`
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray
+
+
+class PictureData:
+    """Labelled training and validation pictures, served in batches."""
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        labels: dict[str, np.ndarray],
+        *,
+        size: int | None,
+        batch_size: int,
+        shuffle: bool,
+        augment: str | bool | None,
+        seed: int,
+        exif_transpose: bool = True,
+        workers: int | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
+        """`labels` has one int64 array for each of "train" and "valid"; None means the default.
+
+        Raises:  DataError for an option out of range or data that cannot be trained on
+        """
+        self.classes = list(classes)
+        self.labels = labels
+        self.size = checked_int("size", size, 1) if size is not None else None
+        self.seed = checked_int("seed", seed, 0)
+        self.shuffle = bool(shuffle)
+        self.augment = _checked_augment(augment)
+        self.exif_transpose = bool(exif_transpose)
+        self.workers = checked_int("workers", default_workers() if workers is None else workers, 0)
+        budget = default_budget() if cache_bytes is None else cache_bytes
+        self.cache = PictureCache(checked_int("cache_bytes", budget, 0))
+        self.notices: list[str] = []
+        self.requested_batch_size = checked_int("batch_size", batch_size, 1)
+        self.batch_size = self._effective_batch_size()
+        if len(self.classes) < 2:
+            raise DataError(
+                f"training needs at least two classes; found only {', '.join(self.classes)}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the network has to tell apart."""
+        return len(self.classes)
+
+    @property
+    def n_train(self) -> int:
+        """How many training pictures there are."""
+        return len(self.labels["train"])
+
+    @property
+    def n_valid(self) -> int:
+        """How many validation pictures there are."""
+        return len(self.labels["valid"])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch. The last short one is dropped: BatchNorm dislikes it.
+
+        Raises:  DataError if there are no training pictures
+        """
+        if self.n_train == 0:
+            raise DataError("there are no training pictures (valid_fraction=1 only evaluates)")
+        return self.n_train // self.batch_size
+
+    def files(self, split: str) -> list[str]:
+        """The names of the pictures of "train" or "valid", in the order of their ids."""
+        raise NotImplementedError
+
+    def describe(self) -> dict:
+        """What builds the same data again, in plain JSON: `kind`, its `arguments`, and checks."""
+        raise NotImplementedError
+
+    def source(self, split: str, index: int) -> Source:
+        """One picture as it came: a path or an array (H, W, 3) uint8."""
+        raise NotImplementedError
+
+    def adjusted(self, preprocess: Preprocess) -> Preprocess:
+        """The weights' preprocessing as this data applies it: at `size`, turned upright or not."""
+        if self.size is not None:
+            preprocess = preprocess.scaled(self.size)
+        if not self.exif_transpose:
+            preprocess = replace(preprocess, exif_transpose=False)
+        return preprocess
+
+    def train_order(self, epoch: int) -> np.ndarray:
+        """The ids of all training pictures in the order of an epoch.
+
+        Shapes:  out (n_train,) int64
+        """
+        if not self.shuffle:
+            return np.arange(self.n_train)
+        return generator(self.seed, "shuffle", epoch).permutation(self.n_train)
+
+    def train_batches(
+        self, epoch: int, preprocess: Preprocess, first_step: int = 0
+    ) -> Iterator[Batch]:
+        """The batches of a training epoch from `first_step` on, all of `batch_size` pictures.
+
+        Raises:  DataError, naming the file, when the batch of a picture that cannot be read is due
+        """
+        whole = self.train_order(epoch)[: self.steps_per_epoch * self.batch_size]
+        groups = whole.reshape(-1, self.batch_size)[first_step:]
+        return self._batches("train", groups, preprocess, partial(self._augmented, epoch=epoch))
+
+    def valid_batches(self, preprocess: Preprocess) -> Iterator[Batch]:
+        """All validation pictures in order, never augmented; the last batch may be short.
+
+        Raises:  as `train_batches`
+        """
+        ids = np.arange(self.n_valid)
+        size = self.requested_batch_size
+        groups = [ids[start : start + size] for start in range(0, len(ids), size)]
+        return self._batches("valid", groups, preprocess, self._centred)
+
+    def _batches(
+        self,
+        split: str,
+        groups: Iterable[np.ndarray],
+        preprocess: Preprocess,
+        make: Callable[[np.ndarray, int, int], np.ndarray],
+    ) -> Iterator[Batch]:
+        """Batches whose rows are filled by `make(working picture, id, size)` in threads."""
+        preprocess = self.adjusted(preprocess)
+        side = preprocess.crop
+
+        def fill(images: np.ndarray, row: int, index: int) -> None:
+            images[row] = make(self._working(split, index, preprocess), index, side)
+
+        def jobs() -> Iterator[tuple[Batch, list[Callable[[], None]]]]:
+            for ids in groups:
+                images = np.empty((len(ids), side, side, 3), np.uint8)
+                tasks = [partial(fill, images, row, int(index)) for row, index in enumerate(ids)]
+                yield Batch(images, self.labels[split][ids], ids), tasks
+
+        return ahead(jobs(), self.workers)
+
+    def _working(self, split: str, index: int, preprocess: Preprocess) -> np.ndarray:
+        """The decoded picture at working size, remembered under all that decides its pixels."""
+        settings = (preprocess.resize, preprocess.interpolation, preprocess.exif_transpose)
+        make = partial(working_picture, self.source(split, index), preprocess)
+        return self.cache.get(settings, (split, index), make)
+
+    def _augmented(self, picture: np.ndarray, index: int, size: int, *, epoch: int) -> np.ndarray:
+        if self.augment is None:
+            return centre_crop(picture, size)
+        rng = generator(self.seed, "augment", epoch, index)
+        return AUGMENTATIONS[self.augment](picture, rng, size)
+
+    def _centred(self, picture: np.ndarray, index: int, size: int) -> np.ndarray:
+        return centre_crop(picture, size)
+
+    def _effective_batch_size(self) -> int:
+        """The requested one, or all training pictures if they are fewer: an epoch has a step."""
+        size = self.requested_batch_size
+        if self.n_train and min(size, self.n_train) < 2:
+            raise DataError(
+                f"a training batch needs at least two pictures, because BatchNorm compares them; "
+                f"batch_size is {size} and there are {self.n_train} training pictures"
+            )
+        if 0 < self.n_train < size:
+            self.notices.append(
+                f"batch size {size} reduced to {self.n_train}: there are no more training pictures"
+            )
+            return self.n_train
+        return size
+
+
+def checked_int(name: str, value: object, least: int) -> int:
+    """`value` as an int, or a DataError that says what the option `name` must be."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise DataError(f"{name} must be a whole number of at least {least}; got {value!r}")
+    return int(value)
+
+
+def _checked_augment(augment: str | bool | None) -> str | None:
+    if augment is True:
+        return "default"
+    if augment is False or augment is None:
+        return None
+    if augment not in AUGMENTATIONS:
+        raise DataError(
+            f"augment must be one of {', '.join(AUGMENTATIONS)}, or None; got {augment!r}"
+        )
+    return augment
