@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tinyft.data import ImageArrays, ImageFolder, prepare
 from tinyft.data.cache import PictureCache, default_budget
@@ -45,6 +47,12 @@ def test_epochs_and_seeds_differ_and_repeat(folder):
     np.testing.assert_array_equal(images(data.train_batches(0, SMALL)), first)
     assert (images(data.train_batches(1, SMALL)) != first).any()
     assert (images(ImageFolder(path, batch_size=4, seed=2).train_batches(0, SMALL)) != first).any()
+
+
+def test_a_picture_is_augmented_anew_in_each_epoch(folder):
+    data = ImageFolder(folder(COUNTS), batch_size=4, shuffle=False)
+    first, second = (images(data.train_batches(epoch, SMALL)) for epoch in (0, 1))
+    assert all((one != other).any() for one, other in zip(first, second, strict=True))
 
 
 def test_the_order_is_a_permutation_keyed_by_seed_and_epoch(folder):
@@ -142,6 +150,19 @@ def test_closing_early_leaves_no_thread_working(folder):
     assert not ours()
 
 
+def test_closing_early_drops_the_tasks_that_have_not_begun():
+    ran = []
+
+    def work():
+        time.sleep(0.01)
+        ran.append(1)
+
+    stream = ahead(((i, [work] * 50) for i in range(4)), workers=1, depth=3)
+    next(stream)
+    stream.close()
+    assert 50 <= len(ran) < 60  # the first job's, and a few that were begun meanwhile
+
+
 def test_an_interrupt_in_the_consumer_leaves_no_thread_working():
     def wait():
         time.sleep(0.01)
@@ -156,7 +177,7 @@ def test_an_interrupt_in_the_consumer_leaves_no_thread_working():
     assert not ours()
 
 
-def test_pictures_are_decoded_once(folder, monkeypatch):
+def test_pictures_are_decoded_once(folder):
     data = ImageFolder(folder(COUNTS), batch_size=2, workers=2)
     first = images(data.valid_batches(SMALL))
     for name in data.files("valid"):
@@ -175,6 +196,17 @@ def test_the_memory_forgets_when_the_preprocessing_changes(folder):
         [prepare(data.path / name, other) for name in data.files("valid")],
     )
     assert data.cache.used == 5 * 22 * 26 * 3
+
+
+def test_the_memory_tells_turned_pictures_from_those_left_alone(folder, encode, rough):
+    path = folder(COUNTS)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    (path / "valid/cat/0.png").write_bytes(encode(rough(20, 20), exif=exif))
+    data = ImageFolder(path, batch_size=2)
+    turned = next(data.valid_batches(SMALL)).images[0]
+    left_alone = next(data.valid_batches(replace(SMALL, exif_transpose=False))).images[0]
+    np.testing.assert_array_equal(turned, left_alone[::-1, ::-1])
 
 
 def test_the_memory_keeps_within_its_budget():
