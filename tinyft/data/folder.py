@@ -71,10 +71,7 @@ class ImageFolder(PictureData):
         workers = default_workers() if workers is None else checked_int("workers", workers, 0)
         parts = self._parts(checked_int("seed", seed, 0), workers)
         vocabulary = self._vocabulary(parts)
-        self._paths = {
-            split: [path for files in part.values() for path in files]
-            for split, part in parts.items()
-        }
+        self._paths = {split: _all_files(part) for split, part in parts.items()}
         self._warn_of_duplicates()
         super().__init__(
             vocabulary,
@@ -137,7 +134,7 @@ class ImageFolder(PictureData):
         return parts
 
     def _drop_unreadable(self, parts: dict[str, ByClass], workers: int) -> None:
-        paths = [path for part in parts.values() for files in part.values() for path in files]
+        paths = [path for part in parts.values() for path in _all_files(part)]
         bad = unreadable(paths, whole=self.on_error == "skip", workers=workers)
         if not bad:
             return
@@ -193,6 +190,10 @@ class ImageFolder(PictureData):
             for path in paths:
                 digest.update(f"{split} {self._name(path)} {path.stat().st_size}\n".encode())
         return digest.hexdigest()
+
+
+def _all_files(part: ByClass) -> list[Path]:
+    return [path for files in part.values() for path in files]
 
 
 def _labels(part: ByClass, classes: list[str]) -> np.ndarray:
