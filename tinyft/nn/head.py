@@ -56,6 +56,9 @@ class LinearHead(Module):
         return self.linear(self.dropout(global_average_pool(x)))
 
 
+HEADS = {"fastai": FastaiHead, "linear": LinearHead}
+
+
 def cut(network: ResNet) -> ResNet:
     """Remove the classifier: the network then returns its features (N, H, W, num_features)."""
     network.fc = None

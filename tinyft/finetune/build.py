@@ -1,0 +1,115 @@
+"""From data and an architecture's name to a learner: pretrained body, classifier cut off, random
+head attached.
+
+Next: tinyft/finetune/learner.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyft.data.loader import PictureData
+from tinyft.finetune.groups import BN_PRESETS
+from tinyft.finetune.learner import Learner
+from tinyft.finetune.optim import SGD, Adam, Optimizer
+from tinyft.nn.head import HEADS, attach, cut
+from tinyft.nn.module import Module
+from tinyft.nn.resnet import build
+from tinyft.weights import Preprocess, load_weights
+
+OPTIMIZERS = {"adam": Adam, "sgd": SGD}
+
+
+def vision_learner(
+    data: PictureData,
+    arch: str | None = None,
+    *,
+    weights: str | Path | None = "default",
+    head: str | Module = "fastai",
+    bn: str = "fastai",
+    seed: int = 0,
+    device: str = "auto",
+    dropout: float = 0.5,
+    label_smoothing: float = 0.0,
+    class_weights: np.ndarray | None = None,
+    weight_decay: float = 0.01,
+    optimizer: str | Callable[..., Optimizer] = Adam,
+    dtype: str = "float32",
+) -> Learner:
+    """A learner for `data`: a pretrained network whose last layer is replaced by a random head for
+    the data's classes.
+
+    `arch` defaults to the weights file's, else resnet18. `weights`: "default" for the
+    architecture's published weights, an id or a path, None for random weights from `seed`. `head`:
+    "fastai", "linear" or a Module. `bn`: see groups.py.
+    `optimizer`: adam, sgd, or what makes one from groups. `dtype="float64"` runs on the reference
+    backend.
+
+    Raises: ValueError for an unknown name, WeightsError for a file that does not fit
+    Source: fastai 2.8.12 `vision_learner`
+    """
+    arguments = {**locals(), "weights": weights if weights is None else str(weights)}
+    if bn not in BN_PRESETS:
+        raise ValueError(f"bn must be one of {', '.join(BN_PRESETS)}; got {bn!r}")
+    network, preprocess, facts = _network(arch, weights, seed)
+    body = cut(network)
+    if isinstance(head, str):
+        if head not in HEADS:
+            raise ValueError(f"head must be fastai, linear or a Module; got {head!r}")
+        facts |= {"head": head, "arguments": _plain(arguments)}
+        amount = dropout if head == "fastai" else 0.0
+        head = HEADS[head](body.num_features, data.num_classes, dropout=amount, seed=seed)
+    attach(body, head).astype(dtype)
+    learner = Learner(
+        body,
+        data,
+        preprocess,
+        facts["arch"],
+        list(data.classes),
+        bn=bn,
+        seed=seed,
+        device=device,
+        optimizer_class=OPTIMIZERS.get(optimizer, optimizer),
+        weight_decay=weight_decay,
+        label_smoothing=label_smoothing,
+        class_weights=None if class_weights is None else np.asarray(class_weights, dtype),
+        dtype=dtype,
+        facts=facts,
+    )
+    if weights is not None:
+        learner.freeze()
+    return learner
+
+
+def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:
+    """The arguments of `vision_learner` as JSON holds them, for run.json; None if it cannot hold
+    them.
+    """
+    arguments = {name: value for name, value in arguments.items() if name != "data"}
+    if arguments["optimizer"] not in OPTIMIZERS.values():
+        return None
+    names = {optimizer: name for name, optimizer in OPTIMIZERS.items()}
+    arguments["optimizer"] = names[arguments["optimizer"]]
+    if arguments["class_weights"] is not None:
+        arguments["class_weights"] = [float(w) for w in arguments["class_weights"]]
+    return arguments
+
+
+def _network(
+    arch: str | None, weights: str | Path | None, seed: int
+) -> tuple[Any, Preprocess, dict[str, Any]]:
+    """The network with its weights, their preprocessing, and what there is to say about them."""
+    if weights is None:
+        arch = arch or "resnet18"
+        facts = {"arch": arch, "weights": f"random weights from seed {seed}"}
+        return build(arch, seed=seed), Preprocess.for_architecture(arch), facts
+    source = (arch or "resnet18") if weights == "default" else weights
+    loaded = load_weights(source, arch=arch)
+    network = cut(build(loaded.arch, seed=seed))
+    network.load_state_dict({n: a for n, a in loaded.arrays.items() if not n.startswith("fc.")})
+    facts = {"arch": loaded.arch, "weights": str(source), "metadata": dict(loaded.metadata)}
+    return network, loaded.preprocess, facts

@@ -1,0 +1,390 @@
+"""The learner: a network, its data, and the loop that trains one on the other.
+
+`steps` is the whole of training: it walks through a plan and yields a record after each optimizer
+step. `fine_tune` is a loop over it, and so may be the reader's own.
+
+Next: tinyft/finetune/proof.py
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyft import backends
+from tinyft.data.loader import Batch, PictureData
+from tinyft.data.prepare import prepare
+from tinyft.errors import NonFiniteLossError
+from tinyft.finetune import groups as layer_groups
+from tinyft.finetune.lr_find import LrFinding, lr_find
+from tinyft.finetune.norms import group_norms
+from tinyft.finetune.optim import Adam
+from tinyft.finetune.plan import Plan, describe_groups
+from tinyft.finetune.proof import digests, expected_identical, prove
+from tinyft.finetune.recipe import Phase, fine_tune_phases, one_cycle_phase
+from tinyft.finetune.records import (
+    Evaluation,
+    GroupRecord,
+    Prediction,
+    SmoothLoss,
+    StepRecord,
+    Watcher,
+)
+from tinyft.finetune.save import save
+from tinyft.finetune.schedule import per_group
+from tinyft.nn.fold import fold
+from tinyft.nn.layers import Dropout
+from tinyft.nn.resnet import ResNet
+from tinyft.ops import cross_entropy
+from tinyft.tensor import Tensor, no_grad
+from tinyft.weights.preprocess import Preprocess
+
+
+@dataclass
+class Learner:
+    """A network that can be trained on `data`. Made by `vision_learner`."""
+
+    model: ResNet
+    data: PictureData
+    preprocess: Preprocess
+    arch: str
+    classes: list[str]
+    bn: str = "fastai"
+    seed: int = 0
+    device: str = "auto"
+    optimizer_class: Any = Adam
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.0
+    class_weights: np.ndarray | None = None
+    dtype: str = "float32"
+    facts: dict[str, Any] = field(default_factory=dict)  # where the weights came from, which head
+    lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        self.groups = layer_groups.layer_groups(self.model)
+        for group in self.groups:
+            group.weight_decay = self.weight_decay
+        self.optimizer = self.optimizer_class(self.groups)
+        self.dropouts = [m for _, m in self.model.named_modules() if isinstance(m, Dropout)]
+        self.trained: frozenset[str] = frozenset()  # parameters that ever had a gradient
+        self.step = self.epoch = 0
+        self.smooth = SmoothLoss()
+        self.phase_digests: dict[str, str] = {}
+        self.history: list[StepRecord] = []
+
+    # ---------------------------------------------------------------------------------- what trains
+
+    def freeze_to(self, first_trainable: int, *, stale_gradients: bool = False) -> None:
+        """Freeze the layer groups before this one (negative counts from the end); the optimizer
+        forgets everything.
+
+        With `stale_gradients`, frozen parameters that once trained keep a gradient of zeros and so
+        decay on, as in fastai.
+        """
+        if first_trainable < 0:
+            first_trainable += len(self.groups)
+        stale = self.trained if stale_gradients else frozenset()
+        layer_groups.freeze_to(self.groups, first_trainable, self.bn, stale)
+        self.optimizer.clear()
+
+    def freeze(self) -> None:
+        """Freeze all but the head."""
+        self.freeze_to(-1)
+
+    def unfreeze(self) -> None:
+        """Train everything."""
+        self.freeze_to(0)
+
+    # ------------------------------------------------------------------------------------- planning
+
+    def plan(
+        self,
+        epochs: int,
+        base_lr: float = 2e-3,
+        *,
+        freeze_epochs: int = 1,
+        weight_decay: float | None = None,
+        stale_gradients: bool = False,
+        **schedule: Any,
+    ) -> Plan:
+        """What `fine_tune` with these arguments would do. Nothing is changed.
+
+        `schedule` may hold lr_mult, pct_start, div, div_final and moms, with fastai's meaning and
+        defaults.
+        """
+        options = {"base_lr": base_lr, "freeze_epochs": freeze_epochs, **schedule}
+        steps, n_groups = self.data.steps_per_epoch, len(self.groups)
+        phases = fine_tune_phases(epochs, steps, n_groups, **options)
+        arguments = {"method": "plan", "epochs": epochs, "weight_decay": weight_decay}
+        arguments |= {"stale_gradients": stale_gradients, **options}
+        return self._plan(phases, weight_decay, stale_gradients, arguments)
+
+    def one_cycle_plan(
+        self,
+        epochs: int,
+        lr_max: float | slice | Sequence[float] | None = None,
+        *,
+        first_trainable: int | None = None,
+        weight_decay: float | None = None,
+        **schedule: Any,
+    ) -> Plan:
+        """What `fit_one_cycle` would do, with the groups before `first_trainable` frozen (default:
+        as now).
+        """
+        if first_trainable is None:
+            first_trainable = sum(group.frozen for group in self.groups)
+        n_groups = len(self.groups)
+        peaks = per_group(self.lr if lr_max is None else lr_max, n_groups)
+        options = {"first_trainable": first_trainable, **schedule}
+        steps = self.data.steps_per_epoch
+        phase = one_cycle_phase("one cycle", epochs, steps, peaks, n_groups, **options)
+        arguments = {"method": "one_cycle_plan", "epochs": epochs, "weight_decay": weight_decay}
+        return self._plan([phase], weight_decay, False, arguments | {"lr_max": peaks, **options})
+
+    def _plan(
+        self,
+        phases: list[Phase],
+        weight_decay: float | None,
+        stale_gradients: bool,
+        arguments: dict[str, Any],
+    ) -> Plan:
+        if not phases:
+            raise ValueError("there is nothing to do: epochs and freeze_epochs are both 0")
+        return Plan(
+            phases,
+            [describe_groups(self.groups, phase, self.bn) for phase in phases],
+            self.groups[0].weight_decay if weight_decay is None else weight_decay,
+            self.bn,
+            stale_gradients,
+            self._facts(),
+            arguments,
+        )
+
+    def _facts(self) -> list[str]:
+        """What is true of the whole run, in sentences."""
+        p = self.data.adjusted(self.preprocess)
+        kind = "assumed" if p.assumed else "from the weights file"
+        augment = self.data.augment or "none"
+        return [
+            f"network: {self.arch}, {self.model.count_parameters():,} parameters, {self.dtype}; "
+            f"body: {self.facts.get('weights', 'as given')}",
+            f"head: {self.facts.get('head', 'as given')}, random, {len(self.classes)} classes",
+            f"data: {self.data.n_train} pictures to train on, {self.data.n_valid} to validate, "
+            f"batches of {self.data.batch_size}; augmentation: {augment}",
+            f"input: {p.resize} px, {p.crop} px cropped, mean {p.mean}, std {p.std} ({kind})",
+        ]
+
+    # ------------------------------------------------------------------------------------- training
+
+    def fine_tune(
+        self,
+        epochs: int,
+        base_lr: float = 2e-3,
+        *,
+        out: str | Path | None = None,
+        observers: Sequence[Watcher] = (),
+        **options: Any,
+    ) -> list[Evaluation]:
+        """Train the head alone, then everything; see `plan` for the options. The validation after
+        each epoch.
+
+        With `out` the run is written to that folder and can be resumed; see `run.py`.
+        """
+        return self.execute(self.plan(epochs, base_lr, **options), out=out, observers=observers)
+
+    def fit_one_cycle(
+        self,
+        epochs: int,
+        lr_max: float | slice | Sequence[float] | None = None,
+        *,
+        out: str | Path | None = None,
+        observers: Sequence[Watcher] = (),
+        **options: Any,
+    ) -> list[Evaluation]:
+        """One cycle with what is frozen now; options: weight_decay, pct_start, div, div_final,
+        moms.
+        """
+        plan = self.one_cycle_plan(epochs, lr_max, **options)
+        return self.execute(plan, out=out, observers=observers)
+
+    def execute(
+        self,
+        plan: Plan,
+        *,
+        out: str | Path | None = None,
+        observers: Sequence[Watcher] = (),
+        start: int = 0,
+    ) -> list[Evaluation]:
+        """Run a plan to its end (from its step `start`, when resumed) and tell the observers of
+        every step.
+        """
+        if out is not None:
+            from tinyft.finetune.run import Run
+
+            observers = [Run.create(out), *observers]
+        for observer in observers:
+            observer.begin(self, plan)
+        for record in self.steps(plan, start=start):
+            for observer in observers:
+                observer.after_step(self, record)
+        for observer in observers:
+            observer.end(self)
+        return [r.validation for r in self.history[-plan.steps :] if r.validation]
+
+    def steps(self, plan: Plan, *, norms: bool = False, start: int = 0) -> Iterator[StepRecord]:
+        """Execute a plan, one optimizer step at a time.
+
+        `norms` measures gradients and updates per group, which costs a copy of the weights.
+        `start` continues a plan whose first steps were made before, with the state that they left
+        behind.
+        Raises: NonFiniteLossError, RunError if a frozen tensor moved
+        """
+        done = 0  # steps of the phases before this one
+        for phase in plan.phases:
+            if start < done + phase.steps:
+                self._enter(phase, plan, resumed=start > done)
+                yield from self._phase(phase, norms, max(0, start - done))
+            done += phase.steps
+
+    def _enter(self, phase: Phase, plan: Plan, resumed: bool) -> None:
+        """Freeze what the phase says. A new phase starts without optimizer state."""
+        remembered = dict(self.optimizer.state) if resumed else {}
+        self.freeze_to(phase.first_trainable, stale_gradients=plan.stale_gradients)
+        self.optimizer.state.update(remembered)
+        for group in self.groups:
+            group.weight_decay = plan.weight_decay
+        if not resumed:
+            self.smooth = SmoothLoss()
+            self.phase_digests = digests(self.model)
+
+    def _phase(self, phase: Phase, norms: bool, start: int) -> Iterator[StepRecord]:
+        """All epochs of a phase: train on each batch, validate after each epoch, prove at the
+        end.
+        """
+        expected = expected_identical(self.groups)
+        for i in range(start, phase.steps):
+            in_epoch = i % phase.steps_per_epoch
+            if in_epoch == 0 or i == start:
+                batches = self.data.train_batches(self.epoch, self.preprocess, in_epoch)
+            for group, lr in zip(self.groups, phase.lr[i], strict=True):
+                group.lr, group.momentum = float(lr), float(phase.momentum[i])
+            record = self.train_step(next(batches), phase.name, norms=norms)
+            if in_epoch == phase.steps_per_epoch - 1:
+                record.validation = self.evaluate()
+                self.epoch += 1
+            if i == phase.steps - 1:
+                record.proof = prove(self.phase_digests, self.model, expected)
+            self.history.append(record)
+            yield record
+
+    def train_step(self, batch: Batch, phase: str, *, norms: bool = False) -> StepRecord:
+        """Forward, loss, backward, update: one step on one batch."""
+        self.model.train()
+        for dropout in self.dropouts:
+            dropout.step = self.step
+        with backends.use(self.device):
+            loss = self.loss(self.model(self.input(batch.images)), batch.labels)
+            value = self._finite(loss.item())
+            loss.backward()
+            measure = group_norms(self.groups) if norms else None
+            self.optimizer.step()
+        measured = measure() if measure else [{} for _ in self.groups]
+        record = StepRecord(
+            phase,
+            self.epoch,
+            self.step,
+            batch.ids,
+            value,
+            self.smooth.add(value),
+            [
+                GroupRecord(g.name, g.lr, g.momentum, g.weight_decay, g.frozen, **extra)
+                for g, extra in zip(self.groups, measured, strict=True)
+            ],
+        )
+        self.optimizer.zero_grad()
+        self.trained |= self.optimizer.visited
+        self.step += 1
+        return record
+
+    def input(self, images: np.ndarray) -> Tensor:
+        """uint8 pictures (N, S, S, 3) as the network wants them: normalised by the weights' mean
+        and std.
+        """
+        backend = backends.of(images)
+        mean, std = (np.array(v, np.float32) for v in (self.preprocess.mean, self.preprocess.std))
+        return Tensor.wrap(backend.images(images, mean, std, np.dtype(self.dtype)))
+
+    def loss(self, logits: Tensor, labels: np.ndarray) -> Tensor:
+        return cross_entropy(
+            logits,
+            labels,
+            label_smoothing=self.label_smoothing,
+            class_weights=self.class_weights,
+        )
+
+    def _finite(self, loss: float) -> float:
+        if math.isfinite(loss):
+            return loss
+        rates = ", ".join(f"{group.name} {group.lr:.2e}" for group in self.groups)
+        raise NonFiniteLossError(
+            f"the loss of step {self.step} is {loss} (learning rates: {rates}); no weight was changed. "
+            "Use a smaller learning rate (a tenth is a good try), or look at this step's pictures"
+        )
+
+    # ------------------------------------------------------------------------------------- using it
+
+    def evaluate(self, data: PictureData | None = None) -> Evaluation:
+        """Accuracy and mean loss over the validation pictures, in evaluation mode."""
+        data = data or self.data
+        right = total = 0
+        loss = 0.0
+        with no_grad(), backends.use(self.device):
+            network = fold(self.model)
+            for batch in data.valid_batches(self.preprocess):
+                logits = network(self.input(batch.images))
+                loss += self.loss(logits, batch.labels).item() * len(batch.ids)
+                right += int((logits.data.argmax(axis=1) == batch.labels).sum())
+                total += len(batch.ids)
+        return Evaluation(total, right / total, loss / total)
+
+    def predict(self, images: Any) -> Prediction | list[Prediction]:
+        """The class of a picture: a path, or an array (H, W, 3) uint8. A list gives a list.
+
+        Raises: DataError, naming the file, for a picture that cannot be read
+        """
+        if not isinstance(images, list | tuple):
+            return self.predict([images])[0]
+        preprocess = self.data.adjusted(self.preprocess) if self.data else self.preprocess
+        predictions = []
+        with no_grad(), backends.use(self.device):
+            network = fold(self.model)
+            for image in images:
+                pixels = prepare(image, preprocess)[None]  # (1, S, S, 3)
+                probabilities = softmax(network(self.input(pixels)).data[0])
+                best = int(probabilities.argmax())
+                name = str(image) if isinstance(image, str | Path) else "array"
+                predictions.append(
+                    Prediction(name, self.classes[best], float(probabilities[best]), probabilities)
+                )
+        return predictions
+
+    def lr_find(self, start_lr: float = 1e-7, end_lr: float = 10, num_it: int = 100) -> LrFinding:
+        """Try learning rates from tiny to huge; see lr_find.py. Everything is restored
+        afterwards.
+        """
+        return lr_find(self, start_lr, end_lr, num_it)
+
+    def save(self, path: str | Path) -> None:
+        """Write the learner as a weights file that `load_learner` reads; see save.py."""
+        save(self, path)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(C,) -> probabilities (C,)"""
+    shifted = np.exp(logits - logits.max())
+    return shifted / shifted.sum()

@@ -1,0 +1,115 @@
+"""Optimizers: they visit every parameter that has a gradient, group by group, and remember what
+they need.
+
+A parameter without a gradient is not visited: it is not moved, not decayed, and nothing is
+remembered for it.
+
+Next: tinyft/finetune/schedule.py
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinyft.finetune.groups import Group
+from tinyft.tensor import Tensor
+
+
+class Optimizer:
+    """What Adam and SGD share: groups, state by parameter name, and the walk over both."""
+
+    def __init__(self, groups: list[Group]):
+        self.groups = groups
+        self.state: dict[str, dict[str, Any]] = {}
+        self.visited: frozenset[str] = frozenset()  # by the last step
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient, with its group's learning rate, momentum and
+        decay.
+        """
+        visited = []
+        for group in self.groups:
+            for name, parameter in group.parameters.items():
+                if parameter.grad is not None:
+                    decay = 0.0 if name in group.undecayed else group.weight_decay
+                    self.update(name, parameter, group, decay)
+                    visited.append(name)
+        self.visited = frozenset(visited)
+
+    def update(self, name: str, parameter: Tensor, group: Group, weight_decay: float) -> None:
+        raise NotImplementedError
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of this step."""
+        for group in self.groups:
+            for parameter in group.parameters.values():
+                if parameter.requires_grad:  # a frozen one may keep a stale gradient of zeros
+                    parameter.grad = None
+
+    def clear(self) -> None:
+        """Forget everything remembered about earlier steps."""
+        self.state.clear()
+
+
+class Adam(Optimizer):
+    """Adam with decoupled weight decay and fastai's constants.
+
+    Source: Kingma and Ba (2015); Loshchilov and Hutter (2019); fastai 2.8.12 `Adam(mom=0.9,
+    sqr_mom=0.99, eps=1e-5)`
+    """
+
+    def __init__(self, groups: list[Group], *, square_momentum: float = 0.99, eps: float = 1e-5):
+        super().__init__(groups)
+        self.square_momentum, self.eps = square_momentum, eps
+
+    def update(self, name: str, parameter: Tensor, group: Group, weight_decay: float) -> None:
+        backend = parameter.backend
+        state = self.state.get(name)
+        if state is None:
+            zeros = backend.zeros_like
+            state = {"average": zeros(parameter.data), "average_square": zeros(parameter.data)}
+            self.state[name] = {"step": 0, **state}
+            state = self.state[name]
+        state["step"] += 1
+        backend.adam_step(
+            parameter.data,
+            parameter.grad,
+            state["average"],
+            state["average_square"],
+            step=state["step"],
+            lr=group.lr,
+            momentum=group.momentum,
+            square_momentum=self.square_momentum,
+            eps=self.eps,
+            weight_decay=weight_decay,
+        )
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with decoupled weight decay.
+
+    As in fastai, whether there is momentum is decided here: with momentum=0 the schedule's
+    momentum is ignored.
+
+    Source: fastai 2.8.12 `SGD`
+    """
+
+    def __init__(self, groups: list[Group], *, momentum: float = 0.0):
+        super().__init__(groups)
+        self.has_momentum = momentum != 0
+
+    def update(self, name: str, parameter: Tensor, group: Group, weight_decay: float) -> None:
+        backend = parameter.backend
+        velocity = None
+        if self.has_momentum:
+            if name not in self.state:
+                self.state[name] = {"velocity": backend.zeros_like(parameter.data)}
+            velocity = self.state[name]["velocity"]
+        backend.sgd_step(
+            parameter.data,
+            parameter.grad,
+            velocity,
+            lr=group.lr,
+            momentum=group.momentum,
+            weight_decay=weight_decay,
+        )

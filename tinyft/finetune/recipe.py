@@ -1,0 +1,114 @@
+"""The recipe: which phases training has, and every learning rate of each, computed before anything
+runs.
+
+    fine_tune(n):  the head alone for an epoch, then everything for n epochs, later layers faster
+    than earlier ones
+
+Source: fastai 2.8.12 `Learner.fine_tune` and `fit_one_cycle`.
+
+Next: tinyft/finetune/plan.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinyft.finetune.schedule import one_cycle, per_group, positions
+
+MOMENTUMS = (0.95, 0.85, 0.95)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with the same layers frozen and one schedule.
+
+    `first_trainable` is the number of frozen groups. lr (steps, groups) and momentum (steps,) are
+    what each step uses.
+    """
+
+    name: str
+    first_trainable: int
+    epochs: int
+    steps_per_epoch: int
+    lr: np.ndarray
+    momentum: np.ndarray
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+
+def one_cycle_phase(
+    name: str,
+    epochs: int,
+    steps_per_epoch: int,
+    lr_max: float | slice | Sequence[float],
+    n_groups: int,
+    *,
+    first_trainable: int,
+    pct_start: float = 0.25,
+    div: float = 25.0,
+    div_final: float = 1e5,
+    moms: tuple[float, float, float] = MOMENTUMS,
+) -> Phase:
+    """One cycle: rates rise from lr_max / div to lr_max, then fall to lr_max / div_final; momentum
+    mirrors them.
+    """
+    peaks = per_group(lr_max, n_groups)
+    at = positions(epochs, steps_per_epoch)
+    lr = [
+        [one_cycle(q, pct_start, (peak / div, peak, peak / div_final)) for peak in peaks]
+        for q in at
+    ]
+    return Phase(
+        name,
+        first_trainable,
+        epochs,
+        steps_per_epoch,
+        np.array(lr, np.float64).reshape(len(at), n_groups),
+        np.array([one_cycle(q, pct_start, moms) for q in at], np.float64),
+    )
+
+
+def fine_tune_phases(
+    epochs: int,
+    steps_per_epoch: int,
+    n_groups: int,
+    *,
+    base_lr: float = 2e-3,
+    freeze_epochs: int = 1,
+    lr_mult: float = 100,
+    pct_start: float = 0.3,
+    div: float = 5.0,
+    div_final: float = 1e5,
+    moms: tuple[float, float, float] = MOMENTUMS,
+) -> list[Phase]:
+    """The two phases of `fine_tune`; freeze_epochs=0 leaves out the first, epochs=0 the second."""
+    frozen = one_cycle_phase(
+        "head alone",
+        freeze_epochs,
+        steps_per_epoch,
+        slice(base_lr),
+        n_groups,
+        first_trainable=n_groups - 1,
+        pct_start=0.99,  # as fastai: below 100 steps a pure warm-up
+        div_final=div_final,
+        moms=moms,
+    )
+    base_lr /= 2
+    unfrozen = one_cycle_phase(
+        "everything",
+        epochs,
+        steps_per_epoch,
+        slice(base_lr / lr_mult, base_lr),
+        n_groups,
+        first_trainable=0,
+        pct_start=pct_start,
+        div=div,
+        div_final=div_final,
+        moms=moms,
+    )
+    return [phase for phase in (frozen, unfrozen) if phase.epochs]

@@ -1,0 +1,100 @@
+"""Going on with a run that was interrupted, so that it ends as if it had not been.
+
+Next: tinyft/cli/finetune.py
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tinyft.data import ImageFolder
+from tinyft.data.loader import PictureData
+from tinyft.errors import RunError, WeightsError
+from tinyft.finetune.build import vision_learner
+from tinyft.finetune.learner import Learner
+from tinyft.finetune.plan import Plan
+from tinyft.finetune.run import CHECKPOINT, Run, read_json, versions
+from tinyft.finetune.state import restore
+
+
+def resume(
+    path: str | os.PathLike[str], data: PictureData | None = None
+) -> tuple[Learner, Plan, Run, int, list[str]]:
+    """What `learner.execute(plan, start=start, observers=[run])` needs to finish the run at
+    `path`, and notices.
+
+    `data` is needed where the run was made from arrays in memory. A run without a checkpoint
+    starts anew.
+    Raises: RunError if the run is finished, its data has changed, or it cannot be made again from
+    run.json
+    """
+    path = Path(path)
+    description = read_json(path / "run.json")
+    if description.get("finished"):
+        raise RunError(f"{path} is finished; there is nothing to resume")
+    data = _data(path, description["data"], data)
+    if description["learner"] is None:
+        raise RunError(
+            f"{path} was trained with a network or head of its own; only its caller can go on"
+        )
+    learner = vision_learner(data, **description["learner"])
+    arguments = dict(description["plan"])
+    plan = getattr(learner, arguments.pop("method"))(**arguments)
+    run = Run(path, description["settings"])
+    notices = [
+        f"{name} was {old} and is {versions()[name]} now: the bits may differ"
+        for name, old in description["versions"].items()
+        if versions().get(name) != old
+    ]
+    start = _restore_newest(path, learner, run, notices)
+    _cut_metrics(path / "metrics.csv", learner.step)
+    return learner, plan, run, start, notices
+
+
+def _data(path: Path, described: dict[str, Any], data: PictureData | None) -> PictureData:
+    """The data of the run, checked to be the same."""
+    if data is None:
+        if described["kind"] != "folder":
+            raise RunError(f"{path} was trained on arrays in memory; pass them as data=")
+        data = ImageFolder(**described["arguments"])
+    if data.describe()["sha256"] != described["sha256"]:
+        raise RunError(
+            f"the pictures of {path} have changed since it began, so it would not end the same; "
+            "start a new run"
+        )
+    return data
+
+
+def _restore_newest(path: Path, learner: Learner, run: Run, notices: list[str]) -> int:
+    """Restore the newest checkpoint that can be read; the number of steps that are done."""
+    from tinyft.weights import read_arrays
+
+    for checkpoint in sorted((path / "checkpoints").glob("*.h5"), reverse=True):
+        try:
+            arrays, _, texts = read_arrays(checkpoint, CHECKPOINT)
+        except (WeightsError, OSError) as error:
+            notices.append(f"{checkpoint.name} cannot be read ({error}); an older one is used")
+            continue
+        values = json.loads(texts["state"])
+        restore(learner, arrays, values)
+        run.best_accuracy, run.seconds_before = values["best_accuracy"], values["seconds"]
+        return learner.step
+    notices.append("no checkpoint: the run starts anew")
+    return 0
+
+
+def _cut_metrics(path: Path, steps: int) -> None:
+    """Drop the lines of steps that will be made again."""
+    from tinyft.weights.files import replacing
+
+    if not path.exists():
+        return
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    kept = [row for row in rows[1:] if row and row[0].isdigit() and int(row[0]) < steps]
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        csv.writer(file).writerows([rows[0], *kept] if rows else [])

@@ -1,0 +1,199 @@
+"""A run on disk: what was asked, what happened, and from where it can go on.
+
+    run.json      command, settings, versions, plan; written first
+    metrics.csv   a line a step
+    checkpoints/  STEP.h5: the newest of each minute, and each epoch's within a budget
+    learner.h5    the learner at the end; best.h5 the one of the best epoch
+
+Every file but metrics.csv is written under another name and renamed, so that a kill leaves the old
+one whole.
+
+Next: tinyft/finetune/resume.py
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyft.errors import RunError
+from tinyft.finetune.save import save
+from tinyft.finetune.state import capture
+
+if TYPE_CHECKING:
+    from tinyft.finetune.learner import Learner
+    from tinyft.finetune.plan import Plan
+    from tinyft.finetune.records import StepRecord
+
+CHECKPOINT = "tinyft-checkpoint"
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+EPOCH_CHECKPOINT_BYTES = 1 << 30  # older epochs' checkpoints are dropped beyond this
+
+
+@dataclass
+class Run:
+    """A run folder, as a watcher of the learner that trains into it."""
+
+    path: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+    seconds_before: float = 0.0  # of the sessions before this one, when resumed
+    best_accuracy: float = -1.0
+    stop_requested: bool = False  # set by a signal handler: finish the step, save, stop
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], **settings: Any) -> Run:
+        """A new run folder. Raises: RunError if it exists and is not empty"""
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(f"{path} exists already; give another folder, or resume it")
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        return cls(path, settings)
+
+    def begin(self, learner: Learner, plan: Plan) -> None:
+        """Write run.json, unless the run goes on."""
+        self.last_checkpoint = time.monotonic()
+        if not (self.path / "run.json").exists():
+            self.describe(learner, plan)
+        self.epoch_steps: list[int] = []
+
+    def describe(self, learner: Learner, plan: Plan) -> None:
+        description = {
+            "format": "tinyft-run",
+            "settings": self.settings,
+            "learner": learner.facts.get("arguments"),
+            "data": learner.data.describe(),
+            "plan": plan.arguments,
+            "steps": plan.steps,
+            "plan_text": str(plan),
+            "classes": learner.classes,
+            "versions": versions(),
+            "finished": False,
+        }
+        write_json(self.path / "run.json", description)
+
+    def after_step(self, learner: Learner, record: StepRecord) -> None:
+        self._append(record)
+        if record.validation and record.validation.accuracy > self.best_accuracy:
+            self.best_accuracy = record.validation.accuracy
+            save(
+                learner, self.path / "best.h5", training=f"epoch {record.epoch} of {self.path.name}"
+            )
+        due = time.monotonic() - self.last_checkpoint > SECONDS_BETWEEN_CHECKPOINTS
+        if record.validation or due or self.stop_requested:
+            self.checkpoint(learner, keep=record.validation is not None)
+        if self.stop_requested:
+            raise KeyboardInterrupt
+
+    def end(self, learner: Learner) -> None:
+        """Save the learner, and say in run.json that the run is complete."""
+        save(learner, self.path / "learner.h5", training=f"run {self.path.name}")
+        last = next(r.validation for r in reversed(learner.history) if r.validation)
+        description = read_json(self.path / "run.json")
+        description["finished"] = True
+        description["seconds"] = round(self.seconds, 3)
+        description["result"] = {
+            "valid_accuracy": last.accuracy,
+            "valid_loss": last.loss,
+            "best_valid_accuracy": self.best_accuracy,
+        }
+        write_json(self.path / "run.json", description)
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, earlier sessions included."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def checkpoint(self, learner: Learner, keep: bool = False) -> None:
+        """Write the learner's state, then drop what it replaces."""
+        from tinyft.weights import write_arrays
+
+        arrays, values = capture(learner)
+        values |= {"best_accuracy": self.best_accuracy, "seconds": self.seconds}
+        name = f"{learner.step:06}.h5"
+        write_arrays(
+            self.path / "checkpoints" / name,
+            CHECKPOINT,
+            arrays,
+            texts={"state": json.dumps(values)},
+        )
+        self.last_checkpoint = time.monotonic()
+        if keep:
+            self.epoch_steps.append(learner.step)
+        self._drop_old(name)
+
+    def _drop_old(self, newest: str) -> None:
+        """Keep the newest checkpoint and, newest first, those of epochs while they fit the
+        budget.
+        """
+        kept = 0
+        for path in sorted((self.path / "checkpoints").glob("*.h5"), reverse=True):
+            kept += path.stat().st_size
+            of_epoch = int(path.stem) in self.epoch_steps
+            if path.name != newest and (not of_epoch or kept > EPOCH_CHECKPOINT_BYTES):
+                path.unlink()
+
+    def _append(self, record: StepRecord) -> None:
+        """One line of metrics.csv."""
+        path = self.path / "metrics.csv"
+        row = metrics_row(record)
+        is_new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def metrics_row(record: StepRecord) -> dict[str, Any]:
+    """What metrics.csv says of a step."""
+    validation = record.validation
+    return {
+        "step": record.step,
+        "epoch": record.epoch,
+        "phase": record.phase,
+        "loss": record.loss,
+        "smooth_loss": record.smooth_loss,
+        **{f"lr {group.name}": group.lr for group in record.groups},
+        "momentum": record.groups[0].momentum,
+        "valid_loss": validation.loss if validation else "",
+        "valid_accuracy": validation.accuracy if validation else "",
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the bits of a run may depend on."""
+    import tinyft
+
+    return {
+        "tinyft": tinyft.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Replace a JSON file whole."""
+    from tinyft.weights.files import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises: RunError if there is none or it cannot be read"""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{path.parent} is no run: it has no {path.name}") from None
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}") from None

@@ -1,0 +1,81 @@
+"""A trained learner as a file: weights and classes in a weights file, the rest as JSON in it. No
+pickle.
+
+Next: tinyft/finetune/run.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyft.errors import WeightsError
+from tinyft.nn.head import HEADS, attach, cut
+from tinyft.nn.module import Module
+from tinyft.nn.resnet import build
+
+if TYPE_CHECKING:
+    from tinyft.finetune.learner import Learner
+
+
+def save(learner: Learner, path: str | os.PathLike[str], *, training: str = "") -> None:
+    """Write weights, classes, preprocessing and settings; an old file of that name is replaced
+    whole.
+    """
+    from tinyft.weights import Weights, save_weights
+
+    arrays = {n: np.ascontiguousarray(a, np.float32) for n, a in learner.model.state_dict().items()}
+    settings = {"arch": learner.arch, "head": learner.facts.get("head"), "bn": learner.bn,
+                "seed": learner.seed, "label_smoothing": learner.label_smoothing,
+                "weight_decay": learner.weight_decay}  # fmt: skip
+    last = next((r.validation for r in reversed(learner.history) if r.validation), None)
+    metadata: dict[str, Any] = {
+        "head": learner.facts.get("head") or "custom",
+        "training": training,
+        "parent_sha256": learner.facts.get("metadata", {}).get("content_sha256", ""),
+        "metrics": json.dumps({"valid_accuracy": last.accuracy} if last else {}),
+    }
+    preprocess = learner.preprocess
+    if learner.data is not None:
+        preprocess = learner.data.adjusted(preprocess)
+    extra = {"learner": json.dumps(settings)}
+    save_weights(path, Weights(learner.arch, arrays, learner.classes, preprocess, metadata, extra))
+
+
+def load_learner(
+    path: str | os.PathLike[str], *, head: Module | None = None, device: str = "auto"
+) -> Learner:
+    """The learner that `save` wrote, ready to predict and to evaluate. It has no data to train on.
+
+    `head` is needed, untrained, where the learner was made with a Module of its own.
+    Raises: WeightsError if the file is not a learner's
+    """
+    from tinyft.finetune.learner import Learner
+    from tinyft.weights import load_weights
+
+    weights = load_weights(path)
+    if "learner" not in weights.extra or weights.classes is None:
+        raise WeightsError(f"{path} holds weights but no learner; use vision_learner(weights=...)")
+    settings = json.loads(weights.extra["learner"])
+    body = cut(build(weights.arch))
+    if head is None:
+        if settings["head"] not in HEADS:
+            raise WeightsError(f"{path} was saved with a head of its own; pass it as head=")
+        head = HEADS[settings["head"]](body.num_features, len(weights.classes))
+    attach(body, head).load_state_dict(weights.arrays)
+    return Learner(
+        body,
+        None,
+        weights.preprocess,
+        weights.arch,
+        weights.classes,
+        bn=settings["bn"],
+        seed=settings["seed"],
+        device=device,
+        label_smoothing=settings["label_smoothing"],
+        weight_decay=settings["weight_decay"],
+        facts={"head": settings["head"], "weights": str(path)},
+    )

@@ -1,0 +1,88 @@
+"""Everything a learner remembers between two steps, as named arrays and plain JSON, and back.
+
+What is not here is computed from the plan and the seed: rates, batches, dropout masks, what is
+frozen.
+
+Next: tinyft/finetune/run.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyft.errors import RunError
+from tinyft.finetune.records import SmoothLoss
+
+if TYPE_CHECKING:
+    from tinyft.finetune.learner import Learner
+
+Arrays = dict[str, np.ndarray]
+
+
+def capture(learner: Learner) -> tuple[Arrays, dict[str, Any]]:
+    """Copies of weights, buffers and optimizer state; and counters, rates, hashes in plain JSON."""
+    arrays = {f"model.{n}": np.array(a, order="C") for n, a in learner.model.state_dict().items()}
+    counts = {}
+    for name, state in learner.optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, np.ndarray):
+                arrays[f"optimizer.{name}.{key}"] = np.array(value, order="C")
+            else:
+                counts[f"{name}.{key}"] = value
+    values = {
+        "step": learner.step,
+        "epoch": learner.epoch,
+        "smooth": asdict(learner.smooth),
+        "optimizer_counts": counts,
+        "trained": sorted(learner.trained),
+        "phase_digests": learner.phase_digests,
+        "groups": [[g.lr, g.momentum, g.weight_decay] for g in learner.groups],
+    }
+    return arrays, values
+
+
+def restore(learner: Learner, arrays: Arrays, values: dict[str, Any]) -> None:
+    """Put a captured state back, bit for bit. Gradients and the history of records are not part of
+    it.
+
+    Raises: RunError if the state is of another network or optimizer
+    """
+    model = learner.model.state_dict()
+    found = {name.removeprefix("model.") for name in arrays if name.startswith("model.")}
+    if found != set(model):
+        raise RunError(
+            f"the state is of another network; they differ in {sorted(found ^ set(model))}"
+        )
+    for name, array in model.items():
+        array[...] = arrays[f"model.{name}"]
+    learner.optimizer.clear()
+    for group in learner.groups:
+        for name, parameter in group.parameters.items():
+            state = _optimizer_state(name, parameter.data, arrays, values["optimizer_counts"])
+            if state:
+                learner.optimizer.state[name] = state
+    learner.step, learner.epoch = values["step"], values["epoch"]
+    learner.smooth = SmoothLoss(**values["smooth"])
+    learner.trained = frozenset(values["trained"])
+    learner.phase_digests = values["phase_digests"]
+    for group, settings in zip(learner.groups, values["groups"], strict=True):
+        group.lr, group.momentum, group.weight_decay = settings
+
+
+def _optimizer_state(
+    name: str, like: np.ndarray, arrays: Arrays, counts: dict[str, int]
+) -> dict[str, Any]:
+    """What the optimizer remembered of one parameter, in the parameter's memory order."""
+    state: dict[str, Any] = {}
+    for full_name, count in counts.items():
+        if full_name.rpartition(".")[0] == name:
+            state[full_name.rpartition(".")[2]] = count
+    for full_name, array in arrays.items():
+        owner, _, key = full_name.removeprefix("optimizer.").rpartition(".")
+        if full_name.startswith("optimizer.") and owner == name:
+            state[key] = np.empty_like(like)
+            state[key][...] = array
+    return state
