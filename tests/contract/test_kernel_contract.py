@@ -1,0 +1,22 @@
+"""Every kernel of every backend keeps the contract; tinyft/testing.py says which."""
+
+import inspect
+
+import pytest
+
+from tinyft.backends import Backend
+from tinyft.testing import KERNEL_CASES, check_kernel
+
+
+def test_every_kernel_has_cases():
+    kernels = {n for n, _ in inspect.getmembers(Backend, inspect.isfunction) if n[0] != "_"}
+    assert kernels == {case.subject for case in KERNEL_CASES}
+
+
+def test_no_two_cases_have_one_name():
+    assert len({str(case) for case in KERNEL_CASES}) == len(KERNEL_CASES)
+
+
+@pytest.mark.parametrize("case", KERNEL_CASES, ids=str)
+def test_kernel(case, backend):
+    check_kernel(case, backend)
