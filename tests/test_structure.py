@@ -1,0 +1,178 @@
+"""The shape of the source: who imports whom, how long things are, what `import tinyft` loads."""
+
+import ast
+import io
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+
+import tinyft
+
+PACKAGE = Path(tinyft.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Lowest first: a module may import from its own line and from the lines above it.
+ORDER = [
+    ["errors", "bundled", "seeds"],
+    ["backends"],
+    ["tensor"],
+    ["ops"],
+    ["gradient_causes", "gradient_check", "kernel_cases", "op_cases", "testing"],
+    ["nn"],
+    ["weights"],
+    ["data"],
+    ["finetune"],
+    ["inspection"],
+    ["cli"],
+]
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+
+MOST_FILE_LINES = 400
+MOST_FUNCTION_LINES = 40
+MOST_KERNEL_LINES = 80  # one loop nest
+
+
+def module_of(path):
+    """tinyft/ops/conv2d.py -> tinyft.ops.conv2d"""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(path):
+    """Every module of tinyft that a file imports, anywhere in it: (line, dotted name)."""
+    package = module_of(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                whole = f"{source}.{alias.name}"
+                yield (
+                    node.lineno,
+                    whole
+                    if (PACKAGE.parent / whole.replace(".", "/")).exists()
+                    or (PACKAGE.parent / (whole.replace(".", "/") + ".py")).exists()
+                    else source,
+                )
+
+
+def level_of(module):
+    parts = module.split(".")
+    return LEVEL[parts[1]] if len(parts) > 1 else None
+
+
+def code_lines(source):
+    """The numbers of the lines that hold code: no blank lines, comments or docstrings."""
+    quiet = {
+        tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    }  # fmt: skip
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in quiet:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if documented and ast.get_docstring(node) is not None:
+            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return lines
+
+
+def name_of(path):
+    return str(path.relative_to(PACKAGE.parent))
+
+
+def test_every_module_has_a_place_in_the_order():
+    found = {module_of(p).split(".")[1] for p in FILES if module_of(p) != "tinyft"}
+    assert found <= set(LEVEL), f"add {found - set(LEVEL)} to ORDER, in its place"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if module_of(p) != "tinyft"], ids=name_of)
+def test_imports_go_down_only(path):
+    here = level_of(module_of(path))
+    upward = [
+        f"{name_of(path)}:{line} imports {module}, which stands above it"
+        for line, module in imported_modules(path)
+        if module.split(".")[0] == "tinyft" and module != "tinyft" and level_of(module) > here
+    ]
+    assert not upward, "\n".join(upward)
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if module_of(p) != "tinyft"], ids=name_of)
+def test_nothing_inside_imports_the_whole_package(path):
+    """`import tinyft as ft` inside would reach every layer without the order noticing; its version
+    comes with `from tinyft import __version__`.
+    """
+    whole = [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import) and any(a.name == "tinyft" for a in node.names)
+    ]
+    assert not whole, f"{name_of(path)}: import tinyft in lines {whole}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_and_functions_are_short(path):
+    source = path.read_text()
+    lines = code_lines(source)
+    assert len(lines) <= MOST_FILE_LINES, f"{len(lines)} lines of code"
+    most = MOST_KERNEL_LINES if "backends" in path.parts else MOST_FUNCTION_LINES
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            count = len(lines & set(range(node.lineno, node.end_lineno + 1)))
+            assert count <= most, f"{name_of(path)}:{node.lineno} {node.name} has {count} lines"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_module_says_what_it_is_and_what_to_read_next(path):
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    last = text.strip().splitlines()[-1] if text.strip() else ""
+    assert last.startswith("Next: "), f"{name_of(path)}: the docstring does not end with Next:"
+    following = last.removeprefix("Next: ").split()[0].rstrip(".,")
+    assert (PACKAGE.parent / following).exists(), f"{name_of(path)}: {following} does not exist"
+
+
+def in_a_new_process(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_tinyft_loads_neither_numba_nor_h5py_nor_pillow():
+    heavy = "{'numba', 'llvmlite', 'h5py', 'PIL', 'rich'}"
+    code = f"import sys, tinyft; print(sorted({heavy} & set(sys.modules)))"
+    assert in_a_new_process(code) == "[]"
+    # nor does computing on the reference backend
+    code = (
+        "import sys, tinyft as ft\n"
+        "with ft.backends.use('reference'): ft.ops.relu(ft.Tensor([1.0]))\n"
+        f"print(sorted({heavy} & set(sys.modules)))"
+    )
+    assert in_a_new_process(code) == "[]"
+
+
+@pytest.mark.parametrize("name", tinyft.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(tinyft, name) is not None
+    assert name in dir(tinyft)
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'tinyft' has no attribute 'nothing'"):
+        _ = tinyft.nothing
+
+
+def test_gradcheck_is_the_function_whatever_was_imported_before():
+    code = (
+        "import tinyft.gradient_check, tinyft.testing, tinyft\n"
+        "from tinyft.gradient_check import gradcheck\n"
+        "print(tinyft.gradcheck is gradcheck, callable(tinyft.gradcheck))"
+    )
+    assert in_a_new_process(code) == "True True"
