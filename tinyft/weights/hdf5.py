@@ -86,12 +86,12 @@ def open_native(path: str | os.PathLike[str]) -> Iterator[NativeFile]:
         arch = _required_text(attributes, "arch")
         _check_arrays(content.arrays)
         _check_variant(attributes)
-        classes = content.texts.get("classes")
+        count = _checked_count(attributes, content.arrays)
         texts = {name: text for name, text in content.texts.items() if isinstance(text, str)}
         yield NativeFile(
             arch=arch,
             arrays={name.removeprefix(_WEIGHTS): lazy for name, lazy in content.arrays.items()},
-            classes=_checked_classes(classes, attributes),
+            classes=_checked_classes(content.texts.get("classes"), count),
             preprocess=_preprocess(attributes),
             metadata=_metadata(attributes),
             extra=texts,
@@ -128,14 +128,20 @@ def _check_variant(attributes: Mapping[str, object]) -> None:
         raise WeightsError(f"the file is for a BatchNorm epsilon of {epsilon}, tinyft has 1e-5")
 
 
-def _checked_classes(classes: object, attributes: Mapping[str, object]) -> list[str] | None:
-    """The class names, if their number is the recorded one."""
+def _checked_count(attributes: Mapping[str, object], arrays: Mapping[str, LazyArray]) -> int:
+    """The number of classes, which the last layer must have."""
     count = attributes.get("num_classes")
     if type(count) is not int or count < 0:
         raise WeightsError("the attribute num_classes is missing or no count; write the file anew")
-    if classes is None:
-        return None
-    if not isinstance(classes, list) or len(classes) != count:
+    last = arrays.get(_WEIGHTS + "fc.bias")
+    if last is not None and last.shape != (count,):
+        raise WeightsError(f"num_classes is {count}, but fc.bias has the shape {last.shape}")
+    return count
+
+
+def _checked_classes(classes: object, count: int) -> list[str] | None:
+    """The class names, if their number is the recorded one."""
+    if classes is not None and (not isinstance(classes, list) or len(classes) != count):
         raise WeightsError(f"/classes is no list of {count} names, as num_classes says")
     return classes
 

@@ -173,11 +173,15 @@ def _load_foreign(found: _Found, arch: str | None, expect_different: tuple[str, 
 def _checked_report(
     arch: str, lazy: Mapping[str, LazyArray], expect_different: tuple[str, ...]
 ) -> LoadReport:
-    """The comparison with the architecture; its number of classes is the file's own."""
+    """The comparison with the architecture; its number of classes is the file's own.
+
+    So a wrong shape is a fault in each tensor, ``fc`` included; names may differ as announced.
+    """
     shapes = {name: item.shape for name, item in lazy.items()}
-    last = shapes.get("fc.weight", ())
-    num_classes = last[0] if len(last) == 2 else None
-    report = compare(expected_shapes(arch, num_classes), shapes, expect_different)
+    last = shapes.get("fc.bias", ())
+    expected = expected_shapes(arch, last[0] if len(last) == 1 else None)
+    report = compare(expected, shapes, expect_different)
+    report = replace(report, mismatched=compare(expected, shapes).mismatched)
     if not report.fits:
         raise WeightsError(f"the file does not fit {arch}:\n{report}")
     return report

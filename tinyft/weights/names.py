@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from tinyft.errors import WeightsError
-from tinyft.weights.pickle_names import Inert
+from tinyft.weights.pickle_names import Inert, describe
 from tinyft.weights.report import LoadReport
-from tinyft.weights.torch_pickle import describe
 from tinyft.weights.torch_tensors import StoredTensor
 
 T = TypeVar("T")

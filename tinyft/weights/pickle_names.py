@@ -41,6 +41,18 @@ class Rebuilder:
     rebuild: Callable[..., object]
 
 
+def describe(value: object) -> str:
+    """A short word for an unpickled value, for messages.
+
+    Never the repr of a container: through the memo, forty nested pairs are 2^40 items long.
+    """
+    if isinstance(value, Inert):
+        return value.name[:80]
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return f"{value!r:.40}"
+    return type(value).__name__
+
+
 # A dict hashes its keys; a crafted key (tuples nested a million deep, integers that all collide)
 # could crash or stall it.  Checkpoints have names and small numbers.
 _KEY_TYPES = (str, int, float, bool, type(None))
@@ -74,7 +86,7 @@ def _tensor(storage, offset, size, stride, *rest) -> StoredTensor | Inert:
 
 def _tensor_v3(storage, offset, size, stride, grad, hooks, dtype, *_):
     """torch._utils._rebuild_tensor_v3: the dtypes without a storage class (uint16, float8)."""
-    return Inert(f"tensor of dtype {dtype.name if isinstance(dtype, Inert) else dtype}")
+    return Inert(f"tensor of dtype {describe(dtype)}")
 
 
 def _parameter(tensor, *_):

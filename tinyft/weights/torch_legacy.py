@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from tinyft.errors import WeightsError
 from tinyft.weights.pickle_machine import LARGEST_PICKLE, execute, scan
+from tinyft.weights.pickle_names import describe
 from tinyft.weights.torch_tensors import UNTYPED, Storage, storage_from_id
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # torch/serialization.py: MAGIC_NUMBER
@@ -82,7 +83,7 @@ def _check_header(stream: BinaryIO) -> None:
         raise WeightsError("this is a pickle but no torch checkpoint; save it with torch.save")
     version = _plain_pickle(stream)
     if version != _PROTOCOL_VERSION:
-        raise WeightsError(f"the legacy format's version is {version!r:.40}, expected 1001")
+        raise WeightsError(f"the legacy format's version is {describe(version)}, expected 1001")
 
 
 def _plain_pickle(stream: BinaryIO) -> object:

@@ -15,7 +15,6 @@ from typing import BinaryIO, Protocol
 
 from tinyft.errors import WeightsError
 from tinyft.weights.files import LazyArray
-from tinyft.weights.pickle_names import Inert
 from tinyft.weights.torch_legacy import LegacyFile
 from tinyft.weights.torch_tensors import Storage, StoredTensor, to_array
 from tinyft.weights.torch_zip import ZipFile
@@ -69,12 +68,3 @@ def open_checkpoint(file: BinaryIO, ignore_unknown: bool = False) -> Checkpoint:
     else:
         raise WeightsError("this is no torch checkpoint (neither a zip nor a pickle)")
     return Checkpoint(container.content, container)
-
-
-def describe(value: object) -> str:
-    """A short word for a value of a checkpoint, for messages."""
-    if isinstance(value, Inert):
-        return value.name[:80]
-    if isinstance(value, (bool, int, float, str, type(None))):
-        return f"{value!r:.40}"
-    return type(value).__name__

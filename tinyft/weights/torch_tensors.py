@@ -115,7 +115,7 @@ def stored_tensor(storage: object, offset: object, shape: object, strides: objec
     if storage.type not in _DTYPES:
         raise UnreadableTensorError(f"tensor of a torch.{storage.type[:40]}Storage")
     if not (_are_counts(shape) and _are_counts(strides) and _is_count(offset)):
-        raise WeightsError(f"a tensor's size {shape!r:.80} or stride {strides!r:.80} is no size")
+        raise WeightsError("a tensor's offset, size or stride is no count; the file is damaged")
     if len(shape) != len(strides):
         raise WeightsError("a tensor has more sizes than strides; the file is damaged")
     tensor = StoredTensor(storage, offset, shape, strides)

@@ -1,0 +1,132 @@
+"""The file that weights and checkpoints share: round trips, hash, atomic writing."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+
+from tinyft.errors import WeightsError
+from tinyft.weights import content_sha256, read_arrays, replacing, write_arrays
+
+ARRAYS = {
+    "weights.conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
+    "weights.conv.bias": np.ones(2, np.float16),
+    "optimizer.step": np.array(7, np.int64),
+    "pictures": np.arange(4, dtype=np.uint8),
+    "nothing": np.empty((0, 3), np.float64),
+}
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "a.h5"
+    attributes = {"arch": "résnet", "n": 3, "rate": 0.5, "flag": True, "empty": "",
+                  "preprocess.mean": (0.5, 0.25, 1.0)}  # fmt: skip
+    texts = {"learner": '{"é": 1}' * 20_000, "classes": ["a", "zèbre"], "none": []}
+    digest = write_arrays(path, "tinyft-checkpoint", ARRAYS, attributes, texts)
+    arrays, found, found_texts = read_arrays(path, "tinyft-checkpoint")
+    assert set(arrays) == set(ARRAYS) and found_texts == texts
+    for name, array in ARRAYS.items():
+        assert arrays[name].dtype == array.dtype and arrays[name].shape == array.shape
+        assert np.array_equal(arrays[name], array)
+    assert {name: found[name] for name in attributes} == attributes
+    assert found["content_sha256"] == digest == content_sha256(ARRAYS)
+
+
+def test_the_file_is_plain_hdf5(tmp_path):
+    write_arrays(tmp_path / "a.h5", "x", ARRAYS)
+    with h5py.File(tmp_path / "a.h5") as file:
+        dataset = file["weights/conv/weight"]
+        assert dataset.chunks is None and dataset.dtype.str == "<f4"
+        assert list(file["weights/conv"]) == ["weight", "bias"]  # as written, not alphabetically
+
+
+def test_writing_twice_gives_the_same_bytes(tmp_path):
+    for name in ("a.h5", "b.h5"):
+        write_arrays(tmp_path / name, "x", ARRAYS, {"n": 1}, {"t": "text"})
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_arrays_in_any_layout_are_stored_alike(tmp_path):
+    transposed = np.asfortranarray(ARRAYS["weights.conv.weight"])
+    assert content_sha256({"w": transposed}) == content_sha256({"w": transposed.copy("C")})
+    write_arrays(tmp_path / "a.h5", "x", {"w": transposed.astype(">f4")})
+    assert np.array_equal(read_arrays(tmp_path / "a.h5", "x")[0]["w"], transposed)
+
+
+def test_the_hash_depends_on_name_dtype_shape_and_numbers():
+    base = {"a": np.zeros(4, np.float32)}
+    others = [
+        {"b": base["a"]},
+        {"a": np.zeros(4, np.int32)},
+        {"a": base["a"].reshape(2, 2)},
+        {"a": np.ones(4, np.float32)},
+    ]
+    assert len({content_sha256(arrays) for arrays in (base, *others)}) == 5
+
+
+def test_a_repacked_file_is_read_and_keeps_its_identity(tmp_path):
+    array = np.random.default_rng(0).normal(size=(100, 100)).astype(np.float32)
+    write_arrays(tmp_path / "a.h5", "x", {"w": array})
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file["w"]
+        file.create_dataset("w", data=array, compression="gzip", shuffle=True, chunks=(10, 100))
+    assert np.array_equal(read_arrays(tmp_path / "a.h5", "x")[0]["w"], array)
+
+
+def test_an_edited_file_is_refused(tmp_path):
+    write_arrays(tmp_path / "a.h5", "x", ARRAYS)
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["weights/conv/weight"][0, 0, 0, 0] = 99
+    with pytest.raises(WeightsError, match=r"sha256 is .* the file says"):
+        read_arrays(tmp_path / "a.h5", "x")
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "a.h5"
+    path.write_bytes(b"old")
+    with pytest.raises(error), replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise error
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_unknown_dtype_is_refused_before_writing(tmp_path):
+    with pytest.raises(WeightsError, match="w is complex64"):
+        write_arrays(tmp_path / "a.h5", "x", {"w": np.ones(2, np.complex64)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_format_and_a_newer_version(tmp_path):
+    path = tmp_path / "a.h5"
+    write_arrays(path, "tinyft-weights", ARRAYS, {"created_by": "tinyft 9.9"})
+    with pytest.raises(WeightsError, match="format is 'tinyft-weights', expected 'other'"):
+        read_arrays(path, "other")
+    with h5py.File(path, "a") as file:
+        file.attrs["format_version"] = 2
+    with pytest.raises(WeightsError, match=r"version 2, written by tinyft 9\.9.*update tinyft"):
+        read_arrays(path, "tinyft-weights")
+
+
+def test_a_file_that_is_being_written_is_not_read(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w"), pytest.raises((WeightsError, OSError)):
+        read_arrays(tmp_path / "a.h5", "x")
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_arrays(tmp_path / "none.h5", "x")
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    write_arrays(tmp_path / "a.h5", "x", ARRAYS)
+    original = h5py.File
+
+    def file_on_such_a_system(path, mode, locking=None):
+        if locking is None:
+            raise OSError(38, "unable to lock file")
+        return original(path, mode, locking=locking)
+
+    monkeypatch.setattr(h5py, "File", file_on_such_a_system)
+    assert set(read_arrays(tmp_path / "a.h5", "x")[0]) == set(ARRAYS)

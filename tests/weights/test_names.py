@@ -1,0 +1,102 @@
+"""Finding the state dict, taking prefixes off, and comparing names with a network's."""
+
+from __future__ import annotations
+
+import pytest
+
+from tinyft.errors import WeightsError
+from tinyft.weights import LoadReport, compare
+from tinyft.weights.names import find_state_dict, strip_prefixes, to_torchvision_names
+from tinyft.weights.pickle_names import Inert
+from tinyft.weights.torch_tensors import Storage, StoredTensor
+
+TENSOR = StoredTensor(Storage("Float", "0", 4), 0, (4,), (1,))
+STATE = {"conv1.weight": TENSOR, "bn1.weight": TENSOR}
+
+
+def test_a_bare_state_dict():
+    assert find_state_dict(STATE).tensors == STATE
+
+
+def test_a_nested_one_and_what_lies_beside_it():
+    optimizer = {"state": {}, "param_groups": []}
+    found = find_state_dict({"epoch": 89, "optimizer": optimizer, "model": {"state_dict": STATE}})
+    assert found.tensors == STATE and found.ignored == ["epoch=89", "optimizer"]
+
+
+def test_of_several_the_first_of_the_order_is_taken():
+    found = find_state_dict({"state_dict_ema": {}, "model": {}, "state_dict": STATE})
+    assert found.tensors == STATE
+    assert found.notes == ["several state dicts (state_dict, model, state_dict_ema): "
+                           "state_dict was taken"]  # fmt: skip
+
+
+def test_a_number_among_the_tensors_is_left_aside():
+    assert find_state_dict({**STATE, "version": 3}).ignored == ["version=3"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1], "expected a dict of tensors, found list"),
+        ({}, "its keys are none"),
+        ({"weight_list": [TENSOR]}, "its keys are 'weight_list'"),
+        ({**STATE, "odd": Inert("numpy.ndarray")}, "'odd' of the state dict is a numpy.ndarray"),
+        ({**STATE, 5: TENSOR}, "the entry 5"),
+        ({**STATE, "odd": {}}, "'odd' of the state dict is a dict"),
+    ],
+)
+def test_no_state_dict(content, message):
+    with pytest.raises(WeightsError, match=message):
+        find_state_dict(content)
+
+
+def test_a_dict_within_itself():
+    content: dict = {}
+    content["model"] = content
+    with pytest.raises(WeightsError, match="within 5 levels"):
+        find_state_dict(content)
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix", "expected"),
+    [
+        (["module.a.w", "module.b.w"], "module.", ["a.w", "b.w"]),
+        (["_orig_mod.module.a.w"], "_orig_mod.module.", ["a.w"]),
+        (["n_averaged", "module.a.w"], "module.", ["n_averaged", "a.w"]),
+        (["module.w", "conv.w"], "", ["module.w", "conv.w"]),
+        (["backbone.a.w", "fc.w"], "", ["backbone.a.w", "fc.w"]),
+    ],
+)
+def test_prefixes(names, prefix, expected):
+    found, removed = strip_prefixes(dict.fromkeys(names, 1))
+    assert list(found) == expected and removed == prefix
+
+
+def test_counters_go_and_linear_becomes_fc():
+    names = ["bn1.num_batches_tracked", "n_averaged", "linear.weight", "linear.bias", "a.linear.b"]
+    found, notes = to_torchvision_names(dict.fromkeys(names, 1))
+    assert list(found) == ["fc.weight", "fc.bias", "a.linear.b"] and len(notes) == 2
+
+
+def test_compare_lists_three_kinds_of_fault():
+    report = compare({"a": (1,), "b": (2, 3)}, {"b": (3, 2), "c": (1,)})
+    assert report.missing == ["a"] and report.unexpected == ["c"] and not report.fits
+    assert report.mismatched == ["b: expected (2, 3), found (3, 2)"]
+    assert "missing from the file: a\nnot in the network: c\nof another shape: b:" in str(report)
+
+
+def test_an_announced_difference_is_no_fault():
+    expected = {"a": (1,), "fc.weight": (10, 4), "fc.bias": (10,)}
+    report = compare(expected, {"a": (1,), "fc.weight": (5, 4)}, expect_different=("fc.",))
+    assert report.fits
+    assert str(report) == ("different, as expected: missing fc.bias, "
+                           "reshaped fc.weight: expected (10, 4), found (5, 4)")  # fmt: skip
+
+
+def test_a_long_list_is_cut_in_the_text_only():
+    report = LoadReport(
+        missing=[f"n{i}" for i in range(9)], ignored=["optimizer"], prefix="module."
+    )
+    assert "n4 and 4 more" in str(report) and "prefix taken off each name: module." in str(report)
+    assert str(LoadReport()) == "every name and shape is as expected"
