@@ -191,6 +191,12 @@ def test_refusals(data, message):
         read(data)
 
 
+def test_a_quantised_storage_is_named():
+    content = {"w": tensor(storage("0", "QInt8", 12), 0, (12,), (1,))}
+    with pytest.raises(WeightsError, match=r"torch\.QInt8Storage.*convert it to float32"):
+        read(zip_bytes(content, {"0": bytes(12)}))
+
+
 def test_two_members_of_one_name():
     with pytest.warns(UserWarning, match="Duplicate name"):
         data = zip_bytes({}, {}, extra={"archive/version": b"3"})

@@ -144,6 +144,8 @@ _HARMLESS = (
     "torch.device",
     "torch.nn.parameter.Parameter",
     "torch.optim.",
+    "torch.per_channel_affine",
+    "torch.per_tensor_affine",
     "torch.serialization._get_layout",
     "typing.Any",
     "yacs.config.CfgNode",
