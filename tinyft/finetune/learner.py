@@ -332,7 +332,7 @@ class Learner:
             return loss
         rates = ", ".join(f"{group.name} {group.lr:.2e}" for group in self.groups)
         raise NonFiniteLossError(
-            f"the loss of step {self.step} is {loss} (learning rates: {rates}); no weight was changed. "
+            f"the loss of step {self.step} is {loss} (learning rates: {rates}); no weight changed. "
             "Use a smaller learning rate (a tenth is a good try), or look at this step's pictures"
         )
 
