@@ -158,6 +158,15 @@ def test_an_op_that_returns_one_array_to_a_leaf_and_to_a_node():
     assert grad_of(a) == [2.0 + 6.0]
 
 
+def test_a_second_contribution_leaves_the_other_parent_alone():
+    """add hands one array to both parents; while b still waits with it, a receives more."""
+    x, w = leaf([1.0]), leaf([1.0])
+    a, b = x * 1.0, w * 1.0
+    more = a * 5.0
+    (more + (a + b)).backward()
+    assert grad_of(x) == [6.0] and grad_of(w) == [1.0]
+
+
 def test_the_upstream_gradient_belongs_to_the_caller():
     x, upstream = leaf([1.0, 2.0]), np.ones(2, np.float32)
     (x + 0.0).backward(upstream)
