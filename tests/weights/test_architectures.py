@@ -16,16 +16,6 @@ def test_an_architecture_is_recognised_from_its_shapes(arch):
     assert infer_architecture(expected_shapes(arch, None)) == arch
 
 
-@pytest.mark.parametrize(
-    "arch", [a for a in ARCHITECTURES if a not in ("resnet34", "resnet101", "resnet152")]
-)
-def test_shapes_are_those_of_the_network(arch):
-    from tinyft.nn import resnet
-
-    built = {n: tuple(v.shape) for n, v in resnet.build(arch, num_classes=7).state_dict().items()}
-    assert list(built.items()) == list(expected_shapes(arch, 7).items())
-
-
 @pytest.mark.parametrize(  # as torchvision 0.29.1 states them
     ("arch", "parameters"),
     [
@@ -69,5 +59,5 @@ def test_relatives_are_refused_by_name(shapes, message):
 
 
 def test_unknown_name():
-    with pytest.raises(WeightsError, match="choose one of resnet10s, resnet18"):
+    with pytest.raises(WeightsError, match="choose one of resnet18, resnet34"):
         expected_shapes("resnet19", 10)

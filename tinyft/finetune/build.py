@@ -56,16 +56,11 @@ def vision_learner(
     if bn not in BN_PRESETS:
         raise ValueError(f"bn must be one of {', '.join(BN_PRESETS)}; got {bn!r}")
     network, preprocess, facts = _network(arch, weights, seed)
-    body = cut(network)
     if isinstance(head, str):
-        if head not in HEADS:
-            raise ValueError(f"head must be fastai, linear or a Module; got {head!r}")
         facts |= {"head": head, "arguments": _plain(arguments)}
-        amount = dropout if head == "fastai" else 0.0
-        head = HEADS[head](body.num_features, data.num_classes, dropout=amount, seed=seed)
-    attach(body, head).astype(dtype)
+        head = _random_head(head, network.num_features, data.num_classes, dropout, seed)
     learner = Learner(
-        body,
+        attach(cut(network), head).astype(dtype),
         data,
         preprocess,
         facts["arch"],
@@ -83,6 +78,14 @@ def vision_learner(
     if weights is not None:
         learner.freeze()
     return learner
+
+
+def _random_head(kind: str, C: int, num_classes: int, dropout: float, seed: int) -> Module:
+    """The head called `kind`. Raises: ValueError if there is none"""
+    if kind not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}, or a Module; got {kind!r}")
+    amount = dropout if kind == "fastai" else 0.0
+    return HEADS[kind](C, num_classes, dropout=amount, seed=seed)
 
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:

@@ -76,6 +76,7 @@ class Learner:
         self.smooth = SmoothLoss()
         self.phase_digests: dict[str, str] = {}
         self.history: list[StepRecord] = []
+        self.validation: Evaluation | None = None  # the newest
 
     # ---------------------------------------------------------------------------------- what trains
 
@@ -275,7 +276,7 @@ class Learner:
                 group.lr, group.momentum = float(lr), float(phase.momentum[i])
             record = self.train_step(next(batches), phase.name, norms=norms)
             if in_epoch == phase.steps_per_epoch - 1:
-                record.validation = self.evaluate()
+                record.validation = self.validation = self.evaluate()
                 self.epoch += 1
             if i == phase.steps - 1:
                 record.proof = prove(self.phase_digests, self.model, expected)

@@ -6,6 +6,7 @@ Next: tinyft/finetune/learner.py
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,21 +48,22 @@ class Plan:
         return sum(phase.epochs for phase in self.phases)
 
     def __str__(self) -> str:
-        lines = list(self.facts)
+        lines = [_wrapped(fact) for fact in self.facts]
         first = 1
         for number, (phase, states) in enumerate(zip(self.phases, self.states, strict=True), 1):
             last = first + phase.steps - 1
             lines += [
                 "",
                 f"Phase {number}: {phase.name}, {_count(phase.epochs, 'epoch')} of "
-                f"{_count(phase.steps_per_epoch, 'step')} (steps {first} to {last}); "
-                f"{_momentum(phase)}; the optimizer starts empty",
+                f"{_count(phase.steps_per_epoch, 'step')} (steps {first} to {last})",
+                f"  {_momentum(phase)}; the optimizer starts empty",
                 *_table(phase, states),
+                *_norm_lines(states),
             ]
             first = last + 1
         decay = f"weight decay {self.weight_decay:g}, times the learning rate; none on batch norms"
         stale = "; frozen weights that once trained decay on" if self.stale_gradients else ""
-        return "\n".join([*lines, "", decay + " and biases" + stale])
+        return "\n".join([*lines, "", _wrapped(decay + " and biases" + stale)])
 
 
 def describe_groups(groups: list[Group], phase: Phase, bn: str) -> list[GroupState]:
@@ -90,21 +92,36 @@ def _describe_norms(group: Group, frozen: bool, bn: str, in_body: bool) -> str:
 
 
 def _table(phase: Phase, states: list[GroupState]) -> list[str]:
-    """One line a group: start, peak and end of its learning rate, what trains, what its batch
-    norms do.
+    """One line a group: whether it is frozen, start, peak and end of its learning rate, what
+    trains.
     """
     width = max(len(state.name) for state in states)
-    lines = [
-        f"  {'group':{width}}  lr start   peak      end        trains              batch norms"
-    ]
+    lines = [f"  {'group':{width}}  state    lr start  lr peak   lr end    numbers that train"]
     for g, state in enumerate(states):
         lr = phase.lr[:, g]
-        share = f"{state.trainable:,} of {state.total:,}"
         lines.append(
-            f"  {state.name:{width}}  {lr[0]:<9.2e}  {lr.max():<8.2e}  {lr[-1]:<9.2e}  "
-            f"{share:<24}  {state.norms}"
+            f"  {state.name:{width}}  {'frozen' if state.frozen else 'trains':7}  "
+            f"{lr[0]:<8.2e}  {lr.max():<8.2e}  {lr[-1]:<8.2e}  "
+            f"{state.trainable:,} of {state.total:,}"
         )
     return lines
+
+
+def _norm_lines(states: list[GroupState]) -> list[str]:
+    """What the batch norms do, groups that do the same together."""
+    by_text: dict[str, list[str]] = {}
+    for state in states:
+        by_text.setdefault(state.norms, []).append(state.name)
+    return [
+        _wrapped(f"  batch norms of {', '.join(names)}: {text}") for text, names in by_text.items()
+    ]
+
+
+def _wrapped(line: str) -> str:
+    """The line over as many lines of 100 columns as it takes, but for a name that is longer."""
+    return textwrap.fill(
+        line, 100, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _momentum(phase: Phase) -> str:

@@ -17,7 +17,7 @@ from tinyft.errors import RunError, WeightsError
 from tinyft.finetune.build import vision_learner
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.plan import Plan
-from tinyft.finetune.run import CHECKPOINT, Run, read_json, versions
+from tinyft.finetune.run import CHECKPOINT, Run, read_description, versions, weights_sha256
 from tinyft.finetune.state import restore
 
 
@@ -33,8 +33,8 @@ def resume(
     run.json
     """
     path = Path(path)
-    description = read_json(path / "run.json")
-    if description.get("finished"):
+    description = read_description(path)
+    if description["finished"]:
         raise RunError(f"{path} is finished; there is nothing to resume")
     data = _data(path, description["data"], data)
     if description["learner"] is None:
@@ -42,8 +42,9 @@ def resume(
             f"{path} was trained with a network or head of its own; only its caller can go on"
         )
     learner = vision_learner(data, **description["learner"])
-    arguments = dict(description["plan"])
-    plan = getattr(learner, arguments.pop("method"))(**arguments)
+    plan = _plan(learner, **description["plan"])
+    _check_weights(path, description["weights_sha256"], learner)
+    _drop_unfinished_files(path)
     run = Run(path, description["settings"])
     notices = [
         f"{name} was {old} and is {versions()[name]} now: the bits may differ"
@@ -53,6 +54,12 @@ def resume(
     start = _restore_newest(path, learner, run, notices)
     _cut_metrics(path / "metrics.csv", learner.step)
     return learner, plan, run, start, notices
+
+
+def _plan(learner: Learner, method: str, **arguments: Any) -> Plan:
+    """The run's plan, made again."""
+    makers = {"plan": learner.plan, "one_cycle_plan": learner.one_cycle_plan}
+    return makers[method](**arguments)
 
 
 def _data(path: Path, described: dict[str, Any], data: PictureData | None) -> PictureData:
@@ -69,6 +76,21 @@ def _data(path: Path, described: dict[str, Any], data: PictureData | None) -> Pi
     return data
 
 
+def _check_weights(path: Path, recorded: str, learner: Learner) -> None:
+    """Raises: RunError if the weights file was exchanged"""
+    if weights_sha256(learner) != recorded:
+        raise RunError(
+            f"the weights that {path} began with ({learner.facts['weights']}) have changed since, "
+            "so it would not end the same; put the file back, or start a new run"
+        )
+
+
+def _drop_unfinished_files(path: Path) -> None:
+    """Delete what a kill left half written; see `replacing` in tinyft/weights/files.py."""
+    for file in (*path.glob(".*.part"), *path.glob("checkpoints/.*.part")):
+        file.unlink(missing_ok=True)
+
+
 def _restore_newest(path: Path, learner: Learner, run: Run, notices: list[str]) -> int:
     """Restore the newest checkpoint that can be read; the number of steps that are done."""
     from tinyft.weights import read_arrays
@@ -82,6 +104,7 @@ def _restore_newest(path: Path, learner: Learner, run: Run, notices: list[str]) 
         values = json.loads(texts["state"])
         restore(learner, arrays, values)
         run.best_accuracy, run.seconds_before = values["best_accuracy"], values["seconds"]
+        run.epoch_steps = values["epoch_steps"]
         return learner.step
     notices.append("no checkpoint: the run starts anew")
     return 0
@@ -91,10 +114,12 @@ def _cut_metrics(path: Path, steps: int) -> None:
     """Drop the lines of steps that will be made again."""
     from tinyft.weights.files import replacing
 
+    if steps == 0:
+        path.unlink(missing_ok=True)
     if not path.exists():
         return
     with path.open(newline="") as file:
-        rows = list(csv.reader(file))
-    kept = [row for row in rows[1:] if row and row[0].isdigit() and int(row[0]) < steps]
+        head, *rows = csv.reader(file)
+    whole = [row for row in rows if len(row) == len(head) and row[0].isdigit()]
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        csv.writer(file).writerows([rows[0], *kept] if rows else [])
+        csv.writer(file).writerows([head, *(row for row in whole if int(row[0]) < steps)])

@@ -14,6 +14,7 @@ Next: tinyft/finetune/resume.py
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import json
 import os
 import platform
@@ -48,6 +49,7 @@ class Run:
     seconds_before: float = 0.0  # of the sessions before this one, when resumed
     best_accuracy: float = -1.0
     stop_requested: bool = False  # set by a signal handler: finish the step, save, stop
+    epoch_steps: list[int] = field(default_factory=list)  # whose checkpoints end an epoch
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], **settings: Any) -> Run:
@@ -55,7 +57,10 @@ class Run:
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunError(f"{path} exists already; give another folder, or resume it")
-        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        try:
+            (path / "checkpoints").mkdir(parents=True)
+        except FileExistsError:  # another process took the folder since
+            raise RunError(f"{path} exists already; give another folder, or resume it") from None
         return cls(path, settings)
 
     def begin(self, learner: Learner, plan: Plan) -> None:
@@ -63,12 +68,13 @@ class Run:
         self.last_checkpoint = time.monotonic()
         if not (self.path / "run.json").exists():
             self.describe(learner, plan)
-        self.epoch_steps: list[int] = []
 
     def describe(self, learner: Learner, plan: Plan) -> None:
         description = {
             "format": "tinyft-run",
             "settings": self.settings,
+            "arch": learner.arch,
+            "weights_sha256": weights_sha256(learner),
             "learner": learner.facts.get("arguments"),
             "data": learner.data.describe(),
             "plan": plan.arguments,
@@ -96,8 +102,8 @@ class Run:
     def end(self, learner: Learner) -> None:
         """Save the learner, and say in run.json that the run is complete."""
         save(learner, self.path / "learner.h5", training=f"run {self.path.name}")
-        last = next(r.validation for r in reversed(learner.history) if r.validation)
-        description = read_json(self.path / "run.json")
+        last = learner.validation
+        description = read_description(self.path)
         description["finished"] = True
         description["seconds"] = round(self.seconds, 3)
         description["result"] = {
@@ -116,8 +122,14 @@ class Run:
         """Write the learner's state, then drop what it replaces."""
         from tinyft.weights import write_arrays
 
+        if keep:
+            self.epoch_steps.append(learner.step)
         arrays, values = capture(learner)
-        values |= {"best_accuracy": self.best_accuracy, "seconds": self.seconds}
+        values |= {
+            "best_accuracy": self.best_accuracy,
+            "seconds": self.seconds,
+            "epoch_steps": self.epoch_steps,
+        }
         name = f"{learner.step:06}.h5"
         write_arrays(
             self.path / "checkpoints" / name,
@@ -126,8 +138,6 @@ class Run:
             texts={"state": json.dumps(values)},
         )
         self.last_checkpoint = time.monotonic()
-        if keep:
-            self.epoch_steps.append(learner.step)
         self._drop_old(name)
 
     def _drop_old(self, newest: str) -> None:
@@ -169,16 +179,40 @@ def metrics_row(record: StepRecord) -> dict[str, Any]:
     }
 
 
+def weights_sha256(learner: Learner) -> str:
+    """The hash of the file that the body came from; empty for random weights."""
+    metadata = learner.facts.get("metadata", {})
+    return str(metadata.get("source_sha256") or metadata.get("content_sha256") or "")
+
+
 def versions() -> dict[str, str]:
     """What the bits of a run may depend on."""
-    import tinyft
+    from tinyft import __version__
 
     return {
-        "tinyft": tinyft.__version__,
+        "tinyft": __version__,
         "numpy": np.__version__,
+        "numba": _installed_version("numba"),
         "python": platform.python_version(),
-        "machine": platform.machine(),
+        "processor": _processor(),
     }
+
+
+def _installed_version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    """The processor's model where the system tells it (Linux), else its family."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -189,11 +223,20 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises: RunError if there is none or it cannot be read"""
+def read_description(run: Path) -> dict[str, Any]:
+    """What run.json says. Raises: RunError if there is none or it cannot be read"""
+    path = run / "run.json"
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise RunError(f"{path.parent} is no run: it has no {path.name}") from None
+        description = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(
+            f"{run} is no run, or was stopped before its first step: it has no run.json"
+        ) from None
     except ValueError as error:
         raise RunError(f"{path} is damaged: {error}") from None
+    expected = {"format": str, "settings": dict, "data": dict, "plan": dict, "versions": dict,
+                "weights_sha256": str, "finished": bool}  # fmt: skip
+    for name, kind in expected.items():
+        if not isinstance(description, dict) or not isinstance(description.get(name), kind):
+            raise RunError(f"{path} is damaged: {name} is missing or of a wrong kind")
+    return description

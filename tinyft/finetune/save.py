@@ -31,7 +31,7 @@ def save(learner: Learner, path: str | os.PathLike[str], *, training: str = "") 
     settings = {"arch": learner.arch, "head": learner.facts.get("head"), "bn": learner.bn,
                 "seed": learner.seed, "label_smoothing": learner.label_smoothing,
                 "weight_decay": learner.weight_decay}  # fmt: skip
-    last = next((r.validation for r in reversed(learner.history) if r.validation), None)
+    last = learner.validation
     metadata: dict[str, Any] = {
         "head": learner.facts.get("head") or "custom",
         "training": training,

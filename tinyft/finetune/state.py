@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyft.errors import RunError
-from tinyft.finetune.records import SmoothLoss
+from tinyft.finetune.records import Evaluation, SmoothLoss
 
 if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner
@@ -39,6 +39,7 @@ def capture(learner: Learner) -> tuple[Arrays, dict[str, Any]]:
         "optimizer_counts": counts,
         "trained": sorted(learner.trained),
         "phase_digests": learner.phase_digests,
+        "validation": asdict(learner.validation) if learner.validation else None,
         "groups": [[g.lr, g.momentum, g.weight_decay] for g in learner.groups],
     }
     return arrays, values
@@ -68,6 +69,8 @@ def restore(learner: Learner, arrays: Arrays, values: dict[str, Any]) -> None:
     learner.smooth = SmoothLoss(**values["smooth"])
     learner.trained = frozenset(values["trained"])
     learner.phase_digests = values["phase_digests"]
+    validation = values["validation"]
+    learner.validation = Evaluation(**validation) if validation else None
     for group, settings in zip(learner.groups, values["groups"], strict=True):
         group.lr, group.momentum, group.weight_decay = settings
 

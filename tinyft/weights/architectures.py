@@ -1,11 +1,6 @@
-"""What tensors each ResNet has: the names and shapes that a weights file must match.
+"""What tensors each ResNet has, and which ResNet a file's tensors belong to.
 
-Shapes are computed, no network is built: a file from a stranger is compared with this list before
-a byte of it becomes an array.  ``tinyft.nn.resnet`` builds the same networks; a test holds the two
-together.
-
-Names are torchvision's.  Convolution weights are (F, C, R, S): filters, input channels, kernel rows
-and columns.  Linear weights are (outputs, inputs).
+A file from a stranger is compared with these names and shapes before a byte of it becomes an array.
 
 Next: tinyft/weights/report.py
 """
@@ -14,48 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from tinyft.errors import WeightsError
+from tinyft.nn.resnet import ARCHITECTURES, Architecture, Bottleneck, ResNet
 
 Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A ResNet in numbers: blocks per stage, channels per stage, and the first convolution."""
-
-    blocks: tuple[int, ...]
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    bottleneck: bool = False
-    stem_kernel: int = 7
-    shortcut_weights: bool = True  # False: "option A", which pads channels with zeros instead
-
-    @property
-    def expansion(self) -> int:
-        """How many times wider a block's output is than its 3x3 convolution."""
-        return 4 if self.bottleneck else 1
-
-
-def _cifar(blocks_per_stage: int) -> Architecture:
-    """He et al. 2015, section 4.2: three stages on 32x32 pictures, 6n + 2 layers, option A."""
-    widths = (16, 32, 64)
-    return Architecture((blocks_per_stage,) * 3, widths, stem_kernel=3, shortcut_weights=False)
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "resnet10s": Architecture((1, 1, 1, 1), (32, 64, 128, 256), stem_kernel=3),
-    "resnet18": Architecture((2, 2, 2, 2)),
-    "resnet34": Architecture((3, 4, 6, 3)),
-    "resnet50": Architecture((3, 4, 6, 3), bottleneck=True),
-    "resnet101": Architecture((3, 4, 23, 3), bottleneck=True),
-    "resnet152": Architecture((3, 8, 36, 3), bottleneck=True),
-    "cifar_resnet20": _cifar(3),
-    "cifar_resnet32": _cifar(5),
-    "cifar_resnet44": _cifar(7),
-    "cifar_resnet56": _cifar(9),
-    "cifar_resnet110": _cifar(18),
-}
 
 
 def architecture(arch: str) -> Architecture:
@@ -72,41 +30,15 @@ def architecture(arch: str) -> Architecture:
 def expected_shapes(arch: str, num_classes: int | None) -> Shapes:
     """Each tensor's name and shape, in the order of the network; no ``fc`` if num_classes is None.
 
+    Convolutions are (F, C, R, S), linear weights (outputs, inputs), as in torchvision's files.
+
     Raises: WeightsError for an unknown architecture.
     """
-    plan = architecture(arch)
-    shapes: Shapes = {}
-    _add_conv_and_norm(shapes, "conv1", "bn1", (plan.widths[0], 3, plan.stem_kernel))
-    channels = plan.widths[0]
-    for stage, (count, width) in enumerate(zip(plan.blocks, plan.widths, strict=True), start=1):
-        for i in range(count):
-            shapes |= _block_shapes(f"layer{stage}.{i}", plan, channels, width)
-            channels = width * plan.expansion
-    if num_classes is not None:
-        shapes |= {"fc.weight": (num_classes, channels), "fc.bias": (num_classes,)}
+    network = ResNet(architecture(arch), num_classes or 1)  # of zeros, which take no memory yet
+    shapes = {name: array.shape for name, array in network.state_dict().items()}
+    if num_classes is None:
+        del shapes["fc.weight"], shapes["fc.bias"]
     return shapes
-
-
-def _block_shapes(block: str, plan: Architecture, channels: int, width: int) -> Shapes:
-    """The tensors of one residual block that gets ``channels`` channels."""
-    out = width * plan.expansion
-    convolutions = [(width, channels, 3), (width, width, 3)]
-    if plan.bottleneck:
-        convolutions = [(width, channels, 1), (width, width, 3), (out, width, 1)]
-    shapes: Shapes = {}
-    for i, shape in enumerate(convolutions, start=1):
-        _add_conv_and_norm(shapes, f"{block}.conv{i}", f"{block}.bn{i}", shape)
-    if plan.shortcut_weights and channels != out:
-        shortcut = f"{block}.downsample"
-        _add_conv_and_norm(shapes, f"{shortcut}.0", f"{shortcut}.1", (out, channels, 1))
-    return shapes
-
-
-def _add_conv_and_norm(shapes: Shapes, conv: str, norm: str, size: tuple[int, int, int]) -> None:
-    filters, channels, kernel = size
-    shapes[f"{conv}.weight"] = (filters, channels, kernel, kernel)
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        shapes[f"{norm}.{name}"] = (filters,)
 
 
 def infer_architecture(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -123,7 +55,7 @@ def infer_architecture(shapes: Mapping[str, tuple[int, ...]]) -> str:
     _refuse_groups(shapes)
     found = _describe(shapes)
     for name, plan in ARCHITECTURES.items():
-        if found == (plan.blocks, plan.widths, plan.bottleneck, plan.stem_kernel):
+        if found == (plan.depths, plan.widths, plan.block is Bottleneck, plan.stem[0]):
             return name
     blocks, widths, bottleneck, stem = found
     kind = "bottleneck" if bottleneck else "basic"
