@@ -232,8 +232,8 @@ def vmax(builder, x, y):
 
 @instruction(VECTOR, VECTOR, VECTOR)
 def vkeep_positive(builder, x, y):
-    """vkeep_positive(x, y): y where x > 0, else 0 (the gradient of ReLU)"""
-    return builder.select(builder.fcmp_ordered(">", x, write_constant(0)), y, write_constant(0))
+    """vkeep_positive(x, y): 0 where x <= 0, else y (the gradient of ReLU: NaN lets it pass)"""
+    return builder.select(builder.fcmp_ordered("<=", x, write_constant(0)), write_constant(0), y)
 
 
 @instruction(VECTOR, VECTOR, VECTOR, VECTOR, VECTOR)

@@ -1,0 +1,65 @@
+"""What the kernels on pictures and parameters share: which arrays they take, and in what pieces.
+
+Next: tinyft/backends/cpu/batch_norm.py
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy import ndarray as Array
+
+from tinyft.backends.cpu.simd import LANES
+from tinyft.backends.cpu.threads import run
+
+PIECE = 1 << 15  # floats of one piece: 128 KiB, which stays in a core's L2 between two passes
+LEAST_ROWS = 64  # but so many rows, or the partial sums of 2048 channels are as large as the piece
+
+
+def suitable(*arrays: Array | None) -> bool:
+    """Whether the kernels take these arrays: float32, not empty, of one shape (None: absent).
+
+    What they do not take, the reference does, or it raises: a kernel does not look where an array
+    ends.
+    """
+    present = [a for a in arrays if a is not None]
+    return all(
+        a.dtype == np.float32 and a.size > 0 and a.shape == present[0].shape for a in present
+    )
+
+
+def suitable_channels(pictures: list[Array | None], channels: list[Array]) -> bool:
+    """The same for kernels that keep a channel in a lane: pictures (..., C), channels (C,), and C a
+    multiple of LANES, as the 16, 64 or 2048 of a ResNet are.
+    """
+    shape = pictures[0].shape
+    return (
+        bool(shape)
+        and shape[-1] % LANES == 0
+        and suitable(*pictures)
+        and suitable(*channels)
+        and (not channels or channels[0].shape == shape[-1:])
+    )
+
+
+def flat(x: Array) -> Array:
+    """The elements of x in a row: x's own memory if it is ordinary, else a copy.
+
+    Read-only arrays are copied: for Numba they are another type, and all kernels would be compiled
+    once more.
+    """
+    if not x.flags.carray:
+        x = np.array(x, order="C")
+    return x.reshape(-1)
+
+
+def rows_per_piece(C: int) -> int:
+    """Rows of C floats in one piece. It depends on the shape alone, and so do all partial sums."""
+    return max(LEAST_ROWS, PIECE // C)
+
+
+def run_pieces(kernel, pieces: int, *arguments) -> None:
+    """All pieces, by all threads; a single one here, because waking another would take longer."""
+    if pieces == 1:
+        kernel(np.zeros(1, np.int64), 0, *arguments)
+    else:
+        run(kernel, *arguments)

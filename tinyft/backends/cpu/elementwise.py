@@ -1,0 +1,166 @@
+"""ReLU, dropout, pictures: one pass over memory each, by all threads.
+
+Definition: `relu`, `relu_grad`, `dropout`, `images` in `backends/reference.py`; the random words in
+`backends/philox.py`. Results have the same bits as there.
+
+These kernels are plain loops: LLVM makes vector code of them by itself, since nothing has to stay
+in a register from one element to the next. An item is a slice of 32768 elements; taking the slice
+first also tells LLVM that no index is negative.
+
+**Dropout** draws its words where it needs them. NumPy computes ten rounds over arrays of the whole
+size, the kernel keeps the four words of a block in registers.
+
+**Pictures** have 256 values a channel, so the definition itself, applied to all of them, is a table
+and the kernel looks pixels up in it.
+
+Next: tinyft/backends/cpu/optimizers.py
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinyft.backends.cpu import workspace
+from tinyft.backends.cpu.arrays import PIECE, flat, run_pieces, suitable
+from tinyft.backends.cpu.simd import atomic_next, helper, kernel
+from tinyft.backends.philox import KEY_STEPS
+from tinyft.backends.philox import MULTIPLIERS as MULTIPLIERS_64
+from tinyft.backends.reference import Backend
+
+LOW = np.uint64(0xFFFFFFFF)  # the low half of 64 bits
+HALF = np.uint64(32)
+FIRST_MULTIPLIER, SECOND_MULTIPLIER = MULTIPLIERS_64
+FIRST_STEP, SECOND_STEP = (np.uint64(step) for step in KEY_STEPS)
+BLOCKS = PIECE // 4  # blocks of four words in one item of dropout
+
+
+@kernel
+def rectify(counter, thread, x, out):
+    """out = max(x, 0), NaN where x is NaN"""
+    while True:
+        start = atomic_next(counter, 0) * PIECE
+        if start >= x.size:
+            break
+        values, results = x[start : start + PIECE], out[start : start + PIECE]
+        for i in range(values.size):
+            results[i] = np.float32(0) if values[i] <= 0 else values[i]
+
+
+@kernel
+def rectify_gradient(counter, thread, dout, out, dx):
+    """dx = 0 where out <= 0, else dout"""
+    while True:
+        start = atomic_next(counter, 0) * PIECE
+        if start >= dout.size:
+            break
+        gradients, outputs = dout[start : start + PIECE], out[start : start + PIECE]
+        results = dx[start : start + PIECE]
+        for i in range(gradients.size):
+            results[i] = np.float32(0) if outputs[i] <= 0 else gradients[i]
+
+
+@helper
+def random_words(block, first_stream, second_stream, first_key, second_key):
+    """The four words of one block of Philox4x32-10: `philox4x32` of philox.py, for one counter."""
+    a, b, c, d = block & LOW, block >> HALF, first_stream, second_stream
+    for _ in range(10):
+        first, second = a * FIRST_MULTIPLIER, c * SECOND_MULTIPLIER
+        a, b = (second >> HALF) ^ b ^ first_key, second & LOW
+        c, d = (first >> HALF) ^ d ^ second_key, first & LOW
+        first_key = (first_key + FIRST_STEP) & LOW
+        second_key = (second_key + SECOND_STEP) & LOW
+    return a, b, c, d
+
+
+@kernel
+def drop(counter, thread, x, threshold, scale, streams, keys, out):
+    """out = x * scale where the element's word reaches the threshold, else 0. Element i has word
+    i % 4 of block i // 4.
+    """
+    zero = np.float32(0)
+    while True:
+        item = atomic_next(counter, 0)
+        if item * PIECE >= x.size:
+            break
+        values = x[item * PIECE : (item + 1) * PIECE]
+        results = out[item * PIECE : (item + 1) * PIECE]
+        for block in range(-(-values.size // 4)):
+            words = random_words(
+                np.uint64(item * BLOCKS + block), streams[0], streams[1], keys[0], keys[1]
+            )
+            i = block * 4
+            if i + 4 <= values.size:
+                results[i] = values[i] * scale if words[0] >= threshold else zero
+                results[i + 1] = values[i + 1] * scale if words[1] >= threshold else zero
+                results[i + 2] = values[i + 2] * scale if words[2] >= threshold else zero
+                results[i + 3] = values[i + 3] * scale if words[3] >= threshold else zero
+            else:
+                for j in range(values.size - i):
+                    results[i + j] = values[i + j] * scale if words[j] >= threshold else zero
+
+
+@kernel
+def look_up(counter, thread, pixels, table, rows, out):
+    """out[i, c] = table[c, pixels[i, c]]: pixels out (M, C), table (C, 256)"""
+    M, C = pixels.shape
+    while True:
+        begin = atomic_next(counter, 0) * rows
+        if begin >= M:
+            break
+        for i in range(begin, min(M, begin + rows)):
+            for c in range(C):
+                out[i, c] = table[c, pixels[i, c]]
+
+
+class Elementwise(Backend):
+    """The kernels of the backend that treat each element alone."""
+
+    def relu(self, x):
+        if not suitable(x):
+            return super().relu(x)
+        out = workspace.empty(x.shape)
+        run_pieces(rectify, _pieces(x), flat(x), out.reshape(-1))
+        return out
+
+    def relu_grad(self, dout, out):
+        if not suitable(dout, out):
+            return super().relu_grad(dout, out)
+        dx = workspace.empty(dout.shape)
+        run_pieces(rectify_gradient, _pieces(dout), flat(dout), flat(out), dx.reshape(-1))
+        return dx
+
+    def dropout(self, x, probability, seed, stream):
+        if not suitable(x):
+            return super().dropout(x, probability, seed, stream)
+        out = workspace.empty(x.shape)
+        scale = np.float32(1 / (1 - probability))
+        threshold = np.uint64(np.uint32(probability * 2**32))
+        words = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
+        streams = np.array([s & 0xFFFFFFFF for s in stream], np.uint64)
+        keys = np.array(words, np.uint64)
+        run_pieces(drop, _pieces(x), flat(x), threshold, scale, streams, keys, out.reshape(-1))
+        return out
+
+    def images(self, pixels, mean, std, dtype):
+        C = pixels.shape[-1] if pixels.ndim else 0
+        shapes = {np.shape(mean), np.shape(std)}
+        if (
+            np.dtype(dtype) != np.float32
+            or pixels.dtype != np.uint8
+            or pixels.size == 0
+            or shapes != {(C,)}
+        ):
+            return super().images(pixels, mean, std, dtype)
+        every = np.repeat(np.arange(256, dtype=np.uint8)[:, None], C, axis=1)
+        table = np.ascontiguousarray(super().images(every, mean, std, dtype).T)
+        out = workspace.empty(pixels.shape)
+        rows = max(1, PIECE // C)
+        M = pixels.size // C
+        run_pieces(
+            look_up, -(-M // rows), flat(pixels).reshape(M, C), table, rows, out.reshape(M, C)
+        )
+        return out
+
+
+def _pieces(x) -> int:
+    return -(-x.size // PIECE)
