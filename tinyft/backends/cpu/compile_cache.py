@@ -3,14 +3,15 @@
     @kernel                     # called from Python, by threads.run
     @helper                     # called by kernels only
 
-Compiling all kernels takes about 15 seconds, loading them from disk half a second. Numba has a cache
-of its own, but it looks at the file of the kernel alone (an edit in generators.py would go unnoticed),
-stops on a damaged file or a folder that it may not write, and is configured by one variable for all
-of a program's functions, the user's own among them. So each of our kernels gets a `KernelCache`,
-and nothing global is touched.
+Compiling all kernels takes about 15 seconds, loading them from disk half a second. Numba has a
+cache of its own, but it looks at the file of the kernel alone (an edit in generators.py would go
+unnoticed), stops on a damaged file or a folder that it may not write, and is configured by one
+variable for all of a program's functions, the user's own among them. So each of our kernels gets a
+`KernelCache`, and nothing global is touched.
 
-**Folder**: `kernels-HASH` in NUMBA_CACHE_DIR, else in TINYFT_HOME, else in the platform's cache folder.
-The hash covers the sources of this folder, the versions of Numba, llvmlite and NumPy, and the CPU.
+**Folder**: `kernels-HASH` in NUMBA_CACHE_DIR, else in TINYFT_HOME, else in the platform's cache
+folder. The hash covers the sources of this folder, the versions of Numba, llvmlite and NumPy, and
+the CPU.
 **File**: one per kernel and signature: a SHA-256 and what it covers. It is written under another
 name and then moved, so two processes may write at once. A file that does not fit its SHA-256, or
 cannot be read, counts as absent: the kernel is compiled and the file replaced.
@@ -45,7 +46,7 @@ from numba.core.serialize import dumps
 DIGEST_SIZE = hashlib.sha256().digest_size
 
 # error_model numpy: no test for division by zero before every // and %.
-helper = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True)
+helper = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, forceinline=True)
 
 
 def kernel(function: Callable) -> Callable:

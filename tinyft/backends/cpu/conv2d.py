@@ -4,11 +4,11 @@ Defined by the methods of the same names in tinyft/backends/reference.py.
 
 Kernels read and write at addresses that they compute, so everything that could lead them astray is
 settled here: arrays become C-contiguous, aligned and writable (a copy, if they are not), shapes are
-compared, and channels are padded with zeros to full registers. Few channels (an RGB picture) are not
-padded; few_channels.py takes them as they are.
+compared, and channels are padded with zeros to full registers. Few channels (an RGB picture) are
+not padded; few_channels.py takes them as they are.
 
-Letters: N pictures, H W rows and columns in, C channels in, P Q rows and columns out, F filters, R S the
-kernel. Weights come as (F, C, R, S), which is best a view of memory ordered (R, S, C, F).
+Letters: N pictures, H W rows and columns in, C channels in, P Q rows and columns out, F filters, R
+S the kernel. Weights come as (F, C, R, S), which is best a view of memory ordered (R, S, C, F).
 
 Next: tinyft/backends/cpu/__init__.py
 """
@@ -133,7 +133,7 @@ def _check_window(name, x_shape, weight_shape, stride, padding) -> tuple[int, in
     """The shape of the output, (N, P, Q, F)."""
     N, H, W, C = x_shape
     F, weight_c, R, S = weight_shape
-    if C != weight_c:
+    if weight_c != C:
         raise ShapeError(f"{name}: weight expects {weight_c} input channels but x has {C}")
     if stride < 1 or padding < 0:
         raise ShapeError(

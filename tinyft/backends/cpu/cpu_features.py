@@ -3,10 +3,10 @@
 Numba compiles for the CPU it runs on unless NUMBA_CPU_NAME or NUMBA_CPU_FEATURES say otherwise, so
 the same two variables decide here.
 
-Measured on an Intel Xeon (Sapphire Rapids, AVX-512, one core, product of matrices that fit L2; GFLOP/s
-of a peak of 230) by rows x registers of the block: 8x2 191, 8x3 222, 6x4 206, 12x2 220, 14x2 229. On
-AMD Zen 4, 8x2 reached 98 % of the peak. 12x2 is taken because 12 rows and a rest of 4 divide what
-convolutions have; 14 do not.
+Measured on an Intel Xeon (Sapphire Rapids, AVX-512, one core, product of matrices that fit L2;
+GFLOP/s of a peak of 230) by rows x registers of the block: 8x2 191, 8x3 222, 6x4 206, 12x2 220,
+14x2 229. On AMD Zen 4, 8x2 reached 98 % of the peak. 12x2 is taken because 12 rows and a rest of 4
+divide what convolutions have; 14 do not.
 
 Next: tinyft/backends/cpu/simd.py
 """

@@ -2,14 +2,16 @@
 
 Defined by `Backend.conv2d` and `conv2d_weight_grad` of tinyft/backends/reference.py.
 
-With 3 channels a gathered tap is 3 numbers, and gathering costs more than multiplying. After a border of
-zeros has been put around the picture, a row of a window (S taps of C channels) is *one* run of
-numbers, and the next window's run starts stride * C numbers later. So the windows of one row of outputs
-are a matrix that already lies in memory, with rows that overlap: the register block reads it by its
-two strides, and R products (one per row of the kernel) make a row of outputs, without gathering.
+With 3 channels a gathered tap is 3 numbers, and gathering costs more than multiplying. After a
+border of zeros has been put around the picture, a row of a window (S taps of C channels) is *one*
+run of numbers, and the next window's run starts stride * C numbers later. So the windows of one row
+of outputs are a matrix that already lies in memory, with rows that overlap: the register block
+reads it by its two strides, and R products (one per row of the kernel) make a row of outputs,
+without gathering.
 
-Versions, forward / weight gradient of 7x7 stride 2 on (16, 224, 224, 3) -> 64, AMD Zen 4, two threads:
-gathered 24.9 / 25.8 ms, in place 19.3 / 22 ms.
+Versions, forward and weight gradient of 7x7 stride 2 on (16, 224, 224, 3) -> 64: gathered 24.9 and
+25.8 ms, in place 19.3 and 22 ms (AMD Zen 4, two threads); 31.7 and 31.7, 27.1 and 27.5 ms (Intel
+Sapphire Rapids, CPU time on one core).
 
 Next: tinyft/backends/cpu/winograd_transforms.py
 """
@@ -82,8 +84,8 @@ def multiply_rows_in_place(counter, thread, x, R, S, stride, packed, y, bias, lo
 
 @kernel
 def multiply_rows_in_place_transposed(counter, work, x, stride, dout, R, run, rows, parts, sums):
-    """sums[part] (R, rows, F) = windows' @ dout over the part's rows of outputs; `rows` >= run is what
-    the register block computes. An item is a part.
+    """sums[part] (R, rows, F) = windows' @ dout over the part's rows of outputs; `rows` >= run is
+    what the register block computes. An item is a part.
     """
     _, H, W, C = x.shape
     N, P, Q, F = dout.shape
@@ -103,7 +105,7 @@ def multiply_rows_in_place_transposed(counter, work, x, stride, dout, R, run, ro
 
 
 def with_border(x: Array, padding: int) -> Array:
-    """x with zeros around, in scratch memory with room behind: blocks read beyond the last window."""
+    """x with zeros around, in scratch memory with room behind: blocks read too far at the end."""
     N, H, W, C = x.shape
     shape = (N, H + 2 * padding, W + 2 * padding, C)
     size = int(np.prod(shape))

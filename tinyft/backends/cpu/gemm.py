@@ -51,8 +51,8 @@ def round_up(number: int, multiple: int) -> int:
 
 @helper
 def panel_offset(row, column, rows, columns):
-    """Where element (row, column) of a packed rows x columns matrix lies. `columns` is a multiple of
-    LANES; where it is no multiple of PANEL, a last panel of LANES columns follows.
+    """Where element (row, column) of a packed rows x columns matrix lies. `columns` is a multiple
+    of LANES; where it is no multiple of PANEL, a last panel of LANES columns follows.
     """
     first = column // PANEL * PANEL
     width = PANEL if first + PANEL <= columns else LANES
@@ -79,8 +79,8 @@ def multiply(
 ):
     """c (M, N) (+)= A (M, K) @ B[b_first : b_first + K] (K, N).
 
-    M is a multiple of REST_ROWS, N of LANES, K >= 1. A's element (i, k) is at a_offset + i * a_row + k
-    * a_step. B is a packed matrix of `b_rows` rows that starts at b_offset.
+    M is a multiple of REST_ROWS, N of LANES, K >= 1. A's element (i, k) is at a_offset + i * a_row
+    + k * a_step. B is a packed matrix of `b_rows` rows that starts at b_offset.
     """
     full = M // BLOCK_ROWS * BLOCK_ROWS
     j = 0
@@ -113,8 +113,8 @@ def multiply(
 
 @kernel
 def pack_panels(counter, thread, weight, taps, transposed, packed):
-    """Packs places `taps` (numbers r * S + s) of a kernel (R, S, C, F): rows (tap, c) and columns f, or
-    rows (tap, f) and columns c if transposed. An item is one place and LANES channels.
+    """Packs places `taps` (numbers r * S + s) of a kernel (R, S, C, F): rows (tap, c) and columns
+    f, or rows (tap, f) and columns c if transposed. An item is one place and LANES channels.
     """
     C, F = weight.shape[2:]
     groups = (C + LANES - 1) // LANES
@@ -147,7 +147,7 @@ def pack(weight: Array, taps: Array, transposed: bool, name: str) -> Array:
 
 @kernel
 def sum_parts(counter, thread, parts, count, size, out):
-    """out = the sum of `count` arrays of `size` numbers, in their order. An item is 4096 numbers."""
+    """out = the sum of `count` arrays of `size` numbers, in order. An item is 4096 numbers."""
     first = atomic_next(counter, 0) * 4096
     while first < size:
         for i in range(first, min(size, first + 4096), LANES):
@@ -201,8 +201,8 @@ def _pack_matrix(b: Array) -> Array:
 
 
 def padded(array: Array, shape: tuple[int, ...]) -> Array:
-    """`array` as the kernels take it (C-contiguous, aligned, writable: one compiled version each), with
-    zeros up to `shape`; itself where it is so already.
+    """`array` as the kernels take it (C-contiguous, aligned, writable: one compiled version each),
+    with zeros up to `shape`; itself where it is so already.
     """
     if array.shape == shape and array.flags.c_contiguous and array.flags.behaved:
         return np.asarray(array)

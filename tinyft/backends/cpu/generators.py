@@ -32,7 +32,7 @@ from tinyft.backends.cpu.simd import (
     write_store,
 )
 
-# -------------------------------------------------------------------------------- 1: register block
+# ------------------------------------------------------------------------------- 1: register block
 
 
 def make_register_block(rows: int, registers: int):
@@ -43,8 +43,8 @@ def make_register_block(rows: int, registers: int):
     c[i, j] (+)= sum over k < steps of a[i, k] * b[k, j]   for i < rows, j < registers * LANES
 
     a[i, k] is at a_offset + i * a_row + k * a_step: with the two exchanged it multiplies by the
-    transposed matrix. b is packed: row k follows row k - 1 directly. c[i, j] is at c_offset + i * c_row
-    + j. `accumulate` 1 adds to c, 0 overwrites it. steps >= 1.
+    transposed matrix. b is packed: row k follows row k - 1 directly. c[i, j] is at c_offset + i *
+    c_row + j. `accumulate` 1 adds to c, 0 overwrites it. steps >= 1.
     """
     width = registers * LANES
 
@@ -91,7 +91,7 @@ def make_register_block(rows: int, registers: int):
     return register_block
 
 
-# --------------------------------------------------------------------------- 2: two-sided transforms
+# -------------------------------------------------------------------------- 2: two-sided transforms
 
 
 def _combine(builder, coefficients, vectors):
@@ -113,8 +113,8 @@ def _combine(builder, coefficients, vectors):
 
 
 def _mirror(matrix, i: int, taken: set):
-    """The row j that is row i with the signs of some columns changed, if sharing pays: then row i is
-    even + odd and row j is even - odd. (Winograd's rows for the points +p and -p.)
+    """The row j that is row i with the signs of some columns changed, if sharing pays: then row i
+    is even + odd and row j is even - odd. (Winograd's rows for the points +p and -p.)
     """
     for j in range(i + 1, len(matrix)):
         even, odd = (matrix[i] + matrix[j]) / 2, (matrix[i] - matrix[j]) / 2
@@ -161,8 +161,9 @@ def make_two_sided_transform(matrix, epilogue: bool = False):
 
     transform(x, x_offset, x_row, x_column, y, y_offset, y_row, y_column)
 
-    With epilogue, more arguments follow: (bias, bias_offset, residual, residual_offset, residual_row,
-    residual_column, low), and y becomes max(y + bias + residual, low), NaN staying NaN.
+    With epilogue, more arguments follow: (bias, bias_offset, residual, residual_offset,
+    residual_row, residual_column, low), and y becomes max(y + bias + residual, low), NaN staying
+    NaN.
     """
     matrix = np.asarray(matrix, np.float64)
     size_out, size_in = matrix.shape

@@ -2,20 +2,22 @@
 
 Defined by `Backend.conv2d` and `conv2d_input_grad` of tinyft/backends/reference.py.
 
-A convolution is the product of a matrix with one row per output pixel, its window's R * S * C numbers,
-and the weights. Written to memory that matrix would be up to 9 times as large as the picture. Here a
-thread gathers the windows of some 50 to 100 pixels into a buffer that stays in its L2 cache and
-multiplies them at once: a number is moved once for 2 F operations. Gathering also takes care of borders,
-strides and channels.
+A convolution is the product of a matrix with one row per output pixel, its window's R * S * C
+numbers, and the weights. Written to memory that matrix would be up to 9 times as large as the
+picture. Here a thread gathers the windows of some 50 to 100 pixels into a buffer that stays in its
+L2 cache and multiplies them at once: a number is moved once for 2 F operations. Gathering also
+takes care of borders, strides and channels.
 
 - Forward: place (r, s) of the window of pixel (p, q) is at (p stride + r - padding, ...).
-- Input gradient with stride 1: the same with the kernel turned by half a turn and its C and F exchanged.
-  With stride t, pixels (h, w) fall into t x t *phases* by (h mod t, w mod t). All pixels of a phase meet
-  the same places of the kernel, so that each phase is a convolution of dout with stride 1 and fewer taps.
+- Input gradient with stride 1: the same with the kernel turned by half a turn and its C and F
+  exchanged. With stride t, pixels (h, w) fall into t x t *phases* by (h mod t, w mod t). All pixels
+  of a phase meet the same places of the kernel, so that each phase is a convolution of dout with
+  stride 1 and fewer taps.
 - A 1x1 convolution with stride 1 needs no gathering: its matrix is x itself.
 
-Letters: N pictures, H W rows and columns in, C channels in, P Q rows and columns out, F filters, R S the
-kernel. Kernels see weights as (R, S, C, F), and F (for the input gradient C too) padded to full registers.
+Letters: N pictures, H W rows and columns in, C channels in, P Q rows and columns out, F filters, R
+S the kernel. Kernels see weights as (R, S, C, F), and F (for the input gradient C too) padded to
+full registers.
 
 Next: tinyft/backends/cpu/implicit_weight_grad.py
 """
@@ -50,8 +52,8 @@ STEPS = 512  # rows of the packed weights per pass: 64 KiB of a panel
 def gather(
     x, picture, top, left, tap_rows, tap_columns, first_tap, last_tap, first_channel, run, to, at
 ):
-    """to[at :] = for each tap, `run` floats of x from (top + row, left + column, first_channel); zeros
-    outside the picture.
+    """to[at :] = for each tap, `run` floats of x from (top + row, left + column, first_channel);
+    zeros outside the picture.
 
     Copies whole registers: the next tap overwrites what the last register brought too much, and
     buffers have LANES floats of slack.
@@ -78,9 +80,9 @@ def multiply_windows(
     """y = max(windows @ weights + bias + residual, low) at the pixels of a grid in y; an item is
     `pixels` of them.
 
-    grid: rows, columns, distance, first row, first column. plain: nothing is added, and the grid is all
-    of y. run: floats per tap. pitch: floats per gathered row, not a power of 2, so that rows do not
-    fall into the same set of the cache.
+    grid: rows, columns, distance, first row, first column. plain: nothing is added, and the grid is
+    all of y. run: floats per tap. pitch: floats per gathered row, not a power of 2, so that rows do
+    not fall into the same set of the cache.
     """
     N, C = x.shape[0], x.shape[3]
     _, P, Q, F = y.shape
@@ -179,8 +181,8 @@ def windows(x: Array, taps: Taps, run: int, stride: int, packed: Array, y: Array
 
 
 def pixels_per_item(total: int, steps: int) -> int:
-    """Windows that fit L2, a multiple of REST_ROWS; items in fours, so that 2 or 4 threads get equal
-    shares.
+    """Windows that fit L2, a multiple of REST_ROWS; items in fours, so that 2 or 4 threads get
+    equal shares.
     """
     most = 8 * BLOCK_ROWS if steps <= 1024 else 4 * BLOCK_ROWS
     items = round_up(-(-total // most), 4)

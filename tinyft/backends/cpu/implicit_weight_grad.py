@@ -2,13 +2,14 @@
 
 Defined by `Backend.conv2d_weight_grad` of tinyft/backends/reference.py.
 
-dweight = windows' @ dout, summed over all pixels: (R S C, pixels) @ (pixels, F). The windows are gathered
-as in implicit_gemm.py, 128 pixels at a time, and multiplied transposed by exchanging the two strides of
-the register block; dout is packed into panels beside them.
+dweight = windows' @ dout, summed over all pixels: (R S C, pixels) @ (pixels, F). The windows are
+gathered as in implicit_gemm.py, 128 pixels at a time, and multiplied transposed by exchanging the
+two strides of the register block; dout is packed into panels beside them.
 
-A sum over threads would depend on their number. So the work is cut by the shape alone: into *parts* of
-the pixels, each with sums of its own that are added in order at the end, and within a part by taps and
-channels. Small weights have up to 8 parts, large ones 1 or 2 (their sums would not fit the cache).
+A sum over threads would depend on their number. So the work is cut by the shape alone: into *parts*
+of the pixels, each with sums of its own that are added in order at the end, and within a part by
+taps and channels. Small weights have up to 8 parts, large ones 1 or 2 (their sums would not fit the
+cache).
 
 Next: tinyft/backends/cpu/few_channels.py
 """
@@ -115,8 +116,8 @@ def sum_windows(dout: Array, x: Array, taps: Taps, run: int, stride: int, dweigh
     direct = parts == 1 and size == steps * F
     sums = dweight if direct else threads.scratch("parts", parts * size)
     threads.run_with_scratch(
-        PIXELS * (pitch + F) + 4 * LANES, multiply_windows_transposed, x, taps.rows, taps.columns, run,
-        stride, dout, parts, taps_per_item, channels, sums.reshape(-1), size, pitch,
+        PIXELS * (pitch + F) + 4 * LANES, multiply_windows_transposed, x, taps.rows, taps.columns,
+        run, stride, dout, parts, taps_per_item, channels, sums.reshape(-1), size, pitch,
     )  # fmt: skip
     if not direct and size == steps * F:
         threads.run(sum_parts, sums, parts, size, dweight.reshape(-1))

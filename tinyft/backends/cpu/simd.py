@@ -4,8 +4,8 @@
 core of today does 32 of these pairs per cycle, but loads only two registers per cycle from its
 cache. So a loop that loads, multiplies, adds and stores waits for memory nearly all the time. The
 remedy is *register blocking*: keep a block of the result, say 12 rows of 32 columns, in 24
-registers while k runs. For each k, load 2 registers of B and 12 single numbers of A, and use each of
-them many times: 24 multiply-adds for 14 loads.
+registers while k runs. For each k, load 2 registers of B and 12 single numbers of A, and use each
+of them many times: 24 multiply-adds for 14 loads.
 
     registers:     sum[0][0]  sum[0][1]         for each k:
                    sum[1][0]  sum[1][1]             b0, b1 = B[k, 0:16], B[k, 16:32]
@@ -26,11 +26,11 @@ How many values there are does not matter: LLVM finds registers for them.
 
 **How to write it from Python.** Numba's `@intrinsic` marks a function that is not compiled: it is
 called while a kernel that uses it is compiled, with a `builder`, whose methods append one
-instruction each (`builder.fadd(x, y)`) and return the value. A Python loop around such calls runs at
-that time, so it writes the instruction once per turn. That is all that is needed:
+instruction each (`builder.fadd(x, y)`) and return the value. A Python loop around such calls runs
+at that time, so it writes the instruction once per turn. That is all that is needed:
 
-1. here, a type `Vector` (one register of LANES floats) and functions on it, so that ordinary kernels
-   can say `vstore(y, i, vmax(vload(x, i) * scale, zero))`;
+1. here, a type `Vector` (one register of LANES floats) and functions on it, so that ordinary
+   kernels can say `vstore(y, i, vmax(vload(x, i) * scale, zero))`;
 2. in generators.py, two functions that write longer pieces: the loop above, and a small constant
    matrix applied to both sides of a square of vectors (all of Winograd's transforms).
 
@@ -71,7 +71,7 @@ _BYTES = ir.VectorType(ir.IntType(8), LANES)
 FUSE = ("contract",)  # the one freedom we give LLVM: a * b + c may become one fused instruction
 
 
-# ------------------------------------------------------------------------------------------- the type
+# ----------------------------------------------------------------------------------------- the type
 
 
 class VectorType(types.Type):
@@ -117,8 +117,8 @@ def _count(parameters) -> int:
 def instruction(result, *parameters):
     """Turns `write(builder, *values)`, which appends instructions, into a function for kernels.
 
-    `parameters` are Numba types. Where one is ADDRESS, the kernel passes a C-contiguous array (of any
-    number of dimensions) and a flat index, and `write` gets a pointer.
+    `parameters` are Numba types. Where one is ADDRESS, the kernel passes a C-contiguous array (of
+    any number of dimensions) and a flat index, and `write` gets a pointer.
     """
 
     def decorate(write):
@@ -162,7 +162,7 @@ def instruction(result, *parameters):
     return decorate
 
 
-# ------------------------------------------------------------------- pieces that `write` functions use
+# --------------------------------------------------------------- pieces that `write` functions use
 
 
 def write_load(builder, pointer, kind=REGISTER, align=4):
@@ -196,7 +196,7 @@ def write_call(builder, name: str, result, *arguments):
     return builder.call(function, arguments)
 
 
-# ------------------------------------------------------------------------------ functions for kernels
+# --------------------------------------------------------------------------- functions for kernels
 
 
 @instruction(VECTOR, ADDRESS)
@@ -262,7 +262,7 @@ def vstore_bytes(builder, pointer, x):
 
 @instruction(INT, ADDRESS)
 def atomic_next(builder, pointer):
-    """atomic_next(a, i): returns a[i] and adds 1 to it, safely when several threads do so at once"""
+    """atomic_next(a, i): returns a[i] and adds 1 to it, safe when threads compete"""
     return builder.atomic_rmw("add", pointer, INT64(1), "monotonic")
 
 
@@ -278,6 +278,14 @@ def atomic_announce(builder, pointer):
     return builder.atomic_rmw("add", pointer, INT64(1), "seq_cst")
 
 
+@instruction(types.void, ADDRESS)
+def prefetch(builder, pointer):
+    """prefetch(a, i): asks for the cache line of a[i]; harmless wherever that is"""
+    pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+    name = "llvm.prefetch.p0" if pointer.type.is_opaque else "llvm.prefetch.p0i8"
+    write_call(builder, name, ir.VoidType(), pointer, _INT32(0), _INT32(3), _INT32(1))
+
+
 @instruction(types.void)
 def cpu_pause(builder):
     """cpu_pause(): tells an x86 core that this is a waiting loop"""
@@ -287,8 +295,8 @@ def cpu_pause(builder):
 
 @instruction(types.void, ADDRESS, INT, ADDRESS, INT)
 def vtranspose(builder, source, source_row, target, target_row):
-    """vtranspose(a, i, row, b, j, to_row): b[j + c * to_row + r] = a[i + r * row + c] for a square of
-    LANES x LANES. In log2(LANES) rounds, the off-diagonal quarters of ever larger squares change
+    """vtranspose(a, i, row, b, j, to_row): b[j + c * to_row + r] = a[i + r * row + c] for a square
+    of LANES x LANES. In log2(LANES) rounds, the off-diagonal quarters of ever larger squares change
     places.
     """
 
@@ -322,6 +330,7 @@ __all__ = [
     "cpu_pause",
     "helper",
     "kernel",
+    "prefetch",
     "vfma",
     "vkeep_positive",
     "vload",

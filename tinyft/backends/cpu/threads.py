@@ -2,8 +2,8 @@
 
     run(kernel, *arguments)            kernel(counter, thread, *arguments) in every thread
 
-**Who does what.** A kernel cuts its work into items whose number and extent depend on the shape alone,
-and takes the next one from `counter` until none is left:
+**Who does what.** A kernel cuts its work into items whose number and extent depend on the shape
+alone, and takes the next one from `counter` until none is left:
 
     item = atomic_next(counter, 0)
 
@@ -30,6 +30,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy import ndarray as Array
 
+from tinyft.backends.cpu import workspace
 from tinyft.backends.cpu.simd import (
     atomic_announce,
     atomic_load,
@@ -39,6 +40,7 @@ from tinyft.backends.cpu.simd import (
 
 SPIN = 4000  # turns of waiting before a thread goes to sleep: 50 to 100 microseconds
 LINE = 8  # int64 numbers per cache line: flags of different threads lie on different lines
+LARGE = 256 << 10  # bytes from which scratch memory fills huge pages (2 MiB)
 ALIGNMENT = 64  # bytes of a cache line: no register load then straddles two
 
 
@@ -125,8 +127,8 @@ class Pool:
             announce(flags, self.DONE)
 
     def _sleep(self, thread: int, sleeping: int, jobs: int) -> None:
-        """Until job number `jobs` is there. The flag is set before the last look, and the caller looks
-        at it after it has put the job there, so one of the two notices.
+        """Until job number `jobs` is there. The flag is set before the last look, and the caller
+        looks at it after it has put the job there, so one of the two notices.
         """
         announce(self.flags, sleeping)
         while not wait_until(self.flags, self.JOB, jobs, 1):
@@ -181,7 +183,9 @@ def run(function: Callable, *arguments) -> None:
 
 
 def run_with_scratch(size: int, function: Callable, *arguments) -> None:
-    """As `run`, but `function(counter, work, *arguments)`: each thread gets `size` floats of its own."""
+    """As `run`, but `function(counter, work, *arguments)`: each thread gets `size` floats of its
+    own.
+    """
 
     def with_work(counter, thread, *arguments):
         function(counter, scratch("work", size), *arguments)
@@ -237,9 +241,9 @@ _kept = threading.local()
 def scratch(name: str, size: int, dtype: np.dtype | type = np.float32) -> Array:
     """A flat buffer of at least `size` elements that nobody else has while this thread computes.
 
-    One per name, dtype and calling thread, kept for the next call and grown when it must: fresh memory
-    would cost a page fault per 4 KiB. Its content is what the last call left. It never leaves a
-    kernel's call.
+    One per name, dtype and calling thread, kept for the next call and grown when it must: fresh
+    memory would cost a page fault per 4 KiB. Its content is what the last call left. It never
+    leaves a kernel's call.
     """
     buffers = _kept.__dict__
     buffer = buffers.get((name, dtype))
@@ -249,8 +253,13 @@ def scratch(name: str, size: int, dtype: np.dtype | type = np.float32) -> Array:
 
 
 def aligned_empty(size: int, dtype: np.dtype | type = np.float32) -> Array:
-    """A flat array that starts at a cache line."""
-    nbytes = size * np.dtype(dtype).itemsize
-    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    """A flat array of at least `size` elements that starts at a cache line; a large one lies in
+    huge pages where the system has them, since kernels walk through it in 36 places at once.
+    """
+    itemsize = np.dtype(dtype).itemsize
+    if size * itemsize >= LARGE:
+        pages = -(-size * itemsize // workspace.HUGE_PAGE)
+        return workspace.empty((pages * workspace.HUGE_PAGE // itemsize,), dtype)
+    raw = np.empty(size * itemsize + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + nbytes].view(dtype)
+    return raw[start : start + size * itemsize].view(dtype)

@@ -1,23 +1,29 @@
 """Convolution 3x3 with stride 1 by Winograd's F(4x4, 3x3): forward and input gradient.
 
-Defined by `Backend.conv2d` and `conv2d_input_grad` of tinyft/backends/reference.py. The transforms and
-why they work: winograd_transforms.py.
+Defined by `Backend.conv2d` and `conv2d_input_grad` of tinyft/backends/reference.py. The transforms
+and why they work: winograd_transforms.py.
 
-A tile has 36 / 16 times as many transformed numbers as outputs, and a transformed filter 4 times as many
-as weights. What is gained in arithmetic is lost if they travel through memory, so there are two
-schedules, chosen by the shape:
+A tile has 36 / 16 times as many transformed numbers as outputs, and a transformed filter 4 times as
+many as weights. What is gained in arithmetic is lost if they travel through memory, so there are
+two schedules, chosen by the shape:
 
-- `convolve_tiles`: an item is 16 to 48 tiles and all filters. Windows are transformed, multiplied by the
-  36 matrices of filters and transformed back within the core's L2 cache; x and y are touched once.
-- `convolve_filters`, for few tiles and many weights (7x7x512 at the end of a ResNet): all windows are
-  transformed once, then an item is PANEL filters. They are transformed 64 input channels at a time and
-  used at once, so that the transformed filters (37.7 MB for 512 x 512) never go to memory.
+- `convolve_tiles`: an item is some 24 to 48 tiles and all filters. Windows are transformed, multiplied
+  by the 36 matrices of filters and transformed back within the core's L2 cache; x and y are touched
+  once.
+- `convolve_filters`, for few tiles and many weights (7x7x512 at the end of a ResNet): all windows
+  are transformed once, then an item is PANEL filters. They are transformed 64 input channels at a
+  time and used at once, so that the transformed filters (37.7 MB for 512 x 512) never go to memory.
 
-Measured on AMD Zen 4, two threads, batch 16: 56x56x64 6.3 ms of which the products alone take 4.2;
-7x7x512 7.1 ms with the second schedule. A direct convolution at the machine's peak takes 15.9 ms.
+Versions, CPU time on one core of Intel Sapphire Rapids (AVX-512), in ms:
 
-Numbers that overflow: an infinite pixel makes not only the outputs that see it infinite or NaN, but all of
-its tile, since the transforms subtract.
+                                      direct    filters    tiles
+    batch 16, 56x56, 64 -> 64           21.8                 7.0
+    batch 16, 28x28, 128 -> 128         19.0                 7.2
+    batch 16, 7x7, 512 -> 512           21.8       11.3     13.9
+    batch 128, 32x32, 16 -> 16           8.0                 3.2
+
+Numbers that overflow: an infinite pixel makes not only the outputs that see it infinite or NaN, but
+all of its tile, since the transforms subtract.
 
 Next: tinyft/backends/cpu/winograd_weight_grad.py
 """
@@ -30,7 +36,16 @@ from numpy import ndarray as Array
 from tinyft.backends.cpu import threads
 from tinyft.backends.cpu.gemm import multiply, round_up
 from tinyft.backends.cpu.implicit_gemm import Epilogue
-from tinyft.backends.cpu.simd import LANES, PANEL, REST_ROWS, atomic_next, kernel, vset1, vstore
+from tinyft.backends.cpu.simd import (
+    BLOCK_ROWS,
+    LANES,
+    PANEL,
+    REST_ROWS,
+    atomic_next,
+    kernel,
+    vset1,
+    vstore,
+)
 from tinyft.backends.cpu.winograd_transforms import (
     CHANNELS,
     TILE,
@@ -38,6 +53,7 @@ from tinyft.backends.cpu.winograd_transforms import (
     WINDOW,
     finish_tile,
     odd_lines,
+    prefetch_square,
     row_pitch,
     tile_count,
     tile_place,
@@ -48,7 +64,6 @@ from tinyft.backends.cpu.winograd_transforms import (
 )
 
 FEW_TILES, MANY_WEIGHTS = 128, 128 * 256  # where `convolve_filters` is faster
-ITEM_FLOATS = 250_000  # 1 MB: what an item may take of L2
 
 
 @kernel
@@ -56,10 +71,10 @@ def convolve_tiles(
     counter, work, x, padding, filters, y, bias, residual, has_residual, low,
     tiles, plane_in, plane_out,
 ):  # fmt: skip
-    """y = max(conv(x) + bias + residual, low) with transformed filters. An item is `tiles` tiles."""
-    C = x.shape[3]
+    """y = max(conv(x) + bias + residual, low) by transformed filters. An item is `tiles` tiles."""
+    _, H, W, C = x.shape
     N, P, Q, F = y.shape
-    y_flat = y.reshape(y.size)
+    x_flat, y_flat = x.reshape(x.size), y.reshape(y.size)
     total = N * ((P + TILE - 1) // TILE) * ((Q + TILE - 1) // TILE)
     pitch_in, pitch_out = C + 16, F + 16
     sums = VALUES * plane_in  # places in `work`
@@ -72,21 +87,27 @@ def convolve_tiles(
         for i in range(count):
             picture, row, column = tile_place(first + i, P, Q)
             transform_window(
-                x, picture, row - padding, column - padding, work, window_edge, work, i * pitch_in,
-                plane_in, CHANNELS,
+                x_flat, (H, W, C), picture, row - padding, column - padding, work, window_edge,
+                work, i * pitch_in, plane_in, CHANNELS,
             )  # fmt: skip
         rows = (count + REST_ROWS - 1) // REST_ROWS * REST_ROWS
+        now, first = first, atomic_next(counter, 0) * tiles
         for value in range(VALUES):
+            for i in range(value * tiles // VALUES, (value + 1) * tiles // VALUES):
+                picture, row, column = tile_place(now + i, P, Q)
+                prefetch_square(y_flat, (P, Q, F), picture, row, column, TILE)
+                picture, row, column = tile_place(first + i, P, Q)
+                top, left = row - padding, column - padding + 1
+                prefetch_square(x_flat, (H, W, C), picture, top, left, WINDOW)
             multiply(
                 work, value * plane_in, pitch_in, 1, filters, value * C * F, C, 0,
                 work, sums + value * plane_out, pitch_out, rows, F, C, 0,
             )  # fmt: skip
         for i in range(count):
             finish_tile(
-                work, sums + i * pitch_out, plane_out, edge, first + i, y_flat, (P, Q, F), 0, F,
+                work, sums + i * pitch_out, plane_out, edge, now + i, y_flat, (P, Q, F), 0, F,
                 bias, residual, has_residual, low,
             )  # fmt: skip
-        first = atomic_next(counter, 0) * tiles
 
 
 @kernel
@@ -147,8 +168,8 @@ def convolve_filters(
         vstore(work, edge + TILE * TILE * count, vset1(np.float32(0)))  # see finish_tile
         for tile in range(total):
             finish_tile(
-                work, sums + tile * pitch_out, plane_out, edge, tile, y_flat, (P, Q, F), first, count,
-                bias, residual, has_residual, low,
+                work, sums + tile * pitch_out, plane_out, edge, tile, y_flat, (P, Q, F), first,
+                count, bias, residual, has_residual, low,
             )  # fmt: skip
         first = atomic_next(counter, 0) * PANEL
 
@@ -156,8 +177,8 @@ def convolve_filters(
 def convolve(
     x: Array, weight: Array, turned: bool, padding: int, y: Array, epilogue: Epilogue
 ) -> None:
-    """y (N, P, Q, F) from x (N, H, W, C), weight (3, 3, C, F). turned: the input gradient, x is dout and
-    y is dx, weight (3, 3, F, C). C and F are multiples of LANES.
+    """y (N, P, Q, F) from x (N, H, W, C), weight (3, 3, C, F). turned: the input gradient, x is
+    dout and y is dx, weight (3, 3, F, C). C and F are multiples of LANES.
     """
     C, F = x.shape[3], y.shape[3]
     bias, residual, has_residual, low = epilogue.arguments(y)
@@ -182,7 +203,7 @@ def _convolve_tiles(x, weight, turned, padding, y, rest):
 
 def tiles_per_item(total: int, channels: int) -> int:
     """Tiles that fit L2, a multiple of REST_ROWS; items in fours for equal shares."""
-    most = min(48, max(16, ITEM_FLOATS // (VALUES * channels)))
+    most = 2 * BLOCK_ROWS if channels <= 128 else 4 * BLOCK_ROWS
     items = round_up(-(-total // most), 4)
     return round_up(-(-total // items), REST_ROWS)
 

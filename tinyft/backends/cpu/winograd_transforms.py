@@ -1,9 +1,9 @@
 """Winograd's transforms: why a 3x3 convolution needs a quarter of its multiplications.
 
 **The idea.** Take one dimension: 4 outputs of a filter with 3 taps depend on 6 inputs. That is a
-product of polynomials (degree 3 times degree 2, transposed), and a polynomial of degree 5 is known by
-its values at 6 points. Evaluate both factors at 6 points, multiply value by value, interpolate: 6
-multiplications instead of 12. In two dimensions 36 instead of 144, for a tile of 4 x 4 outputs:
+product of polynomials (degree 3 times degree 2, transposed), and a polynomial of degree 5 is known
+by its values at 6 points. Evaluate both factors at 6 points, multiply value by value, interpolate:
+6 multiplications instead of 12. In two dimensions 36 instead of 144, for a tile of 4 x 4 outputs:
 
     y = A' [ (G w G') * (B' x B) ] A          x 6x6, w 3x3, y 4x4, * value by value
 
@@ -16,9 +16,9 @@ convolution with the filter turned and C and F exchanged, and
 
     dw = G' [ (A dout A') * (B' x B) summed over tiles ] G
 
-**The points** are 0, +-2/3, +-3/2 and infinity (the coefficient of the highest power). Any six would do
-exactly; in float32 they decide the error, since large powers are added and cancel. Root mean square
-errors relative to the result, in units of 1e-6, 128 channels, normal numbers:
+**The points** are 0, +-2/3, +-3/2 and infinity (the coefficient of the highest power). Any six
+would do exactly; in float32 they decide the error, since large powers are added and cancel. Root
+mean square errors relative to the result, in units of 1e-6, 128 channels, normal numbers:
 
     +-a, +-b        1, 2    1/2, 2    sqrt(1/2), sqrt(2)    5/8, 3/2    2/3, 3/2
     forward         2.31      1.47                  1.06        1.03        1.00
@@ -44,6 +44,7 @@ from tinyft.backends.cpu.simd import (
     atomic_next,
     helper,
     kernel,
+    prefetch,
     vload,
     vmax,
     vset1,
@@ -54,6 +55,7 @@ from tinyft.backends.cpu.simd import (
 TILE = 4  # outputs of a tile in each direction
 WINDOW = 6  # inputs of a tile in each direction
 VALUES = WINDOW * WINDOW
+TILES_PER_ITEM = 8  # where tiles are transformed for everyone: one would cost too much bookkeeping
 CHANNELS = 64  # channels that lie together in transformed inputs, which are then read as one stream
 
 
@@ -61,7 +63,8 @@ def winograd_matrices(a: float, b: float) -> tuple[Array, Array, Array]:
     """A' (4, 6), G (6, 3), B' (6, 6) for the points 0, a, -a, b, -b, infinity.
 
     A' evaluates a polynomial of degree 3 (transposed), G one of degree 2. Row j of B' holds the
-    coefficients of the polynomial that is 0 at all other points; G is divided by its value at point j.
+    coefficients of the polynomial that is 0 at all other points; G is divided by its value at point
+    j.
     """
     points = [0.0, a, -a, b, -b]
     evaluate_4, evaluate_3, interpolate = np.zeros((4, 6)), np.zeros((6, 3)), np.zeros((6, 6))
@@ -91,7 +94,9 @@ def tile_count(y: Array) -> int:
 
 
 def row_pitch(channels: int) -> int:
-    """Floats from one tile to the next: no power of 2, so that rows use different sets of the cache."""
+    """Floats from one tile to the next: no power of 2, so that rows use different sets of the
+    cache.
+    """
     return round_up(channels, 16) + 16
 
 
@@ -110,9 +115,11 @@ def tile_place(tile, P, Q):
 
 
 @helper
-def copy_square(x, picture, top, left, size, to, at):
-    """size x size pixels from (top, left) into to[at :], zeros outside the picture."""
-    _, H, W, C = x.shape
+def copy_square(x, shape, picture, top, left, size, to, at):
+    """size x size pixels from (top, left) into to[at :], zeros outside the picture. x is flat,
+    shape its H, W, C.
+    """
+    H, W, C = shape
     zero = vset1(np.float32(0))
     for i in range(size):
         for j in range(size):
@@ -128,21 +135,29 @@ def copy_square(x, picture, top, left, size, to, at):
 
 
 @helper
-def transform_window(x, picture, top, left, edge, edge_at, out, at, plane, group):
+def prefetch_square(x, shape, picture, top, left, rows):
+    """Asks for `rows` rows of TILE pixels: they arrive while the core computes. x is flat, shape
+    its H, W, C.
+    """
+    H, W, C = shape
+    for i in range(rows):
+        at = ((picture * H + top + i) * W + left) * C
+        for line in range(0, TILE * C, 16):
+            prefetch(x, at + line)
+
+
+@helper
+def transform_window(x, shape, picture, top, left, edge, edge_at, out, at, plane, group):
     """out[at + value * plane + ...] = the 36 values of the 6x6 window at (top, left), all channels.
 
-    CHANNELS of them lie together, `group` floats from one such group to the next. A window that
-    reaches beyond the picture is first copied to edge[edge_at :], 36 C floats.
+    x is flat, shape its H, W, C. CHANNELS of them lie together, `group` floats from one such group
+    to the next. A window that reaches beyond the picture is first copied to edge[edge_at :], 36 C
+    floats.
     """
-    _, H, W, C = x.shape
-    source, source_at, row, column = (
-        x.reshape(x.size),
-        ((picture * H + top) * W + left) * C,
-        W * C,
-        C,
-    )
+    H, W, C = shape
+    source, source_at, row, column = x, ((picture * H + top) * W + left) * C, W * C, C
     if top < 0 or left < 0 or top + WINDOW > H or left + WINDOW > W:
-        copy_square(x, picture, top, left, WINDOW, edge, edge_at)
+        copy_square(x, shape, picture, top, left, WINDOW, edge, edge_at)
         source, source_at, row, column = edge, edge_at, WINDOW * C, C
     for c in range(0, C, LANES):
         to = at + c // CHANNELS * group + c % CHANNELS
@@ -153,11 +168,11 @@ def transform_window(x, picture, top, left, edge, edge_at, out, at, plane, group
 def transform_filters(
     weight, first_c, count_c, first_f, count_f, whole, turned, squares, square_at, out, at, plane
 ):
-    """out[at + value * plane + ...] = the 36 values of count_c x count_f filters, as packed panels with
-    rows c and columns f; or, turned for the input gradient, with rows f and columns c.
+    """out[at + value * plane + ...] = the 36 values of count_c x count_f filters, as packed panels
+    with rows c and columns f; or, turned for the input gradient, with rows f and columns c.
 
-    whole: the panels are of all C x F filters, else of these only. squares[square_at :]: room for 9 *
-    LANES * LANES floats.
+    whole: the panels are of all C x F filters, else of these only. squares[square_at :]: room for 9
+    * LANES * LANES floats.
     """
     _, _, C, F = weight.shape
     size = LANES * LANES
@@ -192,8 +207,8 @@ def finish_tile(
     """Transforms the sums of a tile back and writes filters first : first + count of its pixels, as
     max(y + bias + residual, low).
 
-    shape: P, Q, F. sums[edge :]: room for 16 * count floats, for a tile that reaches beyond y; behind
-    them LANES zeros, which stand for a residual where there is none.
+    shape: P, Q, F. sums[edge :]: room for 16 * count floats, for a tile that reaches beyond y;
+    behind them LANES zeros, which stand for a residual where there is none.
     """
     P, Q, F = shape
     picture, row, column = tile_place(tile, P, Q)
@@ -225,22 +240,27 @@ def finish_tile(
 
 @kernel
 def transform_all_windows(counter, work, x, padding, P, Q, first_tile, count, out, plane, pitch):
-    """out[channel group][value][tile] = the windows of `count` tiles, from `first_tile` on. An item is
-    a tile.
+    """out[channel group][value][tile] = the windows of `count` tiles, from `first_tile` on. An item
+    is TILES_PER_ITEM tiles.
     """
-    tile = atomic_next(counter, 0)
-    while tile < count:
-        picture, row, column = tile_place(first_tile + tile, P, Q)
-        transform_window(
-            x, picture, row - padding, column - padding, work, 0, out, tile * pitch, plane,
-            VALUES * plane,
-        )  # fmt: skip
-        tile = atomic_next(counter, 0)
+    _, H, W, C = x.shape
+    x_flat = x.reshape(x.size)
+    item = atomic_next(counter, 0) * TILES_PER_ITEM
+    while item < count:
+        for tile in range(item, min(count, item + TILES_PER_ITEM)):
+            picture, row, column = tile_place(first_tile + tile, P, Q)
+            transform_window(
+                x_flat, (H, W, C), picture, row - padding, column - padding, work, 0, out,
+                tile * pitch, plane, VALUES * plane,
+            )  # fmt: skip
+        item = atomic_next(counter, 0) * TILES_PER_ITEM
 
 
 @kernel
 def transform_all_filters(counter, work, weight, turned, out):
-    """out[value] = all filters as packed panels, see `transform_filters`. An item is LANES channels."""
+    """out[value] = all filters as packed panels, see `transform_filters`. An item is LANES
+    channels.
+    """
     C, F = weight.shape[2:]
     c = atomic_next(counter, 0) * LANES
     while c < C:

@@ -4,17 +4,25 @@ Defined by `Backend.conv2d_weight_grad` of tinyft/backends/reference.py.
 
     dweight = G' [ sum over tiles of (A dout A') * (B' x B) ] G
 
-The sum over tiles is the product: 36 times (C x tiles) @ (tiles x F). In rounds of as many tiles as the
-shared cache holds:
+The sum over tiles is the product: 36 times (C x tiles) @ (tiles x F). Where the 36 sums lie while
+they grow decides the schedule:
 
-1. all windows of x and all tiles of dout are transformed, once, for everyone;
-2. an item is a part of the tiles and a block of 64 x 64 channel pairs. Its 36 products stay in L2 and are
-   transformed back at once to 9 numbers per pair;
-3. where there are several parts, their sums are added in order.
+- up to 64 x 64 weights they fit L2 (590 KB): an item is a *part* of the tiles, which are transformed
+  and multiplied 16 at a time, without a detour through memory;
+- above, all tiles are transformed once for everyone, in rounds of what the shared cache holds, and
+  an item is a block of 64 x 64 channel pairs, for all tiles of the round.
 
-The parts depend on the shape only, so the bits do not depend on the number of threads. An earlier version
-had three more kernels (sums of all 36 values in L2 for few channels; one matrix product per value for
-many): 7.1 to 8.6 ms against 8.0 to 8.3 for 56x56x64, AMD Zen 4, so they went.
+Either way an item transforms its sums back itself, 36 numbers to 9, and the gradients of the parts
+are added in order. The parts depend on the shape only, so the bits do not depend on the number of
+threads.
+
+Versions, CPU time on one core of Intel Sapphire Rapids (AVX-512), in ms:
+
+                                      direct    second schedule    first
+    batch 16, 56x56, 64 -> 64           20.9               11.0      7.3
+    batch 16, 28x28, 128 -> 128         22.2                8.7
+    batch 16, 7x7, 512 -> 512           24.2                9.2
+    batch 128, 32x32, 16 -> 16           7.2                6.2      2.7
 
 Next: tinyft/backends/cpu/conv2d.py
 """
@@ -24,11 +32,12 @@ from __future__ import annotations
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import threads
-from tinyft.backends.cpu.gemm import multiply, panel_offset, round_up, sum_parts
-from tinyft.backends.cpu.simd import LANES, atomic_next, kernel
+from tinyft.backends.cpu.gemm import multiply, panel_offset, sum_parts
+from tinyft.backends.cpu.simd import LANES, atomic_next, helper, kernel
 from tinyft.backends.cpu.winograd_transforms import (
     CHANNELS,
     TILE,
+    TILES_PER_ITEM,
     VALUES,
     WINDOW,
     copy_square,
@@ -39,31 +48,93 @@ from tinyft.backends.cpu.winograd_transforms import (
     transform_all_windows,
     transform_output_grad,
     transform_weight_grad,
+    transform_window,
 )
 
+FEW_WEIGHTS = 64 * 64  # up to here the sums of all 36 values (590 KB) stay in L2
+TILES_IN_L2 = 16  # transformed at a time beside them
+MOST_PARTS = 8  # at most so many gradients are added at the end
 ROUND_FLOATS = 5_000_000  # 20 MB of transformed numbers per round
 BLOCK_PITCH = CHANNELS + 16
 BLOCK_PLANE = CHANNELS * BLOCK_PITCH + 16  # an odd number of cache lines
 
 
+@helper
+def transform_output_tile(dout, shape, tile, edge, edge_at, out, at, plane, row, rows):
+    """out[at + value * plane + ...] = the values of a tile of dout, as row number `row` of packed
+    panels with `rows` rows. dout is flat, shape its P, Q, F.
+    """
+    P, Q, F = shape
+    picture, top, left = tile_place(tile, P, Q)
+    source, source_at = dout, ((picture * P + top) * Q + left) * F
+    to_row, to_column = Q * F, F
+    if top + TILE > P or left + TILE > Q:
+        copy_square(dout, shape, picture, top, left, TILE, edge, edge_at)
+        source, source_at, to_row, to_column = edge, edge_at, TILE * F, F
+    for f in range(0, F, LANES):
+        to = at + panel_offset(row, f, rows, F)
+        transform_output_grad(
+            source, source_at + f, to_row, to_column, out, to, WINDOW * plane, plane
+        )
+
+
 @kernel
-def transform_all_output_grads(counter, work, dout, first_tile, count, out, plane, rows):
-    """out[value] = the values of `count` tiles of dout, as packed panels with `rows` rows. An item is a
-    tile.
+def gradient_of_parts(
+    counter, work, x, dout, padding, parts, tiles, plane_in, plane_grad, plane_sum, out
+):
+    """out[part] (9, C, F) = the gradient from a part of the tiles, `tiles` at a time. An item is a
+    part.
+    """
+    _, H, W, C = x.shape
+    N, P, Q, F = dout.shape
+    x_flat, dout_flat = x.reshape(x.size), dout.reshape(dout.size)
+    total = N * ((P + TILE - 1) // TILE) * ((Q + TILE - 1) // TILE)
+    pitch = C + 16
+    grads = VALUES * plane_in  # places in `work`
+    sums = grads + VALUES * plane_grad
+    edge = sums + VALUES * plane_sum
+    part = atomic_next(counter, 0)
+    while part < parts:
+        start, stop = part * total // parts, (part + 1) * total // parts
+        for first in range(start, stop, tiles):
+            count = min(tiles, stop - first)
+            for i in range(count):
+                picture, row, column = tile_place(first + i, P, Q)
+                transform_window(
+                    x_flat, (H, W, C), picture, row - padding, column - padding, work, edge, work,
+                    i * pitch, plane_in, CHANNELS,
+                )  # fmt: skip
+                transform_output_tile(
+                    dout_flat, (P, Q, F), first + i, work, edge, work, grads, plane_grad, i, tiles
+                )
+            for value in range(VALUES):
+                multiply(
+                    work, value * plane_in, 1, pitch, work, grads + value * plane_grad, tiles, 0,
+                    work, sums + value * plane_sum, F, C, F, count, first - start,
+                )  # fmt: skip
+        for c in range(C):
+            for f in range(0, F, LANES):
+                transform_weight_grad(
+                    work, sums + c * F + f, WINDOW * plane_sum, plane_sum,
+                    out, part * 9 * C * F + c * F + f, 3 * C * F, C * F,
+                )  # fmt: skip
+        part = atomic_next(counter, 0)
+
+
+@kernel
+def transform_all_output_tiles(counter, work, dout, first_tile, count, out, plane, rows):
+    """out[value] = the values of `count` tiles of dout, as packed panels with `rows` rows. An item
+    is TILES_PER_ITEM tiles.
     """
     _, P, Q, F = dout.shape
     flat = dout.reshape(dout.size)
-    tile = atomic_next(counter, 0)
-    while tile < count:
-        picture, row, column = tile_place(first_tile + tile, P, Q)
-        source, at, to_row, to_column = flat, ((picture * P + row) * Q + column) * F, Q * F, F
-        if row + TILE > P or column + TILE > Q:
-            copy_square(dout, picture, row, column, TILE, work, 0)
-            source, at, to_row, to_column = work, 0, TILE * F, F
-        for f in range(0, F, LANES):
-            to = panel_offset(tile, f, rows, F)
-            transform_output_grad(source, at + f, to_row, to_column, out, to, WINDOW * plane, plane)
-        tile = atomic_next(counter, 0)
+    item = atomic_next(counter, 0) * TILES_PER_ITEM
+    while item < count:
+        for tile in range(item, min(count, item + TILES_PER_ITEM)):
+            transform_output_tile(
+                flat, (P, Q, F), first_tile + tile, work, 0, out, 0, plane, tile, rows
+            )
+        item = atomic_next(counter, 0) * TILES_PER_ITEM
 
 
 @kernel
@@ -83,8 +154,8 @@ def multiply_blocks(
     out,
     first_part,
 ):
-    """out[first_part + part] (9, C, F) = the gradient from a part of `count` tiles. An item is a part
-    and a block of CHANNELS x CHANNELS.
+    """out[first_part + part] (9, C, F) = the gradient from a part of `count` tiles. An item is a
+    part and a block of CHANNELS x CHANNELS.
     """
     blocks_c, blocks_f = (C + CHANNELS - 1) // CHANNELS, (F + CHANNELS - 1) // CHANNELS
     item = atomic_next(counter, 0)
@@ -113,53 +184,68 @@ def multiply_blocks(
 def weight_grad(dout: Array, x: Array, padding: int, dweight: Array) -> None:
     """dweight (3, 3, C, F) from dout (N, P, Q, F), x (N, H, W, C); C and F multiples of LANES."""
     C, F = dweight.shape[2:]
+    compute = _by_parts if C * F <= FEW_WEIGHTS else _by_blocks
+    compute(dout, x, padding, dweight)
+
+
+def _by_parts(dout, x, padding, dweight):
+    C, F = dweight.shape[2:]
+    total = tile_count(dout)
+    parts = max(1, min(MOST_PARTS, total // 16))
+    tiles = TILES_IN_L2 if C * F > 32 * 32 else 2 * TILES_IN_L2
+    plane_in, plane_grad = odd_lines(tiles * row_pitch(C)), odd_lines(tiles * F)
+    plane_sum = odd_lines(C * F)
+    size = VALUES * (plane_in + plane_grad + plane_sum) + VALUES * max(C, F)
+    sums = _room_for(parts, dweight)
+    threads.run_with_scratch(
+        size, gradient_of_parts, x, dout, padding, parts, tiles, plane_in, plane_grad, plane_sum,
+        sums,
+    )  # fmt: skip
+    _add_up(sums, parts, dweight)
+
+
+def _by_blocks(dout, x, padding, dweight):
+    C, F = dweight.shape[2:]
     _, P, Q, _ = dout.shape
     total = tile_count(dout)
-    tiles = max(8, min(total, ROUND_FLOATS // (VALUES * (C + F))))
-    rounds = -(-total // tiles)
-    tiles = -(-total // rounds)  # the rounds below have so many, or one less
+    rounds = -(-total // max(8, ROUND_FLOATS // (VALUES * (C + F))))
+    tiles = -(-total // rounds)  # each round has so many, or one less
     parts = parts_per_round(tiles, C, F)
-    pitch = row_pitch(min(C, CHANNELS))
+    pitch = row_pitch(CHANNELS)
     plane_in, plane_grad = odd_lines(tiles * pitch), odd_lines(tiles * F)
     windows = threads.scratch("windows", -(-C // CHANNELS) * VALUES * plane_in)
     grads = threads.scratch("output grads", VALUES * plane_grad)
-    out = dweight.reshape(-1)
-    sums = out if rounds * parts == 1 else threads.scratch("parts", rounds * parts * out.size)
+    sums = _room_for(rounds * parts, dweight)
     for i in range(rounds):
         first = total * i // rounds
         count = total * (i + 1) // rounds - first
         threads.run_with_scratch(
-            VALUES * C,
-            transform_all_windows,
-            x,
-            padding,
-            P,
-            Q,
-            first,
-            count,
-            windows,
-            plane_in,
+            VALUES * C, transform_all_windows, x, padding, P, Q, first, count, windows, plane_in,
             pitch,
-        )
+        )  # fmt: skip
         threads.run_with_scratch(
-            TILE * TILE * F,
-            transform_all_output_grads,
-            dout,
-            first,
-            count,
-            grads,
-            plane_grad,
-            tiles,
+            VALUES * F, transform_all_output_tiles, dout, first, count, grads, plane_grad, tiles
         )
         threads.run_with_scratch(
             VALUES * BLOCK_PLANE, multiply_blocks, windows, plane_in, pitch, C, grads, plane_grad,
             tiles, F, count, parts, sums, i * parts,
         )  # fmt: skip
-    if rounds * parts > 1:
-        threads.run(sum_parts, sums, rounds * parts, out.size, out)
+    _add_up(sums, rounds * parts, dweight)
 
 
 def parts_per_round(tiles: int, C: int, F: int) -> int:
-    """Enough items for 8 threads, but not fewer than 64 tiles in one."""
+    """Enough items for 4 threads, but not fewer than 64 tiles in one."""
     blocks = -(-C // CHANNELS) * -(-F // CHANNELS)
-    return max(1, min(8 // blocks, tiles // 64))
+    return max(1, min(4 // blocks, tiles // 64))
+
+
+def _room_for(parts: int, dweight: Array) -> Array:
+    """Where the parts' gradients go: a single one is the result."""
+    if parts == 1:
+        return dweight.reshape(-1)
+    return threads.scratch("parts", parts * dweight.size)
+
+
+def _add_up(sums: Array, parts: int, dweight: Array) -> None:
+    if parts > 1:
+        threads.run(sum_parts, sums, parts, dweight.size, dweight.reshape(-1))
