@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from tinyft.data.loader import PictureData
-from tinyft.finetune.groups import BN_PRESETS
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.optim import SGD, Adam, Optimizer
 from tinyft.nn.head import HEADS, attach, cut
@@ -53,8 +52,6 @@ def vision_learner(
     Source: fastai 2.8.12 `vision_learner`
     """
     arguments = {**locals(), "weights": weights if weights is None else str(weights)}
-    if bn not in BN_PRESETS:
-        raise ValueError(f"bn must be one of {', '.join(BN_PRESETS)}; got {bn!r}")
     network, preprocess, facts = _network(arch, weights, seed)
     if isinstance(head, str):
         facts |= {"head": head, "arguments": _plain(arguments)}
@@ -71,7 +68,7 @@ def vision_learner(
         optimizer_class=OPTIMIZERS.get(optimizer, optimizer),
         weight_decay=weight_decay,
         label_smoothing=label_smoothing,
-        class_weights=None if class_weights is None else np.asarray(class_weights, dtype),
+        class_weights=class_weights,
         dtype=dtype,
         facts=facts,
     )
@@ -84,8 +81,8 @@ def _random_head(kind: str, C: int, num_classes: int, dropout: float, seed: int)
     """The head called `kind`. Raises: ValueError if there is none"""
     if kind not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)}, or a Module; got {kind!r}")
-    amount = dropout if kind == "fastai" else 0.0
-    return HEADS[kind](C, num_classes, dropout=amount, seed=seed)
+    options = {"dropout": dropout} if kind == "fastai" else {}
+    return HEADS[kind](C, num_classes, seed=seed, **options)
 
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:

@@ -66,6 +66,11 @@ class Learner:
     lr: float = 1e-3
 
     def __post_init__(self) -> None:
+        if self.bn not in layer_groups.BN_PRESETS:
+            known = ", ".join(layer_groups.BN_PRESETS)
+            raise ValueError(f"bn must be one of {known}; got {self.bn!r}")
+        if self.class_weights is not None:
+            self.class_weights = np.asarray(self.class_weights, self.dtype)
         self.groups = layer_groups.layer_groups(self.model)
         for group in self.groups:
             group.weight_decay = self.weight_decay

@@ -42,18 +42,18 @@ class FastaiHead(Module):
 
 
 class LinearHead(Module):
-    """The published classifier, anew: average pool and one linear layer. (N, H, W, C) -> (N,
-    num_classes)
+    """The published classifier, anew: average pool, one linear layer.
+
+    Features (N, H, W, C) -> logits (N, num_classes)
     """
 
-    def __init__(self, C: int, num_classes: int, *, dropout: float = 0.0, seed: int = 0):
+    def __init__(self, C: int, num_classes: int, *, seed: int = 0):
         super().__init__()
-        self.dropout = Dropout(dropout, seed=seed, layer=1)
         self.linear = Linear(C, num_classes)
         initialise_head(self, seed)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.dropout(global_average_pool(x)))
+        return self.linear(global_average_pool(x))
 
 
 HEADS = {"fastai": FastaiHead, "linear": LinearHead}
