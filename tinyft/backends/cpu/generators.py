@@ -44,7 +44,8 @@ def make_register_block(rows: int, registers: int):
 
     a[i, k] is at a_offset + i * a_row + k * a_step: with the two exchanged it multiplies by the
     transposed matrix. b is packed: row k follows row k - 1 directly. c[i, j] is at c_offset + i *
-    c_row + j. `accumulate` 1 adds to c, 0 overwrites it. steps >= 1.
+    c_row + j. `accumulate` 0 overwrites c; otherwise the sums are added to it at the end, since a
+    long sum that is made in pieces is more exact than one that goes on from c. steps >= 1.
     """
     width = registers * LANES
 
@@ -54,14 +55,10 @@ def make_register_block(rows: int, registers: int):
         a_rows = [builder.mul(a_row, INT64(i)) for i in range(rows)]
         c_row_at = [builder.gep(c, [builder.mul(c_row, INT64(i))]) for i in range(rows)]
         c_at = {(i, j): builder.gep(c_row_at[i], [INT64(j * LANES)]) for i, j in block_of_c}
-        from_zero, from_c, loop, done = (
-            builder.append_basic_block(name) for name in ("from_zero", "from_c", "loop", "done")
+        before = builder.block
+        loop, finished, add, done = (
+            builder.append_basic_block(name) for name in ("loop", "finished", "add", "done")
         )
-        builder.cbranch(builder.icmp_signed("==", accumulate, INT64(0)), from_zero, from_c)
-        builder.position_at_end(from_zero)
-        builder.branch(loop)
-        builder.position_at_end(from_c)
-        old = {at: write_load(builder, c_at[at]) for at in block_of_c}
         builder.branch(loop)
 
         builder.position_at_end(loop)
@@ -77,14 +74,27 @@ def make_register_block(rows: int, registers: int):
                 new[i, j] = write_fma(builder, a_number, b_registers[j], sums[i, j])
         k_next = builder.add(k, INT64(1))
         a_next, b_next = builder.gep(a_now, [a_step]), builder.gep(b_now, [INT64(width)])
-        changing = [(k, INT64(0), INT64(0), k_next), (a_now, a, a, a_next), (b_now, b, b, b_next)]
-        changing += [(sums[at], write_constant(0), old[at], new[at]) for at in block_of_c]
-        for phi, *values in changing:
-            for value, block in zip(values, (from_zero, from_c, loop), strict=True):
-                phi.add_incoming(value, block)
-        builder.cbranch(builder.icmp_signed("<", k_next, steps), loop, done)
+        changing = [(k, INT64(0), k_next), (a_now, a, a_next), (b_now, b, b_next)]
+        changing += [(sums[at], write_constant(0), new[at]) for at in block_of_c]
+        for phi, first, next_value in changing:
+            phi.add_incoming(first, before)
+            phi.add_incoming(next_value, loop)
+        builder.cbranch(builder.icmp_signed("<", k_next, steps), loop, finished)
 
+        builder.position_at_end(finished)
+        builder.cbranch(builder.icmp_signed("!=", accumulate, INT64(0)), add, done)
+        builder.position_at_end(add)
+        total = {
+            at: builder.fadd(write_load(builder, c_at[at]), new[at], flags=FUSE)
+            for at in block_of_c
+        }
+        builder.branch(done)
         builder.position_at_end(done)
+        for at in block_of_c:
+            result = builder.phi(REGISTER)
+            result.add_incoming(new[at], finished)
+            result.add_incoming(total[at], add)
+            new[at] = result
         for at in block_of_c:
             write_store(builder, new[at], c_at[at])
 

@@ -186,7 +186,7 @@ def write_spread(builder, number):
 
 
 def write_fma(builder, x, y, z):
-    return write_call(builder, f"llvm.fma.v{LANES}f32", REGISTER, x, y, z)
+    return write_call(builder, f"llvm.fmuladd.v{LANES}f32", REGISTER, x, y, z)
 
 
 def write_call(builder, name: str, result, *arguments):
@@ -219,7 +219,7 @@ def vset1(builder, number):
 
 @instruction(VECTOR, VECTOR, VECTOR, VECTOR)
 def vfma(builder, x, y, z):
-    """vfma(x, y, z): x * y + z, rounded once"""
+    """vfma(x, y, z): x * y + z, rounded once where the CPU can do so"""
     return write_fma(builder, x, y, z)
 
 

@@ -7,9 +7,9 @@ A tile has 36 / 16 times as many transformed numbers as outputs, and a transform
 many as weights. What is gained in arithmetic is lost if they travel through memory, so there are
 two schedules, chosen by the shape:
 
-- `convolve_tiles`: an item is some 24 to 48 tiles and all filters. Windows are transformed, multiplied
-  by the 36 matrices of filters and transformed back within the core's L2 cache; x and y are touched
-  once.
+- `convolve_tiles`: an item is some 24 to 48 tiles and all filters. Windows are transformed,
+  multiplied by the 36 matrices of filters and transformed back within the core's L2 cache; x and y
+  are touched once.
 - `convolve_filters`, for few tiles and many weights (7x7x512 at the end of a ResNet): all windows
   are transformed once, then an item is PANEL filters. They are transformed 64 input channels at a
   time and used at once, so that the transformed filters (37.7 MB for 512 x 512) never go to memory.

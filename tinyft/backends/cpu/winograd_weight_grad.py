@@ -7,8 +7,8 @@ Defined by `Backend.conv2d_weight_grad` of tinyft/backends/reference.py.
 The sum over tiles is the product: 36 times (C x tiles) @ (tiles x F). Where the 36 sums lie while
 they grow decides the schedule:
 
-- up to 64 x 64 weights they fit L2 (590 KB): an item is a *part* of the tiles, which are transformed
-  and multiplied 16 at a time, without a detour through memory;
+- up to 64 x 64 weights they fit L2 (590 KB): an item is a *part* of the tiles, which are
+  transformed and multiplied 16 at a time, without a detour through memory;
 - above, all tiles are transformed once for everyone, in rounds of what the shared cache holds, and
   an item is a block of 64 x 64 channel pairs, for all tiles of the round.
 
@@ -53,6 +53,7 @@ from tinyft.backends.cpu.winograd_transforms import (
 
 FEW_WEIGHTS = 64 * 64  # up to here the sums of all 36 values (590 KB) stay in L2
 TILES_IN_L2 = 16  # transformed at a time beside them
+TILES_PER_SUM = 128  # tiles whose products are added up in registers, then to the others: exacter
 MOST_PARTS = 8  # at most so many gradients are added at the end
 ROUND_FLOATS = 5_000_000  # 20 MB of transformed numbers per round
 BLOCK_PITCH = CHANNELS + 16
@@ -166,11 +167,12 @@ def multiply_blocks(
         size_c, size_f = min(CHANNELS, C - c), min(CHANNELS, F - f)
         start, stop = part * count // parts, (part + 1) * count // parts
         for value in range(VALUES):
-            multiply(
-                windows, (block_c * VALUES + value) * plane_in + start * pitch, 1, pitch,
-                grads, value * plane_grad + f * rows, rows, start,
-                work, value * BLOCK_PLANE, BLOCK_PITCH, size_c, size_f, stop - start, 0,
-            )  # fmt: skip
+            for tile in range(start, stop, TILES_PER_SUM):
+                multiply(
+                    windows, (block_c * VALUES + value) * plane_in + tile * pitch, 1, pitch,
+                    grads, value * plane_grad + f * rows, rows, tile, work, value * BLOCK_PLANE,
+                    BLOCK_PITCH, size_c, size_f, min(TILES_PER_SUM, stop - tile), tile - start,
+                )  # fmt: skip
         to = ((first_part + part) * 9 * C + c) * F + f
         for i in range(size_c):
             for j in range(0, size_f, LANES):
