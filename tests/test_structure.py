@@ -26,7 +26,7 @@ ORDER = [
     ["data"],
     ["finetune"],
     ["inspection"],
-    ["cli"],
+    ["cli", "__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from tinyft.data.loader import PictureData
+from tinyft.errors import WeightsError
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.optim import SGD, Adam, Optimizer
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import build
-from tinyft.weights import Preprocess, load_weights
+from tinyft.weights import Preprocess, Weights, load_weights
 
 OPTIMIZERS = {"adam": Adam, "sgd": SGD}
 
@@ -83,6 +84,26 @@ def _random_head(kind: str, C: int, num_classes: int, dropout: float, seed: int)
         raise ValueError(f"head must be one of {', '.join(HEADS)}, or a Module; got {kind!r}")
     options = {"dropout": dropout} if kind == "fastai" else {}
     return HEADS[kind](C, num_classes, seed=seed, **options)
+
+
+def published_learner(weights: Weights, classes: list[str], *, device: str = "auto") -> Learner:
+    """Weights with the classifier that they were published with, to evaluate and to predict.
+
+    Raises: WeightsError if they have no classifier, or not one of as many classes
+    """
+    count = len(weights.arrays["fc.bias"]) if "fc.bias" in weights.arrays else 0
+    if count == 0 or count != len(classes):
+        raise WeightsError(
+            f"expected a classifier of {len(classes)} classes, and the weights have "
+            f"{f'one of {count}' if count else 'none (no fc.weight and fc.bias)'}"
+        )
+    body = cut(build(weights.arch))
+    attach(body, HEADS["linear"](body.num_features, count))
+    body.load_state_dict({n.replace("fc.", "head.linear."): a for n, a in weights.arrays.items()})
+    facts = {"head": "linear", "metadata": dict(weights.metadata)}
+    return Learner(
+        body, None, weights.preprocess, weights.arch, list(classes), device=device, facts=facts
+    )
 
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,0 +1,132 @@
+"""What is seen of a training run: a bar where there is a terminal, plain lines elsewhere.
+
+Next: tinyft/cli/predict.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tinyft.cli.output import duration, one_line, percent, say, shown
+
+if TYPE_CHECKING:
+    from tinyft.finetune import Learner, Plan, StepRecord
+
+SECONDS_BETWEEN_LINES = 30.0  # of the plain display, within an epoch
+
+
+def has_terminal() -> bool:
+    """Whether bars and colours are welcome."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return not plain and sys.stdout.isatty() and sys.stderr.isatty()
+
+
+@contextlib.contextmanager
+def display(plan: Plan, start: int) -> Iterator[PlainDisplay]:
+    """A watcher for a run that begins with step `start` of the plan."""
+    if not has_terminal():
+        yield PlainDisplay(plan, start)
+        return
+    shown_bar = BarDisplay(plan, start)
+    with shown_bar.progress:
+        yield shown_bar
+
+
+class PlainDisplay:
+    """A line after each epoch and phase, and now and then one in between."""
+
+    def __init__(self, plan: Plan, start: int):
+        self.plan, self.done, self.start = plan, start, start
+        self.began = self.last_line = time.monotonic()
+
+    def begin(self, learner: Learner, plan: Plan) -> None:
+        self.began = self.last_line = time.monotonic()
+
+    def after_step(self, learner: Learner, record: StepRecord) -> None:
+        self.done += 1
+        if record.validation:
+            self.line(self._epoch(record))
+        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+            self._between(record)
+        if record.proof:
+            self.line(_proof(record))
+
+    def end(self, learner: Learner) -> None:
+        """Everything has been said."""
+
+    def line(self, text: str) -> None:
+        self.last_line = time.monotonic()
+        say(text)
+
+    def time_left(self) -> str:
+        elapsed = time.monotonic() - self.began
+        left = elapsed / (self.done - self.start) * (self.plan.steps - self.done)
+        return f"{duration(left)} left" if self.done < self.plan.steps else "done"
+
+    def _epoch(self, record: StepRecord) -> str:
+        validation = record.validation
+        return (
+            f"epoch {record.epoch + 1} of {self.plan.epochs} ({record.phase}): "
+            f"loss {record.smooth_loss:.4f}, valid loss {validation.loss:.4f}, "
+            f"accuracy {percent(validation.accuracy)}; {self.time_left()}"
+        )
+
+    def _between(self, record: StepRecord) -> None:
+        self.line(
+            f"  step {self.done} of {self.plan.steps}: loss {record.smooth_loss:.4f}; "
+            f"{self.time_left()}"
+        )
+
+
+class BarDisplay(PlainDisplay):
+    """The same lines above a bar that shows every step."""
+
+    def __init__(self, plan: Plan, start: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        super().__init__(plan, start)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=Console(stderr=True),
+        )
+        self.task = self.progress.add_task(
+            plan.phases[0].name, total=plan.steps, completed=start, figures=""
+        )
+        self.accuracy = ""
+
+    def after_step(self, learner: Learner, record: StepRecord) -> None:
+        super().after_step(learner, record)
+        if record.validation:
+            self.accuracy = f", accuracy {percent(record.validation.accuracy)}"
+        self.progress.update(
+            self.task,
+            description=record.phase,
+            completed=self.done,
+            figures=f"loss {record.smooth_loss:.4f}{self.accuracy}, {self.time_left()}",
+        )
+
+    def line(self, text: str) -> None:
+        self.progress.console.print(text, markup=False, highlight=False)
+
+    def _between(self, record: StepRecord) -> None:
+        """The bar says it."""
+
+
+def _proof(record: StepRecord) -> str:
+    """Which tensors the phase left as they were, by the hashes of their bits."""
+    names = record.proof.identical
+    total = len(names) + len(record.proof.moved)
+    if not names:
+        return f"{record.phase}: all {total} tensors changed, as planned"
+    return one_line(
+        f"{record.phase}: proved unchanged, {len(names)} of {total} tensors: {shown(names)}"
+    )

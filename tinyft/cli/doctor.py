@@ -1,0 +1,71 @@
+"""`tinyft doctor`: what this machine and this installation offer.
+
+Next: tinyft/bundled.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+import sys
+
+from tinyft.cli.options import describe_backend
+from tinyft.cli.output import one_line, result
+from tinyft.cli.parser import add_command
+from tinyft.errors import TinyftError
+
+PACKAGES = ("numpy", "numba", "llvmlite", "pillow", "h5py", "rich")
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    add_command(
+        commands,
+        "doctor",
+        run,
+        help="say what this machine and this installation offer",
+        example="tinyft doctor",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from tinyft import __version__
+    from tinyft.finetune.run import versions
+    from tinyft.weights.download import cache_folder
+
+    result(f"tinyft {__version__}, Python {platform.python_version()} ({sys.executable})")
+    result(f"processor: {versions()['processor']} on {platform.system()}")
+    missing = [name for name in PACKAGES if not _version(name)]
+    result("packages: " + ", ".join(f"{n} {_version(n) or 'MISSING'}" for n in PACKAGES))
+    healthy = _backends() and not missing
+    result(f"fetched weights are kept in {cache_folder()}")
+    result("all is well" if healthy else "something is missing: install tinyft again with pip")
+    return 0 if healthy else 1
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _backends() -> bool:
+    """Whether every backend computes a convolution."""
+    import numpy as np
+
+    from tinyft import backends, ops
+    from tinyft.tensor import Tensor
+
+    healthy = True
+    x, weight = np.ones((1, 8, 8, 16), np.float32), np.ones((16, 16, 3, 3), np.float32)
+    for name in backends.NAMES:
+        try:
+            with backends.use(name):
+                right = float(ops.conv2d(Tensor(x), Tensor(weight)).data[0, 0, 0, 0]) == 144.0
+            result(f"{describe_backend(name)}: {'works' if right else 'COMPUTES WRONG RESULTS'}")
+            healthy &= right
+        except (TinyftError, ImportError) as error:
+            result(f"backend {name}: {one_line(str(error))}")
+            healthy = False
+    return healthy

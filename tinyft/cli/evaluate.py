@@ -1,0 +1,104 @@
+"""`tinyft evaluate`: accuracy and loss of a trained network on a folder of pictures.
+
+Next: tinyft/cli/plan.py
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinyft.cli.failures import RequestError
+from tinyft.cli.opening import open_trained
+from tinyft.cli.options import add_backend, add_reading_options, given, open_folder
+from tinyft.cli.output import json_result, percent, result, say
+from tinyft.cli.parser import add_command, add_json
+
+if TYPE_CHECKING:
+    from tinyft.data import ImageFolder
+    from tinyft.finetune import Learner
+    from tinyft.weights import Weights
+
+BATCH_SIZE = 64  # without gradients there is memory for more than in training
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "evaluate",
+        run,
+        help="measure accuracy and loss of a trained network on pictures",
+        example="tinyft evaluate runs/photos-resnet18-1 more_photos/\n"
+        "  tinyft evaluate resnet20.h5 cifar10/",
+    )
+    parser.add_argument(
+        "source", metavar="RUN|WEIGHTS", help="a run's folder, a saved learner, or a weights file"
+    )
+    parser.add_argument(
+        "dir", metavar="DIR", nargs="?", help="CLASS/*.jpg: all, or with a split its validation "
+        "part (default: the run's own)",
+    )  # fmt: skip
+    parser.add_argument("--best", action="store_true", help="the run's best epoch, not its last")
+    add_reading_options(parser)
+    add_backend(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    learner = open_trained(
+        args.source,
+        best=args.best,
+        device=args.backend or "auto",
+        name_classes=lambda weights: _names_from_folder(weights, args.dir),
+    )
+    data = _data(args, learner)
+    args.working = True
+    found = learner.evaluate(data)
+    if args.json:
+        json_result({"n": found.n, "accuracy": found.accuracy, "loss": found.loss})
+        return 0
+    wrong = found.n - round(found.accuracy * found.n)
+    result(
+        f"accuracy {percent(found.accuracy)}, error {percent(1 - found.accuracy)} ({wrong} wrong "
+        f"of {found.n}), loss {found.loss:.4f}"
+    )
+    return 0
+
+
+def _data(args: argparse.Namespace, learner: Learner) -> ImageFolder:
+    """The folder's pictures, or those that the run set aside."""
+    options = {"batch_size": BATCH_SIZE, **given(args, ("batch_size", "on_error"))}
+    if args.dir is not None:
+        return open_folder(args.dir, valid_fraction=1.0, classes=learner.classes, **options)
+    if not Path(args.source).is_dir():
+        raise RequestError("which pictures? Only a run has its own; give a folder")
+    from tinyft.finetune.run import read_description
+
+    recorded = read_description(Path(args.source))["data"]
+    if recorded.get("kind") != "folder":
+        raise RequestError(f"{args.source} was trained on arrays in memory; give a folder")
+    arguments = dict(recorded.get("arguments", {}))
+    return open_folder(arguments.pop("path", None), **{**arguments, **options})
+
+
+def _names_from_folder(weights: Weights, path: str | None) -> list[str]:
+    """The class names of weights: their own if the folder uses them, else the folder's, sorted.
+
+    Raises: RequestError if neither fits
+    """
+    from tinyft.data.split import find_parts, scan_part
+
+    if path is None:
+        raise RequestError("which pictures? Give a folder: tinyft evaluate WEIGHTS DIR")
+    parts = find_parts(Path(path)).values()
+    names = sorted({name for part in parts for name in scan_part(part).pictures})
+    if weights.classes and set(names) <= set(weights.classes):
+        return weights.classes
+    if len(names) != weights.num_classes:
+        raise RequestError(
+            f"{path} has {len(names)} classes and the weights tell {weights.num_classes} apart: "
+            "each class needs a folder, and their sorted names stand for the network's classes"
+        )
+    say(f"the sorted names of the folders stand for the {len(names)} classes of the weights")
+    return names

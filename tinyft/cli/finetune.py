@@ -1,0 +1,188 @@
+"""`tinyft finetune`: the main job. Say what will be done, do it, show what came of it.
+
+A run is a folder. Ctrl-C ends it after the step in progress with a checkpoint; `--resume` goes on
+from there, and ends as if nothing had happened.
+
+Next: tinyft/cli/display.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import shlex
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinyft.cli.display import display
+from tinyft.cli.failures import RequestError, Stopped
+from tinyft.cli.options import (
+    add_training_options,
+    describe_backend,
+    make_learner,
+    make_plan,
+)
+from tinyft.cli.output import duration, json_result, one_line, percent, result, say
+from tinyft.cli.parser import add_command, add_json
+from tinyft.cli.resuming import refuse_contradictions, resume_command
+
+if TYPE_CHECKING:
+    from tinyft.finetune import Learner, Plan
+    from tinyft.finetune.run import Run
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "finetune",
+        run,
+        help="fine-tune a pretrained network on a folder of pictures",
+        example="tinyft finetune photos/ --weights resnet18.pth --epochs 3\n"
+        "  tinyft finetune --resume runs/photos-resnet18-1",
+    )
+    add_training_options(parser)
+    parser.add_argument("--out", metavar="RUN", help="the run's folder (runs/DIR-ARCH-NUMBER)")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run that was interrupted")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.resume is None:
+        learner = make_learner(args)
+        plan = make_plan(args, learner)
+        _announce(learner, plan)
+        training = _create_run(args, learner)
+        with _locked(training.path):
+            _train(args, learner, plan, training, 0)
+    else:
+        _resume(args)
+    return 0
+
+
+def _resume(args: argparse.Namespace) -> None:
+    """Rebuild the run from its folder, go back to its newest checkpoint, go on."""
+    from tinyft.finetune.resume import resume
+
+    path = Path(args.resume)
+    refuse_contradictions(args, path)
+    with _locked(path):
+        learner, plan, training, start, notices = resume(path)
+        for notice in notices:
+            say(f"note: {one_line(notice)}")
+        _announce(learner, plan)
+        say(f"{start} of {plan.steps} steps were made before")
+        _train(args, learner, plan, training, start)
+
+
+def _announce(learner: Learner, plan: Plan) -> None:
+    say(str(plan))
+    say(describe_backend(learner.device))
+
+
+def _train(
+    args: argparse.Namespace, learner: Learner, plan: Plan, training: Run, start: int
+) -> None:
+    """Execute the plan into the run's folder, and report."""
+    say(f"run: {one_line(str(training.path))}\n")
+    args.on_interrupt = f"; go on with: {resume_command(training.path)}"
+    args.working = True
+    with _signals(training) as received, display(plan, start) as watcher:
+        try:
+            learner.execute(plan, observers=[training, watcher], start=start)
+        except KeyboardInterrupt:
+            raise Stopped(received[0] if received else signal.SIGINT) from None
+    _report(args, learner, training)
+
+
+def _report(args: argparse.Namespace, learner: Learner, training: Run) -> None:
+    """Where it ended, where it is, and what to type next."""
+    last = learner.validation
+    figures = {
+        "valid_accuracy": last.accuracy,
+        "valid_loss": last.loss,
+        "seconds": training.seconds,
+        "run": str(training.path),
+        "n_valid": last.n,
+        "best_valid_accuracy": training.best_accuracy,
+    }
+    if args.json:
+        json_result(figures)
+    else:
+        result(
+            f"accuracy {percent(last.accuracy)}, loss {last.loss:.4f} on {last.n} pictures after "
+            f"{duration(training.seconds)}; saved in {one_line(str(training.path))}"
+        )
+    picture = learner.data.source("valid", 0)
+    say(f"\nnext: {shlex.join(['tinyft', 'predict', str(training.path), str(picture)])}")
+
+
+# ------------------------------------------------------------------------------- the run's folder
+
+
+def _create_run(args: argparse.Namespace, learner: Learner) -> Run:
+    """The folder that was asked for, or the next free one."""
+    from tinyft.errors import RunError
+    from tinyft.finetune.run import Run
+
+    settings = {"command": ["tinyft", *args.arguments]}
+    try:
+        if args.out is not None:
+            return Run.create(args.out, **settings)
+        return Run.create(_next_folder(learner), **settings)
+    except (RunError, OSError) as error:
+        raise RequestError(f"the run cannot be written: {error}") from error
+
+
+def _next_folder(learner: Learner) -> Path:
+    """A new folder runs/DATA-ARCH-NUMBER. Making it is what reserves it, so that two processes
+    never share one.
+    """
+    name = re.sub(r"[^\w.-]+", "_", learner.data.path.resolve().name) or "data"
+    stem = f"{name}-{learner.arch}-"
+    Path("runs").mkdir(exist_ok=True)
+    numbers = [path.name.removeprefix(stem) for path in Path("runs").glob(f"{stem}*")]
+    number = max((int(n) for n in numbers if n.isdecimal()), default=0)
+    while True:
+        number += 1
+        with contextlib.suppress(FileExistsError):
+            folder = Path("runs", f"{stem}{number}")
+            folder.mkdir()
+            return folder
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Within this block no other process works on the run."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(path / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise RequestError(f"another process is at work on {path}; wait for its end") from None
+
+
+@contextlib.contextmanager
+def _signals(training: Run) -> Iterator[list[int]]:
+    """Ctrl-C (or a polite kill) asks the run to stop after its step; the second stops at once.
+
+    The numbers of the signals that came are in the list.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
+        training.stop_requested = True
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        say("\nstopping after this step, with a checkpoint; once more stops at once")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

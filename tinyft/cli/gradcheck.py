@@ -1,0 +1,160 @@
+"""`tinyft gradcheck`: compare gradients with differences, of tinyft's ops or of your own.
+
+Next: tinyft/gradient_check.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyft.cli.failures import RequestError
+from tinyft.cli.output import result
+from tinyft.cli.parser import Parser, add_command, whole
+
+if TYPE_CHECKING:
+    from tinyft.op_cases import OpCase
+
+CONVENTION = """
+your own function:
+  `tinyft gradcheck layer.py:swish` runs layer.py and checks its function swish. The file says
+  what to call it with: inputs() returns the list of its arguments, float64 arrays those that are
+  checked.
+
+      import numpy as np
+      import tinyft as ft
+
+      def swish(x):
+          return x * ft.ops.relu(x)
+
+      def inputs():
+          return [np.random.default_rng(0).standard_normal((2, 3))]
+
+  Or give shapes instead, and normal numbers are drawn: --shapes 2x3 (several: 2x3,3x4)"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "gradcheck",
+        run,
+        help="compare gradients with differences: of all ops, of one, or of a function of yours",
+        example="tinyft gradcheck conv2d\n  tinyft gradcheck layer.py:swish --shapes 2x3",
+    )
+    parser.epilog += "\n" + CONVENTION
+    parser.add_argument("op", metavar="OP|FILE.py:FUNCTION", nargs="?", help="(default: all ops)")
+    parser.add_argument("--mode", choices=("fast", "full"), help="projections, or every element")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="(0)")
+    _add_shapes(parser)
+
+
+def _add_shapes(parser: Parser) -> None:
+    def shapes(text: str) -> list[tuple[int, ...]]:
+        try:
+            return [tuple(int(n) for n in shape.split("x")) for shape in text.split(",")]
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected shapes as 2x3,4x5; got {text!r}") from None
+
+    parser.add_argument("--shapes", type=shapes, metavar="SHAPES", help="draw inputs: 2x3,4x5")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.op and ":" in args.op:
+        return _check_function(args)
+    if args.shapes:
+        raise RequestError("--shapes is for a function of yours: tinyft gradcheck FILE.py:FUNCTION")
+    return _check_ops(args)
+
+
+def _check_function(args: argparse.Namespace) -> int:
+    from tinyft.gradient_check import gradcheck
+
+    file, _, name = args.op.rpartition(":")
+    module = _run_file(Path(file))
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise RequestError(f"{file} has no function {name}")
+    args.working = True
+    result(
+        str(gradcheck(function, _inputs(args, module), mode=args.mode or "fast", seed=args.seed))
+    )
+    return 0
+
+
+def _run_file(path: Path) -> Any:
+    """The file as a module; what stands beside it can be imported by it."""
+    if path.suffix != ".py" or not path.is_file():
+        raise RequestError(f"expected FILE.py:FUNCTION, and {path} is no Python file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        kind = type(error).__name__
+        raise RequestError(f"{path} cannot be run ({kind}: {error}); see --traceback") from error
+    return module
+
+
+def _inputs(args: argparse.Namespace, module: Any) -> list[Any]:
+    """What the file says, or normal numbers in the shapes that were given."""
+    import numpy as np
+
+    if args.shapes:
+        draw = np.random.default_rng(args.seed)
+        return [draw.standard_normal(shape) for shape in args.shapes]
+    inputs: Callable[[], Any] | None = getattr(module, "inputs", None)
+    if inputs is None:
+        raise RequestError("the file has no inputs(); define it, or give --shapes 2x3,4x5")
+    return inputs()
+
+
+def _check_ops(args: argparse.Namespace) -> int:
+    """Every case of the op (or of all), a line each; the exit code."""
+    from tinyft.gradient_check import GradcheckError
+    from tinyft.op_cases import OP_CASES
+
+    names = sorted({case.subject for case in OP_CASES})
+    if args.op and args.op not in names:
+        raise RequestError(f"there is no op {args.op!r}; there are {', '.join(names)}")
+    cases = [case for case in OP_CASES if args.op in (None, case.subject)]
+    args.working = True
+    failed = 0
+    for case in cases:
+        try:
+            worst = _check_case(case, args)
+        except GradcheckError as error:
+            failed += 1
+            result(f"FAILED  {case}: {error}")
+        else:
+            result(f"passed  {case}: worst difference {worst:.2g} of what is allowed")
+    result(f"{len(cases) - failed} of {len(cases)} cases passed")
+    return 1 if failed else 0
+
+
+def _check_case(case: OpCase, args: argparse.Namespace) -> float:
+    """The largest difference, in units of what is allowed."""
+    import numpy as np
+
+    from tinyft.gradient_check import gradcheck
+
+    drawn = case.arrays(np.random.default_rng(args.seed))
+    arrays = {name: np.asarray(array) for name, array in drawn.items()}
+    exact = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in arrays.items()}
+    checked = [n for n, a in exact.items() if a.dtype.kind == "f" and n not in case.constants]
+    fixed = {n: a for n, a in exact.items() if n not in checked}
+
+    def function(*values: Any) -> Any:
+        return case.call(**dict(zip(checked, values, strict=True)), **fixed)
+
+    function.__name__ = case.subject
+    inputs = [exact[name] for name in checked]
+    empty = any(array.size == 0 for array in inputs)
+    options = {"mode": args.mode or "fast", "seed": args.seed, "allow_zero": empty}
+    report = gradcheck(function, inputs, names=checked, **options)
+    return max((row.worst for row in report.inputs), default=0.0)

@@ -1,0 +1,71 @@
+"""`tinyft lr-find`: try learning rates on a few batches and suggest one.
+
+Next: tinyft/cli/summary.py
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from tinyft.cli.options import add_training_options, describe_backend, make_learner
+from tinyft.cli.output import json_result, result, say
+from tinyft.cli.parser import add_command, add_json, whole
+
+if TYPE_CHECKING:
+    from tinyft.finetune import LrFinding
+
+ROWS = 20  # of the printed curve
+BAR = 40  # columns
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "lr-find",
+        run,
+        help="try learning rates from tiny to huge and suggest one",
+        example="tinyft lr-find photos/ --weights resnet18.pth",
+    )
+    add_training_options(parser)
+    parser.add_argument("--steps", type=whole(10), default=100, metavar="N", help="(100)")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    learner = make_learner(args)
+    say(f"{args.steps} steps with a growing rate; {describe_backend(learner.device)}")
+    args.working = True
+    finding = learner.lr_find(num_it=args.steps)
+    if args.json:
+        json_result(_plain(finding))
+        return 0
+    result("\n".join(_curve(finding)))
+    result(f"\nsuggestions, each by its own rule ({len(finding.lrs)} steps were made):")
+    result(str(finding))
+    best = next(iter(finding.suggestions.values()))
+    say(f"next: tinyft finetune {args.dir} ... --lr {best.lr:.1e}")
+    return 0
+
+
+def _curve(finding: LrFinding) -> list[str]:
+    """Rate, smoothed loss and a bar, every few steps."""
+    lowest, highest = float(finding.smooth_losses.min()), float(finding.smooth_losses.max())
+    lines = ["lr        loss"]
+    for i in range(0, len(finding.lrs), max(1, len(finding.lrs) // ROWS)):
+        loss = float(finding.smooth_losses[i])
+        share = (loss - lowest) / (highest - lowest) if highest > lowest else 0.0
+        lines.append(f"{finding.lrs[i]:.2e}  {loss:<8.4f}  {'#' * round(share * BAR)}".rstrip())
+    return lines
+
+
+def _plain(finding: LrFinding) -> dict[str, object]:
+    return {
+        "suggestions": {
+            rule: {"lr": found.lr, "working": found.working}
+            for rule, found in finding.suggestions.items()
+        },
+        "lr": finding.lrs.tolist(),
+        "loss": finding.losses.tolist(),
+        "smooth_loss": finding.smooth_losses.tolist(),
+    }

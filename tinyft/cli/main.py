@@ -1,0 +1,91 @@
+"""`tinyft COMMAND ...`: the tree of commands, and what becomes of an error.
+
+Whatever goes wrong, the command line says it in one line on stderr and ends with
+
+    0    done
+    1    the run failed
+    2    the request was wrong: a name, a folder, an option
+    130  Ctrl-C
+
+`--traceback` shows the rest. Nothing heavy is imported before a command needs it, so that --help
+is quick.
+
+Next: tinyft/cli/finetune.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from tinyft import __version__
+from tinyft.cli import (
+    doctor,
+    evaluate,
+    finetune,
+    gradcheck,
+    lr_find,
+    plan,
+    predict,
+    summary,
+    warmup,
+    weights,
+)
+from tinyft.cli.failures import explain
+from tinyft.cli.output import say
+from tinyft.cli.parser import Parser
+
+COMMANDS = (finetune, predict, evaluate, plan, lr_find, summary, gradcheck, weights, warmup, doctor)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    _print_any_name()
+    args = build_parser().parse_args(arguments)
+    args.arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _give_up_output()
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        if args.traceback:
+            traceback.print_exc()
+        code, line = explain(error, working=args.working, on_interrupt=args.on_interrupt)
+        say(f"{args.prog}: {line}")
+    return code
+
+
+def build_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(
+        prog="tinyft",
+        description="Fine-tune pretrained ResNets with NumPy and Numba alone, and see every step.",
+        epilog="example: tinyft finetune photos/ --weights resnet18.pth",
+    )
+    parser.add_argument("--version", action="version", version=f"tinyft {__version__}")
+    parser.set_defaults(working=False, on_interrupt="", traceback=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(commands)
+    return parser
+
+
+def _print_any_name() -> None:
+    """Let a file name that is no valid text be printed, with its bytes spelt out."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # a stream that somebody replaced
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _give_up_output() -> None:
+    """Nobody reads our stdout any more (`tinyft ... | head`); without this, Python complains at
+    exit.
+    """
+    say("tinyft: the output was closed before everything was written")
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

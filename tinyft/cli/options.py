@@ -1,0 +1,118 @@
+"""The options that several commands share, and the library's objects made from them.
+
+No option has a default here: one that was not given is left to the library, and --resume can tell
+which ones were given.
+
+Next: tinyft/cli/finetune.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyft.cli.failures import RequestError
+from tinyft.cli.output import one_line, say
+from tinyft.cli.parser import Parser, fraction, positive, whole
+
+if TYPE_CHECKING:
+    from tinyft.data import ImageFolder
+    from tinyft.finetune import Learner, Plan
+
+DATA = ("size", "batch_size", "augment", "seed", "valid_fraction", "on_error")
+LEARNER = ("arch", "weights", "head", "bn", "seed")
+RECIPE = ("epochs", "freeze_epochs", "lr")
+
+
+def add_training_options(parser: Parser) -> None:
+    """Data, network, recipe: all that decides what is trained, and how."""
+    add = parser.add_argument
+    add("dir", metavar="DIR", nargs="?", help="CLASS/*.jpg, or train/CLASS/*.jpg and valid/")
+    add("--arch", metavar="NAME", help="resnet18 ... resnet152 (default: the weights file's)")
+    add("--weights", metavar="FILE|NAME|none", help="a weights file, a published name, or none")
+    add("--epochs", type=whole(0), metavar="N", help="epochs of the whole network (3)")
+    add("--freeze-epochs", type=whole(0), metavar="N", help="epochs of the head alone, first (1)")
+    add("--lr", type=positive, metavar="RATE", help="learning rate of the head (0.002)")
+    add("--size", type=whole(1), metavar="PIXELS", help="side of the input (the weights file's)")
+    add("--head", choices=("fastai", "linear"), help="the layers that replace the last one")
+    add("--bn", choices=("fastai", "torch", "frozen"), help="batch norms of frozen layers")
+    add("--seed", type=whole(0), metavar="N", help="decides every random draw (0)")
+    augment = parser.add_mutually_exclusive_group()
+    augment.add_argument("--augment", choices=("default", "crop", "none"), help="(default)")
+    augment.add_argument("--no-augment", dest="augment", action="store_const", const="none")
+    add("--valid-fraction", type=fraction, metavar="X", help="set aside if DIR has no split (0.2)")
+    add_reading_options(parser)
+    add_backend(parser)
+
+
+def add_reading_options(parser: Parser) -> None:
+    """How pictures are read, in training and in evaluation."""
+    add = parser.add_argument
+    add("--batch-size", type=whole(1), metavar="N", help="pictures in a batch (16)")
+    add("--on-error", choices=("raise", "skip"), help="what to do with unreadable pictures (raise)")
+
+
+def add_backend(parser: Parser) -> None:
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "cpu", "reference"),
+        help="Numba, or plain NumPy (auto: Numba)",
+    )
+
+
+def given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    """The options of these names that were given."""
+    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
+
+
+def open_folder(path: str | None, **options: Any) -> ImageFolder:
+    """The pictures of a folder; what there is to say about them goes to stderr."""
+    from tinyft.data import ImageFolder
+
+    if path is None:
+        raise RequestError("which pictures? Give a folder: tinyft finetune photos/")
+    if options.get("augment") == "none":
+        options["augment"] = None
+    with warnings.catch_warnings(action="ignore"):  # they are among the notices
+        data = ImageFolder(path, **options)
+    for notice in data.notices:
+        say(f"note: {one_line(notice)}")
+    return data
+
+
+def make_learner(args: argparse.Namespace) -> Learner:
+    """Data, network and head as the options say."""
+    from tinyft.finetune import vision_learner
+
+    data = open_folder(args.dir, **given(args, DATA))
+    options = given(args, LEARNER)
+    if options.get("weights") == "none":
+        options["weights"] = None
+    elif "weights" in options and Path(options["weights"]).exists():
+        options["weights"] = str(Path(options["weights"]).resolve())  # found from anywhere
+    return vision_learner(data, device=args.backend or "auto", **options)
+
+
+def make_plan(args: argparse.Namespace, learner: Learner) -> Plan:
+    """The plan of fine_tune with the options' epochs and rate."""
+    options = given(args, RECIPE)
+    epochs = options.pop("epochs", 3)
+    if args.weights == "none" and "freeze_epochs" not in options:
+        say("note: random weights are not worth freezing, so there is no phase of the head alone")
+        options["freeze_epochs"] = 0
+    if "lr" in options:
+        options["base_lr"] = options.pop("lr")
+    return learner.plan(epochs, **options)
+
+
+def describe_backend(device: str) -> str:
+    """ "backend: cpu (Numba kernels), 2 threads" """
+    from tinyft import backends
+
+    if type(backends.get(device)) is backends.Backend:
+        return "backend: reference (plain NumPy)"
+    from tinyft.backends.cpu.threads import get_num_threads
+
+    return f"backend: cpu (Numba kernels), {get_num_threads()} threads"

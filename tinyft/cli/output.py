@@ -1,0 +1,63 @@
+"""What is printed where: results to stdout, all else to stderr.
+
+Next: tinyft/cli/display.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from typing import Any
+
+
+def say(text: str) -> None:
+    """A line on stderr. That nobody reads it is no reason to stop."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def result(text: str) -> None:
+    """A line on stdout."""
+    print(text, flush=True)
+
+
+def json_result(value: Any) -> None:
+    """One line of JSON on stdout. JSON has no NaN and no infinity: they become null."""
+    result(json.dumps(_finite(value), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def one_line(text: str) -> str:
+    """Text with line breaks as spaces and other control characters spelt out: a file's name may
+    hold any.
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f} %"
+
+
+def duration(seconds: float) -> str:
+    """ "48 s", "3 min 05 s", "2 h 10 min" """
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
+
+
+def shown(names: list[str] | tuple[str, ...], most: int = 4) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

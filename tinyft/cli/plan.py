@@ -1,0 +1,30 @@
+"""`tinyft plan`: what `finetune` with the same options would do.
+
+Next: tinyft/cli/lr_find.py
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from tinyft.cli.options import add_training_options, describe_backend, make_learner, make_plan
+from tinyft.cli.output import result
+from tinyft.cli.parser import add_command
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "plan",
+        run,
+        help="show what finetune would do, without doing it",
+        example="tinyft plan photos/ --weights resnet18.pth --epochs 5",
+    )
+    add_training_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    learner = make_learner(args)
+    result(str(make_plan(args, learner)))
+    result(describe_backend(learner.device))
+    return 0

@@ -1,0 +1,86 @@
+"""`tinyft predict`: the classes of pictures.
+
+Next: tinyft/cli/evaluate.py
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinyft.cli.failures import RequestError
+from tinyft.cli.opening import open_trained
+from tinyft.cli.options import add_backend
+from tinyft.cli.output import json_result, one_line, percent, result, say
+from tinyft.cli.parser import add_command, add_json
+from tinyft.errors import DataError
+
+if TYPE_CHECKING:
+    from tinyft.finetune import Learner, Prediction
+    from tinyft.weights import Weights
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "predict",
+        run,
+        help="say what is in pictures, with a network that was trained",
+        example="tinyft predict runs/photos-resnet18-1 rose.jpg tulip.jpg",
+    )
+    parser.add_argument("source", metavar="RUN", help="a run's folder, a saved learner, weights")
+    parser.add_argument("files", metavar="FILE", nargs="+", help="pictures, or folders of them")
+    parser.add_argument("--best", action="store_true", help="the run's best epoch, not its last")
+    parser.add_argument("--on-error", choices=("raise", "skip"), help="for unreadable pictures")
+    add_backend(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    files = [file for name in args.files for file in _pictures(Path(name))]
+    learner = open_trained(
+        args.source, best=args.best, device=args.backend or "auto", name_classes=_numbers
+    )
+    predictions = _predict(learner, files, skip=args.on_error == "skip")
+    if args.json:
+        json_result(
+            [
+                {"file": found.file, "label": found.label, "probability": found.probability}
+                for found in predictions
+            ]
+        )
+        return 0
+    for found in predictions:
+        label, file = one_line(found.label), one_line(found.file)
+        result(f"{percent(found.probability):>8}  {label}  {file}")
+    return 0
+
+
+def _predict(learner: Learner, files: list[Path], skip: bool) -> list[Prediction]:
+    """One prediction a picture; those that cannot be read are named, and left out if `skip`."""
+    from tinyft.data.check_files import unreadable
+
+    bad = unreadable(files, whole=True, workers=2)
+    for file, reason in bad.items():
+        if not skip:
+            raise DataError(f"{file}: {reason}; leave it out, or use --on-error skip")
+        say(f"note: skipped {one_line(str(file))}: {one_line(reason)}")
+    return learner.predict([file for file in files if file not in bad])
+
+
+def _pictures(path: Path) -> list[Path]:
+    """The file itself, or all pictures below a folder."""
+    from tinyft.data.scan import EXTENSIONS
+
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
+    if not found:
+        raise RequestError(f"there are no pictures in {path}")
+    return found
+
+
+def _numbers(weights: Weights) -> list[str]:
+    """The file's class names; numbers where it has none."""
+    return weights.classes or [str(i) for i in range(weights.num_classes or 0)]

@@ -1,0 +1,33 @@
+"""`tinyft summary`: a network's layers, what comes out of each, and their parameters.
+
+Next: tinyft/nn/summary.py
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from tinyft.cli.output import result
+from tinyft.cli.parser import add_command, whole
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "summary",
+        run,
+        help="list a network's layers, their output shapes and parameters",
+        example="tinyft summary resnet50 --size 224",
+    )
+    parser.add_argument("arch", metavar="ARCH", help="resnet18 ... resnet152, cifar_resnet20 ...")
+    parser.add_argument("--size", type=whole(1), metavar="PIXELS", help="side of the input")
+
+
+def run(args: argparse.Namespace) -> int:
+    from tinyft.nn import build
+    from tinyft.nn.summary import summary
+    from tinyft.weights import Preprocess
+
+    model = build(args.arch)
+    result(summary(model, args.size or Preprocess.for_architecture(args.arch).crop))
+    return 0

@@ -1,0 +1,53 @@
+"""`tinyft warmup`: compile every kernel that training will need, so that its first step is quick.
+
+Next: tinyft/cli/doctor.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from tinyft.cli.options import describe_backend
+from tinyft.cli.output import duration, result, say
+from tinyft.cli.parser import add_command, whole
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "warmup",
+        run,
+        help="compile the kernels that training will need, and keep them",
+        example="tinyft warmup --arch resnet18",
+    )
+    parser.add_argument("--arch", metavar="NAME", default="resnet18", help="(resnet18)")
+    parser.add_argument("--size", type=whole(1), metavar="PIXELS", help="side of the input")
+    parser.add_argument("--batch-size", type=whole(2), default=16, metavar="N", help="(16)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """One training step and one evaluation of random weights on empty pictures."""
+    import numpy as np
+
+    from tinyft.data import ImageArrays
+    from tinyft.finetune import vision_learner
+    from tinyft.weights import Preprocess
+
+    size = args.size or Preprocess.for_architecture(args.arch).crop
+    pictures = np.zeros((args.batch_size, size, size, 3), np.uint8)
+    labels = np.arange(args.batch_size) % 2
+    data = ImageArrays(
+        train=(pictures, labels),
+        valid=(pictures, labels),
+        classes=["one", "two"],
+        size=size,
+        batch_size=args.batch_size,
+    )
+    learner = vision_learner(data, args.arch, weights=None)
+    say(f"compiling for {args.arch}; {describe_backend(learner.device)}")
+    args.working = True
+    started = time.perf_counter()
+    learner.fine_tune(1, freeze_epochs=1)
+    result(f"ready after {duration(time.perf_counter() - started)}")
+    return 0

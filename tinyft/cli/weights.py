@@ -1,0 +1,184 @@
+"""`tinyft weights ...`: published weights, and files between their format and tinyft's.
+
+Next: tinyft/weights/__init__.py
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinyft.cli.failures import RequestError
+from tinyft.cli.output import json_result, result
+from tinyft.cli.parser import add_command, add_json
+
+if TYPE_CHECKING:
+    from tinyft.weights import Weights
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "weights",
+        help="list, fetch, convert, export and verify weights",
+        description="Published weights, and files between other formats and tinyft's HDF5.",
+        epilog="example:\n  tinyft weights convert resnet18.pth resnet18.h5",
+    )
+    below = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for add in (_add_list, _add_fetch, _add_convert, _add_export, _add_verify):
+        add(below)
+
+
+def _add_list(below: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        below,
+        "list",
+        list_published,
+        help="list the published weights that can be fetched",
+        example="tinyft weights list --arch resnet50",
+    )
+    parser.add_argument("--arch", metavar="NAME", help="only those of this architecture")
+    add_json(parser)
+
+
+def _add_fetch(below: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        below,
+        "fetch",
+        fetch_published,
+        help="download published weights into the cache, and check them",
+        example="tinyft weights fetch resnet18",
+    )
+    parser.add_argument("name", metavar="NAME", help="an id of `weights list`, or an architecture")
+
+
+def _add_convert(below: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        below,
+        "convert",
+        convert,
+        help="write weights of any format as tinyft's HDF5 file, and report how they fit",
+        example="tinyft weights convert resnet18.pth resnet18.h5",
+    )
+    parser.add_argument("source", metavar="SRC", help=".pth, .th, .pth.tar, .safetensors, .h5")
+    parser.add_argument("out", metavar="OUT.h5")
+    parser.add_argument("--arch", metavar="NAME", help="(default: recognised from the shapes)")
+    parser.add_argument("--half", action="store_true", help="store weights as float16")
+    parser.add_argument(
+        "--ignore-unknown", action="store_true", help="leave out objects of unknown classes"
+    )
+
+
+def _add_export(below: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        below,
+        "export",
+        export,
+        help="write weights as safetensors in torchvision's names, for PyTorch",
+        example="tinyft weights export resnet18.h5 resnet18.safetensors",
+    )
+    parser.add_argument("source", metavar="SRC", help="a weights file, or a saved learner")
+    parser.add_argument("out", metavar="OUT.safetensors")
+
+
+def _add_verify(below: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        below,
+        "verify",
+        verify_file,
+        help="check a weights file: its hash, its numbers, its architecture",
+        example="tinyft weights verify resnet18.h5",
+    )
+    parser.add_argument("source", metavar="FILE")
+    add_json(parser)
+
+
+def list_published(args: argparse.Namespace) -> int:
+    from tinyft.weights import cached_path, entries
+
+    chosen = [entry for entry in entries() if args.arch in (None, entry.arch)]
+    if not chosen:
+        known = ", ".join(sorted({entry.arch for entry in entries()}))
+        raise RequestError(f"no weights are published for {args.arch}; there are some for {known}")
+    if args.json:
+        json_result([{"id": e.id, "arch": e.arch, "top1": e.top1, "bytes": e.size,
+                      "licence": e.licence, "url": e.url} for e in chosen])  # fmt: skip
+        return 0
+    width = max(len(entry.id) for entry in chosen)
+    for entry in chosen:
+        accuracy = f"{entry.top1:5.2f} %" if entry.top1 else "      -"
+        size = f"{entry.size / 1e6:6.1f} MB" if entry.size else "        -"
+        here = "  (fetched)" if cached_path(entry).exists() else ""
+        result(f"{entry.id:{width}}  {entry.arch:15}  {accuracy}  {size}  {entry.licence}{here}")
+    return 0
+
+
+def fetch_published(args: argparse.Namespace) -> int:
+    from tinyft.weights import fetch, find
+
+    entry = find(args.name)
+    args.working = True
+    result(str(fetch(entry)))
+    return 0
+
+
+def convert(args: argparse.Namespace) -> int:
+    from tinyft.weights import load_weights, save_weights
+
+    _check_out(args, (".h5", ".hdf5"), "weights convert writes tinyft's HDF5 file")
+    options = {"arch": args.arch, "ignore_unknown": args.ignore_unknown}
+    weights = load_weights(args.source, **options)
+    args.working = True
+    digest = save_weights(args.out, weights, half=args.half)
+    result(str(weights.report))
+    result(f"{args.out}: {_describe(weights)}; content sha256 {digest}")
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    from tinyft.weights import export_safetensors, load_weights
+
+    _check_out(args, (".safetensors",), "weights export writes safetensors")
+    weights = load_weights(args.source)
+    args.working = True
+    export_safetensors(weights, args.out)
+    result(f"{args.out}: {_describe(weights)}")
+    return 0
+
+
+def verify_file(args: argparse.Namespace) -> int:
+    """Reading checks all of it: whoever gets here with the weights has a good file."""
+    from tinyft.weights import content_sha256, detect_format, file_sha256, load_weights
+
+    if not Path(args.source).is_file():
+        raise RequestError(f"{args.source} is no file")
+    kind, digest = detect_format(args.source), file_sha256(args.source)
+    args.working = True
+    weights = load_weights(args.source)
+    content = content_sha256(weights.arrays)
+    if args.json:
+        json_result({"format": kind, "arch": weights.arch, "tensors": len(weights.arrays),
+                     "classes": weights.num_classes, "sha256": digest,
+                     "content_sha256": content})  # fmt: skip
+        return 0
+    checked = "matches the content" if kind == "tinyft" else "is in no file of this format"
+    result(f"{args.source}: {_describe(weights)}; every number is finite")
+    result(f"format {kind}; the content's hash {checked}")
+    result(str(weights.report))
+    result(f"sha256 {digest}")
+    return 0
+
+
+def _check_out(args: argparse.Namespace, suffixes: tuple[str, ...], what: str) -> None:
+    """Raises: RequestError for another suffix, or for the source itself"""
+    out = Path(args.out)
+    if out.suffix.lower() not in suffixes:
+        raise RequestError(f"{what}, so its name should end in {suffixes[0]}; got {args.out}")
+    if out.exists() and Path(args.source).exists() and out.samefile(args.source):
+        raise RequestError(f"{args.out} is the file to be read; choose another name")
+
+
+def _describe(weights: Weights) -> str:
+    numbers = sum(array.size for array in weights.arrays.values())
+    classes = f"{weights.num_classes} classes" if weights.num_classes else "no classifier"
+    return f"{weights.arch}, {len(weights.arrays)} tensors, {numbers:,} numbers, {classes}"
