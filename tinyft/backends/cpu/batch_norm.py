@@ -2,19 +2,29 @@
 
 Definition: `batch_norm_train`, `batch_norm_eval` and their gradients in `backends/reference.py`.
 
-The arithmetic is nothing, the memory is everything: NumPy writes some ten temporaries as large as
-x. Here a piece of rows (128 KiB) is small enough to stay in a core's L2 cache, and
+Memory decides: NumPy writes some ten temporaries as large as x. Here a piece of rows (128 KiB)
+stays in a core's L2 cache, and
 
     forward    reads x once for the moments (a piece is read twice, the second time from cache),
                once more to normalise, adds the residual, rectifies and stores
     backward   one pass for the two sums, which also stores what is left of dout behind the ReLU;
                one pass for dx. With fixed statistics dx needs no sums: one pass does both.
 
-**Moments.** mean(x * x) - mean(x)**2 loses everything when the mean is large: at mean 1000 and
-deviation 1 float32 has no digit left. So each piece takes its own rough mean first and then sums
+Milliseconds: this / the NumPy reference / PyTorch 2.14.1 (channels last; its kernels one after the
+other), float32, one thread of an Intel Xeon with AVX-512 that other work shared, minimum of 9:
+
+                                       (16, 112, 112, 64)   (16, 56, 56, 64)   (16, 14, 14, 256)
+    training, residual and ReLU           17 / 158 / 52      2.6 / 18 / 3.5     0.6 / 2.8 / 0.9
+    its gradient                          35 / 290 / 71      5.7 / 62 / 13      1.1 / 11 / 1.3
+    the same without residual, ReLU       20 /  -  / 37      3.0 / -  / 3.2     0.7 /  - / 0.7
+    evaluation and ReLU                  7.4 /  87 / 26      1.4 / 11 / 2.0     0.3 / 1.5 / 0.5
+    its gradient                          24 / 134 / 50      5.9 / 32 / 10      0.9 / 9.2 / 1.4
+
+**Moments.** mean(x * x) - mean(x)**2 subtracts large numbers: in float32 a variance of 1.00 beside
+a mean of 1000 came out as 1.06. So each piece takes its own rough mean first and then sums
 d = x - rough and d * d, the corrected two-pass algorithm (Chan, Golub and LeVeque 1983):
 
-    mean = rough + sum(d) / n        centred = sum(d * d) - sum(d)**2 / n
+    mean = rough + sum(d) / n        squares about it = sum(d * d) - sum(d)**2 / n
 
 Sums run over 32 rows in a register and are then added to the piece's (fewer roundings in a row,
 and memory is read in order: 16 -> 19 GB/s at 64 channels); pieces are joined in float64. Which
@@ -114,7 +124,7 @@ def normalise(counter, thread, x, M, C, rows, mean, scale, bias, residual, added
     """out = max((x - mean) * scale + bias + residual, low); residual only where `added`.
 
     x out residual (M * C,), mean scale bias (C,). Subtracting first, as the reference does, keeps
-    the digits of a channel with a large mean; low is 0 for ReLU, else -infinity.
+    the digits where the mean is large; low is 0 for ReLU, else -infinity.
     """
     lowest = vset1(low)
     while True:
@@ -197,7 +207,7 @@ class BatchNorm(Backend):
     def batch_norm_train(self, x, weight, bias, eps, *, residual=None, relu=False):
         if not suitable_channels([x, residual], [weight, bias]):
             return super().batch_norm_train(x, weight, bias, eps, residual=residual, relu=relu)
-        x = _contiguous(x)
+        x = flat(x).reshape(x.shape)  # one copy for both passes, if any
         mean, variance = moments(x)
         out = self.batch_norm_eval(
             x, weight, bias, mean, variance, eps, residual=residual, relu=relu
@@ -285,8 +295,3 @@ def _extent(x: Array) -> tuple[int, int, int, int]:
     C = x.shape[-1]
     M, rows = x.size // C, rows_per_piece(C)
     return M, C, rows, -(-M // rows)
-
-
-def _contiguous(x: Array) -> Array:
-    """x, or one copy of it for several passes."""
-    return x if x.flags.carray else np.array(x, order="C")

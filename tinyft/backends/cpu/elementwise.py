@@ -13,6 +13,14 @@ size, the kernel keeps the four words of a block in registers.
 **Pictures** have 256 values a channel, so the definition itself, applied to all of them, is a table
 and the kernel looks pixels up in it.
 
+Milliseconds: this / the NumPy reference / PyTorch 2.14.1, float32, one thread of an Intel Xeon with
+AVX-512 that other work shared, minimum of 9:
+
+    ReLU, (16, 56, 56, 64)          1.4 / 1.3 / 1.6     (one thread of NumPy does as well)
+    its gradient                    2.1 /  16 / 2.1
+    dropout                          20 /  77 / 34
+    pictures, (16, 224, 224, 3)     1.7 /  14 / 5.1
+
 Next: tinyft/backends/cpu/optimizers.py
 """
 
