@@ -128,5 +128,5 @@ def _proof(record: StepRecord) -> str:
     if not names:
         return f"{record.phase}: all {total} tensors changed, as planned"
     return one_line(
-        f"{record.phase}: proved unchanged, {len(names)} of {total} tensors: {shown(names)}"
+        f"{record.phase}: proved unchanged, {len(names)} of {total} tensors: {shown(names, 2)}"
     )

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from tinyft.finetune import Learner
     from tinyft.weights import Weights
 
-BATCH_SIZE = 64  # without gradients there is memory for more than in training
-
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = add_command(
@@ -68,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _data(args: argparse.Namespace, learner: Learner) -> ImageFolder:
     """The folder's pictures, or those that the run set aside."""
-    options = {"batch_size": BATCH_SIZE, **given(args, ("batch_size", "on_error"))}
+    options = given(args, ("batch_size", "on_error"))
     if args.dir is not None:
         return open_folder(args.dir, valid_fraction=1.0, classes=learner.classes, **options)
     if not Path(args.source).is_dir():

@@ -5,11 +5,13 @@ Next: tinyft/cli/output.py
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import signal
+from collections.abc import Iterator
 
 from tinyft.cli.output import one_line
-from tinyft.errors import TinyftError
+from tinyft.errors import DataError, TinyftError, WeightsError
 
 
 class RequestError(TinyftError):
@@ -34,6 +36,26 @@ _REMEDIES = {
 }
 
 
+# What the library calls its arguments, and what the command line calls them.
+_SPELLINGS = {
+    "on_error='skip'": "--on-error skip",
+    "ignore_unknown=True": "--ignore-unknown (weights convert)",
+    "valid_fraction": "--valid-fraction",
+    "epochs and freeze_epochs": "--epochs and --freeze-epochs",
+}
+
+
+@contextlib.contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Within this block an error about a file says which file it is."""
+    try:
+        yield
+    except WeightsError as error:
+        if str(source) in str(error):
+            raise
+        raise WeightsError(f"{source}: {error}") from error
+
+
 def explain(error: BaseException, *, working: bool, on_interrupt: str = "") -> tuple[int, str]:
     """(exit code, line). `working` says that the request was understood and work had begun."""
     code = FAILED if working else WRONG
@@ -42,15 +64,27 @@ def explain(error: BaseException, *, working: bool, on_interrupt: str = "") -> t
         return 128 + number, one_line(f"interrupted{on_interrupt}")
     if isinstance(error, RequestError):
         return WRONG, one_line(str(error))
+    if isinstance(error, BrokenPipeError):
+        return FAILED, "the output was closed before everything was written"
     if isinstance(error, MemoryError):
         advice = "use a smaller --batch-size or --size"
         return FAILED, one_line(f"the memory is not enough ({error or 'no detail'}); {advice}")
     if isinstance(error, OSError):
         return FAILED if error.errno in _MACHINE else code, one_line(_of_system(error))
     if isinstance(error, TinyftError | ValueError):
-        return code, one_line(str(error))
+        return code, one_line(_in_options(error, working))
     kind = type(error).__name__
     return FAILED, one_line(f"an error in tinyft, {kind}: {error}; --traceback shows where")
+
+
+def _in_options(error: Exception, working: bool) -> str:
+    """The library's message in the words of the command line."""
+    text = str(error)
+    if working and isinstance(error, DataError):
+        text += "; --on-error skip leaves out such pictures"
+    for argument, option in _SPELLINGS.items():
+        text = text.replace(argument, option)
+    return text
 
 
 def _of_system(error: OSError) -> str:

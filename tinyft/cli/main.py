@@ -49,14 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = args.run(args)
         sys.stdout.flush()
-    except BrokenPipeError:
-        _give_up_output()
-        return 1
     except (Exception, KeyboardInterrupt) as error:
         if args.traceback:
             traceback.print_exc()
         code, line = explain(error, working=args.working, on_interrupt=args.on_interrupt)
         say(f"{args.prog}: {line}")
+        _give_up_output()
     return code
 
 
@@ -83,9 +81,11 @@ def _print_any_name() -> None:
 
 
 def _give_up_output() -> None:
-    """Nobody reads our stdout any more (`tinyft ... | head`); without this, Python complains at
-    exit.
+    """If stdout takes nothing any more (`tinyft ... | head`, a full disk), let go of what is left,
+    or Python complains at exit.
     """
-    say("tinyft: the output was closed before everything was written")
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinyft.cli.failures import RequestError
+from tinyft.cli.failures import RequestError, naming
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner
@@ -31,10 +31,11 @@ def open_trained(source: str, *, best: bool, device: str, name_classes: NameClas
         return load_learner(_file_of_run(Path(source), best), device=device)
     if best:
         raise RequestError(f"--best is for a run's folder, and {source} is none")
-    weights = load_weights(source)
-    if "learner" in weights.extra:
-        return load_learner(source, device=device)
-    return published_learner(weights, name_classes(weights), device=device)
+    with naming(source):
+        weights = load_weights(source)
+        if "learner" in weights.extra:
+            return load_learner(source, device=device)
+        return published_learner(weights, name_classes(weights), device=device)
 
 
 def _file_of_run(run: Path, best: bool) -> Path:

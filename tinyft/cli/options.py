@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyft.cli.failures import RequestError
+from tinyft.cli.failures import RequestError, naming
 from tinyft.cli.output import one_line, say
 from tinyft.cli.parser import Parser, fraction, positive, whole
 
@@ -92,7 +92,8 @@ def make_learner(args: argparse.Namespace) -> Learner:
         options["weights"] = None
     elif "weights" in options and Path(options["weights"]).exists():
         options["weights"] = str(Path(options["weights"]).resolve())  # found from anywhere
-    return vision_learner(data, device=args.backend or "auto", **options)
+    with naming(args.weights or ""):
+        return vision_learner(data, device=args.backend or "auto", **options)
 
 
 def make_plan(args: argparse.Namespace, learner: Learner) -> Plan:

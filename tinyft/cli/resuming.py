@@ -20,7 +20,7 @@ def refuse_contradictions(args: argparse.Namespace, path: Path) -> None:
     """
     from tinyft.finetune.run import read_description
 
-    recorded = _recorded(read_description(path))
+    recorded = _recorded(read_description(path)) | {"out": str(path.resolve())}
     for name, value in _asked(args).items():
         if name in recorded and value != recorded[name]:
             option = "DIR" if name == "dir" else "--" + name.replace("_", "-")

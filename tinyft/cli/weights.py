@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinyft.cli.failures import RequestError
+from tinyft.cli.failures import RequestError, naming
 from tinyft.cli.output import json_result, result
 from tinyft.cli.parser import add_command, add_json
 
@@ -127,7 +127,8 @@ def convert(args: argparse.Namespace) -> int:
 
     _check_out(args, (".h5", ".hdf5"), "weights convert writes tinyft's HDF5 file")
     options = {"arch": args.arch, "ignore_unknown": args.ignore_unknown}
-    weights = load_weights(args.source, **options)
+    with naming(args.source):
+        weights = load_weights(args.source, **options)
     args.working = True
     digest = save_weights(args.out, weights, half=args.half)
     result(str(weights.report))
@@ -139,7 +140,8 @@ def export(args: argparse.Namespace) -> int:
     from tinyft.weights import export_safetensors, load_weights
 
     _check_out(args, (".safetensors",), "weights export writes safetensors")
-    weights = load_weights(args.source)
+    with naming(args.source):
+        weights = load_weights(args.source)
     args.working = True
     export_safetensors(weights, args.out)
     result(f"{args.out}: {_describe(weights)}")
@@ -154,7 +156,8 @@ def verify_file(args: argparse.Namespace) -> int:
         raise RequestError(f"{args.source} is no file")
     kind, digest = detect_format(args.source), file_sha256(args.source)
     args.working = True
-    weights = load_weights(args.source)
+    with naming(args.source):
+        weights = load_weights(args.source)
     content = content_sha256(weights.arrays)
     if args.json:
         json_result({"format": kind, "arch": weights.arch, "tensors": len(weights.arrays),

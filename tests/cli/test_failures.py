@@ -1,0 +1,147 @@
+"""What goes wrong while a command works: one line, code 1, and a traceback only on request."""
+
+import errno
+import json
+import os
+import signal
+
+import pytest
+
+from tinyft.cli import finetune
+from tinyft.cli.failures import RequestError, Stopped, explain
+from tinyft.cli.output import duration, one_line
+from tinyft.errors import NonFiniteLossError, RunError
+from tinyft.finetune import Learner
+from tinyft.finetune.run import Run
+from tinyft.weights import files
+
+
+@pytest.mark.parametrize(
+    ("error", "working", "code", "words"),
+    [
+        (RunError("broken"), True, 1, "broken"),
+        (RunError("broken"), False, 2, "broken"),
+        (RequestError("no"), True, 2, "no"),
+        (OSError(errno.ENOSPC, "No space left", "x.h5"), False, 1, "x.h5: No space left; free"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "x"), False, 2, "x: No such file"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), True, 1, "x: Permission denied"),
+        (BrokenPipeError(), True, 1, "output was closed"),
+        (MemoryError("cannot allocate 3 GiB"), False, 1, "smaller --batch-size or --size"),
+        (KeyboardInterrupt(), True, 130, "interrupted; go on"),
+        (Stopped(signal.SIGTERM), True, 143, "interrupted; go on"),
+        (KeyError("x"), True, 1, "an error in tinyft, KeyError: 'x'; --traceback shows where"),
+        (RunError("two\n  lines"), True, 1, "two lines"),
+    ],
+)
+def test_each_error_has_its_code_and_line(error, working, code, words):
+    found, line = explain(error, working=working, on_interrupt="; go on")
+    assert found == code
+    assert words in line
+    assert "\n" not in line
+
+
+def failing(error):
+    def fail(*arguments, **options):
+        raise error
+
+    return fail
+
+
+def test_a_full_disk(tinyft, pictures, tiny, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device", "learner.h5")
+    monkeypatch.setattr(files, "_flush_to_disk", failing(full))
+    done = tinyft("finetune", pictures, *tiny)
+    assert done.code == 1
+    assert done.error.endswith("No space left on device; free some space and try again")
+
+
+def test_memory_that_is_not_enough(tinyft, pictures, tiny, monkeypatch):
+    monkeypatch.setattr(Learner, "train_step", failing(MemoryError("Unable to allocate 1 TiB")))
+    done = tinyft("finetune", pictures, *tiny)
+    assert done.code == 1
+    assert "the memory is not enough (Unable to allocate 1 TiB)" in done.error
+
+
+def test_a_loss_that_is_no_number(tinyft, pictures, tiny, monkeypatch):
+    monkeypatch.setattr(Learner, "train_step", failing(NonFiniteLossError("the loss is nan")))
+    done = tinyft("finetune", pictures, *tiny)
+    assert done.code == 1
+    assert done.error == "tinyft finetune: the loss is nan"
+
+
+def test_a_mistake_of_ours_shows_its_traceback_on_request_only(tinyft, pictures, tiny, monkeypatch):
+    monkeypatch.setattr(Learner, "train_step", failing(KeyError("oops")))
+    assert "an error in tinyft, KeyError: 'oops'" in tinyft("finetune", pictures, *tiny).error
+    done = tinyft("finetune", pictures, *tiny, "--traceback")
+    assert done.code == 1
+    assert "Traceback (most recent call last)" in done.err
+
+
+def test_a_picture_that_turns_out_to_be_cut_off(tinyft, pictures, tiny):
+    whole = (pictures / "cat" / "0.png").read_bytes()
+    (pictures / "cat" / "0.png").write_bytes(whole[: len(whole) // 2])
+    done = tinyft("finetune", pictures, *tiny)
+    assert done.code == 1
+    assert "cat/0.png" in done.error
+    assert "--on-error skip leaves out such pictures" in done.error
+    done = tinyft("finetune", pictures, *tiny, "--on-error", "skip", "--json")
+    assert done.code == 0, done.err
+    assert "note: skipped: 1 of 12 pictures cannot be used: cat/0.png" in done.err
+
+
+def test_the_option_is_named_as_it_is_typed(tinyft, pictures, tiny):
+    (pictures / "cat" / "page.jpg").write_text("<html>")
+    done = tinyft("finetune", pictures, *tiny)
+    assert done.code == 2
+    assert "leave them out with --on-error skip" in done.error
+
+
+def test_a_run_that_another_process_works_on(tinyft, trained, tmp_path):
+    from filelock import FileLock
+
+    with FileLock(tmp_path / trained / ".lock"):
+        done = tinyft("finetune", "--resume", trained)
+    assert done.code == 2
+    assert "another process is at work" in done.error
+
+
+def test_the_first_signal_asks_and_the_second_stops(capsys):
+    training = Run(path=None)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), finetune._signals(training) as received:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert training.stop_requested
+        assert received == [signal.SIGINT]
+        assert "once more stops at once" in capsys.readouterr().err
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_stopping_leaves_a_checkpoint_and_says_how_to_go_on(tinyft, pictures, tiny, tmp_path):
+    stop = Run.after_step
+
+    def stop_at_once(self, learner, record):
+        os.kill(os.getpid(), signal.SIGINT)
+        stop(self, learner, record)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "after_step", stop_at_once)
+        done = tinyft("finetune", pictures, *tiny, "--epochs", "3")
+    assert done.code == 130
+    folder = "runs/pictures-cifar_resnet20-1"
+    assert done.error.endswith(f"interrupted; go on with: tinyft finetune --resume {folder}")
+    assert [p.name for p in (tmp_path / folder / "checkpoints").iterdir()] == ["000001.h5"]
+    done = tinyft("finetune", "--resume", folder, "--json")
+    assert done.code == 0, done.err
+    assert "1 of 6 steps were made before" in done.err
+    assert json.loads(done.out)["run"] == folder
+
+
+def test_words():
+    assert one_line("a\tb\n c\x07") == "a b c\\x07"
+    assert [duration(s) for s in (0.4, 59.6, 185, 7800)] == [
+        "0 s",
+        "1 min 00 s",
+        "3 min 05 s",
+        "2 h 10 min",
+    ]
