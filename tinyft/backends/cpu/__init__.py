@@ -45,6 +45,6 @@ class CpuBackend(BatchNorm, Pooling, Elementwise, Optimizers, Reductions, Backen
         return compute(dout, x, weight_shape, stride=stride, padding=padding)
 
     def matmul(self, a, b):
-        if a.ndim == b.ndim == 2 and _fast(a, b):
+        if a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0] and _fast(a, b):
             return gemm.matmul(a, b)
         return super().matmul(a, b)

@@ -52,7 +52,8 @@ helper = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, forceinl
 def kernel(function: Callable) -> Callable:
     """Compiles `function` when it is first called, without the GIL, and keeps the code on disk."""
     compiled = njit(nogil=True, error_model="numpy")(function)
-    compiled._cache = KernelCache(function)
+    if function.__closure__ is None:  # else its code depends on what no file says
+        compiled._cache = KernelCache(function)
     return compiled
 
 
@@ -180,7 +181,8 @@ class KernelCache(_Cache):
             self._complain("kept", error)
 
     def _file(self, signature, codegen) -> Path:
-        key = repr((signature, codegen.magic_tuple())).encode() + self._source()
+        line = self.function.__code__.co_firstlineno
+        key = repr((signature, codegen.magic_tuple(), line)).encode() + self._source()
         return folder() / f"{self._prefix()}-{hashlib.sha256(key).hexdigest()[:16]}.bin"
 
     def _prefix(self) -> str:

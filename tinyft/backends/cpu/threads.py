@@ -40,7 +40,7 @@ from tinyft.backends.cpu.simd import (
 
 SPIN = 4000  # turns of waiting before a thread goes to sleep: 50 to 100 microseconds
 LINE = 8  # int64 numbers per cache line: flags of different threads lie on different lines
-LARGE = 256 << 10  # bytes from which scratch memory fills huge pages (2 MiB)
+LARGE = 256 << 10  # bytes from which scratch memory gets huge pages (2 MiB)
 ALIGNMENT = 64  # bytes of a cache line: no register load then straddles two
 
 
@@ -259,7 +259,8 @@ def aligned_empty(size: int, dtype: np.dtype | type = np.float32) -> Array:
     itemsize = np.dtype(dtype).itemsize
     if size * itemsize >= LARGE:
         pages = -(-size * itemsize // workspace.HUGE_PAGE)
-        return workspace.empty((pages * workspace.HUGE_PAGE // itemsize,), dtype)
+        segment = workspace.Segment(pages * workspace.HUGE_PAGE)
+        return np.frombuffer(segment.memory, dtype, size, segment.first)
     raw = np.empty(size * itemsize + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size * itemsize].view(dtype)

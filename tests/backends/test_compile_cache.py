@@ -1,0 +1,195 @@
+"""Compiled kernels are kept, found again, and never trusted when damaged."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import pytest
+
+from tinyft.backends.cpu import compile_cache
+
+SCRIPT = """
+import sys
+import numba
+import numpy as np
+from tinyft.backends.cpu.compile_cache import kernel
+
+@kernel
+def double(x):
+    for i in range(x.size):
+        x[i] *= 2
+
+@numba.njit
+def users_own(x):
+    return x + 1
+
+x = np.ones(3)
+double(x)
+assert (x == 2).all() and users_own(1) == 2
+assert numba.config.CACHE_DIR == (sys.argv[1] if len(sys.argv) > 1 else "")
+print(len(double.overloads), type(users_own._cache).__name__)
+"""
+MESSAGE = "tinyft: compiling kernels for this CPU, once: about 15 s\n"
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Runs the script as a process of its own, with its cache in `home`."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    home = tmp_path / "home"
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
+    environment |= {"TINYFT_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def run(*arguments, wait=True, **more):
+        process = subprocess.Popen(
+            [sys.executable, str(script), *arguments],
+            env=environment | more,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return finish(process) if wait else process
+
+    run.home = home
+    return run
+
+
+def finish(process):
+    """What it wrote to stderr."""
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert out == "1 NullCache\n"
+    return err
+
+
+def kept_files(home):
+    return sorted(home.glob("kernels-*/*.bin"))
+
+
+def test_compiled_once_announced_once(start):
+    assert start() == MESSAGE
+    assert len(kept_files(start.home)) == 1
+    assert start() == ""
+    assert len(kept_files(start.home)) == 1
+
+
+def damage_nothing_left(file):
+    shutil.rmtree(file.parent)
+
+
+def damage_empty(file):
+    file.write_bytes(b"")
+
+
+def damage_half(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def damage_bits(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def damage_other_content(file):
+    compile_cache._write(file, b"not a pickle, with the right checksum")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_nothing_left, damage_empty, damage_half, damage_bits, damage_other_content],
+)
+def test_damaged_files_are_compiled_again(start, damage):
+    start()
+    damage(kept_files(start.home)[0])
+    assert MESSAGE in start()
+    assert start() == ""  # and replaced
+
+
+def test_a_folder_that_cannot_be_written_costs_one_warning(start):
+    start.home.write_text("a file is in the way")
+    error = start()
+    assert error.count("compiled kernels cannot be kept in") == 1
+    assert "set TINYFT_HOME to a folder that can be written" in error
+    assert MESSAGE in error
+
+
+def test_two_processes_at_once(start):
+    for process in [start(wait=False) for _ in range(3)]:
+        finish(process)
+    assert len(kept_files(start.home)) == 1
+    assert not list(start.home.glob("kernels-*/tmp*"))
+    assert start() == ""
+
+
+def test_numba_cache_dir_comes_first_and_stays_as_it_is(start, tmp_path):
+    chosen = tmp_path / "chosen"
+    start(str(chosen), NUMBA_CACHE_DIR=str(chosen))
+    assert len(kept_files(chosen)) == 1
+    assert not start.home.exists()
+
+
+def test_another_cpu_has_another_folder(start):
+    start()
+    start(NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
+    assert len(list(start.home.glob("kernels-*"))) == 2
+
+
+def test_hash_changes_with_any_source_and_version(monkeypatch, tmp_path):
+    first = compile_cache._hash_of_everything()
+    assert compile_cache._hash_of_everything() == first
+    monkeypatch.setattr(numba, "__version__", "0.0")
+    assert compile_cache._hash_of_everything() != first
+    monkeypatch.undo()
+    shutil.copytree(Path(compile_cache.__file__).parent, tmp_path / "cpu")
+    monkeypatch.setattr(compile_cache, "__file__", str(tmp_path / "cpu" / "compile_cache.py"))
+    assert compile_cache._hash_of_everything() == first
+    with open(tmp_path / "cpu" / "generators.py", "a") as source:
+        source.write("\n")
+    assert compile_cache._hash_of_everything() != first
+
+
+def test_flush_and_disable(monkeypatch, tmp_path):
+    monkeypatch.setattr(compile_cache, "folder", lambda: tmp_path)
+    monkeypatch.setattr(
+        compile_cache, "announcement", compile_cache.Announcement(lambda text: None)
+    )
+
+    @compile_cache.kernel
+    def add(x):
+        return x + 1
+
+    assert add(1) == 2
+    assert len(list(tmp_path.glob("*.bin"))) == 1
+    add._cache.flush()
+    assert not list(tmp_path.glob("*.bin"))
+    add._cache.disable()
+    assert add(1.0) == 2
+    assert not list(tmp_path.glob("*.bin"))
+
+
+def test_functions_over_variables_are_not_kept(monkeypatch, tmp_path):
+    """Two closures of one function look alike, but their code differs."""
+    monkeypatch.setattr(compile_cache, "folder", lambda: tmp_path)
+
+    def adder(amount):
+        @compile_cache.kernel
+        def add(x):
+            return x + amount
+
+        return add
+
+    assert (adder(1)(1), adder(2)(1)) == (2, 3)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_said_can_be_redirected():
+    said = []
+    announcement = compile_cache.Announcement(said.append)
+    announcement.make()
+    announcement.make()
+    assert said == [MESSAGE.strip()]

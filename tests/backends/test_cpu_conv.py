@@ -1,0 +1,388 @@
+"""The fast convolutions against their definition in float64, on every kind of shape.
+
+**Tolerance.** A sum of K products in float32 is a random walk of K roundings: its error has a
+standard deviation of about eps * sqrt(K) / 2 times the result's, if the products are independent.
+The largest of some 10,000 results stays below 6 of these. Winograd's transforms amplify it; 4 is
+measured to be enough (tinyft/backends/cpu/winograd_transforms.py). Sums are made in pieces, so both
+are generous.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from tinyft.backends.cpu import CpuBackend, threads, workspace
+from tinyft.backends.cpu import conv2d as conv2d_module
+from tinyft.backends.cpu.simd import LANES
+from tinyft.backends.reference import Backend, output_size
+from tinyft.errors import ShapeError
+
+FAST, REFERENCE = CpuBackend(), Backend()
+EPS = np.finfo(np.float32).eps
+NAMES = ("conv2d", "conv2d_input_grad", "conv2d_weight_grad")
+
+CASES = [  # x (N, H, W, C), F, R, S, stride, padding
+    ((1, 5, 7, 3), 10, 3, 3, 1, 1),
+    ((1, 1, 1, 1), 1, 1, 1, 1, 0),  # one number of everything
+    ((1, 1, 1, 16), 16, 3, 3, 1, 1),  # one pixel, eight taps outside
+    ((2, 4, 4, 10), 37, 3, 3, 1, 1),
+    ((1, 3, 2, 37), 10, 3, 3, 1, 1),  # smaller than a tile
+    ((3, 9, 13, 16), 48, 3, 3, 1, 1),
+    ((2, 8, 8, 32), 32, 3, 3, 1, 0),
+    ((2, 6, 5, 16), 32, 3, 3, 1, 2),
+    ((2, 6, 5, 16), 32, 3, 3, 1, 3),  # padding as large as the kernel
+    ((1, 2, 3, 5), 4, 3, 3, 1, 5),  # and larger
+    ((1, 7, 7, 512), 512, 3, 3, 1, 1),  # few tiles, many weights
+    ((2, 7, 7, 200), 184, 3, 3, 1, 1),  # blocks that are not full
+    ((1, 14, 14, 96), 160, 3, 3, 1, 1),
+    ((24, 16, 16, 80), 144, 3, 3, 1, 1),  # more than one round of tiles
+    ((2, 11, 9, 24), 40, 3, 3, 2, 1),
+    ((2, 8, 8, 37), 10, 3, 3, 2, 1),
+    ((1, 2, 2, 16), 16, 3, 3, 2, 1),
+    ((2, 28, 28, 128), 256, 3, 3, 2, 1),  # parts by taps and channels
+    ((2, 15, 15, 3), 64, 7, 7, 2, 3),
+    ((1, 64, 64, 3), 64, 7, 7, 2, 3),  # rows in place
+    ((1, 61, 59, 2), 20, 5, 3, 1, 1),
+    ((2, 9, 50, 4), 16, 1, 1, 1, 0),
+    ((2, 7, 9, 10), 37, 1, 1, 1, 0),
+    ((2, 9, 9, 64), 128, 1, 1, 2, 0),
+    ((3, 7, 7, 1024), 64, 1, 1, 1, 0),  # more than one pass over the weights
+    ((1, 5, 5, 32), 32, 1, 1, 1, 0),  # 25 pixels: no multiple of a block's rows
+    ((2, 13, 11, 48), 16, 5, 5, 1, 2),
+    ((1, 10, 10, 3), 5, 5, 5, 3, 2),
+    ((1, 12, 7, 6), 9, 2, 5, 1, 1),  # R != S
+    ((1, 7, 12, 17), 3, 5, 1, 2, 2),
+    ((2, 11, 11, 8), 8, 2, 2, 5, 0),  # stride larger than the kernel: pixels without gradient
+    ((1, 9, 9, 1), 1, 3, 3, 4, 1),
+    ((1, 3, 3, 16), 16, 3, 3, 7, 4),  # windows that meet padding alone
+    ((1, 6, 6, 16), 16, 4, 4, 1, 6),
+]
+
+
+def make(case, seed=0):
+    """x, weight, dout in float32."""
+    x_shape, F, R, S, stride, padding = case
+    N, H, W, C = x_shape
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(x_shape).astype(np.float32)
+    weight = (rng.standard_normal((R, S, C, F)) / np.sqrt(R * S * C)).astype(np.float32)
+    P, Q = output_size(H, R, stride, padding), output_size(W, S, stride, padding)
+    dout = rng.standard_normal((N, P, Q, F)).astype(np.float32)
+    return x, weight.transpose(3, 2, 0, 1), dout
+
+
+def run(backend, case, x, weight, dout):
+    """Forward, input gradient, weight gradient."""
+    options = {"stride": case[4], "padding": case[5]}
+    return (
+        backend.conv2d(x, weight, **options),
+        backend.conv2d_input_grad(dout, weight, x.shape, **options),
+        backend.conv2d_weight_grad(dout, x, weight.shape, **options),
+    )
+
+
+def doubles(*arrays):
+    return [array.astype(np.float64) for array in arrays]
+
+
+def assert_close(actual, expected, terms, winograd=False, name=""):
+    """See the head of this file; `terms` is how many products a result sums."""
+    assert actual.dtype == np.float32
+    assert actual.shape == expected.shape
+    limit = (12 if winograd else 3) * EPS * np.sqrt(terms) + 4 * EPS
+    error = np.abs(actual - expected).max() / max(
+        expected.std(), np.abs(expected).max() / 10, 1e-30
+    )
+    assert error <= limit, f"{name}: error {error:.1e} of the standard deviation, limit {limit:.1e}"
+
+
+def assert_all_close(case, actual, expected):
+    (_, _, _, C), F, R, S, stride, padding = case
+    pixels = expected[0].size // F
+    winograd = conv2d_module.uses_winograd(R, S, stride, padding)
+    for name, terms, a, e in zip(
+        NAMES, (R * S * C, R * S * F, pixels), actual, expected, strict=True
+    ):
+        assert_close(a, e, terms, winograd, name)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_the_definition(case):
+    arrays = make(case)
+    copies = [array.copy() for array in arrays]
+    actual = run(FAST, case, *arrays)
+    assert_all_close(case, actual, run(REFERENCE, case, *doubles(*arrays)))
+    for array, copy in zip(arrays, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+    assert actual[0].flags.c_contiguous
+    assert actual[1].flags.c_contiguous
+    assert actual[2].transpose(2, 3, 1, 0).flags.c_contiguous
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "parts", [(1, 0, 1), (0, 1, 0), (1, 1, 1)], ids=["bias", "residual", "all"]
+)
+def test_bias_residual_and_relu(case, parts):
+    x, weight, dout = make(case)
+    stride, padding = case[4:]
+    rng = np.random.default_rng(1)
+    bias = rng.standard_normal(weight.shape[0]).astype(np.float32) if parts[0] else None
+    residual = rng.standard_normal(dout.shape).astype(np.float32) if parts[1] else None
+    options = {"stride": stride, "padding": padding, "relu": bool(parts[2])}
+    actual = FAST.conv2d(x, weight, bias, residual=residual, **options)
+    in_double = [None if a is None else a.astype(np.float64) for a in (bias, residual)]
+    expected = REFERENCE.conv2d(*doubles(x, weight), in_double[0], residual=in_double[1], **options)
+    winograd = conv2d_module.uses_winograd(*weight.shape[2:], stride, padding)
+    assert_close(actual, expected, weight[0].size, winograd)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    x_shape=st.tuples(*(st.integers(1, most) for most in (3, 9, 9, 20))),
+    F=st.integers(1, 40),
+    R=st.integers(1, 4),
+    S=st.integers(1, 4),
+    stride=st.integers(1, 4),
+    padding=st.integers(0, 4),
+)
+def test_any_shape(x_shape, F, R, S, stride, padding):
+    case = x_shape, F, R, S, stride, padding
+    P, Q = output_size(x_shape[1], R, stride, padding), output_size(x_shape[2], S, stride, padding)
+    assume(P >= 1 and Q >= 1)
+    arrays = make(case)
+    assert_all_close(case, run(FAST, case, *arrays), run(REFERENCE, case, *doubles(*arrays)))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bits_do_not_depend_on_threads_or_run(case, restore_threads):
+    arrays = make(case)
+    results = []
+    for count in (1, 2, 4, 2):
+        threads.set_num_threads(count)
+        results.append(run(FAST, case, *arrays))
+    for result in results[1:]:
+        for first, later in zip(results[0], result, strict=True):
+            np.testing.assert_array_equal(first, later)
+
+
+@pytest.fixture
+def restore_threads():
+    before = threads.get_num_threads()
+    yield
+    threads.set_num_threads(before)
+
+
+# -------------------------------------------------------------------------------- what surrounds it
+
+GUARD = 1024  # floats before and after each buffer
+
+
+class Guarded:
+    """Hands out buffers that hold NaN and lie between guards, and looks at the guards later."""
+
+    def __init__(self):
+        self.whole = []
+
+    def empty(self, shape, dtype=np.float32):
+        size = int(np.prod(shape))
+        whole = np.full(size + 2 * GUARD, np.nan if dtype == np.float32 else 7, dtype)
+        whole[:GUARD] = whole[GUARD + size :] = 12345
+        self.whole.append(whole)
+        return whole[GUARD : GUARD + size].reshape(shape)
+
+    def scratch(self, name, size, dtype=np.float32):
+        return self.empty((size,), dtype)
+
+    def intact(self):
+        return all((w[:GUARD] == 12345).all() and (w[-GUARD:] == 12345).all() for w in self.whole)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_nothing_is_written_or_used_outside(case, monkeypatch, restore_threads):
+    """Every result, scratch and input buffer lies between guards. What a kernel reads there, or
+    reads before it was written, is NaN or 12345 and would show in the results.
+    """
+    threads.set_num_threads(1)
+    expected = run(FAST, case, *make(case))
+    guarded = Guarded()
+    monkeypatch.setattr(workspace, "empty", guarded.empty)
+    monkeypatch.setattr(threads, "scratch", guarded.scratch)
+    inputs = []
+    for array in make(case):
+        # A weight keeps its memory order (R, S, C, F).
+        memory = array if array.flags.c_contiguous else array.transpose(2, 3, 1, 0)
+        copy = guarded.empty(memory.shape)
+        copy[...] = memory
+        inputs.append(copy if memory is array else copy.transpose(3, 2, 0, 1))
+    for got, want in zip(run(FAST, case, *inputs), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert guarded.intact()
+
+
+def odd_views(array):
+    """The same numbers in every kind of memory that NumPy has."""
+    reversed_view = np.ascontiguousarray(array[::-1, :, ::-1])[::-1, :, ::-1]
+    every_second = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), np.float32)[..., ::2]
+    every_second[...] = array
+    read_only = array.copy()
+    read_only.flags.writeable = False
+    shifted = np.zeros(array.size + 1, np.float32)[1:].reshape(array.shape)
+    shifted[...] = array
+    unaligned = np.zeros(4 * array.size + 1, np.uint8)[1:].view(np.float32).reshape(array.shape)
+    unaligned[...] = array
+    fortran = np.asfortranarray(array)
+    return reversed_view, every_second, read_only, shifted, unaligned, fortran
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[14], CASES[22]], ids=str)
+def test_results_do_not_depend_on_strides(case):
+    x, weight, dout = make(case)
+    expected = run(FAST, case, x, weight, dout)
+    for views in zip(odd_views(x), odd_views(weight), odd_views(dout), strict=True):
+        for got, want in zip(run(FAST, case, *views), expected, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("case", [CASES[5], CASES[10], CASES[14], CASES[19], CASES[22]], ids=str)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_not_finite_numbers_reach_the_result(case, value):
+    """Where the definition has NaN or infinity, the fast result is not finite either (Winograd
+    spreads it over its tile), ReLU included.
+    """
+    x, weight, dout = make(case)
+    x[0, x.shape[1] // 2, x.shape[2] // 2, 0] = value
+    dout[0, 0, 0, 0] = value
+    options = {"stride": case[4], "padding": case[5]}
+    with np.errstate(invalid="ignore"):
+        for got, want in zip(
+            run(FAST, case, x, weight, dout), run(REFERENCE, case, x, weight, dout), strict=True
+        ):
+            assert not np.isfinite(got[~np.isfinite(want)]).any()
+    rectified = FAST.conv2d(x, weight, relu=True, **options)
+    plain = FAST.conv2d(x, weight, **options)
+    np.testing.assert_array_equal(rectified, np.maximum(plain, 0))
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[14]], ids=str)
+def test_other_dtypes_go_to_the_definition(case):
+    arrays = doubles(*make(case))
+    for got, want in zip(run(FAST, case, *arrays), run(REFERENCE, case, *arrays), strict=True):
+        assert got.dtype == np.float64
+        np.testing.assert_array_equal(got, want)
+
+
+def test_arrays_without_elements():
+    x_shape = 0, 5, 5, 16
+    case = x_shape, 8, 3, 3, 1, 1
+    x, dout = np.ones(x_shape, np.float32), np.ones((x_shape[0], 5, 5, 8), np.float32)
+    weight = np.ones((8, x_shape[3], 3, 3), np.float32)
+    for got, want in zip(
+        run(FAST, case, x, weight, dout), run(REFERENCE, case, x, weight, dout), strict=True
+    ):
+        np.testing.assert_array_equal(got, want)
+        assert got.shape == want.shape
+
+
+def test_winograd_can_be_turned_off(monkeypatch):
+    case = CASES[5]
+    arrays = make(case)
+    tiles = run(FAST, case, *arrays)
+    monkeypatch.setenv("TINYFT_WINOGRAD", "0")
+    direct = run(FAST, case, *arrays)
+    assert_all_close(case, direct, run(REFERENCE, case, *doubles(*arrays)))
+    for a, b in zip(tiles, direct, strict=True):
+        assert (a != b).any()
+
+
+def test_wrong_shapes_are_refused():
+    x, weight, dout = make(CASES[5])
+    ones = np.ones
+    wrong = [
+        (r"input channels but x has 5", lambda: FAST.conv2d(x[..., :5], weight)),
+        (r"bias must have shape \(48,\)", lambda: FAST.conv2d(x, weight, ones(47, np.float32))),
+        (r"residual must have shape", lambda: FAST.conv2d(x, weight, residual=dout[:, 1:])),
+        (r"3x3 kernel is larger", lambda: FAST.conv2d(x[:, :2], weight)),
+        (r"stride 0", lambda: FAST.conv2d(x, weight, stride=0)),
+        (r"padding -1", lambda: FAST.conv2d(x, weight, padding=-1)),
+        (
+            r"dout must have shape",
+            lambda: FAST.conv2d_input_grad(dout[:1], weight, x.shape, stride=1, padding=1),
+        ),
+        (
+            r"dout must have shape",
+            lambda: FAST.conv2d_weight_grad(dout, x, weight.shape, stride=1, padding=0),
+        ),
+    ]
+    for message, call in wrong:
+        with pytest.raises(ShapeError, match=message):
+            call()
+
+
+# --------------------------------------------------------------------------------- matrix products
+
+SIZES = [
+    (1, 1, 1),
+    (16, 1024, 512),
+    (13, 37, 10),
+    (2, 3, 100),
+    (200, 64, 33),
+    (5, 1, 7),
+    (1, 600, 2),
+]
+
+
+@pytest.mark.parametrize("M, K, N", SIZES)
+def test_matmul(M, K, N):
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((M, K)).astype(np.float32)
+    b = rng.standard_normal((K, N)).astype(np.float32)
+    expected = a.astype(np.float64) @ b
+    versions_of_a = a, np.asfortranarray(a), np.repeat(a, 2, axis=1)[:, ::2], a[::-1][::-1]
+    versions_of_b = b, np.asfortranarray(b), np.repeat(b, 2, axis=0)[::2]
+    results = [FAST.matmul(*ab) for ab in itertools.product(versions_of_a, versions_of_b)]
+    for result in results:
+        np.testing.assert_array_equal(result, results[0])
+        assert result.flags.c_contiguous
+    assert_close(results[0], expected, K)
+
+
+def test_matmul_of_other_things_is_the_definition():
+    stack = np.ones((2, 3, 4), np.float32)
+    np.testing.assert_array_equal(FAST.matmul(stack, stack.transpose(0, 2, 1)), 4)
+    assert FAST.matmul(np.ones((2, 0), np.float32), np.ones((0, 3), np.float32)).sum() == 0
+    assert FAST.matmul(np.ones((2, 2)), np.ones((2, 2))).dtype == np.float64
+    with pytest.raises(ValueError, match="mismatch"):
+        FAST.matmul(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32))
+
+
+# -------------------------------------------------------------------------------------- other CPUs
+
+CHECK = """
+from tests.backends.test_cpu_conv import *
+assert int(sys.argv[1]) == LANES
+for case in CASES[:6] + CASES[8:10] + CASES[11:12] + CASES[14:17] + CASES[18:20] + CASES[22:24]:
+    arrays = make(case)
+    assert_all_close(case, run(FAST, case, *arrays), run(REFERENCE, case, *doubles(*arrays)))
+test_matmul(13, 37, 10)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, features, lanes",
+    [("haswell", "+sse4.2,+avx,+avx2,+fma", 8), ("generic", "", 4)],
+    ids=["AVX2", "portable"],
+)
+def test_narrower_registers(name, features, lanes):
+    """Compiled for a smaller CPU in another process."""
+    if lanes > LANES:
+        pytest.skip("this CPU has no such registers")
+    environment = os.environ | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    subprocess.run([sys.executable, "-c", CHECK, str(lanes)], env=environment, check=True)

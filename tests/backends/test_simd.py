@@ -1,0 +1,191 @@
+"""Vector functions and the two generators against NumPy."""
+
+import numpy as np
+import pytest
+from numba.core.errors import TypingError
+
+from tinyft.backends.cpu.generators import make_register_block, make_two_sided_transform
+from tinyft.backends.cpu.simd import (
+    BLOCK_REGISTERS,
+    BLOCK_ROWS,
+    LANES,
+    REST_ROWS,
+    atomic_announce,
+    atomic_load,
+    atomic_next,
+    kernel,
+    prefetch,
+    vfma,
+    vkeep_positive,
+    vload,
+    vload_bytes,
+    vmax,
+    vpick,
+    vpick_equal,
+    vset1,
+    vstore,
+    vstore_bytes,
+    vtranspose,
+)
+
+NAN = np.nan
+SPECIAL = np.array([NAN, np.inf, -np.inf, 0.0, -0.0, 1.5, -2.5, 3.0e38], np.float32)
+LEFT, RIGHT = (np.tile(side, 2)[: 4 * LANES] for side in np.meshgrid(SPECIAL, SPECIAL))
+LEFT, RIGHT = (np.resize(side, 8 * LANES).copy() for side in (LEFT, RIGHT))
+
+
+@kernel
+def maxima(x, y, out):
+    for i in range(0, x.size, LANES):
+        vstore(out, i, vmax(vload(x, i), vload(y, i)))
+
+
+@kernel
+def kept(x, y, out):
+    for i in range(0, x.size, LANES):
+        vstore(out, i, vkeep_positive(vload(x, i), vload(y, i)))
+
+
+@kernel
+def larger(x, y, out):
+    for i in range(0, x.size, LANES):
+        a, b = vload(x, i), vload(y, i)
+        vstore(out, i, vpick(a, b, vset1(np.float32(1)), vset1(np.float32(0))))
+
+
+@kernel
+def equal(x, y, out):
+    for i in range(0, x.size, LANES):
+        a, b = vload(x, i), vload(y, i)
+        vstore(out, i, vpick_equal(a, b, vset1(np.float32(1)), vset1(np.float32(0))))
+
+
+@pytest.mark.parametrize(
+    "compute, define",
+    [
+        (maxima, np.maximum),
+        (kept, lambda x, y: np.where(x <= 0, np.float32(0), y)),
+        (larger, lambda x, y: (x > y).astype(np.float32)),
+        (equal, lambda x, y: (x == y).astype(np.float32)),
+    ],
+)
+def test_lane_by_lane(compute, define):
+    out = np.empty_like(LEFT)
+    compute(LEFT, RIGHT, out)
+    np.testing.assert_array_equal(out, define(LEFT, RIGHT))
+
+
+@kernel
+def arithmetic(x, y, out):
+    for i in range(0, x.size, LANES):
+        a, b = vload(x, i), vload(y, i)
+        prefetch(x, 10**9)  # beyond the end: harmless
+        vstore(out, i, vfma(a, b, vset1(np.float32(2))) - a * b + a)
+
+
+def test_arithmetic():
+    x, y = np.random.default_rng(0).standard_normal((2, 4 * LANES)).astype(np.float32)
+    out = np.empty_like(x)
+    arithmetic(x, y, out)
+    np.testing.assert_allclose(out, 2 + x, atol=1e-5)
+
+
+@kernel
+def copy_bytes(source, out):
+    for i in range(0, source.size, LANES):
+        vstore_bytes(out, i, vload_bytes(source, i))
+
+
+def test_bytes():
+    source = np.arange(256, dtype=np.uint8)
+    out = np.zeros_like(source)
+    copy_bytes(source, out)
+    np.testing.assert_array_equal(out, source)
+
+
+@kernel
+def count(counter):
+    first = atomic_next(counter, 0)
+    atomic_announce(counter, 0)
+    return first, atomic_load(counter, 0)
+
+
+def test_atomics():
+    counter = np.array([5], np.int64)
+    assert count(counter) == (5, 7)
+    assert counter[0] == 7
+
+
+@kernel
+def transpose(source, out):
+    vtranspose(source, 3, LANES + 5, out, 1, LANES + 2)
+
+
+def test_transpose_of_a_square_with_pitches():
+    source = np.arange(3 + LANES * (LANES + 5), dtype=np.float32)
+    out = np.zeros(1 + LANES * (LANES + 2), np.float32)
+    transpose(source, out)
+    rows = source[3:].reshape(LANES, LANES + 5)[:, :LANES]
+    np.testing.assert_array_equal(out[1:].reshape(LANES, LANES + 2)[:, :LANES], rows.T)
+
+
+def test_an_address_needs_a_contiguous_array():
+    with pytest.raises(TypingError):
+        maxima(LEFT[::2], RIGHT[::2], np.empty_like(LEFT))
+
+
+@pytest.mark.parametrize("rows", [BLOCK_ROWS, REST_ROWS, 1])
+@pytest.mark.parametrize("registers", [BLOCK_REGISTERS, 1])
+def test_register_block(rows, registers):
+    block = make_register_block(rows, registers)
+
+    @kernel
+    def product(a, a_row, a_step, b, c, steps, accumulate):
+        block(a, 0, a_row, a_step, b, 0, c, 0, registers * LANES, steps, accumulate)
+
+    rng = np.random.default_rng(0)
+    for steps in (1, 2, 17):
+        a = rng.integers(-4, 5, (rows, steps)).astype(np.float32)  # whole numbers: no rounding
+        b = rng.integers(-4, 5, (steps, registers * LANES)).astype(np.float32)
+        c = np.full((rows, registers * LANES), NAN, np.float32)
+        product(a, steps, 1, b, c, steps, 0)
+        np.testing.assert_array_equal(c, a @ b)
+        product(np.ascontiguousarray(a.T), 1, rows, b, c, steps, 1)  # transposed, and added
+        np.testing.assert_array_equal(c, 2 * (a @ b))
+
+
+MATRIX = np.array([[1, 0, 2, 0.5], [-1, 0, 2, -0.5], [0, 1, 0, -1]])  # rows 0 and 1 share halves
+
+
+@kernel
+def transform_plain(x, y):
+    plain(x, 0, 4 * LANES, LANES, y, 0, 3 * LANES, LANES)
+
+
+@kernel
+def transform_epilogue(x, y, bias, residual, low):
+    with_epilogue(
+        x, 0, 4 * LANES, LANES, y, 0, 3 * LANES, LANES, bias, 0, residual, 0, 3 * LANES, LANES, low
+    )
+
+
+plain = make_two_sided_transform(MATRIX)
+with_epilogue = make_two_sided_transform(MATRIX, epilogue=True)
+
+
+def test_two_sided_transform():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 4, LANES)).astype(np.float32)
+    bias = rng.standard_normal(LANES).astype(np.float32)
+    residual = rng.standard_normal((3, 3, LANES)).astype(np.float32)
+    y = np.empty_like(residual)
+    expected = np.einsum("ij,jkc,lk->ilc", MATRIX, x, MATRIX)
+    transform_plain(x, y)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    transform_epilogue(x, y, bias, residual, np.float32(0.25))
+    expected = np.maximum(expected + bias + residual, 0.25)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    x[0, 0, 1] = NAN
+    transform_epilogue(x, y, bias, residual, np.float32(0.25))
+    assert np.isnan(y[0, 0, 1])  # although max(NaN, 0.25) could be either
+    assert np.isfinite(y[:, :, 2]).all()

@@ -1,0 +1,213 @@
+"""The pool: every item once, errors reach the caller, users' threads and forks are safe."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from tinyft.backends.cpu import CpuBackend, threads
+from tinyft.backends.cpu.simd import atomic_next, kernel
+
+FAST = CpuBackend()
+
+
+@pytest.fixture(autouse=True)
+def restore():
+    before = threads.get_num_threads()
+    yield
+    threads.set_num_threads(before)
+
+
+@kernel
+def visit(counter, thread, visits):
+    item = atomic_next(counter, 0)
+    while item < visits.size:
+        visits[item] += 1
+        item = atomic_next(counter, 0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_every_item_is_computed_once(count):
+    threads.set_num_threads(count)
+    for size in (0, 1, 1000):
+        visits = np.zeros(size, np.int64)
+        for repetition in range(1, 20):
+            threads.run(visit, visits)
+            assert (visits == repetition).all()
+
+
+def test_workers_that_fell_asleep_wake_up():
+    threads.set_num_threads(3)
+    seen = set()
+    barrier = threading.Barrier(3, timeout=10)
+
+    def meet(counter, thread):
+        barrier.wait()  # passes only if all three are here
+        seen.add(threading.get_ident())
+
+    for _ in range(3):
+        threads.run(meet)
+        threading.Event().wait(0.05)  # longer than they spin
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_exception_of_any_thread_reaches_the_caller(failing):
+    threads.set_num_threads(2)
+
+    def fail(counter, thread):
+        if thread == failing:
+            raise ZeroDivisionError(f"thread {thread}")
+
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError, match=f"thread {failing}"):
+            threads.run(fail)
+    visits = np.zeros(100, np.int64)
+    threads.run(visit, visits)
+    assert (visits == 1).all()
+
+
+def test_ctrl_c_waits_for_the_workers():
+    threads.set_num_threads(2)
+    finished = []
+
+    def interrupted(counter, thread):
+        if thread == 0:
+            raise KeyboardInterrupt
+        threading.Event().wait(0.05)
+        finished.append(thread)
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.run(interrupted)
+    assert finished == [1]
+
+
+def test_a_kernel_within_a_kernel_runs_in_place():
+    threads.set_num_threads(2)
+    visits = np.zeros(10, np.int64)
+
+    def outer(counter, thread):
+        if thread == 0:
+            threads.run(visit, visits)
+
+    threads.run(outer)
+    assert (visits == 1).all()
+
+
+def test_scratch_is_of_this_thread():
+    mine = threads.scratch("test", 100)
+    assert threads.scratch("test", 50) is mine
+    assert threads.scratch("test", 100, np.int64) is not mine
+    assert mine.ctypes.data % 64 == 0
+    large = threads.scratch("test", 200_000)
+    assert large.size >= 200_000
+    others = []
+    other = threading.Thread(target=lambda: others.append(threads.scratch("test", 100)))
+    other.start()
+    other.join()
+    assert others[0] is not large
+
+
+def test_work_of_each_thread_is_its_own():
+    threads.set_num_threads(3)
+    addresses = []
+    barrier = threading.Barrier(3, timeout=10)
+
+    def note(counter, work, size):
+        barrier.wait()
+        assert work.size >= size
+        addresses.append(work.ctypes.data)
+
+    threads.run_with_scratch(1000, note, 1000)
+    assert len(set(addresses)) == 3
+
+
+def convolve(seed, out):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((2, 12, 12, 32)).astype(np.float32)
+    weight = rng.standard_normal((32, 32, 3, 3)).astype(np.float32)
+    for _ in range(20):
+        out.append(FAST.conv2d(x, weight, padding=1).copy())
+        out.append(FAST.conv2d(x, weight, stride=2).copy())
+
+
+def test_a_users_own_threads():
+    """Six threads convolve at once, while another changes the size of the pool."""
+    threads.set_num_threads(2)
+    expected = [[] for _ in range(6)]
+    for seed, out in enumerate(expected):
+        convolve(seed, out)
+    actual = [[] for _ in range(6)]
+    users = [threading.Thread(target=convolve, args=pair) for pair in enumerate(actual)]
+    for user in users:
+        user.start()
+    for count in (1, 3, 2, 4) * 5:
+        threads.set_num_threads(count)
+    for user in users:
+        user.join()
+    for a, e in zip(actual, expected, strict=True):
+        assert len(a) == len(e) == 40
+        for one, other in zip(a, e, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+FORK = """
+import os, sys, threading
+import numpy as np
+from tinyft.backends.cpu import CpuBackend, threads
+threads.set_num_threads(2)
+x, weight = np.ones((2, 12, 12, 32), np.float32), np.ones((32, 32, 3, 3), np.float32)
+expected = CpuBackend().conv2d(x, weight, padding=1)
+stop = threading.Event()
+def keep_busy():                      # the pool is in use while the process forks
+    while not stop.is_set():
+        CpuBackend().conv2d(x, weight, padding=1)
+user = threading.Thread(target=keep_busy)
+user.start()
+children = []
+for _ in range(5):
+    child = os.fork()
+    if child == 0:
+        same = np.array_equal(CpuBackend().conv2d(x, weight, padding=1), expected)
+        os._exit(0 if same and threads.get_num_threads() == 2 else 1)
+    children.append(child)
+stop.set()
+user.join()
+assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+assert np.array_equal(CpuBackend().conv2d(x, weight, padding=1), expected)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_has_a_pool_of_its_own():
+    command = [sys.executable, "-W", "ignore", "-c", FORK]
+    subprocess.run(command, check=True, timeout=100)
+
+
+def default_in_new_process(**environment):
+    code = "from tinyft.backends.cpu import threads; print(threads.get_num_threads())"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_number_of_threads_from_the_environment():
+    assert default_in_new_process(TINYFT_NUM_THREADS="3").stdout == "3\n"
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+        assert default_in_new_process(TINYFT_NUM_THREADS="").stdout == f"{cores}\n"
+    wrong = default_in_new_process(TINYFT_NUM_THREADS="many")
+    assert wrong.returncode == 1
+    assert "TINYFT_NUM_THREADS must be a whole number from 1 on; got 'many'" in wrong.stderr
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, "2", True])
+def test_senseless_numbers_of_threads_are_refused(count):
+    with pytest.raises(ValueError, match="whole number"):
+        threads.set_num_threads(count)
