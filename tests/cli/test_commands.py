@@ -1,0 +1,349 @@
+"""Each command does what its help says."""
+
+import json
+import re
+import shlex
+
+import h5py
+import numpy as np
+import pytest
+
+from tinyft.cli.main import COMMANDS, build_parser
+from tinyft.nn import build
+from tinyft.nn.summary import summary
+from tinyft.weights import Preprocess, Weights, load_weights, save_weights
+
+FUNCTIONS = """
+import numpy as np
+import tinyft as ft
+
+def double(x):
+    return x + x
+
+@ft.op
+def wrong(x):
+    \"\"\"x * x with half of its gradient.\"\"\"
+    def backward(dout):
+        return (dout * x.data,)
+    return x.data * x.data, backward
+
+def inputs():
+    return [np.array([1.0, 2.0])]
+"""
+
+
+def published(path, arch="cifar_resnet20", classes=("cat", "dog")):
+    """A weights file with a classifier, as a stranger may give it."""
+    arrays = build(arch, len(classes), seed=1).state_dict()
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    save_weights(path, Weights(arch, arrays, list(classes), Preprocess.for_architecture(arch)))
+    return path
+
+
+def subcommands(parser, words=()):
+    """Every command's words and parser."""
+    for action in parser._actions:
+        if hasattr(action, "choices") and isinstance(action.choices, dict):
+            for name, below in action.choices.items():
+                yield from subcommands(below, (*words, name))
+            return
+    yield words, parser
+
+
+# --------------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize(
+    ("words", "parser"), list(subcommands(build_parser())), ids=lambda value: str(value)[:40]
+)
+def test_the_example_of_each_help_is_a_command_that_parses(words, parser):
+    text = parser.format_help()
+    examples = re.findall(r"^  (tinyft .*)$", text, re.MULTILINE)
+    assert examples, text
+    for example in examples:
+        parsed = build_parser().parse_args(shlex.split(example)[1:])
+        assert parsed.prog == " ".join(["tinyft", *words])
+    assert "--traceback" in text
+
+
+def test_every_command_is_listed(tinyft):
+    done = tinyft("--help")
+    assert done.code == 0
+    assert len(COMMANDS) == 10
+    for name in ("finetune", "predict", "evaluate", "plan", "lr-find", "summary", "gradcheck"):
+        assert f"    {name} " in done.out or f"    {name}\n" in done.out
+
+
+def test_version(tinyft):
+    assert re.fullmatch(r"tinyft \d+\.\d+\.\d+\n", tinyft("--version").out)
+
+
+# ------------------------------------------------------------------------- plan, lr-find, summary
+
+
+def test_plan_fits_the_screen_and_trains_nothing(tinyft, pictures, tmp_path):
+    for arch in ("resnet18", "cifar_resnet20"):
+        done = tinyft("plan", pictures, "--arch", arch, "--weights", "none", "--freeze-epochs", "1")
+        assert done.code == 0, done.err
+        assert max(map(len, done.out.splitlines())) <= 100
+        assert "Phase 1: head alone" in done.out
+        assert re.search(r"layer1.* frozen ", done.out)
+        assert "backend:" in done.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_random_weights_are_not_frozen_unless_asked(tinyft, pictures):
+    done = tinyft("plan", pictures, "--weights", "none")
+    assert "Phase 1: everything" in done.out
+    assert "random weights are not worth freezing" in done.err
+
+
+def test_plan_takes_every_option(tinyft, pictures):
+    options = "--weights none --arch resnet18 --epochs 4 --freeze-epochs 2 --lr 0.01 --size 64 "
+    options += "--batch-size 5 --head linear --bn frozen --backend reference --seed 7 "
+    options += "--no-augment --valid-fraction 0.5 --on-error skip"
+    done = tinyft("plan", pictures, *options.split())
+    assert done.code == 0, done.err
+    for words in (
+        "head: linear",
+        "6 pictures to train on, 6 to validate, batches of 5; augmentation: none",
+        "73 px, 64 px cropped",
+        "head alone, 2 epochs of 1 step",
+        "everything, 4 epochs",
+        "by running statistics, which stay",
+        "backend: reference",
+    ):
+        assert words in done.out, (words, done.out)
+
+
+def test_lr_find(tinyft, pictures, tiny):
+    done = tinyft("lr-find", pictures, *tiny[:6], "--steps", "30")
+    assert done.code == 0, done.err
+    for rule in ("valley", "slide", "minimum", "steep"):
+        assert re.search(rf"^{rule} +\d\.\d\de[+-]\d\d  \w+", done.out, re.MULTILINE)
+    assert re.search(r"^1\.00e-07  \d+\.\d+", done.out, re.MULTILINE)
+    found = json.loads(tinyft("lr-find", pictures, *tiny[:6], "--steps", "30", "--json").out)
+    assert len(found["lr"]) == len(found["loss"]) == len(found["smooth_loss"])
+    assert found["suggestions"]["minimum"]["lr"] > 0
+
+
+@pytest.mark.parametrize("arch", ["resnet10s", "resnet18", "resnet50", "cifar_resnet20"])
+def test_summary_counts_every_parameter_once(tinyft, arch):
+    done = tinyft("summary", arch, "--size", "32")
+    assert done.code == 0, done.err
+    *rows, total = done.out.splitlines()[1:]
+    numbers = [int(row.split()[-1].replace(",", "")) for row in rows]
+    expected = build(arch).count_parameters()
+    assert sum(numbers) == expected
+    assert total == f"{expected:,} parameters in all"
+    assert "conv1" in rows[0]
+    assert rows[-1].startswith("fc ")
+
+
+def test_summary_shows_shapes_and_leaves_the_model_as_it_was():
+    model = build("cifar_resnet20")
+    before = {name: array.copy() for name, array in model.state_dict().items()}
+    text = summary(model, 32)
+    assert re.search(r"^layer2\.0\.conv1 +conv2d +\(1, 16, 16, 32\) +4,608$", text, re.MULTILINE)
+    assert re.search(r"^\(network\) +global_average_pool +\(1, 64\) +0$", text, re.MULTILINE)
+    assert model.training
+    assert all(np.array_equal(before[name], array) for name, array in model.state_dict().items())
+
+
+# ---------------------------------------------------------------------------------------- gradcheck
+
+
+def test_gradcheck_of_an_op(tinyft):
+    done = tinyft("gradcheck", "relu")
+    assert done.code == 0
+    assert re.search(r"^(\d+) of \1 cases passed$", done.out, re.MULTILINE)
+    done = tinyft("gradcheck", "relux")
+    assert done.code == 2
+    assert "there is no op 'relux'; there are add, " in done.error
+
+
+def test_gradcheck_of_an_own_function(tinyft, tmp_path):
+    (tmp_path / "own.py").write_text(FUNCTIONS)
+    assert "gradcheck double: passed" in tinyft("gradcheck", "own.py:double").out
+    done = tinyft("gradcheck", "own.py:double", "--shapes", "2x3", "--mode", "full")
+    assert "mode full" in done.out
+    assert "(2, 3)" in done.out
+    done = tinyft("gradcheck", "own.py:wrong")
+    assert done.code == 1
+    assert "wrong" in done.error
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("own.py:gone", "has no function gone"),
+        ("gone.py:f", "is no Python file"),
+        ("broken.py:f", "cannot be run (ZeroDivisionError"),
+        ("bare.py:f", "has no inputs()"),
+    ],
+)
+def test_gradcheck_says_what_is_missing(tinyft, tmp_path, argument, words):
+    (tmp_path / "own.py").write_text(FUNCTIONS)
+    (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "bare.py").write_text("def f(x): return x")
+    done = tinyft("gradcheck", argument)
+    assert done.code == 2
+    assert words in done.error
+
+
+def test_shapes_are_for_functions(tinyft):
+    assert "--shapes is for a function" in tinyft("gradcheck", "relu", "--shapes", "2x3").error
+    assert "expected shapes as 2x3" in tinyft("gradcheck", "a.py:f", "--shapes", "2by3").error
+
+
+# ------------------------------------------------------------------------------- predict, evaluate
+
+
+def test_predict_prints_json_and_lines(tinyft, trained):
+    files = ["pictures/cat/0.png", "pictures/dog/0.png"]
+    found = json.loads(tinyft("predict", trained, *files, "--json").out)
+    assert [entry["file"] for entry in found] == files
+    assert all(set(entry) == {"file", "label", "probability"} for entry in found)
+    assert all(entry["label"] in ("cat", "dog") for entry in found)
+    assert all(0.5 <= entry["probability"] <= 1 for entry in found)
+    assert len(tinyft("predict", f"{trained}/best.h5", "pictures").out.splitlines()) == 12
+
+
+def test_predict_names_or_skips_what_it_cannot_read(tinyft, trained, tmp_path):
+    (tmp_path / "page.jpg").write_text("<html>")
+    done = tinyft("predict", trained, "pictures/cat/0.png", "page.jpg")
+    assert done.code == 2
+    assert "page.jpg: not a picture" in done.error
+    done = tinyft("predict", trained, "pictures/cat/0.png", "page.jpg", "gone.jpg", "--on-error",
+                  "skip", "--json")  # fmt: skip
+    assert done.code == 0
+    assert len(json.loads(done.out)) == 1
+    assert "skipped page.jpg" in done.err
+    assert "skipped gone.jpg" in done.err
+
+
+def test_predict_with_published_weights(tinyft, pictures, tmp_path):
+    file = published(tmp_path / "two.h5")
+    done = tinyft("predict", file, "pictures/cat/0.png", "--json")
+    assert json.loads(done.out)[0]["label"] in ("cat", "dog")
+
+
+def test_evaluate_all_pictures_or_the_validation_part(tinyft, trained, draw):
+    assert json.loads(tinyft("evaluate", trained, "pictures", "--json").out)["n"] == 12
+    split = draw({"train/cat": 4, "train/dog": 4, "test/cat": 3, "test/dog": 2}, folder="split")
+    assert json.loads(tinyft("evaluate", trained, split, "--json").out)["n"] == 5
+    done = tinyft("evaluate", trained, split)
+    assert re.search(r"error \d+\.\d\d % \(\d wrong of 5\), loss", done.out)
+
+
+def test_evaluate_weights_on_folders_that_stand_for_their_classes(tinyft, pictures, tmp_path, draw):
+    named = published(tmp_path / "named.h5")
+    by_name = tinyft("evaluate", named, "pictures", "--json")
+    assert by_name.code == 0, by_name.err
+    other = published(tmp_path / "other.h5", classes=("x", "y"))
+    by_order = tinyft("evaluate", other, "pictures", "--json")
+    assert "the sorted names of the folders stand for the 2 classes" in by_order.err
+    assert json.loads(by_order.out) == json.loads(by_name.out)
+    only_dogs = tinyft("evaluate", named, draw({"dog": 6}, folder="dogs"), "--json")
+    assert json.loads(only_dogs.out)["n"] == 6  # the name decides, not the place
+    done = tinyft("evaluate", other, draw({"a": 2, "b": 2, "c": 2}, folder="three"))
+    assert done.code == 2
+    assert "has 3 classes and the weights tell 2 apart" in done.error
+    done = tinyft("evaluate", named)
+    assert done.code == 2
+    assert "Give a folder" in done.error
+
+
+def test_weights_without_a_classifier_evaluate_nothing(tinyft, pictures, tmp_path):
+    arrays = build("cifar_resnet20", 2).state_dict()
+    body = {n: np.ascontiguousarray(a) for n, a in arrays.items() if not n.startswith("fc.")}
+    preprocess = Preprocess.for_architecture("cifar_resnet20")
+    save_weights(tmp_path / "body.h5", Weights("cifar_resnet20", body, None, preprocess))
+    done = tinyft("evaluate", "body.h5", "pictures")
+    assert done.code == 2
+    assert "apart" in done.error or "classifier" in done.error
+
+
+# ------------------------------------------------------------------------------------------ weights
+
+
+def test_weights_there_and_back(tinyft, tmp_path):
+    source = published(tmp_path / "a.h5")
+    done = tinyft("weights", "export", source, "b.safetensors")
+    assert done.code == 0, done.err
+    assert "cifar_resnet20" in done.out
+    done = tinyft("weights", "convert", "b.safetensors", "c.h5")
+    assert done.code == 0, done.err
+    assert "preprocessing assumed" in done.out
+    first, last = load_weights(source), load_weights(tmp_path / "c.h5")
+    assert list(first.arrays) == list(last.arrays)
+    assert all(np.array_equal(first.arrays[name], last.arrays[name]) for name in first.arrays)
+    assert tinyft("weights", "convert", "b.safetensors", "half.h5", "--half").code == 0
+    assert (tmp_path / "half.h5").stat().st_size < 0.6 * (tmp_path / "c.h5").stat().st_size
+
+
+def test_a_trained_learner_is_exported(tinyft, trained):
+    done = tinyft("weights", "export", f"{trained}/learner.h5", "out.safetensors")
+    assert done.code == 0, done.err
+
+
+def test_convert_refuses_another_architecture_and_the_source_itself(tinyft, tmp_path):
+    published(tmp_path / "a.h5")
+    done = tinyft("weights", "convert", "a.h5", "b.h5", "--arch", "resnet18")
+    assert done.code == 2
+    assert "a.h5 holds a cifar_resnet20, not a resnet18" in done.error
+    done = tinyft("weights", "convert", "a.h5", "a.h5")
+    assert done.code == 2
+    assert "is the file to be read" in done.error
+    done = tinyft("weights", "convert", "a.h5", "b.pth")
+    assert done.code == 2
+    assert "should end in .h5" in done.error
+
+
+def test_verify_finds_what_was_changed(tinyft, tmp_path):
+    published(tmp_path / "a.h5")
+    done = tinyft("weights", "verify", "a.h5")
+    assert done.code == 0, done.err
+    assert "every number is finite" in done.out
+    assert json.loads(tinyft("weights", "verify", "a.h5", "--json").out)["classes"] == 2
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["weights/conv1/weight"][0, 0, 0, 0] += 1
+    done = tinyft("weights", "verify", "a.h5")
+    assert done.code == 1
+    assert "a.h5" in done.error
+    assert tinyft("weights", "verify", "gone.h5").code == 2
+
+
+def test_list(tinyft):
+    done = tinyft("weights", "list", "--arch", "resnet50")
+    assert done.code == 0
+    assert all("resnet50" in line for line in done.out.splitlines())
+    assert len(json.loads(tinyft("weights", "list", "--json").out)) > 10
+    assert tinyft("weights", "list", "--arch", "vgg16").code == 2
+
+
+def test_fetch_names_what_is_near(tinyft, monkeypatch, tmp_path):
+    monkeypatch.setenv("TINYFT_OFFLINE", "1")
+    monkeypatch.setenv("TINYFT_HOME", str(tmp_path / "home"))
+    done = tinyft("weights", "fetch", "resnet180")
+    assert done.code == 2
+    assert "resnet18" in done.error
+    done = tinyft("weights", "fetch", "resnet18")
+    assert done.code == 1
+    assert "TINYFT_OFFLINE forbids" in done.error
+
+
+# ---------------------------------------------------------------------------------- warmup, doctor
+
+
+def test_warmup(tinyft):
+    done = tinyft("warmup", "--arch", "cifar_resnet20", "--batch-size", "2")
+    assert done.code == 0, done.err
+    assert done.out.startswith("ready after")
+
+
+def test_doctor(tinyft):
+    done = tinyft("doctor")
+    assert done.code == 0, done.out
+    assert "all is well" in done.out
+    assert "backend: reference (plain NumPy): works" in done.out

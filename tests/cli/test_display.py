@@ -1,0 +1,39 @@
+"""What is seen while a run goes on, without a terminal."""
+
+import re
+
+from tinyft.cli import display
+from tinyft.cli.output import json_result, shown
+
+
+def test_a_long_epoch_shows_lines_in_between(tinyft, pictures, tiny, monkeypatch):
+    monkeypatch.setattr(display, "SECONDS_BETWEEN_LINES", -1.0)
+    done = tinyft("finetune", pictures, *tiny)
+    assert re.search(r"^  step 1 of 2: loss \d+\.\d{4}; \d+ s left$", done.err, re.MULTILINE)
+    assert re.search(r"^epoch 1 of 1 \(everything\): .*; done$", done.err, re.MULTILINE)
+
+
+def test_an_infinite_loss_is_no_json(capsys):
+    json_result({"loss": float("inf"), "more": [float("nan"), 1.5, "x"]})
+    assert capsys.readouterr().out == '{"loss": null, "more": [null, 1.5, "x"]}\n'
+
+
+def test_few_names_and_many():
+    assert shown(["a", "b"], 2) == "a, b"
+    assert shown(["a", "b", "c", "d"], 2) == "a, b and 2 more"
+
+
+def test_colours_need_a_terminal_that_wants_them(monkeypatch):
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert display.has_terminal()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not display.has_terminal()
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert not display.has_terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
+    assert not display.has_terminal()
