@@ -111,10 +111,10 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:
     them.
     """
     arguments = {name: value for name, value in arguments.items() if name != "data"}
-    if arguments["optimizer"] not in OPTIMIZERS.values():
-        return None
     names = {optimizer: name for name, optimizer in OPTIMIZERS.items()}
-    arguments["optimizer"] = names[arguments["optimizer"]]
+    arguments["optimizer"] = names.get(arguments["optimizer"], arguments["optimizer"])
+    if not isinstance(arguments["optimizer"], str):
+        return None
     if arguments["class_weights"] is not None:
         arguments["class_weights"] = [float(w) for w in arguments["class_weights"]]
     return arguments

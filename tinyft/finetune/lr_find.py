@@ -160,7 +160,7 @@ def minimum(lrs: np.ndarray, losses: np.ndarray) -> Suggestion:
     """A tenth of the rate with the smallest loss."""
     index = int(losses.argmin())
     return Suggestion(
-        float(lrs[index] / 10), f"the smallest loss is at {lrs[index]:.2e}; a tenth of it"
+        float(lrs[index]) / 10, f"the smallest loss is at {lrs[index]:.2e}; a tenth of it"
     )
 
 

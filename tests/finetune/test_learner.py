@@ -1,0 +1,163 @@
+"""The learner as a user meets it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tinyft as ft
+from tests.finetune.conftest import bits, pictures, small_data, small_learner
+from tinyft.errors import NonFiniteLossError, WeightsError
+
+
+def test_fine_tuning_learns_the_colours():
+    learner = small_learner(small_data(augment=None))
+    results = learner.fine_tune(12, base_lr=1e-2, freeze_epochs=0)
+    assert len(results) == 12
+    assert results[-1].accuracy == 1.0
+    assert results[-1].n == 9
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not():
+    first, again, other = small_learner(), small_learner(), small_learner(seed=4)
+    for learner in (first, again, other):
+        learner.fine_tune(1)
+    assert bits(first) == bits(again)
+    assert bits(first) != bits(other)
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_the_bits_do_not_depend_on_the_number_of_threads(threads):
+    from tinyft.backends.cpu.threads import set_num_threads
+
+    results = []
+    try:
+        for n in (1, threads):
+            set_num_threads(n)
+            learner = small_learner(device="cpu")
+            learner.fine_tune(1)
+            results.append(bits(learner))
+    finally:
+        set_num_threads(2)
+    assert results[0] == results[1]
+
+
+def test_the_loop_may_be_the_readers_own():
+    learner, other = small_learner(), small_learner()
+    plan = learner.plan(1)
+    records = list(learner.steps(plan))
+    other.fine_tune(1)
+    assert bits(learner) == bits(other)
+    assert [r.step for r in records] == list(range(plan.steps))
+    assert [r.epoch for r in records] == [0, 0, 0, 1, 1, 1]
+    assert [r.validation is not None for r in records] == [False, False, True] * 2
+    assert [g.lr for g in records[0].groups] == plan.phases[0].lr[0].tolist()
+    assert sorted(np.concatenate([r.ids for r in records[:3]])) == list(range(24))
+
+
+def test_planning_changes_nothing():
+    learner = small_learner()
+    before = bits(learner), [g.frozen for g in learner.groups], learner.step
+    text = str(learner.plan(3))
+    assert (bits(learner), [g.frozen for g in learner.groups], learner.step) == before
+    assert "Phase 1: head alone" in text and "Phase 2: everything" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_loss_that_is_no_number_stops_before_any_weight_changes():
+    learner = small_learner()
+    learner.unfreeze()
+    learner.model.head.linear2.weight.data[:] = np.inf
+    before = bits(learner)
+    batch = next(learner.data.train_batches(0, learner.preprocess))
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(NonFiniteLossError, match=r"step 0 is nan.*head 1\.00e-03.*smaller learning"),
+    ):
+        learner.train_step(batch, "by hand")
+    after = bits(learner)
+    parameters = dict(learner.model.named_parameters())
+    assert all(before[name] == after[name] for name in parameters)
+
+
+def test_evaluation_counts_every_picture_and_ignores_the_batch_size():
+    learner = small_learner()
+    results = [learner.evaluate(small_data(batch_size=n)) for n in (2, 4, 24)]
+    assert {r.n for r in results} == {9}
+    assert {r.accuracy for r in results} == {results[0].accuracy}
+    np.testing.assert_allclose([r.loss for r in results], results[0].loss, rtol=1e-5)
+
+
+def test_prediction_of_one_and_of_several():
+    learner = small_learner()
+    x, _ = pictures()
+    one = learner.predict(x[0])
+    several = learner.predict([x[0], x[1]])
+    assert one.label in learner.classes
+    assert one.probability == max(one.probabilities)
+    np.testing.assert_allclose(one.probabilities.sum(), 1, rtol=1e-6)
+    np.testing.assert_array_equal(several[0].probabilities, one.probabilities)
+
+
+def test_predict_agrees_with_evaluate():
+    learner = small_learner()
+    x, y = pictures()
+    right = sum(learner.classes[y[i]] == learner.predict(x[i]).label for i in range(9))
+    assert right / 9 == learner.evaluate().accuracy
+
+
+@pytest.mark.parametrize("head", ["fastai", "linear"])
+def test_a_saved_learner_predicts_the_same_bits(tmp_path, head):
+    learner = small_learner(head=head)
+    learner.fine_tune(1)
+    learner.save(tmp_path / "learner.h5")
+    loaded = ft.load_learner(tmp_path / "learner.h5")
+    assert bits(loaded) == bits(learner)
+    assert loaded.classes == learner.classes
+    x, _ = pictures()
+    expected = learner.predict(x[5]).probabilities
+    np.testing.assert_array_equal(loaded.predict(x[5]).probabilities, expected)
+    assert loaded.evaluate(small_data()) == learner.evaluate()
+
+
+def test_weights_are_no_learner(tmp_path):
+    from tinyft.weights import Preprocess, Weights, save_weights
+
+    model = ft.cifar_resnet20(seed=1)
+    arrays = {n: np.ascontiguousarray(a) for n, a in model.state_dict().items()}
+    path = tmp_path / "weights.h5"
+    preprocess = Preprocess.for_architecture("cifar_resnet20")
+    save_weights(path, Weights("cifar_resnet20", arrays, None, preprocess))
+    with pytest.raises(WeightsError, match="no learner; use vision_learner"):
+        ft.load_learner(path)
+    body = ft.vision_learner(small_data(), weights=path).model  # but a learner can start from them
+    np.testing.assert_array_equal(body.conv1.weight.data, model.conv1.weight.data)
+    assert [g.frozen for g in ft.vision_learner(small_data(), weights=path).groups][-1] is False
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bn": "wrong"}, "bn must be one of fastai, torch, frozen; got 'wrong'"),
+        ({"head": "wrong"}, "head must be one of fastai, linear, or a Module; got 'wrong'"),
+    ],
+)
+def test_a_wrong_name_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        small_learner(**options)
+
+
+def test_class_weights_and_label_smoothing_reach_the_loss():
+    plain = small_learner().fine_tune(0, freeze_epochs=1)
+    weighted = small_learner(class_weights=[1, 2, 3]).fine_tune(0, freeze_epochs=1)
+    smoothed = small_learner(label_smoothing=0.2).fine_tune(0, freeze_epochs=1)
+    assert len({plain[0].loss, weighted[0].loss, smoothed[0].loss}) == 3
+
+
+def test_smoothed_loss_is_fastais(golden):
+    from tinyft.finetune.records import SmoothLoss
+
+    smooth = SmoothLoss()
+    assert smooth.add(2.0) == pytest.approx(2.0)
+    expected = (0.98 * 0.02 * 2.0 + 0.02 * 4.0) / (1 - 0.98**2)
+    assert smooth.add(4.0) == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,61 @@
+"""The learning-rate finder: fastai's rules on its own curves, and that it leaves no trace."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.finetune.conftest import bits, small_learner
+from tinyft.errors import RunError
+from tinyft.finetune.lr_find import suggest
+
+
+def test_rules_on_a_curve_given_by_formula(golden):
+    x = np.linspace(0, 1, 85)
+    lr = 1e-6 * 1e6**x
+    loss = 2 - 1.2 / (1 + np.exp(-25 * (x - 0.55))) + 120 * np.maximum(0, x - 0.85) ** 2
+    loss += 0.02 * np.sin(40 * x)
+    found = suggest(lr.astype(np.float32), loss.astype(np.float32))
+    expected = golden["lr_find"]["rules_on_curve"]
+    assert {rule: suggestion.lr for rule, suggestion in found.items()} == expected
+    assert all(suggestion.working for suggestion in found.values())
+
+
+def test_rules_on_a_recorded_curve(golden):
+    recorded = golden["lr_find"]
+    kept = slice(10, -5)
+    lrs = np.array(recorded["recorded_lrs"], np.float32)[kept]
+    losses = np.array(recorded["recorded_smooth_losses"], np.float32)[kept]
+    found = suggest(lrs, losses)
+    assert {rule: s.lr for rule, s in found.items()} == recorded["suggestions"]
+
+
+def test_the_tried_rates_are_fastais(golden):
+    found = small_learner().lr_find()
+    recorded = golden["lr_find"]["recorded_lrs"]
+    n = min(len(recorded), len(found.lrs))
+    assert found.lrs[:n].tolist() == recorded[:n]
+    assert len(found.losses) == len(found.smooth_losses) == len(found.lrs)
+
+
+@pytest.mark.parametrize("bn", ["fastai", "frozen"])
+def test_everything_is_restored_bit_for_bit(bn):
+    learner = small_learner(bn=bn)
+    plan = learner.plan(2)
+    steps = learner.steps(plan)
+    for _ in range(5):  # in the middle of the second phase: there is optimizer state
+        next(steps)
+    untouched = small_learner(bn=bn)
+    other = untouched.steps(untouched.plan(2))
+    for _ in range(5):
+        next(other)
+    learner.lr_find(num_it=20)
+    assert bits(learner) == bits(untouched)
+    assert learner.step == untouched.step and learner.smooth == untouched.smooth
+    assert list(map(lambda r: r.loss, steps)) == [r.loss for r in other]
+    assert bits(learner) == bits(untouched)
+
+
+def test_a_curve_without_points_says_so():
+    with pytest.raises(RunError, match="only 0 usable points"):
+        suggest(np.array([1e-3], np.float32), np.array([np.nan], np.float32))

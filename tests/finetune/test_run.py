@@ -1,0 +1,122 @@
+"""Runs on disk: complete, interrupted, resumed, damaged."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import tinyft as ft
+from tests.finetune.conftest import bits, pictures, small_data, small_learner
+from tinyft.errors import RunError
+from tinyft.finetune.resume import resume
+from tinyft.finetune.run import Run
+
+
+class StopAfter:
+    """Asks a run to stop after some steps, as Ctrl-C does."""
+
+    def __init__(self, run: Run, step: int):
+        self.run, self.step = run, step
+
+    def begin(self, learner, plan):
+        pass
+
+    def after_step(self, learner, record):
+        self.run.stop_requested = record.step + 1 >= self.step
+
+    def end(self, learner):
+        pass
+
+
+def interrupted(path, step: int, **options):
+    """A run of plan(2) that was stopped after `step` of its 9 steps."""
+    learner = small_learner(**options)
+    run = Run.create(path)
+    with pytest.raises(KeyboardInterrupt):
+        learner.execute(learner.plan(2), observers=[StopAfter(run, step), run])
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 8])
+@pytest.mark.parametrize("options", [{}, {"optimizer": "sgd"}, {"bn": "torch", "head": "linear"}])
+def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path, step, options):
+    whole = small_learner(**options)
+    whole.fine_tune(2, out=tmp_path / "whole")
+    interrupted(tmp_path / "cut", step, **options)
+    learner, plan, run, start, notices = resume(tmp_path / "cut", small_data())
+    assert start == step and notices == []
+    learner.execute(plan, observers=[run], start=start)
+    assert bits(learner) == bits(whole)
+    cut, expected = ((tmp_path / name / "metrics.csv").read_text() for name in ("cut", "whole"))
+    assert cut == expected
+
+
+def test_steps_after_the_last_checkpoint_are_made_again(tmp_path):
+    """As after kill -9: metrics.csv is further than the newest checkpoint."""
+    whole = small_learner()
+    whole.fine_tune(2, out=tmp_path / "whole")
+    interrupted(tmp_path / "cut", 5)
+    with (tmp_path / "cut" / "metrics.csv").open("a") as file:
+        file.write("5,1,everything,0.1,0.1,1,1,1,0.9,,\n6,1,every")
+    learner, plan, run, start, _ = resume(tmp_path / "cut", small_data())
+    learner.execute(plan, observers=[run], start=start)
+    assert bits(learner) == bits(whole)
+    lines = (tmp_path / "cut" / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == [str(i) for i in range(9)]
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    interrupted(tmp_path / "cut", 5)
+    newest = sorted((tmp_path / "cut" / "checkpoints").glob("*.h5"))[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    *_, start, notices = resume(tmp_path / "cut", small_data())
+    assert start == 3 and "cannot be read" in notices[0]
+
+
+def test_without_a_checkpoint_a_run_starts_anew(tmp_path):
+    interrupted(tmp_path / "cut", 2)
+    for path in (tmp_path / "cut" / "checkpoints").glob("*.h5"):
+        path.unlink()
+    *_, start, notices = resume(tmp_path / "cut", small_data())
+    assert start == 0 and notices == ["no checkpoint: the run starts anew"]
+
+
+def test_what_cannot_be_resumed_says_why(tmp_path):
+    small_learner().fine_tune(0, freeze_epochs=1, out=tmp_path / "done")
+    with pytest.raises(RunError, match="is finished"):
+        resume(tmp_path / "done", small_data())
+    with pytest.raises(RunError, match=r"is no run.* it has no run\.json"):
+        resume(tmp_path / "nothing")
+    interrupted(tmp_path / "cut", 2)
+    with pytest.raises(RunError, match="arrays in memory; pass them"):
+        resume(tmp_path / "cut")
+    with pytest.raises(RunError, match="have changed"):
+        resume(tmp_path / "cut", other_data())
+    (tmp_path / "cut" / "run.json").write_text("{")
+    with pytest.raises(RunError, match="damaged"):
+        resume(tmp_path / "cut", small_data())
+
+
+def other_data() -> ft.ImageArrays:
+    """The same pictures but one."""
+    x, y = pictures()
+    x[0] = 0
+    return ft.ImageArrays(train=(x, y), valid=(x[:9], y[:9]), classes=["blue", "green", "red"])
+
+
+def test_a_run_never_writes_into_a_folder_that_has_something(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(RunError, match="exists already"):
+        small_learner().fine_tune(1, out=tmp_path / "mine")
+
+
+def test_what_a_run_leaves(tmp_path):
+    small_learner().fine_tune(2, out=tmp_path / "run")
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == ["best.h5", "checkpoints", "learner.h5", "metrics.csv", "run.json"]
+    described = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert described["finished"] and described["steps"] == 9
+    assert 0 <= described["result"]["valid_accuracy"] <= 1
+    checkpoints = sorted(p.stem for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert checkpoints == ["000003", "000006", "000009"]
