@@ -106,7 +106,8 @@ class Tensor:
                     f"backward: a tensor of shape {self.shape} has no single gradient to "
                     "start from; reduce it to one number first, or pass the gradient"
                 )
-            gradient = np.ones_like(self.data)
+            gradient = np.empty_like(self.data)
+            gradient[...] = 1
         if not self.requires_grad:
             raise TinyftError(
                 "backward: nothing that this tensor was made from requires a gradient (gradients "

@@ -46,8 +46,8 @@ def uniform_bits(size: int, seed: int, stream: tuple[int, int]) -> Array:
     counter = [
         blocks & MASK,
         blocks >> HALF,
-        np.full_like(blocks, stream[0] & 0xFFFFFFFF),
-        np.full_like(blocks, stream[1] & 0xFFFFFFFF),
+        np.array([stream[0] & 0xFFFFFFFF], np.uint64),  # the same in every block
+        np.array([stream[1] & 0xFFFFFFFF], np.uint64),
     ]
     words = philox4x32(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
-    return np.stack(words, axis=1).astype(np.uint32).reshape(-1)[:size]
+    return np.array(words).T.astype(np.uint32).reshape(-1)[:size]

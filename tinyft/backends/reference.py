@@ -14,7 +14,7 @@ Next: tinyft/ops/conv2d.py
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
+from itertools import accumulate, product
 
 import numpy as np
 from numpy import ndarray as Array
@@ -31,8 +31,11 @@ def pad(x: Array, padding: int, value: float = 0.0) -> Array:
     """(N, H, W, C) -> (N, H + 2 padding, W + 2 padding, C), with `value` around."""
     if padding == 0:
         return x
-    border = (padding, padding)
-    return np.pad(x, ((0, 0), border, border, (0, 0)), constant_values=value)
+    N, H, W, C = x.shape
+    padded = np.empty((N, H + 2 * padding, W + 2 * padding, C), x.dtype)
+    padded[...] = value
+    padded[:, padding : padding + H, padding : padding + W] = x
+    return padded
 
 
 def taps(kernel: tuple[int, int], stride: int, out: tuple[int, int]) -> Iterator[tuple]:
@@ -229,9 +232,9 @@ class Backend:
         N, H, W, C = x.shape
         P, Q = output_size(H, kernel, stride, padding), output_size(W, kernel, stride, padding)
         padded = pad(x, padding)
-        inside = pad(np.ones((1, H, W, 1)), padding) > 0
-        out = np.full((N, P, Q, C), -np.inf, x.dtype)
-        place = np.full((N, P, Q, C), kernel * kernel, np.uint16)  # not found yet
+        inside = pad(np.zeros((1, H, W, 1)), padding, value=1) == 0
+        out = np.zeros((N, P, Q, C), x.dtype) - np.inf
+        place = np.zeros((N, P, Q, C), np.uint16) + kernel * kernel  # not found yet
         for r, s, index in taps((kernel, kernel), stride, (P, Q)):
             pixel = padded[index]
             larger = (pixel > out) | (place == kernel * kernel) | (np.isnan(pixel) & ~np.isnan(out))
@@ -266,7 +269,7 @@ class Backend:
     def global_average_pool_grad(self, dout: Array, x_shape: tuple[int, ...]) -> Array:
         """Every pixel gets an equal share: (N, C) -> (N, H, W, C)"""
         N, H, W, C = x_shape
-        return np.broadcast_to(dout.reshape(N, 1, 1, C) / (H * W), x_shape).copy()
+        return self.broadcast(dout.reshape(N, 1, 1, C) / (H * W), x_shape)
 
     def global_max_pool(self, x: Array) -> tuple[Array, Array]:
         """(N, H, W, C) -> largest (N, C), and its place h * W + w (N, C) int64, the first in
@@ -275,13 +278,13 @@ class Backend:
         N, H, W, C = x.shape
         pixels = x.reshape(N, H * W, C)
         place = pixels.argmax(axis=1)
-        return np.take_along_axis(pixels, place[:, None], axis=1)[:, 0], place
+        return pixels[np.arange(N)[:, None], place, np.arange(C)], place
 
     def global_max_pool_grad(self, dout: Array, place: Array, x_shape: tuple[int, ...]) -> Array:
         """The gradient goes to the pixel that was the maximum: (N, C) -> (N, H, W, C)"""
         N, H, W, C = x_shape
         dx = np.zeros((N, H * W, C), dout.dtype)
-        np.put_along_axis(dx, place[:, None], dout[:, None], axis=1)
+        dx[np.arange(N)[:, None], place, np.arange(C)] = dout
         return dx.reshape(x_shape)
 
     def dropout(self, x: Array, probability: float, seed: int, stream: tuple[int, int]) -> Array:
@@ -332,7 +335,7 @@ class Backend:
         weight.
         """
         N, C = logits.shape
-        target = np.full((N, C), label_smoothing / C, logits.dtype)
+        target = np.zeros((N, C), logits.dtype) + label_smoothing / C
         target[np.arange(N), labels] += 1 - label_smoothing
         if class_weights is None:
             return target, N
@@ -403,19 +406,23 @@ class Backend:
 
     def sum(self, x: Array, axis: tuple[int, ...] | None, keepdims: bool = False) -> Array:
         """Sum over `axis` (None: everything), accumulated in float64."""
-        return np.sum(x, axis=axis, keepdims=keepdims, dtype=np.float64).astype(x.dtype)
+        return x.sum(axis, dtype=np.float64, keepdims=keepdims).astype(x.dtype)
 
     def mean(self, x: Array, axis: tuple[int, ...] | None, keepdims: bool = False) -> Array:
         """Mean over `axis` (None: everything), accumulated in float64."""
-        return np.mean(x, axis=axis, keepdims=keepdims, dtype=np.float64).astype(x.dtype)
+        return x.mean(axis, dtype=np.float64, keepdims=keepdims).astype(x.dtype)
 
     def broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
         """x repeated to `shape`, as a new array."""
-        return np.broadcast_to(x, shape).copy()
+        out = np.empty(shape, x.dtype)
+        out[...] = x
+        return out
 
     def zeros_like(self, x: Array) -> Array:
         """Zeros of the shape, dtype and memory order of x."""
-        return np.zeros_like(x)
+        zeros = np.empty_like(x)
+        zeros[...] = 0
+        return zeros
 
     def concatenate(self, arrays: list[Array], axis: int) -> Array:
         """Arrays side by side."""
@@ -423,7 +430,9 @@ class Backend:
 
     def split(self, x: Array, sizes: list[int], axis: int) -> list[Array]:
         """The inverse of `concatenate`, as new arrays."""
-        return [part.copy() for part in np.split(x, np.cumsum(sizes)[:-1], axis)]
+        first = x.swapaxes(0, axis)
+        spans = zip(sizes, accumulate(sizes), strict=True)
+        return [first[end - size : end].swapaxes(0, axis).copy() for size, end in spans]
 
 
 def rows_of(x: Array) -> tuple[int, ...]:
