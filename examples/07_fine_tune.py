@@ -1,0 +1,78 @@
+"""Fine-tuning, from the beginning: what a network learnt on many pictures helps it on few.
+
+1. Pretraining. A small ResNet learns eight shapes from 3200 drawn pictures, and is written to a
+   file, as somebody who publishes a network would do.
+2. Fine-tuning. It gets four shapes that it has never seen, ten pictures of each.
+3. From scratch. The same network, pictures and number of steps, but from random weights.
+
+Nothing is downloaded. Source: tinyft/finetune/learner.py.
+"""
+
+import tempfile
+from pathlib import Path
+
+from shapes import draw
+
+import tinyft as ft
+from tinyft.weights import Weights
+
+known = ["circle", "ring", "square", "triangle", "cross", "bar", "frame", "pair"]
+new = ["star", "moon", "half", "flower"]
+
+
+def shapes(names, count, seed, batch_size):
+    """Training and validation pictures, 32 x 32 pixels; no augmentation, for speed."""
+    train, valid = draw(names, count, seed=seed), draw(names, 50, seed=seed + 1)
+    return ft.ImageArrays(train, valid, names, size=32, batch_size=batch_size, augment=None)
+
+
+def tell(results):
+    print("  accuracy after each epoch:", " ".join(f"{r.accuracy:.2f}" for r in results))
+
+
+print("1. pretraining on 3200 pictures of 8 shapes")
+teacher = ft.vision_learner(shapes(known, 400, 0, 32), "resnet10s", weights=None, head="linear")
+tell(teacher.fit_one_cycle(3, 3e-3))
+
+with tempfile.TemporaryDirectory() as folder:
+    # The body's arrays under their published names, and how pictures were prepared.
+    file = Path(folder) / "shapes.h5"
+    state = teacher.model.state_dict()
+    body = {name: array for name, array in state.items() if not name.startswith("head.")}
+    ft.save_weights(file, Weights("resnet10s", body, None, teacher.preprocess))
+
+    # The last layer is cut off and a random head attached. What follows is the default recipe:
+    # an epoch for the head alone, then eight for everything, the early layers 100 times slower.
+    print("2. fine-tuning on 40 pictures of 4 other shapes")
+    data = shapes(new, 10, 2, 10)
+    learner = ft.vision_learner(data, weights=file)
+
+for phase in learner.plan(8).phases:
+    rates = ", ".join(f"{rate:.1e}" for rate in phase.lr.max(axis=0))
+    print(f"  {phase.name}: {phase.steps} steps, largest rate of each group {rates}")
+fine_tuned = learner.fine_tune(8)
+tell(fine_tuned)
+
+print("3. the same from scratch, all layers at one rate")
+scratch = ft.vision_learner(data, "resnet10s", weights=None).fit_one_cycle(9, 2e-3)
+tell(scratch)
+
+print(
+    f"right on new pictures: fine-tuned {fine_tuned[-1].accuracy:.0%}, "
+    f"from scratch {scratch[-1].accuracy:.0%}, by guessing {1 / len(new):.0%}"
+)
+picture = draw(["moon"], 1, seed=9)[0][0]
+guess = learner.predict(picture)
+print(f"a moon is taken for a {guess.label}, with probability {guess.probability:.1f}")
+
+# Prints:
+#   1. pretraining on 3200 pictures of 8 shapes
+#     accuracy after each epoch: 0.41 0.62 0.84
+#   2. fine-tuning on 40 pictures of 4 other shapes
+#     head alone: 4 steps, largest rate of each group 1.7e-04, 1.7e-04, 1.7e-03
+#     everything: 32 steps, largest rate of each group 1.0e-05, 1.0e-04, 1.0e-03
+#     accuracy after each epoch: 0.56 0.59 0.66 0.71 0.74 0.76 0.76 0.80 0.79
+#   3. the same from scratch, all layers at one rate
+#     accuracy after each epoch: 0.23 0.25 0.27 0.26 0.22 0.23 0.24 0.24 0.23
+#   right on new pictures: fine-tuned 79%, from scratch 23%, by guessing 25%
+#   a moon is taken for a moon, with probability 0.8

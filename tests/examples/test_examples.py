@@ -1,0 +1,117 @@
+"""Each example runs as a reader runs it, alone, and prints what it says that it prints."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tinyft
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
+MOST_LINES = 80
+MOST_SECONDS = 60
+
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?")
+# Training in float32 carries the last bits of a machine's sums into the result: accuracies of 200
+# pictures may differ by this much.
+TOLERANCE = {"07_fine_tune.py": 0.15}
+
+
+def pasted(path, heading):
+    """The lines of a comment at the end of an example, below `# heading`."""
+    after = path.read_text().partition(f"\n# {heading}\n")[2].partition("\n\n")[0]
+    return [line.removeprefix("#").removeprefix("   ") for line in after.splitlines()]
+
+
+def run(path, folder, **variables):
+    """What an example prints, started in an empty folder, where it can find nothing."""
+    variables["PYTHONPATH"] = str(Path(tinyft.__file__).parents[1])
+    variables["TINYFT_OFFLINE"] = "1"
+    kept = {name: value for name, value in os.environ.items() if name != "TINYFT_WEIGHTS"}
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-W", "error", path],
+        cwd=folder,
+        env=kept | variables,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(folder.iterdir()) == [], "an example leaves nothing behind"
+    assert time.monotonic() - started < MOST_SECONDS
+    return done.stdout.rstrip().splitlines()
+
+
+def value(number):
+    return float(number.replace(",", ""))
+
+
+def assert_same(printed, expected, tolerance):
+    """The same words, and numbers that differ by at most one in their last digit, or `tolerance`
+    for those between 0 and 1 and for percentages.
+    """
+    assert [NUMBER.sub("#", line) for line in printed] == [
+        NUMBER.sub("#", line) for line in expected
+    ]
+    for ours, theirs in zip(printed, expected, strict=True):
+        for a, b in zip(NUMBER.findall(ours), NUMBER.findall(theirs), strict=True):
+            decimals = len(b.partition(".")[2].partition("e")[0])
+            unit = 10.0**-decimals * (10 ** int(b.partition("e")[2]) if "e" in b else 1)
+            allowed = 0 if "." not in b and "%" not in theirs else 1.001 * unit
+            if tolerance and "." in b and value(b) <= 1 and "e" not in b:
+                allowed = tolerance
+            if tolerance and "%" in theirs:
+                allowed = 100 * tolerance
+            assert abs(value(a) - value(b)) <= allowed, f"{ours!r} instead of {theirs!r}"
+
+
+def test_there_are_seven_and_a_number_for_each():
+    assert [path.name[:2] for path in EXAMPLES] == [f"{i:02}" for i in range(1, 8)]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_is_short_and_begins_with_prose(path):
+    text = path.read_text()
+    assert len(text.splitlines()) < MOST_LINES
+    assert text.startswith('"""')
+    assert pasted(path, "Prints:")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_the_source_that_an_example_names_exists(path):
+    named = re.findall(r"tinyft/[\w/]+\.py", path.read_text())
+    assert named
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[pytest.mark.slow] * p.name.startswith("07")) for p in EXAMPLES],
+    ids=lambda path: path.name,
+)
+def test_an_example_prints_what_it_says(path, tmp_path):
+    assert_same(run(path, tmp_path), pasted(path, "Prints:"), TOLERANCE.get(path.name, 0))
+
+
+def test_the_third_reads_real_weights_where_there_are_some(shared, tmp_path):
+    path = next(p for p in EXAMPLES if p.name.startswith("03"))
+    weights = str(shared / "data" / "resnet18_imagenet_pq.pth")
+    printed = run(path, tmp_path, TINYFT_WEIGHTS=weights)
+    assert printed[0] == "weights: published"
+    expected = pasted(path, "With a published file, from the circle on:")
+    assert len(expected) == 5
+    assert_same(printed[-5:], expected, 0)
+
+
+def test_the_comparison_sees_a_wrong_word_and_a_wrong_number():
+    assert_same(["a 0.50 b 1,000"], ["a 0.51 b 1,000"], 0)
+    assert_same(["a 0.40"], ["a 0.51"], 0.15)
+    for wrong in ("a 0.53 b 1,000", "a 0.51 b 1,001", "c 0.51 b 1,000"):
+        with pytest.raises(AssertionError):
+            assert_same([wrong], ["a 0.51 b 1,000"], 0)
