@@ -25,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 from numpy import ndarray as Array
 
-from tinyft.backends.cpu.arrays import PIECE, run_pieces
+from tinyft.backends.cpu.arrays import PIECE, flat, run_pieces
 from tinyft.backends.cpu.simd import atomic_next, kernel
 from tinyft.backends.reference import Backend
 
@@ -133,8 +133,5 @@ def in_memory_order(parameter: Array, gradient: Array, *state: Array) -> list[Ar
     views = [a.transpose(axes) for a in written]
     if not all(view.flags.carray for view in views):
         return None
-    gradient = gradient.transpose(axes)
-    if not gradient.flags.carray:
-        gradient = np.array(gradient, order="C")
     first, *rest = (view.reshape(-1) for view in views)
-    return [first, gradient.reshape(-1), *rest]
+    return [first, flat(gradient.transpose(axes)), *rest]
