@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     result(f"\nsuggestions, each by its own rule ({len(finding.lrs)} steps were made):")
     result(str(finding))
     best = next(iter(finding.suggestions.values()))
-    say(f"next: tinyft finetune {args.dir} ... --lr {best.lr:.1e}")
+    say(f"next: tinyft finetune with the same options and --lr {best.lr:.1e}")
     return 0
 
 
