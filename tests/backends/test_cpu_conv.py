@@ -226,6 +226,45 @@ def test_nothing_is_written_or_used_outside(case, monkeypatch, restore_threads):
     assert guarded.intact()
 
 
+FENCES = """
+import ctypes, mmap
+from tests.backends.test_cpu_conv import *
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+def fenced(shape, dtype=np.float32):
+    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    pages = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, pages + mmap.PAGESIZE)
+    fence = ctypes.c_void_p(np.frombuffer(memory, np.uint8).ctypes.data + pages)
+    assert libc.mprotect(fence, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    return np.frombuffer(memory, dtype, int(np.prod(shape)), pages - nbytes).reshape(shape)
+
+workspace.empty = fenced
+threads.scratch = lambda name, size, dtype=np.float32: fenced((size,), dtype)
+threads.set_num_threads(1)
+for case in CASES:
+    inputs = []
+    for array in make(case):
+        memory = array if array.flags.c_contiguous else array.transpose(2, 3, 1, 0)
+        copy = fenced(memory.shape)
+        copy[...] = memory
+        inputs.append(copy if memory is array else copy.transpose(3, 2, 0, 1))
+    print(case, flush=True)
+    run(FAST, case, *inputs)
+for size in SIZES:
+    print(size, flush=True)
+    test_matmul(*size)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs mprotect")
+def test_nothing_is_read_behind_the_end():
+    """Every buffer ends where a page begins that may not be read; reading it kills the process."""
+    done = subprocess.run([sys.executable, "-c", FENCES], capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout.splitlines()[-1:]} {done.stderr[-2000:]}"
+
+
 def odd_views(array):
     """The same numbers in every kind of memory that NumPy has."""
     reversed_view = np.ascontiguousarray(array[::-1, :, ::-1])[::-1, :, ::-1]
