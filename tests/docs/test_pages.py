@@ -1,0 +1,231 @@
+"""The pages say what is true: their code runs, their commands, files, names and numbers exist."""
+
+import argparse
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tinyft
+from tinyft import weights
+from tinyft.cli.main import build_parser
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "TOUR.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+TEXT = {page.name: page.read_text() for page in PAGES}
+CITED = re.compile(r"`(tinyft/[\w/]+\.py): ([\w.]+)`")
+
+
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+
+
+def in_a_new_process(code, folder, **variables):
+    variables["PYTHONPATH"] = str(Path(tinyft.__file__).parents[1])
+    variables["TINYFT_OFFLINE"] = "1"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=folder,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def photographs(folder):
+    """photos/CLASS/*.png, told apart by their colour, and rose.jpg."""
+    rng = np.random.default_rng(0)
+    for name, colour in {"daisy": (200, 200, 160), "rose": (160, 0, 40)}.items():
+        (folder / "photos" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = np.clip(rng.normal(colour, 30, (60, 80, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "photos" / name / f"{i}.png")
+    Image.fromarray(pixels).save(folder / "rose.jpg")
+
+
+def published(folder):
+    """A random network where the published ResNet-18 is kept once it was fetched."""
+    entry = weights.find("resnet18")
+    path = folder / "weights" / f"{entry.id.replace('/', '_')}{Path(entry.url).suffix}"
+    path.parent.mkdir(parents=True)
+    recipe = weights.Preprocess.for_architecture("resnet18")
+    arrays = tinyft.resnet18(seed=0).state_dict()
+    tinyft.save_weights(path, weights.Weights("resnet18", arrays, None, recipe))
+
+
+@pytest.mark.slow
+def test_the_screen_of_code_runs(tmp_path):
+    photographs(tmp_path)
+    published(tmp_path / "home")
+    code = blocks(TEXT["README.md"], "python")[0]
+    out = in_a_new_process(code, tmp_path, TINYFT_HOME=str(tmp_path / "home"))
+    assert "Phase 2: everything, 3 epochs" in out
+    assert "Prediction(file='rose.jpg', label=" in out
+    assert (tmp_path / "flowers.h5").exists()
+
+
+def test_the_operation_of_the_readme_has_the_right_gradient(tmp_path):
+    code = blocks(TEXT["README.md"], "python")[1]
+    assert "gradcheck swish: passed" in in_a_new_process(code, tmp_path)
+    assert "(1 + x.data * (1 - s))" in code
+    wrong = code.replace("(1 + x.data * (1 - s))", "(x.data * (1 - s))")
+    with pytest.raises(AssertionError, match=r"(?s)gradient of input 0.*likely cause"):
+        in_a_new_process(wrong, tmp_path)
+
+
+def test_the_code_of_the_tour_prints_the_nodes_of_a_step(tmp_path):
+    (code,) = blocks(TEXT["TOUR.md"], "python")
+    out = in_a_new_process(code, tmp_path)
+    assert re.search(r"cross_entropy.*\n.*linear fc.*\n.*global_average_pool", out)
+
+
+def test_no_python_of_the_pages_goes_untested():
+    counts = {name: len(blocks(text, "python")) for name, text in TEXT.items()}
+    assert {name: n for name, n in counts.items() if n} == {"README.md": 2, "TOUR.md": 1}
+
+
+# ------------------------------------------------------------------------------------- commands
+
+
+def commands(parser):
+    """Every command of a parser with those below it: "weights convert"."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                yield name
+                yield from (f"{name} {deeper}" for deeper in commands(below))
+
+
+def mentioned(text):
+    """Commands in inline code and in shell blocks."""
+    shell = "".join(blocks(text, "sh"))
+    return set(
+        re.findall(r"`tinyft ([a-z-]+)", text) + re.findall(r"^tinyft ([a-z-]+)", shell, re.M)
+    )
+
+
+def test_every_command_of_the_pages_exists_and_every_command_is_in_the_readme():
+    known = set(commands(build_parser()))
+    for text in TEXT.values():
+        assert mentioned(text) <= known
+    assert {name for name in known if " " not in name} == mentioned(TEXT["README.md"])
+
+
+def test_the_commands_of_the_readme_can_be_parsed():
+    lines = [line for block in blocks(TEXT["README.md"], "sh") for line in block.splitlines()]
+    lines = [line.split()[1:] for line in lines if line.startswith("tinyft ")]
+    assert len(lines) == 3
+    for arguments in lines:
+        build_parser().parse_args(arguments)
+
+
+@pytest.mark.parametrize("name", sorted(commands(build_parser())))
+def test_every_command_has_help_with_an_example(name, capsys):
+    with pytest.raises(SystemExit) as left:
+        build_parser().parse_args([*name.split(), "--help"])
+    assert left.value.code == 0
+    out = capsys.readouterr().out
+    assert f"tinyft {name}" in out
+    assert "example" in out or "{" in out  # a group of commands lists them
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    first, second = (block.strip() for block in blocks(TEXT["README.md"], "sh")[:2])
+    script = (ROOT / ".ci" / "run").read_text()
+    assert second in script.splitlines()
+    assert script.startswith("#!/usr/bin/env bash\n")
+    assert "set -euo pipefail\n" in script
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert (ROOT / first.rpartition("python ")[2]).exists()
+
+
+# ------------------------------------------------------------------------------- names and files
+
+
+def test_every_public_name_is_mentioned():
+    text = TEXT["README.md"] + TEXT["api.md"]
+    missing = [name for name in tinyft.__all__ if not re.search(rf"ft\.{name}\b", text)]
+    assert not missing
+
+
+def test_every_name_of_the_api_page_exists():
+    for name in re.findall(r"`ft\.(\w+)", TEXT["api.md"]):
+        assert hasattr(tinyft, name), name
+    (methods,) = re.findall(r"`ft\.Learner` \| what that returns: (.*) \|", TEXT["api.md"])
+    for name in re.findall(r"`(\w+)`", methods):
+        assert hasattr(tinyft.Learner, name), name
+
+
+def defined(tree, prefix=""):
+    """The dotted names of all classes, functions and constants of a file."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            yield prefix + node.name
+        if isinstance(node, ast.ClassDef):
+            yield from defined(node, f"{prefix}{node.name}.")
+
+
+def test_every_name_that_the_tour_cites_exists():
+    cited = CITED.findall(TEXT["TOUR.md"])
+    assert len(cited) > 40
+    for file, name in cited:
+        assert name in set(defined(ast.parse((ROOT / file).read_text()))), f"{file}: {name}"
+
+
+def test_the_tour_reaches_every_file_of_the_reading_order():
+    order = reading_order()
+    assert {file for file, _ in CITED.findall(TEXT["TOUR.md"])} >= {
+        file for file in order if not file.endswith("__init__.py")
+    }
+
+
+def reading_order():
+    section = TEXT["README.md"].partition("## Reading one training step")[2].partition("\n## ")[0]
+    return re.findall(r"^\d+\. \[.*?\]\((.*?)\).*\(\d+ min\)$", section, re.M)
+
+
+def test_the_reading_order_is_short_and_its_minutes_fit_the_files():
+    order = reading_order()
+    assert 10 <= len(order) <= 16
+    minutes = [int(m) for m in re.findall(r"\((\d+) min\)", TEXT["README.md"])]
+    for file, given in zip(order, minutes, strict=True):
+        lines = len((ROOT / file).read_text().splitlines())
+        assert abs(lines / 30 - given) <= 1.5, f"{file} has {lines} lines"
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_every_file_that_a_page_mentions_exists(name):
+    page = next(page for page in PAGES if page.name == name)
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", TEXT[name]):
+        assert (page.parent / target).exists() or (ROOT / target).exists(), target
+    for target in re.findall(r"`((?:tinyft|examples|docs)/[\w/.]*)(?::|`)", TEXT[name]):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_table_of_one_step_is_what_the_example_prints():
+    (table,) = blocks(TEXT["README.md"], "text")
+    printed = (ROOT / "examples" / "06_one_step_by_hand.py").read_text()
+    for line in table.splitlines():
+        assert f"#   {line}\n" in printed
+
+
+def test_every_deviation_marked_in_the_source_is_on_the_page():
+    marked = [
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "tinyft").rglob("*.py")
+        if "differs from" in path.read_text() and "# differs from" in path.read_text()
+    ]
+    assert marked
+    assert [file for file in marked if f"`{file}`" not in TEXT["deviations.md"]] == []
+
+
+def test_the_changelog_has_the_version():
+    assert f"## [{tinyft.__version__}]" in TEXT["CHANGELOG.md"]
