@@ -30,12 +30,11 @@ from tinyft.backends.cpu import (
 from tinyft.backends.cpu.gemm import copied, padded, round_up
 from tinyft.backends.cpu.implicit_gemm import Epilogue
 from tinyft.backends.cpu.simd import LANES
+from tinyft.backends.cpu.winograd_transforms import TILE
 from tinyft.backends.reference import output_size
 from tinyft.errors import ShapeError
 
-FEW_CHANNELS = (
-    4  # up to here, gathering one run per row of a window beats padding to full registers
-)
+FEW_CHANNELS = 4  # up to here, gathering runs of a window's rows beats padding to full registers
 
 
 def conv2d(
@@ -114,7 +113,8 @@ def conv2d_weight_grad(
     dweight = workspace.empty((R, S, full_c, full_f))
     if few:
         few_channels.weight_grad(dout, x, stride, padding, dweight)
-    elif uses_winograd(R, S, stride, padding):
+    elif uses_winograd(R, S, stride, padding) and min(out_shape[1:3]) >= TILE:
+        # a map smaller than a tile adds up so few products that a plain sum is five times as exact
         winograd_weight_grad.weight_grad(dout, x, padding, dweight)
     else:
         implicit_weight_grad.weight_grad(dout, x, stride, padding, dweight)
