@@ -25,6 +25,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     learner = make_learner(args)
-    result(str(make_plan(args, learner)))
+    plan = make_plan(args, learner)
+    result(str(plan))
     result(describe_backend(learner.device))
+    result(str(learner.forecast(plan)))
     return 0

@@ -21,6 +21,8 @@ from tinyft.data.loader import Batch, PictureData
 from tinyft.data.prepare import prepare
 from tinyft.errors import NonFiniteLossError
 from tinyft.finetune import groups as layer_groups
+from tinyft.finetune.feature_cache import FeatureCache, cacheable_bytes
+from tinyft.finetune.forecast import Forecast, forecast
 from tinyft.finetune.lr_find import LrFinding, lr_find
 from tinyft.finetune.norms import group_norms
 from tinyft.finetune.optim import Adam
@@ -169,6 +171,17 @@ class Learner:
             stale_gradients,
             self._facts(),
             arguments,
+            [self._cacheable_bytes(phase) for phase in phases],
+        )
+
+    def _cacheable_bytes(self, phase: Phase) -> int:
+        """What it takes to keep the body's features in this phase; 0 where they may change."""
+        return cacheable_bytes(
+            self.model,
+            self.data,
+            self.data.adjusted(self.preprocess).crop,
+            bn=self.bn,
+            body_frozen=phase.first_trainable >= len(self.groups) - 1,
         )
 
     def _facts(self) -> list[str]:
@@ -184,6 +197,10 @@ class Learner:
             f"batches of {self.data.batch_size}; augmentation: {augment}",
             f"input: {p.resize} px, {p.crop} px cropped, mean {p.mean}, std {p.std} ({kind})",
         ]
+
+    def forecast(self, plan: Plan) -> Forecast:
+        """What a plan will take, from a measurement of a few steps that leaves no trace."""
+        return forecast(self, plan)
 
     # ------------------------------------------------------------------------------------- training
 
@@ -251,10 +268,11 @@ class Learner:
         Raises: NonFiniteLossError, RunError if a frozen tensor moved
         """
         done = 0  # steps of the phases before this one
-        for phase in plan.phases:
+        for phase, cached_bytes in zip(plan.phases, plan.cached_bytes, strict=True):
             if start < done + phase.steps:
                 self._enter(phase, plan, resumed=start > done)
-                yield from self._phase(phase, norms, max(0, start - done))
+                cache = FeatureCache(self.model.features, self.input) if cached_bytes else None
+                yield from self._phase(phase, norms, max(0, start - done), cache)
             done += phase.steps
 
     def _enter(self, phase: Phase, plan: Plan, resumed: bool) -> None:
@@ -268,7 +286,9 @@ class Learner:
             self.smooth = SmoothLoss()
             self.phase_digests = digests(self.model)
 
-    def _phase(self, phase: Phase, norms: bool, start: int) -> Iterator[StepRecord]:
+    def _phase(
+        self, phase: Phase, norms: bool, start: int, cache: FeatureCache | None
+    ) -> Iterator[StepRecord]:
         """All epochs of a phase: train on each batch, validate after each epoch, prove at the
         end.
         """
@@ -279,7 +299,7 @@ class Learner:
                 batches = self.data.train_batches(self.epoch, self.preprocess, in_epoch)
             for group, lr in zip(self.groups, phase.lr[i], strict=True):
                 group.lr, group.momentum = float(lr), float(phase.momentum[i])
-            record = self.train_step(next(batches), phase.name, norms=norms)
+            record = self.train_step(next(batches), phase.name, norms=norms, cache=cache)
             if in_epoch == phase.steps_per_epoch - 1:
                 record.validation = self.validation = self.evaluate()
                 self.epoch += 1
@@ -288,13 +308,19 @@ class Learner:
             self.history.append(record)
             yield record
 
-    def train_step(self, batch: Batch, phase: str, *, norms: bool = False) -> StepRecord:
+    def train_step(
+        self, batch: Batch, phase: str, *, norms: bool = False, cache: FeatureCache | None = None
+    ) -> StepRecord:
         """Forward, loss, backward, update: one step on one batch."""
         self.model.train()
         for dropout in self.dropouts:
             dropout.step = self.step
         with backends.use(self.device):
-            loss = self.loss(self.model(self.input(batch.images)), batch.labels)
+            if cache:
+                logits = self.model.head(cache.features(batch))
+            else:
+                logits = self.model(self.input(batch.images))
+            loss = self.loss(logits, batch.labels)
             value = self._finite(loss.item())
             loss.backward()
             measure = group_norms(self.groups) if norms else None

@@ -18,7 +18,7 @@ import numpy as np
 
 from tinyft.errors import NonFiniteLossError, RunError
 from tinyft.finetune.records import SmoothLoss
-from tinyft.finetune.state import capture, restore
+from tinyft.finetune.state import undone
 
 if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner
@@ -62,14 +62,8 @@ def lr_find(
     included.
     Raises: RunError if there were too few steps to read anything from
     """
-    saved = capture(learner)
-    gradients = [(p, p.grad) for g in learner.groups for p in g.parameters.values()]
-    try:
+    with undone(learner):
         lrs, losses, smooth = _sweep(learner, start_lr, end_lr, num_it, stop_div)
-    finally:
-        restore(learner, *saved)
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
     kept = slice(num_it // 10, -5)
     return LrFinding(
         np.array(lrs),

@@ -38,6 +38,7 @@ class Plan:
     stale_gradients: bool = False
     facts: list[str] = field(default_factory=list)
     arguments: dict[str, Any] = field(default_factory=dict)  # of Learner.plan, to make it again
+    cached_bytes: list[int] = field(default_factory=list)  # per phase: kept features, 0 for none
 
     @property
     def steps(self) -> int:
@@ -59,6 +60,7 @@ class Plan:
                 f"  {_momentum(phase)}; the optimizer starts empty",
                 *_table(phase, states),
                 *_norm_lines(states),
+                *_cache_line(self.cached_bytes[number - 1 : number]),
             ]
             first = last + 1
         decay = f"weight decay {self.weight_decay:g}, times the learning rate; none on batch norms"
@@ -122,6 +124,13 @@ def _wrapped(line: str) -> str:
     return textwrap.fill(
         line, 100, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
     )
+
+
+def _cache_line(cached_bytes: list[int]) -> list[str]:
+    if not any(cached_bytes):
+        return []
+    size = f"{cached_bytes[0] / 1e6:.0f} MB"
+    return [f"  features of the body are kept ({size}): each picture passes through it once"]
 
 
 def _momentum(phase: Phase) -> str:

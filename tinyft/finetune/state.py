@@ -8,6 +8,8 @@ Next: tinyft/finetune/run.py
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +75,28 @@ def restore(learner: Learner, arrays: Arrays, values: dict[str, Any]) -> None:
     learner.validation = Evaluation(**validation) if validation else None
     for group, settings in zip(learner.groups, values["groups"], strict=True):
         group.lr, group.momentum, group.weight_decay = settings
+
+
+@contextlib.contextmanager
+def undone(learner: Learner) -> Iterator[None]:
+    """Train as you like within this block: afterwards the learner is as before, bit for bit.
+
+    Unlike a checkpoint this covers gradients and what is frozen too.
+    """
+    saved = capture(learner)
+    groups = [(group, group.frozen) for group in learner.groups]
+    parameters = [(p, p.requires_grad, p.grad) for g, _ in groups for p in g.parameters.values()]
+    norms = [(norm, norm.statistics, norm.updates) for g, _ in groups for norm in g.norms.values()]
+    try:
+        yield
+    finally:
+        restore(learner, *saved)
+        for group, frozen in groups:
+            group.frozen = frozen
+        for parameter, requires_grad, grad in parameters:
+            parameter.requires_grad, parameter.grad = requires_grad, grad
+        for norm, statistics, updates in norms:
+            norm.statistics, norm.updates = statistics, updates
 
 
 def _optimizer_state(

@@ -1,0 +1,73 @@
+"""Kept features change nothing but the time, and are kept only where nothing can change them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.finetune.conftest import bits, small_data, small_learner
+from tinyft import nn
+from tinyft.finetune import feature_cache
+from tinyft.tensor import Tensor, no_grad
+
+
+def test_the_bits_are_those_of_a_run_without_it(monkeypatch):
+    learner = small_learner(small_data(augment=None), bn="frozen")
+    cached = learner.plan(1, freeze_epochs=3)
+    assert cached.cached_bytes == [24 * 6 * 6 * 64 * 4, 0]
+    assert "features of the body are kept" in str(cached)
+    records = list(learner.steps(cached))
+
+    monkeypatch.setattr(feature_cache, "BUDGET", 0)
+    plain = small_learner(small_data(augment=None), bn="frozen")
+    plan = plain.plan(1, freeze_epochs=3)
+    assert plan.cached_bytes == [0, 0]
+    assert [r.loss for r in records] == [r.loss for r in plain.steps(plan)]
+    assert bits(learner) == bits(plain)
+
+
+def test_each_picture_passes_once():
+    learner = small_learner(bn="frozen")
+    learner.freeze()
+    passes = []
+
+    def body(x):
+        passes.append(len(x.data))
+        return learner.model.features(x)
+
+    cache = feature_cache.FeatureCache(body, learner.input)
+    for epoch in range(3):
+        for batch in small_data(augment=None, shuffle=False).train_batches(
+            epoch, learner.preprocess
+        ):
+            with no_grad():
+                expected = learner.model.features(learner.input(batch.images)).data
+            np.testing.assert_array_equal(cache.features(batch).data, expected)
+    assert passes == [8, 8, 8]
+
+
+@pytest.mark.parametrize(("bn", "augment"), [("fastai", None), ("torch", None), ("frozen", "crop")])
+def test_a_body_or_a_picture_that_changes_is_not_kept(bn, augment):
+    learner = small_learner(small_data(augment=augment), bn=bn)
+    assert learner.plan(1).cached_bytes == [0, 0]
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet10s", "cifar_resnet20"])
+@pytest.mark.parametrize("side", [32, 45, 64])
+def test_the_shape_of_features_is_known_beforehand(arch, side):
+    network = nn.cut(nn.build(arch)).eval()
+    x = Tensor(np.zeros((1, side, side, 3), np.float32))
+    assert network(x).shape[1:] == network.feature_shape(side)
+
+
+def test_a_forecast_leaves_no_trace():
+    learner, other = small_learner(), small_learner()
+    plan = learner.plan(2)
+    found = learner.forecast(plan)
+    assert found.training_seconds > 0 and found.validation_seconds > 0
+    assert "forecast: about" in str(found)
+    assert bits(learner) == bits(other)
+    assert [g.frozen for g in learner.groups] == [g.frozen for g in other.groups]
+    learner.fine_tune(1)
+    other.fine_tune(1)
+    assert bits(learner) == bits(other)

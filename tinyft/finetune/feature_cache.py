@@ -1,0 +1,53 @@
+"""The feature cache: a body that cannot change need not look at the same picture twice.
+
+While the whole body is frozen, its batch norms included (bn="frozen"), and pictures are not
+augmented, the body is a function of the picture alone. Its output is then computed once a picture
+and kept; the head trains on what is kept. The plan says where that happens and what it saves.
+
+Next: tinyft/finetune/learner.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tinyft.data.loader import Batch, PictureData
+from tinyft.nn.resnet import ResNet
+from tinyft.tensor import Tensor, no_grad
+
+BUDGET = 1 << 30  # bytes; a body's output beyond that is computed anew each time
+
+
+class FeatureCache:
+    """The frozen body's output for each training picture: (1, h, w, C) by the picture's id."""
+
+    def __init__(self, body: Callable[[Tensor], Tensor], prepare: Callable[[np.ndarray], Tensor]):
+        self.body, self.prepare = body, prepare
+        self.kept: dict[int, np.ndarray] = {}
+
+    def features(self, batch: Batch) -> Tensor:
+        """(N, h, w, C), computed if a picture of the batch is new, else from memory."""
+        ids = batch.ids.tolist()
+        if any(i not in self.kept for i in ids):
+            with no_grad():
+                computed = self.body(self.prepare(batch.images)).data
+            for row, i in enumerate(ids):
+                self.kept[i] = computed[row : row + 1].copy()
+        rows = [self.kept[i] for i in ids]
+        return Tensor.wrap(Tensor.wrap(rows[0]).backend.concatenate(rows, 0))
+
+
+def cacheable_bytes(
+    model: ResNet, data: PictureData, side: int, *, bn: str, body_frozen: bool, itemsize: int = 4
+) -> int:
+    """How much memory the features of all training pictures take; 0 where they cannot be kept.
+
+    `side` is that of the network's input, in pixels.
+    """
+    if not body_frozen or bn != "frozen" or data.augment is not None:
+        return 0
+    height, width, channels = model.feature_shape(side)
+    needed = data.n_train * height * width * channels * itemsize
+    return needed if needed <= BUDGET else 0
