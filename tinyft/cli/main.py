@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 from tinyft import __version__
 from tinyft.cli import (
+    bench,
     doctor,
     evaluate,
     finetune,
@@ -38,7 +39,19 @@ from tinyft.cli.failures import explain
 from tinyft.cli.output import say
 from tinyft.cli.parser import Parser
 
-COMMANDS = (finetune, predict, evaluate, plan, lr_find, summary, gradcheck, weights, warmup, doctor)
+COMMANDS = (
+    finetune,
+    predict,
+    evaluate,
+    plan,
+    lr_find,
+    summary,
+    gradcheck,
+    weights,
+    bench,
+    warmup,
+    doctor,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

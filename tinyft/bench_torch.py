@@ -1,0 +1,144 @@
+"""The sides of another library in `tinyft bench`: PyTorch. Imported only if it is there.
+
+The network is written as torchvision writes it, with a copy of our weights, so that all sides
+compute the same.
+
+Next: tinyft/bench_onnx.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from tinyft.bench import LR, MOMENTUM, Case, Side, batch
+from tinyft.nn import layers
+from tinyft.nn.module import Module
+from tinyft.nn.resnet import PadShortcut, ResNet, build
+
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def _copied(array: np.ndarray) -> nn.Parameter:
+    return nn.Parameter(torch.from_numpy(np.array(array, order="C")))
+
+
+def _pair(conv: layers.Conv2d, norm: layers.BatchNorm, folded: bool) -> nn.Module:
+    """A convolution and its batch norm, or one convolution that does both."""
+    F, C, R, _ = conv.weight.shape
+    ours = nn.Conv2d(C, F, R, conv.stride, conv.padding, bias=False)
+    ours.weight = _copied(conv.weight.data)
+    batch_norm = nn.BatchNorm2d(F, eps=norm.eps, momentum=norm.momentum)
+    batch_norm.weight, batch_norm.bias = _copied(norm.weight.data), _copied(norm.bias.data)
+    if folded:
+        return fuse_conv_bn_eval(ours.eval(), batch_norm.eval())
+    return nn.Sequential(ours, batch_norm)
+
+
+class Pad(nn.Module):
+    """Every second pixel, and zeros for the channels that are missing."""
+
+    def __init__(self, shortcut: PadShortcut):
+        super().__init__()
+        F, C = shortcut.selection.shape[:2]
+        self.stride, before = shortcut.stride, (F - C) // 2
+        self.padding = (0, 0, 0, 0, before, F - C - before)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
+
+
+class Block(nn.Module):
+    """A basic block or a bottleneck."""
+
+    def __init__(self, block: Module, folded: bool):
+        super().__init__()
+        numbers = [i for i in (1, 2, 3) if hasattr(block, f"conv{i}")]
+        pairs = [
+            _pair(getattr(block, f"conv{i}"), getattr(block, f"bn{i}"), folded) for i in numbers
+        ]
+        relu = nn.ReLU(inplace=True)
+        between = [layer for pair in pairs[:-1] for layer in (pair, relu)]
+        self.branch, self.relu = nn.Sequential(*between, pairs[-1]), relu
+        self.shortcut = nn.Identity()
+        if isinstance(block.downsample, PadShortcut):
+            self.shortcut = Pad(block.downsample)
+        elif block.downsample:
+            self.shortcut = _pair(*block.downsample._children.values(), folded)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.branch(x)
+        out += self.shortcut(x)
+        return self.relu(out)
+
+
+class Network(nn.Module):
+    """A residual network with a copy of our network's weights."""
+
+    def __init__(self, network: ResNet, folded: bool = False):
+        super().__init__()
+        self.stem = _pair(network.conv1, network.bn1, folded)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.MaxPool2d(3, 2, 1) if network.has_pool else nn.Identity()
+        stages = [getattr(network, name) for name in network.stages]
+        blocks = [block for stage in stages for block in stage._children.values()]
+        self.blocks = nn.Sequential(*[Block(block, folded) for block in blocks])
+        self.average = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(network.num_features, network.fc.weight.shape[0])
+        self.fc.weight, self.fc.bias = (
+            _copied(network.fc.weight.data),
+            _copied(network.fc.bias.data),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.blocks(self.pool(self.relu(self.stem(x))))
+        return self.fc(torch.flatten(self.average(x), 1))
+
+
+def _pictures(case: Case, layout: str) -> torch.Tensor:
+    """(N, 3, H, W), in the order of memory that the layout names"""
+    pictures = torch.from_numpy(batch(case)[0]).permute(0, 3, 1, 2)
+    return pictures.contiguous(memory_format=LAYOUTS[layout])
+
+
+def training_side(case: Case, layout: str) -> Side:
+    """What `our_side` does in training, as PyTorch's tutorials write it."""
+    network = Network(build(case.arch, seed=0)).to(memory_format=LAYOUTS[layout])
+    pictures, labels = _pictures(case, layout), torch.from_numpy(batch(case)[1])
+    optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM)
+
+    def step() -> np.ndarray:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(network(pictures), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach().numpy()
+
+    return step
+
+
+def inference_side(case: Case, layout: str, folded: bool) -> Side:
+    """Eager inference, with the batch norms as they are or folded into the convolutions."""
+    network = Network(build(case.arch, seed=0), folded).to(memory_format=LAYOUTS[layout]).eval()
+    pictures = _pictures(case, layout)
+
+    def infer() -> np.ndarray:
+        with torch.inference_mode():
+            return network(pictures).numpy()
+
+    return infer
+
+
+def sides(case: Case, mode: str, threads: int) -> Iterator[tuple[str, Side]]:
+    """PyTorch's sides under the names of `bench.RIVALS`."""
+    torch.set_num_threads(threads)
+    for layout in LAYOUTS:
+        if mode == "training":
+            yield f"pytorch_{layout}", training_side(case, layout)
+        else:
+            yield f"pytorch_{layout}", inference_side(case, layout, folded=False)
+            yield f"pytorch_{layout}_folded", inference_side(case, layout, folded=True)

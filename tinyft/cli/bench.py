@@ -1,0 +1,170 @@
+"""`tinyft bench`: how fast training and inference are here, and how fast PyTorch is.
+
+Next: tinyft/bench.py
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+from tinyft.cli.failures import RequestError
+from tinyft.cli.output import json_result, result, say
+from tinyft.cli.parser import add_command, add_json, whole
+
+NAMES = {
+    "tinyft": "tinyft",
+    "pytorch_nchw": "PyTorch, NCHW",
+    "pytorch_channels_last": "PyTorch, channels_last",
+    "pytorch_nchw_folded": "PyTorch, NCHW, folded",
+    "pytorch_channels_last_folded": "PyTorch, channels_last, folded",
+    "onnxruntime": "ONNX Runtime",
+}
+RIVALS = {
+    "pytorch": "PyTorch's better layout",
+    "pytorch_folded": "the same with batch norms folded",
+    "onnxruntime": "ONNX Runtime",
+}
+TITLES = {
+    "training": "training step (forward, loss, backward, SGD with momentum)",
+    "inference": "inference (batch norms folded)",
+}
+FEWEST_ROUNDS = 5  # a median of fewer says little
+OTHERS = 0.05  # of the processors; what a system does by itself stays below
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "bench",
+        run,
+        help="measure the speed of training and inference, beside PyTorch if it is installed",
+        example="tinyft bench --arch resnet18 --batch-size 16 --size 224",
+    )
+    add = parser.add_argument
+    add("--arch", metavar="NAME", help="(resnet18)")
+    add("--batch-size", type=whole(2), metavar="N", help="(16; cifar_resnet20: 128)")
+    add("--size", type=whole(1), metavar="PIXELS", help="side of the input (the architecture's)")
+    add("--all", action="store_true", help="four cases: both ResNets, CIFAR, and 64 pixels")
+    add("--threads", type=whole(1), metavar="N", help="of each side (TINYFT_NUM_THREADS, or all)")
+    add("--rounds", type=whole(1), default=7, metavar="N", help="measured calls of each side (7)")
+    add("--alone", action="store_true", help="leave out the others, although they are installed")
+    add("--memory", action="store_true", help="measure peak memory instead of time")
+    add("--cold", action="store_true", help="measure the time to the first step instead")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from tinyft import bench
+    from tinyft.backends.cpu.threads import get_num_threads, set_num_threads
+
+    show = say if args.json else result
+    cases = _cases(args)
+    if args.threads:
+        set_num_threads(args.threads)
+    torch = bench.installed("torch")
+    threads, machine, versions = get_num_threads(), bench.load(), bench.versions()
+    found: dict[str, Any] = {"threads": threads, "machine": machine, "versions": versions}
+    _describe(show, found, args, torch)
+    args.working = True
+    if args.memory or args.cold:
+        alone = args.alone or not torch
+        found["processes"] = [_processes(show, case, threads, alone, args) for case in cases]
+    else:
+        found["rounds"] = args.rounds
+        found["cases"] = [_times(show, case, threads, args) for case in cases]
+    if args.json:
+        json_result(found)
+    return 0
+
+
+def _cases(args: argparse.Namespace) -> tuple:
+    """What the options ask for, checked before anything is measured."""
+    from tinyft.bench import CASES, Case
+    from tinyft.nn import ARCHITECTURES
+    from tinyft.weights import Preprocess
+
+    if args.all:
+        if args.arch or args.batch_size or args.size:
+            raise RequestError("--all has its own networks and sizes; leave out the other options")
+        return CASES
+    arch = args.arch or CASES[0].arch
+    if arch not in ARCHITECTURES:
+        raise RequestError(f"--arch must be one of {', '.join(ARCHITECTURES)}; got {arch!r}")
+    crop = Preprocess.for_architecture(arch).crop
+    usual = next((case for case in CASES if case.arch == arch), Case(arch, 16, crop))
+    return (Case(arch, args.batch_size or usual.batch_size, args.size or usual.size),)
+
+
+def _describe(show: Any, found: dict[str, Any], args: argparse.Namespace, torch: bool) -> None:
+    """Machine, versions, and what makes the numbers doubtful."""
+    machine, versions = found["machine"], dict(found["versions"])
+    show(f"processor: {versions.pop('processor')}, {machine['cores']} cores")
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    show(f"threads on each side: {found['threads']}; {packages}")
+    if machine["busy"]:
+        show(
+            f"note: other programs run (load average {machine['load_average']:.1f}); "
+            "medians are doubtful, minima less so; better measure again on an idle machine"
+        )
+    if args.rounds < FEWEST_ROUNDS:
+        show(f"note: medians of fewer than {FEWEST_ROUNDS} rounds say little")
+    if not torch and not args.alone:
+        show("note: to compare with PyTorch, install it beside tinyft: pip install torch")
+
+
+def _times(show: Any, case: Any, threads: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Both modes of one case, each shown as soon as it is measured."""
+    from tinyft.bench import MODES, measure_case
+
+    found = asdict(case)
+    for mode in MODES:
+        say(f"measuring {mode} of {case}")
+        options = {"rounds": args.rounds, "threads": threads, "alone": args.alone}
+        found[mode] = measure_case(case, mode, **options)
+        show(f"\n{case}: {TITLES[mode]}")
+        _show_mode(show, found[mode])
+    return found
+
+
+def _show_mode(show: Any, mode: dict[str, Any]) -> None:
+    """A line for each side, and the ratios below."""
+    from tinyft.bench import DIFFERENCE
+
+    show(f"  {'':32}{'median':>11}{'minimum':>11}")
+    for name, side in mode["sides"].items():
+        median, least = 1000 * side["median"], 1000 * side["min"]
+        show(f"  {NAMES[name]:32}{median:8.1f} ms{least:8.1f} ms")
+    for rival, ratio in mode["ratios"].items():
+        by_minima = f"({ratio['min']:.2f} by minima)"
+        show(f"  {ratio['median']:.2f} times as fast as {RIVALS[rival]} {by_minima}")
+    if any(not difference <= DIFFERENCE for difference in mode["differences"].values()):
+        show("  note: the losses differ; batch norms of so few pixels amplify rounding")
+    if mode["others"] is not None and mode["others"] > OTHERS:
+        taken = f"{100 * mode['others']:.0f} %"
+        show(f"  note: other programs took {taken} of the processors meanwhile")
+
+
+def _processes(
+    show: Any, case: Any, threads: int, alone: bool, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Peak memory and start of one case."""
+    from tinyft import bench_processes
+
+    found = asdict(case)
+    if args.memory:
+        say(f"measuring the memory of {case}")
+        found["memory"] = bench_processes.memory(case, threads, alone=alone)
+        show(f"\n{case}: peak memory of {bench_processes.STEPS} training steps")
+        for name, peak in found["memory"]["bytes"].items():
+            show(f"  {NAMES[name]:32}{peak / 2**20:8.0f} MiB")
+        if found["memory"]["ratio"] is not None:
+            show(f"  {found['memory']['ratio']:.2f} of PyTorch's smaller one")
+    if args.cold:
+        say(f"measuring the start of {case}")
+        found["start"] = bench_processes.start(case, threads)
+        show(f"\n{case}: from the start of the process to the end of the first training step")
+        show(f"  {found['start']['cold']:.2f} s with nothing compiled before")
+        show(f"  {found['start']['warm']:.2f} s with compiled kernels")
+    return found
