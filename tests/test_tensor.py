@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tinyft as ft
-from tinyft import ops
+from tinyft import backends, ops
 from tinyft.errors import ShapeError, TinyftError
 from tinyft.tensor import Tensor, check_saved, in_layer, kept_arrays, no_grad, observe, op
 
@@ -683,3 +683,30 @@ def test_two_threads_train_at_once():
     for t in threads:
         t.join()
     assert results == {1: [1200.0], 2: [1200.0]}
+
+
+def test_a_constant_cannot_change_the_dtype():
+    x = Tensor([1.0, 2.0])
+    assert (x * np.array([1, 2])).dtype == np.float32
+    assert (x * np.float64(2)).dtype == np.float32
+    with pytest.raises(TypeError, match=r"cannot take 0\.5"):
+        Tensor(np.array([1, 2])) * 0.5
+
+
+def test_matmul_checks_what_it_is_given():
+    a = Tensor(np.zeros((2, 3, 4)))
+    with pytest.raises(ShapeError, match="do not broadcast"):
+        a @ Tensor(np.zeros((3, 4, 5)))
+    with pytest.raises(TypeError, match="same dtype"):
+        a @ Tensor(np.zeros((4, 5), np.float32))
+
+
+def test_leaving_a_backend_leaves_the_others_as_they_are():
+    first, second = backends.use("reference"), backends.use("cpu")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert backends.of(None).name == "cpu"
+    second.__exit__(None, None, None)
+    with backends.use("reference"), backends.use("auto"):
+        assert backends.of(None).name == "reference"

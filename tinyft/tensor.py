@@ -155,12 +155,16 @@ class Tensor:
 
 
 def as_tensor(value: Any, dtype: np.dtype) -> Tensor:
-    """A Tensor as it is; a number or array as a constant. A number takes `dtype`, so that it
-    cannot change it.
+    """A Tensor as it is; a number or array as a constant. Numbers and integers take `dtype`, so
+    that they cannot change it.
     """
     if isinstance(value, Tensor):
         return value
-    return Tensor.wrap(value if getattr(value, "shape", ()) else np.asarray(value, dtype))
+    array = value if hasattr(value, "dtype") else np.asarray(value)
+    if array.dtype.kind == "f" and dtype.kind != "f":
+        raise TypeError(f"a tensor of {dtype} cannot take {value!r}; make it a float tensor first")
+    is_constant = array.ndim == 0 or array.dtype.kind != "f"
+    return Tensor.wrap(np.asarray(array, dtype) if is_constant else array)
 
 
 # --------------------------------------------------------------------------------------------- tape
@@ -402,15 +406,15 @@ def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
     return backends.of(gradient).sum(gradient, axes).reshape(shape)
 
 
-def _expect_pair(name: str, a: Tensor, b: Tensor) -> None:
-    """Raise unless a and b broadcast and have one float dtype: a mixture would silently compute in
-    the wider one.
+def _expect_pair(name: str, a: Tensor, b: Tensor, axes: slice = slice(None)) -> None:
+    """Raise unless a and b broadcast (along `axes`) and have one float dtype: a mixture would
+    silently compute in the wider one.
     """
     if a.dtype != b.dtype and a.dtype.kind == b.dtype.kind == "f":
         raise TypeError(
             f"{name}: both tensors must have the same dtype, but a is {a.dtype} and b is {b.dtype}"
         )
-    pairs = zip(reversed(a.shape), reversed(b.shape), strict=False)
+    pairs = zip(reversed(a.shape[axes]), reversed(b.shape[axes]), strict=False)
     if any(m != n and m != 1 and n != 1 for m, n in pairs):
         raise ShapeError(f"{name}: {a.shape} and {b.shape} do not broadcast to one shape")
 
@@ -492,6 +496,7 @@ def matmul(a, b):
     """
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise ShapeError(f"matmul: expected (..., M, K) @ (..., K, N), got {a.shape} @ {b.shape}")
+    _expect_pair("matmul", a, b, axes=slice(None, -2))
     backend = a.backend
     a_shape, b_shape = a.shape, b.shape
     kept_b = b.data if a.requires_grad else None

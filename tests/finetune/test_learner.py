@@ -7,7 +7,7 @@ import pytest
 
 import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
-from tinyft.errors import NonFiniteLossError, WeightsError
+from tinyft.errors import DataError, NonFiniteLossError, WeightsError
 
 
 def test_fine_tuning_learns_the_colours():
@@ -139,6 +139,7 @@ def test_weights_are_no_learner(tmp_path):
     ("options", "message"),
     [
         ({"bn": "wrong"}, "bn must be one of fastai, torch, frozen; got 'wrong'"),
+        ({"optimizer": "adamw"}, "optimizer must be one of adam, sgd; got 'adamw'"),
         ({"head": "wrong"}, "head must be one of fastai, linear, or a Module; got 'wrong'"),
     ],
 )
@@ -161,3 +162,78 @@ def test_smoothed_loss_is_fastais(golden):
     assert smooth.add(2.0) == pytest.approx(2.0)
     expected = (0.98 * 0.02 * 2.0 + 0.02 * 4.0) / (1 - 0.98**2)
     assert smooth.add(4.0) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_reference_backend_can_be_forced_on_a_learner(monkeypatch):
+    from tinyft.backends.reference import Backend
+
+    learner, calls = small_learner(), []
+    original = Backend.conv2d
+
+    def counted(self, *args, **kwargs):
+        calls.append(type(self).__name__)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Backend, "conv2d", counted)
+    with ft.backends.use("reference"):
+        learner.train_step(next(learner.data.train_batches(0, learner.preprocess)), "by hand")
+        learner.evaluate()
+    assert set(calls) == {"Backend"} and len(calls) > 2 * 20
+
+
+def test_a_saved_learner_can_be_trained_further(tmp_path):
+    first = small_learner()
+    first.fine_tune(1)
+    first.save(tmp_path / "first.h5")
+    second = ft.vision_learner(small_data(), weights=tmp_path / "first.h5")
+    np.testing.assert_array_equal(second.model.conv1.weight.data, first.model.conv1.weight.data)
+
+
+def test_settings_that_decide_results_are_saved(tmp_path):
+    learner = small_learner(class_weights=[1, 5, 9], label_smoothing=0.1, dtype="float64")
+    learner.save(tmp_path / "learner.h5")
+    loaded = ft.load_learner(tmp_path / "learner.h5")
+    assert loaded.dtype == "float64"
+    expected = learner.evaluate().loss
+    assert loaded.evaluate(small_data()).loss == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_loaded_learner_says_that_it_has_no_pictures(tmp_path):
+    small_learner().save(tmp_path / "learner.h5")
+    loaded = ft.load_learner(tmp_path / "learner.h5")
+    for call in (loaded.evaluate, lambda: loaded.plan(1), loaded.lr_find):
+        with pytest.raises(DataError, match="has no pictures"):
+            call()
+
+
+def test_evaluation_refuses_other_classes_and_no_pictures():
+    learner = small_learner()
+    with pytest.raises(DataError, match=r"knows the classes blue.*have a, b, c.*classes="):
+        learner.evaluate(small_data(classes=["a", "b", "c"]))
+    x, y = pictures()
+    empty = ft.ImageArrays((x, y), (x[:0], y[:0]), classes=learner.classes)
+    with pytest.raises(DataError, match="no validation pictures"):
+        learner.evaluate(empty)
+
+
+def test_evaluation_of_other_pictures_is_at_the_learners_size():
+    learner = small_learner()
+    assert learner.evaluate(small_data(size=None)) == learner.evaluate()
+
+
+def test_a_step_that_failed_leaves_the_statistics_as_they_were():
+    learner = small_learner()
+    learner.unfreeze()
+    learner.model.conv1.weight.data[:] = np.inf
+    before = bits(learner)
+    batch = next(learner.data.train_batches(0, learner.preprocess))
+    with np.errstate(all="ignore"), pytest.raises(NonFiniteLossError):
+        learner.train_step(batch, "by hand")
+    assert bits(learner) == before
+
+
+def test_a_group_that_does_not_exist_cannot_be_frozen():
+    with pytest.raises(ValueError, match="from -3 to 3; got 4"):
+        small_learner().freeze_to(4)
+    with pytest.raises(ValueError, match="epochs should be at least 0"):
+        small_learner().plan(-1)

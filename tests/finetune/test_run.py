@@ -92,6 +92,8 @@ def test_what_cannot_be_resumed_says_why(tmp_path):
         resume(tmp_path / "cut")
     with pytest.raises(RunError, match="have changed"):
         resume(tmp_path / "cut", other_data())
+    with pytest.raises(RunError, match="differ in batch_size, augment"):
+        resume(tmp_path / "cut", small_data(batch_size=4, augment=None))
     (tmp_path / "cut" / "run.json").write_text("{")
     with pytest.raises(RunError, match="damaged"):
         resume(tmp_path / "cut", small_data())
@@ -101,7 +103,8 @@ def other_data() -> ft.ImageArrays:
     """The same pictures but one."""
     x, y = pictures()
     x[0] = 0
-    return ft.ImageArrays(train=(x, y), valid=(x[:9], y[:9]), classes=["blue", "green", "red"])
+    valid, classes = (x[:9], y[:9]), ["blue", "green", "red"]
+    return ft.ImageArrays((x, y), valid, classes, size=24, batch_size=8)
 
 
 def test_a_run_never_writes_into_a_folder_that_has_something(tmp_path):
@@ -120,3 +123,18 @@ def test_what_a_run_leaves(tmp_path):
     assert 0 <= described["result"]["valid_accuracy"] <= 1
     checkpoints = sorted(p.stem for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert checkpoints == ["000003", "000006", "000009"]
+
+
+def test_a_run_of_a_learner_that_was_trained_before(tmp_path):
+    """Its steps are counted from its own first one, and its weights are in its first checkpoint."""
+    whole, cut = small_learner(), small_learner()
+    for learner in (whole, cut):
+        learner.fine_tune(1, freeze_epochs=0, weight_decay=0.1)
+    whole.fine_tune(1, out=tmp_path / "whole")
+    run = Run.create(tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        cut.execute(cut.plan(1), observers=[StopAfter(run, 3 + 2), run])
+    learner, plan, run, start, _ = resume(tmp_path / "cut", small_data())
+    assert start == 2
+    learner.execute(plan, observers=[run], start=start)
+    assert bits(learner) == bits(whole)

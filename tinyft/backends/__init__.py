@@ -21,7 +21,7 @@ from tinyft.errors import DeviceError
 
 NAMES = ("reference", "cpu")
 
-_chosen: list[str] = []  # names given to `use`, innermost last
+_chosen: list[tuple[str, object]] = []  # names given to `use`, innermost last
 
 
 @functools.cache
@@ -44,19 +44,26 @@ def get(name: str) -> Backend:
 
 
 def of(array: object) -> Backend:
-    """The backend that computes with `array`: the one chosen by `use`, else `auto`."""
-    return get(_chosen[-1] if _chosen else "auto")
+    """The backend that computes with `array`: the innermost that `use` chose by name, else `auto`.
+
+    All backends so far compute with NumPy arrays, so the array itself does not matter yet.
+    """
+    named = [name for name, _ in _chosen if name != "auto"]
+    return get(named[-1] if named else "auto")
 
 
 @contextlib.contextmanager
 def use(name: str) -> Iterator[Backend]:
-    """Within this block every op runs on the backend called `name`, in all threads."""
+    """Within this block every op runs on the backend called `name`, in all threads; `auto` leaves
+    the choice to the blocks around it.
+    """
+    entry = name, object()  # the object tells it from others of the same name
     backend = get(name)
-    _chosen.append(name)
+    _chosen.append(entry)
     try:
         yield backend
     finally:
-        _chosen.pop()
+        _chosen.remove(entry)
 
 
 __all__ = ["NAMES", "Backend", "get", "of", "use"]

@@ -77,7 +77,13 @@ def _data(args: argparse.Namespace, learner: Learner) -> ImageFolder:
     if recorded.get("kind") != "folder":
         raise RequestError(f"{args.source} was trained on arrays in memory; give a folder")
     arguments = dict(recorded.get("arguments", {}))
-    return open_folder(arguments.pop("path", None), **{**arguments, **options})
+    data = open_folder(arguments.pop("path", None), **{**arguments, **options})
+    if data.describe()["sha256"] != recorded.get("sha256"):
+        raise RequestError(
+            f"the pictures have changed since {args.source} was trained, so its validation part "
+            "may now hold pictures that it has learnt; give a folder of others"
+        )
+    return data
 
 
 def _names_from_folder(weights: Weights, path: str | None) -> list[str]:

@@ -4,7 +4,7 @@ A class is a folder; its pictures are the files with a picture's extension in it
 Hidden names, macOS leftovers, links to folders (they can form loops) and everything else is
 passed over, counted by reason, so that the count can be shown.
 
-Next: tinyft/data/folder.py
+Next: tinyft/data/split.py
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def vision_learner(
         bn=bn,
         seed=seed,
         device=device,
-        optimizer_class=OPTIMIZERS.get(optimizer, optimizer),
+        optimizer_class=_optimizer_class(optimizer),
         weight_decay=weight_decay,
         label_smoothing=label_smoothing,
         class_weights=class_weights,
@@ -76,6 +76,13 @@ def vision_learner(
     if weights is not None:
         learner.freeze()
     return learner
+
+
+def _optimizer_class(optimizer: str | Callable[..., Optimizer]) -> Callable[..., Optimizer]:
+    """Raises: ValueError for a name that is none"""
+    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {optimizer!r}")
+    return OPTIMIZERS.get(optimizer, optimizer)
 
 
 def _random_head(kind: str, C: int, num_classes: int, dropout: float, seed: int) -> Module:
@@ -115,6 +122,7 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:
     arguments["optimizer"] = names.get(arguments["optimizer"], arguments["optimizer"])
     if not isinstance(arguments["optimizer"], str):
         return None
+    arguments["seed"] = int(arguments["seed"])
     if arguments["class_weights"] is not None:
         arguments["class_weights"] = [float(w) for w in arguments["class_weights"]]
     return arguments
@@ -131,6 +139,7 @@ def _network(
     source = (arch or "resnet18") if weights == "default" else weights
     loaded = load_weights(source, arch=arch)
     network = cut(build(loaded.arch, seed=seed))
-    network.load_state_dict({n: a for n, a in loaded.arrays.items() if not n.startswith("fc.")})
+    body = {n: a for n, a in loaded.arrays.items() if n.split(".")[0] not in ("fc", "head")}
+    network.load_state_dict(body)
     facts = {"arch": loaded.arch, "weights": str(source), "metadata": dict(loaded.metadata)}
     return network, loaded.preprocess, facts

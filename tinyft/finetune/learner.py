@@ -18,15 +18,15 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.data.loader import Batch, PictureData
-from tinyft.data.prepare import prepare
-from tinyft.errors import NonFiniteLossError
+from tinyft.errors import DataError, NonFiniteLossError
 from tinyft.finetune import groups as layer_groups
 from tinyft.finetune.feature_cache import FeatureCache, cacheable_bytes
 from tinyft.finetune.forecast import Forecast, forecast
+from tinyft.finetune.judge import evaluate, predict
 from tinyft.finetune.lr_find import LrFinding, lr_find
 from tinyft.finetune.norms import group_norms
 from tinyft.finetune.optim import Adam
-from tinyft.finetune.plan import Plan, describe_groups
+from tinyft.finetune.plan import Plan, describe_groups, facts_of
 from tinyft.finetune.proof import digests, expected_identical, prove
 from tinyft.finetune.recipe import Phase, fine_tune_phases, one_cycle_phase
 from tinyft.finetune.records import (
@@ -39,11 +39,10 @@ from tinyft.finetune.records import (
 )
 from tinyft.finetune.save import save
 from tinyft.finetune.schedule import per_group
-from tinyft.nn.fold import fold
 from tinyft.nn.layers import Dropout
 from tinyft.nn.resnet import ResNet
 from tinyft.ops import cross_entropy
-from tinyft.tensor import Tensor, no_grad
+from tinyft.tensor import Tensor
 from tinyft.weights.preprocess import Preprocess
 
 
@@ -71,6 +70,7 @@ class Learner:
         if self.bn not in layer_groups.BN_PRESETS:
             known = ", ".join(layer_groups.BN_PRESETS)
             raise ValueError(f"bn must be one of {known}; got {self.bn!r}")
+        backends.get(self.device)  # raises for one that does not work here
         if self.class_weights is not None:
             self.class_weights = np.asarray(self.class_weights, self.dtype)
         self.groups = layer_groups.layer_groups(self.model)
@@ -78,6 +78,9 @@ class Learner:
             group.weight_decay = self.weight_decay
         self.optimizer = self.optimizer_class(self.groups)
         self.dropouts = [m for _, m in self.model.named_modules() if isinstance(m, Dropout)]
+        for layer, dropout in enumerate(self.dropouts, 1):  # each draws its own masks
+            dropout.seed, dropout.layer = self.seed, layer
+        self.norms = [norm for group in self.groups for norm in group.norms.values()]
         self.trained: frozenset[str] = frozenset()  # parameters that ever had a gradient
         self.step = self.epoch = 0
         self.smooth = SmoothLoss()
@@ -88,14 +91,15 @@ class Learner:
     # ---------------------------------------------------------------------------------- what trains
 
     def freeze_to(self, first_trainable: int, *, stale_gradients: bool = False) -> None:
-        """Freeze the layer groups before this one (negative counts from the end); the optimizer
-        forgets everything.
+        """Freeze the groups before this one (negative: from the end); the optimizer forgets all.
 
-        With `stale_gradients`, frozen parameters that once trained keep a gradient of zeros and so
-        decay on, as in fastai.
+        With `stale_gradients`, frozen parameters that once trained decay on, as in fastai.
         """
+        n = len(self.groups)
+        if not -n <= first_trainable <= n:
+            raise ValueError(f"first_trainable should be from {-n} to {n}; got {first_trainable}")
         if first_trainable < 0:
-            first_trainable += len(self.groups)
+            first_trainable += n
         stale = self.trained if stale_gradients else frozenset()
         layer_groups.freeze_to(self.groups, first_trainable, self.bn, stale)
         self.optimizer.clear()
@@ -126,8 +130,10 @@ class Learner:
         defaults.
         """
         options = {"base_lr": base_lr, "freeze_epochs": freeze_epochs, **schedule}
-        steps, n_groups = self.data.steps_per_epoch, len(self.groups)
+        steps, n_groups = self._own_data().steps_per_epoch, len(self.groups)
         phases = fine_tune_phases(epochs, steps, n_groups, **options)
+        if weight_decay is None:
+            weight_decay = self.weight_decay
         arguments = {"method": "plan", "epochs": epochs, "weight_decay": weight_decay}
         arguments |= {"stale_gradients": stale_gradients, **options}
         return self._plan(phases, weight_decay, stale_gradients, arguments)
@@ -149,15 +155,17 @@ class Learner:
         n_groups = len(self.groups)
         peaks = per_group(self.lr if lr_max is None else lr_max, n_groups)
         options = {"first_trainable": first_trainable, **schedule}
-        steps = self.data.steps_per_epoch
+        steps = self._own_data().steps_per_epoch
         phase = one_cycle_phase("one cycle", epochs, steps, peaks, n_groups, **options)
+        if weight_decay is None:
+            weight_decay = self.weight_decay
         arguments = {"method": "one_cycle_plan", "epochs": epochs, "weight_decay": weight_decay}
         return self._plan([phase], weight_decay, False, arguments | {"lr_max": peaks, **options})
 
     def _plan(
         self,
         phases: list[Phase],
-        weight_decay: float | None,
+        weight_decay: float,
         stale_gradients: bool,
         arguments: dict[str, Any],
     ) -> Plan:
@@ -166,12 +174,12 @@ class Learner:
         return Plan(
             phases,
             [describe_groups(self.groups, phase, self.bn) for phase in phases],
-            self.groups[0].weight_decay if weight_decay is None else weight_decay,
+            weight_decay,
             self.bn,
             stale_gradients,
-            self._facts(),
+            facts_of(self),
             arguments,
-            [self._cacheable_bytes(phase) for phase in phases],
+            [0 if stale_gradients else self._cacheable_bytes(phase) for phase in phases],
         )
 
     def _cacheable_bytes(self, phase: Phase) -> int:
@@ -179,24 +187,11 @@ class Learner:
         return cacheable_bytes(
             self.model,
             self.data,
-            self.data.adjusted(self.preprocess).crop,
+            self.adjusted_preprocess().crop,
             bn=self.bn,
             body_frozen=phase.first_trainable >= len(self.groups) - 1,
+            itemsize=np.dtype(self.dtype).itemsize,
         )
-
-    def _facts(self) -> list[str]:
-        """What is true of the whole run, in sentences."""
-        p = self.data.adjusted(self.preprocess)
-        kind = "assumed" if p.assumed else "from the weights file"
-        augment = self.data.augment or "none"
-        return [
-            f"network: {self.arch}, {self.model.count_parameters():,} parameters, {self.dtype}; "
-            f"body: {self.facts.get('weights', 'as given')}",
-            f"head: {self.facts.get('head', 'as given')}, random, {len(self.classes)} classes",
-            f"data: {self.data.n_train} pictures to train on, {self.data.n_valid} to validate, "
-            f"batches of {self.data.batch_size}; augmentation: {augment}",
-            f"input: {p.resize} px, {p.crop} px cropped, mean {p.mean}, std {p.std} ({kind})",
-        ]
 
     def forecast(self, plan: Plan) -> Forecast:
         """What a plan will take, from a measurement of a few steps that leaves no trace."""
@@ -213,10 +208,9 @@ class Learner:
         observers: Sequence[Watcher] = (),
         **options: Any,
     ) -> list[Evaluation]:
-        """Train the head alone, then everything; see `plan` for the options. The validation after
-        each epoch.
+        """Train the head alone, then everything; options: see `plan`. The validation of each epoch.
 
-        With `out` the run is written to that folder and can be resumed; see `run.py`.
+        With `out` the run is written to that folder; `resume.py` goes on with it.
         """
         return self.execute(self.plan(epochs, base_lr, **options), out=out, observers=observers)
 
@@ -280,6 +274,7 @@ class Learner:
         remembered = dict(self.optimizer.state) if resumed else {}
         self.freeze_to(phase.first_trainable, stale_gradients=plan.stale_gradients)
         self.optimizer.state.update(remembered)
+        self.weight_decay = plan.weight_decay  # for good, as in fastai
         for group in self.groups:
             group.weight_decay = plan.weight_decay
         if not resumed:
@@ -315,13 +310,14 @@ class Learner:
         self.model.train()
         for dropout in self.dropouts:
             dropout.step = self.step
+        norms_before = [(n, n.running_mean, n.running_var) for n in self.norms]
         with backends.use(self.device):
             if cache:
                 logits = self.model.head(cache.features(batch))
             else:
                 logits = self.model(self.input(batch.images))
             loss = self.loss(logits, batch.labels)
-            value = self._finite(loss.item())
+            value = self._finite(loss.item(), norms_before)
             loss.backward()
             measure = group_norms(self.groups) if norms else None
             self.optimizer.step()
@@ -359,64 +355,47 @@ class Learner:
             class_weights=self.class_weights,
         )
 
-    def _finite(self, loss: float) -> float:
+    def _finite(self, loss: float, norms_before: list[tuple]) -> float:
+        """The loss, if it is a number; else the step is taken back, statistics included."""
         if math.isfinite(loss):
             return loss
+        for norm, mean, variance in norms_before:
+            norm.running_mean, norm.running_var = mean, variance
         rates = ", ".join(f"{group.name} {group.lr:.2e}" for group in self.groups)
         raise NonFiniteLossError(
-            f"the loss of step {self.step} is {loss} (learning rates: {rates}); no weight changed. "
+            f"the loss of step {self.step} is {loss} (learning rates: {rates}); nothing changed. "
             "Use a smaller learning rate (a tenth is a good try), or look at this step's pictures"
         )
 
     # ------------------------------------------------------------------------------------- using it
 
     def evaluate(self, data: PictureData | None = None) -> Evaluation:
-        """Accuracy and mean loss over the validation pictures, in evaluation mode."""
-        data = data or self.data
-        right = total = 0
-        loss = 0.0
-        with no_grad(), backends.use(self.device):
-            network = fold(self.model)
-            for batch in data.valid_batches(self.preprocess):
-                logits = network(self.input(batch.images))
-                loss += self.loss(logits, batch.labels).item() * len(batch.ids)
-                right += int((logits.data.argmax(axis=1) == batch.labels).sum())
-                total += len(batch.ids)
-        return Evaluation(total, right / total, loss / total)
+        """Accuracy and mean loss over the validation pictures (of `data`, else the learner's)."""
+        return evaluate(self, data or self._own_data())
 
     def predict(self, images: Any) -> Prediction | list[Prediction]:
-        """The class of a picture: a path, or an array (H, W, 3) uint8. A list gives a list.
+        """The class of a picture: a path, or an array (H, W, 3) uint8. A list gives a list."""
+        if isinstance(images, list | tuple):
+            return predict(self, images)
+        return predict(self, [images])[0]
 
-        Raises: DataError, naming the file, for a picture that cannot be read
-        """
-        if not isinstance(images, list | tuple):
-            return self.predict([images])[0]
-        preprocess = self.data.adjusted(self.preprocess) if self.data else self.preprocess
-        predictions = []
-        with no_grad(), backends.use(self.device):
-            network = fold(self.model)
-            for image in images:
-                pixels = prepare(image, preprocess)[None]  # (1, S, S, 3)
-                probabilities = softmax(network(self.input(pixels)).data[0])
-                best = int(probabilities.argmax())
-                name = str(image) if isinstance(image, str | Path) else "array"
-                predictions.append(
-                    Prediction(name, self.classes[best], float(probabilities[best]), probabilities)
-                )
-        return predictions
+    def adjusted_preprocess(self) -> Preprocess:
+        """The weights' preprocessing at the size that the learner works with."""
+        return self.data.adjusted(self.preprocess) if self.data else self.preprocess
 
-    def lr_find(self, start_lr: float = 1e-7, end_lr: float = 10, num_it: int = 100) -> LrFinding:
-        """Try learning rates from tiny to huge; see lr_find.py. Everything is restored
-        afterwards.
-        """
-        return lr_find(self, start_lr, end_lr, num_it)
+    def _own_data(self) -> PictureData:
+        if self.data is None:
+            raise DataError(
+                "this learner was loaded from a file and has no pictures; pass some to evaluate, "
+                "or make one with vision_learner(data, weights=FILE) to train on"
+            )
+        return self.data
+
+    def lr_find(self, **options: Any) -> LrFinding:
+        """Try learning rates from tiny to huge, and restore everything; options: see lr_find.py."""
+        self._own_data()
+        return lr_find(self, **options)
 
     def save(self, path: str | Path) -> None:
         """Write the learner as a weights file that `load_learner` reads; see save.py."""
         save(self, path)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """(C,) -> probabilities (C,)"""
-    shifted = np.exp(logits - logits.max())
-    return shifted / shifted.sum()

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinyft.finetune.groups import Group, norm_switches, trains
 from tinyft.finetune.recipe import Phase
+
+if TYPE_CHECKING:
+    from tinyft.finetune.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,22 @@ class Plan:
         decay = f"weight decay {self.weight_decay:g}, times the learning rate; none on batch norms"
         stale = "; frozen weights that once trained decay on" if self.stale_gradients else ""
         return "\n".join([*lines, "", _wrapped(decay + " and biases" + stale)])
+
+
+def facts_of(learner: Learner) -> list[str]:
+    """What is true of the whole run, in sentences."""
+    p, data = learner.adjusted_preprocess(), learner.data
+    kind = "assumed" if p.assumed else "from the weights file"
+    head = learner.facts.get("head", "of the caller's own")
+    state = "random" if learner.step == 0 else f"after {learner.step} steps"
+    return [
+        f"network: {learner.arch}, {learner.model.count_parameters():,} parameters, "
+        f"{learner.dtype}; body: {learner.facts.get('weights', 'as given')}",
+        f"head: {head}, {state}, {len(learner.classes)} classes",
+        f"data: {data.n_train} pictures to train on, {data.n_valid} to validate, "
+        f"batches of {data.batch_size}; augmentation: {data.augment or 'none'}",
+        f"input: {p.resize} px, {p.crop} px cropped, mean {p.mean}, std {p.std} ({kind})",
+    ]
 
 
 def describe_groups(groups: list[Group], phase: Phase, bn: str) -> list[GroupState]:

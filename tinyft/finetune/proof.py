@@ -1,6 +1,6 @@
 """The freeze proof: which tensors a phase may not change, and whether it did.
 
-Next: tinyft/finetune/learner.py
+Next: tinyft/finetune/judge.py
 """
 
 from __future__ import annotations

@@ -57,6 +57,11 @@ def one_cycle_phase(
     """One cycle: rates rise from lr_max / div to lr_max, then fall to lr_max / div_final; momentum
     mirrors them.
     """
+    if epochs < 0 or not 0 <= first_trainable <= n_groups:
+        raise ValueError(
+            f"epochs should be at least 0 and first_trainable from 0 to {n_groups}; "
+            f"got {epochs} and {first_trainable}"
+        )
     peaks = per_group(lr_max, n_groups)
     at = positions(epochs, steps_per_epoch)
     lr = [

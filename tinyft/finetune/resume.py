@@ -51,7 +51,12 @@ def resume(
         for name, old in description["versions"].items()
         if versions().get(name) != old
     ]
-    start = _restore_newest(path, learner, run, notices)
+    start = _restore_newest(path, learner, run, notices) - description["first_step"]
+    if start < 0:
+        raise RunError(
+            f"{path} began with a learner that was trained before, and its checkpoint is lost; "
+            "start a new run"
+        )
     _cut_metrics(path / "metrics.csv", learner.step)
     return learner, plan, run, start, notices
 
@@ -68,7 +73,16 @@ def _data(path: Path, described: dict[str, Any], data: PictureData | None) -> Pi
         if described["kind"] != "folder":
             raise RunError(f"{path} was trained on arrays in memory; pass them as data=")
         data = ImageFolder(**described["arguments"])
-    if data.describe()["sha256"] != described["sha256"]:
+    found = data.describe()
+    differing = [
+        name for name, value in described["arguments"].items() if found["arguments"][name] != value
+    ]
+    if differing:
+        raise RunError(
+            f"{path} was trained with other options of its data; they differ in "
+            f"{', '.join(differing)}: make the data as it was, {described['arguments']}"
+        )
+    if found["sha256"] != described["sha256"]:
         raise RunError(
             f"the pictures of {path} have changed since it began, so it would not end the same; "
             "start a new run"

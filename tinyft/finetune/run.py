@@ -68,6 +68,8 @@ class Run:
         self.last_checkpoint = time.monotonic()
         if not (self.path / "run.json").exists():
             self.describe(learner, plan)
+            if learner.step:  # trained before this run: a resumed one cannot begin at the weights
+                self.checkpoint(learner)
 
     def describe(self, learner: Learner, plan: Plan) -> None:
         description = {
@@ -78,6 +80,7 @@ class Run:
             "learner": learner.facts.get("arguments"),
             "data": learner.data.describe(),
             "plan": plan.arguments,
+            "first_step": learner.step,
             "steps": plan.steps,
             "plan_text": str(plan),
             "classes": learner.classes,

@@ -30,7 +30,8 @@ def save(learner: Learner, path: str | os.PathLike[str], *, training: str = "") 
     arrays = {n: np.ascontiguousarray(a, np.float32) for n, a in learner.model.state_dict().items()}
     settings = {"arch": learner.arch, "head": learner.facts.get("head"), "bn": learner.bn,
                 "seed": learner.seed, "label_smoothing": learner.label_smoothing,
-                "weight_decay": learner.weight_decay}  # fmt: skip
+                "weight_decay": learner.weight_decay, "dtype": learner.dtype,
+                "class_weights": _plain(learner.class_weights)}  # fmt: skip
     last = learner.validation
     metadata: dict[str, Any] = {
         "head": learner.facts.get("head") or "custom",
@@ -59,7 +60,7 @@ def load_learner(
     weights = load_weights(path)
     if "learner" not in weights.extra or weights.classes is None:
         raise WeightsError(f"{path} holds weights but no learner; use vision_learner(weights=...)")
-    settings = json.loads(weights.extra["learner"])
+    settings = _settings(path, weights.extra["learner"])
     body = cut(build(weights.arch))
     if head is None:
         if settings["head"] not in HEADS:
@@ -67,7 +68,7 @@ def load_learner(
         head = HEADS[settings["head"]](body.num_features, len(weights.classes))
     attach(body, head).load_state_dict(weights.arrays)
     return Learner(
-        body,
+        body.astype(settings["dtype"]),
         None,
         weights.preprocess,
         weights.arch,
@@ -77,5 +78,23 @@ def load_learner(
         device=device,
         label_smoothing=settings["label_smoothing"],
         weight_decay=settings["weight_decay"],
+        class_weights=settings["class_weights"],
+        dtype=settings["dtype"],
         facts={"head": settings["head"], "weights": str(path)},
     )
+
+
+def _settings(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
+    """What `save` wrote beside the weights. Raises: WeightsError if it is something else"""
+    expected = {"head", "bn", "seed", "label_smoothing", "weight_decay", "dtype", "class_weights"}
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict) or not expected <= settings.keys():
+        raise WeightsError(f"{path}: its learner should be JSON with {', '.join(sorted(expected))}")
+    return settings
+
+
+def _plain(class_weights: np.ndarray | None) -> list[float] | None:
+    return None if class_weights is None else [float(weight) for weight in class_weights]

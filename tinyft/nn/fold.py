@@ -40,11 +40,13 @@ class FoldedNetwork(Module):
 
 
 def fold(network: Module) -> FoldedNetwork:
-    """A copy of `network` for evaluation, with every batch norm folded that directly follows a
-    convolution.
+    """A copy of `network` for evaluation, with every batch norm of the body folded into the
+    convolution that it follows. A head, which may be anybody's, stays as it is.
     """
     network = copy.deepcopy(network)
-    for _, module in network.named_modules():
+    for path, module in network.named_modules():
+        if path.split(".")[0] == "head":
+            continue
         children = list(module._children.items())
         for (_, first), (name, second) in itertools.pairwise(children):
             if isinstance(first, Conv2d) and isinstance(second, BatchNorm):
@@ -57,6 +59,7 @@ def _fold_pair(conv: Conv2d, norm: BatchNorm) -> None:
     """In float64, rounded once, so that folding costs as little precision as it can."""
     variance = norm.running_var.astype(np.float64)
     scale = norm.weight.data / np.sqrt(variance + norm.eps)  # (F,)
-    shift = norm.bias.data - norm.running_mean * scale
+    own = 0 if conv.bias is None else conv.bias.data
+    shift = norm.bias.data + (own - norm.running_mean) * scale
     conv.weight.data *= scale.reshape(-1, 1, 1, 1).astype(conv.weight.dtype)
     conv.bias = parameter(shift.astype(conv.weight.dtype))

@@ -202,13 +202,18 @@ def build(arch: str, num_classes: int | None = None, seed: int = 0) -> ResNet:
     return model
 
 
-resnet18 = functools.partial(build, "resnet18")
-resnet34 = functools.partial(build, "resnet34")
-resnet50 = functools.partial(build, "resnet50")
-resnet101 = functools.partial(build, "resnet101")
-resnet152 = functools.partial(build, "resnet152")
-cifar_resnet20 = functools.partial(build, "cifar_resnet20")
-cifar_resnet32 = functools.partial(build, "cifar_resnet32")
-cifar_resnet44 = functools.partial(build, "cifar_resnet44")
-cifar_resnet56 = functools.partial(build, "cifar_resnet56")
-cifar_resnet110 = functools.partial(build, "cifar_resnet110")
+def _builder(arch: str) -> Callable[..., ResNet]:
+    def make(num_classes: int | None = None, seed: int = 0) -> ResNet:
+        return build(arch, num_classes, seed)
+
+    make.__name__ = make.__qualname__ = arch
+    make.__doc__ = f"The network {arch} with random weights drawn from `seed`; see `build`."
+    return make
+
+
+resnet18, resnet34, resnet50, resnet101, resnet152 = map(
+    _builder, ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+)
+cifar_resnet20, cifar_resnet32, cifar_resnet44, cifar_resnet56, cifar_resnet110 = map(
+    _builder, [arch for arch in ARCHITECTURES if arch.startswith("cifar")]
+)

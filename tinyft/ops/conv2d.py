@@ -1,4 +1,4 @@
-"""Convolution, and the linear layer, which is a convolution over a single pixel.
+"""Convolution: forward, and both gradients.
 
 Letters: N pictures, H W rows and columns in, C channels in, P Q rows and columns out, F filters, R
 S the kernel.

@@ -1,0 +1,101 @@
+"""Networks: published sizes, names, memory order, modes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tinyft as ft
+from tinyft import nn
+from tinyft.errors import WeightsError
+from tinyft.tensor import Tensor
+
+
+@pytest.mark.parametrize(  # torchvision 0.29.1; He et al. 2016, table 6
+    ("arch", "parameters"),
+    [
+        ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
+        ("resnet50", 25_557_032),
+        ("resnet101", 44_549_160),
+        ("resnet152", 60_192_808),
+        ("cifar_resnet20", 269_722),
+        ("cifar_resnet32", 464_154),
+        ("cifar_resnet44", 658_586),
+        ("cifar_resnet56", 853_018),
+        ("cifar_resnet110", 1_727_962),
+    ],
+)
+def test_parameter_totals_are_the_published_ones(arch, parameters):
+    assert nn.build(arch).count_parameters() == parameters
+
+
+def test_names_are_torchvisions():
+    names = list(ft.resnet50().state_dict())
+    assert names[:5] == [
+        "conv1.weight",
+        "bn1.weight",
+        "bn1.bias",
+        "bn1.running_mean",
+        "bn1.running_var",
+    ]
+    assert "layer1.0.downsample.0.weight" in names and "layer4.2.bn3.running_var" in names
+    assert names[-2:] == ["fc.weight", "fc.bias"]
+
+
+def test_convolution_weights_lie_in_the_order_of_the_kernels():
+    weight = nn.Conv2d(3, 8, 5).weight.data
+    assert weight.shape == (8, 3, 5, 5)
+    assert weight.transpose(2, 3, 1, 0).flags.c_contiguous
+
+
+def test_the_shortcut_without_weights_takes_every_second_pixel():
+    shortcut = nn.build("cifar_resnet20")._children["layer2"]._children["0"].downsample
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 16)).astype(np.float32)
+    out = shortcut(Tensor(x)).data
+    np.testing.assert_array_equal(out[..., 8:24], x[:, ::2, ::2])
+    assert not out[..., :8].any() and not out[..., 24:].any()
+
+
+def test_running_statistics_follow_pytorchs_rule():
+    norm = nn.BatchNorm(3)
+    x = np.random.default_rng(0).normal(2, 3, size=(4, 2, 2, 3)).astype(np.float32)
+    norm(Tensor(x))
+    rows = x.reshape(-1, 3)
+    np.testing.assert_allclose(norm.running_mean, 0.1 * rows.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(norm.running_var, 0.9 + 0.1 * rows.var(0, ddof=1), rtol=1e-5)
+    before = norm.running_mean
+    norm.eval()(Tensor(x))
+    norm.train().updates = False
+    norm(Tensor(x))
+    assert norm.running_mean is before
+
+
+def test_wrong_arrays_are_all_listed_and_change_nothing():
+    network = ft.cifar_resnet20(seed=1)
+    state = {name: array.copy() for name, array in network.state_dict().items()}
+    wrong = {**state, "extra": state["bn1.bias"], "fc.weight": state["fc.weight"].T}
+    del wrong["bn1.weight"]
+    with pytest.raises(WeightsError) as error:
+        network.load_state_dict(wrong)
+    for part in ("missing: bn1.weight", "unexpected: extra", "fc.weight: expected (10, 64)"):
+        assert part in str(error.value)
+    for name, array in network.state_dict().items():
+        np.testing.assert_array_equal(array, state[name])
+
+
+def test_each_layer_is_drawn_for_itself():
+    first, again, other = (ft.cifar_resnet20(seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all((first[name] == again[name]).all() for name in first)
+    assert (first["conv1.weight"] != other["conv1.weight"]).any()
+    more_classes = nn.build("cifar_resnet20", 100, seed=1).state_dict()
+    np.testing.assert_array_equal(more_classes["conv1.weight"], first["conv1.weight"])
+
+
+@pytest.mark.parametrize(("C", "std"), [(512, 0.0442), (2048, 0.0221)])
+def test_a_new_head_has_fastais_spread(C, std):
+    head = nn.FastaiHead(C, 10)
+    assert head.linear1.weight.data.std() == pytest.approx(std, rel=0.01)
+    assert head.linear2.weight.data.std() == pytest.approx(0.0625, rel=0.05)
+    assert (head.bn1.bias.data == np.float32(0.001)).all()
+    assert head.linear1.bias is None and head.linear2.bias is None

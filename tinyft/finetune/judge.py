@@ -1,0 +1,72 @@
+"""Using a trained network: how often it is right on labelled pictures, and what it says of new
+ones.
+
+Both run a copy whose batch norms are folded, and both prepare pictures as in training's validation.
+
+Next: tinyft/finetune/save.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyft import backends
+from tinyft.data.loader import PictureData
+from tinyft.data.prepare import prepare
+from tinyft.errors import DataError
+from tinyft.finetune.records import Evaluation, Prediction
+from tinyft.nn.fold import fold
+from tinyft.tensor import no_grad
+
+if TYPE_CHECKING:
+    from tinyft.finetune.learner import Learner
+
+
+def evaluate(learner: Learner, data: PictureData) -> Evaluation:
+    """Accuracy and mean loss over the validation pictures of `data`, in evaluation mode.
+
+    Raises: DataError if there are none, or their classes are not the learner's
+    """
+    if data.classes != learner.classes:
+        raise DataError(
+            f"the learner knows the classes {', '.join(learner.classes)}, the pictures have "
+            f"{', '.join(data.classes)}; open them with classes=learner.classes"
+        )
+    if data.n_valid == 0:
+        raise DataError("there are no validation pictures; give some, or a valid_fraction above 0")
+    right, loss = 0, 0.0
+    with no_grad(), backends.use(learner.device):
+        network = fold(learner.model)
+        for batch in data.valid_batches(learner.adjusted_preprocess()):
+            logits = network(learner.input(batch.images))
+            loss += learner.loss(logits, batch.labels).item() * len(batch.ids)
+            right += int((logits.data.argmax(axis=1) == batch.labels).sum())
+    return Evaluation(data.n_valid, right / data.n_valid, loss / data.n_valid)
+
+
+def predict(learner: Learner, images: list[Any] | tuple[Any, ...]) -> list[Prediction]:
+    """The class of each picture: paths, or arrays (H, W, 3) uint8.
+
+    Raises: DataError, naming the file, for a picture that cannot be read
+    """
+    preprocess = learner.adjusted_preprocess()
+    predictions = []
+    with no_grad(), backends.use(learner.device):
+        network = fold(learner.model)
+        for image in images:
+            pixels = prepare(image, preprocess)[None]  # (1, S, S, 3)
+            probabilities = softmax(network(learner.input(pixels)).data[0])
+            best = int(probabilities.argmax())
+            name = str(image) if isinstance(image, str | Path) else "array"
+            label, probability = learner.classes[best], float(probabilities[best])
+            predictions.append(Prediction(name, label, probability, probabilities))
+    return predictions
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(C,) -> probabilities (C,)"""
+    shifted = np.exp(logits - logits.max())
+    return shifted / shifted.sum()
