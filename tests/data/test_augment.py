@@ -241,7 +241,9 @@ def test_a_crop_without_luck_is_the_largest_in_the_middle():
     assert augment.draw_crop(Unlucky(), 100, 10) == CropDraw(left=0, top=43, width=10, height=13)
 
 
-@pytest.mark.parametrize("augmentation", [augment.aug_transforms, augment.random_resized_crop])
+@pytest.mark.parametrize(
+    "augmentation", [augment.aug_transforms, augment.random_resized_crop, augment.random_shift]
+)
 def test_augmentation_is_a_pure_function(augmentation, rough):
     picture = rough(24, 31)
     picture.flags.writeable = False
@@ -256,3 +258,28 @@ def test_augmentation_is_a_pure_function(augmentation, rough):
 def test_a_draw_can_be_printed():
     assert len(astuple(NEUTRAL)) == 8
     assert "angle=0.0" in repr(NEUTRAL)
+
+
+def test_a_shift_moves_the_picture_and_mirrors_what_is_missing():
+    column = np.arange(20, dtype=np.uint8)
+    picture = np.repeat(np.broadcast_to(column, (20, 20))[..., None], 3, axis=2)
+    seen = set()
+    for seed in range(200):
+        row = augment.random_shift(picture, np.random.default_rng(seed), 20)[0, :, 0].tolist()
+        flipped = row[10] > row[11]
+        row = row[::-1] if flipped else row
+        shift = row[10] - 10
+        expected = [abs(i + shift) if i + shift < 20 else 38 - i - shift for i in range(20)]
+        assert row == expected
+        seen.add((flipped, shift))
+    assert seen == {(flipped, shift) for flipped in (False, True) for shift in range(-2, 3)}
+
+
+def test_a_shift_finds_every_place_in_a_larger_picture():
+    picture = np.zeros((24, 30, 3), np.uint8)
+    picture[..., 0] = np.arange(30)
+    lefts = [
+        augment.random_shift(picture, np.random.default_rng(seed), 24)[0, :, 0]
+        for seed in range(300)
+    ]
+    assert {min(int(row[5]), int(row[-6])) for row in lefts} == set(range(3, 14))

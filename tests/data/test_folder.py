@@ -254,7 +254,7 @@ def test_orientation_can_be_switched_off_for_comparisons(folder):
         ({"batch_size": 0}, "batch_size must be"),
         ({"batch_size": 1}, "at least two pictures"),
         ({"size": 0}, "size must be"),
-        ({"augment": "mixup"}, "augment must be one of default, crop, or None"),
+        ({"augment": "mixup"}, "augment must be one of default, crop, shift, or None"),
     ],
 )
 def test_wrong_options_say_what_is_expected(option, message, folder):

@@ -30,7 +30,7 @@ def ours() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("tinyft-data")]
 
 
-@pytest.mark.parametrize("augment", ["default", "crop", None])
+@pytest.mark.parametrize("augment", ["default", "crop", "shift", None])
 def test_results_do_not_depend_on_the_number_of_threads(augment, folder):
     path = folder(COUNTS)
     make = partial(ImageFolder, path, batch_size=4, augment=augment)

@@ -40,7 +40,9 @@ def add_training_options(parser: Parser) -> None:
     add("--bn", choices=("fastai", "torch", "frozen"), help="batch norms of frozen layers")
     add("--seed", type=whole(0), metavar="N", help="decides every random draw (0)")
     augment = parser.add_mutually_exclusive_group()
-    augment.add_argument("--augment", choices=("default", "crop", "none"), help="(default)")
+    augment.add_argument(
+        "--augment", choices=("default", "crop", "shift", "none"), help="(default)"
+    )
     augment.add_argument("--no-augment", dest="augment", action="store_const", const="none")
     add("--valid-fraction", type=fraction, metavar="X", help="set aside if DIR has no split (0.2)")
     add_reading_options(parser)

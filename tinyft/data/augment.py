@@ -1,4 +1,5 @@
-"""Random changes to a training picture: fastai's `aug_transforms`, or its RandomResizedCrop.
+"""Random changes to a training picture: fastai's `aug_transforms`, its RandomResizedCrop, or the
+shift that small pictures are trained with.
 
 A draw and its use are apart. `draw(rng)` makes an `AugmentDraw`, a handful of numbers that can be
 printed; `apply(picture, draw, size)` is a pure function of them. Flip, rotation, zoom,
@@ -38,6 +39,8 @@ LIGHTING_PROBABILITY = 0.75
 MIN_SCALE = 0.35
 RATIO = (3 / 4, 4 / 3)  # width / height
 ATTEMPTS = 10
+
+MAX_SHIFT = 0.1  # of the side; for 32 pixels 3, where He et al. (2016) shift by up to 4
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,28 @@ def random_resized_crop(picture: np.ndarray, rng: np.random.Generator, size: int
     Shapes:  picture (H, W, 3) uint8; out (size, size, 3) uint8
     """
     return apply_crop(picture, draw_crop(rng, *picture.shape[:2]), size)
+
+
+def random_shift(picture: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
+    """A random square of the picture with a mirrored border around it, flipped half of the time:
+    the augmentation called "shift".
+
+    Shapes:  picture (H, W, 3) uint8, no side below `size`; out (size, size, 3) uint8
+    Source:  He et al., Deep residual learning for image recognition (2016), section 4.2, whose
+             border is black
+    """
+    border = min(round(MAX_SHIFT * size), size - 1)
+    rows, columns = (
+        np.abs(np.arange(size) + rng.integers(-border, side - size + border, endpoint=True))
+        for side in picture.shape[:2]
+    )
+    rows, columns = (
+        np.minimum(at, 2 * (side - 1) - at)
+        for at, side in zip((rows, columns), picture.shape[:2], strict=True)
+    )
+    if rng.random() < FLIP_PROBABILITY:
+        columns = columns[::-1]
+    return picture[rows[:, None], columns]
 
 
 def aug_transforms(picture: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinyft.data.augment import aug_transforms, random_resized_crop
+from tinyft.data.augment import aug_transforms, random_resized_crop, random_shift
 from tinyft.data.cache import PictureCache, default_budget
 from tinyft.data.prefetch import ahead, default_workers
 from tinyft.data.prepare import Source, working_picture
@@ -31,7 +31,7 @@ from tinyft.seeds import generator
 if TYPE_CHECKING:
     from tinyft.weights.preprocess import Preprocess
 
-AUGMENTATIONS = {"default": aug_transforms, "crop": random_resized_crop}
+AUGMENTATIONS = {"default": aug_transforms, "crop": random_resized_crop, "shift": random_shift}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Next: tinyft/finetune/learner.py
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tinyft.nn.module import Module
 from tinyft.nn.resnet import build
 from tinyft.weights import Preprocess, Weights, load_weights
 
-OPTIMIZERS = {"adam": Adam, "sgd": SGD}
+OPTIMIZERS = {"adam": Adam, "sgd": SGD, "momentum": functools.partial(SGD, momentum=0.9)}
 
 
 def vision_learner(
@@ -46,8 +47,8 @@ def vision_learner(
     `arch` defaults to the weights file's, else resnet18. `weights`: "default" for the
     architecture's published weights, an id or a path, None for random weights from `seed`. `head`:
     "fastai", "linear" or a Module. `bn`: see groups.py.
-    `optimizer`: adam, sgd, or what makes one from groups. `dtype="float64"` runs on the reference
-    backend.
+    `optimizer`: adam, sgd, momentum (sgd with 0.9), or what makes one from groups.
+    `dtype="float64"` runs on the reference backend.
 
     Raises: ValueError for an unknown name, WeightsError for a file that does not fit
     Source: fastai 2.8.12 `vision_learner`

@@ -71,6 +71,8 @@ class Preprocess:
         """
         if arch.startswith("cifar_"):
             return cls(resize=32, crop=32, assumed=True)
+        if arch == "resnet10s":
+            return cls(resize=64, crop=64, assumed=True)
         return cls(resize=256, crop=224, assumed=True)
 
     def scaled(self, size: int) -> Preprocess:

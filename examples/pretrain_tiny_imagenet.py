@@ -1,0 +1,104 @@
+"""Pretraining: how the weights that travel with tinyft were made.
+
+A network learns to tell apart the 200 classes of Tiny ImageNet, 64 x 64 pixels, from random
+weights. It is the loop that fine-tunes too, with one cycle of one learning rate and nothing frozen.
+
+    python examples/pretrain_tiny_imagenet.py TRAIN.h5 VALID.h5 --run runs/pretrain --out weights.h5
+
+takes an hour on two cores. It may be interrupted at any step: the same command goes on from the
+newest checkpoint, at most a minute back, and ends with the same bits. Source:
+tinyft/finetune/learner.py.
+"""
+
+import argparse
+import io
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import h5py
+import numpy as np
+from PIL import Image
+
+import tinyft as ft
+from tinyft.cli.display import display
+from tinyft.finetune.resume import resume
+from tinyft.finetune.run import Run
+from tinyft.weights import Weights
+
+SHEET, SIDE = 8, 64  # a picture file holds 8 x 8 pictures of 64 x 64 pixels
+
+
+def read_pictures(path):
+    """All pictures (N, 64, 64, 3) uint8, their labels (N,), and the names of the classes."""
+    with h5py.File(path) as file:
+        data, offsets, labels = file["data"][:], file["offsets"][:], file["labels"][:]
+        classes = [name.decode() for name in file["class_names"][:]]
+    pictures = np.empty((len(labels), SIDE, SIDE, 3), np.uint8)
+
+    def decode(sheet):
+        encoded = data[offsets[sheet] : offsets[sheet + 1]].tobytes()
+        pixels = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))  # (512, 512, 3)
+        tiles = pixels.reshape(SHEET, SIDE, SHEET, SIDE, 3).swapaxes(1, 2)  # (8, 8, 64, 64, 3)
+        into = pictures[sheet * SHEET**2 : (sheet + 1) * SHEET**2]
+        into[...] = tiles.reshape(-1, SIDE, SIDE, 3)[: len(into)]
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(decode, range(len(offsets) - 1)))
+    return (pictures, labels), classes
+
+
+def begin(data, epochs, run_folder):
+    """A new run: random weights, and one cycle of stochastic gradient descent with momentum."""
+    learner = ft.vision_learner(
+        data,
+        "resnet10s",
+        weights=None,
+        head="linear",
+        optimizer="momentum",
+        weight_decay=5e-3,  # 5e-4 in PyTorch, where momentum multiplies it by 10
+        label_smoothing=0.1,
+    )
+    plan = learner.one_cycle_plan(epochs, 0.2, pct_start=0.2, moms=(0.9, 0.9, 0.9))
+    return learner, plan, Run.create(run_folder), 0
+
+
+def publish(learner, path, training):
+    """Write the weights under their published names, as somebody who shares a network would."""
+    arrays = {
+        name.replace("head.linear.", "fc."): array
+        for name, array in learner.model.state_dict().items()
+    }
+    metadata = {
+        "training": training,
+        "licence": "MIT",
+        "head": "linear",
+        "metrics": f'{{"top1": {100 * learner.evaluate().accuracy:.2f}}}',
+    }
+    preprocess = ft.weights.Preprocess(64, 64)
+    weights = Weights(learner.arch, arrays, learner.classes, preprocess, metadata)
+    ft.save_weights(path, weights, half=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("train", help="tiny_imagenet_train.h5")
+    parser.add_argument("valid", help="tiny_imagenet_val.h5")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--run", type=Path, default=Path("runs/pretrain"))
+    parser.add_argument("--out", type=Path, default=Path("resnet10s-tinyimagenet.h5"))
+    args = parser.parse_args()
+
+    (train, classes), (valid, _) = read_pictures(args.train), read_pictures(args.valid)
+    data = ft.ImageArrays(train, valid, classes, size=SIDE, batch_size=128, augment="shift")
+    if (args.run / "run.json").exists():
+        learner, plan, run, start, _ = resume(args.run, data)
+    else:
+        learner, plan, run, start = begin(data, args.epochs, args.run)
+    print(plan)
+    with display(plan, start) as watcher:
+        learner.execute(plan, observers=[run, watcher], start=start)
+    publish(learner, args.out, f"{args.epochs} epochs of Tiny ImageNet by {Path(__file__).name}")
+
+
+if __name__ == "__main__":
+    main()
