@@ -1,13 +1,17 @@
 """Each command does what its help says."""
 
+import argparse
 import json
 import re
 import shlex
+import tomllib
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from tinyft.cli import doctor
 from tinyft.cli.main import COMMANDS, build_parser
 from tinyft.nn import build
 from tinyft.nn.summary import summary
@@ -72,6 +76,41 @@ def test_every_command_is_listed(tinyft):
     assert len(COMMANDS) == 11
     for name in ("finetune", "predict", "evaluate", "plan", "lr-find", "summary", "gradcheck"):
         assert f"    {name} " in done.out or f"    {name}\n" in done.out
+
+
+class Watched(argparse.Namespace):
+    """Parsed options that remember which of them were looked at."""
+
+    def __getattribute__(self, name):
+        if not name.startswith("_"):
+            object.__setattr__(self, "_seen", {*self.__dict__.get("_seen", ()), name})
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "finetune pictures {tiny}",
+        "plan pictures {tiny}",
+        "lr-find pictures --weights none --arch cifar_resnet20 --steps 20 --json",
+        "predict {run} pictures/cat/0.png",
+        "evaluate {run}",
+        "summary cifar_resnet20",
+        "warmup --arch cifar_resnet20 --batch-size 2",
+        "weights list",
+        "weights verify {run}/learner.h5",
+        "bench --arch cifar_resnet20 --batch-size 2 --rounds 1 --alone",
+        "gradcheck relu",
+    ],
+)
+def test_no_option_is_accepted_and_ignored(trained, tiny, line):
+    line = line.format(tiny=" ".join(tiny), run=trained)
+    args = build_parser().parse_args(line.split(), namespace=Watched())
+    args.arguments, args._seen = line.split(), set()
+    assert args.run(args) == 0
+    of_main = {"command", "action", "prog", "run", "arguments", "traceback", "on_interrupt"}
+    ignored = {name for name in vars(args) if name[0] != "_"} - args._seen
+    assert ignored <= {*of_main, "working"}
 
 
 def test_version(tinyft):
@@ -346,4 +385,8 @@ def test_doctor(tinyft):
     done = tinyft("doctor")
     assert done.code == 0, done.out
     assert "all is well" in done.out
+    assert "MISSING" not in done.out
+    with open(Path(__file__).parents[2] / "pyproject.toml", "rb") as file:
+        required = tomllib.load(file)["project"]["dependencies"]
+    assert {re.match(r"[\w-]+", text)[0] for text in required} <= set(doctor.PACKAGES)
     assert "backend: reference (plain NumPy): works" in done.out

@@ -14,6 +14,8 @@ import pytest
         (("finetune", "x", "--lr", "nan"), "expected a number above 0, got 'nan'"),
         (("finetune", "x", "--valid-fraction", "1"), "between 0 and 1"),
         (("finetune", "x", "--ep", "3"), "unrecognized arguments: --ep"),
+        (("lr-find", "x", "--epochs", "3"), "unrecognized arguments: --epochs 3"),
+        (("lr-find", "x", "--lr", "0.1"), "unrecognized arguments: --lr 0.1"),
         (("finetune", "x", "--head", "big"), "invalid choice: 'big'"),
         (("finetune", "x", "--no-augment", "--augment", "crop"), "not allowed with"),
         (("predict", "runs/1"), "required: FILE"),

@@ -15,7 +15,8 @@ from tinyft.cli.output import one_line, result
 from tinyft.cli.parser import add_command
 from tinyft.errors import TinyftError
 
-PACKAGES = ("numpy", "numba", "llvmlite", "pillow", "h5py", "rich")
+# What pyproject.toml requires, and llvmlite, whose version decides what the kernels compile to.
+PACKAGES = ("numpy", "numba", "llvmlite", "pillow", "h5py", "rich", "platformdirs", "filelock")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tinyft.cli.options import add_training_options, describe_backend, make_learner
+from tinyft.cli.options import add_network_options, describe_backend, make_learner
 from tinyft.cli.output import json_result, result, say
 from tinyft.cli.parser import add_command, add_json, whole
 
@@ -27,7 +27,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="try learning rates from tiny to huge and suggest one",
         example="tinyft lr-find photos/ --weights resnet18.pth",
     )
-    add_training_options(parser)
+    add_network_options(parser)
     parser.add_argument("--steps", type=whole(10), default=100, metavar="N", help="(100)")
     add_json(parser)
 

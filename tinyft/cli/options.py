@@ -28,13 +28,19 @@ RECIPE = ("epochs", "freeze_epochs", "lr")
 
 def add_training_options(parser: Parser) -> None:
     """Data, network, recipe: all that decides what is trained, and how."""
+    add_network_options(parser)
+    add = parser.add_argument_group("recipe").add_argument
+    add("--epochs", type=whole(0), metavar="N", help="epochs of the whole network (3)")
+    add("--freeze-epochs", type=whole(0), metavar="N", help="epochs of the head alone, first (1)")
+    add("--lr", type=positive, metavar="RATE", help="learning rate of the head (0.002)")
+
+
+def add_network_options(parser: Parser) -> None:
+    """Data and network: what is trained on, and what is trained."""
     add = parser.add_argument
     add("dir", metavar="DIR", nargs="?", help="CLASS/*.jpg, or train/CLASS/*.jpg and valid/")
     add("--arch", metavar="NAME", help="resnet18 ... resnet152 (default: the weights file's)")
     add("--weights", metavar="FILE|NAME|none", help="a weights file, a published name, or none")
-    add("--epochs", type=whole(0), metavar="N", help="epochs of the whole network (3)")
-    add("--freeze-epochs", type=whole(0), metavar="N", help="epochs of the head alone, first (1)")
-    add("--lr", type=positive, metavar="RATE", help="learning rate of the head (0.002)")
     add("--size", type=whole(1), metavar="PIXELS", help="side of the input (the weights file's)")
     add("--head", choices=("fastai", "linear"), help="the layers that replace the last one")
     add("--bn", choices=("fastai", "torch", "frozen"), help="batch norms of frozen layers")
