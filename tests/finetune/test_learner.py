@@ -55,6 +55,18 @@ def test_the_loop_may_be_the_readers_own():
     assert sorted(np.concatenate([r.ids for r in records[:3]])) == list(range(24))
 
 
+def test_dropout_is_the_fastai_heads_and_is_refused_elsewhere():
+    rates = [layer.probability for layer in small_learner(dropout=0.2).dropouts]
+    assert rates == [0.1, 0.2]
+    assert [layer.probability for layer in small_learner().dropouts] == [0.25, 0.5]
+    for head, name in (("linear", "'linear'"), (ft.nn.LinearHead(64, 3), "a Module of your own")):
+        assert small_learner(head=head).dropouts == []
+        with pytest.raises(ValueError, match=f"dropout=0.2 is for head='fastai'.*{name}"):
+            small_learner(head=head, dropout=0.2)
+    with pytest.raises(ValueError, match=r"dropout probability .* below 1; got 1.0"):
+        small_learner(dropout=1.0)
+
+
 def test_planning_changes_nothing():
     learner = small_learner()
     before = bits(learner), [g.frozen for g in learner.groups], learner.step

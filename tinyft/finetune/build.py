@@ -34,7 +34,7 @@ def vision_learner(
     bn: str = "fastai",
     seed: int = 0,
     device: str = "auto",
-    dropout: float = 0.5,
+    dropout: float | None = None,
     label_smoothing: float = 0.0,
     class_weights: np.ndarray | None = None,
     weight_decay: float = 0.01,
@@ -46,14 +46,17 @@ def vision_learner(
 
     `arch` defaults to the weights file's, else resnet18. `weights`: "default" for the
     architecture's published weights, an id or a path, None for random weights from `seed`. `head`:
-    "fastai", "linear" or a Module. `bn`: see groups.py.
+    "fastai", "linear" or a Module. `dropout`: of head="fastai" (0.5), the only one that has it.
+    `bn`: see groups.py.
     `optimizer`: adam, sgd, momentum (sgd with 0.9), or what makes one from groups.
     `dtype="float64"` runs on the reference backend.
 
-    Raises: ValueError for an unknown name, WeightsError for a file that does not fit
+    Raises: ValueError for an unknown name or a `dropout` that the head has no place for,
+    WeightsError for a file that does not fit
     Source: fastai 2.8.12 `vision_learner`
     """
     arguments = {**locals(), "weights": weights if weights is None else str(weights)}
+    _check_dropout(dropout, head)
     network, preprocess, facts = _network(arch, weights, seed)
     if isinstance(head, str):
         facts |= {"head": head, "arguments": _plain(arguments)}
@@ -86,11 +89,21 @@ def _optimizer_class(optimizer: str | Callable[..., Optimizer]) -> Callable[...,
     return OPTIMIZERS.get(optimizer, optimizer)
 
 
-def _random_head(kind: str, C: int, num_classes: int, dropout: float, seed: int) -> Module:
+def _check_dropout(dropout: float | None, head: str | Module) -> None:
+    """Raises: ValueError where it would be without effect"""
+    if dropout is not None and head != "fastai":
+        kind = repr(head) if isinstance(head, str) else "a Module of your own"
+        raise ValueError(
+            f"dropout={dropout} is for head='fastai', and the head is {kind}; leave it out, "
+            "or pass a Module that has a Dropout layer"
+        )
+
+
+def _random_head(kind: str, C: int, num_classes: int, dropout: float | None, seed: int) -> Module:
     """The head called `kind`. Raises: ValueError if there is none"""
     if kind not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)}, or a Module; got {kind!r}")
-    options = {"dropout": dropout} if kind == "fastai" else {}
+    options = {} if dropout is None else {"dropout": dropout}
     return HEADS[kind](C, num_classes, seed=seed, **options)
 
 

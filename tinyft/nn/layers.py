@@ -104,10 +104,13 @@ class Dropout(Module):
     alone.
 
     The step counts up by itself; a learner sets it, so that any step can be made again.
+    Raises: ValueError unless 0 <= probability < 1
     """
 
     def __init__(self, probability: float, *, seed: int = 0, layer: int = 0):
         super().__init__()
+        if not 0 <= probability < 1:
+            raise ValueError(f"a dropout probability is at least 0 and below 1; got {probability}")
         self.probability, self.seed, self.layer, self.step = probability, seed, layer, 0
 
     def forward(self, x: Tensor) -> Tensor:
