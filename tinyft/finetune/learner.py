@@ -24,14 +24,13 @@ from tinyft.finetune.feature_cache import FeatureCache, cacheable_bytes
 from tinyft.finetune.forecast import Forecast, forecast
 from tinyft.finetune.judge import evaluate, predict
 from tinyft.finetune.lr_find import LrFinding, lr_find
-from tinyft.finetune.norms import group_norms
+from tinyft.finetune.norms import UpdateMeasure, UpdateSums, group_records
 from tinyft.finetune.optim import Adam
 from tinyft.finetune.plan import Plan, describe_groups, facts_of
 from tinyft.finetune.proof import digests, expected_identical, prove
 from tinyft.finetune.recipe import Phase, fine_tune_phases, one_cycle_phase
 from tinyft.finetune.records import (
     Evaluation,
-    GroupRecord,
     Prediction,
     SmoothLoss,
     StepRecord,
@@ -80,6 +79,8 @@ class Learner:
         self.dropouts = [m for _, m in self.model.named_modules() if isinstance(m, Dropout)]
         for layer, dropout in enumerate(self.dropouts, 1):  # each draws its own masks
             dropout.seed, dropout.layer = self.seed, layer
+        self.measure = UpdateMeasure(self.groups)
+        self.updates: dict[str, UpdateSums] | None = None  # of the last step, if it was measured
         self.norms = [norm for group in self.groups for norm in group.norms.values()]
         self.trained: frozenset[str] = frozenset()  # parameters that ever had a gradient
         self.step = self.epoch = 0
@@ -87,6 +88,7 @@ class Learner:
         self.phase_digests: dict[str, str] = {}
         self.history: list[StepRecord] = []
         self.validation: Evaluation | None = None  # the newest
+        self.run_folder: Path | None = None  # where the run in progress is written
 
     # ---------------------------------------------------------------------------------- what trains
 
@@ -238,15 +240,19 @@ class Learner:
         start: int = 0,
     ) -> list[Evaluation]:
         """Run a plan to its end (from its step `start`, when resumed) and tell the observers of
-        every step.
+        every step, measured if one of them asks for `norms`.
         """
+        self.run_folder = None
         if out is not None:
             from tinyft.finetune.run import Run
 
-            observers = [Run.create(out), *observers]
+            run = Run.create(out)
+            self.run_folder = run.path
+            observers = [*observers, run]  # last: what it saves, the others have seen
         for observer in observers:
             observer.begin(self, plan)
-        for record in self.steps(plan, start=start):
+        norms = any(getattr(observer, "norms", False) for observer in observers)
+        for record in self.steps(plan, norms=norms, start=start):
             for observer in observers:
                 observer.after_step(self, record)
         for observer in observers:
@@ -256,7 +262,8 @@ class Learner:
     def steps(self, plan: Plan, *, norms: bool = False, start: int = 0) -> Iterator[StepRecord]:
         """Execute a plan, one optimizer step at a time.
 
-        `norms` measures gradients and updates per group, which costs a copy of the weights.
+        `norms` measures gradients and updates, for the records' groups and per parameter in
+        `self.updates`, which costs a few percent of a step.
         `start` continues a plan whose first steps were made before, with the state that they left
         behind.
         Raises: NonFiniteLossError, RunError if a frozen tensor moved
@@ -264,22 +271,28 @@ class Learner:
         done = 0  # steps of the phases before this one
         for phase, cached_bytes in zip(plan.phases, plan.cached_bytes, strict=True):
             if start < done + phase.steps:
-                self._enter(phase, plan, resumed=start > done)
+                self.enter(phase, plan, resumed=start > done)
                 cache = FeatureCache(self.model.features, self.input) if cached_bytes else None
                 yield from self._phase(phase, norms, max(0, start - done), cache)
             done += phase.steps
 
-    def _enter(self, phase: Phase, plan: Plan, resumed: bool) -> None:
+    def enter(self, phase: Phase, plan: Plan, *, resumed: bool) -> None:
         """Freeze what the phase says. A new phase starts without optimizer state."""
         remembered = dict(self.optimizer.state) if resumed else {}
         self.freeze_to(phase.first_trainable, stale_gradients=plan.stale_gradients)
         self.optimizer.state.update(remembered)
+        self.measure = UpdateMeasure(self.groups)
         self.weight_decay = plan.weight_decay  # for good, as in fastai
         for group in self.groups:
             group.weight_decay = plan.weight_decay
         if not resumed:
             self.smooth = SmoothLoss()
             self.phase_digests = digests(self.model)
+
+    def set_rates(self, phase: Phase, i: int) -> None:
+        """Give each group the learning rate and momentum of the phase's step `i`."""
+        for group, lr in zip(self.groups, phase.lr[i], strict=True):
+            group.lr, group.momentum = float(lr), float(phase.momentum[i])
 
     def _phase(
         self, phase: Phase, norms: bool, start: int, cache: FeatureCache | None
@@ -292,8 +305,7 @@ class Learner:
             in_epoch = i % phase.steps_per_epoch
             if in_epoch == 0 or i == start:
                 batches = self.data.train_batches(self.epoch, self.preprocess, in_epoch)
-            for group, lr in zip(self.groups, phase.lr[i], strict=True):
-                group.lr, group.momentum = float(lr), float(phase.momentum[i])
+            self.set_rates(phase, i)
             record = self.train_step(next(batches), phase.name, norms=norms, cache=cache)
             if in_epoch == phase.steps_per_epoch - 1:
                 record.validation = self.validation = self.evaluate()
@@ -319,9 +331,8 @@ class Learner:
             loss = self.loss(logits, batch.labels)
             value = self._finite(loss.item(), norms_before)
             loss.backward()
-            measure = group_norms(self.groups) if norms else None
-            self.optimizer.step()
-        measured = measure() if measure else [{} for _ in self.groups]
+            self.optimizer.step(self.measure if norms else None)
+        self.updates = self.measure.take() if norms else None
         record = StepRecord(
             phase,
             self.epoch,
@@ -329,10 +340,7 @@ class Learner:
             batch.ids,
             value,
             self.smooth.add(value),
-            [
-                GroupRecord(g.name, g.lr, g.momentum, g.weight_decay, g.frozen, **extra)
-                for g, extra in zip(self.groups, measured, strict=True)
-            ],
+            group_records(self.groups, self.updates),
         )
         self.optimizer.zero_grad()
         self.trained |= self.optimizer.visited

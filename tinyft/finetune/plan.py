@@ -51,6 +51,21 @@ class Plan:
     def epochs(self) -> int:
         return sum(phase.epochs for phase in self.phases)
 
+    def at(self, step: int) -> tuple[int, int]:
+        """Which phase makes a step of the plan, and which of the phase's steps it is, from 0.
+
+        Raises: ValueError if the plan has no such step
+        """
+        if not 0 <= step < self.steps:
+            raise ValueError(
+                f"step should be from 0 to {self.steps - 1}, the plan's last; got {step}"
+            )
+        number = 0
+        while step >= self.phases[number].steps:
+            step -= self.phases[number].steps
+            number += 1
+        return number, step
+
     def __str__(self) -> str:
         lines = [_wrapped(fact) for fact in self.facts]
         first = 1

@@ -36,29 +36,48 @@ def resume(
     description = read_description(path)
     if description["finished"]:
         raise RunError(f"{path} is finished; there is nothing to resume")
+    learner, plan, start, notices, progress = recreate(path, data)
+    if not progress:
+        notices.append("no checkpoint: the run starts anew")
+    _drop_unfinished_files(path)
+    run = Run(path, description["settings"], **progress)
+    _cut_metrics(path / "metrics.csv", learner.step)
+    return learner, plan, run, start, notices
+
+
+def recreate(
+    path: str | os.PathLike[str], data: PictureData | None = None, last: int | None = None
+) -> tuple[Learner, Plan, int, list[str], dict[str, Any]]:
+    """The learner of a run as its newest checkpoint holds it, or the newest with at most `last`
+    steps (in the numbers of metrics.csv), or as it began; nothing is written.
+
+    Also the plan, how many of its steps are done, notices, and the progress that `Run` reports.
+    Raises: RunError if the data has changed, or the run cannot be made again from run.json
+    """
+    path = Path(path)
+    description = read_description(path)
     data = _data(path, description["data"], data)
     if description["learner"] is None:
         raise RunError(
-            f"{path} was trained with a network or head of its own; only its caller can go on"
+            f"{path} was trained with a network, head or optimizer of its own; only its caller can "
+            "make it again"
         )
     learner = vision_learner(data, **description["learner"])
     plan = _plan(learner, **description["plan"])
     _check_weights(path, description["weights_sha256"], learner)
-    _drop_unfinished_files(path)
-    run = Run(path, description["settings"])
     notices = [
         f"{name} was {old} and is {versions()[name]} now: the bits may differ"
         for name, old in description["versions"].items()
         if versions().get(name) != old
     ]
-    start = _restore_newest(path, learner, run, notices) - description["first_step"]
+    progress = _restore_newest(path, learner, last, notices)
+    start = learner.step - description["first_step"]
     if start < 0:
         raise RunError(
             f"{path} began with a learner that was trained before, and its checkpoint is lost; "
             "start a new run"
         )
-    _cut_metrics(path / "metrics.csv", learner.step)
-    return learner, plan, run, start, notices
+    return learner, plan, start, notices, progress
 
 
 def _plan(learner: Learner, method: str, **arguments: Any) -> Plan:
@@ -105,11 +124,17 @@ def _drop_unfinished_files(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _restore_newest(path: Path, learner: Learner, run: Run, notices: list[str]) -> int:
-    """Restore the newest checkpoint that can be read; the number of steps that are done."""
+def _restore_newest(
+    path: Path, learner: Learner, last: int | None, notices: list[str]
+) -> dict[str, Any]:
+    """Restore the newest checkpoint that can be read, of those after at most `last` steps; the
+    run's progress until then.
+    """
     from tinyft.weights import read_arrays
 
     for checkpoint in sorted((path / "checkpoints").glob("*.h5"), reverse=True):
+        if last is not None and int(checkpoint.stem) > last:
+            continue
         try:
             arrays, _, texts = read_arrays(checkpoint, CHECKPOINT)
         except (WeightsError, OSError) as error:
@@ -117,11 +142,12 @@ def _restore_newest(path: Path, learner: Learner, run: Run, notices: list[str]) 
             continue
         values = json.loads(texts["state"])
         restore(learner, arrays, values)
-        run.best_accuracy, run.seconds_before = values["best_accuracy"], values["seconds"]
-        run.epoch_steps = values["epoch_steps"]
-        return learner.step
-    notices.append("no checkpoint: the run starts anew")
-    return 0
+        return {
+            "best_accuracy": values["best_accuracy"],
+            "seconds_before": values["seconds"],
+            "epoch_steps": values["epoch_steps"],
+        }
+    return {}
 
 
 def _cut_metrics(path: Path, steps: int) -> None:

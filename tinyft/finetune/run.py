@@ -49,7 +49,7 @@ class Run:
     seconds_before: float = 0.0  # of the sessions before this one, when resumed
     best_accuracy: float = -1.0
     stop_requested: bool = False  # set by a signal handler: finish the step, save, stop
-    epoch_steps: list[int] = field(default_factory=list)  # whose checkpoints end an epoch
+    epoch_steps: list[int] = field(default_factory=list)  # where epochs end; their checkpoints stay
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], **settings: Any) -> Run:
@@ -69,7 +69,7 @@ class Run:
         if not (self.path / "run.json").exists():
             self.describe(learner, plan)
             if learner.step:  # trained before this run: a resumed one cannot begin at the weights
-                self.checkpoint(learner)
+                self.checkpoint(learner, keep=True)
 
     def describe(self, learner: Learner, plan: Plan) -> None:
         description = {
@@ -237,8 +237,11 @@ def read_description(run: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise RunError(f"{path} is damaged: {error}") from None
-    expected = {"format": str, "settings": dict, "data": dict, "plan": dict, "versions": dict,
-                "weights_sha256": str, "finished": bool}  # fmt: skip
+    expected = {
+        **dict.fromkeys(("settings", "data", "plan", "versions"), dict),
+        **dict.fromkeys(("format", "weights_sha256"), str),
+        **{"first_step": int, "steps": int, "finished": bool},
+    }
     for name, kind in expected.items():
         if not isinstance(description, dict) or not isinstance(description.get(name), kind):
             raise RunError(f"{path} is damaged: {name} is missing or of a wrong kind")

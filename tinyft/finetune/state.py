@@ -9,7 +9,7 @@ Next: tinyft/finetune/run.py
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -77,26 +77,45 @@ def restore(learner: Learner, arrays: Arrays, values: dict[str, Any]) -> None:
         group.lr, group.momentum, group.weight_decay = settings
 
 
-@contextlib.contextmanager
-def undone(learner: Learner) -> Iterator[None]:
-    """Train as you like within this block: afterwards the learner is as before, bit for bit.
+def bookmark(learner: Learner) -> Callable[[], None]:
+    """A function that puts the learner back as it is now, bit for bit, as often as it is called.
 
-    Unlike a checkpoint this covers gradients and what is frozen too.
+    Unlike a checkpoint this covers gradients, what is frozen, and the history of records too.
     """
     saved = capture(learner)
     groups = [(group, group.frozen) for group in learner.groups]
-    parameters = [(p, p.requires_grad, p.grad) for g, _ in groups for p in g.parameters.values()]
-    norms = [(norm, norm.statistics, norm.updates) for g, _ in groups for norm in g.norms.values()]
-    try:
-        yield
-    finally:
+    parameters = [
+        (p, p.requires_grad, None if p.grad is None else p.grad.copy("K"))
+        for group in learner.groups
+        for p in group.parameters.values()
+    ]
+    norms = [(norm, norm.statistics, norm.updates) for norm in learner.norms]
+    history, weight_decay = list(learner.history), learner.weight_decay
+
+    def put_back() -> None:
         restore(learner, *saved)
         for group, frozen in groups:
             group.frozen = frozen
         for parameter, requires_grad, grad in parameters:
-            parameter.requires_grad, parameter.grad = requires_grad, grad
+            parameter.requires_grad = requires_grad
+            parameter.grad = None if grad is None else grad.copy("K")
         for norm, statistics, updates in norms:
             norm.statistics, norm.updates = statistics, updates
+        learner.history[:], learner.weight_decay = history, weight_decay
+
+    return put_back
+
+
+@contextlib.contextmanager
+def undone(learner: Learner) -> Iterator[None]:
+    """Train as you like within this block: afterwards the learner is as before, bit for bit; see
+    `bookmark`.
+    """
+    put_back = bookmark(learner)
+    try:
+        yield
+    finally:
+        put_back()
 
 
 def _optimizer_state(
