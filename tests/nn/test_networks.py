@@ -49,6 +49,57 @@ def test_convolution_weights_lie_in_the_order_of_the_kernels():
     assert weight.transpose(2, 3, 1, 0).flags.c_contiguous
 
 
+class Scaled(nn.Module):
+    """What is assigned, and what is a parameter of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = Tensor([2.0], requires_grad=True)
+        self.mean = Tensor([0.5])
+
+    def forward(self, x):
+        self.shown = (x - self.mean) * self.scale
+        return self.shown
+
+
+def parameters(module):
+    return [name for name, _ in module.named_parameters()]
+
+
+def test_a_tensor_that_requires_a_gradient_is_a_parameter_and_no_other():
+    module = Scaled()
+    module(Tensor([1.0], requires_grad=True)).backward()
+    assert parameters(module) == list(module.state_dict()) == ["scale"]
+    assert module.count_parameters() == 1
+    assert module.astype("float64").mean.dtype == np.float32  # a constant is nobody's business
+
+
+def test_another_leaf_takes_a_parameters_place_and_anything_else_ends_it():
+    module = nn.Sequential(nn.Linear(2, 3))
+    layer = module._children["0"]
+    layer.weight = Tensor(np.ones((3, 2)))  # frozen
+    assert parameters(module) == ["0.weight", "0.bias"]
+    layer.weight = layer.bias = None
+    assert parameters(module) == list(module.state_dict()) == []
+    layer.bias = Tensor(np.zeros(3), requires_grad=True)
+    assert parameters(module) == ["0.bias"]
+    layer.bias = layer.bias * 2  # computed from others, as in weight normalisation
+    assert parameters(module) == []
+    layer.bias = Tensor(np.zeros(3), requires_grad=True)
+    del layer.bias
+    assert parameters(module) == [] and not hasattr(layer, "bias")
+    setattr(module, "0", 3)
+    assert [name for name, _ in module.named_modules()] == [""]
+
+
+def test_a_convolution_without_its_bias_computes_and_is_saved():
+    conv = nn.Conv2d(1, 2, 3, bias=True)
+    conv.bias = None
+    assert list(conv.state_dict()) == ["weight"]
+    assert conv.count_parameters() == 18
+    assert conv(Tensor(np.zeros((1, 3, 3, 1), np.float32))).shape == (1, 1, 1, 2)
+
+
 def test_the_shortcut_without_weights_takes_every_second_pixel():
     shortcut = nn.build("cifar_resnet20")._children["layer2"]._children["0"].downsample
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 16)).astype(np.float32)

@@ -1,8 +1,11 @@
 """A module: parameters, buffers and smaller modules, each under a name.
 
-Assigning is registering: `self.conv1 = Conv2d(...)` makes a child called `conv1`, `self.weight =
-Tensor(...)` a parameter. The names joined with dots are those of the published files:
-`layer3.0.conv1.weight`.
+Assigning is registering. A Module becomes a child: `self.conv1 = Conv2d(...)`. A leaf Tensor that
+requires a gradient becomes a parameter: `self.weight = Tensor(..., requires_grad=True)`. Any other
+Tensor, a constant or the result of an op, is an attribute like a number or an array, neither
+trained nor saved. Under the name of a parameter another leaf takes its place, frozen ones too;
+whatever else is assigned there, such as None, ends it. The names joined with dots are those of the
+published files: `layer3.0.conv1.weight`.
 
 Next: tinyft/nn/layers.py
 """
@@ -28,21 +31,31 @@ class Module:
 
     buffer_names: tuple[str, ...] = ()
 
+    _children: dict[str, Module]
+    _parameter_names: list[str]
+
     def __init__(self) -> None:
+        vars(self).update(_children={}, _parameter_names=[])  # before any name can be registered
         self.training = True
         self.name = ""
-        self._children: dict[str, Module] = {}
-        self._parameter_names: list[str] = []
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, Module):
             value.name = name
             self._children[name] = value
-        elif isinstance(value, Tensor) and name not in self._parameter_names:
+        else:
+            self._children.pop(name, None)
+        is_leaf = isinstance(value, Tensor) and value.node is None
+        if name in self._parameter_names:
+            if not is_leaf:
+                self._parameter_names.remove(name)
+        elif is_leaf and value.requires_grad:
             self._parameter_names.append(name)
-        elif value is None and name in getattr(self, "_children", ()):
-            del self._children[name]
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        setattr(self, name, None)  # which ends what it was registered as
+        super().__delattr__(name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
