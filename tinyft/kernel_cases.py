@@ -368,6 +368,25 @@ def _optimizer_cases() -> list[KernelCase]:
     return cases
 
 
+# ------------------------------------------------------------------------------------- measurement
+
+
+def _update_sums(b: Backend, before, after, gradient):
+    return b.update_sums(before, after, gradient).astype(before.dtype)
+
+
+def _measurement_cases() -> list[KernelCase]:
+    cases = []
+    for shape in ((37,), (5, 3, 3, 3), (1,), (0,), (), (300, 257)):
+        arrays = normal(before=shape, after=shape, gradient=shape)
+        terms = int(np.prod(shape)) or 1
+        cases += [
+            KernelCase("update_sums", str(shape), arrays, _update_sums, terms),
+            KernelCase("copy", str(shape), normal(x=shape), lambda b, x: b.copy(x), any_order=True),
+        ]
+    return cases
+
+
 # -------------------------------------------------------------------------------- input, reductions
 
 
@@ -431,6 +450,7 @@ KERNEL_CASES: list[KernelCase] = [
     *_global_pool_cases(),
     *_loss_cases(),
     *_optimizer_cases(),
+    *_measurement_cases(),
     *_input_cases(),
     *_reduction_cases(),
 ]

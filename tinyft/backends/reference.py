@@ -395,6 +395,23 @@ class Backend:
         velocity += gradient
         parameter -= lr * velocity
 
+    # ---------------------------------------------------------------------------------- measurement
+
+    def copy(self, x: Array) -> Array:
+        """x as a new array, in the same order of memory."""
+        return x.copy(order="K")
+
+    def update_sums(self, before: Array, after: Array, gradient: Array) -> Array:
+        """What one update did to a parameter: eight sums over its elements, in float64 -> (8,).
+
+        With w before, v after, g the gradient and d = v - w, the sums of w * w, v * v, d * d,
+        w * d, g * g, g * d, g * w, and how many elements of d are not 0 (a NaN counts).
+        """
+        w, v, g = (a.astype(np.float64).reshape(-1) for a in (before, after, gradient))
+        d = v - w
+        pairs = ((w, w), (v, v), (d, d), (w, d), (g, g), (g, d), (g, w))
+        return np.stack([*((a * b).sum() for a, b in pairs), (d != 0).sum().astype(np.float64)])
+
     # ------------------------------------------------------------------------- input and reductions
 
     def images(self, pixels: Array, mean: Array, std: Array, dtype: np.dtype) -> Array:

@@ -1,4 +1,7 @@
-"""How large a step was, per layer group: measured around the optimizer step, on request.
+"""How large a step was: sums over each parameter, taken around its update, on request.
+
+With w the weights before, v those after, d = v - w and g the gradient, eight sums say everything
+that the ledger prints. They add up: those of a layer group are the sums of its parameters' sums.
 
 Next: tinyft/finetune/learner.py
 """
@@ -6,36 +9,145 @@ Next: tinyft/finetune/learner.py
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-
-import numpy as np
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING
 
 from tinyft.finetune.groups import Group
+from tinyft.finetune.records import GroupRecord
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tinyft.tensor import Tensor
 
 
-def group_norms(groups: list[Group]) -> Callable[[], list[dict[str, float]]]:
-    """Call before the optimizer's step; call the result after it, for one dict a group.
+@dataclass(frozen=True)
+class UpdateSums:
+    """Sums over the elements of a parameter, or of several; norms are L2 over all of them.
 
-    gradient_norm, update_norm (weights after minus before), weight_norm (after): L2 over all
-    tensors of the group. updated: how many tensors have a gradient.
+    The update has two parts: `decay` is the square of what weight decay took from the weights,
+    `rest` that of what is left, which came from the gradient, past ones included.
     """
-    before = [{n: p.data.copy() for n, p in group.parameters.items()} for group in groups]
-    gradients = [[p.grad for p in group.parameters.values()] for group in groups]
 
-    def measure() -> list[dict[str, float]]:
-        return [
-            {
-                "gradient_norm": norm([g for g in grads if g is not None]),
-                "update_norm": norm([p.data - old[n] for n, p in group.parameters.items()]),
-                "weight_norm": norm([p.data for p in group.parameters.values()]),
-                "updated": sum(g is not None for g in grads),
-            }
-            for group, old, grads in zip(groups, before, gradients, strict=True)
-        ]
+    before_before: float = 0.0  # w * w
+    after_after: float = 0.0  # v * v
+    update_update: float = 0.0  # d * d
+    before_update: float = 0.0  # w * d
+    gradient_gradient: float = 0.0  # g * g
+    gradient_update: float = 0.0  # g * d
+    gradient_before: float = 0.0  # g * w
+    moved: float = 0.0  # how many elements have d != 0
+    decay: float = 0.0
+    rest: float = 0.0
+    visited: int = 0  # parameters that the optimizer updated
 
-    return measure
+    def __add__(self, other: UpdateSums) -> UpdateSums:
+        return UpdateSums(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def weight_norm_before(self) -> float:
+        return math.sqrt(self.before_before)
+
+    @property
+    def weight_norm(self) -> float:
+        return math.sqrt(self.after_after)
+
+    @property
+    def update_norm(self) -> float:
+        return math.sqrt(self.update_update)
+
+    @property
+    def gradient_norm(self) -> float:
+        return math.sqrt(self.gradient_gradient)
+
+    @property
+    def update_ratio(self) -> float:
+        """|update| / |weights before|; 0 / 0 is 0."""
+        return _ratio(self.update_norm, self.weight_norm_before)
+
+    @property
+    def decay_share(self) -> float:
+        """How much of the update's way is weight decay, from 0 to 1: |decay| / (|decay| + |rest|)"""
+        decay, rest = math.sqrt(self.decay), math.sqrt(self.rest)
+        return _ratio(decay, decay + rest)
+
+    @property
+    def cosine(self) -> float:
+        """Of the update and the negative gradient: 1 if the step goes straight downhill."""
+        return -_ratio(self.gradient_update, self.gradient_norm * self.update_norm)
 
 
-def norm(arrays: list[np.ndarray]) -> float:
-    """The L2 norm over all elements of all arrays, in float64."""
-    return math.sqrt(sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays))
+class UpdateMeasure:
+    """Told by the optimizer of each parameter before and after its update.
+
+    It holds a copy of one parameter at a time. The norm of a parameter that is not updated is
+    taken once and remembered.
+    """
+
+    def __init__(self, groups: list[Group]):
+        self.groups = groups
+        self.measured: dict[str, tuple[np.ndarray, float]] = {}
+        self.resting: dict[str, UpdateSums] = {}
+
+    def before(self, name: str, parameter: Tensor) -> None:
+        self.copied, self.gradient = parameter.backend.copy(parameter.data), parameter.grad
+
+    def after(self, name: str, parameter: Tensor, decay: float) -> None:
+        """`decay` is lr * weight_decay. What it takes is rounded as the optimizer rounds it: 1 -
+        2e-8 is 1 in float32, and then nothing decays.
+        """
+        sums = parameter.backend.update_sums(self.copied, parameter.data, self.gradient)
+        self.measured[name] = sums, 1 - float(parameter.data.dtype.type(1 - decay))
+        self.copied = self.gradient = None
+
+    def take(self) -> dict[str, UpdateSums]:
+        """The sums of every parameter over the step that was measured, by name."""
+        found = {}
+        for group in self.groups:
+            for name, parameter in group.parameters.items():
+                if name in self.measured:
+                    self.resting.pop(name, None)
+                    found[name] = _sums(*self.measured.pop(name))
+                else:
+                    if name not in self.resting:
+                        self.resting[name] = _at_rest(parameter)
+                    found[name] = self.resting[name]
+        return found
+
+
+def group_records(groups: list[Group], found: dict[str, UpdateSums] | None) -> list[GroupRecord]:
+    """What a step did to each group; norms only where they were measured."""
+    records = []
+    for group in groups:
+        record = group.name, group.lr, group.momentum, group.weight_decay, group.frozen
+        if found is None:
+            records.append(GroupRecord(*record))
+            continue
+        sums = total(found[name] for name in group.parameters)
+        norms = sums.gradient_norm, sums.update_norm, sums.weight_norm, sums.visited
+        records.append(GroupRecord(*record, *norms))
+    return records
+
+
+def total(sums) -> UpdateSums:
+    """The sums of several parameters together."""
+    columns = zip(*map(astuple, sums), strict=True)
+    return UpdateSums(*map(sum, columns))
+
+
+def _sums(array: np.ndarray, decay: float) -> UpdateSums:
+    """The kernel's eight sums, and from them both parts of the update: -decay * w, and the rest."""
+    values = array.tolist()
+    before, _, update, before_update = values[:4]
+    rest = update + 2 * decay * before_update + decay**2 * before
+    return UpdateSums(*values, decay**2 * before, max(rest, 0.0), 1)
+
+
+def _at_rest(parameter: Tensor) -> UpdateSums:
+    data = parameter.data
+    square = parameter.backend.update_sums(data, data, data).tolist()[0]
+    return UpdateSums(before_before=square, after_after=square)
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else 0.0

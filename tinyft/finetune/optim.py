@@ -9,30 +9,39 @@ Next: tinyft/finetune/schedule.py
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinyft.finetune.groups import Group
 from tinyft.tensor import Tensor
 
+if TYPE_CHECKING:
+    from tinyft.finetune.norms import UpdateMeasure
+
 
 class Optimizer:
     """What Adam and SGD share: groups, state by parameter name, and the walk over both."""
+
+    has_momentum = True  # or the schedule's momentum means nothing
 
     def __init__(self, groups: list[Group]):
         self.groups = groups
         self.state: dict[str, dict[str, Any]] = {}
         self.visited: frozenset[str] = frozenset()  # by the last step
 
-    def step(self) -> None:
+    def step(self, measure: UpdateMeasure | None = None) -> None:
         """Update every parameter that has a gradient, with its group's learning rate, momentum and
-        decay.
+        decay. `measure` looks at each before and after.
         """
         visited = []
         for group in self.groups:
             for name, parameter in group.parameters.items():
                 if parameter.grad is not None:
                     decay = 0.0 if name in group.undecayed else group.weight_decay
+                    if measure:
+                        measure.before(name, parameter)
                     self.update(name, parameter, group, decay)
+                    if measure:
+                        measure.after(name, parameter, group.lr * decay)
                     visited.append(name)
         self.visited = frozenset(visited)
 

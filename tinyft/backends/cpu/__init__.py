@@ -13,6 +13,7 @@ from numpy import ndarray as Array
 from tinyft.backends.cpu import conv2d, gemm
 from tinyft.backends.cpu.batch_norm import BatchNorm
 from tinyft.backends.cpu.elementwise import Elementwise
+from tinyft.backends.cpu.measurement import Measurement
 from tinyft.backends.cpu.optimizers import Optimizers
 from tinyft.backends.cpu.pooling import Pooling
 from tinyft.backends.cpu.reductions import Reductions
@@ -24,7 +25,7 @@ def _fast(*arrays: Array | None) -> bool:
     return all(a is None or (a.dtype == np.float32 and a.size > 0) for a in arrays)
 
 
-class CpuBackend(BatchNorm, Pooling, Elementwise, Optimizers, Reductions, Backend):
+class CpuBackend(BatchNorm, Pooling, Elementwise, Optimizers, Measurement, Reductions, Backend):
     name = "cpu"
 
     # ---------------------------------------------------------------------------------- convolution

@@ -17,7 +17,7 @@ one thread of an Intel Xeon with AVX-512 that other work shared, minimum of 9:
     PyTorch 2.14.1             66 / 38          34 / 22
     the same, fused=True       13 / 12           9 / 10
 
-Next: tinyft/backends/cpu/reductions.py
+Next: tinyft/backends/cpu/measurement.py
 """
 
 from __future__ import annotations
