@@ -151,7 +151,7 @@ def test_weights_are_no_learner(tmp_path):
     ("options", "message"),
     [
         ({"bn": "wrong"}, "bn must be one of fastai, torch, frozen; got 'wrong'"),
-        ({"optimizer": "adamw"}, "optimizer must be one of adam, sgd; got 'adamw'"),
+        ({"optimizer": "adamw"}, "optimizer must be one of adam, sgd, momentum; got 'adamw'"),
         ({"head": "wrong"}, "head must be one of fastai, linear, or a Module; got 'wrong'"),
     ],
 )

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from tinyft import ops
+from tinyft.errors import ShapeError
 from tinyft.tensor import Tensor
 
 
@@ -54,3 +55,60 @@ def test_the_gradient_is_scaled_by_what_follows():
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
 def test_labels_of_any_integer_type(dtype):
     assert loss_and_gradient([[1.0, 2.0]], np.array([1], dtype))[0] == pytest.approx(0.3132617)
+
+
+LOGITS = np.zeros((2, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "message"),
+    [
+        (
+            [0, 1],
+            TypeError,
+            r"labels should be an array of integers.* is a list; pass np.array\(lab",
+        ),
+        (Tensor(np.array([0, 1])), TypeError, r"is a Tensor; pass its \.data"),
+        (np.array([0.0, 1.0]), TypeError, r"integers, the number of each.*but is float64 \(2,\)"),
+        (np.array([True, False]), TypeError, "but is bool"),
+        (np.array(["cat", "dog"]), TypeError, "but is <U3"),
+        (np.array([0, 1, 2]), ShapeError, r"should be \(2,\), a class for each.*but is \(3,\)"),
+        (np.eye(3, dtype=int)[:2], ShapeError, r"should be \(2,\).*but is \(2, 3\)"),
+        (
+            np.array([0, 3]),
+            ShapeError,
+            "from 0 to 2, since logits have 3 classes, but go from 0 to 3",
+        ),
+        (np.array([-1, 0]), ShapeError, "but go from -1 to 0"),
+    ],
+)
+def test_labels_that_are_none(labels, kind, message):
+    with pytest.raises(kind, match=message):
+        ops.cross_entropy(Tensor(LOGITS), labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        (
+            {"class_weights": [1.0, 2.0, 3.0]},
+            TypeError,
+            "array of numbers, but is a list; pass np.arr",
+        ),
+        ({"class_weights": np.array(["a", "b", "c"])}, TypeError, "but is <U1"),
+        (
+            {"class_weights": np.ones(2)},
+            ShapeError,
+            r"class_weights should be \(3,\) but is \(2,\)",
+        ),
+        ({"label_smoothing": 1.5}, ValueError, "label_smoothing should be from 0 to 1 but is 1.5"),
+    ],
+)
+def test_options_that_are_none(options, kind, message):
+    with pytest.raises(kind, match=message):
+        ops.cross_entropy(Tensor(LOGITS), np.array([0, 1]), **options)
+
+
+def test_an_empty_batch_has_no_mean():
+    with pytest.raises(ShapeError, match="the batch is empty"):
+        ops.cross_entropy(Tensor(LOGITS[:0]), np.array([], int))

@@ -5,9 +5,11 @@ Next: tinyft/nn/module.py
 
 from __future__ import annotations
 
+from typing import Any
+
 from tinyft.errors import ShapeError
 from tinyft.ops.checks import expect_shape
-from tinyft.tensor import op
+from tinyft.tensor import Tensor, op
 
 
 @op
@@ -18,7 +20,8 @@ def cross_entropy(logits, labels, *, label_smoothing=0.0, class_weights=None):
     each picture counts as much as its label's weight.
 
     Shapes: logits (N, C), labels (N,) integer array, class_weights (C,) array -> ()
-    Raises: ShapeError for an empty batch or a label that is no class
+    Raises: TypeError for labels or weights that are no such array, ShapeError for an empty batch,
+    another shape or a label that is no class, ValueError for a smoothing outside 0 to 1
     Keeps: log-probabilities
     Source: PyTorch `torch.nn.functional.cross_entropy`
     """
@@ -26,21 +29,15 @@ def cross_entropy(logits, labels, *, label_smoothing=0.0, class_weights=None):
     N, C = logits.shape
     if N == 0:
         raise ShapeError("cross_entropy: the batch is empty, so it has no mean loss")
-    if labels.shape != (N,) or labels.dtype.kind not in "iu":
-        raise ShapeError(
-            f"cross_entropy: labels should be {N} integers "
-            f"but are {labels.dtype} of shape {labels.shape}"
+    _check_labels(labels, N, C)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(
+            f"cross_entropy: label_smoothing should be from 0 to 1 but is {label_smoothing}"
         )
-    if labels.min() < 0 or labels.max() >= C:
-        raise ShapeError(
-            f"cross_entropy: labels go from {labels.min()} to {labels.max()}, "
-            f"but logits have {C} classes"
-        )
-    if class_weights is not None and class_weights.shape != (C,):
-        raise ShapeError(
-            f"cross_entropy: class_weights should be ({C},) but is {class_weights.shape}"
-        )
-    if class_weights is not None:  # a float64 array would make all gradients float64
+    if class_weights is not None:
+        _expect_array("class_weights", class_weights, "fiu", "numbers")
+        expect_shape("cross_entropy", "class_weights", class_weights, (C,))
+        # a float64 array would make all gradients float64
         class_weights = class_weights.astype(logits.dtype, copy=False)
     backend = logits.backend
     loss, log_probabilities = backend.softmax_cross_entropy(
@@ -55,3 +52,33 @@ def cross_entropy(logits, labels, *, label_smoothing=0.0, class_weights=None):
         return (dlogits * dout,)
 
     return loss, backward
+
+
+def _check_labels(labels: Any, N: int, C: int) -> None:
+    """Raises: TypeError, ShapeError"""
+    _expect_array("labels", labels, "iu", "integers, the number of each row's class")
+    if labels.shape != (N,):
+        raise ShapeError(
+            f"cross_entropy: labels should be ({N},), a class for each row of logits, "
+            f"but is {labels.shape}"
+        )
+    if labels.min() < 0 or labels.max() >= C:
+        raise ShapeError(
+            f"cross_entropy: labels should be from 0 to {C - 1}, since logits have {C} classes, "
+            f"but go from {labels.min()} to {labels.max()}"
+        )
+
+
+def _expect_array(argument: str, value: Any, kinds: str, content: str) -> None:
+    """Raise TypeError unless `value` is an array whose dtype is of one of these kinds."""
+    if isinstance(value, Tensor) or not hasattr(value, "dtype"):
+        remedy = "its .data" if isinstance(value, Tensor) else f"np.array({argument})"
+        raise TypeError(
+            f"cross_entropy: {argument} should be an array of {content}, but is a "
+            f"{type(value).__name__}; pass {remedy}"
+        )
+    if value.dtype.kind not in kinds:
+        raise TypeError(
+            f"cross_entropy: {argument} should be an array of {content}, but is {value.dtype} "
+            f"{value.shape}"
+        )
