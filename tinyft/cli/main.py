@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from tinyft import __version__
 from tinyft.cli import (
     bench,
+    diff,
     doctor,
     evaluate,
     finetune,
@@ -46,6 +47,7 @@ COMMANDS = (
     plan,
     lr_find,
     summary,
+    diff,
     gradcheck,
     weights,
     bench,

@@ -1,0 +1,43 @@
+"""`tinyft diff`: a run by itself, two files, a page, JSON, and requests that make no sense."""
+
+import json
+import shutil
+
+
+def test_a_run_is_compared_phase_by_phase(tinyft, trained):
+    done = tinyft("diff", trained, "--html", "diff.html", "--json")
+    assert done.code == 0 and "wrote diff.html" in done.err
+    found = json.loads(done.out)
+    assert found["snapshots"] == ["before", "after everything"]
+    assert found["pictures"] == 10  # of twelve, two are set aside
+    assert 0 < found["similarity"]["stem"][0] <= 1
+    layers = {layer["name"]: layer for layer in found["layers"]}
+    assert layers["conv1"]["moves"][0]["identical"] is False
+    assert len(layers["conv1"]["filters"]) == 3
+    with open("diff.html", encoding="utf-8") as file:
+        assert file.read().startswith("<!doctype html>")
+
+
+def test_of_two_files_features_are_compared_on_request(tinyft, trained, pictures):
+    pair = f"{trained}/best.h5", f"{trained}/learner.h5"
+    done = tinyft("diff", *pair)
+    assert done.code == 0 and "linear CKA" not in done.out
+    assert "identical" in done.out and "note: --pictures DIR compares the features" in done.out
+    done = tinyft("diff", *pair, "--pictures", pictures)
+    assert "(linear CKA on 12 pictures, unbiased)" in done.out
+    assert "stem         1.000" in done.out.splitlines()
+
+
+def test_pictures_that_are_gone_cost_only_the_similarity(tinyft, trained, pictures):
+    shutil.rmtree(pictures)
+    done = tinyft("diff", trained)
+    assert done.code == 0 and "linear CKA" not in done.out
+    assert "note: features are not compared, since the run's pictures are gone" in done.out
+
+
+def test_requests_that_make_no_sense(tinyft, trained, pictures):
+    done = tinyft("diff", f"{trained}/learner.h5")
+    assert done.code == 2 and "is no run; to compare two files give both" in done.error
+    assert "has no run.json" in tinyft("diff", pictures).error
+    done = tinyft("diff", f"{trained}/learner.h5", "nothing.h5")
+    assert done.code != 0 and "nothing.h5: No such file" in done.error

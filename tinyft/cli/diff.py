@@ -1,0 +1,104 @@
+"""`tinyft diff`: what training changed, from layer to layer and from phase to phase.
+
+Next: tinyft/inspection/diff.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyft.cli.failures import RequestError
+from tinyft.cli.options import add_backend, open_folder
+from tinyft.cli.output import json_result, result, say
+from tinyft.cli.parser import add_command, add_json
+from tinyft.errors import DataError
+
+if TYPE_CHECKING:
+    from tinyft.data import PictureData
+    from tinyft.inspection.diff import Diff
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "diff",
+        run,
+        help="compare a network before and after training, layer by layer",
+        example="tinyft diff runs/photos-resnet18-1 --html diff.html\n"
+        "  tinyft diff resnet18.pth runs/photos-resnet18-1/best.h5 --pictures photos/",
+    )
+    add = parser.add_argument
+    add("before", metavar="RUN|FILE", help="a run alone: its phases; else what to compare from")
+    add("after", metavar="RUN|FILE", nargs="?", help="weights, a learner, a checkpoint, or a run")
+    add("--pictures", metavar="DIR", help="CLASS/*.jpg, to compare features on 64 of them (of a "
+        "run alone: its own)")  # fmt: skip
+    add("--html", metavar="FILE", help="write a page with bars and the first layer's filters")
+    add_backend(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from tinyft.inspection.diff import diff, diff_run
+
+    if args.after is None and not Path(args.before).is_dir():
+        raise RequestError(
+            f"{args.before} is no run; to compare two files give both: tinyft diff A.h5 B.h5"
+        )
+    data, notices = _data(args)
+    device = args.backend or "auto"
+    args.working = True
+    if args.after is None:
+        found = diff_run(args.before, data, device=device)
+    else:
+        found = diff(args.before, args.after, data, device=device)
+    found.notices.extend(notices)
+    if args.html:
+        Path(args.html).write_text(found.html(), encoding="utf-8")
+        say(f"wrote {args.html}")
+    if args.json:
+        json_result(plain(found))
+    else:
+        result(str(found))
+    return 0
+
+
+def _data(args: argparse.Namespace) -> tuple[PictureData | None, list[str]]:
+    """The pictures to compare features on, and why there are none."""
+    if args.pictures:
+        return open_folder(args.pictures, valid_fraction=1.0), []
+    if args.after is not None:
+        return None, ["--pictures DIR compares the features of both networks too"]
+    from tinyft.finetune.run import read_description
+
+    recorded = read_description(Path(args.before))["data"]
+    if recorded.get("kind") != "folder":
+        return None, ["the run's pictures were arrays, so its features are not compared"]
+    arguments = dict(recorded.get("arguments", {}))
+    try:
+        return open_folder(arguments.pop("path", None), **arguments), []
+    except (DataError, OSError) as error:
+        return None, [f"features are not compared, since the run's pictures are gone: {error}"]
+
+
+def plain(found: Diff) -> dict[str, Any]:
+    """The comparison as JSON holds it."""
+    return {
+        "arch": found.arch,
+        "snapshots": found.titles,
+        "spans": found.spans,
+        "stages": {
+            stage: [dataclasses.asdict(move) for move in moves]
+            for stage, moves in found.stages.items()
+        },
+        "layers": [
+            dataclasses.asdict(layer) | {"filters": [list(pair) for pair in layer.filters]}
+            for layer in found.layers
+        ],
+        "similarity": found.similarity,
+        "pictures": found.pictures,
+        "unmatched": found.unmatched,
+        "notices": found.notices,
+    }

@@ -1,0 +1,289 @@
+"""Before and after: what training changed, layer by layer and phase by phase.
+
+Two questions are asked of each layer. How far did its weights travel, |after - before| /
+|before|, in which direction (the cosine between the two), and which filters most? And does it still
+see the same in pictures: the similarity of its features (similarity.py)?
+
+Next: tinyft/inspection/filters.py
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tinyft import backends
+from tinyft.data.loader import PictureData
+from tinyft.data.prepare import prepare
+from tinyft.errors import WeightsError
+from tinyft.inspection import snapshots as moments
+from tinyft.inspection.similarity import features_by_layer, gram, linear_cka
+from tinyft.inspection.snapshots import Snapshot
+from tinyft.tensor import Tensor, no_grad
+from tinyft.weights import Preprocess
+
+PICTURES = 64  # on which features are compared
+FILTERS = 3  # named of each layer; a terminal shows two
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Move:
+    """How far numbers went: `distance` is relative to their length before, `cosine` is between
+    before and after; `identical` says that not a bit changed.
+    """
+
+    distance: float
+    cosine: float
+    identical: bool
+
+    @classmethod
+    def between(cls, pairs: Sequence[Pair]) -> Move:
+        """Of all arrays of (before, after) taken together as one long vector, in float64."""
+        dots = np.zeros(4)  # before.before, after.after, before.after, change.change
+        for before, after in pairs:
+            a, b = (x.astype(np.float64).ravel() for x in (before, after))
+            dots += (a @ a, b @ b, a @ b, (b - a) @ (b - a))
+        identical = all(a.tobytes() == b.tobytes() for a, b in pairs)
+        lengths = math.sqrt(dots[0] * dots[1])
+        return cls(
+            _ratio(math.sqrt(dots[3]), math.sqrt(dots[0])),
+            float(np.clip(dots[2] / lengths, -1, 1)) if lengths else math.nan,
+            identical,
+        )
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """One layer: a move for each stretch between two snapshots, of its weights and of its running
+    statistics (empty if it has none). `filters` are those that moved most over all: (number,
+    relative distance).
+    """
+
+    name: str
+    moves: list[Move]
+    statistics: list[Move]
+    filters: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Diff:
+    """What changed between two or more snapshots of one network.
+
+    `spans` are the stretches that every list of moves follows: from each snapshot to the next
+    and, if there are more than two, from the first to the last. `similarity` has one number a span
+    for each layer that features_by_layer names; it is empty without pictures. `unmatched` are
+    tensors that only one side has or that differ in shape.
+    """
+
+    titles: list[str]
+    spans: list[str]
+    arch: str
+    layers: list[LayerChange]
+    stages: dict[str, list[Move]]
+    similarity: dict[str, list[float]]
+    pictures: int
+    first_filters: Pair
+    unmatched: list[str]
+    notices: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        from tinyft.inspection.diff_text import as_text
+
+        return as_text(self)
+
+    def html(self) -> str:
+        """One self-contained page."""
+        from tinyft.inspection.diff_page import as_page
+
+        return as_page(self)
+
+
+def diff(
+    before: str | os.PathLike[str],
+    after: str | os.PathLike[str],
+    data: PictureData | None = None,
+    *,
+    device: str = "auto",
+) -> Diff:
+    """What differs between two networks: files of any readable format, learners, or runs (their
+    last). With `data` their features on 64 of its pictures are compared too.
+
+    Raises: WeightsError if they are not of one architecture or cannot be read
+    """
+    pair = [moments.of_source(source) for source in (before, after)]
+    return compare(pair, data, device=device)
+
+
+def diff_run(
+    path: str | os.PathLike[str], data: PictureData | None = None, *, device: str = "auto"
+) -> Diff:
+    """What a run changed, phase by phase: from the weights that it began with to its last.
+
+    Raises: RunError if its start cannot be made again
+    """
+    snapshots, notices = moments.of_run(path)
+    found = compare(snapshots, data, device=device)
+    found.notices.extend(notices)
+    return found
+
+
+def compare(
+    snapshots: Sequence[Snapshot], data: PictureData | None = None, *, device: str = "auto"
+) -> Diff:
+    """What changed from snapshot to snapshot, and from the first to the last.
+
+    Raises: WeightsError if they are not of one architecture, ValueError for fewer than two
+    """
+    _check(snapshots)
+    spans = list(itertools.pairwise(range(len(snapshots))))
+    names = ["change"]
+    if len(spans) > 1:
+        names = [snapshots[after].title.removeprefix("after ") for _, after in spans] + ["in all"]
+        spans.append((0, len(snapshots) - 1))
+    common, unmatched = _common(snapshots)
+    pictures = _pictures(data, snapshots[0].preprocess) if data is not None else None
+    similarity = {} if pictures is None else _similarity(snapshots, spans, pictures, device)
+    ends = snapshots[0].arrays["conv1.weight"], snapshots[-1].arrays["conv1.weight"]
+    return Diff(
+        [snapshot.title for snapshot in snapshots],
+        names,
+        snapshots[0].arch,
+        _layers(snapshots, spans, common),
+        _stages(snapshots, spans, common),
+        similarity,
+        0 if pictures is None else len(pictures),
+        (ends[0].copy(), ends[1].copy()),
+        unmatched,
+    )
+
+
+def _check(snapshots: Sequence[Snapshot]) -> None:
+    if len(snapshots) < 2:
+        raise ValueError(f"a comparison needs two networks; got {len(snapshots)}")
+    first = snapshots[0]
+    for other in snapshots[1:]:
+        if other.arch != first.arch:
+            raise WeightsError(
+                f"{first.title} is a {first.arch} and {other.title} a {other.arch}; only networks "
+                "of one architecture can be compared layer by layer"
+            )
+
+
+def _common(snapshots: Sequence[Snapshot]) -> tuple[list[str], list[str]]:
+    """The tensors that all have in one shape, in the order of the network, and the others."""
+    everything = list(dict.fromkeys(name for s in snapshots for name in s.arrays))
+    shapes = {n: {getattr(s.arrays.get(n), "shape", None) for s in snapshots} for n in everything}
+    common = [n for n in everything if len(shapes[n]) == 1]
+    return common, [n for n in everything if n not in common]
+
+
+def _moves(
+    snapshots: Sequence[Snapshot], spans: Sequence[tuple[int, int]], names: Sequence[str]
+) -> list[Move]:
+    """One move a span, of all these tensors together."""
+    if not names:
+        return []
+    return [
+        Move.between([(snapshots[a].arrays[n], snapshots[b].arrays[n]) for n in names])
+        for a, b in spans
+    ]
+
+
+def _layers(
+    snapshots: Sequence[Snapshot], spans: Sequence[tuple[int, int]], common: Sequence[str]
+) -> list[LayerChange]:
+    """One entry for each module that has parameters, in the order of the network."""
+    parts: dict[str, list[str]] = {}
+    for name in common:
+        parts.setdefault(name.rpartition(".")[0], []).append(name)
+    changes = []
+    for layer, names in parts.items():
+        weights = [n for n in names if not _is_statistic(n)]
+        statistics = [n for n in names if _is_statistic(n)]
+        matrix = f"{layer}.weight"
+        ends = [s.arrays[matrix] for s in (snapshots[0], snapshots[-1])] if matrix in names else []
+        changes.append(
+            LayerChange(
+                layer,
+                _moves(snapshots, spans, weights),
+                _moves(snapshots, spans, statistics),
+                moved_most(*ends) if ends and ends[0].ndim > 1 else [],
+            )
+        )
+    return changes
+
+
+def moved_most(
+    before: np.ndarray, after: np.ndarray, most: int = FILTERS
+) -> list[tuple[int, float]]:
+    """The filters whose weights moved furthest relative to their length: (number, distance).
+
+    Shapes: before and after (F, ...): convolutions (F, C, R, S), linear weights (F, C)
+    """
+    a, b = (x.astype(np.float64).reshape(len(x), -1) for x in (before, after))
+    lengths = zip(np.linalg.norm(b - a, axis=1), np.linalg.norm(a, axis=1), strict=True)
+    distances = [_ratio(float(moved), float(length)) for moved, length in lengths]
+    order = sorted(range(len(distances)), key=lambda f: -distances[f])
+    return [(f, distances[f]) for f in order[:most] if distances[f] > 0]
+
+
+def _stages(
+    snapshots: Sequence[Snapshot], spans: Sequence[tuple[int, int]], common: Sequence[str]
+) -> dict[str, list[Move]]:
+    """The weights of stem, stages and head, each taken together."""
+    members: dict[str, list[str]] = {}
+    for name in common:
+        if not _is_statistic(name):
+            first = name.split(".")[0]
+            members.setdefault("stem" if first in ("conv1", "bn1") else first, []).append(name)
+    return {stage: _moves(snapshots, spans, names) for stage, names in members.items()}
+
+
+def _similarity(
+    snapshots: Sequence[Snapshot],
+    spans: Sequence[tuple[int, int]],
+    pictures: np.ndarray,
+    device: str,
+) -> dict[str, list[float]]:
+    """One number a span for stem, blocks and head, where all networks have them."""
+    tables = [_grams(snapshot, pictures, device) for snapshot in snapshots]
+    return {
+        name: [linear_cka(tables[a][name], tables[b][name]) for a, b in spans]
+        for name in tables[0]
+        if all(name in other for other in tables)
+    }
+
+
+def _grams(snapshot: Snapshot, pictures: np.ndarray, device: str) -> dict[str, np.ndarray]:
+    """The Gram matrix of each layer's features, (N, N)."""
+    model, preprocess = snapshot.network(), snapshot.preprocess
+    with no_grad(), backends.use(device):
+        backend = backends.of(pictures)
+        mean, std = (np.array(v, np.float32) for v in (preprocess.mean, preprocess.std))
+        x = Tensor.wrap(backend.images(pictures, mean, std, np.dtype(np.float32)))
+        return {name: gram(out.data) for name, out in features_by_layer(model, x)}
+
+
+def _pictures(data: PictureData, preprocess: Preprocess) -> np.ndarray:
+    """Up to 64 pictures (N, S, S, 3) uint8, as for validation, spread evenly over all classes."""
+    split = "valid" if data.n_valid >= PICTURES or data.n_valid >= data.n_train else "train"
+    order = np.argsort(data.labels[split], kind="stable")
+    chosen = order[np.linspace(0, len(order) - 1, min(PICTURES, len(order))).astype(int)]
+    adjusted = data.adjusted(preprocess)
+    return np.stack([prepare(data.source(split, int(i)), adjusted) for i in chosen])
+
+
+def _is_statistic(name: str) -> bool:
+    return name.endswith((".running_mean", ".running_var"))
+
+
+def _ratio(moved: float, length: float) -> float:
+    """Relative to nothing, any move is infinite, and none is none."""
+    return moved / length if length else (math.inf if moved else 0.0)

@@ -1,0 +1,101 @@
+"""A comparison of networks as one HTML page: bars by layer, filters as pictures, similarity.
+
+Next: tinyft/cli/diff.py
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from tinyft.inspection.diff_text import bar_length, bar_range, filters_text, shown, turned
+from tinyft.inspection.filters import before_and_after
+from tinyft.inspection.html import Markup, escape, page, picture, table
+
+if TYPE_CHECKING:
+    from tinyft.inspection.diff import Diff, Move
+
+_WIDTH = 260  # of the longest bar, in CSS pixels
+_FILTERS = 320  # of a picture of filters, about
+
+
+def as_page(diff: Diff) -> str:
+    """The whole page."""
+    title = f"{diff.arch}: {' → '.join(diff.titles)}"
+    return page(title, f"<h1>{escape(title)}</h1>\n{diff_section(diff)}")
+
+
+def diff_section(diff: Diff) -> str:
+    """The comparison as HTML without a page around it, for a report that has more to say."""
+    parts = [_stages(diff), _first_filters(diff), _layers(diff), _similarity(diff)]
+    if diff.unmatched:
+        names = escape(", ".join(diff.unmatched))
+        parts.append(f"<p>Not compared (on one side only, or of another shape): {names}</p>")
+    parts += [f"<p>{escape(notice)}</p>" for notice in diff.notices]
+    return "\n".join(part for part in parts if part)
+
+
+def _stages(diff: Diff) -> str:
+    distances = [move.distance for moves in diff.stages.values() for move in moves]
+    low, high = bar_range(distances)
+    rows = [
+        [stage, *(_bar(move, low, high) for move in moves)] for stage, moves in diff.stages.items()
+    ]
+    return (
+        "<h2>How far the weights went</h2>\n"
+        "<p>|after - before| / |before| of all weights of a stage. Bars are logarithmic, from "
+        f"{low:.0e} to {high:.0e}. Where the learning rates grow from stage to stage, as in the "
+        "usual recipe, so do the bars.</p>\n" + table(["stage", *diff.spans], rows)
+    )
+
+
+def _bar(move: Move, low: float, high: float) -> Markup:
+    """A bar with its number."""
+    length = 0 if move.identical else bar_length(move.distance, low, high, _WIDTH)
+    return Markup(
+        f'<svg width="{_WIDTH}" height="14" viewBox="0 0 {_WIDTH} 14" role="img" '
+        f'aria-label="{shown(move)}"><rect width="{length}" height="14" rx="2" '
+        f'fill="var(--series-1)"/></svg><br>{shown(move)}'
+    )
+
+
+def _first_filters(diff: Diff) -> str:
+    before, after, change, enlarged = before_and_after(*diff.first_filters)
+    width = before.shape[1] * max(1, _FILTERS // before.shape[1])  # whole pixels, or they differ
+    said = "nothing changed" if math.isinf(enlarged) else f"the change, {enlarged:,.0f} times"
+    figures = "".join(
+        f"<figure>{picture(grid, f'first-layer filters: {caption}', width=width)}"
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        for grid, caption in ((before, diff.titles[0]), (after, diff.titles[-1]), (change, said))
+    )
+    return (
+        "<h2>The first layer's filters</h2>\n<p>Each is what it looks for; grey is zero.</p>\n"
+        f'<div class="row">{figures}</div>'
+    )
+
+
+def _layers(diff: Diff) -> str:
+    rows = [
+        [
+            layer.name,
+            *map(shown, layer.moves),
+            turned(layer.moves),
+            shown(layer.statistics[-1]) if layer.statistics else "",
+            filters_text(layer),
+        ]
+        for layer in diff.layers
+    ]
+    header = ["layer", *diff.spans, "1 - cosine", "statistics", "filters that moved most"]
+    return "<h2>Layer by layer</h2>\n" + table(header, rows)
+
+
+def _similarity(diff: Diff) -> str:
+    if not diff.similarity:
+        return ""
+    rows = [[name, *values] for name, values in diff.similarity.items()]
+    return (
+        "<h2>Do the features still find the same pictures alike?</h2>\n"
+        f"<p>Linear CKA (Kornblith and others, 2019; unbiased) on {diff.pictures} pictures. 1: "
+        "which pictures are alike did not change, whatever the rotation and the scale of the "
+        "features.</p>\n" + table(["features of", *diff.spans], rows)
+    )

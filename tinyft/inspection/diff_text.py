@@ -1,0 +1,109 @@
+"""A comparison of networks as text for a terminal: distances with bars, layers, similarity.
+
+Next: tinyft/inspection/diff_page.py
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tinyft.inspection.diff import Diff, LayerChange, Move
+
+BAR = 24  # characters
+
+
+def as_text(diff: Diff) -> str:
+    """Everything that `tinyft diff` prints."""
+    lines = [f"{diff.arch}: {' -> '.join(diff.titles)}", *_stage_lines(diff), *_layer_lines(diff)]
+    if diff.similarity:
+        lines += _similarity_lines(diff)
+    if diff.unmatched:
+        more = f" and {len(diff.unmatched) - 4} more" if len(diff.unmatched) > 4 else ""
+        lines += ["", f"not compared (on one side only, or of another shape): "
+                  f"{', '.join(diff.unmatched[:4])}{more}"]  # fmt: skip
+    return "\n".join([*lines, *(f"note: {notice}" for notice in diff.notices)])
+
+
+def _stage_lines(diff: Diff) -> list[str]:
+    """One line a stage, with a bar for the last span."""
+    low, high = bar_range([moves[-1].distance for moves in diff.stages.values()])
+    rows = [
+        [stage, *map(shown, moves), "#" * bar_length(moves[-1].distance, low, high, BAR)]
+        for stage, moves in diff.stages.items()
+    ]
+    return [
+        "",
+        "how far the weights went, |after - before| / |before|, stage by stage",
+        *aligned([["stage", *diff.spans, f"{low:.0e} to {high:.0e}, logarithmic"], *rows]),
+    ]
+
+
+def _layer_lines(diff: Diff) -> list[str]:
+    """One line a layer: the same, the angle, its running statistics, the filters that moved."""
+    rows = [
+        [
+            layer.name,
+            *map(shown, layer.moves),
+            turned(layer.moves),
+            shown(layer.statistics[-1]) if layer.statistics else "",
+            filters_text(layer, most=2),
+        ]
+        for layer in diff.layers
+    ]
+    header = ["layer", *diff.spans, "1 - cosine", "statistics", "filters that moved most"]
+    last = " (what follows is in all)" if len(diff.spans) > 1 else ""
+    return ["", f"layer by layer{last}", *aligned([header, *rows])]
+
+
+def _similarity_lines(diff: Diff) -> list[str]:
+    rows = [[name, *(f"{v:.3f}" for v in values)] for name, values in diff.similarity.items()]
+    return [
+        "",
+        "do the features still find the same pictures alike? 1: yes "
+        f"(linear CKA on {diff.pictures} pictures, unbiased)",
+        *aligned([["features of", *diff.spans], *rows]),
+    ]
+
+
+def shown(move: Move) -> str:
+    """A distance, or that nothing changed."""
+    return "identical" if move.identical else f"{move.distance:.1e}"
+
+
+def turned(moves: Sequence[Move]) -> str:
+    """One minus the last cosine: the cosine itself is 1.0000 for every small step."""
+    if not moves or moves[-1].identical or math.isnan(moves[-1].cosine):
+        return ""
+    return f"{1 - moves[-1].cosine:.0e}"
+
+
+def filters_text(layer: LayerChange, most: int | None = None) -> str:
+    """ "12 (0.31), 7 (0.2)": numbers and relative distances"""
+    return ", ".join(f"{number} ({distance:.2g})" for number, distance in layer.filters[:most])
+
+
+def bar_range(distances: Sequence[float]) -> tuple[float, float]:
+    """Powers of ten around all finite distances above 0: the ends of a logarithmic scale."""
+    positive = [d for d in distances if 0 < d < math.inf] or [1.0]
+    low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
+    return 10.0**low, 10.0 ** max(high, low + 1)
+
+
+def bar_length(distance: float, low: float, high: float, most: int) -> int:
+    """How much of `most` a bar takes on the logarithmic scale; 0 only for what did not move."""
+    if distance <= 0:
+        return 0
+    share = math.log(min(distance, high) / low) / math.log(high / low)
+    return max(1, round(share * most))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of equal width, without blanks at the ends of lines."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,166 @@
+"""Networks at a moment, to be compared: from any weights file, a learner, a checkpoint or a run.
+
+A run gives several: before its first step, and after each phase. The start is no file: it is made
+again, from the pretrained weights and the seed in run.json, without the pictures.
+
+Next: tinyft/inspection/diff.py
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyft.data.arrays import ImageArrays
+from tinyft.errors import RunError, WeightsError
+from tinyft.finetune.build import vision_learner
+from tinyft.finetune.run import CHECKPOINT, read_description, weights_sha256
+from tinyft.nn.head import HEADS, attach, cut
+from tinyft.nn.resnet import ResNet, build
+from tinyft.weights import Preprocess, infer_architecture, load_weights, read_arrays
+from tinyft.weights.hdf5_arrays import open_arrays
+
+if TYPE_CHECKING:
+    from tinyft.finetune.learner import Learner
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A network's arrays under torchvision's names, the head's under `head.`.
+
+    `title` says which moment this is; `preprocess` how its pictures are prepared.
+    """
+
+    title: str
+    arch: str
+    arrays: Mapping[str, np.ndarray]
+    preprocess: Preprocess
+
+    def network(self) -> ResNet:
+        """The network itself, in evaluation mode; without its head if that is the caller's own."""
+        model = cut(build(self.arch))
+        own = {n.removeprefix("head."): a for n, a in self.arrays.items() if n.startswith("head.")}
+        classes = len(own.get("linear.weight", own.get("linear2.weight", ())))
+        for kind in HEADS.values() if classes else ():
+            head = kind(model.num_features, classes)
+            if _shapes(head.state_dict()) == _shapes(own):
+                attach(model, head)
+        expected = model.state_dict()
+        model.load_state_dict({n: a for n, a in self.arrays.items() if n in expected})
+        return model.eval()
+
+
+def of_learner(learner: Learner, title: str) -> Snapshot:
+    """A copy of a learner's network as it is now."""
+    arrays = {name: array.copy() for name, array in learner.model.state_dict().items()}
+    return Snapshot(title, learner.arch, arrays, learner.adjusted_preprocess())
+
+
+def of_source(source: str | os.PathLike[str]) -> Snapshot:
+    """The network that a weights file of any format, a saved learner, a checkpoint or a published
+    name holds; of a run's folder, its last.
+
+    Raises: WeightsError or RunError if it cannot be read, OSError if the system refuses
+    """
+    title = os.fspath(source)
+    if Path(source).is_dir():
+        return of_run(source)[0][-1]
+    if Path(source).is_file() and _is_checkpoint(source):
+        arrays, _, _ = read_arrays(source, CHECKPOINT)
+        return _of_checkpoint(title, arrays)
+    weights = load_weights(source)
+    return Snapshot(title, weights.arch, _with_head(weights.arrays), weights.preprocess)
+
+
+def of_run(path: str | os.PathLike[str]) -> tuple[list[Snapshot], list[str]]:
+    """The network of a run before its first step and after each phase, and notices about what is
+    missing.
+
+    A run that is not finished ends with its newest checkpoint.
+    Raises: RunError if its start cannot be made again, or no step of it was kept
+    """
+    path = Path(path)
+    description = read_description(path)
+    start, preprocess = _start(path, description)
+    snapshots, notices = [start], []
+    kept = {int(file.stem): file for file in (path / "checkpoints").glob("[0-9]*.h5")}
+    ends = _phase_ends(path)
+    newest = max(kept, default=0)
+    if newest and newest < max(ends.values(), default=0):  # cut off in the middle of a phase
+        ends = {name: end for name, end in ends.items() if end < newest}
+        ends[f"the first {newest} steps"] = newest
+    for name, end in ends.items():
+        if end in kept:
+            arrays, _, _ = read_arrays(kept[end], CHECKPOINT)
+            found = _of_checkpoint(f"after {name}", arrays)
+            snapshots.append(Snapshot(found.title, start.arch, found.arrays, preprocess))
+        else:
+            notices.append(f"the checkpoint at the end of {name} is gone, so it is left out")
+    if len(snapshots) < 2:
+        raise RunError(f"{path} has no checkpoint after its start, so there is nothing to compare")
+    return snapshots, notices
+
+
+def _start(path: Path, description: dict[str, Any]) -> tuple[Snapshot, Preprocess]:
+    """The network before the run's first step, and the preprocessing at the run's size."""
+    if description["learner"] is None or description.get("first_step"):
+        raise RunError(
+            f"{path} began with a network that run.json cannot make again (trained before, or with "
+            f"parts of the caller's own); compare two files: tinyft diff BEFORE.h5 {path}"
+        )
+    nothing = np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64)
+    classes = ImageArrays(nothing, nothing, classes=description["classes"])
+    learner = vision_learner(classes, **description["learner"])
+    if weights_sha256(learner) != description["weights_sha256"]:
+        raise RunError(
+            f"the weights that {path} began with ({learner.facts['weights']}) have changed since; "
+            "put the file back, or compare two files: tinyft diff BEFORE.h5 AFTER.h5"
+        )
+    snapshot = of_learner(learner, "before")
+    size = description["data"].get("arguments", {}).get("size")
+    preprocess = learner.preprocess.scaled(size) if size else learner.preprocess
+    return Snapshot("before", snapshot.arch, snapshot.arrays, preprocess), preprocess
+
+
+def _phase_ends(path: Path) -> dict[str, int]:
+    """Each phase's name and how many steps were made at its end, from metrics.csv."""
+    try:
+        with (path / "metrics.csv").open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if (row["step"] or "").isdigit()]
+    except (OSError, KeyError, csv.Error):
+        raise RunError(f"{path} has no readable metrics.csv: no step of it is known") from None
+    return {row["phase"]: int(row["step"]) + 1 for row in rows}
+
+
+def _is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a run's checkpoint; nothing of its arrays is read."""
+    try:
+        with open_arrays(path, CHECKPOINT):
+            return True
+    except WeightsError:
+        return False
+
+
+def _of_checkpoint(title: str, arrays: Mapping[str, np.ndarray]) -> Snapshot:
+    """A checkpoint holds the optimizer's memory too, and does not name the architecture."""
+    own = {n.removeprefix("model."): a for n, a in arrays.items() if n.startswith("model.")}
+    arch = infer_architecture(_shapes(own))
+    return Snapshot(title, arch, own, Preprocess.for_architecture(arch))
+
+
+def _with_head(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A published classifier under the name that it has when it is trained on: the linear head."""
+    return {
+        f"head.linear.{name[3:]}" if name.startswith("fc.") else name: array
+        for name, array in arrays.items()
+    }
+
+
+def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in arrays.items()}
