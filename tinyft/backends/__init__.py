@@ -14,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 from tinyft.backends.reference import Backend
 from tinyft.errors import DeviceError
@@ -49,7 +50,20 @@ def of(array: object) -> Backend:
     All backends so far compute with NumPy arrays, so the array itself does not matter yet.
     """
     named = [name for name, _ in _chosen if name != "auto"]
-    return get(named[-1] if named else "auto")
+    backend = get(named[-1] if named else "auto")
+    return _watched.by(backend) if _watched.by else backend
+
+
+def arithmetic(name: str) -> dict[str, str]:
+    """What decides the last bits of that backend's results, beside the versions of its packages:
+    sums are rounded in another order in registers of another width, and by Winograd.
+    """
+    if type(get(name)) is Backend:
+        return {"backend": "reference"}
+    from tinyft.backends.cpu.conv2d import LANES, winograd_is_on
+
+    winograd = "on" if winograd_is_on() else "off"
+    return {"backend": "cpu", "vector width": f"{LANES} floats", "Winograd": winograd}
 
 
 @contextlib.contextmanager
@@ -66,4 +80,25 @@ def use(name: str) -> Iterator[Backend]:
         _chosen.remove(entry)
 
 
-__all__ = ["NAMES", "Backend", "get", "of", "use"]
+class _Watched(threading.local):
+    """Per thread: what makes a stand-in for a backend, while somebody watches."""
+
+    by: Callable[[Backend], Backend] | None = None
+
+
+_watched = _Watched()
+
+
+@contextlib.contextmanager
+def watch(stand_in: Callable[[Backend], Backend]) -> Iterator[None]:
+    """Within this block, in this thread, ops call `stand_in(backend)` instead of the backend: it
+    may note what is called and has to call on.
+    """
+    before, _watched.by = _watched.by, stand_in
+    try:
+        yield
+    finally:
+        _watched.by = before
+
+
+__all__ = ["NAMES", "Backend", "arithmetic", "get", "of", "use", "watch"]

@@ -55,8 +55,7 @@ def vision_learner(
     WeightsError for a file that does not fit
     Source: fastai 2.8.12 `vision_learner`
     """
-    arguments = {**locals(), "weights": weights if weights is None else str(weights)}
-    _check_dropout(dropout, head)
+    arguments = _checked(locals())
     network, preprocess, facts = _network(arch, weights, seed)
     if isinstance(head, str):
         facts |= {"head": head, "arguments": _plain(arguments)}
@@ -89,14 +88,18 @@ def _optimizer_class(optimizer: str | Callable[..., Optimizer]) -> Callable[...,
     return OPTIMIZERS.get(optimizer, optimizer)
 
 
-def _check_dropout(dropout: float | None, head: str | Module) -> None:
-    """Raises: ValueError where it would be without effect"""
+def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `vision_learner`, with weights as text. Raises: ValueError for a dropout
+    without effect
+    """
+    dropout, head, weights = arguments["dropout"], arguments["head"], arguments["weights"]
     if dropout is not None and head != "fastai":
         kind = repr(head) if isinstance(head, str) else "a Module of your own"
         raise ValueError(
             f"dropout={dropout} is for head='fastai', and the head is {kind}; leave it out, "
             "or pass a Module that has a Dropout layer"
         )
+    return {**arguments, "weights": weights if weights is None else str(weights)}
 
 
 def _random_head(kind: str, C: int, num_classes: int, dropout: float | None, seed: int) -> Module:
@@ -156,4 +159,7 @@ def _network(
     body = {n: a for n, a in loaded.arrays.items() if n.split(".")[0] not in ("fc", "head")}
     network.load_state_dict(body)
     facts = {"arch": loaded.arch, "weights": str(source), "metadata": dict(loaded.metadata)}
+    if "fc.weight" in loaded.arrays:
+        num_classes, C = loaded.arrays["fc.weight"].shape
+        facts["cut"] = f"fc ({C} features to {num_classes} classes)"
     return network, loaded.preprocess, facts

@@ -65,10 +65,11 @@ def recreate(
     learner = vision_learner(data, **description["learner"])
     plan = _plan(learner, **description["plan"])
     _check_weights(path, description["weights_sha256"], learner)
+    now = versions(learner.device)
     notices = [
-        f"{name} was {old} and is {versions()[name]} now: the bits may differ"
+        f"{name} was {old} and is {now.get(name, 'not used')} now: the bits may differ"
         for name, old in description["versions"].items()
-        if versions().get(name) != old
+        if now.get(name) != old
     ]
     progress = _restore_newest(path, learner, last, notices)
     start = learner.step - description["first_step"]

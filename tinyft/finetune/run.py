@@ -23,8 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from tinyft import backends
 from tinyft.errors import RunError
 from tinyft.finetune.save import save
 from tinyft.finetune.state import capture
@@ -84,7 +83,7 @@ class Run:
             "steps": plan.steps,
             "plan_text": str(plan),
             "classes": learner.classes,
-            "versions": versions(),
+            "versions": versions(learner.device),
             "finished": False,
         }
         write_json(self.path / "run.json", description)
@@ -188,16 +187,17 @@ def weights_sha256(learner: Learner) -> str:
     return str(metadata.get("source_sha256") or metadata.get("content_sha256") or "")
 
 
-def versions() -> dict[str, str]:
-    """What the bits of a run may depend on."""
+def versions(device: str = "auto") -> dict[str, str]:
+    """What the bits of a run on that backend may depend on."""
     from tinyft import __version__
 
+    packages = ("numpy", "numba", "llvmlite", "pillow")
     return {
         "tinyft": __version__,
-        "numpy": np.__version__,
-        "numba": _installed_version("numba"),
+        **{name: _installed_version(name) for name in packages},
         "python": platform.python_version(),
         "processor": _processor(),
+        **backends.arithmetic(device),
     }
 
 

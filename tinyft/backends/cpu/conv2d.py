@@ -124,9 +124,14 @@ def conv2d_weight_grad(
 
 
 def uses_winograd(R: int, S: int, stride: int, padding: int) -> bool:
-    """True for what winograd.py computes, unless TINYFT_WINOGRAD=0 turned it off."""
+    """True for what winograd.py computes, unless it is turned off."""
     fits = R == S == 3 and stride == 1 and padding <= 2
-    return fits and os.environ.get("TINYFT_WINOGRAD", "1") != "0"
+    return fits and winograd_is_on()
+
+
+def winograd_is_on() -> bool:
+    """False if TINYFT_WINOGRAD=0 turned it off."""
+    return os.environ.get("TINYFT_WINOGRAD", "1") != "0"
 
 
 def _check_window(name, x_shape, weight_shape, stride, padding) -> tuple[int, int, int, int]:
