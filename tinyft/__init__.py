@@ -26,13 +26,24 @@ _HOME = {
     "Learner": "finetune",
     "Adam": "finetune",
     "SGD": "finetune",
+    **dict.fromkeys(["Ledger", "snapshot", "changed"], "inspection"),
     **dict.fromkeys(["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"], "nn.resnet"),
     **dict.fromkeys(
         ["cifar_resnet20", "cifar_resnet32", "cifar_resnet44", "cifar_resnet56", "cifar_resnet110"],
         "nn.resnet",
     ),
 }
-_MODULES = ("backends", "data", "errors", "finetune", "nn", "ops", "testing", "weights")
+_MODULES = (
+    "backends",
+    "data",
+    "errors",
+    "finetune",
+    "inspection",
+    "nn",
+    "ops",
+    "testing",
+    "weights",
+)
 
 __all__ = [*_HOME, *_MODULES, "__version__"]
 

@@ -67,7 +67,7 @@ class UpdateSums:
 
     @property
     def decay_share(self) -> float:
-        """How much of the update's way is weight decay, from 0 to 1: |decay| / (|decay| + |rest|)"""
+        """How much of the update's way is decay, from 0 to 1: |decay| / (|decay| + |rest|)"""
         decay, rest = math.sqrt(self.decay), math.sqrt(self.rest)
         return _ratio(decay, decay + rest)
 

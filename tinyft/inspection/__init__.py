@@ -1,4 +1,30 @@
 """Inspection: watches training from outside. Nothing below this folder imports it.
 
-Next: tinyft/inspection/html.py
+Next: tinyft/inspection/freeze.py
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "Ledger": "ledger",
+    "changed": "freeze",
+    "snapshot": "freeze",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from its file when it is first used: each costs imports of its own."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'tinyft.inspection' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"tinyft.inspection.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

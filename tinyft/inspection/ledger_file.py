@@ -1,0 +1,161 @@
+"""The file of a ledger: tables of plain numbers that grow by a row, readable while they grow.
+
+HDF5 is not safe against a kill by itself. In its mode for a single writer and many readers (SWMR)
+everything that was flushed can be read afterwards, but the file then takes no more rows. So a run
+that goes on copies the rows that it keeps into a new file, which takes the old one's name.
+
+Next: tinyft/inspection/ledger_reading.py
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyft.errors import RunError
+from tinyft.weights.files import replacing
+
+if TYPE_CHECKING:
+    import h5py
+
+FORMAT, VERSION = "tinyft-ledger", 1
+CHUNK_BYTES = 32 << 10  # of a table; it grows on the disk by so much at a time
+MOST_BYTES = 8 << 30  # of one table that is read
+
+_written: weakref.WeakValueDictionary[Path, LedgerFile] = weakref.WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one shape. `columns` names the entries of a row's first axis, if it has names."""
+
+    name: str
+    row: tuple[int, ...]
+    dtype: str = "<f8"
+    columns: tuple[str, ...] = ()
+
+
+class LedgerFile:
+    """A ledger being written. Without a path it lives in memory, as long as this object."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        tables: list[Table],
+        description: Mapping[str, Any],
+        kept: Mapping[str, np.ndarray] | None = None,
+    ):
+        """A new file with the rows in `kept`, instead of an old one of that name."""
+        import h5py
+
+        self.path = path
+        if path is None:
+            # A file in memory has a name too, and no two open ones may share it.
+            self.file = h5py.File(
+                f"ledger-{id(self)}", "w", driver="core", backing_store=False, libver="latest"
+            )
+            _create(self.file, tables, description, kept or {})
+            return
+        with replacing(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
+            _create(file, tables, description, kept or {})
+        self.file = h5py.File(path, "r+", libver="latest")
+        self.file.swmr_mode = True
+        _written[path.resolve()] = self
+
+    def append(self, table: str, row: Any) -> None:
+        """One more row."""
+        dataset = self.file[table]
+        count = dataset.shape[0]
+        dataset.resize(count + 1, axis=0)
+        dataset[count] = row
+
+    def flush(self) -> None:
+        """From here on a kill loses none of the rows so far."""
+        if self.path is not None:
+            self.file.flush()
+
+    def contents(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What `read` gives."""
+        return contents(self.file) if self.file else read(self.path)
+
+    def rows(self, table: str) -> np.ndarray:
+        """All rows of a table so far."""
+        return self.file[table][...]
+
+    def close(self) -> None:
+        if self.path is not None:
+            _written.pop(self.path.resolve(), None)
+            self.file.close()
+
+
+def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """All tables and the description of a ledger, also of one that is being written or whose
+    writer was killed.
+
+    Raises: RunError if it cannot be read
+    """
+    import h5py
+
+    own = _written.get(path.resolve())
+    if own is not None:  # HDF5 does not open a file twice in one process
+        return contents(own.file)
+    try:
+        with h5py.File(path, "r", libver="latest", swmr=True, locking="best-effort") as file:
+            return contents(file)
+    except FileNotFoundError:
+        raise RunError(f"there is no ledger {path}: was the run made without one?") from None
+    except RunError:
+        raise
+    except Exception as error:  # HDF5 raises many kinds for damage
+        raise RunError(f"{path} is damaged or no ledger ({error})") from error
+
+
+def close_written(path: Path) -> None:
+    """Let go of a ledger that an interrupted run in this process has left open."""
+    own = _written.get(path.resolve())
+    if own is not None:
+        own.close()
+
+
+def contents(file: h5py.File) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Every table by its name, and the description."""
+    if file.attrs.get("format") != FORMAT:
+        raise RunError(f"{file.filename} is not a ledger: its format is not {FORMAT}")
+    if file.attrs["version"] > VERSION:
+        raise RunError(f"{file.filename} was written by a newer tinyft; install that to read it")
+    tables = {}
+    for name in json.loads(file.attrs["tables"]):
+        dataset = file[name]
+        foreign = dataset.is_virtual or dataset.id.get_create_plist().get_external_count()
+        if foreign or dataset.dtype.kind not in "fi" or dataset.nbytes > MOST_BYTES:
+            raise RunError(f"{file.filename}: {name} is no plain table of numbers; refused")
+        tables[name] = dataset[...]
+    return tables, json.loads(file.attrs["description"])
+
+
+def _create(
+    file: h5py.File,
+    tables: list[Table],
+    description: Mapping[str, Any],
+    kept: Mapping[str, np.ndarray],
+) -> None:
+    file.attrs.update({"format": FORMAT, "version": VERSION})
+    file.attrs["tables"] = json.dumps([table.name for table in tables])
+    file.attrs["description"] = json.dumps(description)
+    for table in tables:
+        bytes_of_row = int(np.prod(table.row, dtype=int)) * np.dtype(table.dtype).itemsize
+        rows = max(1, CHUNK_BYTES // max(bytes_of_row, 1))
+        old = kept.get(table.name, np.zeros((0, *table.row), table.dtype))
+        dataset = file.create_dataset(
+            table.name,
+            data=old.astype(table.dtype),
+            maxshape=(None, *table.row),
+            chunks=(rows, *(max(size, 1) for size in table.row)),
+        )
+        dataset.attrs["columns"] = json.dumps(table.columns)
