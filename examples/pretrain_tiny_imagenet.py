@@ -12,7 +12,9 @@ tinyft/finetune/learner.py.
 
 import argparse
 import io
+import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -21,9 +23,11 @@ from PIL import Image
 
 import tinyft as ft
 from tinyft.cli.display import display
+from tinyft.finetune.build import published_learner
 from tinyft.finetune.resume import resume
 from tinyft.finetune.run import Run
-from tinyft.weights import Weights
+from tinyft.nn.fold import fold
+from tinyft.weights import Preprocess, Weights, load_weights, save_weights
 
 SHEET, SIDE = 8, 64  # a picture file holds 8 x 8 pictures of 64 x 64 pixels
 
@@ -62,21 +66,35 @@ def begin(data, epochs, run_folder):
     return learner, plan, Run.create(run_folder), 0
 
 
-def publish(learner, path, training):
+def publish(learner, data, path, training):
     """Write the weights under their published names, as somebody who shares a network would."""
     arrays = {
         name.replace("head.linear.", "fc."): array
         for name, array in learner.model.state_dict().items()
     }
-    metadata = {
-        "training": training,
-        "licence": "MIT",
-        "head": "linear",
-        "metrics": f'{{"top1": {100 * learner.evaluate().accuracy:.2f}}}',
-    }
-    preprocess = ft.weights.Preprocess(64, 64)
+    metadata = {"training": training, "licence": "MIT"}
+    preprocess = Preprocess(resize=SIDE, crop=SIDE)
     weights = Weights(learner.arch, arrays, learner.classes, preprocess, metadata)
-    ft.save_weights(path, weights, half=True)
+    save_weights(path, weights, half=True)
+    weights = load_weights(path)  # as others will have it, rounded to half precision
+    metrics = accuracies(published_learner(weights, weights.classes), data)
+    save_weights(
+        path, replace(weights, metadata=metadata | {"metrics": json.dumps(metrics)}), half=True
+    )
+    return metrics
+
+
+def accuracies(learner, data):
+    """How many validation pictures have their class first, and among the first five; in percent."""
+    right = np.zeros(2)
+    with ft.no_grad():
+        network = fold(learner.model)
+        for batch in data.valid_batches(learner.preprocess):
+            best = (-network(learner.input(batch.images)).data).argsort(axis=1)[:, :5]  # (N, 5)
+            hits = best == batch.labels[:, None]
+            right += hits[:, 0].sum(), hits.sum()
+    top1, top5 = (100 * right / data.n_valid).round(2).tolist()
+    return {"top1": top1, "top5": top5}
 
 
 def main():
@@ -90,14 +108,20 @@ def main():
 
     (train, classes), (valid, _) = read_pictures(args.train), read_pictures(args.valid)
     data = ft.ImageArrays(train, valid, classes, size=SIDE, batch_size=128, augment="shift")
-    if (args.run / "run.json").exists():
-        learner, plan, run, start, _ = resume(args.run, data)
-    else:
-        learner, plan, run, start = begin(data, args.epochs, args.run)
-    print(plan)
-    with display(plan, start) as watcher:
-        learner.execute(plan, observers=[run, watcher], start=start)
-    publish(learner, args.out, f"{args.epochs} epochs of Tiny ImageNet by {Path(__file__).name}")
+    if not (args.run / "learner.h5").exists():
+        if (args.run / "run.json").exists():
+            learner, plan, run, start, _ = resume(args.run, data)
+        else:
+            learner, plan, run, start = begin(data, args.epochs, args.run)
+        print(plan)
+        with display(plan, start) as watcher:
+            learner.execute(plan, observers=[run, watcher], start=start)
+    learner = ft.load_learner(args.run / "learner.h5")
+    training = (
+        f"Pretrained by tinyft on {len(train[1]):,} photos of {len(classes)} classes "
+        f"(Tiny ImageNet, {args.epochs} epochs)"
+    )
+    print(args.out, publish(learner, data, args.out, training))
 
 
 if __name__ == "__main__":
