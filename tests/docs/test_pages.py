@@ -58,7 +58,7 @@ def photographs(folder):
 def published(folder):
     """A random network where the published ResNet-18 is kept once it was fetched."""
     entry = weights.find("resnet18")
-    path = folder / "weights" / f"{entry.id.replace('/', '_')}{Path(entry.url).suffix}"
+    path = folder / "weights" / f"{entry.id.replace('/', '_')}.h5"
     path.parent.mkdir(parents=True)
     recipe = weights.Preprocess.for_architecture("resnet18")
     arrays = tinyft.resnet18(seed=0).state_dict()

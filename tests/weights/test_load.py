@@ -322,10 +322,10 @@ def test_importing_the_package_imports_no_format():
 
 
 def test_preprocess_of_a_published_file_is_known_by_its_digest(arrays, tmp_path, monkeypatch):
-    from tinyft.weights import find, load
+    from tinyft.weights import find, read
 
     path = write(tmp_path, "renamed.bin", state_dict_zip(arrays))
     entry = replace(find("resnet50"), preprocess=Preprocess(resize=40, crop=32))
-    monkeypatch.setattr(load, "with_digest", lambda digest: entry)
+    monkeypatch.setattr(read, "with_digest", lambda digest: entry)
     found = load_weights(path)
     assert found.preprocess == entry.preprocess and found.metadata["licence"] == "BSD-3-Clause"

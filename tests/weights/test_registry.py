@@ -8,7 +8,7 @@ import pytest
 
 from tinyft.errors import WeightsError
 from tinyft.weights import ARCHITECTURES, entries, find, imagenet_classes
-from tinyft.weights.registry import with_digest
+from tinyft.weights.registry import sources, with_digest
 
 
 def test_every_entry_is_complete():
@@ -59,3 +59,26 @@ def test_a_file_is_known_by_its_digest():
 def test_class_names():
     names = imagenet_classes()
     assert len(names) == 1000 and names[1] == "goldfish" and names[340] == "zebra"
+
+
+def test_no_pickle_is_read_where_the_same_weights_have_a_signed_safetensors_file():
+    (twin, own) = sources(find("resnet18"))
+    assert (twin.id, twin.format, own.id) == (
+        "timm/resnet18.tv_in1k",
+        "safetensors",
+        "torchvision/resnet18-v1",
+    )
+    assert sources(find("resnet50")) == [find("resnet50")]  # tv2_in1k: no sha256 was published
+    for entry in entries():
+        assert sources(entry)[-1] == entry
+        assert entry.same_weights_as in ("", *(other.id for other in entries()))
+
+
+def test_the_torchvision_versions_and_timms_permissive_networks_are_all_there():
+    ids = {entry.id for entry in entries()}
+    torchvision = {f"torchvision/resnet{depth}-v1" for depth in (18, 34, 50, 101, 152)}
+    torchvision |= {f"torchvision/resnet{depth}-v2" for depth in (50, 101, 152)}  # 18, 34 have none
+    assert torchvision <= ids
+    for depth in (18, 34, 50):
+        assert len([name for name in ids if name.startswith(f"timm/resnet{depth}.")]) >= 5
+    assert {e.licence for e in entries()} == {"BSD-3-Clause", "Apache-2.0", "MIT"}

@@ -32,7 +32,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     from tinyft import __version__
     from tinyft.finetune.run import versions
-    from tinyft.weights.download import cache_folder
+    from tinyft.weights.cache import cache_folder
 
     result(f"tinyft {__version__}, Python {platform.python_version()} ({sys.executable})")
     result(f"processor: {versions()['processor']} on {platform.system()}")

@@ -118,6 +118,7 @@ def fetch_published(args: argparse.Namespace) -> int:
 
     entry = find(args.name)
     args.working = True
+    args.on_interrupt = "; the same command goes on with what came"
     result(str(fetch(entry)))
     return 0
 

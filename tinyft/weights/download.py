@@ -1,7 +1,8 @@
-"""Downloads published weights, once, and trusts nothing that has not the published sha256.
+"""download: one file from the network, whole and as it was published, or an error.
 
 The hash is compared before any parser sees a byte: it is the cheapest of all protections.  A file
-of another hash is thrown away, never "used anyway".
+of another hash is thrown away, never "used anyway".  What came before a connection broke is kept,
+and the next attempt asks the server for the rest.
 
 Next: tinyft/data/decode.py
 """
@@ -9,155 +10,166 @@ Next: tinyft/data/decode.py
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from tinyft.bundled import bundled
 from tinyft.errors import WeightsError
-from tinyft.weights.files import file_sha256, replacing
 from tinyft.weights.registry import Entry
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
 
+Announce = Callable[[str], None]
+
 _BLOCK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
 _LARGEST_UNKNOWN = 2 << 30  # bytes, for an entry whose publisher states no size
-
-_CAVEAT = (
-    "ImageNet was released for non-commercial research; what that means for weights trained on it "
-    "is for you to judge"
-)
+_SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_COUNTS = 0.2  # on a terminal, where the line is written over
 
 
-def cache_folder() -> Path:
-    """Where fetched weights are kept: ``TINYFT_HOME``, else the platform's cache folder."""
-    import platformdirs
-
-    home = os.environ.get("TINYFT_HOME") or platformdirs.user_cache_dir("tinyft")
-    return Path(home) / "weights"
+class NetworkError(WeightsError):
+    """The file could not be had, or not all of it; what came is kept."""
 
 
-def cached_path(entry: Entry) -> Path:
-    """Where an entry's file is, or will be once it is fetched."""
-    if entry.bundled_file:
-        return bundled(f"weights/{entry.bundled_file}")
-    # Every file of one publisher is called model.safetensors; the id tells them apart.
-    return cache_folder() / f"{entry.id.replace('/', '_')}{Path(entry.url).suffix}"
+def download(entry: Entry, part: Path, announce: Announce) -> None:
+    """Make ``part`` the whole file of an entry, from what an earlier attempt left of it.
 
-
-def fetch(entry: Entry, announce: Callable[[str], None] | None = None) -> Path:
-    """The path of an entry's file, downloaded if it is not in the cache.
-
-    ``announce`` gets the one line that says what is fetched, how large, under which licence; it
-    goes to stderr by default.  Two processes that want the same file wait for one another.
-
-    Raises: WeightsError if ``TINYFT_OFFLINE=1`` forbids it, the network fails, or the file has
-    not the published hash or size.
+    Raises: NetworkError, WeightsError if what came is not the published file (``part`` is then
+    deleted), OSError if it cannot be written.
     """
-    from filelock import FileLock
-
-    path = cached_path(entry)
-    if entry.bundled_file or path.exists():
-        return path
-    if os.environ.get("TINYFT_OFFLINE", "0") not in ("", "0"):
-        raise WeightsError(f"TINYFT_OFFLINE forbids to fetch {entry.id}; {_by_hand(entry, path)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(path.name + ".lock")):
-        if not path.exists():  # another process may have fetched it while we waited
-            (announce or _print_to_stderr)(_announcement(entry))
-            _download(entry, path)
-    return path
-
-
-def verify(entry: Entry) -> str:
-    """The sha256 of an entry's cached file.
-
-    Raises: WeightsError if it is not the published one; OSError if the file is not there.
-    """
-    found = file_sha256(cached_path(entry))
-    _check_digest(entry, found)
-    return found
-
-
-def _print_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _announcement(entry: Entry) -> str:
-    size = f"{entry.size / 1e6:.1f} MB" if entry.size else "of unknown size"
-    trust = "" if entry.sha256 else " No sha256 is published for it."
-    return f"Fetching {entry.id} ({size}, {entry.licence}) from {entry.url}.{trust} {_CAVEAT}."
-
-
-def _by_hand(entry: Entry, path: Path) -> str:
-    return f"to place it by hand, download {entry.url} and save it as {path}"
-
-
-def _download(entry: Entry, path: Path) -> None:
-    """Stream to a temporary name, hash while writing, and rename only what has the right hash."""
-    if not entry.sha256 and entry.format != "safetensors":
-        raise WeightsError(f"{entry.id} has no published sha256; {_by_hand(entry, path)}")
-    with replacing(path) as temporary, open(temporary, "xb") as file:
-        with _network_errors(entry, path), _connect(entry.url) as response:
-            digest = _stream(response, file, entry)
-        _check_digest(entry, digest)
-
-
-def _connect(url: str) -> HTTPResponse:
-    from urllib.request import Request, urlopen
-
-    return urlopen(Request(url, headers={"User-Agent": "tinyft"}), timeout=_TIMEOUT)
-
-
-@contextlib.contextmanager
-def _network_errors(entry: Entry, path: Path) -> Iterator[None]:
-    """A failed connection is the user's to solve, so the message says how to do without one."""
-    from http.client import HTTPException
-
-    try:
-        yield
-    except (HTTPException, OSError) as error:  # urllib's URLError is an OSError
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            raise  # our own disk, not the network
-        reason = getattr(error, "reason", error)
-        raise WeightsError(
-            f"{entry.id} could not be fetched from {entry.url} ({reason}); {_by_hand(entry, path)}"
-        ) from error
-
-
-def _stream(response: HTTPResponse, file: BinaryIO, entry: Entry) -> str:
-    """Copy the response into the file; the sha256 of what came.
-
-    Raises: WeightsError if it is twice as long as published, or ends early.
-    """
-    limit = 2 * entry.size or _LARGEST_UNKNOWN
-    promised = response.length  # None where the server does not say
+    if not entry.sha256:  # nothing would tell if the rest came from another version
+        part.unlink(missing_ok=True)
     digest, received = hashlib.sha256(), 0
-    while block := response.read(_BLOCK):
-        received += len(block)
-        if received > limit:
-            raise WeightsError(
-                f"{entry.id}: more than {limit:,} bytes came, {entry.size:,} were expected; "
-                f"the download was stopped and thrown away"
-            )
-        digest.update(block)
-        file.write(block)
-    if promised is not None and received < promised:
-        raise WeightsError(
-            f"{entry.id}: the connection ended after {received:,} of {promised:,} bytes; try again"
-        )
-    return digest.hexdigest()
+    if part.exists():
+        with open(part, "rb") as file:
+            digest, received = hashlib.file_digest(file, "sha256"), part.stat().st_size
+    if not (received and digest.hexdigest().startswith(entry.sha256)):
+        digest = _transfer(entry, part, digest, received, announce)
+    try:
+        check_digest(entry, digest.hexdigest())
+    except WeightsError:
+        part.unlink()
+        raise
 
 
-def _check_digest(entry: Entry, found: str) -> None:
+def check_digest(entry: Entry, found: str) -> None:
+    """Raises: WeightsError if ``found`` is not the published sha256, or does not begin with it"""
     if not found.startswith(entry.sha256):
         raise WeightsError(
             f"{entry.id}: expected sha256 {entry.sha256}, found {found}; the file is not the "
             f"published one and was not used; fetch it again, or report it if it stays so"
         )
+
+
+def _transfer(
+    entry: Entry, part: Path, digest: hashlib._Hash, received: int, announce: Announce
+) -> hashlib._Hash:
+    """Add to ``part`` what the server has beyond the bytes received before; the whole digest."""
+    with _connect(entry.url, received) as response:
+        if response.status != 206:  # the whole file: the server cannot, or there was nothing yet
+            digest, received = hashlib.sha256(), 0
+        promised = None if response.length is None else received + response.length
+        limit = 2 * entry.size or _LARGEST_UNKNOWN
+        progress = _Progress(announce, promised or entry.size)
+        with open(part, "ab" if received else "wb") as file:
+            for block in _blocks(response, entry.url):
+                received += len(block)
+                if received > limit:
+                    break
+                digest.update(block)
+                file.write(block)
+                progress(received)
+        progress.end()
+    if received > limit:
+        part.unlink()
+        raise WeightsError(
+            f"{entry.id}: more than {limit:,} bytes came, {entry.size:,} were expected; "
+            f"the download was stopped and thrown away"
+        )
+    if promised is not None and received < promised:
+        kept = "; what came is kept, and the next attempt goes on from there"
+        raise NetworkError(
+            f"{entry.url}: ended after {received:,} of {promised:,} bytes"
+            f"{kept if entry.sha256 else ''}"
+        )
+    return digest
+
+
+def _connect(url: str, received: int) -> HTTPResponse:
+    """The server's answer: the file from byte ``received`` on, or all of it if it cannot."""
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    rest = {"Range": f"bytes={received}-"} if received else {}
+    with _network_errors(url):
+        try:
+            request = Request(url, headers={"User-Agent": "tinyft", **rest})
+            response = urlopen(request, timeout=_TIMEOUT)
+        except HTTPError as error:
+            error.close()
+            if not (received and error.code == 416):
+                raise
+            return _connect(url, 0)  # there is no rest: what came before is of another file
+    start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+    if response.status == 206 and start != str(received):
+        response.close()
+        return _connect(url, 0)
+    if url.startswith("https:") and not response.url.startswith("https:"):
+        response.close()
+        raise NetworkError(f"{url}: leads to {response.url}, which is not encrypted")
+    return response
+
+
+def _blocks(response: HTTPResponse, url: str) -> Iterator[bytes]:
+    """What comes, as it comes."""
+    with _network_errors(url):
+        while block := response.read1(_BLOCK):
+            yield block
+
+
+@contextlib.contextmanager
+def _network_errors(url: str) -> Iterator[None]:
+    """Whatever goes wrong on the way leaves this block as a NetworkError."""
+    from http.client import HTTPException
+
+    try:
+        yield
+    except TimeoutError as error:
+        raise NetworkError(f"{url}: nothing came for {_TIMEOUT} s") from error
+    except (HTTPException, OSError) as error:  # urllib's URLError and HTTPError are OSErrors
+        reason = error if getattr(error, "code", None) else getattr(error, "reason", error)
+        raise NetworkError(f"{url}: {reason or type(error).__name__}") from error
+
+
+class _Progress:
+    """How far a download is: on a terminal in one line that is written over, elsewhere in a line
+    every ten seconds.
+    """
+
+    def __init__(self, announce: Announce, total: int) -> None:
+        self.announce, self.total = announce, total
+        self.on_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.last = time.monotonic()
+
+    def __call__(self, received: int) -> None:
+        wait = _SECONDS_BETWEEN_COUNTS if self.on_terminal else _SECONDS_BETWEEN_LINES
+        if time.monotonic() - self.last < wait:
+            return
+        self.last = time.monotonic()
+        total = f" of {self.total / 1e6:.1f}" if self.total else ""
+        line = f"  {received / 1e6:.1f}{total} MB"
+        if self.on_terminal:
+            print(f"\r{line}", end="", file=sys.stderr, flush=True)
+        else:
+            self.announce(line)
+
+    def end(self) -> None:
+        """Wipe the line."""
+        if self.on_terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

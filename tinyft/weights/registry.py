@@ -3,7 +3,7 @@
 The list is ``weights/registry.toml``.  Its entries carry what the files themselves do not say:
 preprocessing, accuracy, licence, and the sha256 that a download must have.
 
-Next: tinyft/weights/download.py
+Next: tinyft/weights/cache.py
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tinyft.weights.preprocess import Preprocess
 _REGISTRY = "weights/registry.toml"
 _CLASSES = "weights/imagenet_classes.txt"
 _MIB, _MB = 1 << 20, 10**6
+_SHA256_DIGITS = 64
 # As fastai 2.8.12 (vision/models): torchvision's V1 weights for 18 and 34, V2 above.
 _DEFAULT_PUBLISHER = "torchvision"
 
@@ -30,7 +31,8 @@ class Entry:
     """One set of published weights.
 
     ``sha256`` may be a prefix of eight digits, or empty where the publisher states none;
-    ``bundled_file`` is set for weights that travel with tinyft and have no URL.
+    ``bundled_file`` is set for weights that travel with tinyft and have no URL;
+    ``same_weights_as`` names the entry whose numbers these are, in a file of another format.
 
     Units: size in bytes, 0 if unknown; top1 and top5 in percent of ImageNet's validation set.
     """
@@ -45,6 +47,7 @@ class Entry:
     size: int = 0
     num_classes: int = 1000
     bundled_file: str = ""
+    same_weights_as: str = ""
     top1: float | None = None
     top5: float | None = None
 
@@ -73,6 +76,7 @@ def _entry(table: Mapping[str, object]) -> Entry:
             size=_size(table),
             num_classes=table["num_classes"],
             bundled_file=table.get("bundled_file", ""),
+            same_weights_as=table.get("same_weights_as", ""),
             top1=table.get("top1"),
             top5=table.get("top5"),
         )
@@ -118,6 +122,21 @@ def _defaults() -> dict[str, Entry]:
         if entry.arch not in defaults or entry.id.startswith(_DEFAULT_PUBLISHER):
             defaults[entry.arch] = entry
     return defaults
+
+
+def sources(entry: Entry) -> list[Entry]:
+    """The entries whose files hold these weights, in the order in which they are to be tried:
+    a safetensors file, which can be read without a pickle, if its whole sha256 is published; last
+    the entry's own.
+    """
+    others = [
+        other
+        for other in entries()
+        if other.same_weights_as == entry.id
+        and other.format == "safetensors"
+        and len(other.sha256) == _SHA256_DIGITS
+    ]
+    return [*others, entry] if entry.format != "safetensors" else [entry]
 
 
 def with_digest(sha256: str) -> Entry | None:

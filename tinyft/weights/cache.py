@@ -1,0 +1,191 @@
+"""fetch: published weights by name, from the network once, from then on from the cache.
+
+The cache holds tinyft's own HDF5 files, with the registry's preprocessing, licence and class names
+in them.  A published file is downloaded, compared with its sha256, converted, and dropped.  Where
+the same weights are published as safetensors too, that file is taken, so that no pickle is read.
+
+    ~/.cache/tinyft/weights/torchvision_resnet18-v1.h5                 what load_weights reads
+    ~/.cache/tinyft/weights/torchvision_resnet18-v1.safetensors.part   a download that broke off
+    ~/.cache/tinyft/weights/torchvision_resnet18-v1.pth                a file placed by hand
+
+Next: tinyft/weights/download.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from tinyft.bundled import bundled
+from tinyft.errors import WeightsError
+from tinyft.weights.download import Announce, check_digest, download
+from tinyft.weights.files import file_sha256
+from tinyft.weights.hdf5 import save_weights
+from tinyft.weights.read import read_weights
+from tinyft.weights.registry import Entry, sources
+
+_CAVEAT = (
+    "ImageNet was released for non-commercial research; what that means for weights trained on it "
+    "is for you to judge"
+)
+
+
+def cache_folder() -> Path:
+    """Where fetched weights are kept: ``TINYFT_HOME``, else the platform's cache folder."""
+    import platformdirs
+
+    home = os.environ.get("TINYFT_HOME") or platformdirs.user_cache_dir("tinyft")
+    return Path(home) / "weights"
+
+
+def cached_path(entry: Entry) -> Path:
+    """Where an entry's file is, or will be once it is fetched."""
+    if entry.bundled_file:
+        return bundled(f"weights/{entry.bundled_file}")
+    return cache_folder() / f"{_file_name(entry)}.h5"
+
+
+def fetch(entry: Entry, announce: Announce | None = None) -> Path:
+    """The path of an entry's file, downloaded and converted if it is not in the cache.
+
+    ``announce`` gets the line that says what is fetched, how large, under which licence, and then
+    how far it is; they go to stderr by default.  A download that broke off is gone on with.  Two
+    processes that want the same file wait for one another.
+
+    Raises: WeightsError if ``TINYFT_OFFLINE=1`` forbids it, the network fails, the cache cannot be
+    written, or a file has not the published hash or size.
+    """
+    path = cached_path(entry)
+    if entry.bundled_file:
+        verify(entry)
+        return path
+    if path.exists():
+        return path
+    if os.environ.get("TINYFT_OFFLINE", "0") not in ("", "0") and not _placed_by_hand(entry):
+        raise WeightsError(f"TINYFT_OFFLINE forbids to fetch {entry.id}; {_by_hand(entry)}")
+    announce = announce or _print_to_stderr
+    with _locked(path, announce):
+        if not path.exists():  # another process may have fetched it while we waited
+            _fill_cache(entry, path, announce)
+    return path
+
+
+def verify(entry: Entry) -> str:
+    """The sha256 of the published file that an entry's cached file is, or was made from.
+
+    Raises: WeightsError if it is not the published one, or the cached file was changed since;
+    OSError if it is not there.
+    """
+    path = cached_path(entry)
+    if entry.bundled_file:
+        found = file_sha256(path)
+        check_digest(entry, found)
+        return found
+    found = str(read_weights(path).metadata.get("source_sha256", ""))  # checks the content's hash
+    if not any(found.startswith(source.sha256) for source in sources(entry)):
+        check_digest(entry, found)
+    return found
+
+
+def _fill_cache(entry: Entry, path: Path, announce: Announce) -> None:
+    """Make the cached file from one placed by hand, or from the first source that can be had."""
+    for unfinished in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed
+        unfinished.unlink()
+    if placed := _placed_by_hand(entry):
+        source, file = placed
+        check_digest(source, file_sha256(file))
+        _convert(entry, source, file, path)
+        return
+    candidates = sources(entry)
+    for source in candidates:
+        try:
+            return _download_and_convert(entry, source, path, announce)
+        except WeightsError as error:
+            if source is candidates[-1]:
+                raise WeightsError(
+                    f"{entry.id} could not be fetched: {error}; {_by_hand(entry)}"
+                ) from error
+            announce(f"{error}; trying another place")
+
+
+def _download_and_convert(entry: Entry, source: Entry, path: Path, announce: Announce) -> None:
+    if not source.sha256 and source.format != "safetensors":
+        raise WeightsError("it has no published sha256")
+    announce(_announcement(entry, source))
+    published = _published_path(entry, source)
+    part = published.with_name(f"{published.name}.part")
+    download(source, part, announce)
+    try:
+        _convert(entry, source, part, path)
+    except WeightsError:  # it is no use to go on with
+        part.unlink()
+        raise
+    part.unlink()
+
+
+def _convert(entry: Entry, source: Entry, file: Path, path: Path) -> None:
+    """Write what a published file holds, and what the registry knows about it, as the cached
+    file.
+    """
+    save_weights(path, read_weights(file, replace(source, preprocess=entry.preprocess)))
+
+
+def _file_name(entry: Entry) -> str:
+    """Every file of one publisher is called model.safetensors; the id tells them apart."""
+    return entry.id.replace("/", "_")
+
+
+def _published_path(entry: Entry, source: Entry) -> Path:
+    """Where a file as it was published is expected."""
+    return cache_folder() / f"{_file_name(entry)}{Path(source.url).suffix}"
+
+
+def _placed_by_hand(entry: Entry) -> tuple[Entry, Path] | None:
+    for source in sources(entry):
+        if (file := _published_path(entry, source)).exists():
+            return source, file
+    return None
+
+
+def _by_hand(entry: Entry) -> str:
+    source = sources(entry)[-1]
+    path = _published_path(entry, source)
+    return f"to place it by hand, download {source.url} and save it as {path}"
+
+
+def _announcement(entry: Entry, source: Entry) -> str:
+    size = f"{source.size / 1e6:.1f} MB" if source.size else "of unknown size"
+    trust = "" if source.sha256 else " No sha256 is published for it."
+    return f"Fetching {entry.id} ({size}, {entry.licence}) from {source.url}.{trust} {_CAVEAT}."
+
+
+@contextlib.contextmanager
+def _locked(path: Path, announce: Announce) -> Iterator[None]:
+    """Within this block no other process fetches the same file."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.with_name(path.name + ".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            announce(f"waiting for another process that fetches {path.stem}")
+            lock.acquire()
+    except OSError as error:
+        raise WeightsError(
+            f"{path.parent} cannot be written ({error.strerror or error}); "
+            f"set TINYFT_HOME to a folder that can"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _print_to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

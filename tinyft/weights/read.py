@@ -1,0 +1,208 @@
+"""read_weights: a weights file of any format, from whomever it comes, to weights in memory.
+
+The order of work is the same for each format: open the file without reading a number; find the
+names; recognise the architecture; compare every shape; only then read, and check the numbers.
+What a file holds ends in Weights, in a WeightsError or in an OSError, in nothing else.
+
+Next: tinyft/weights/files.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from tinyft.errors import WeightsError
+from tinyft.weights.architectures import expected_shapes, infer_architecture
+from tinyft.weights.files import LazyArray, damage_is_an_error, file_sha256
+from tinyft.weights.hdf5 import open_native
+from tinyft.weights.model import Weights, check_numbers
+from tinyft.weights.names import compare, find_state_dict, strip_prefixes, to_torchvision_names
+from tinyft.weights.preprocess import Preprocess
+from tinyft.weights.registry import Entry, imagenet_classes, with_digest
+from tinyft.weights.report import LoadReport
+from tinyft.weights.safetensors import is_safetensors, open_safetensors
+from tinyft.weights.torch_pickle import (
+    PICKLE_MAGIC,
+    TAR_MAGIC,
+    TAR_MAGIC_AT,
+    ZIP_MAGIC,
+    open_checkpoint,
+)
+
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_HEAD = 512
+# The last layer may have any number of classes, and a fine-tuned one may be a module of its own.
+HEADS = ("fc.", "head.")
+
+
+@dataclass
+class _Found:
+    """The tensors of a foreign file, not read yet, and what finding them decided."""
+
+    arrays: dict[str, LazyArray]
+    ignored: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_weights(
+    path: str | os.PathLike[str],
+    entry: Entry | None = None,
+    *,
+    arch: str | None = None,
+    expect_different: tuple[str, ...] = HEADS,
+    ignore_unknown: bool = False,
+) -> Weights:
+    """The weights in a file; its content decides the format.
+
+    ``entry`` says what a foreign file does not: preprocessing, licence, origin.  Without one it is
+    looked for by the file's sha256.  The other options are those of load_weights.
+
+    Raises: WeightsError, OSError, as load_weights.
+    """
+    path = Path(path)
+    with damage_is_an_error(path):
+        kind = detect_format(path)
+        if kind == "tinyft":
+            return _load_native(path, arch, expect_different)
+        digest = file_sha256(path)
+        entry = entry or with_digest(digest)
+        with _open_foreign(path, kind, ignore_unknown) as found:
+            loaded = _load_foreign(found, arch, expect_different)
+        origin = {"source_format": kind, "source_sha256": digest, **_origin(entry)}
+        return _with_facts(replace(loaded, metadata=origin), entry)
+
+
+def detect_format(path: str | os.PathLike[str]) -> str:
+    """``tinyft`` (HDF5), ``torch`` or ``safetensors``, by the first bytes and not by the name.
+
+    Raises: WeightsError if it is none of them; OSError if it cannot be opened.
+    """
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+        if head.startswith((ZIP_MAGIC, PICKLE_MAGIC)) or head[TAR_MAGIC_AT:].startswith(TAR_MAGIC):
+            return "torch"
+        if _is_hdf5(file):
+            return "tinyft"
+    if is_safetensors(head):
+        return "safetensors"
+    raise WeightsError(
+        f"{path} begins with {head[:8]!r}: neither HDF5, nor a torch checkpoint, nor safetensors"
+    )
+
+
+def _is_hdf5(file) -> bool:
+    """HDF5's signature stands at byte 0, 512, 1024, 2048, ...; a user block may come first."""
+    size, position = file.seek(0, os.SEEK_END), 0
+    while position < size:
+        file.seek(position)
+        if file.read(len(_HDF5_MAGIC)) == _HDF5_MAGIC:
+            return True
+        position = max(512, 2 * position)
+    return False
+
+
+def _load_native(path: Path, arch: str | None, expect_different: tuple[str, ...]) -> Weights:
+    with open_native(path) as file:
+        if arch not in (None, file.arch):
+            raise WeightsError(f"{path} holds a {file.arch}, not a {arch}")
+        report = _checked_report(file.arch, file.arrays, expect_different)
+        arrays = _in_order(file.read(), file.arch)
+        check_numbers(arrays)
+        return Weights(
+            arch=file.arch,
+            arrays=arrays,
+            classes=file.classes,
+            preprocess=file.preprocess,
+            metadata=file.metadata,
+            extra=file.extra,
+            report=report,
+        )
+
+
+@contextlib.contextmanager
+def _open_foreign(path: Path, kind: str, ignore_unknown: bool) -> Iterator[_Found]:
+    """The tensors of a torch checkpoint or a safetensors file; readable inside the block."""
+    with open(path, "rb") as file:
+        if kind == "safetensors":
+            yield _Found(open_safetensors(file)[0])
+            return
+        checkpoint = open_checkpoint(file, ignore_unknown)
+        state = find_state_dict(checkpoint.content)
+        lazy = {name: checkpoint.lazy(tensor) for name, tensor in state.tensors.items()}
+        yield _Found(lazy, state.ignored, state.notes)
+
+
+def _load_foreign(found: _Found, arch: str | None, expect_different: tuple[str, ...]) -> Weights:
+    stripped, prefix = strip_prefixes(found.arrays)
+    lazy, notes = to_torchvision_names(stripped)
+    arch = arch or infer_architecture({name: item.shape for name, item in lazy.items()})
+    report = replace(
+        _checked_report(arch, lazy, expect_different),
+        ignored=found.ignored,
+        prefix=prefix,
+        notes=[*found.notes, *notes, *_rounding(lazy)],
+    )
+    arrays = _in_order({name: _as_float32(name, item) for name, item in lazy.items()}, arch)
+    check_numbers(arrays)
+    return Weights(arch, arrays, None, Preprocess.for_architecture(arch), report=report)
+
+
+def _checked_report(
+    arch: str, lazy: Mapping[str, LazyArray], expect_different: tuple[str, ...]
+) -> LoadReport:
+    """The comparison with the architecture; its number of classes is the file's own.
+
+    So a wrong shape is a fault in each tensor, ``fc`` included; names may differ as announced.
+    """
+    shapes = {name: item.shape for name, item in lazy.items()}
+    last = shapes.get("fc.bias", ())
+    expected = expected_shapes(arch, last[0] if len(last) == 1 else None)
+    report = compare(expected, shapes, expect_different)
+    report = replace(report, mismatched=compare(expected, shapes).mismatched)
+    if not report.fits:
+        raise WeightsError(f"the file does not fit {arch}:\n{report}")
+    return report
+
+
+def _rounding(lazy: Mapping[str, LazyArray]) -> list[str]:
+    doubles = [name for name, item in lazy.items() if item.dtype == "<f8"]
+    return [f"{len(doubles)} float64 tensors rounded to float32"] if doubles else []
+
+
+def _as_float32(name: str, item: LazyArray) -> np.ndarray:
+    if item.dtype not in ("<f4", "<f2", "<f8", "bfloat16"):
+        raise WeightsError(f"{name} is stored as {item.dtype}, expected floats; convert it")
+    with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, which is refused
+        return item.read().astype(np.float32)
+
+
+def _in_order(arrays: Mapping[str, np.ndarray], arch: str) -> dict[str, np.ndarray]:
+    """In the order of the network; heads, which it does not know, come last."""
+    known = [name for name in expected_shapes(arch, 1) if name in arrays]
+    return {name: arrays[name] for name in (*known, *sorted(set(arrays) - set(known)))}
+
+
+def _origin(entry: Entry | None) -> dict[str, object]:
+    if entry is None:
+        return {}
+    return {"source_url": entry.url, "licence": entry.licence}
+
+
+def _with_facts(weights: Weights, entry: Entry | None) -> Weights:
+    """Add what the file does not say: the registry's preprocessing, ImageNet's class names."""
+    notes = list(weights.report.notes)
+    preprocess = entry.preprocess if entry else weights.preprocess
+    if preprocess.assumed:
+        notes.append(f"preprocessing assumed: {preprocess.resize}/{preprocess.crop}, as usual")
+    classes = weights.classes
+    if weights.num_classes == 1000 and not weights.arch.startswith("cifar_"):
+        classes = imagenet_classes()
+        notes.append("class names assumed: ImageNet's, since the file has 1000 and names none")
+    report = replace(weights.report, notes=notes)
+    return replace(weights, classes=classes, preprocess=preprocess, report=report)
