@@ -635,6 +635,14 @@ def test_observers_see_frozen_ops_too_and_nothing_afterwards():
     assert log.forward == [("mul", "", (1,))] and y.node is None
 
 
+def test_observers_hear_of_ops_under_no_grad_and_nothing_is_recorded():
+    log, x = Log(), leaf([1.0])
+    with no_grad(), observe(log):
+        y = x * 2.0
+    assert log.forward == [("mul", "", (1,))]
+    assert y.node is None and not y.requires_grad
+
+
 def test_several_observers_and_a_block_within_a_block():
     outer, inner, x = Log(), Log(), leaf([1.0])
     with observe(outer):

@@ -17,6 +17,7 @@ _HOME = {
     "no_grad": "tensor",
     "op": "tensor",
     "gradcheck": "gradient_check",
+    "trace": "inspection.microscope",
     "load_weights": "weights",
     "save_weights": "weights",
     "ImageFolder": "data",

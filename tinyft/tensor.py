@@ -240,7 +240,7 @@ def op(function: Callable) -> Callable:
         result, backward = function(*args, **kwargs)
         first, *others = result if isinstance(result, tuple) else (result,)
         out = Tensor.wrap(first)
-        if _state.recording:
+        if _state.recording or _state.observers:
             _record(function.__name__, inputs, out, backward)
         return (out, *map(Tensor.wrap, others)) if isinstance(result, tuple) else out
 
@@ -248,8 +248,10 @@ def op(function: Callable) -> Callable:
 
 
 def _record(name: str, inputs: list[Tensor], out: Tensor, backward: Backward) -> None:
-    """Write one op onto the tape, if a gradient will ever ask for it, and tell the observers."""
-    out.requires_grad = any(x.requires_grad for x in inputs)
+    """Write one op onto the tape, if a gradient will ever ask for it, and tell the observers, who
+    hear of an op under `no_grad` too.
+    """
+    out.requires_grad = _state.recording and any(x.requires_grad for x in inputs)
     if not out.requires_grad and not _state.observers:
         return
     if _state.checking:

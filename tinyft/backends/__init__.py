@@ -90,9 +90,9 @@ _watched = _Watched()
 
 
 @contextlib.contextmanager
-def watch(stand_in: Callable[[Backend], Backend]) -> Iterator[None]:
+def watch(stand_in: Callable[[Backend], Backend] | None) -> Iterator[None]:
     """Within this block, in this thread, ops call `stand_in(backend)` instead of the backend: it
-    may note what is called and has to call on.
+    may note what is called and has to call on. None: nobody watches.
     """
     before, _watched.by = _watched.by, stand_in
     try:

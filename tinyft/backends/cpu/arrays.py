@@ -9,7 +9,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu.simd import LANES
-from tinyft.backends.cpu.threads import run
+from tinyft.backends.cpu.threads import announce_start, run
 
 PIECE = 1 << 15  # floats of one piece: 128 KiB, which stays in a core's L2 between two passes
 LEAST_ROWS = 64  # but so many rows, or the partial sums of 2048 channels are as large as the piece
@@ -60,6 +60,7 @@ def rows_per_piece(C: int) -> int:
 def run_pieces(kernel, pieces: int, *arguments) -> None:
     """All pieces, by all threads; a single one here, because waking another would take longer."""
     if pieces == 1:
+        announce_start(kernel)
         kernel(np.zeros(1, np.int64), 0, *arguments)
     else:
         run(kernel, *arguments)

@@ -167,11 +167,21 @@ def _after_fork() -> None:
     _state.wanted = wanted
 
 
+listeners: list[Callable[[Callable], None]] = []
+
+
+def announce_start(function: Callable) -> None:
+    """Tell whoever listens (nobody, unless a step is traced) which kernel starts."""
+    for listener in listeners:
+        listener(function)
+
+
 def run(function: Callable, *arguments) -> None:
     """`function(counter, thread, *arguments)` in every thread of the pool, until all are done.
 
     Raises: what a thread raised
     """
+    announce_start(function)
     if _state.lock.acquire(blocking=False):
         try:
             if get_num_threads() > 1:
@@ -190,6 +200,7 @@ def run_with_scratch(size: int, function: Callable, *arguments) -> None:
     def with_work(counter, thread, *arguments):
         function(counter, scratch("work", size), *arguments)
 
+    announce_start(function)
     run(with_work, *arguments)
 
 

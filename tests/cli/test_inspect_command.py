@@ -1,0 +1,85 @@
+"""`tinyft inspect`: a step made again, a node opened, files, JSON, and requests that are wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+def contents(run):
+    return {p: p.read_bytes() for p in sorted(Path(run).rglob("*")) if p.is_file()}
+
+
+def test_a_step_is_shown_op_by_op(tinyft, trained):
+    before = contents(trained)
+    done = tinyft("inspect", trained, "--step", 1, "--html", "s.html", "--dot", "s.dot")
+    assert done.code == 0, done.err
+    assert "step 1, in epoch 0" in done.out
+    assert "to the bit the loss of metrics.csv" in done.out
+    assert "layer3.2.conv2" in done.out and "cross_entropy" in done.out
+    assert "where backward stopped, and why:" in done.out
+    assert "wrote s.html" in done.err and "wrote s.dot" in done.err
+    assert Path("s.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert Path("s.dot").read_text().startswith("digraph")
+    assert contents(trained) == before
+
+
+def test_a_node_is_opened(tinyft, trained):
+    done = tinyft("inspect", trained, "--step", 0, "--node", 2, "--node", 0)
+    assert done.code == 0, done.err
+    assert done.out.index("node 0: conv2d in conv1") < done.out.index("node 2: conv2d in layer1.0")
+    assert "by differences" in done.out and "Slide F filters over a picture" in done.out
+
+
+def test_json(tinyft, trained):
+    done = tinyft("inspect", trained, "--step", 0, "--node", 2, "--json")
+    found = json.loads(done.out.splitlines()[-1])
+    (node,) = found["nodes"]
+    assert node["number"] == 2 and node["layer"] == "layer1.0.conv1" and node["op"] == "conv2d"
+    assert all(e["kink"] or e["difference"] < 1e-4 for e in node["entries"])
+    assert node["forward"][0]["difference"] < 1e-5
+    whole = json.loads(tinyft("inspect", trained, "--step", 0, "--json").out.splitlines()[-1])
+    assert len(whole["nodes"]) == 51
+    assert whole["kept_bytes"] == sum(node["kept_bytes"] for node in whole["nodes"])
+    assert whole["loss"] == found["loss"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--step", 99), "has no step 99: its steps are 0 to "),
+        (("--step", 0, "--node", 999), "--node 999: the step has nodes 0 to 50"),
+        (("--step", -1), "expected a whole number >= 0"),
+        ((), "required: --step"),
+    ],
+)
+def test_a_step_or_a_node_that_is_not_there(tinyft, trained, options, said):
+    done = tinyft("inspect", trained, *options)
+    assert done.code == 2 and said in done.error
+
+
+def test_runs_that_cannot_be_made_again(tinyft, trained, pictures):
+    assert "is no run" in tinyft("inspect", "nothing", "--step", 0).error
+    described = Path(trained, "run.json")
+    text = described.read_text()
+    described.write_text(json.dumps(json.loads(text) | {"learner": None}))
+    assert "network, head or optimizer of its own" in tinyft("inspect", trained, "--step", 0).error
+    described.write_text(text)
+    (pictures / "cat" / "0.png").unlink()
+    assert "the pictures of" in tinyft("inspect", trained, "--step", 0).error
+
+
+def test_without_checkpoints_it_is_replayed_from_the_seed(tinyft, trained):
+    shutil.rmtree(Path(trained, "checkpoints"))
+    done = tinyft("inspect", trained, "--step", 1)
+    assert done.code == 0 and "to the bit the loss of metrics.csv" in done.out
+
+
+def test_a_loss_that_differs_from_the_records_is_said(tinyft, trained):
+    metrics = Path(trained, "metrics.csv")
+    lines = metrics.read_text().splitlines()
+    loss = lines[1].split(",")[3]
+    metrics.write_text("\n".join([lines[0], lines[1].replace(loss, "0.5", 1)]) + "\n")
+    assert "metrics.csv has 0.5: not the same bits" in tinyft("inspect", trained, "--step", 0).out
+    assert "does not have this step" in tinyft("inspect", trained, "--step", 1).out

@@ -1,0 +1,149 @@
+"""`tinyft inspect`: one step of a run under the microscope, made again to the bit.
+
+Next: tinyft/inspection/microscope.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyft.cli.display import has_terminal
+from tinyft.cli.failures import RequestError
+from tinyft.cli.output import json_result, result, say
+from tinyft.cli.parser import add_command, add_json, whole
+
+if TYPE_CHECKING:
+    from tinyft.inspection.microscope import Trace, TracedNode
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "inspect",
+        run,
+        help="make one step of a run again, and show it op by op",
+        example="tinyft inspect runs/photos-resnet18-1 --step 17\n"
+        "  tinyft inspect runs/photos-resnet18-1 --step 17 --node 37 --html step.html",
+    )
+    add = parser.add_argument
+    add("run_folder", metavar="RUN", help="the folder of a run")
+    add("--step", type=whole(0), required=True, metavar="K", help="as counted in metrics.csv")
+    opens = "open this node: formula, inputs, the reference's answer, a check of its gradient"
+    add("--node", type=whole(0), action="append", metavar="I", help=f"{opens} (repeatable)")
+    add("--html", metavar="FILE", help="write a page to click through")
+    add("--dot", metavar="FILE", help="write the graph for Graphviz (dot -Tsvg FILE)")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from tinyft.inspection.microscope import trace_step
+    from tinyft.inspection.moment import Moment
+
+    nodes = sorted(set(args.node or []))
+    moment = Moment.of_run(args.run_folder, args.step)
+    args.working = True
+    for notice in moment.notices:
+        say(f"note: {notice}")
+    found = trace_step(moment, open=nodes)
+    if nodes and nodes[-1] >= len(found):
+        raise RequestError(
+            f"--node {nodes[-1]}: the step has nodes 0 to {len(found) - 1}; without --node they "
+            "are listed"
+        )
+    found.facts.append(comparison(Path(args.run_folder), args.step, found.loss))
+    for file, text in ((args.html, found.html), (args.dot, found.dot)):
+        if file:
+            Path(file).write_text(text(), encoding="utf-8")
+            say(f"wrote {file}")
+    if args.json:
+        json_result(plain(found, nodes))
+    elif nodes:
+        head = "; ".join([found.title, *found.facts])
+        result("\n\n".join([head, *(str(found[number]) for number in nodes)]))
+    else:
+        show(found)
+    return 0
+
+
+def comparison(run: Path, step: int, loss: float) -> str:
+    """Whether the step came out as it did in the run."""
+    try:
+        with (run / "metrics.csv").open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["step"] == str(step)]
+    except OSError:
+        rows = []
+    if not rows:
+        return "metrics.csv does not have this step"
+    recorded = float(rows[-1]["loss"])
+    if recorded == loss:
+        return "to the bit the loss of metrics.csv"
+    return f"metrics.csv has {recorded!r}: not the same bits"
+
+
+def show(found: Trace) -> None:
+    """The trace on stdout: in colours where there is a terminal."""
+    if not has_terminal():
+        result(str(found))
+        return
+    from rich.console import Console
+
+    from tinyft.inspection.trace_text import HEADER, PLACES, headline, stop_lines, table_lines
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    lines = table_lines(found)
+    if max(map(len, lines)) > shutil.get_terminal_size().columns:
+        lines = table_lines(found, len(HEADER) - PLACES)
+    for line in headline(found):
+        console.print(line, style="bold")
+    console.print(f"\n{lines[0]}", style="cyan")
+    for line, node in zip(lines[1:], found, strict=True):
+        console.print(line, style=None if node.backward is not None else "dim")
+    console.print()
+    for line in stop_lines(found):
+        console.print(line)
+
+
+def plain(found: Trace, nodes: list[int]) -> dict[str, Any]:
+    """The trace as JSON holds it; with `nodes`, of those only."""
+    listed = [found[number] for number in nodes] if nodes else found.nodes
+    return {
+        "title": found.title,
+        "facts": found.facts,
+        "loss": found.loss,
+        "milliseconds": found.elapsed_ms,
+        "kept_bytes": found.kept_bytes,
+        "nodes": [plain_node(node) for node in listed],
+        "others": [_plain_call(call) for call in found.others],
+    }
+
+
+def plain_node(node: TracedNode) -> dict[str, Any]:
+    described = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
+    described["inputs"] = [dataclasses.asdict(given) for given in node.inputs]
+    described["entries"] = [dataclasses.asdict(entry) for entry in node.entries]
+    described["forward"] = [_plain_call(call) for call in node.forward]
+    if node.backward is not None:
+        described["backward"] = [_plain_call(call) for call in node.backward]
+    return _listed(described)
+
+
+def _plain_call(call: Any) -> dict[str, Any]:
+    return {
+        "kernel": call.kernel,
+        "by": call.by,
+        "milliseconds": call.milliseconds,
+        "started": list(call.started),
+        "difference": call.difference,
+    }
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as lists, all the way down."""
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,174 @@
+"""Watching kernels: which one an op called, what did the work, and how long it took.
+
+`backends.watch` puts a stand-in before the backend that notes each call and calls on. Which
+compiled functions a call starts, the CPU backend says itself (`listeners` in
+tinyft/backends/cpu/threads.py); a call that starts none was computed by NumPy, in the reference.
+
+Next: tinyft/inspection/microscope.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tinyft import backends, tensor
+from tinyft.backends import Backend
+
+# The code of any op's wrapper, and of the call of a node's backward. A kernel that is called below
+# one of these belongs to an op; one that is not (an optimizer's, a picture's) to none.
+_INSIDE_AN_OP = (tensor.add.__code__, tensor._input_gradients.__code__)
+# Packing and summing up serve every kind of kernel, so they name none.
+_HELPERS = ("gemm", "winograd_transforms")
+
+
+@dataclass
+class KernelCall:
+    """One call of a backend's method. `started` names the compiled functions, "winograd.
+    convolve_tiles"; `difference` is set where the reference was asked as well.
+    """
+
+    kernel: str
+    milliseconds: float
+    started: tuple[str, ...]
+    backend: str
+    inside_an_op: bool
+    difference: float | None = None
+    arguments: tuple | None = field(default=None, repr=False)  # and results, until they are taken
+
+    @property
+    def by(self) -> str:
+        """What computed: "winograd", "implicit_gemm", ... the module of the compiled functions; or
+        the backend that needs none.
+        """
+        modules = list(dict.fromkeys(name.partition(".")[0] for name in self.started))
+        special = [module for module in modules if module not in _HELPERS]
+        if special or modules:
+            return "+".join(special or modules)
+        return "reference" if self.backend == "cpu" else self.backend
+
+    def compare(self) -> None:
+        """Set `difference` to the largest one from the reference's answer to the same arrays in
+        float64, relative to the largest number of that answer.
+        """
+        args, options, result = self.arguments
+        reference = getattr(backends.get("reference"), self.kernel)
+        expected = reference(*_as_float64(args), **_as_float64(options))
+        pairs = zip(_floats(result), _floats(expected), strict=True)
+        self.difference = max((_relative(a, b) for a, b in pairs), default=0.0)
+
+
+class KernelWatch:
+    """Notes the kernels that are called in this thread, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[KernelCall] = []
+        self.thread = threading.get_ident()
+        self.started: list[str] = []
+
+    def take(self) -> list[KernelCall]:
+        """The calls since the last time."""
+        calls, self.calls = self.calls, []
+        return calls
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note all that is called within this block."""
+        with backends.watch(lambda backend: _StandIn(backend, self)), _listening(self._start):
+            yield
+
+    def call(self, backend: Backend, name: str, method: Callable, args: tuple, options: dict):
+        """Call a kernel, and note it."""
+        self.started = []
+        begin = time.perf_counter()
+        result = method(*args, **options)
+        seconds = time.perf_counter() - begin
+        self.calls.append(
+            KernelCall(
+                name,
+                seconds * 1e3,
+                tuple(self.started),
+                backend.name,
+                _inside_an_op(),
+                arguments=(args, options, result),
+            )
+        )
+        return result
+
+    def _start(self, function: Callable) -> None:
+        module = function.__module__.rpartition(".")[2]
+        if threading.get_ident() == self.thread and module != "threads":
+            self.started.append(f"{module}.{function.__name__}")
+
+
+class _StandIn:
+    """A backend whose calls are noted."""
+
+    def __init__(self, backend: Backend, watch: KernelWatch):
+        self._backend, self._watch = backend, watch
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._backend, name)
+        if not callable(value):
+            return value
+
+        def noted(*args: Any, **options: Any) -> Any:
+            return self._watch.call(self._backend, name, value, args, options)
+
+        return noted
+
+
+@contextlib.contextmanager
+def _listening(listener: Callable[[Callable], None]) -> Iterator[None]:
+    """The CPU backend's kernels tell the listener when they start; nothing where there is no Numba
+    to compile any.
+    """
+    if backends.get("auto").name != "cpu":
+        yield
+        return
+    from tinyft.backends.cpu.threads import listeners
+
+    listeners.append(listener)
+    try:
+        yield
+    finally:
+        listeners.remove(listener)
+
+
+def _inside_an_op() -> bool:
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code not in _INSIDE_AN_OP:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _as_float64(value: Any) -> Any:
+    """The same with every float array in float64."""
+    if isinstance(value, dict):
+        return {name: _as_float64(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_as_float64, value))
+    is_float = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+    return value.astype(np.float64) if is_float else value
+
+
+def _floats(result: Any) -> list[np.ndarray]:
+    """The float arrays of a kernel's result."""
+    results = result if isinstance(result, tuple | list) else [result]
+    return [r for r in results if isinstance(r, np.ndarray) and r.dtype.kind == "f"]
+
+
+def _relative(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference, as a share of the largest number."""
+    if expected.size == 0:
+        return 0.0
+    largest = float(np.abs(expected).max())
+    difference = float(np.abs(found.astype(np.float64) - expected).max())
+    return difference / largest if largest else difference

@@ -1,0 +1,390 @@
+"""The microscope: the tape of one step, op by op, forward and backward side by side.
+
+    with ft.trace() as trace:
+        loss = ft.ops.cross_entropy(model(x), labels)
+        loss.backward()
+    print(trace)
+
+It hangs on the engine's two observer calls and on a stand-in for the backend (kernel_watch.py);
+without a trace neither exists. Milliseconds are those of an op's kernels; an op that calls none
+gets the time since the one before it ended. Arrays are measured and let go, but for those of
+nodes that are to be opened.
+
+Next: tinyft/inspection/open_node.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+import tinyft.tensor
+from tinyft.inspection.kernel_watch import KernelCall, KernelWatch
+from tinyft.inspection.moment import Moment
+from tinyft.inspection.open_node import GradientEntry, check_entries, derivative_of, formula_of
+from tinyft.nn.module import Module
+from tinyft.tensor import Node, Tensor, kept_arrays, observe
+
+PACKAGE = Path(tinyft.tensor.__file__).parent
+
+
+@dataclass
+class Input:
+    """One tensor argument of an op: `made_by` is a node's number, or None for a leaf.
+
+    `gradient_norm` is that of the gradient that the op passed on; where there is none, `stop` says
+    why.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    made_by: int | None
+    label: str
+    gradient_norm: float | None = None
+    stop: str = ""
+
+
+@dataclass
+class TracedNode:
+    """One call of one op. `number` counts within the trace, from 0.
+
+    `kept_bytes` is what backward needs, without parameters and without what an earlier node keeps
+    already. `gradient_norm` is that of the gradient that arrived; `backward` is None where
+    backward did not come. `source` and `call` are "file:line": the op's, and that of its caller.
+    """
+
+    number: int
+    op: str
+    layer: str
+    inputs: list[Input]
+    shape: tuple[int, ...]
+    dtype: str
+    source: str
+    call: str
+    formula: str
+    derivative: str
+    forward: list[KernelCall]
+    forward_ms: float
+    kept_bytes: int
+    recorded: bool
+    backward: list[KernelCall] | None = None
+    backward_ms: float | None = None
+    gradient_norm: float | None = None
+    entries: list[GradientEntry] = field(default_factory=list)
+    is_open: bool = False
+
+    @property
+    def parameter_gradient_norm(self) -> float | None:
+        """The norm over the gradients of all leaves (weights and biases) of this op."""
+        norms = [i.gradient_norm for i in self.inputs if i.made_by is None and i.gradient_norm]
+        return float(np.sqrt(sum(n * n for n in norms))) if norms else None
+
+    def _repr_html_(self) -> str:
+        from tinyft.inspection.trace_page import node_html
+
+        return node_html(self)
+
+    def __str__(self) -> str:
+        from tinyft.inspection.trace_text import node_text
+
+        return node_text(self)
+
+
+class Trace:
+    """What happened: `nodes` in order, `others` (kernels outside of ops: pictures, optimizer).
+
+    `trace[37]` is a node, `trace["layer2.0.conv1"]` the first one of a layer. Printed it is a
+    table; in a notebook, and as `html()`, a page; `dot()` is for Graphviz.
+    """
+
+    def __init__(self, title: str = "trace") -> None:
+        self.title = title
+        self.facts: list[str] = []  # sentences on the whole
+        self.loss: float | None = None  # of a step
+        self.nodes: list[TracedNode] = []
+        self.others: list[KernelCall] = []
+        self.elapsed_ms = 0.0  # the block, without what tracing itself took
+
+    def __getitem__(self, key: int | str) -> TracedNode:
+        if isinstance(key, str):
+            found = [node for node in self.nodes if node.layer == key]
+            if not found:
+                raise KeyError(f"no op was called in a layer named {key!r}")
+            return found[0]
+        if not 0 <= key < len(self.nodes):
+            last = len(self.nodes) - 1
+            raise IndexError(f"there is no node {key}: the trace has nodes 0 to {last}")
+        return self.nodes[key]
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __iter__(self) -> Iterator[TracedNode]:
+        return iter(self.nodes)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What all nodes keep for backward."""
+        return sum(node.kept_bytes for node in self.nodes)
+
+    def stops(self) -> list[tuple[TracedNode, Input]]:
+        """Where backward came and did not go on: each input that got no gradient."""
+        reached = [node for node in self.nodes if node.backward is not None]
+        return [(node, i) for node in reached for i in node.inputs if i.gradient_norm is None]
+
+    def dot(self) -> str:
+        """The graph in Graphviz's language."""
+        from tinyft.inspection.trace_dot import dot
+
+        return dot(self)
+
+    def html(self) -> str:
+        """A page that asks for nothing from outside, as UTF-8 text."""
+        from tinyft.inspection.trace_page import as_page
+
+        return as_page(self)
+
+    def _repr_html_(self) -> str:
+        from tinyft.inspection.trace_page import trace_section
+
+        return trace_section(self)
+
+    def __str__(self) -> str:
+        from tinyft.inspection.trace_text import trace_text
+
+        return trace_text(self)
+
+
+@contextlib.contextmanager
+def trace(model: Module | None = None, *, open: Collection[int] = ()) -> Iterator[Trace]:
+    """Trace all ops of this block, evaluation included; the Trace is complete at its end.
+
+    `model` gives its parameters their names. Nodes whose numbers are in `open` are opened:
+    their kernels are compared with the reference's, three entries of their gradients with
+    differences; both take a while.
+    """
+    recorder = _Recorder(model, frozenset(open))
+    begin = time.perf_counter()
+    try:
+        with observe(recorder), recorder.watch.watching():
+            yield recorder.trace
+    finally:
+        recorder.trace.others += recorder.watch.take()
+        for call in recorder.trace.others:
+            call.arguments = None
+        recorder.trace.elapsed_ms = (time.perf_counter() - begin - recorder.own_seconds) * 1e3
+        recorder.finish()
+
+
+def trace_step(moment: Moment, *, open: Collection[int] = ()) -> Trace:
+    """The tape of the step that a moment stands before; the step is made.
+
+    It is made twice: the first time kernels are compiled or loaded and memory is taken for the
+    first time, which says nothing about the step.
+    """
+    where = moment.where
+    moment.take()
+    moment.restore()
+    with trace(moment.learner.model, open=open) as found:
+        record = moment.take()
+    found.title = where
+    found.loss = record.loss
+    found.facts.append(f"loss {record.loss:.6g}")
+    return found
+
+
+# ---------------------------------------------------------------------------------------- recording
+
+
+class _Recorder:
+    """The observer that fills a trace."""
+
+    def __init__(self, model: Module | None, open: frozenset[int]) -> None:
+        self.trace, self.watch, self.open = Trace(), KernelWatch(), open
+        parameters = list(model.named_parameters()) if model is not None else []
+        self.parameters = {id(p): name for name, p in parameters}
+        self.parameters_kept_alive = parameters  # or an id could be given to another Tensor
+        self.makers: weakref.WeakKeyDictionary[Tensor, int] = weakref.WeakKeyDictionary()
+        self.by_node: dict[int, TracedNode] = {}
+        self.kept_by: dict[int, int] = {}  # address of a kept array -> the node that counted it
+        self.opened: dict[int, tuple[Callable, tuple, dict, list[str]]] = {}
+        self.own_seconds = 0.0
+        self.last = time.perf_counter()
+
+    @contextlib.contextmanager
+    def _off_the_clock(self) -> Iterator[float]:
+        """The seconds since the op before; what is done within is not counted."""
+        begin = time.perf_counter()
+        yield begin - self.last
+        self.last = time.perf_counter()
+        self.own_seconds += self.last - begin
+
+    def after_forward(self, node: Node) -> None:
+        with self._off_the_clock() as seconds:
+            # The engine keeps nothing for a trace, so what it does not tell is read off the frames
+            # that called: `_record`, which has the tensors, and the op's wrapper below it.
+            record = sys._getframe(1)
+            wrapper = record.f_back
+            function = wrapper.f_locals["function"]
+            args, options = wrapper.f_locals["args"], wrapper.f_locals["kwargs"]
+            tensors, out = record.f_locals["inputs"], record.f_locals["out"]
+            names = _argument_names(function, args, options)
+            calls = self._calls()
+            traced = TracedNode(
+                number=len(self.trace.nodes),
+                op=node.op,
+                layer=node.layer,
+                inputs=[self._input(node, n, t) for n, t in zip(names, tensors, strict=True)],
+                shape=tuple(node.output_shape),
+                dtype=str(out.dtype),
+                source=_place(function.__code__.co_filename, function.__code__.co_firstlineno),
+                call=_caller(wrapper.f_back),
+                formula=formula_of(function),
+                derivative=derivative_of(function),
+                forward=calls,
+                forward_ms=_milliseconds(calls, seconds),
+                kept_bytes=0 if node.backward is None else self._kept(node, tensors),
+                recorded=node.backward is not None,
+            )
+            self.makers[out] = traced.number
+            self.by_node[node.number] = traced
+            self.trace.nodes.append(traced)
+            if traced.number in self.open:
+                self.opened[traced.number] = function, args, options, names
+            self._release(traced, calls)
+
+    def after_backward(
+        self, node: Node, gradient: np.ndarray, input_gradients: tuple[np.ndarray | None, ...]
+    ) -> None:
+        with self._off_the_clock() as seconds:
+            traced = self.by_node.pop(node.number, None)
+            calls = self._calls()
+            if traced is None:  # its forward was before the trace
+                return
+            traced.backward = calls
+            traced.backward_ms = _milliseconds(calls, seconds)
+            traced.gradient_norm = _norm(gradient)
+            for given, found in zip(traced.inputs, input_gradients, strict=True):
+                given.gradient_norm = None if found is None else _norm(found)
+            if traced.number in self.opened:
+                opened = self.opened.pop(traced.number)
+                seed = traced.number
+                traced.entries = check_entries(*opened, gradient, input_gradients, seed)
+            self._release(traced, calls)
+
+    def _calls(self) -> list[KernelCall]:
+        """The kernels of the op that just ended; others go where they belong."""
+        calls = self.watch.take()
+        self.trace.others += [call for call in calls if not call.inside_an_op]
+        for call in calls:
+            if not call.inside_an_op:
+                call.arguments = None
+        return [call for call in calls if call.inside_an_op]
+
+    def _release(self, traced: TracedNode, calls: list[KernelCall]) -> None:
+        """Compare the kernels of a node that is opened, and let go of their arrays."""
+        traced.is_open = traced.number in self.open
+        for call in calls:
+            if traced.is_open:
+                call.compare()
+            call.arguments = None
+
+    def _input(self, node: Node, name: str, tensor: Tensor) -> Input:
+        made_by = self.makers.get(tensor)
+        layer = f"{node.layer}." if node.layer else ""
+        label = self.parameters.get(id(tensor)) or tensor.name or layer + name
+        found = Input(name, tuple(tensor.shape), made_by, label)
+        if made_by is not None:
+            found.label = f"node {made_by}"
+        if not tensor.requires_grad:
+            found.stop = self._why_no_gradient(tensor, made_by)
+        return found
+
+    def _why_no_gradient(self, tensor: Tensor, made_by: int | None) -> str:
+        if made_by is not None:
+            maker = self.trace.nodes[made_by]
+            return (
+                "made under no_grad" if "no_grad" in _stops(maker) else "nothing before it trains"
+            )
+        if id(tensor) in self.parameters:
+            return "frozen"
+        return "a constant: it asks for no gradient"
+
+    def _kept(self, node: Node, tensors: list[Tensor]) -> int:
+        """Bytes of the arrays that a node's backward keeps and no other node does."""
+        parameters = {_address(t.data) for t in tensors if t.node is None and t.requires_grad}
+        parameters |= {_address(t.data) for t in tensors if id(t) in self.parameters}
+        total = 0
+        for array in kept_arrays(node.backward):
+            address = _address(array)
+            if address not in parameters and address not in self.kept_by:
+                self.kept_by[address] = node.number
+                total += array.nbytes
+        return total
+
+    def finish(self) -> None:
+        """Say of nodes that backward did not reach why it did not."""
+        for node in self.trace.nodes:
+            for given in node.inputs:
+                if given.gradient_norm is None and not given.stop:
+                    given.stop = (
+                        "under no_grad nothing is recorded"
+                        if not node.recorded
+                        else "backward did not come here"
+                        if node.backward is None
+                        else "the op gives it no gradient"
+                    )
+
+
+def _stops(node: TracedNode) -> str:
+    return " ".join(given.stop for given in node.inputs)
+
+
+def _milliseconds(calls: list[KernelCall], seconds: float) -> float:
+    return sum(call.milliseconds for call in calls) if calls else seconds * 1e3
+
+
+def _norm(array: np.ndarray) -> float:
+    """The Euclidean norm, summed in float64."""
+    return float(np.sqrt(np.square(array, dtype=np.float64).sum()))
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def _argument_names(function: Callable, args: tuple, options: dict[str, Any]) -> list[str]:
+    """The names of an op's tensor arguments, in the order in which it gets gradients for them."""
+    parameters = list(inspect.signature(function).parameters.values())
+    plain = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
+    several = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+    names = [f"{several}[{i}]" for i in range(len(args))] if several else plain
+    found = [name for name, a in zip(names, args, strict=False) if isinstance(a, Tensor)]
+    return found + [name for name in plain if isinstance(options.get(name), Tensor)]
+
+
+def _caller(frame: FrameType | None) -> str:
+    """Where an op was called: the nearest line that is neither an op nor an operator of Tensor."""
+    inside = (str(PACKAGE / "tensor.py"), str(PACKAGE / "ops"))
+    while frame is not None and frame.f_code.co_filename.startswith(inside):
+        frame = frame.f_back
+    return _place(frame.f_code.co_filename, frame.f_lineno) if frame is not None else ""
+
+
+def _place(file: str, line: int) -> str:
+    """ "tinyft/ops/conv2d.py:17"; a path from here, or the whole path, for files of others."""
+    path = Path(file)
+    for root in (PACKAGE.parent, Path.cwd()):
+        if path.is_relative_to(root):
+            return f"{path.relative_to(root).as_posix()}:{line}"
+    return f"{file}:{line}"

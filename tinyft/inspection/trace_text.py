@@ -1,0 +1,212 @@
+"""A trace in a terminal: a line a node, and one node opened.
+
+Next: tinyft/inspection/trace_page.py
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tinyft.backends import Backend
+from tinyft.inspection.diff_text import aligned
+
+if TYPE_CHECKING:
+    from tinyft.inspection.kernel_watch import KernelCall
+    from tinyft.inspection.microscope import Trace, TracedNode
+
+HEADER = (
+    "node", "layer", "op", "output", "forward", "ms", "kept", "backward", "ms", "|dout|",
+    "|dweights|", "op's source", "called from",
+)  # fmt: skip
+NUMERIC = (0, 5, 6, 8, 9, 10)  # columns that are flush right
+PLACES = 2  # the last columns say where the source is: left out where a terminal is too narrow
+
+
+def trace_text(trace: Trace) -> str:
+    """Facts, a table, and where backward stopped."""
+    return "\n".join([*headline(trace), "", *table_lines(trace), "", *stop_lines(trace)]).rstrip()
+
+
+def table_lines(trace: Trace, columns: int = len(HEADER)) -> list[str]:
+    """The table with its first `columns` columns."""
+    rows = [HEADER, *map(cells, trace.nodes)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
+    for i in NUMERIC:
+        rows = [[*row[:i], row[i].rjust(widths[i]), *row[i + 1 :]] for row in rows]
+    return aligned([row[:columns] for row in rows])
+
+
+def headline(trace: Trace) -> list[str]:
+    """The whole in sentences."""
+    forward = sum(node.forward_ms for node in trace)
+    backward = sum(node.backward_ms or 0 for node in trace)
+    nodes = f"{len(trace)} node" + ("" if len(trace) == 1 else "s")
+    keeps = f"; backward keeps {size(trace.kept_bytes)}" if backward else ""
+    lines = [
+        "; ".join([trace.title, *trace.facts]),
+        f"{nodes}: forward {forward:.1f} ms, backward {backward:.1f} ms of "
+        f"{trace.elapsed_ms:.1f} ms in all{keeps}",
+    ]
+    if trace.others:
+        lines.append(f"kernels outside of ops: {', '.join(other_kernels(trace))}")
+    return lines
+
+
+def other_kernels(trace: Trace) -> list[str]:
+    """ "62 adam_step (2.9 ms)", the longest first"""
+    found: dict[str, list[float]] = {}
+    for call in trace.others:
+        found.setdefault(call.kernel, []).append(call.milliseconds)
+    longest_first = sorted(found.items(), key=lambda item: -sum(item[1]))
+    return [f"{len(ms)} {kernel} ({sum(ms):.1f} ms)" for kernel, ms in longest_first]
+
+
+def cells(node: TracedNode) -> list[str]:
+    """The columns of one node."""
+    return [
+        str(node.number),
+        node.layer,
+        node.op,
+        shape_text(node.shape),
+        kernels(node.forward),
+        f"{node.forward_ms:.2f}",
+        size(node.kept_bytes) if node.recorded else "",
+        "" if node.backward is None else kernels(node.backward),
+        "" if node.backward_ms is None else f"{node.backward_ms:.2f}",
+        number(node.gradient_norm),
+        number(node.parameter_gradient_norm),
+        node.source.removeprefix("tinyft/"),
+        node.call.removeprefix("tinyft/"),
+    ]
+
+
+def kernels(calls: Sequence[KernelCall]) -> str:
+    """What computed: "winograd, winograd_weight_grad"; "numpy" for an op that needs no kernel."""
+    return ", ".join(dict.fromkeys(call.by for call in calls)) or "numpy"
+
+
+def stop_lines(trace: Trace) -> list[str]:
+    """Where backward stopped and why; inputs of one reason together."""
+    if not any(node.backward is not None for node in trace):
+        recorded = any(node.recorded for node in trace)
+        return ["there was no backward" + ("" if recorded else ": nothing was recorded")]
+    groups: dict[str, list[str]] = {}
+    for node, given in trace.stops():
+        where = f"node {node.number} ({node.layer or node.op})"
+        if given.made_by is not None:
+            groups.setdefault(f"at {where}, {given.name} from {given.label}: {given.stop}", [])
+        else:
+            groups.setdefault(given.stop, []).append(given.label)
+    frozen = [i.label for n in trace if not n.recorded for i in n.inputs if i.stop == "frozen"]
+    if frozen:
+        groups["frozen, in nodes that backward had no reason to visit"] = frozen
+    unreached = [n for n in trace if n.recorded and n.backward is None]
+    if unreached:
+        numbers = ", ".join(str(node.number) for node in unreached[:8])
+        more = ", ..." if len(unreached) > 8 else ""
+        groups[
+            f"it did not come to {len(unreached)} nodes that were recorded: {numbers}{more}"
+        ] = []
+    if not groups:
+        return ["backward went all the way: every input got a gradient"]
+    lines = ["where backward stopped, and why:"]
+    for reason, labels in groups.items():
+        lines.append(f"  {reason}" + (f" ({len(labels)}): {shown(labels)}" if labels else ""))
+    return lines
+
+
+def shown(labels: Sequence[str], most: int = 4) -> str:
+    """The first few, and how many more there are."""
+    more = f" and {len(labels) - most} more" if len(labels) > most else ""
+    return ", ".join(labels[:most]) + more
+
+
+def node_text(node: TracedNode) -> str:
+    """One node with all that is known of it."""
+    lines = [
+        f"node {node.number}: {node.op}{f' in {node.layer}' if node.layer else ''} "
+        f"-> {shape_text(node.shape)} {node.dtype}",
+        f"  source {node.source}, called from {node.call}",
+        "",
+        *(f"    {line}".rstrip() for line in node.formula.splitlines()),
+    ]
+    if node.derivative:
+        lines += ["", f"    backward: {node.derivative}"]
+    lines += ["", *aligned(input_rows(node)), "", *aligned(kernel_rows(node))]
+    for title, text in definitions(node):
+        lines += ["", f"  {title}", *(f"    {line}".rstrip() for line in text.splitlines())]
+    if node.is_open:
+        lines += ["", *_entry_lines(node)]
+    return "\n".join(lines)
+
+
+def input_rows(node: TracedNode) -> list[list[str]]:
+    """One row an input: where it came from, and the gradient that it got or why it got none."""
+    rows = [["input", "shape", "from", "|gradient|"]]
+    for given in node.inputs:
+        gradient = number(given.gradient_norm) or f"none: {given.stop}"
+        rows.append([given.name, shape_text(given.shape), given.label, gradient])
+    return rows
+
+
+def kernel_rows(node: TracedNode) -> list[list[str]]:
+    """One row a kernel; the last column, where the node was opened, compares it with the reference
+    in float64.
+    """
+    rows = [["", "kernel", "by", "ms", "compiled functions", "from the reference"]]
+    for direction, calls in (("forward", node.forward), ("backward", node.backward or [])):
+        for call in calls:
+            differs = "" if call.difference is None else f"{call.difference:.1e}"
+            started = ", ".join(call.started)
+            ms = f"{call.milliseconds:.3f}"
+            rows.append([direction, call.kernel, call.by, ms, started, differs])
+    if len(rows) == 1:
+        rows.append(["", "none: NumPy's own arithmetic", "", "", "", ""])
+    return rows if node.is_open else [row[:-1] for row in rows]
+
+
+def definitions(node: TracedNode) -> list[tuple[str, str]]:
+    """What defines each kernel of a node, and where: the reference's docstring."""
+    found = {}
+    for call in [*node.forward, *(node.backward or [])]:
+        method = getattr(Backend, call.kernel)
+        line = method.__code__.co_firstlineno
+        title = f"{call.kernel} is defined in tinyft/backends/reference.py:{line}"
+        found[title] = inspect.getdoc(method) or ""
+    return list(found.items())
+
+
+def entry_rows(node: TracedNode) -> list[list[str]]:
+    """One row an entry of a gradient that was checked."""
+    rows = [["gradient of", "backward", "by differences", "differ by"]]
+    for entry in node.entries:
+        place = f"{entry.input}[{', '.join(map(str, entry.index))}]"
+        verdict = "a kink: no derivative there" if entry.kink else f"{entry.difference:.1e}"
+        rows.append([place, f"{entry.backward:.6e}", f"{entry.numeric:.6e}", verdict])
+    return rows
+
+
+def _entry_lines(node: TracedNode) -> list[str]:
+    if not node.entries:
+        return ["no gradient to check by differences"]
+    return aligned(entry_rows(node))
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """ "16x112x112x64"; "()" for a single number"""
+    return "x".join(map(str, shape)) or "()"
+
+
+def number(value: float | None) -> str:
+    """Three digits; nothing for None."""
+    return "" if value is None else f"{value:.3g}"
+
+
+def size(nbytes: int) -> str:
+    """ "3.2 MB", in powers of ten"""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:.1f} {unit}"
+    return f"{nbytes} B"
