@@ -50,20 +50,20 @@ for record in learner.steps(plan):
 #   input: 32 px, 32 px cropped, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225) (assumed)
 #
 #   Phase 1: head alone, 1 epoch of 3 steps (steps 1 to 3)
-#     momentum 0.950 to 0.874 to 0.874; the optimizer starts empty
-#     group               state    lr start  lr peak   lr end    numbers that train
-#     stem+layer1+layer2  frozen   8.00e-06  1.54e-04  1.54e-04  576 of 77,216
-#     layer3+layer4       frozen   8.00e-06  1.54e-04  1.54e-04  2,304 of 1,149,184
-#     head                trains   8.00e-05  1.54e-03  1.54e-03  265,728 of 265,728
+#     the optimizer starts empty
+#     group               state   lr start  lr peak   lr end    momentum        numbers that train
+#     stem+layer1+layer2  frozen  8.00e-06  1.54e-04  1.54e-04  0.95 0.87 0.87  576 of 77,216
+#     layer3+layer4       frozen  8.00e-06  1.54e-04  1.54e-04  0.95 0.87 0.87  2,304 of 1,149,184
+#     head                trains  8.00e-05  1.54e-03  1.54e-03  0.95 0.87 0.87  265,728 of 265,728
 #     batch norms of stem+layer1+layer2, layer3+layer4, head: by batch statistics, running statistics
 #       move; scale and shift train
 #
 #   Phase 2: everything, 2 epochs of 3 steps (steps 4 to 9)
-#     momentum 0.950 to 0.851 to 0.937; the optimizer starts empty
-#     group               state    lr start  lr peak   lr end    numbers that train
-#     stem+layer1+layer2  trains   2.00e-06  9.94e-06  1.33e-06  77,216 of 77,216
-#     layer3+layer4       trains   2.00e-05  9.94e-05  1.33e-05  1,149,184 of 1,149,184
-#     head                trains   2.00e-04  9.94e-04  1.33e-04  265,728 of 265,728
+#     the optimizer starts empty
+#     group               state   lr start  lr peak   lr end    momentum        numbers that train
+#     stem+layer1+layer2  trains  2.00e-06  9.94e-06  1.33e-06  0.95 0.85 0.94  77,216 of 77,216
+#     layer3+layer4       trains  2.00e-05  9.94e-05  1.33e-05  0.95 0.85 0.94  1,149,184 of 1,149,184
+#     head                trains  2.00e-04  9.94e-04  1.33e-04  0.95 0.85 0.94  265,728 of 265,728
 #     batch norms of stem+layer1+layer2, layer3+layer4, head: by batch statistics, running statistics
 #       move; scale and shift train
 #

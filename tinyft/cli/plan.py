@@ -21,12 +21,17 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         example="tinyft plan photos/ --weights resnet18.pth --epochs 5",
     )
     add_training_options(parser)
+    parser.add_argument(
+        "--explain", action="store_true", help="in words: each phase, why, and which file does it"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    from tinyft.inspection.plan_in_words import explain
+
     learner = make_learner(args)
     plan = make_plan(args, learner)
-    result(str(plan))
+    result(explain(plan) if args.explain else str(plan))
     result(describe_backend(learner.device))
     result(str(learner.forecast(plan)))
     return 0

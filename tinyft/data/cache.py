@@ -47,6 +47,12 @@ class PictureCache:
         self._keep(settings, key, picture)
         return picture
 
+    def bytes_of(self, count: int) -> int:
+        """What it will hold once `count` pictures were asked for, judged by those that it has."""
+        with self._lock:
+            mean = self.used / max(len(self._pictures), 1)
+            return min(self.budget, round(mean * count))
+
     def _keep(self, settings: Hashable, key: Hashable, picture: np.ndarray) -> None:
         with self._lock:
             fits = self.used + picture.nbytes <= self.budget

@@ -1,21 +1,32 @@
-"""What a plan will cost, from a short measurement: two steps of each phase, whose traces are
-removed.
+"""What a plan will cost, from a short measurement: a few steps of each phase and a few batches of
+validation, whose traces are removed.
 
 Next: tinyft/finetune/run.py
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tinyft import backends
+from tinyft.data.loader import Batch
+from tinyft.finetune.feature_cache import FeatureCache
+from tinyft.finetune.judge import judge_batch
+from tinyft.finetune.recipe import Phase
 from tinyft.finetune.state import undone
+from tinyft.nn.fold import fold
+from tinyft.tensor import no_grad
 
 if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner
     from tinyft.finetune.plan import Plan
+
+MEASURED = 2  # steps, or batches, that are timed after one that is not
 
 
 @dataclass(frozen=True)
@@ -36,36 +47,91 @@ class Forecast:
 
 
 def forecast(learner: Learner, plan: Plan) -> Forecast:
-    """Measure a step of each phase and a batch of validation, and multiply. The learner is left as
-    it was.
+    """Measure some steps of each phase and some batches of validation, and multiply. The learner is
+    left as it was.
 
-    The first step of a phase is not counted: it may compile kernels and decode pictures.
+    The first of each is not counted: it may compile kernels. Pictures come from the loader, as in
+    training. Writing a run's files is not counted.
     """
-    batch = next(learner.data.train_batches(learner.epoch, learner.preprocess))
     training = 0.0
     with undone(learner):
-        for phase in plan.phases:
-            learner.freeze_to(phase.first_trainable)
-            learner.train_step(batch, phase.name)
-            training += phase.steps * _seconds(lambda: learner.train_step(batch, "forecast"))
-    validation_batches = -(-learner.data.n_valid // len(batch.ids))
-    pictures = list(batch.images)
-    learner.predict(pictures)
-    validation = _seconds(lambda: learner.predict(pictures)) * validation_batches * plan.epochs
-    return Forecast(training, validation, _peak_bytes())
+        for phase, cached_bytes in zip(plan.phases, plan.cached_bytes, strict=True):
+            learner.enter(phase, plan, resumed=False)
+            learner.set_rates(phase, 0)
+            training += (_with_cache if cached_bytes else _without_cache)(learner, phase)
+    validation = plan.epochs * _evaluation(learner)
+    return Forecast(training, validation, _peak_bytes(learner, plan))
 
 
-def _seconds(work) -> float:
+def _without_cache(learner: Learner, phase: Phase) -> float:
+    """The seconds of a phase, each of whose steps costs the same."""
+    batches = _training_batches(learner)
+    learner.train_step(next(batches), phase.name)
+    return phase.steps * _seconds(lambda: learner.train_step(next(batches), phase.name))
+
+
+def _with_cache(learner: Learner, phase: Phase) -> float:
+    """The seconds of a phase in whose first epoch alone pictures pass through the body."""
+    batches = _training_batches(learner)
+
+    def step(batch: Batch, cache: FeatureCache) -> None:
+        learner.train_step(batch, phase.name, cache=cache)
+
+    cache = _empty_cache(learner)
+    batch = next(batches)
+    step(batch, cache)
+    kept = _seconds(lambda: step(batch, cache))
+    new = _seconds(lambda: step(next(batches), _empty_cache(learner)))
+    return phase.steps_per_epoch * new + (phase.steps - phase.steps_per_epoch) * kept
+
+
+def _empty_cache(learner: Learner) -> FeatureCache:
+    return FeatureCache(learner.model.features, learner.input)
+
+
+def _evaluation(learner: Learner) -> float:
+    """The seconds of one evaluation: folding the batch norms, and every batch."""
+    data, preprocess = learner.data, learner.adjusted_preprocess()
+    count = -(-data.n_valid // data.requested_batch_size)
+    if count == 0:
+        return 0.0
+    batches = itertools.chain.from_iterable(
+        data.valid_batches(preprocess) for _ in itertools.count()
+    )
+    with no_grad(), backends.use(learner.device):
+        folding = _seconds(lambda: fold(learner.model), 1)
+        network = fold(learner.model)
+        judge_batch(learner, network, next(batches))
+        whole = min(MEASURED, max(count - 1, 1))  # batches of the full size, if there are such
+        return folding + count * _seconds(
+            lambda: judge_batch(learner, network, next(batches)), whole
+        )
+
+
+def _training_batches(learner: Learner) -> Iterator[Batch]:
+    """Batches without end, epoch after epoch."""
+    for epoch in itertools.count(learner.epoch):
+        yield from learner.data.train_batches(epoch, learner.preprocess)
+
+
+def _seconds(work: Callable[[], object], times: int = MEASURED) -> float:
+    """Of one call, the mean over several."""
     start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    for _ in range(times):
+        work()
+    return (time.perf_counter() - start) / times
 
 
-def _peak_bytes() -> int | None:
-    """The most memory that this process has used so far."""
+def _peak_bytes(learner: Learner, plan: Plan) -> int | None:
+    """The most memory that this process has used so far, which includes steps of every phase, and
+    what will be kept beside: the body's features, and pictures that were not decoded yet.
+    """
     try:
         import resource
     except ImportError:  # Windows
         return None
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    so_far = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    pictures = learner.data.n_train + learner.data.n_valid
+    to_come = learner.data.cache.bytes_of(pictures) - learner.data.cache.used
+    return so_far + max(plan.cached_bytes) + max(to_come, 0)

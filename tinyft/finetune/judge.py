@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyft import backends
-from tinyft.data.loader import PictureData
+from tinyft.data.loader import Batch, PictureData
 from tinyft.data.prepare import prepare
 from tinyft.errors import DataError
 from tinyft.finetune.records import Evaluation, Prediction
 from tinyft.nn.fold import fold
+from tinyft.nn.module import Module
 from tinyft.tensor import no_grad
 
 if TYPE_CHECKING:
@@ -41,10 +42,16 @@ def evaluate(learner: Learner, data: PictureData) -> Evaluation:
     with no_grad(), backends.use(learner.device):
         network = fold(learner.model)
         for batch in data.valid_batches(learner.adjusted_preprocess()):
-            logits = network(learner.input(batch.images))
-            loss += learner.loss(logits, batch.labels).item() * len(batch.ids)
-            right += int((logits.data.argmax(axis=1) == batch.labels).sum())
+            right_here, loss_here = judge_batch(learner, network, batch)
+            right, loss = right + right_here, loss + loss_here
     return Evaluation(data.n_valid, right / data.n_valid, loss / data.n_valid)
+
+
+def judge_batch(learner: Learner, network: Module, batch: Batch) -> tuple[int, float]:
+    """How many pictures of a batch are right, and the sum of their losses."""
+    logits = network(learner.input(batch.images))
+    right = int((logits.data.argmax(axis=1) == batch.labels).sum())
+    return right, learner.loss(logits, batch.labels).item() * len(batch.ids)
 
 
 def predict(learner: Learner, images: list[Any] | tuple[Any, ...]) -> list[Prediction]:

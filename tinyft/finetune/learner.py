@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tinyft import backends
 from tinyft.data.loader import Batch, PictureData
 from tinyft.errors import DataError, NonFiniteLossError
 from tinyft.finetune import groups as layer_groups
+from tinyft.finetune.describe import Description, describe
 from tinyft.finetune.feature_cache import FeatureCache, cacheable_bytes
 from tinyft.finetune.forecast import Forecast, forecast
 from tinyft.finetune.judge import evaluate, predict
@@ -173,6 +174,8 @@ class Learner:
     ) -> Plan:
         if not phases:
             raise ValueError("there is nothing to do: epochs and freeze_epochs are both 0")
+        if not self.optimizer.has_momentum:  # the schedule's means nothing to it
+            phases = [replace(phase, momentum=0 * phase.momentum) for phase in phases]
         return Plan(
             phases,
             [describe_groups(self.groups, phase, self.bn) for phase in phases],
@@ -194,6 +197,10 @@ class Learner:
             body_frozen=phase.first_trainable >= len(self.groups) - 1,
             itemsize=np.dtype(self.dtype).itemsize,
         )
+
+    def describe(self) -> Description:
+        """One line a layer: group, rate now, what trains, what moves; prints as a table."""
+        return describe(self)
 
     def forecast(self, plan: Plan) -> Forecast:
         """What a plan will take, from a measurement of a few steps that leaves no trace."""

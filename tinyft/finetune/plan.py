@@ -10,6 +10,8 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tinyft.finetune.groups import Group, norm_switches, trains
 from tinyft.finetune.recipe import Phase
 
@@ -75,8 +77,8 @@ class Plan:
                 "",
                 f"Phase {number}: {phase.name}, {_count(phase.epochs, 'epoch')} of "
                 f"{_count(phase.steps_per_epoch, 'step')} (steps {first} to {last})",
-                f"  {_momentum(phase)}; the optimizer starts empty",
-                *_table(phase, states),
+                "  the optimizer starts empty",
+                *_table(phase, states, self.stale_gradients),
                 *_norm_lines(states),
                 *_cache_line(self.cached_bytes[number - 1 : number]),
             ]
@@ -127,20 +129,33 @@ def _describe_norms(group: Group, frozen: bool, bn: str, in_body: bool) -> str:
     return f"by {statistics} statistics, {moving}; scale and shift {trained}"
 
 
-def _table(phase: Phase, states: list[GroupState]) -> list[str]:
-    """One line a group: whether it is frozen, start, peak and end of its learning rate, what
-    trains.
+def _table(phase: Phase, states: list[GroupState], stale: bool) -> list[str]:
+    """One line a group: whether it is frozen, start, peak and end of its learning rate and of
+    momentum (whose peak is its lowest), what trains. Where nothing moves, a rate means nothing.
     """
     width = max(len(state.name) for state in states)
-    lines = [f"  {'group':{width}}  state    lr start  lr peak   lr end    numbers that train"]
+    lines = [
+        f"  {'group':{width}}  state   lr start  lr peak   lr end    momentum        "
+        "numbers that train"
+    ]
     for g, state in enumerate(states):
         lr = phase.lr[:, g]
+        rates = [f"{rate:<8.2e}" for rate in (lr[0], lr.max(), lr[-1])]
+        momentum = momentum_in_words(phase.momentum)
+        if not state.trainable and not stale:
+            rates, momentum = [f"{'-':8}"] * 3, "-"
         lines.append(
-            f"  {state.name:{width}}  {'frozen' if state.frozen else 'trains':7}  "
-            f"{lr[0]:<8.2e}  {lr.max():<8.2e}  {lr[-1]:<8.2e}  "
-            f"{state.trainable:,} of {state.total:,}"
+            f"  {state.name:{width}}  {'frozen' if state.frozen else 'trains'}  "
+            f"{'  '.join(rates)}  {momentum:14}  {state.trainable:,} of {state.total:,}"
         )
     return lines
+
+
+def momentum_in_words(momentum: np.ndarray) -> str:
+    """ "0.95 0.85 0.94": at its start, lowest and end; an optimizer without any has zeros."""
+    if not momentum.any():
+        return "none"
+    return " ".join(f"{m:.2f}" for m in (momentum[0], momentum.min(), momentum[-1]))
 
 
 def _norm_lines(states: list[GroupState]) -> list[str]:
@@ -165,11 +180,6 @@ def _cache_line(cached_bytes: list[int]) -> list[str]:
         return []
     size = f"{cached_bytes[0] / 1e6:.0f} MB"
     return [f"  features of the body are kept ({size}): each picture passes through it once"]
-
-
-def _momentum(phase: Phase) -> str:
-    values = phase.momentum
-    return f"momentum {values[0]:.3f} to {values.min():.3f} to {values[-1]:.3f}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -11,7 +11,12 @@ from typing import Any
 _HOME = {
     "Ledger": "ledger",
     "changed": "freeze",
+    "explain": "plan_in_words",
+    "explain_image": "image_stages",
+    "grad_cams": "grad_cam",
+    "judge_pictures": "learned",
     "snapshot": "freeze",
+    "write_report": "report",
 }
 
 __all__ = list(_HOME)

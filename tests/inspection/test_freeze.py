@@ -1,0 +1,184 @@
+"""The six recipes for freezing (fastai with and without batch norms, PyTorch three ways, Keras):
+what moved, and why, is found in each.
+
+Counts are of the 60 parameters and 40 running statistics of ResNet-18's body.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import tinyft as ft
+from tests.finetune.conftest import small_data, small_learner
+from tinyft.errors import WeightsError
+from tinyft.inspection.freeze import Changes
+
+SCALES = "40 scales and shifts of batch norms train beside weights that are frozen, as in fastai"
+STATISTICS = "40 running statistics moved in layers where nothing trains"
+
+
+@pytest.fixture(scope="module")
+def data() -> ft.ImageArrays:
+    return small_data(batch_size=12, augment=None)
+
+
+def body_learner(data, **options) -> ft.Learner:
+    """ResNet-18 whose decay is large enough to see in one step, on pictures of 24 px."""
+    options = {"weights": None, "seed": 0, "weight_decay": 0.1, **options}
+    learner = ft.vision_learner(data, "resnet18", **options)
+    for group in learner.groups:
+        group.lr = 0.01
+    return learner
+
+
+def step(learner: ft.Learner) -> None:
+    learner.train_step(next(learner.data.train_batches(0, learner.preprocess)), "by hand")
+
+
+def in_body(changes: Changes) -> Counter:
+    """How many tensors of the body moved for which reasons."""
+    return Counter(t.reasons for t in changes.moved if not t.name.startswith("head"))
+
+
+@pytest.mark.parametrize(
+    ("bn", "reasons", "diagnosis"),
+    [
+        ("fastai", {("gradient",): 40, ("running statistics",): 40}, [SCALES]),
+        ("torch", {("running statistics",): 40}, [STATISTICS]),  # also fastai's train_bn=False
+        ("frozen", {}, []),  # as Keras
+    ],
+)
+def test_frozen_from_the_start(data, bn, reasons, diagnosis):
+    """The first phase of each preset; recipes 1, 2 (and 3), 6."""
+    learner = body_learner(data, bn=bn)
+    learner.freeze()
+    before, ledger = ft.snapshot(learner), ft.Ledger()
+    plan = learner.plan(0, freeze_epochs=1)
+    learner.execute(plan, observers=[ledger])
+    (of_run,) = ledger.reading.proofs
+    for changes in (ft.changed(before, learner), ft.changed(before, learner.model), of_run):
+        assert in_body(changes) == reasons
+        assert [
+            text.partition(";")[0].partition(":")[0] for text in changes.diagnosis()
+        ] == diagnosis
+    assert set(of_run.identical) == set(learner.history[-1].proof.identical)
+    assert "head alone: " in str(of_run)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "weight_decay", "reasons"),
+    [
+        ("momentum", 0.1, {("weight decay", "momentum"): 20, ("momentum",): 40}),
+        ("adam", 0.1, {("weight decay", "momentum"): 20, ("momentum",): 40}),
+        ("adam", 0.0, {("momentum",): 60}),
+        ("sgd", 0.1, {("weight decay",): 20}),
+    ],
+)
+def test_frozen_after_a_step_with_gradients_of_zeros(data, optimizer, weight_decay, reasons):
+    """Recipe 4, PyTorch's zero_grad(set_to_none=False): the optimizer goes on with what it has."""
+    learner = body_learner(data, optimizer=optimizer, weight_decay=weight_decay, bn="torch")
+    learner.unfreeze()
+    step(learner)
+    remembered = dict(learner.optimizer.state)
+    learner.freeze()
+    learner.optimizer.state.update(remembered)
+    for group in learner.groups[:2]:
+        for parameter in group.parameters.values():
+            parameter.grad = np.zeros_like(parameter.data)
+    before = ft.snapshot(learner)
+    step(learner)
+    changes = ft.changed(before, learner)
+    assert in_body(changes) == {**reasons, ("running statistics",): 40}
+    count = sum(reasons.values())
+    first, second = changes.diagnosis()
+    assert first.startswith(f"the optimizer moved {count} frozen parameters by ")
+    assert "gradients are zeros instead of None" in first and second.startswith(STATISTICS)
+
+
+def test_frozen_after_a_step_with_gradients_of_none(data):
+    """Recipe 5, PyTorch's default zero_grad(): statistics alone."""
+    learner = body_learner(data, optimizer="momentum", bn="torch")
+    learner.unfreeze()
+    step(learner)
+    learner.freeze()
+    before = ft.snapshot(learner)
+    step(learner)
+    changes = ft.changed(before, learner)
+    assert in_body(changes) == {("running statistics",): 40}
+    assert changes.diagnosis()[0].startswith(STATISTICS) and len(changes.diagnosis()) == 1
+
+
+def test_from_weights_alone_decay_is_told_from_momentum():
+    """Without the optimizer: what decayed is a multiple of itself."""
+    model = ft.cifar_resnet20(seed=0)
+    for _, parameter in model.named_parameters():
+        parameter.requires_grad = False
+    before = ft.snapshot(model)
+    model.conv1.weight.data *= np.float32(1 - 1e-5)
+    carried = model.layer1
+    getattr(carried, "0").conv1.weight.data += np.float32(1e-5)
+    reasons = {t.name: t.reasons for t in ft.changed(before, model).moved}
+    assert reasons == {"conv1.weight": ("weight decay",), "layer1.0.conv1.weight": ("momentum",)}
+
+
+def test_stale_gradients_decay_and_nothing_else():
+    """fastai's decay of frozen weights that once trained, found in the run's own ledger."""
+    learner = small_learner(bn="frozen", weight_decay=0.5)
+    learner.fine_tune(1, base_lr=0.1, freeze_epochs=0)
+    ledger = ft.Ledger()
+    plan = learner.plan(0, 0.1, freeze_epochs=1, stale_gradients=True)
+    learner.execute(plan, observers=[ledger])
+    (proof,) = ledger.reading.proofs
+    assert set(in_body(proof)) == {("weight decay",)}
+    assert proof.diagnosis()[0].startswith(
+        "the optimizer moved 19 frozen parameters by weight decay"
+    )
+
+
+def test_how_far_by_hand():
+    model = ft.cifar_resnet20(seed=0)
+    weight = model.conv1.weight.data
+    weight[...] = 0
+    weight[0, 0, 0, :2] = 3, 4
+    before = ft.snapshot(model)
+    weight[0, 0, 0, 1] = 5
+    (change,) = ft.changed(before, model).moved
+    assert (change.distance, change.largest, change.relative) == (1, 1, 0.2)
+    assert change.name == "conv1.weight" and not change.identical
+
+
+def test_one_bit_is_enough_and_the_sign_of_zero_is_one():
+    model = ft.cifar_resnet20(seed=0)
+    model.bn1.bias.data[0] = 0.0
+    before = ft.snapshot(model)
+    assert ft.changed(before, model).moved == []
+    model.bn1.bias.data[0] = -0.0
+    assert [t.name for t in ft.changed(before, model).moved] == ["bn1.bias"]
+
+
+def test_a_weight_that_somebody_wrote_into():
+    learner = small_learner(bn="frozen")
+    learner.freeze()
+    before = ft.snapshot(learner)
+    step(learner)
+    learner.model.conv1.weight.data[0, 0, 0, 0] += 1
+    reasons = {t.name: t.reasons for t in ft.changed(before, learner).moved}
+    assert reasons["conv1.weight"] == ("unknown",)
+
+
+def test_another_network_is_refused():
+    with pytest.raises(WeightsError, match="other tensors than the snapshot"):
+        ft.changed(ft.snapshot(ft.cifar_resnet20(seed=0)), ft.cifar_resnet32(seed=0))
+
+
+def test_columns_and_back():
+    learner = small_learner()
+    before = ft.snapshot(learner)
+    step(learner)
+    changes = ft.changed(before, learner)
+    names = [t.name for t in changes.tensors]
+    assert Changes.from_columns(names, changes.columns(), "") == changes
+    assert "<table>" in changes._repr_html_()

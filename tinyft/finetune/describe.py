@@ -1,0 +1,98 @@
+"""A learner as a table: one line a layer, with all that decides whether and how it moves.
+
+"Frozen" is three things, and a column each: whether the weights get gradients, at which rate, and
+whether a batch norm's running statistics move without any.
+
+Next: tinyft/finetune/learner.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING
+
+from tinyft.finetune.groups import Group, moving_statistics
+from tinyft.finetune.norms import total
+
+if TYPE_CHECKING:
+    from tinyft.finetune.learner import Learner
+
+HEAD = ("layer", "shape", "group", "lr now", "momentum", "decay", "weight", "statistics",
+        "last update")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LayerLine:
+    """One layer, in words. Of a layer whose weight does not train, the rate is that of its bias, or
+    "-".
+
+    `last_update`: |update| / |weights| of the last step if it was measured (`norms=True`, or a
+    ledger), else "moved" or "at rest".
+    """
+
+    layer: str
+    shape: str
+    group: str
+    lr: str
+    momentum: str
+    decay: str
+    weight: str
+    statistics: str
+    last_update: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `Learner.describe` returns; printing it gives the table."""
+
+    lines: tuple[LayerLine, ...]
+
+    def __str__(self) -> str:
+        rows = [HEAD, *map(astuple, self.lines)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
+
+
+def describe(learner: Learner) -> Description:
+    """Every layer that has parameters, in the network's order."""
+    lines = []
+    for group in learner.groups:
+        layers: dict[str, list[str]] = {}
+        for name in group.parameters:
+            layers.setdefault(name.rpartition(".")[0], []).append(name)
+        lines += [_line(learner, group, layer, names) for layer, names in layers.items()]
+    return Description(tuple(lines))
+
+
+def _line(learner: Learner, group: Group, layer: str, names: list[str]) -> LayerLine:
+    weight = group.parameters[names[0]]
+    trains = any(group.parameters[name].requires_grad for name in names)
+    norm = group.norms.get(layer)
+    visited = [name for name in names if group.parameters[name].grad is not None]
+    moves = trains or bool(visited)  # a frozen one with a stale gradient of zeros decays on
+    decays = [name for name in names if name not in group.undecayed]
+    momentum = f"{group.momentum:g}" if learner.optimizer.has_momentum else "none"
+    return LayerLine(
+        layer,
+        "x".join(map(str, weight.shape)),
+        group.name,
+        f"{group.lr:.2e}" if moves else "-",
+        momentum if moves else "-",
+        f"{group.weight_decay:g}" if moves and decays else "-",
+        "trains" if weight.requires_grad else "frozen",
+        "" if norm is None else "move" if moving_statistics(norm) else "stay",
+        _last_update(learner, names),
+    )
+
+
+def _last_update(learner: Learner, names: list[str]) -> str:
+    if learner.step == 0:
+        return "none yet"
+    if not learner.optimizer.visited & set(names):
+        return "at rest"
+    if learner.updates is None:
+        return "moved"
+    return f"{total(learner.updates[name] for name in names).update_ratio:.1e}"

@@ -1,0 +1,201 @@
+"""A plan in words: each phase as a paragraph with its numbers, the reasons, and the files for it.
+
+Next: tinyft/inspection/ledger.py
+"""
+
+from __future__ import annotations
+
+import textwrap
+
+import numpy as np
+
+from tinyft.finetune.plan import GroupState, Plan
+from tinyft.finetune.recipe import Phase
+
+WIDTH = 100
+
+WHY_FROZEN = (
+    "Why: the head begins with random weights, so its first gradients say nothing about pictures; "
+    "passed on at full rate they would undo what the pretrained layers know (Howard and Ruder, "
+    "2018, call it gradual unfreezing)."
+)
+WHY_UNFROZEN = (
+    "Why: the head now sends gradients that mean something, and the pretrained layers can bend "
+    "towards these pictures."
+)
+WHY_ALL_AT_ONCE = "Why: no phase of the head alone was asked for, so everything trains at once."
+WHY_RATES = (
+    "Early layers detect edges and textures that any picture has and need little change, late ones "
+    "are specific to the old task: hence smaller rates further down (Yosinski et al., 2014)."
+)
+WHY_FROZEN_AGAIN = "Why: a head can follow the body's features without changing them."
+WHY_CYCLE = (
+    "The rise lets the optimizer settle before large steps, a fall lets the weights settle at the "
+    "end (Smith, 2018)."
+)
+
+BN_FROZEN = {
+    "fastai": (
+        "Their batch norms are not frozen: they normalise with each batch's own statistics, their "
+        "running statistics follow, and their scales and shifts train ({numbers} numbers), as in "
+        'fastai. Why: the new pictures have other statistics than ImageNet. bn="torch" or "frozen" '
+        "would hold them."
+    ),
+    "torch": (
+        "Their batch norms normalise with each batch's own statistics and their running statistics "
+        "move although no weight does, as in PyTorch with requires_grad=False and model.train(): "
+        'the network predicts differently afterwards. bn="frozen" would hold them.'
+    ),
+    "frozen": (
+        "Their batch norms are frozen too: running statistics normalise and stay, as with Keras's "
+        "trainable=False, so not one bit of these layers changes."
+    ),
+}
+
+
+def explain(plan: Plan) -> str:
+    """The whole plan as text of at most 100 columns."""
+    parts = ["\n".join(map(_paragraph, plan.facts))]
+    first = 1
+    for number, phase in enumerate(plan.phases):
+        parts.append(_phase(plan, number, first))
+        first += phase.steps
+    parts.append(_paragraph(_decay(plan)))
+    return "\n\n".join(parts)
+
+
+def _phase(plan: Plan, number: int, first: int) -> str:
+    """One paragraph, and the files where to look."""
+    phase, states = plan.phases[number], plan.states[number]
+    frozen = [state for state in states if state.frozen]
+    last = first + phase.steps - 1
+    sentences = [
+        f"Phase {number + 1} of {len(plan.phases)}, {phase.name}: {_count(phase.epochs, 'epoch')} "
+        f"of {_count(phase.steps_per_epoch, 'step')}, steps {first} to {last}.",
+        *([_frozen(plan, frozen)] if frozen else [_norms(plan.bn)]),
+        _what_trains(states),
+        _why(plan, number, frozen),
+        *_rates(phase, states, plan.stale_gradients),
+        WHY_CYCLE,
+        _momentum(phase),
+        *_cache(plan, number),
+        "Before the first step the optimizer forgets what it remembered; after the last the bits "
+        "of every tensor that was to stay are compared with those before.",
+    ]
+    return _paragraph(" ".join(sentences)) + "\n" + _where(bool(any(plan.cached_bytes)))
+
+
+def _frozen(plan: Plan, frozen: list[GroupState]) -> str:
+    names, count = " and ".join(s.name for s in frozen), sum(s.total for s in frozen)
+    norms = BN_FROZEN[plan.bn].format(numbers=f"{sum(s.trainable for s in frozen):,}")
+    return f"Frozen: {names}, {count:,} numbers. {norms}"
+
+
+def _what_trains(states: list[GroupState]) -> str:
+    training = "; ".join(f"{s.name}, {s.trainable:,}" for s in states if not s.frozen)
+    whole, all_of_them = sum(s.trainable for s in states), sum(s.total for s in states)
+    return (
+        f"Training: {training or 'no group'}. Gradients reach {whole:,} of {all_of_them:,} numbers."
+    )
+
+
+def _norms(bn: str) -> str:
+    if bn == "frozen":
+        return "The body's batch norms keep the running statistics that they have; scales train."
+    return "All batch norms normalise with the batch, their statistics follow, their scales train."
+
+
+def _rates(phase: Phase, states: list[GroupState], stale: bool) -> list[str]:
+    """The learning rates of the groups that move."""
+    moving = [g for g, state in enumerate(states) if state.trainable or stale]
+    texts = [f"{states[g].name} from {_rate(phase.lr[0, g])} to {_rate(phase.lr[:, g].max())} to "
+             f"{_rate(phase.lr[-1, g])}" for g in moving]  # fmt: skip
+    if not moving:
+        return []
+    peak = int(phase.lr[:, moving[-1]].argmax()) + 1
+    way = "rise to the end" if peak == phase.steps else f"rise until step {peak}, then fall"
+    found = [f"Learning rates {way}: {'; '.join(texts)}."]
+    if len(moving) > 1 and phase.lr[0, moving[0]] < phase.lr[0, moving[-1]]:
+        times = phase.lr[0, moving[-1]] / phase.lr[0, moving[0]]
+        found.append(f"The last group learns {times:.0f} times as fast as the first. {WHY_RATES}")
+    return found
+
+
+def _momentum(phase: Phase) -> str:
+    m = phase.momentum
+    if not m.any():
+        return "The optimizer has no momentum: each step follows its own batch's gradient alone."
+    return f"Momentum mirrors the rates: from {m[0]:.3f} to {m.min():.3f} to {m[-1]:.3f}."
+
+
+def _cache(plan: Plan, number: int) -> list[str]:
+    if not plan.cached_bytes[number : number + 1] or not plan.cached_bytes[number]:
+        return []
+    return [
+        f"The body cannot change and pictures are not augmented, so its features are kept "
+        f"({plan.cached_bytes[number] / 1e6:.0f} MB): each picture passes through it once, and "
+        f"{_count(plan.phases[number].epochs - 1, 'epoch')} cost the head alone."
+    ]
+
+
+def _why(plan: Plan, number: int, frozen: list[GroupState]) -> str:
+    if frozen:
+        is_random = number == 0 and any(", random, " in fact for fact in plan.facts)
+        return WHY_FROZEN if is_random else WHY_FROZEN_AGAIN
+    return WHY_UNFROZEN if number else WHY_ALL_AT_ONCE
+
+
+def _where(cached: bool) -> str:
+    """Which file does which part."""
+    files = {
+        "phases and rates": "recipe.py",
+        "the curve": "schedule.py",
+        "freezing and batch norms": "groups.py",
+        "the update": "optim.py",
+        "the loop": "learner.py",
+        "the comparison": "proof.py",
+    }
+    if cached:
+        files["kept features"] = "feature_cache.py"
+    listed = ", ".join(f"{what}: tinyft/finetune/{file}" for what, file in files.items())
+    return textwrap.fill(
+        f"Where: {listed}", WIDTH, initial_indent="  ", subsequent_indent="  ",
+        break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def _decay(plan: Plan) -> str:
+    text = (
+        f"In every step each weight that trains also shrinks by {plan.weight_decay:g} times its "
+        "learning rate; batch norms and biases do not (tinyft/finetune/groups.py)."
+    )
+    lost = {
+        state.name: int(sum((_kept(plan, phase.lr[:, g]) == 1).sum() for phase in plan.phases))
+        for g, state in enumerate(plan.states[0])
+    }
+    if plan.weight_decay and any(lost.values()):
+        listed = ", ".join(f"{name} in {n}" for name, n in lost.items() if n)
+        text += (
+            f" Where the rate is small, 1 minus that product is 1 in float32 and nothing shrinks: "
+            f"{listed} of {plan.steps} steps."
+        )
+    if plan.stale_gradients:
+        text += " Frozen weights that once trained decay on, as in fastai (stale_gradients=True)."
+    return text
+
+
+def _kept(plan: Plan, lr: np.ndarray) -> np.ndarray:
+    """What each step leaves of a weight, rounded as the optimizer rounds it."""
+    return np.float32(1 - lr * plan.weight_decay)
+
+
+def _rate(value: float) -> str:
+    return f"{value:.2g}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
