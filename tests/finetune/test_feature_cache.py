@@ -58,16 +58,3 @@ def test_the_shape_of_features_is_known_beforehand(arch, side):
     network = nn.cut(nn.build(arch)).eval()
     x = Tensor(np.zeros((1, side, side, 3), np.float32))
     assert network(x).shape[1:] == network.feature_shape(side)
-
-
-def test_a_forecast_leaves_no_trace():
-    learner, other = small_learner(), small_learner()
-    plan = learner.plan(2)
-    found = learner.forecast(plan)
-    assert found.training_seconds > 0 and found.validation_seconds > 0
-    assert "forecast: about" in str(found)
-    assert bits(learner) == bits(other)
-    assert [g.frozen for g in learner.groups] == [g.frozen for g in other.groups]
-    learner.fine_tune(1)
-    other.fine_tune(1)
-    assert bits(learner) == bits(other)

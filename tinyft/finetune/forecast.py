@@ -130,8 +130,12 @@ def _peak_bytes(learner: Learner, plan: Plan) -> int | None:
         import resource
     except ImportError:  # Windows
         return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    so_far = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    so_far = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * memory_unit()
     pictures = learner.data.n_train + learner.data.n_valid
     to_come = learner.data.cache.bytes_of(pictures) - learner.data.cache.used
     return so_far + max(plan.cached_bytes) + max(to_come, 0)
+
+
+def memory_unit() -> int:
+    """Bytes in what the system counts memory in."""
+    return 1 if sys.platform == "darwin" else 1024

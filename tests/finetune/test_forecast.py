@@ -1,0 +1,87 @@
+"""The forecast multiplies what it measured by the right counts: on a clock that only steps move."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.finetune.conftest import bits, small_data, small_learner
+from tinyft.finetune import forecast as module
+
+FULL, NEW, KEPT, JUDGED, FOLDED = 100.0, 40.0, 1.0, 7.0, 3.0  # seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Learners take these many seconds for their steps; the list holds the time."""
+    now = [0.0]
+
+    class Clock:
+        perf_counter = staticmethod(lambda: now[0])
+
+    def train_step(learner, batch, phase, *, norms=False, cache=None):
+        if cache is None:
+            now[0] += FULL
+        else:
+            now[0] += KEPT if set(batch.ids) <= set(cache.kept) else NEW
+            cache.kept.update(dict.fromkeys(batch.ids.tolist()))
+
+    def judge_batch(learner, network, batch):
+        now[0] += JUDGED
+
+    def fold(model):
+        now[0] += FOLDED
+        return model
+
+    monkeypatch.setattr(module, "time", Clock)
+    monkeypatch.setattr(module, "judge_batch", judge_batch)
+    monkeypatch.setattr(module, "fold", fold)
+    monkeypatch.setattr("tinyft.finetune.learner.Learner.train_step", train_step)
+    return now
+
+
+def test_every_step_costs_the_same_without_kept_features(clock):
+    learner = small_learner()
+    found = learner.forecast(learner.plan(2))
+    assert found.training_seconds == 3 * FULL + 6 * FULL
+    assert found.validation_seconds == 3 * (FOLDED + 2 * JUDGED)  # three epochs, 9 pictures of 8
+
+
+def test_with_kept_features_one_epoch_passes_through_the_body(clock):
+    learner = small_learner(small_data(augment=None), bn="frozen")
+    plan = learner.plan(2, freeze_epochs=5)
+    found = learner.forecast(plan)
+    assert found.training_seconds == (3 * NEW + 12 * KEPT) + 6 * FULL
+    assert found.validation_seconds == 7 * (FOLDED + 2 * JUDGED)
+
+
+def test_one_batch_is_enough(clock):
+    learner = small_learner(small_data(augment=None, batch_size=24), bn="frozen")
+    found = learner.forecast(learner.plan(0, freeze_epochs=4))
+    assert found.training_seconds == NEW + 3 * KEPT
+    assert found.validation_seconds == 4 * (FOLDED + JUDGED)
+
+
+def test_memory_that_is_yet_to_be_filled_is_added(monkeypatch):
+    resource = pytest.importorskip("resource")
+    learner = small_learner(small_data(augment=None), bn="frozen")
+    plan = learner.plan(1)
+    found = learner.forecast(plan)
+    so_far = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * module.memory_unit()
+    assert found.peak_bytes <= so_far + plan.cached_bytes[0] + learner.data.cache.bytes_of(33)
+    assert found.peak_bytes >= plan.cached_bytes[0]
+    picture = 24 * 24 * 3
+    assert learner.data.cache.used % picture == 0
+    assert learner.data.cache.bytes_of(33) == 33 * picture
+    learner.data.cache.budget = 10 * picture
+    assert learner.data.cache.bytes_of(33) == 10 * picture
+
+
+def test_nothing_is_left_of_it():
+    learner, other = small_learner(), small_learner()
+    learner.weight_decay, plan = 0.3, learner.plan(2, weight_decay=0.2)
+    found = learner.forecast(plan)
+    assert found.training_seconds > 0 and found.validation_seconds > 0
+    assert str(found).startswith("forecast: about ") and "of validation" in str(found)
+    assert bits(learner) == bits(other) and learner.history == [] and learner.step == 0
+    assert [g.frozen for g in learner.groups] == [g.frozen for g in other.groups]
+    assert learner.weight_decay == 0.3
