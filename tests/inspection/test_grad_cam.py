@@ -6,7 +6,7 @@ import pytest
 from tests.finetune.conftest import bits, pictures, small_learner
 from tinyft import backends
 from tinyft.errors import ShapeError
-from tinyft.inspection.grad_cam import grad_cam, heat_colours, overlay
+from tinyft.inspection.grad_cam import grad_cams, heat_colours, overlay
 from tinyft.nn.fold import fold
 from tinyft.tensor import Tensor, no_grad
 
@@ -30,7 +30,7 @@ def test_the_weights_are_the_slopes_of_the_logit():
     # raising a whole map by s raises the logit by s times the sum of its gradient
     places = features.shape[1] * features.shape[2]
     expected = np.maximum(0, np.einsum("nhwc,nc->nhw", features, slope / places))
-    heat = grad_cam(learner, images, np.array([2, 0]))
+    heat = grad_cams(learner, images, np.array([2, 0]))
     assert heat.shape == features.shape[:3] and heat.max() > 0
     assert np.allclose(heat, expected, rtol=1e-3, atol=1e-6)
 
@@ -49,13 +49,13 @@ def test_behind_an_average_pool_the_map_is_the_feature_itself():
     images = pictures()[0][:1]
     with no_grad():
         features = fold(learner.model).network.features(learner.input(images)).data
-    heat = grad_cam(learner, images, np.array([0]))
+    heat = grad_cams(learner, images, np.array([0]))
     places = features.shape[1] * features.shape[2]
     assert np.allclose(heat[0], features[0, ..., 5] / places, rtol=1e-4)
 
 
 def test_a_class_that_no_feature_speaks_for_has_a_map_of_zeros():
-    heat = grad_cam(linear_learner(5), pictures()[0][:1], np.array([1]))
+    heat = grad_cams(linear_learner(5), pictures()[0][:1], np.array([1]))
     assert (heat == 0).all()
 
 
@@ -65,7 +65,7 @@ def test_the_learner_is_left_as_it_was(frozen):
     learner.freeze_to(-1 if frozen else 0)
     parameters = dict(learner.model.named_parameters())
     before = bits(learner), {n: p.requires_grad for n, p in parameters.items()}
-    heat = grad_cam(learner, pictures()[0][:2], np.array([0, 1]))
+    heat = grad_cams(learner, pictures()[0][:2], np.array([0, 1]))
     assert np.isfinite(heat).all()
     after = bits(learner), {n: p.requires_grad for n, p in parameters.items()}
     assert after == before
@@ -76,8 +76,8 @@ def test_the_learner_is_left_as_it_was(frozen):
 def test_a_picture_does_not_depend_on_its_neighbours():
     learner = small_learner()
     images = pictures()[0][:3]
-    together = grad_cam(learner, images, np.array([0, 1, 2]))
-    alone = grad_cam(learner, images[1:2], np.array([1]))
+    together = grad_cams(learner, images, np.array([0, 1, 2]))
+    alone = grad_cams(learner, images[1:2], np.array([1]))
     assert np.allclose(together[1], alone[0], rtol=1e-4, atol=1e-6)
 
 
@@ -102,6 +102,6 @@ def test_wrong_calls_say_what_was_expected():
     learner = small_learner()
     images = pictures()[0][:2]
     with pytest.raises(ShapeError, match="a class for each"):
-        grad_cam(learner, images, np.array([0]))
+        grad_cams(learner, images, np.array([0]))
     with pytest.raises(ValueError, match="classes are 0 to 2"):
-        grad_cam(learner, images, np.array([0, 3]))
+        grad_cams(learner, images, np.array([0, 3]))

@@ -17,7 +17,7 @@ Letters: N pictures, S the input's side, h w the features' rows and columns, C f
 Source: Selvaraju et al., Grad-CAM: visual explanations from deep networks via gradient-based
 localization (2017), equations 1 and 2.
 
-Next: tinyft/inspection/explain_image.py
+Next: tinyft/inspection/image_stages.py
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], float)
 
 
-def grad_cam(learner: Learner, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def grad_cams(learner: Learner, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """The heat map of each picture for the class given with it.
 
     Compare the places of one map, not maps with each other: their scale is that of the gradients.
@@ -50,12 +50,12 @@ def grad_cam(learner: Learner, images: np.ndarray, classes: np.ndarray) -> np.nd
     classes = np.asarray(classes)
     if images.ndim != 4 or classes.shape != images.shape[:1]:
         raise ShapeError(
-            f"grad_cam: expected pictures (N, S, S, 3) and a class for each, got {images.shape} "
+            f"grad_cams: expected pictures (N, S, S, 3) and a class for each, got {images.shape} "
             f"and {classes.shape}"
         )
     n = len(learner.classes)
     if classes.size and not 0 <= classes.min() <= classes.max() < n:
-        raise ValueError(f"grad_cam: classes are 0 to {n - 1}; got {classes.tolist()}")
+        raise ValueError(f"grad_cams: classes are 0 to {n - 1}; got {classes.tolist()}")
     with backends.use(learner.device):
         network = fold(learner.model).network
         for _, parameter in network.named_parameters():

@@ -4,7 +4,7 @@ A page is one file that asks for nothing from outside: styles, scripts and pictu
 its Content-Security-Policy forbids the browser to load anything else. So it can be sent to
 somebody, and opened in ten years. It reads on a phone and on a wide screen, in light and in dark.
 
-Next: tinyft/cli/main.py
+Next: tinyft/inspection/charts.py
 """
 
 from __future__ import annotations
@@ -156,25 +156,31 @@ def picture(
     Units: width in CSS pixels
     Raises: ShapeError if it is something else
     """
-    from PIL import Image
-
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
         raise ShapeError(
             f"picture: expected a uint8 array (H, W, 3), got {array.dtype} {array.shape}; scale "
             "it to 0..255 and convert it first"
         )
-    file = io.BytesIO()
-    image = Image.fromarray(np.ascontiguousarray(array))
-    if lossless:
-        image.save(file, "PNG", optimize=True)
-    else:
-        image.save(file, "JPEG", quality=85)
-    kind = "png" if lossless else "jpeg"
-    data = base64.b64encode(file.getvalue()).decode()
     height, natural = array.shape[:2]
     shown = width or natural
     enlarged = ' class="enlarged"' if shown > natural else ""
     return Markup(
-        f'<img{enlarged} src="data:image/{kind};base64,{data}" alt="{escape(alt)}" '
+        f'<img{enlarged} src="{data_uri(array, lossless)}" alt="{escape(alt)}" '
         f'width="{shown}" height="{round(height * shown / natural)}">'
     )
+
+
+def data_uri(array: np.ndarray, lossless: bool = True) -> str:
+    """A picture file as the text of an address: PNG, or JPEG of quality 85.
+
+    Shapes: array (H, W, 3) uint8, or (H, W, 4) with opacity, as PNG only
+    """
+    from PIL import Image
+
+    image, file = Image.fromarray(np.ascontiguousarray(array)), io.BytesIO()
+    if lossless:
+        image.save(file, "PNG", optimize=True)
+    else:
+        image.save(file, "JPEG", quality=85)
+    data = base64.b64encode(file.getvalue()).decode()
+    return f"data:image/{'png' if lossless else 'jpeg'};base64,{data}"

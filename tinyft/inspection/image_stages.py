@@ -23,7 +23,7 @@ from tinyft import backends
 from tinyft.data.decode import decode
 from tinyft.data.prepare import Source, printable, working_picture
 from tinyft.data.resize import centre_crop, centre_offset, resize_box
-from tinyft.inspection.grad_cam import grad_cam, overlay
+from tinyft.inspection.grad_cam import grad_cams, overlay
 from tinyft.inspection.html import Markup, escape, page, picture
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def explain_image(source: Source, learner: Learner) -> ImageExplanation:
         normalised = np.asarray(learner.input(cropped[None]).data[0])
     prediction = learner.predict(source)
     best = int(prediction.probabilities.argmax())
-    heat = grad_cam(learner, cropped[None], np.array([best]))[0]
+    heat = grad_cams(learner, cropped[None], np.array([best]))[0]
     evidence = f"Grad-CAM for {prediction.label}: {heat.shape[0]} x {heat.shape[1]} places"
     stages = [
         *_decoded(source, preprocess),

@@ -1,0 +1,258 @@
+"""The report of a run: each section says what the run's files say, and what is missing is said."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import tinyft as ft
+from tests.finetune.conftest import bits, pictures, small_data, small_learner
+from tinyft.errors import RunError
+from tinyft.inspection import report_curves
+from tinyft.inspection.learned import Judgements
+from tinyft.inspection.report import report_html, save_report
+from tinyft.inspection.report_mistakes import learned
+from tinyft.inspection.run_files import RunFiles, read_metrics
+from tinyft.nn import build
+
+SECTIONS = ("plan", "curves", "steps", "proof", "changes", "learned", "mistakes", "again")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Four steps of the head alone, four of everything, with a ledger."""
+    path = tmp_path_factory.mktemp("report") / "run"
+    small_learner().fine_tune(1, out=path, observers=[ft.Ledger()])
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(run):
+    return RunFiles.read(run, small_data())
+
+
+@pytest.fixture(scope="module")
+def html(files):
+    return report_html(files)
+
+
+class Sections(HTMLParser):
+    """The text of each section, by its anchor."""
+
+    def __init__(self):
+        super().__init__()
+        self.text, self.anchor, self.open = {}, "head", []
+
+    def handle_starttag(self, tag, attributes):
+        self.anchor = dict(attributes).get("id", self.anchor) if tag == "h2" else self.anchor
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("path", "rect", "circle", "image"):  # <path/> ends itself
+            assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_data(self, data):
+        self.text[self.anchor] = self.text.get(self.anchor, "") + data
+
+
+def sections_of(html):
+    parser = Sections()
+    parser.feed(html)
+    assert parser.open == []
+    return parser.text
+
+
+def test_nothing_is_missing_and_nothing_is_loaded(files, html):
+    assert files.missing == {}
+    assert set(SECTIONS) <= set(sections_of(html))
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', html)
+    assert all(a.startswith(("data:", "#")) for a in addresses)
+    assert {a for a in addresses if a.startswith("#")} == {f"#{name}" for name in SECTIONS}
+    assert "Not shown" not in html and "NaN" not in html and "nan" not in html
+
+
+def test_the_recipe_is_told_in_words_and_numbers(html):
+    plan = sections_of(html)["plan"]
+    assert "Phase 1, head alone: 3 steps with stem+layer1 and layer2+layer3 frozen" in plan
+    assert "Phase 2, everything: 3 steps. The learning rate of the head rises from 0.0002" in plan
+    assert "weight decay 0.01" in plan  # of the plan as it was printed
+
+
+def test_the_proof_is_that_of_the_ledger(run, html):
+    proof = ft.Ledger.read(run).proofs[0]
+    assert len(proof.identical) > 0
+    expected = f"head alone: {len(proof.identical)} tensors bit-identical, {len(proof.moved)} moved"
+    assert expected in sections_of(html)["proof"]
+
+
+def test_what_it_learned_is_what_the_network_does(run, files, html):
+    learner = ft.load_learner(run / "learner.h5")
+    accuracy = learner.evaluate(small_data()).accuracy
+    assert files.judged.accuracy == accuracy
+    text = sections_of(html)
+    assert f"is right in {100 * accuracy:.1f} %" in text["learned"]
+    assert f"{100 * accuracy:.1f} %" in text["head"]
+    assert all(f"({i})" in text["mistakes"] or "loss" in text["mistakes"] for i in range(9))
+    assert html.count("evidence for") >= 9
+
+
+def test_how_to_make_it_again(run, html):
+    again = sections_of(html)["again"]
+    assert "learner.plan(epochs=1, weight_decay=0.01" in again
+    assert json.loads((run / "run.json").read_text())["data"]["sha256"] in again
+    assert np.__version__ in again
+
+
+def test_making_it_changes_no_file_and_no_number(run, files):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    learner, state = files.learner, bits(files.learner)
+    report_html(files)
+    assert bits(learner) == state
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_it_is_written_whole_or_not_at_all(files, tmp_path, monkeypatch):
+    target = tmp_path / "page.html"
+    assert save_report(files, target) == target
+    first = target.read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        save_report(files, target)
+    assert target.read_bytes() == first and list(tmp_path.iterdir()) == [target]
+
+
+# --------------------------------------------------------------------------------- what is missing
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    return shutil.copytree(run, tmp_path / "copy")
+
+
+def test_a_run_without_a_ledger_says_so(copied):
+    (copied / "ledger.h5").unlink()
+    text = sections_of(report_html(RunFiles.read(copied, small_data())))
+    assert "Not shown: this run kept no ledger" in text["steps"]
+    assert "Not shown: this run kept no ledger" in text["proof"]
+    assert "Phase 1, head alone: 3 steps." in text["plan"]
+
+
+def test_without_its_pictures_the_rest_is_shown(copied):
+    text = sections_of(report_html(RunFiles.read(copied)))
+    assert "trained on arrays in memory; pass them as data=" in text["learned"]
+    assert "trained on arrays in memory" in text["mistakes"]
+    assert "Layer by layer" in text["changes"]
+
+
+def test_other_pictures_are_not_taken_for_the_run_s(copied):
+    x, y = pictures(n=18)
+    other = ft.ImageArrays((x, y), (x, y), classes=["blue", "green", "red"], size=24, batch_size=8)
+    found = RunFiles.read(copied, other)
+    assert found.judged is None and "have changed" in found.missing["pictures"]
+
+
+def test_an_unfinished_run_is_reported(copied):
+    (copied / "learner.h5").unlink()
+    description = json.loads((copied / "run.json").read_text())
+    (copied / "run.json").write_text(json.dumps(description | {"finished": False}))
+    lines = (copied / "metrics.csv").read_text().splitlines()
+    (copied / "metrics.csv").write_text("\n".join(lines[:5]) + "\n5,1,every")
+    found = RunFiles.read(copied, small_data())
+    assert found.steps.tolist() == [0, 1, 2, 3]  # the line that was cut off does not count
+    text = sections_of(report_html(found))
+    assert "This run is not finished." in text["head"]
+    assert "loss" in text["mistakes"]  # of best.h5
+
+
+def test_what_is_no_run_is_refused(tmp_path, copied):
+    with pytest.raises(RunError, match=r"is no run.*it has no run\.json"):
+        RunFiles.read(tmp_path)
+    (copied / "metrics.csv").write_text("")
+    with pytest.raises(RunError, match="no step to report yet"):
+        RunFiles.read(copied)
+
+
+# ------------------------------------------------------------------------------------------- parts
+
+
+def test_metrics_are_numbers_with_nan_for_nothing(run):
+    metrics = read_metrics(run / "metrics.csv")
+    assert metrics["phase"][0] == "head alone"
+    assert np.isnan(metrics["valid_loss"][0]) and np.isfinite(metrics["valid_loss"][2])
+    assert metrics["step"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_heat_map_has_a_row_for_each_layer_or_each_block_of_a_deep_network():
+    names = [n for n, _ in build("resnet10s").named_parameters()]
+    rows, members = report_curves.rows_of(names)
+    assert rows[:2] == ["conv1", "layer1.0.conv1"] and rows[-1] == "fc"
+    assert "layer2.0.downsample.0" in rows and not any("bn" in row for row in rows)
+    assert all(len(row) == 1 for row in members) and len(rows) == 13
+    deep = [n for n, _ in ft.cifar_resnet110().named_parameters()]
+    rows, members = report_curves.rows_of(deep)
+    assert len(rows) == 56 and rows[0] == "conv1" and rows[-1] == "fc"
+    assert [deep[i] for i in members[rows.index("layer2.17")]] == [
+        f"layer2.17.conv{i}.weight" for i in (1, 2)
+    ]
+
+
+def test_norms_of_several_parameters_are_the_norm_of_all_their_numbers():
+    layers = {
+        "gradient_norm": np.array([[3.0, 4.0, 7.0]]),
+        "update_norm": np.array([[0.3, 0.4, 0.0]]),
+        "weight_norm": np.array([[6.0, 8.0, 0.0]]),
+    }
+    members = [[0, 1], [2]]
+    assert report_curves.combined(layers, "gradient_norm", members).tolist() == [[5.0], [7.0]]
+    ratios = report_curves.combined(layers, "update_ratio", members)
+    assert ratios.tolist() == [[pytest.approx(0.05)], [0.0]]
+
+
+def test_bins_are_means_and_few_columns_stay():
+    values = np.arange(10.0)[None]
+    assert report_curves.binned(values, 10) is values
+    assert report_curves.binned(values, 5).tolist() == [[0.5, 2.5, 4.5, 6.5, 8.5]]
+    assert report_curves.binned(np.arange(7.0)[None], 3).tolist() == [[0.5, 2.5, 5.0]]
+
+
+def test_a_hundred_classes_have_a_picture_for_a_matrix():
+    n = 100
+    judged = Judgements(
+        [f"class {i}" for i in range(n)], ["x"] * n, np.arange(n), np.eye(n) * 0.5 + 0.005
+    )
+    html = learned(judged)
+    assert 'alt="confusion matrix' in html and '<table class="matrix">' not in html
+    assert "Nobody." in html
+
+
+# ----------------------------------------------------------------------------------------- browser
+
+
+def test_a_browser_has_nothing_to_complain_about(html, tmp_path):
+    """Chromium prints its page's console on stderr; the last line of the page proves that it ran
+    scripts at all.
+    """
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no Chromium here (Debian: apt install chromium)")
+    page = tmp_path / "report.html"
+    proof = "<script>console.log('the console is heard')</script></body>"
+    page.write_text(html.replace("</body>", proof), encoding="utf-8")
+    done = subprocess.run(
+        [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+         "--log-level=0", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    said = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    assert any("the console is heard" in line for line in said), done.stderr[-2000:]
+    assert [line for line in said if "the console is heard" not in line] == []
+    assert 'id="again"' in done.stdout

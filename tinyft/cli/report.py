@@ -1,0 +1,44 @@
+"""`tinyft report`: a run as one HTML page.
+
+Next: tinyft/inspection/report.py
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from tinyft.cli.options import add_backend
+from tinyft.cli.output import json_result, one_line, result, say
+from tinyft.cli.parser import add_command, add_json
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    parser = add_command(
+        commands,
+        "report",
+        run,
+        help="write what a run did, and what came of it, as one HTML page",
+        example="tinyft report runs/photos-resnet18-1\n"
+        "  tinyft report runs/photos-resnet18-1 --out ~/photos.html",
+    )
+    parser.add_argument("run_folder", metavar="RUN", help="the folder of a run, finished or not")
+    parser.add_argument("--out", metavar="FILE", help="where to write it (RUN/report.html)")
+    add_backend(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from tinyft.inspection.report import save_report
+    from tinyft.inspection.run_files import RunFiles
+
+    found = RunFiles.read(args.run_folder, device=args.backend or "auto")
+    for reason in found.missing.values():
+        say(f"note: {one_line(reason)}")
+    args.working = True
+    path = save_report(found, args.out)
+    size = path.stat().st_size
+    if args.json:
+        json_result({"report": str(path), "bytes": size, "missing": found.missing})
+    else:
+        result(f"{one_line(str(path))}: one page of {size / 1e6:.1f} MB, to be opened in a browser")
+    return 0

@@ -1,0 +1,166 @@
+"""All that a run left behind, read for its report: whatever is missing is a sentence, not an error.
+
+A run may be unfinished, its pictures moved, its head somebody's own, its ledger not kept. Each of
+those costs the report one section, which then says why.
+
+Next: tinyft/inspection/report.py
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyft.data import ImageFolder
+from tinyft.data.loader import PictureData
+from tinyft.errors import DataError, RunError, TinyftError
+from tinyft.finetune.run import read_description
+from tinyft.finetune.save import load_learner
+from tinyft.inspection.diff import Diff, diff_run
+from tinyft.inspection.learned import Judgements, judge_pictures
+from tinyft.inspection.ledger import Ledger
+from tinyft.inspection.ledger_reading import LedgerReading
+
+if TYPE_CHECKING:
+    from tinyft.finetune.learner import Learner
+
+
+@dataclass
+class RunFiles:
+    """A run as its report needs it. `missing` says why a part is None, by the part's name.
+
+    `metrics` has the columns of metrics.csv: lists of text for `phase`, else float arrays with NaN
+    for what a step did not measure.
+    """
+
+    path: Path
+    description: dict[str, Any]
+    metrics: dict[str, Any]
+    ledger: LedgerReading | None = None
+    learner: Learner | None = None
+    judged: Judgements | None = None
+    changes: Diff | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(
+        cls, path: str | os.PathLike[str], data: PictureData | None = None, *, device: str = "auto"
+    ) -> RunFiles:
+        """Read the run at `path`; its network judges its validation pictures again.
+
+        `data` is needed where the run was made from arrays in memory.
+        Raises: RunError if it is no run or has made no step
+        """
+        path = Path(path)
+        run = cls(path, read_description(path), read_metrics(path / "metrics.csv"))
+        run.ledger = run._part("ledger", lambda: _ledger(path))
+        pictures = run._part("pictures", lambda: _pictures(run.description, data))
+        run.learner = run._part("learner", lambda: _learner(path, device))
+        if run.learner is not None and pictures is not None:
+            run.learner.data = pictures
+            run.judged = run._part("judged", lambda: judge_pictures(run.learner))
+        run.changes = run._part("changes", lambda: diff_run(path, pictures, device=device))
+        return run
+
+    def frozen(self, start: int) -> list[str]:
+        """The groups that are frozen in the step at place `start`; without a ledger, none is known
+        to be.
+        """
+        frozen = [] if self.ledger is None else self.ledger.steps["frozen"][start : start + 1]
+        return [name for row in frozen for name, on in zip(self.groups, row, strict=True) if on]
+
+    def _part(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` returns, or None and a reason."""
+        try:
+            return make()
+        except (TinyftError, OSError) as error:
+            self.missing[name] = str(error)
+            return None
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The numbers of the steps that were made: (steps,) float"""
+        return self.metrics["step"]
+
+    @property
+    def groups(self) -> list[str]:
+        """The layer groups' names, first to last."""
+        return [name.removeprefix("lr ") for name in self.metrics if name.startswith("lr ")]
+
+    @property
+    def phases(self) -> list[tuple[str, int, int]]:
+        """(name, place of the first step, place behind the last) of each phase, in order."""
+        names, found = self.metrics["phase"], []
+        starts = [i for i, name in enumerate(names) if i == 0 or names[i - 1] != name]
+        for start, end in zip(starts, [*starts[1:], len(names)], strict=True):
+            found.append((names[start], start, end))
+        return found
+
+    @property
+    def borders(self) -> list[tuple[float, str]]:
+        """The first step of each phase and the phase's name, as charts mark them."""
+        return [(float(self.steps[start]), name) for name, start, _ in self.phases]
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """The columns of a metrics.csv. A last line that a kill cut off is left out.
+
+    Raises: RunError if there is none or it holds no step
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            head, *lines = [*csv.reader(file)] or [[]]
+    except FileNotFoundError:
+        lines, head = [], []
+    rows = [row for row in lines if len(row) == len(head)]
+    if not rows or not {"step", "phase", "loss", "smooth_loss", "valid_loss"} <= set(head):
+        raise RunError(
+            f"{path.parent} has no step to report yet: its metrics.csv is missing or empty"
+        )
+    columns = dict(zip(head, zip(*rows, strict=True), strict=True))
+    return {
+        name: list(cells) if name == "phase" else np.array([_number(cell) for cell in cells])
+        for name, cells in columns.items()
+    }
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell) if cell else math.nan
+    except ValueError:
+        return math.nan
+
+
+def _ledger(path: Path) -> LedgerReading:
+    if not (path / "ledger.h5").exists():
+        raise RunError("this run kept no ledger, so norms of gradients and updates are not known")
+    return Ledger.read(path / "ledger.h5")
+
+
+def _learner(path: Path, device: str) -> Learner:
+    """The run's last learner, or of an unfinished run its best epoch's."""
+    for name in ("learner.h5", "best.h5"):
+        if (path / name).exists():
+            return load_learner(path / name, device=device)
+    raise RunError("the run has not finished an epoch, so there is no network to judge yet")
+
+
+def _pictures(description: dict[str, Any], data: PictureData | None) -> PictureData:
+    """The run's pictures, checked to be the same."""
+    recorded = description["data"]
+    if data is None:
+        if recorded.get("kind") != "folder":
+            raise DataError("the run was trained on arrays in memory; pass them as data=")
+        with warnings.catch_warnings(action="ignore"):  # they were said when the run began
+            data = ImageFolder(**recorded["arguments"])
+    if data.describe()["sha256"] != recorded.get("sha256"):
+        raise DataError("the pictures have changed since the run was trained")
+    return data
