@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyft.cli import why
 from tinyft.cli.display import has_terminal
 from tinyft.cli.failures import RequestError
 from tinyft.cli.output import json_result, result, say
@@ -28,7 +29,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         run,
         help="make one step of a run again, and show it op by op",
         example="tinyft inspect runs/photos-resnet18-1 --step 17\n"
-        "  tinyft inspect runs/photos-resnet18-1 --step 17 --node 37 --html step.html",
+        "  tinyft inspect runs/photos-resnet18-1 --step 17 --node 37 --html step.html\n"
+        "  tinyft inspect runs/photos-resnet18-1 --step 17 --why --what-if",
     )
     add = parser.add_argument
     add("run_folder", metavar="RUN", help="the folder of a run")
@@ -37,6 +39,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--node", type=whole(0), action="append", metavar="I", help=f"{opens} (repeatable)")
     add("--html", metavar="FILE", help="write a page to click through")
     add("--dot", metavar="FILE", help="write the graph for Graphviz (dot -Tsvg FILE)")
+    why.add_options(parser)
     add_json(parser)
 
 
@@ -45,10 +48,13 @@ def run(args: argparse.Namespace) -> int:
     from tinyft.inspection.moment import Moment
 
     nodes = sorted(set(args.node or []))
+    explains = why.asked(args)
     moment = Moment.of_run(args.run_folder, args.step)
     args.working = True
     for notice in moment.notices:
         say(f"note: {notice}")
+    if explains:
+        return why.answer(args, moment, recorded_loss(Path(args.run_folder), args.step - 1))
     found = trace_step(moment, open=nodes)
     if nodes and nodes[-1] >= len(found):
         raise RequestError(
@@ -70,16 +76,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def comparison(run: Path, step: int, loss: float) -> str:
-    """Whether the step came out as it did in the run."""
+def recorded_loss(run: Path, step: int) -> float | None:
+    """What metrics.csv has for a step; None if it does not have the step."""
     try:
         with (run / "metrics.csv").open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["step"] == str(step)]
     except OSError:
         rows = []
-    if not rows:
+    return float(rows[-1]["loss"]) if rows else None
+
+
+def comparison(run: Path, step: int, loss: float) -> str:
+    """Whether the step came out as it did in the run."""
+    recorded = recorded_loss(run, step)
+    if recorded is None:
         return "metrics.csv does not have this step"
-    recorded = float(rows[-1]["loss"])
     if recorded == loss:
         return "to the bit the loss of metrics.csv"
     return f"metrics.csv has {recorded!r}: not the same bits"

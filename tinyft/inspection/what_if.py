@@ -1,0 +1,160 @@
+"""What if? The same step from the same state on the same batch, with one thing changed.
+
+Each counterfactual changes the learner's settings, makes the step, looks at the batch, and undoes
+everything to the bit. The evaluation columns are common ground: there every step begins with the
+same loss, whatever it does to batch norms.
+
+Next: tinyft/cli/diff.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tinyft.finetune import groups as layer_groups
+from tinyft.finetune.learner import Learner
+from tinyft.finetune.norms import total
+from tinyft.inspection.diff_text import aligned
+from tinyft.inspection.moment import Moment
+from tinyft.inspection.probe import look
+from tinyft.inspection.why import measured_step, signed
+
+PLANNED = "as planned"
+
+Change = Callable[[Learner], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One step that might have been made.
+
+    Losses are (before, after) of the step's own batch, in training (same dropout masks) and in
+    evaluation. `predicted` is <gradient, update>; `distance` |update| / |weights| over everything,
+    `distances` by group.
+    """
+
+    name: str
+    training: tuple[float, float]
+    evaluation: tuple[float, float]
+    predicted: float
+    distance: float
+    distances: dict[str, float]
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """The outcomes side by side, the planned step first."""
+
+    where: str
+    outcomes: list[Outcome]
+
+    def __getitem__(self, name: str) -> Outcome:
+        """The outcome of that name."""
+        return next(outcome for outcome in self.outcomes if outcome.name == name)
+
+    def __str__(self) -> str:
+        groups = list(self.outcomes[0].distances)
+        header = ["", "predicted", "in training", "in evaluation", "moved", *groups]
+        rows = [
+            [
+                o.name,
+                signed(o.predicted),
+                signed(o.training[1] - o.training[0]),
+                signed(o.evaluation[1] - o.evaluation[0]),
+                *(f"{distance:.1e}" for distance in (o.distance, *o.distances.values())),
+            ]
+            for o in self.outcomes
+        ]
+        first = self.outcomes[0]
+        return "\n".join([
+            f"what if {self.where} had been made otherwise?",
+            f"the loss of its batch before: {first.training[0]:.5f} in training, "
+            f"{first.evaluation[0]:.5f} in evaluation",
+            "how the step changes it, and how far the weights go, |update| / |weights|:",
+            *aligned([header, *rows]),
+        ])  # fmt: skip
+
+
+def what_if(moment: Moment, changes: Mapping[str, Change] | None = None) -> WhatIf:
+    """Make the moment's step as planned and with each of `changes`, and leave the learner as it
+    was, bit for bit.
+
+    A change is a function that alters the learner's settings just before the step; the default is
+    all of `usual_changes`.
+    """
+    changes = usual_changes(moment) if changes is None else changes
+    every = {PLANNED: lambda learner: None, **changes}
+    return WhatIf(moment.where, [_outcome(moment, name, every[name]) for name in every])
+
+
+def usual_changes(moment: Moment) -> dict[str, Change]:
+    """The counterfactuals that make sense here: what would change nothing is left out."""
+    learner = moment.learner
+    groups, head = learner.groups, learner.groups[-1]
+    frozen = moment.phase.first_trainable
+    stale = learner.trained if moment.plan.stale_gradients else frozenset()
+
+    def freeze_to(first_trainable: int, bn: str) -> Change:
+        """As the plan would, but the optimizer keeps its memory: one change at a time."""
+        return lambda learner: layer_groups.freeze_to(learner.groups, first_trainable, bn, stale)
+
+    changes: dict[str, Change] = {
+        "all rates x 10": lambda learner: _scale_rates(learner, 10),
+        "all rates / 10": lambda learner: _scale_rates(learner, 1 / 10),
+    }
+    if any(group.lr != head.lr for group in groups):
+        changes["the head's rate for all"] = _one_rate
+    if learner.bn != "frozen":
+        changes["batch norms frozen"] = freeze_to(frozen, "frozen")
+    if any(group.weight_decay for group in groups):
+        changes["no weight decay"] = _no_decay
+    if learner.optimizer.state:
+        changes["optimizer without memory"] = lambda learner: learner.optimizer.clear()
+    body = len(groups) - 1
+    if frozen < body:
+        changes["body frozen"] = freeze_to(body, learner.bn)
+    if frozen > 0:
+        changes["nothing frozen"] = freeze_to(0, learner.bn)
+    return changes
+
+
+def _outcome(moment: Moment, name: str, change: Change) -> Outcome:
+    learner = moment.learner
+
+    def losses() -> list[float]:
+        modes = ("training", "evaluation")
+        return [look(learner, moment.batch, mode, step=moment.step).loss for mode in modes]
+
+    try:
+        change(learner)
+        before = losses()
+        sums = measured_step(moment)
+        after = losses()
+        by_group = {g.name: total(sums[n] for n in g.parameters) for g in learner.groups}
+    finally:
+        moment.restore()
+    whole = total(sums.values())
+    return Outcome(
+        name,
+        (before[0], after[0]),
+        (before[1], after[1]),
+        whole.gradient_update,
+        whole.update_ratio,
+        {group: found.update_ratio for group, found in by_group.items()},
+    )
+
+
+def _scale_rates(learner: Learner, factor: float) -> None:
+    for group in learner.groups:
+        group.lr *= factor
+
+
+def _one_rate(learner: Learner) -> None:
+    for group in learner.groups:
+        group.lr = learner.groups[-1].lr
+
+
+def _no_decay(learner: Learner) -> None:
+    for group in learner.groups:
+        group.weight_decay = 0.0
