@@ -407,7 +407,14 @@ def _input_cases() -> list[KernelCase]:
             }
 
         cases.append(KernelCase("images", str(shape), draw, _pictures, 3))
+    for C in (1, 37, 0):
+        draw = normal(running=(C,), value=(C,))
+        cases.append(KernelCase("running_average", f"({C},)", draw, _running_average, 2))
     return cases
+
+
+def _running_average(b: Backend, running, value):
+    return b.running_average(running, value, 0.9, 0.1)
 
 
 def _reduction_cases() -> list[KernelCase]:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft import backends
-from tinyft.errors import ShapeError, TinyftError
+from tinyft.errors import DeviceError, ShapeError, TinyftError
 
 Backward = Callable[[Array], tuple[Array | None, ...]]
 
@@ -96,6 +96,13 @@ class Tensor:
         """The same array without its history."""
         return Tensor.wrap(self.data)
 
+    def to(self, device: str) -> Tensor:
+        """The same values on another device: "cpu", "gpu", "gpu:1".
+
+        Raises: DeviceError if there is no such device
+        """
+        return move(self, device)
+
     def backward(self, gradient: Array | None = None) -> None:
         """Add d self / d leaf to the `grad` of every leaf that self was made from; see
         `run_backward`.
@@ -106,8 +113,8 @@ class Tensor:
                     f"backward: a tensor of shape {self.shape} has no single gradient to "
                     "start from; reduce it to one number first, or pass the gradient"
                 )
-            gradient = np.empty_like(self.data)
-            gradient[...] = 1
+            gradient = self.backend.zeros_like(self.data)
+            gradient += 1
         if not self.requires_grad:
             raise TinyftError(
                 "backward: nothing that this tensor was made from requires a gradient (gradients "
@@ -122,31 +129,31 @@ class Tensor:
         return f"Tensor({self.data}{made_by})"
 
     def __add__(self, other: Any) -> Tensor:
-        return add(self, as_tensor(other, self.dtype))
+        return add(self, as_tensor(other, self))
 
     def __radd__(self, other: Any) -> Tensor:
-        return add(as_tensor(other, self.dtype), self)
+        return add(as_tensor(other, self), self)
 
     def __sub__(self, other: Any) -> Tensor:
-        return sub(self, as_tensor(other, self.dtype))
+        return sub(self, as_tensor(other, self))
 
     def __rsub__(self, other: Any) -> Tensor:
-        return sub(as_tensor(other, self.dtype), self)
+        return sub(as_tensor(other, self), self)
 
     def __mul__(self, other: Any) -> Tensor:
-        return mul(self, as_tensor(other, self.dtype))
+        return mul(self, as_tensor(other, self))
 
     def __rmul__(self, other: Any) -> Tensor:
-        return mul(as_tensor(other, self.dtype), self)
+        return mul(as_tensor(other, self), self)
 
     def __truediv__(self, other: Any) -> Tensor:
-        return div(self, as_tensor(other, self.dtype))
+        return div(self, as_tensor(other, self))
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        return div(as_tensor(other, self.dtype), self)
+        return div(as_tensor(other, self), self)
 
     def __matmul__(self, other: Any) -> Tensor:
-        return matmul(self, as_tensor(other, self.dtype))
+        return matmul(self, as_tensor(other, self))
 
     def __neg__(self) -> Tensor:
         return neg(self)
@@ -154,17 +161,19 @@ class Tensor:
     __array_ufunc__ = None  # array * tensor is ours, not NumPy's element by element
 
 
-def as_tensor(value: Any, dtype: np.dtype) -> Tensor:
-    """A Tensor as it is; a number or array as a constant. Numbers and integers take `dtype`, so
-    that they cannot change it.
+def as_tensor(value: Any, like: Tensor) -> Tensor:
+    """A Tensor as it is; a number or array as a constant on the device of `like`. Numbers and
+    integers take its dtype, so that they cannot change it.
     """
     if isinstance(value, Tensor):
         return value
+    dtype = like.dtype
     array = value if hasattr(value, "dtype") else np.asarray(value)
     if array.dtype.kind == "f" and dtype.kind != "f":
         raise TypeError(f"a tensor of {dtype} cannot take {value!r}; make it a float tensor first")
-    is_constant = array.ndim == 0 or array.dtype.kind != "f"
-    return Tensor.wrap(np.asarray(array, dtype) if is_constant else array)
+    if array.ndim == 0 or array.dtype.kind != "f":
+        array = np.asarray(backends.host(array), dtype)
+    return Tensor.wrap(backends.beside(array, like.data))
 
 
 # --------------------------------------------------------------------------------------------- tape
@@ -237,6 +246,8 @@ def op(function: Callable) -> Callable:
     def call(*args: Any, **kwargs: Any) -> Any:
         inputs = [a for a in args if isinstance(a, Tensor)]
         inputs += [kwargs[n] for n in names if isinstance(kwargs.get(n), Tensor)]
+        if len({backends.device_of(x.data) for x in inputs}) > 1:
+            _refuse_devices(function.__name__, dict(zip(names, args, strict=False)) | kwargs)
         result, backward = function(*args, **kwargs)
         first, *others = result if isinstance(result, tuple) else (result,)
         out = Tensor.wrap(first)
@@ -245,6 +256,16 @@ def op(function: Callable) -> Callable:
         return (out, *map(Tensor.wrap, others)) if isinstance(result, tuple) else out
 
     return call
+
+
+def _refuse_devices(op: str, arguments: dict[str, Any]) -> None:
+    """Raises: DeviceError that says which argument is where"""
+    found = [
+        f"{name} is on {backends.device_of(x.data)}"
+        for name, x in arguments.items()
+        if isinstance(x, Tensor)
+    ]
+    raise DeviceError(f"{op}: {', '.join(found)}; move one of them with .to()")
 
 
 def _record(name: str, inputs: list[Tensor], out: Tensor, backward: Backward) -> None:
@@ -395,7 +416,14 @@ def _checked(name: str, backward: Backward) -> Backward:
     return checked
 
 
-# --------------------------------------------------------------------------------------- arithmetic
+# --------------------------------------------------------------------------- moves and arithmetic
+
+
+@op
+def move(x, device):
+    """x on another device. Gradient: dout, moved back. Keeps: nothing."""
+    home = backends.device_of(x.data)
+    return backends.place(x.data, device), lambda dout: (backends.place(dout, home),)
 
 
 def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:

@@ -1,7 +1,7 @@
 """Which backend computes an array: looked up at each call, so that `use` can exchange it.
 
 `reference` is plain NumPy and defines every kernel; `cpu` is the same list with Numba where that
-is faster.
+is faster; `gpu` (`gpu:1` for the second) computes arrays that lie in a GPU's memory.
 
     with backends.use("reference"):
         learner.fine_tune(1)
@@ -14,13 +14,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import re
 import threading
 from collections.abc import Callable, Iterator
+
+from numpy import ndarray as Array
 
 from tinyft.backends.reference import Backend
 from tinyft.errors import DeviceError
 
-NAMES = ("reference", "cpu")
+NAMES = ("reference", "cpu")  # those that compute in main memory
 
 _chosen: list[tuple[str, object]] = []  # names given to `use`, innermost last
 
@@ -41,16 +44,24 @@ def get(name: str) -> Backend:
         from tinyft.backends.cpu import CpuBackend
 
         return CpuBackend()
-    raise DeviceError(f"backend must be auto or one of {', '.join(NAMES)}; got {name!r}")
+    if name == "gpu":
+        return get("gpu:0")
+    if re.fullmatch(r"gpu:\d+", name):
+        from tinyft.backends.gpu import GpuBackend
+
+        return GpuBackend(int(name.removeprefix("gpu:")))
+    raise DeviceError(f"backend must be auto, {', '.join(NAMES)}, gpu or gpu:NUMBER; got {name!r}")
 
 
 def of(array: object) -> Backend:
-    """The backend that computes with `array`: the innermost that `use` chose by name, else `auto`.
-
-    All backends so far compute with NumPy arrays, so the array itself does not matter yet.
+    """The backend that computes with `array`. In main memory that is the innermost that `use`
+    chose by name, else `auto`; an array on a GPU leaves no choice.
     """
-    named = [name for name, _ in _chosen if name != "auto"]
-    backend = get(named[-1] if named else "auto")
+    device = device_of(array)
+    if device == "cpu":
+        named = [name for name, _ in _chosen if name != "auto"]
+        device = named[-1] if named else "auto"
+    backend = get(device)
     return _watched.by(backend) if _watched.by else backend
 
 
@@ -58,6 +69,8 @@ def arithmetic(name: str) -> dict[str, str]:
     """What decides the last bits of that backend's results, beside the versions of its packages:
     sums are rounded in another order in registers of another width, and by Winograd.
     """
+    if name.startswith("gpu"):
+        return {"backend": get(name).description()}
     if type(get(name)) is Backend:
         return {"backend": "reference"}
     from tinyft.backends.cpu.conv2d import LANES, winograd_is_on
@@ -75,7 +88,8 @@ def use(name: str) -> Iterator[Backend]:
     backend = get(name)
     _chosen.append(entry)
     try:
-        yield backend
+        with backend.current():
+            yield backend
     finally:
         _chosen.remove(entry)
 
@@ -101,4 +115,87 @@ def watch(stand_in: Callable[[Backend], Backend] | None) -> Iterator[None]:
         _watched.by = before
 
 
-__all__ = ["NAMES", "Backend", "arithmetic", "get", "of", "use", "watch"]
+# ----------------------------------------------------------------------------- from place to place
+
+
+def device_of(array: object) -> str:
+    """Where an array lies: "cpu" (main memory), "gpu:0", "gpu:1", ...
+
+    NumPy's arrays say "cpu" themselves; CuPy's have a device with a number.
+    """
+    device = getattr(array, "device", "cpu")
+    return device if isinstance(device, str) else f"gpu:{device.id}"
+
+
+def place(array: Array, device: str) -> Array:
+    """`array` on the device of that name, in the same order of memory; itself if it is there."""
+    backend = get(device)
+    return array if device_of(array) == backend.device else backend.upload(host(array))
+
+
+def host(array: Array) -> Array:
+    """`array` in main memory; itself if it is there. From a GPU this waits for what it computes."""
+    device = device_of(array)
+    return array if device == "cpu" else get(device).download(array)
+
+
+def beside(array: Array, other: Array) -> Array:
+    """`array` on the device where `other` is."""
+    return place(array, device_of(other)) if device_of(array) != device_of(other) else array
+
+
+def assign(target: Array, values: Array) -> None:
+    """Write values into an array, whatever devices the two are on."""
+    target[...] = beside(values, target)
+
+
+def resolve(device: str) -> str:
+    """`auto` as "gpu:0" where that works and no `use` has chosen; else as it is. A name as itself,
+    "gpu" with its number.
+
+    Raises: DeviceError for a name that does not exist or a backend that does not work here
+    """
+    if device == "auto":
+        chosen = any(name != "auto" for name, _ in _chosen)
+        return "gpu:0" if not chosen and gpu_available() else "auto"
+    return get(device).name
+
+
+def gpu_available() -> bool:
+    """Whether `gpu` works here."""
+    return why_no_gpu() is None
+
+
+def gpu_info() -> str:
+    """What `gpu` is here, or in a sentence why it does not work."""
+    return why_no_gpu() or get("gpu").description()
+
+
+@functools.cache
+def why_no_gpu() -> str | None:
+    """Why `gpu` does not work here; None if it does. Asked once: a driver does not come and go."""
+    try:
+        get("gpu")
+    except DeviceError as error:
+        return str(error)
+    return None
+
+
+__all__ = [
+    "NAMES",
+    "Backend",
+    "arithmetic",
+    "assign",
+    "beside",
+    "device_of",
+    "get",
+    "gpu_available",
+    "gpu_info",
+    "host",
+    "of",
+    "place",
+    "resolve",
+    "use",
+    "watch",
+    "why_no_gpu",
+]

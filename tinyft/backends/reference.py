@@ -13,7 +13,9 @@ Next: tinyft/ops/conv2d.py
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate, product
 
 import numpy as np
@@ -51,9 +53,47 @@ def taps(kernel: tuple[int, int], stride: int, out: tuple[int, int]) -> Iterator
 
 
 class Backend:
-    """The kernels. Fast backends inherit from this class and override what they do better."""
+    """The kernels. Fast backends inherit from this class and override what they do better.
 
-    name = "reference"
+    `device` is where its arrays are: "cpu" is main memory. `steps_between_reads`: how often a loss
+    may be read, where reading means to wait for the device.
+    """
+
+    name, device = "reference", "cpu"
+    steps_between_reads = 1
+
+    # ---------------------------------------------------------------- memory: here, nothing to do
+
+    def upload(self, x: Array) -> Array:
+        """An array of main memory as an array of this backend, in the same order of memory."""
+        return x
+
+    def download(self, x: Array) -> Array:
+        """An array of this backend as one of main memory, in the same order of memory."""
+        return x
+
+    def uploads(self, batches: Iterator) -> Iterator:
+        """The same batches, with `images` where the kernels read them, sent ahead of their use."""
+        return batches
+
+    def current(self) -> AbstractContextManager:
+        """Within this block operators on this backend's arrays work."""
+        return nullcontext()
+
+    def together(self) -> AbstractContextManager:
+        """Within this block optimizer steps may be put off to its end, and be made at once."""
+        return nullcontext()
+
+    def synchronize(self) -> None:
+        """Wait until everything that was asked for is computed."""
+
+    def peak_bytes(self) -> int | None:
+        """The most memory that was in use so far, None where the system does not tell."""
+        return peak_bytes_of_process()
+
+    def description(self) -> str:
+        """What computes, for people."""
+        return "reference (plain NumPy)"
 
     # ---------------------------------------------------------------------------------- convolution
 
@@ -414,6 +454,10 @@ class Backend:
 
     # ------------------------------------------------------------------------- input and reductions
 
+    def running_average(self, running: Array, value: Array, keep: float, weight: float) -> Array:
+        """keep * running + weight * value, as a new array: how running statistics move."""
+        return keep * running + weight * value
+
     def images(self, pixels: Array, mean: Array, std: Array, dtype: np.dtype) -> Array:
         """uint8 pictures (N, H, W, C) -> (pixels / 255 - mean) / std in `dtype`, mean and std (C,)
         float32.
@@ -455,3 +499,13 @@ class Backend:
 def rows_of(x: Array) -> tuple[int, ...]:
     """All axes but the last: what a channel's statistics are taken over."""
     return tuple(range(x.ndim - 1))
+
+
+def peak_bytes_of_process() -> int | None:
+    """The most main memory that this process has used so far."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -60,14 +60,17 @@ def _backends() -> bool:
 
     healthy = True
     x, weight = np.ones((1, 8, 8, 16), np.float32), np.ones((16, 16, 3, 3), np.float32)
-    for name in backends.NAMES:
+    no_gpu = backends.why_no_gpu()
+    for name in (*backends.NAMES, *(() if no_gpu else ("gpu",))):
         try:
             with backends.use(name):
-                out = ops.conv2d(Tensor(x), Tensor(weight)).data
+                out = ops.conv2d(Tensor(x).to(name), Tensor(weight).to(name)).to("cpu").data
             right = np.allclose(out, 16 * 3 * 3)
             result(f"{describe_backend(name)}: {'works' if right else 'COMPUTES WRONG RESULTS'}")
             healthy &= right
         except (TinyftError, ImportError) as error:
             result(f"backend {name}: {one_line(str(error))}")
             healthy = False
+    if no_gpu:  # not needed for good health
+        result(f"backend: no gpu: {one_line(no_gpu)}")
     return healthy

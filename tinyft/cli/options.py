@@ -9,13 +9,14 @@ Next: tinyft/cli/finetune.py
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyft.cli.failures import RequestError, naming
 from tinyft.cli.output import one_line, say
-from tinyft.cli.parser import Parser, fraction, positive, whole
+from tinyft.cli.parser import Parser, device, fraction, positive, whole
 
 if TYPE_CHECKING:
     from tinyft.data import ImageFolder
@@ -65,8 +66,9 @@ def add_reading_options(parser: Parser) -> None:
 def add_backend(parser: Parser) -> None:
     parser.add_argument(
         "--backend",
-        choices=("auto", "cpu", "reference"),
-        help="Numba, or plain NumPy (auto: Numba)",
+        type=device,
+        metavar="NAME",
+        help="cpu: Numba; reference: plain NumPy; gpu, gpu:1: CuPy (auto: gpu if it works, or cpu)",
     )
 
 
@@ -117,11 +119,12 @@ def make_plan(args: argparse.Namespace, learner: Learner) -> Plan:
 
 
 def describe_backend(device: str) -> str:
-    """ "backend: cpu (Numba kernels), 2 threads" """
+    """ "backend: cpu (Numba kernels), 2 threads"; and why there is no GPU, where CuPy is installed
+    and somebody seems to want one.
+    """
     from tinyft import backends
 
-    if type(backends.get(device)) is backends.Backend:
-        return "backend: reference (plain NumPy)"
-    from tinyft.backends.cpu.threads import get_num_threads
-
-    return f"backend: cpu (Numba kernels), {get_num_threads()} threads"
+    text = f"backend: {backends.get(device).description()}"
+    wanted = device == "auto" and importlib.util.find_spec("cupy")
+    reason = backends.why_no_gpu() if wanted else None
+    return f"{text}; no GPU: {reason}" if reason else text

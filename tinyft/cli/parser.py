@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -77,3 +78,12 @@ def fraction(text: str) -> float:
     if value >= 1:
         raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
     return value
+
+
+def device(text: str) -> str:
+    """Parses the name of a backend, or of a GPU."""
+    if not re.fullmatch(r"auto|cpu|reference|gpu(:\d+)?", text):
+        raise argparse.ArgumentTypeError(
+            f"expected auto, cpu, reference, gpu or gpu:1 (the second), got {text!r}"
+        )
+    return text

@@ -58,7 +58,7 @@ def fold(network: Module) -> FoldedNetwork:
 def _fold_pair(conv: Conv2d, norm: BatchNorm) -> None:
     """In float64, rounded once, so that folding costs as little precision as it can."""
     variance = norm.running_var.astype(np.float64)
-    scale = norm.weight.data / np.sqrt(variance + norm.eps)  # (F,)
+    scale = norm.weight.data / (variance + norm.eps) ** 0.5  # (F,)
     own = 0 if conv.bias is None else conv.bias.data
     shift = norm.bias.data + (own - norm.running_mean) * scale
     conv.weight.data *= scale.reshape(-1, 1, 1, 1).astype(conv.weight.dtype)

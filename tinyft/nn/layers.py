@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyft import ops
+from tinyft import backends, ops
 from tinyft.nn.module import Module
 from tinyft.tensor import Tensor
 
@@ -95,8 +95,9 @@ class BatchNorm(Module):
         old ones.
         """
         keep, unbias = 1 - self.momentum, count / (count - 1)
-        self.running_mean = keep * self.running_mean + self.momentum * mean
-        self.running_var = keep * self.running_var + self.momentum * unbias * variance
+        move = backends.of(mean).running_average
+        self.running_mean = move(self.running_mean, mean, keep, self.momentum)
+        self.running_var = move(self.running_var, variance, keep, self.momentum * unbias)
 
 
 class Dropout(Module):

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyft import backends
 from tinyft.errors import WeightsError
 from tinyft.tensor import Tensor, in_layer
 
@@ -26,10 +27,12 @@ class Module:
     module's name.
 
     `training` says which of the two modes the module is in; `buffer_names` lists the attributes
-    that are state but no parameters (plain arrays, saved with the weights).
+    that are state but no parameters (plain arrays, saved with the weights), `constant_names` arrays
+    that never change and are not saved.
     """
 
     buffer_names: tuple[str, ...] = ()
+    constant_names: tuple[str, ...] = ()
 
     _children: dict[str, Module]
     _parameter_names: list[str]
@@ -108,7 +111,7 @@ class Module:
             raise WeightsError("the arrays do not fit this network:\n  " + "\n  ".join(problems))
         for name, array in arrays.items():
             if name in state:
-                state[name][...] = array  # keeps dtype and memory order
+                backends.assign(state[name], array)  # keeps dtype and memory order
 
     def train(self, mode: bool = True) -> Module:
         """Switch this module and all below it to training (or, with False, to evaluation)."""
@@ -129,6 +132,22 @@ class Module:
                 parameter.data = parameter.data.astype(dtype, order="K")
             for name in module.buffer_names:
                 setattr(module, name, getattr(module, name).astype(dtype))
+        return self
+
+    def to(self, device: str) -> Module:
+        """Move every parameter, gradient and buffer to a device: "cpu", "gpu", "gpu:1"; itself.
+
+        Raises: DeviceError if there is no such device; nothing is changed then
+        """
+        backends.get(device)
+        for _, module in self.named_modules():
+            for name in module._parameter_names:
+                parameter = getattr(module, name)
+                parameter.data = backends.place(parameter.data, device)
+                if parameter.grad is not None:
+                    parameter.grad = backends.place(parameter.grad, device)
+            for name in (*module.buffer_names, *module.constant_names):
+                setattr(module, name, backends.place(getattr(module, name), device))
         return self
 
     def count_parameters(self) -> int:

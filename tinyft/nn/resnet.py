@@ -76,6 +76,8 @@ class PadShortcut(Module):
     parameters.
     """
 
+    constant_names = ("selection",)
+
     def __init__(self, C: int, F: int, stride: int):
         super().__init__()
         self.stride = stride

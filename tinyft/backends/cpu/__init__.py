@@ -17,6 +17,7 @@ from tinyft.backends.cpu.measurement import Measurement
 from tinyft.backends.cpu.optimizers import Optimizers
 from tinyft.backends.cpu.pooling import Pooling
 from tinyft.backends.cpu.reductions import Reductions
+from tinyft.backends.cpu.threads import get_num_threads
 from tinyft.backends.reference import Backend
 
 
@@ -27,6 +28,9 @@ def _fast(*arrays: Array | None) -> bool:
 
 class CpuBackend(BatchNorm, Pooling, Elementwise, Optimizers, Measurement, Reductions, Backend):
     name = "cpu"
+
+    def description(self) -> str:
+        return f"cpu (Numba kernels), {get_num_threads()} threads"
 
     # ---------------------------------------------------------------------------------- convolution
 

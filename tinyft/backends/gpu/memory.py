@@ -1,0 +1,170 @@
+"""The GPU's memory: arrays there and back, and the launch of a kernel on them.
+
+Next: tinyft/backends/gpu/uploads.py
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyft.backends.gpu.uploads import Uploads
+from tinyft.backends.reference import Backend
+from tinyft.errors import DeviceError
+
+FOLDER = Path(__file__).parent
+THREADS = 256  # of a block that computes element by element
+MOST_BLOCKS = 4096  # of such blocks; each thread then takes several elements
+NOTHING = np.uint64(0)  # the pointer of an array that is not there
+
+Array = Any  # cupy.ndarray, which exists only where CuPy does
+
+
+class Memory(Backend):
+    """Where the arrays of one GPU are, and how kernels get them."""
+
+    def __init__(self) -> None:
+        self.cupy = self.gpu.cupy
+        self._module = functools.cache(self._compile)
+        self._function = functools.cache(self._find)
+        self._uploads = Uploads(self.cupy)
+
+    # ---------------------------------------------------------------------------------- there, back
+
+    def current(self) -> AbstractContextManager:
+        return self.cupy.cuda.Device(self.gpu.number)
+
+    def upload(self, x: Array) -> Array:
+        """CuPy keeps C and Fortran order only; a convolution's weight has another, so the axes are
+        put into memory's order for the way.
+        """
+        if isinstance(x, self.cupy.ndarray):
+            return x
+        axes = memory_order(x)
+        with self.current():
+            return self.cupy.asarray(np.asarray(x.transpose(axes), order="C")).transpose(back(axes))
+
+    def download(self, x: Array) -> np.ndarray:
+        axes = memory_order(x)
+        with self.current():
+            return self.contiguous(x.transpose(axes)).get().transpose(back(axes))
+
+    def uploads(self, batches: Iterator) -> Iterator:
+        with self.current():
+            yield from self._uploads.ahead(batches)
+
+    def synchronize(self) -> None:
+        self.current().synchronize()
+
+    def peak_bytes(self) -> int:
+        """What CuPy's pool holds: it gives nothing back by itself."""
+        return self.cupy.get_default_memory_pool().total_bytes()
+
+    # ---------------------------------------------------------------------------------- new arrays
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        with self.current():
+            return self.cupy.empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        with self.current():
+            return self.cupy.zeros(shape, dtype)
+
+    def zeros_like(self, x: Array) -> Array:
+        axes = memory_order(x)
+        return self.zeros(tuple(x.shape[a] for a in axes), x.dtype).transpose(back(axes))
+
+    def broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
+        out = self.empty(shape, x.dtype)
+        out[...] = x
+        return out
+
+    def concatenate(self, arrays: list[Array], axis: int) -> Array:
+        with self.current():
+            return self.cupy.concatenate(arrays, axis)
+
+    # -------------------------------------------------------------------------------------- kernels
+
+    def ready(self, kernel: str, *arrays: Array | None) -> list[Array | None]:
+        """The arrays as kernels take them: on this GPU, of one dtype, each one piece of memory.
+
+        Raises: DeviceError for an array that is elsewhere, TypeError for a dtype without kernels
+        """
+        dtypes = set()
+        for x in arrays:
+            if x is None:
+                continue
+            if not isinstance(x, self.cupy.ndarray):
+                raise DeviceError(
+                    f"{kernel}: expected arrays on {self.name}, got one in main memory; move it "
+                    f"with backends.place(array, {self.name!r}), or its Tensor with .to()"
+                )
+            dtypes.add(x.dtype.name)
+        if len(dtypes) > 1 or dtypes - {"float32", "float64"}:
+            raise TypeError(
+                f"{kernel}: the GPU has kernels for float32 and for float64, got {sorted(dtypes)}"
+            )
+        return [x if x is None else self.contiguous(x) for x in arrays]
+
+    def contiguous(self, x: Array) -> Array:
+        """x itself, or a copy in one piece (of at least one axis, as CuPy makes them)."""
+        return x if x.flags.c_contiguous else self.cupy.ascontiguousarray(x)
+
+    def launch(
+        self,
+        kernel: str,
+        grid: tuple[int, ...],
+        arguments: tuple,
+        *,
+        dtype: np.dtype,
+        threads: int = THREADS,
+        defines: tuple[str, ...] = (),
+    ) -> None:
+        """Run `file.function` with `real` as the dtype says. Whole numbers go as int, others as
+        real; a NumPy scalar goes as what it is, None as no array.
+        """
+        real = {"float32": "float", "float64": "double"}[dtype.name]
+        function = self._function(kernel, (f"-DREAL={real}", *defines))
+        number = {"float": np.float32, "double": np.float64}[real]
+        converted = []
+        for argument in arguments:
+            if argument is None:
+                argument = NOTHING
+            elif isinstance(argument, int):
+                argument = np.int32(argument)  # True is 1
+            elif isinstance(argument, float) and not isinstance(argument, np.generic):
+                argument = number(argument)
+            converted.append(argument)
+        with self.current():
+            function(grid, (threads,), tuple(converted))
+
+    def launch_each(self, kernel: str, size: int, arguments: tuple, *, dtype: np.dtype) -> None:
+        """Run a kernel that computes `size` elements, if there are any."""
+        if size:
+            blocks = min(-(-size // THREADS), MOST_BLOCKS)
+            self.launch(kernel, (blocks,), arguments, dtype=dtype)
+
+    def _find(self, kernel: str, defines: tuple[str, ...]) -> Any:
+        """`file.function`, compiled when first asked for."""
+        file, _, function = kernel.partition(".")
+        return self._module(file, defines).get_function(function)
+
+    def _compile(self, file: str, defines: tuple[str, ...]) -> Any:
+        """CuPy compiles with NVRTC, and keeps what comes out on disk for the next process."""
+        code = (FOLDER / f"{file}.cu").read_text()
+        return self.cupy.RawModule(code=code, options=("-std=c++17", *defines))
+
+
+def memory_order(x: Array) -> tuple[int, ...]:
+    """The axes of x from the widest step in memory to the narrowest."""
+    return tuple(sorted(range(x.ndim), key=lambda axis: -x.strides[axis]))
+
+
+def back(axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The permutation that undoes a permutation of axes."""
+    return tuple(sorted(range(len(axes)), key=axes.__getitem__))
