@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import h5py
 import numpy as np
 import pytest
@@ -130,3 +134,32 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 
     monkeypatch.setattr(h5py, "File", file_on_such_a_system)
     assert set(read_arrays(tmp_path / "a.h5", "x")[0]) == set(ARRAYS)
+
+
+FULL = """
+import gc, os, resource, sys
+import numpy as np
+from tinyft.weights import write_arrays
+
+arrays = {f"part{i}.x": np.ones(20_000, np.float32) for i in range(20)}
+write_arrays("a.h5", "t", {"x": np.zeros(3, np.float32)})
+resource.setrlimit(resource.RLIMIT_FSIZE, (900_000, resource.RLIM_INFINITY))
+for _ in range(3):
+    try:
+        write_arrays("a.h5", "t", arrays, {"group.attribute": 1}, {"text": "t"})
+    except OSError as error:
+        print(error.strerror, error.filename.endswith(".part"))
+    gc.collect()
+print(os.listdir())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as Unix does")
+def test_a_disk_that_takes_no_more_is_an_error_and_no_crash(tmp_path):
+    """HDF5 ends the process when one of its own writes fails; hence in a process of its own."""
+    code = [sys.executable, "-W", "error", "-c", FULL]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(code, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [*["File too large True"] * 3, "['a.h5']"]
+    assert read_arrays(tmp_path / "a.h5", "t")[0]["x"].shape == (3,)  # the old one is whole

@@ -29,6 +29,7 @@ import numpy as np
 
 from tinyft.errors import WeightsError
 from tinyft.weights.files import LazyArray, damage_is_an_error, replacing
+from tinyft.weights.hdf5_disk import new_hdf5
 from tinyft.weights.hdf5_guard import read_attributes, walk
 
 if TYPE_CHECKING:
@@ -96,14 +97,12 @@ def write_arrays(
     Raises: WeightsError for a dtype other than float16/32/64, int32/64, uint8; OSError if the
     disk is full, in which case an old file of that name is untouched.
     """
-    import h5py
-
     for name, array in arrays.items():
         if _little_endian(array).dtype.str not in _DTYPES:
             raise WeightsError(f"{name} is {array.dtype}, which tinyft's files do not hold")
     digest = content_sha256(arrays)
     stamp = {"format": format, "format_version": FORMAT_VERSION, _HASH: digest}
-    with replacing(path) as temporary, h5py.File(temporary, "x", track_order=True) as file:
+    with replacing(path) as temporary, new_hdf5(temporary) as file:
         for name, value in {**stamp, **(attributes or {})}.items():
             _write_attribute(file, name, value)
         for name, array in arrays.items():

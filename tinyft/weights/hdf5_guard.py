@@ -5,7 +5,7 @@ plugins that are loaded to decompress, and headers that can promise any size.  t
 use none of that.  ``walk`` goes through the whole tree, one component of a path at a time, reads no
 array, and refuses whatever a plain file of plain arrays does not have.
 
-Next: tinyft/weights/hdf5_arrays.py
+Next: tinyft/weights/hdf5_disk.py
 """
 
 from __future__ import annotations
