@@ -3,12 +3,16 @@
 import errno
 import json
 import os
+import shlex
 import signal
+import sys
+import warnings
 
 import pytest
 
 from tinyft.cli import finetune
 from tinyft.cli.failures import RequestError, Stopped, explain
+from tinyft.cli.main import main
 from tinyft.cli.output import duration, one_line
 from tinyft.errors import NonFiniteLossError, RunError
 from tinyft.finetune import Learner
@@ -23,6 +27,7 @@ from tinyft.weights import files
         (RunError("broken"), False, 2, "broken"),
         (RequestError("no"), True, 2, "no"),
         (OSError(errno.ENOSPC, "No space left", "x.h5"), False, 1, "x.h5: No space left; free"),
+        (OSError(errno.ENOSPC, "No space left"), True, 1, "try again; go on"),
         (FileNotFoundError(errno.ENOENT, "No such file", "x"), False, 2, "x: No such file"),
         (PermissionError(errno.EACCES, "Permission denied", "x"), True, 1, "x: Permission denied"),
         (BrokenPipeError(), True, 1, "output was closed"),
@@ -47,12 +52,40 @@ def failing(error):
     return fail
 
 
-def test_a_full_disk(tinyft, pictures, tiny, monkeypatch):
-    full = OSError(errno.ENOSPC, "No space left on device", "learner.h5")
-    monkeypatch.setattr(files, "_flush_to_disk", failing(full))
-    done = tinyft("finetune", pictures, *tiny)
+def test_a_full_disk(tinyft, pictures, tiny):
+    flush = files._flush_to_disk
+
+    def full(path):
+        if ".h5" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        flush(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "_flush_to_disk", full)
+        done = tinyft("finetune", pictures, *tiny)
     assert done.code == 1
-    assert done.error.endswith("No space left on device; free some space and try again")
+    assert "No space left on device; free some space and try again; go on with: " in done.error
+    assert tinyft(*shlex.split(done.error.partition("go on with: tinyft ")[2])).code == 0
+
+
+def test_a_process_without_stdout_or_stderr(tinyft, monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+        assert main(["summary", "cifar_resnet20"]) == 0
+        getattr(sys, name).close()
+        monkeypatch.undo()
+
+
+def test_a_warning_is_a_note(tinyft, monkeypatch):
+    def warn(args):
+        warnings.warn("two\nlines", stacklevel=1)
+        return 0
+
+    monkeypatch.setattr("tinyft.cli.summary.run", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        done = tinyft("summary", "resnet18")
+    assert done.err == "note: two lines\n"
 
 
 def test_memory_that_is_not_enough(tinyft, pictures, tiny, monkeypatch):

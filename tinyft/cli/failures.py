@@ -57,7 +57,9 @@ def naming(source: str) -> Iterator[None]:
 
 
 def explain(error: BaseException, *, working: bool, on_interrupt: str = "") -> tuple[int, str]:
-    """(exit code, line). `working` says that the request was understood and work had begun."""
+    """(exit code, line). `working` says that the request was understood and work had begun,
+    `on_interrupt` how to go on with what was stopped by no fault of its own.
+    """
     code = FAILED if working else WRONG
     if isinstance(error, KeyboardInterrupt):
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
@@ -70,7 +72,9 @@ def explain(error: BaseException, *, working: bool, on_interrupt: str = "") -> t
         advice = "use a smaller --batch-size or --size"
         return FAILED, one_line(f"the memory is not enough ({error or 'no detail'}); {advice}")
     if isinstance(error, OSError):
-        return FAILED if error.errno in _MACHINE else code, one_line(_of_system(error))
+        if error.errno in _MACHINE:
+            return FAILED, one_line(_of_system(error) + on_interrupt)
+        return code, one_line(_of_system(error))
     if isinstance(error, TinyftError | ValueError):
         return code, one_line(_in_options(error, working))
     kind = type(error).__name__

@@ -19,7 +19,8 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 
 from tinyft import __version__
 from tinyft.cli import (
@@ -39,7 +40,7 @@ from tinyft.cli import (
     weights,
 )
 from tinyft.cli.failures import explain
-from tinyft.cli.output import say
+from tinyft.cli.output import one_line, say
 from tinyft.cli.parser import Parser
 
 COMMANDS = (
@@ -62,11 +63,13 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
+    _open_missing_streams()
     _print_any_name()
     args = build_parser().parse_args(arguments)
     args.arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = args.run(args)
+        with _warnings_as_notes():
+            code = args.run(args)
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         if args.traceback:
@@ -90,6 +93,26 @@ def build_parser() -> Parser:
     for command in COMMANDS:
         command.add_parser(commands)
     return parser
+
+
+def _open_missing_streams() -> None:
+    """Where a process is started without stdout or stderr (`>&-`, some schedulers), what is written
+    there is for nobody, and no file that is opened later may take their places.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
+@contextlib.contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """A warning in one line, without the source code that Python shows with it."""
+    before = warnings.showwarning
+    warnings.showwarning = lambda message, *_, **__: say(f"note: {one_line(str(message))}")
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def _print_any_name() -> None:
