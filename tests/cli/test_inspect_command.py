@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import tinyft as ft
+from tinyft.cli import inspect
+
 
 def contents(run):
     return {p: p.read_bytes() for p in sorted(Path(run).rglob("*")) if p.is_file()}
@@ -23,6 +26,19 @@ def test_a_step_is_shown_op_by_op(tinyft, trained):
     assert Path("s.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert Path("s.dot").read_text().startswith("digraph")
     assert contents(trained) == before
+
+
+@pytest.mark.parametrize(("columns", "places"), [(300, True), (100, False)])
+def test_in_a_terminal_places_are_shown_where_they_fit(capsys, monkeypatch, columns, places):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(inspect, "has_terminal", lambda: True)
+    x = ft.Tensor([1.0, 2.0], requires_grad=True)
+    with ft.trace() as trace:
+        ft.ops.sum(ft.ops.relu(x)).backward()
+    inspect.show(trace)
+    out = capsys.readouterr().out
+    assert "relu" in out and "backward went all the way" in out
+    assert ("ops/activation.py:" in out) == places
 
 
 def test_a_node_is_opened(tinyft, trained):

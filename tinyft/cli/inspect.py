@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
     nodes = sorted(set(args.node or []))
     explains = why.asked(args)
+    say(f"making step {args.step} of {args.run_folder} again")
     moment = Moment.of_run(args.run_folder, args.step)
     args.working = True
     for notice in moment.notices:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tinyft.inspection.html import Markup, escape, page, table
 from tinyft.inspection.trace_text import (
     definitions,
+    derivative_lines,
     entry_rows,
     headline,
     input_rows,
@@ -143,6 +144,7 @@ def _timed(direction: str, milliseconds: float, by: str, longest: float) -> str:
 def node_html(node: TracedNode) -> str:
     """All that is known of a node."""
     where = f" in {node.layer}" if node.layer else ""
+    formula = "\n".join([node.formula, *derivative_lines(node)])
     gradient = ""
     if node.gradient_norm is not None:
         gradient = f"; the gradient that arrived has norm {number(node.gradient_norm)}"
@@ -152,7 +154,7 @@ def node_html(node: TracedNode) -> str:
         f"{shape_text(node.shape)} {escape(node.dtype)}{kept}{gradient}<br>"
         f'<span class="soft">source <code>{escape(node.source)}</code>, called from '
         f"<code>{escape(node.call)}</code></span></p>",
-        f"<pre>{escape(_formula(node))}</pre>",
+        f"<pre>{escape(formula)}</pre>",
         table(*_split(_linked(node, input_rows(node)))),
         table(*_split(kernel_rows(node))),
     ]
@@ -161,10 +163,6 @@ def node_html(node: TracedNode) -> str:
     for title, text in definitions(node):
         parts.append(f"<p>{escape(title)}</p><pre>{escape(text)}</pre>")
     return "\n".join(parts)
-
-
-def _formula(node: TracedNode) -> str:
-    return node.formula + (f"\n\nbackward: {node.derivative}" if node.derivative else "")
 
 
 def _linked(node: TracedNode, rows: list[list[str]]) -> list[list[str]]:

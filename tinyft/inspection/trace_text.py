@@ -6,6 +6,7 @@ Next: tinyft/inspection/trace_page.py
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -132,14 +133,20 @@ def node_text(node: TracedNode) -> str:
         "",
         *(f"    {line}".rstrip() for line in node.formula.splitlines()),
     ]
-    if node.derivative:
-        lines += ["", f"    backward: {node.derivative}"]
+    lines += [f"    {line}".rstrip() for line in derivative_lines(node)]
     lines += ["", *aligned(input_rows(node)), "", *aligned(kernel_rows(node))]
     for title, text in definitions(node):
         lines += ["", f"  {title}", *(f"    {line}".rstrip() for line in text.splitlines())]
     if node.is_open:
         lines += ["", *_entry_lines(node)]
     return "\n".join(lines)
+
+
+def derivative_lines(node: TracedNode) -> list[str]:
+    """What the source says of an op's backward, wrapped; nothing where it says nothing."""
+    if not node.derivative:
+        return []
+    return ["", *textwrap.wrap(f"backward: {node.derivative}", 92, subsequent_indent="  ")]
 
 
 def input_rows(node: TracedNode) -> list[list[str]]:

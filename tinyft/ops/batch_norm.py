@@ -90,7 +90,9 @@ def _add_and_rectify(out: Tensor, residual: Tensor | None, relu: bool) -> Tensor
 
 @op
 def batch_norm_train(x, weight, bias, *, eps, residual=None, relu=False):
-    """The recorded op behind `batch_norm`."""
+    """relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), mean and variance of the
+    batch: the recorded op behind `batch_norm`.
+    """
     _check("batch_norm", x, weight, bias, residual)
     if x.size <= x.shape[-1]:
         raise ShapeError(
@@ -118,7 +120,9 @@ def batch_norm_train(x, weight, bias, *, eps, residual=None, relu=False):
 
 @op
 def batch_norm_fixed(x, weight, bias, mean, variance, *, eps, residual=None, relu=False):
-    """The recorded op behind `batch_norm_eval`."""
+    """relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), mean and variance given:
+    the recorded op behind `batch_norm_eval`.
+    """
     _check("batch_norm_eval", x, weight, bias, residual)
     expect_shape("batch_norm_eval", "mean", mean, (x.shape[-1],))
     expect_shape("batch_norm_eval", "variance", variance, (x.shape[-1],))
