@@ -86,12 +86,16 @@ def _train(
     args: argparse.Namespace, learner: Learner, plan: Plan, training: Run, start: int
 ) -> None:
     """Execute the plan into the run's folder, and report."""
+    from tinyft.inspection import Ledger
+
     say(f"run: {one_line(str(training.path))}\n")
     args.on_interrupt = f"; go on with: {resume_command(training.path)}"
     args.working = True
     with _signals(training) as received, display(plan, start) as watcher:
         try:
-            learner.execute(plan, observers=[training, watcher], start=start)
+            # The run comes last: where it ends a session, the others have seen the step.
+            observers = [Ledger(training.path), watcher, training]
+            learner.execute(plan, observers=observers, start=start)
         except KeyboardInterrupt:
             raise Stopped(received[0] if received else signal.SIGINT) from None
     _report(args, learner, training)
