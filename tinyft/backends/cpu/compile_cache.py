@@ -49,9 +49,14 @@ DIGEST_SIZE = hashlib.sha256().digest_size
 helper = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, forceinline=True)
 
 
-def kernel(function: Callable) -> Callable:
-    """Compiles `function` when it is first called, without the GIL, and keeps the code on disk."""
-    compiled = njit(nogil=True, error_model="numpy")(function)
+def kernel(function: Callable, *, reorder: bool = False) -> Callable:
+    """Compiles `function` when it is first called, without the GIL, and keeps the code on disk.
+
+    `reorder` lets LLVM add up floats in another order than written, so that a sum becomes vector
+    code. NaN and infinity keep their meaning.
+    """
+    fastmath = {"reassoc", "contract"} if reorder else False
+    compiled = njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
     if function.__closure__ is None:  # else its code depends on what no file says
         compiled._cache = KernelCache(function)
     return compiled
