@@ -6,6 +6,7 @@
     ├── ShapeError (also a ValueError)   two arrays do not fit together
     ├── DeviceError                      a device is missing, or arrays are on different ones
     ├── WeightsError                     a weights file cannot be read, trusted, fetched or fitted
+    │   └── NetworkError                 ... because the network or a server failed
     ├── DataError                        a folder, picture or array of examples cannot be used
     ├── RunError                         a run's folder cannot be written, read or resumed
     └── NonFiniteLossError               the loss became NaN or infinite
@@ -33,6 +34,10 @@ class DeviceError(TinyftError):
 
 class WeightsError(TinyftError):
     """Weights that cannot be read, are refused as unsafe, or do not fit the architecture."""
+
+
+class NetworkError(WeightsError):
+    """Published weights that could not be had, or not all of them; trying again may help."""
 
 
 class DataError(TinyftError):

@@ -14,7 +14,7 @@ from tinyft.cli import finetune
 from tinyft.cli.failures import RequestError, Stopped, explain
 from tinyft.cli.main import main
 from tinyft.cli.output import duration, one_line
-from tinyft.errors import NonFiniteLossError, RunError
+from tinyft.errors import NetworkError, NonFiniteLossError, RunError
 from tinyft.finetune import Learner
 from tinyft.finetune.run import Run
 from tinyft.weights import files
@@ -35,6 +35,7 @@ from tinyft.weights import files
         (KeyboardInterrupt(), True, 130, "interrupted; go on"),
         (Stopped(signal.SIGTERM), True, 143, "interrupted; go on"),
         (KeyError("x"), True, 1, "an error in tinyft, KeyError: 'x'; --traceback shows where"),
+        (NetworkError("gone"), False, 1, "gone"),
         (RunError("two\n  lines"), True, 1, "two lines"),
     ],
 )

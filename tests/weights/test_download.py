@@ -15,7 +15,7 @@ import pytest
 from torch_assembler import state_dict_zip
 
 import tinyft as ft
-from tinyft.errors import WeightsError
+from tinyft.errors import NetworkError, WeightsError
 from tinyft.weights import Entry, Preprocess, cached_path, download, fetch, load_weights, verify
 from tinyft.weights.safetensors import write_safetensors
 
@@ -209,7 +209,8 @@ def test_a_safetensors_file_of_the_same_weights_is_preferred(entry, server, arra
     lines: list[str] = []  # the twin has another content now: the entry's own file is taken
     server.content = pickled
     assert load_weights(fetch(entry, lines.append)).metadata["source_format"] == "torch"
-    assert any("trying another place" in line for line in lines)
+    assert len(lines) == 2 and "expected sha256" in lines[1]
+    assert lines[1].endswith(f"; trying {entry.url}")
 
 
 # ----------------------------------------------------------------------------- what breaks off
@@ -312,7 +313,7 @@ def test_an_encrypted_address_does_not_lead_to_an_open_one(monkeypatch, server):
 
 
 def test_no_network(entry):
-    with pytest.raises(WeightsError, match=r"could not be.*refused.*download http.*as .*\.pth"):
+    with pytest.raises(NetworkError, match=r"could not be.*refused.*download http.*as .*\.pth"):
         silently(replace(entry, url="http://127.0.0.1:9/x.pth"))
 
 

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Iterator
 
 from tinyft.cli.output import one_line
-from tinyft.errors import DataError, TinyftError, WeightsError
+from tinyft.errors import DataError, NetworkError, TinyftError, WeightsError
 
 
 class RequestError(TinyftError):
@@ -53,7 +53,7 @@ def naming(source: str) -> Iterator[None]:
     except WeightsError as error:
         if str(source) in str(error):
             raise
-        raise WeightsError(f"{source}: {error}") from error
+        raise type(error)(f"{source}: {error}") from error
 
 
 def explain(error: BaseException, *, working: bool, on_interrupt: str = "") -> tuple[int, str]:
@@ -75,6 +75,8 @@ def explain(error: BaseException, *, working: bool, on_interrupt: str = "") -> t
         if error.errno in _MACHINE:
             return FAILED, one_line(_of_system(error) + on_interrupt)
         return code, one_line(_of_system(error))
+    if isinstance(error, NetworkError):  # no other request would have helped
+        return FAILED, one_line(str(error))
     if isinstance(error, TinyftError | ValueError):
         return code, one_line(_in_options(error, working))
     kind = type(error).__name__

@@ -56,8 +56,8 @@ def fetch(entry: Entry, announce: Announce | None = None) -> Path:
     how far it is; they go to stderr by default.  A download that broke off is gone on with.  Two
     processes that want the same file wait for one another.
 
-    Raises: WeightsError if ``TINYFT_OFFLINE=1`` forbids it, the network fails, the cache cannot be
-    written, or a file has not the published hash or size.
+    Raises: NetworkError if the network fails; WeightsError if ``TINYFT_OFFLINE=1`` forbids it, the
+    cache cannot be written, or a file has not the published hash or size.
     """
     path = cached_path(entry)
     if entry.bundled_file:
@@ -101,21 +101,21 @@ def _fill_cache(entry: Entry, path: Path, announce: Announce) -> None:
         _convert(entry, source, file, path)
         return
     candidates = sources(entry)
-    for source in candidates:
+    announce(_announcement(entry, candidates[0]))
+    for source, next_one in zip(candidates, [*candidates[1:], None], strict=True):
         try:
             return _download_and_convert(entry, source, path, announce)
         except WeightsError as error:
-            if source is candidates[-1]:
-                raise WeightsError(
+            if next_one is None:
+                raise type(error)(
                     f"{entry.id} could not be fetched: {error}; {_by_hand(entry)}"
                 ) from error
-            announce(f"{error}; trying another place")
+            announce(f"{error}; trying {next_one.url}")
 
 
 def _download_and_convert(entry: Entry, source: Entry, path: Path, announce: Announce) -> None:
     if not source.sha256 and source.format != "safetensors":
         raise WeightsError("it has no published sha256")
-    announce(_announcement(entry, source))
     published = _published_path(entry, source)
     part = published.with_name(f"{published.name}.part")
     download(source, part, announce)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinyft.errors import WeightsError
+from tinyft.errors import NetworkError, WeightsError
 from tinyft.weights.registry import Entry
 
 if TYPE_CHECKING:
@@ -33,14 +33,11 @@ _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_COUNTS = 0.2  # on a terminal, where the line is written over
 
 
-class NetworkError(WeightsError):
-    """The file could not be had, or not all of it; what came is kept."""
-
-
 def download(entry: Entry, part: Path, announce: Announce) -> None:
     """Make ``part`` the whole file of an entry, from what an earlier attempt left of it.
 
-    Raises: NetworkError, WeightsError if what came is not the published file (``part`` is then
+    Raises: NetworkError if it could not be had, or not all of it (what came is kept then);
+    WeightsError if what came is not the published file (``part`` is then
     deleted), OSError if it cannot be written.
     """
     if not entry.sha256:  # nothing would tell if the rest came from another version
