@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -110,3 +112,20 @@ def test_an_empty_trace_can_be_shown():
     assert "0 nodes" in str(found)
     balanced(found.html())
     assert found.dot().startswith("digraph")
+
+
+def test_a_browser_opens_what_a_link_points_to(trace, tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no Chromium here (Debian: apt install chromium)")
+    page = tmp_path / "trace.html"
+    page.write_text(trace.html(), encoding="utf-8")
+    done = subprocess.run(
+        [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+         "--log-level=0", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
+         f"{page.as_uri()}#node-2"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert '<details id="node-2" open="">' in done.stdout, done.stderr[-2000:]
+    assert '<details id="node-0">' in done.stdout
+    assert [line for line in done.stderr.splitlines() if ":CONSOLE" in line] == []

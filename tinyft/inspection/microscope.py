@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 import tinyft.tensor
+from tinyft import backends
 from tinyft.inspection.kernel_watch import KernelCall, KernelWatch
 from tinyft.inspection.moment import Moment
 from tinyft.inspection.open_node import GradientEntry, check_entries, derivative_of, formula_of
@@ -225,7 +226,8 @@ class _Recorder:
     def _off_the_clock(self) -> Iterator[float]:
         """The seconds since the op before; what is done within is not counted."""
         begin = time.perf_counter()
-        yield begin - self.last
+        with backends.watch(None):  # what is measured here is no kernel of the step
+            yield begin - self.last
         self.last = time.perf_counter()
         self.own_seconds += self.last - begin
 
@@ -356,11 +358,11 @@ def _milliseconds(calls: list[KernelCall], seconds: float) -> float:
 
 def _norm(array: np.ndarray) -> float:
     """The Euclidean norm, summed in float64."""
-    return float(np.sqrt(np.square(array, dtype=np.float64).sum()))
+    return float(np.sqrt(np.square(backends.host(array), dtype=np.float64).sum()))
 
 
 def _address(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr  # CuPy's
 
 
 def _argument_names(function: Callable, args: tuple, options: dict[str, Any]) -> list[str]:

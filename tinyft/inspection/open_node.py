@@ -81,11 +81,11 @@ def check_entries(
     options = {name: copies.get(id(a), _float64(a)) for name, a in options.items()}
     tensors = [a for a in args if isinstance(a, Tensor)]
     tensors += [options[n] for n in names if n in options and isinstance(options[n], Tensor)]
-    dout = dout.astype(np.float64)
+    dout = backends.host(dout).astype(np.float64)
 
     def forward() -> np.ndarray:
         result, _ = function(*args, **options)
-        return result[0] if isinstance(result, tuple) else result
+        return backends.host(result[0] if isinstance(result, tuple) else result)
 
     entries = []
     with backends.watch(None), backends.use("reference"):
@@ -93,19 +93,22 @@ def check_entries(
         for name, x, gradient in zip(names, tensors, gradients, strict=True):
             if gradient is None or gradient.size == 0:
                 continue
+            gradient = backends.host(gradient)
             for place in _places(gradient, seed):
                 entries.append(_entry(forward, here, name, x.data, place, dout, gradient))
     return entries
 
 
 def _float64(value: Any) -> Any:
-    """A Tensor or a float array in float64, owning its memory; all else as it is."""
+    """A Tensor or a float array in float64, in main memory; all else as it is."""
     if isinstance(value, Tensor):
         copy = Tensor.wrap(_float64(value.data).copy())
         copy.requires_grad = value.requires_grad
         return copy
-    is_float = isinstance(value, np.ndarray) and value.dtype.kind == "f"
-    return value.astype(np.float64) if is_float else value
+    if not hasattr(value, "dtype"):
+        return value
+    value = backends.host(value)
+    return value.astype(np.float64) if value.dtype.kind == "f" else value
 
 
 def _places(gradient: np.ndarray, seed: int) -> list[tuple[int, ...]]:
