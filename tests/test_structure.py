@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lowest first: a module may import from its own line and from the lines above it.
 ORDER = [
-    ["errors", "bundled", "seeds"],
+    ["errors", "bundled", "display", "seeds"],
     ["backends"],
     ["tensor"],
     ["ops"],

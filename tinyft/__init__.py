@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from tinyft import display
+
 __version__ = "0.1.0"
 
 _HOME = {
@@ -62,3 +64,13 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _as_html(value: Any) -> str:
+    """What a notebook shows of a `display.Displayed`: this package alone may ask the layers above
+    the engine to draw for it.
+    """
+    return importlib.import_module("tinyft.inspection.notebook").as_html(value)
+
+
+display.renderer = _as_html

@@ -23,6 +23,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft import backends
+from tinyft.display import Displayed
 from tinyft.errors import DeviceError, ShapeError, TinyftError
 
 Backward = Callable[[Array], tuple[Array | None, ...]]
@@ -31,7 +32,7 @@ Backward = Callable[[Array], tuple[Array | None, ...]]
 # ------------------------------------------------------------------------------------------- tensor
 
 
-class Tensor:
+class Tensor(Displayed):
     """An array, its gradient, and how it was made.
 
     `data` float array; `grad` array of the same shape or None; `requires_grad`; `name`, for
@@ -126,7 +127,8 @@ class Tensor:
 
     def __repr__(self) -> str:
         made_by = f", made by {self.node.op}" if self.node else ""
-        return f"Tensor({self.data}{made_by})"
+        shape = f", {self.shape}" if self.size > 1000 else ""  # where NumPy prints "..."
+        return f"Tensor({self.data}{shape}{made_by})"
 
     def __add__(self, other: Any) -> Tensor:
         return add(self, as_tensor(other, self))

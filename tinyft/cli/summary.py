@@ -25,9 +25,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from tinyft.nn import build
-    from tinyft.nn.summary import summary
-    from tinyft.weights import Preprocess
 
-    model = build(args.arch)
-    result(summary(model, args.size or Preprocess.for_architecture(args.arch).crop))
+    shape = (args.size, args.size, 3) if args.size else None
+    result(str(build(args.arch).summary(shape)))
     return 0

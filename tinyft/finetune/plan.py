@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyft.display import Displayed
 from tinyft.finetune.groups import Group, norm_switches, trains
 from tinyft.finetune.recipe import Phase
 
@@ -33,7 +34,7 @@ class GroupState:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Displayed):
     """Phases in order; `states[i][g]` says what group g does in phase i."""
 
     phases: list[Phase]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from tinyft.display import Displayed
 from tinyft.finetune.proof import Proof
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class GroupRecord:
 
 
 @dataclass
-class StepRecord:
+class StepRecord(Displayed):
     """One optimizer step. Counts are from 0 over the life of the learner.
 
     `smooth_loss` is fastai's running value; `validation` is set on an epoch's last step, `proof`
@@ -72,6 +73,36 @@ class StepRecord:
     groups: list[GroupRecord]
     validation: Evaluation | None = None
     proof: Proof | None = None
+
+    def facts(self) -> list[str]:
+        """What is true of the whole step, in sentences."""
+        found = [f"step {self.step}, epoch {self.epoch}, {self.phase}: loss {self.loss:.4f}, "
+                 f"smoothed {self.smooth_loss:.4f}; {len(self.ids)} pictures"]  # fmt: skip
+        if self.validation:
+            v = self.validation
+            found.append(f"validation: accuracy {v.accuracy:.4f}, loss {v.loss:.4f} on {v.n}")
+        return [*found, str(self.proof)] if self.proof else found
+
+    def rows(self) -> list[list[str]]:
+        """A line for each group, below GROUP_HEAD; "-" is what was not measured."""
+        return [
+            [g.name, "frozen" if g.frozen else "trains", f"{g.lr:.2e}", f"{g.momentum:.3f}",
+             *("-" if v is None else f"{v:.2e}" for v in
+               (g.gradient_norm, g.weight_norm, g.update_norm))]
+            for g in self.groups
+        ]  # fmt: skip
+
+    def __str__(self) -> str:
+        table = [list(GROUP_HEAD), *self.rows()]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  " + "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip()
+            for r in table
+        ]
+        return "\n".join([*self.facts(), *lines])
+
+
+GROUP_HEAD = ("group", "state", "lr", "momentum", "gradient", "weights", "update")
 
 
 class Watcher(Protocol):

@@ -67,9 +67,10 @@ def grad_cams(learner: Learner, images: np.ndarray, classes: np.ndarray) -> np.n
         logits = network.head(leaf)  # (N, classes); evaluation: no picture sees another
         chosen = np.zeros(logits.shape, logits.dtype)
         chosen[np.arange(len(classes)), classes] = 1
-        logits.backward(chosen)
-    weight = leaf.grad.mean(axis=(1, 2))  # (N, C)
-    return np.maximum(0, np.einsum("nhwc,nc->nhw", features, weight)).astype(np.float32)
+        logits.backward(backends.beside(chosen, logits.data))
+    weight = backends.host(leaf.grad).mean(axis=(1, 2))  # (N, C)
+    heat = np.einsum("nhwc,nc->nhw", backends.host(features), weight)
+    return np.maximum(0, heat).astype(np.float32)
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.55) -> np.ndarray:

@@ -100,7 +100,7 @@ def explain_image(source: Source, learner: Learner) -> ImageExplanation:
     resized = working_picture(source, preprocess)  # raises for what is no picture
     cropped = np.ascontiguousarray(centre_crop(resized, preprocess.crop))  # (S, S, 3)
     with backends.use(learner.device):
-        normalised = np.asarray(learner.input(cropped[None]).data[0])
+        normalised = backends.host(learner.input(cropped[None]).data[0])
     prediction = learner.predict(source)
     best = int(prediction.probabilities.argmax())
     heat = grad_cams(learner, cropped[None], np.array([best]))[0]

@@ -184,7 +184,7 @@ def judge_pictures(learner: Learner, data: PictureData | None = None) -> Judgeme
     with no_grad(), backends.use(learner.device):
         network = fold(learner.model)
         for batch in data.valid_batches(learner.adjusted_preprocess()):
-            found.append(softmax_rows(network(learner.input(batch.images)).data))
+            found.append(softmax_rows(backends.host(network(learner.input(batch.images)).data)))
     labels = np.asarray(data.labels["valid"], np.int64)
     return Judgements(learner.classes, data.files("valid"), labels, np.concatenate(found))
 

@@ -44,6 +44,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tinyft.display import Displayed
 from tinyft.errors import RunError
 from tinyft.finetune.run import CHECKPOINT
 from tinyft.inspection import ledger_file
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
     from tinyft.finetune.records import StepRecord
 
 
-class Ledger:
+class Ledger(Displayed):
     """An observer that writes `ledger.h5` into a run's folder; in memory where there is none.
 
     It costs a pass over the weights, their old values and their gradients in every step, and a
@@ -92,6 +93,9 @@ class Ledger:
         if self.file is None:
             raise RunError("this ledger is empty: no step was made since it was handed in")
         return LedgerReading(*self.file.contents())
+
+    def __str__(self) -> str:
+        return str(self.reading) if self.file is not None else "an empty ledger: no step was made"
 
     # ----------------------------------------------------------------------------- what is observed
 

@@ -13,16 +13,20 @@ Next: tinyft/nn/layers.py
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyft import backends
+from tinyft.display import Displayed
 from tinyft.errors import WeightsError
 from tinyft.tensor import Tensor, in_layer
 
+if TYPE_CHECKING:
+    from tinyft.nn.summary import Summary
 
-class Module:
+
+class Module(Displayed):
     """A part of a network. Subclasses write `forward`; calling the module runs it under the
     module's name.
 
@@ -152,3 +156,14 @@ class Module:
 
     def count_parameters(self) -> int:
         return sum(parameter.size for _, parameter in self.named_parameters())
+
+    def summary(self, shape: tuple[int, ...] | None = None) -> Summary:
+        """What each layer makes of an input of `shape`, what it costs, what of it trains; see
+        summary.py.
+        """
+        from tinyft.nn.summary import summary
+
+        return summary(self, shape)
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}\n{self.summary()}"

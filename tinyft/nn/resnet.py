@@ -102,6 +102,7 @@ class Architecture:
     widths: tuple[int, ...] = (64, 128, 256, 512)  # F of each stage's blocks
     stem: tuple[int, int, bool] = (7, 2, True)  # first layer's kernel and stride; max-pool behind?
     shortcut: Callable[[int, int, int], Module] = projection
+    side: int = 224  # of the pictures that it was published for, in pixels
 
 
 class ResNet(Module):
@@ -115,6 +116,7 @@ class ResNet(Module):
     def __init__(self, architecture: Architecture, num_classes: int = 1000):
         super().__init__()
         kernel, stride, self.has_pool = architecture.stem
+        self.input_shape = (architecture.side, architecture.side, 3)
         F = architecture.widths[0]
         self.conv1 = Conv2d(3, F, kernel, stride=stride, padding=kernel // 2)
         self.bn1 = BatchNorm(F)
@@ -169,7 +171,7 @@ class ResNet(Module):
 
 
 _cifar = functools.partial(
-    Architecture, BasicBlock, widths=(16, 32, 64), stem=(3, 1, False), shortcut=PadShortcut
+    Architecture, BasicBlock, widths=(16, 32, 64), stem=(3, 1, False), shortcut=PadShortcut, side=32
 )
 
 ARCHITECTURES = {
@@ -179,7 +181,7 @@ ARCHITECTURES = {
     "resnet101": Architecture(Bottleneck, (3, 4, 23, 3)),
     "resnet152": Architecture(Bottleneck, (3, 8, 36, 3)),
     "resnet10s": Architecture(
-        BasicBlock, (1, 1, 1, 1), widths=(32, 64, 128, 256), stem=(3, 2, False)
+        BasicBlock, (1, 1, 1, 1), widths=(32, 64, 128, 256), stem=(3, 2, False), side=64
     ),
     "cifar_resnet20": _cifar(depths=(3, 3, 3)),
     "cifar_resnet32": _cifar(depths=(5, 5, 5)),

@@ -1,30 +1,93 @@
-"""A network as a table: one picture is sent through it, and an observer writes down each op.
+"""A network as a table: what each layer makes of a picture, what it costs, what of it trains.
+
+No number is computed: a batch of no pictures runs through the network, which has every shape, and
+an observer writes down each op.
 
 Next: tinyft/nn/fold.py
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from tinyft import backends
+from tinyft.display import Displayed
+from tinyft.nn.layers import BatchNorm
 from tinyft.nn.module import Module
-from tinyft.nn.resnet import ResNet
-from tinyft.tensor import Array, Node, Tensor, observe
+from tinyft.tensor import Array, Node, Tensor, no_grad, observe
 
-COLUMNS = ("layer", "op", "output shape", "parameters")
+COLUMNS = ("layer", "op", "output shape", "FLOPs", "moves in training", "parameters")
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One op of the forward pass, or one layer where no shape is known.
+
+    `shape` begins with "N", the batch, and is empty where it is not known; `flops` are of one
+    picture, and 0 for all but convolutions and linear layers: the rest is a hundredth of them.
+    `parameters` are the layer's own.
+    """
+
+    layer: str
+    op: str
+    shape: tuple
+    flops: int
+    moves: str
+    parameters: int
+
+
+@dataclass(frozen=True, repr=False)
+class Summary(Displayed):
+    """A network's layers in the order in which they run. `print` shows a table."""
+
+    rows: list[SummaryRow]
+    parameters: int
+    trainable: int
+
+    @property
+    def flops(self) -> int:
+        """Of one picture through the network, forward: multiplications and additions."""
+        return sum(row.flops for row in self.rows)
+
+    @property
+    def total(self) -> str:
+        """The sums, as a sentence."""
+        cost = f"; {_short(self.flops)}FLOP forward for a picture" if self.flops else ""
+        return f"{self.parameters:,} parameters in all, {self.trainable:,} of them train{cost}"
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """The table's lines as text, without COLUMNS."""
+        return [
+            (row.layer or "(network)", row.op,
+             f"({', '.join(map(str, row.shape))})" if row.shape else "?",
+             _short(row.flops) if row.flops else "-", row.moves, f"{row.parameters:,}")
+            for row in self.rows
+        ]  # fmt: skip
+
+    def __str__(self) -> str:
+        table = [COLUMNS, *self.cells()]
+        widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
+        lines = [
+            "  ".join([*(cell.ljust(w) for cell, w in zip(row[:-1], widths, strict=False)),
+                       row[-1].rjust(widths[-1])])
+            for row in table
+        ]  # fmt: skip
+        return "\n".join([*lines, self.total])
+
+    __repr__ = __str__  # what an interactive Python shows
 
 
 @dataclass
 class _Listener:
-    """Collects (layer, op, output shape) of every op, in order."""
+    """Collects the node of every op, in order."""
 
-    seen: list[tuple[str, str, tuple[int, ...]]] = field(default_factory=list)
+    seen: list[Node] = field(default_factory=list)
 
     def after_forward(self, node: Node) -> None:
-        self.seen.append((node.layer, node.op, node.output_shape))
+        self.seen.append(node)
 
     def after_backward(
         self, node: Node, gradient: Array, input_gradients: tuple[Array | None, ...]
@@ -32,25 +95,73 @@ class _Listener:
         """There is no backward here."""
 
 
-def summary(model: ResNet, size: int) -> str:
-    """One line a layer for a picture of `size` pixels: name, op, output shape (N, H, W, C),
-    parameters.
+def summary(model: Module, shape: tuple[int, ...] | None = None) -> Summary:
+    """What each op of `model` makes of an input of `shape`, without its batch: (H, W, 3) for a
+    network. None is the size that a network is meant for; other modules then list their layers
+    alone. Nothing in the model changes.
     """
+    shape = shape if shape is not None else getattr(model, "input_shape", None)
+    modules = dict(model.named_modules())
+    counts = {name: _own_parameters(module) for name, module in modules.items()}
+    if shape is None:
+        rows = [
+            SummaryRow(name, type(module).__name__, (), 0, _moves(module), counts[name])
+            for name, module in modules.items()
+            if counts[name]
+        ]
+    else:
+        rows = [
+            SummaryRow(
+                node.layer,
+                node.op,
+                ("N", *node.output_shape[1:]),
+                _flops(node),
+                _moves(modules[node.layer]) if node.layer in modules else "-",
+                counts.pop(node.layer, 0),  # a layer of several ops counts once
+            )
+            for node in _run(model, shape)
+        ]
+    trainable = sum(p.size for _, p in model.named_parameters() if p.requires_grad)
+    return Summary(rows, model.count_parameters(), trainable)
+
+
+def _run(model: Module, shape: tuple[int, ...]) -> list[Node]:
+    """The nodes of a forward pass of no pictures, in evaluation."""
     listener = _Listener()
-    training = model.training
+    modes = [(module, module.training) for _, module in model.named_modules()]
+    nothing = np.zeros((0, *shape), np.float32)
+    for _, parameter in model.named_parameters():  # of their type, and where they are
+        nothing = backends.beside(nothing.astype(parameter.dtype), parameter.data)
+        break
     model.eval()
     try:
-        with backends.use("reference"), observe(listener):
-            model(Tensor(np.zeros((1, size, size, 3), np.float32)))
+        with no_grad(), backends.use("reference"), observe(listener):
+            model(Tensor.wrap(nothing))
     finally:
-        model.train(training)
-    counts = {name: _own_parameters(module) for name, module in model.named_modules()}
-    rows = [
-        (layer or "(network)", op, str(shape), f"{counts.pop(layer, 0):,}")
-        for layer, op, shape in listener.seen
-    ]
-    total = f"{model.count_parameters():,} parameters in all"
-    return "\n".join([*_aligned([COLUMNS, *rows]), total])
+        for module, training in modes:
+            module.training = training
+    return listener.seen
+
+
+def _flops(node: Node) -> int:
+    """2 for each product that a convolution or linear layer sums: out (N, P, Q, F), weight (F, C,
+    R, S) or out (N, F), weight (F, C).
+    """
+    if node.op not in ("conv2d", "linear"):
+        return 0
+    _, weight = node.shapes[:2]
+    return 2 * math.prod(node.output_shape[1:]) * math.prod(weight[1:])
+
+
+def _moves(module: Module) -> str:
+    """What of a module's own numbers a training step changes: weights by gradients, a batch norm's
+    running statistics without.
+    """
+    own = [p.requires_grad for name, p in module.named_parameters() if "." not in name]
+    found = ["weights"] if any(own) else []
+    if isinstance(module, BatchNorm) and module.statistics == "batch" and module.updates:
+        found.append("statistics")
+    return ", ".join(found) or ("nothing" if own else "-")
 
 
 def _own_parameters(module: Module) -> int:
@@ -58,11 +169,9 @@ def _own_parameters(module: Module) -> int:
     return sum(parameter.size for name, parameter in module.named_parameters() if "." not in name)
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Columns of equal width, the last one flush right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    return [
-        "  ".join([*(cell.ljust(w) for cell, w in zip(row[:-1], widths, strict=False)),
-                   row[-1].rjust(widths[-1])])
-        for row in rows
-    ]  # fmt: skip
+def _short(number: int) -> str:
+    """ "3.63 G", "118 M" """
+    for scale, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= scale:
+            return f"{number / scale:.3g} {letter}"
+    return f"{number} "

@@ -1,0 +1,130 @@
+"""What a notebook shows: well-formed HTML with the numbers that `print` says."""
+
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import tinyft as ft
+from tests.finetune.conftest import small_learner
+from tinyft import display
+
+
+class Text(HTMLParser):
+    """The text, and whether every element is closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.text, self.open = "", []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("br", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data + "\n"
+
+
+def shown(value):
+    """What a notebook's reader reads."""
+    parser = Text()
+    parser.feed(value._repr_html_())
+    assert parser.open == []
+    return parser.text
+
+
+@pytest.fixture(scope="module")
+def trained():
+    learner, ledger = small_learner(), ft.Ledger()
+    learner.fine_tune(1, observers=[ledger])
+    return learner, ledger
+
+
+def test_a_tensor_says_what_it_is_and_how_it_was_made():
+    x = ft.Tensor([[1.0, 2.0], [3.0, 6.0]], requires_grad=True)
+    y = x * x
+    assert "(2, 2) float32; made by mul; 1 to 36, mean 12.5" in shown(y)
+    y.backward(np.ones((2, 2), np.float32))
+    text = shown(x)
+    assert "a leaf that requires a gradient" in text and "gradient of norm 14.14" in text
+    assert "3." in text
+    assert "(0, 3)" in shown(ft.Tensor(np.zeros((0, 3), np.float32)))
+    assert "int64" in shown(ft.Tensor.wrap(np.arange(3)))
+
+
+def test_a_large_tensor_prints_its_shape():
+    assert str(ft.Tensor(np.zeros((40, 30), np.float32))).endswith("]], (40, 30))")
+    assert str(ft.Tensor([1.0])) == "Tensor([1.])"
+
+
+def test_a_network_is_its_summary(trained):
+    model = trained[0].model
+    text = shown(model)
+    assert "layer3.2.conv2" in text and "36,864" in text
+    assert model.summary().total in text
+    assert shown(model.summary()).count("head.linear2") == 1
+
+
+def test_a_plan_has_its_text_and_its_curves(trained):
+    plan = trained[0].plan(2)
+    html = plan._repr_html_()
+    assert str(plan).splitlines()[-1][:40] in shown(plan)
+    assert html.count("<svg") == 2 and "layer2+layer3" in html
+
+
+def test_a_step_has_its_groups(trained):
+    record = trained[0].history[-1]
+    text = shown(record)
+    assert f"step 5, epoch 1, everything: loss {record.loss:.4f}" in text
+    assert f"{record.groups[2].update_norm:.2e}" in text
+    assert "validation: accuracy" in text and "tensors bit-identical" in text
+    for line in record.facts():
+        assert line in str(record)
+    first = trained[0].history[0]
+    assert [row[1] for row in first.rows()] == ["frozen", "frozen", "trains"]
+    assert f"{first.groups[2].lr:.2e}" in str(first)
+
+
+def test_a_step_that_was_not_measured_has_dashes():
+    learner = small_learner()
+    record = next(learner.steps(learner.plan(1)))
+    assert record.rows()[0][-3:] == ["-", "-", "-"]
+    assert str(record).splitlines()[-1].split()[-1] == "-"
+
+
+def test_a_ledger_shows_what_it_holds(trained):
+    ledger = trained[1]
+    assert "everything, 3 to 5" in shown(ledger) and "everything, 3 to 5" in str(ledger)
+    assert "no step was made" in shown(ft.Ledger()) and "no step was made" in str(ft.Ledger())
+
+
+def test_what_has_no_drawing_is_its_text():
+    class Odd(display.Displayed):
+        def __str__(self):
+            return "a < b"
+
+    assert Odd()._repr_html_() == "<pre>a &lt; b</pre>"
+
+
+def test_showing_needs_no_import_by_the_user_and_importing_draws_nothing():
+    code = (
+        "import sys, tinyft as ft\n"
+        "x = ft.Tensor([1.0])\n"
+        "before = [m for m in sys.modules if m.startswith('tinyft.inspection')]\n"
+        "print(before, 'float32' in x._repr_html_())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[] True", done.stderr
+
+
+def test_the_engine_does_not_draw():
+    """A Tensor gains no dictionary, and the engine's files no HTML."""
+    assert not hasattr(ft.Tensor([1.0]), "__dict__")

@@ -1,0 +1,32 @@
+"""How an object shows itself in a notebook: asked for here, drawn far above.
+
+Every notebook (Jupyter, VS Code, Colab, marimo) asks an object for `_repr_html_`. The engine should
+answer, and should not know how to draw a table. So its classes are `Displayed`, which is all that
+they know of it; what draws is put into `renderer` by the top of the package (tinyft/__init__.py),
+which sees every layer, and until then the answer is the text that `print` shows.
+
+Next: tinyft/inspection/notebook.py
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+
+def as_preformatted(value: Any) -> str:
+    """The printed text, its columns kept."""
+    return f"<pre>{html.escape(str(value))}</pre>"
+
+
+renderer: Callable[[Any], str] = as_preformatted
+
+
+class Displayed:
+    """A class whose objects a notebook shows as HTML."""
+
+    __slots__ = ()  # a Tensor has no dictionary, and keeps none from here
+
+    def _repr_html_(self) -> str:
+        return renderer(self)

@@ -1,0 +1,102 @@
+"""What a notebook shows of the engine's objects: tables and charts in place of printed text.
+
+Nothing is shown that `print` does not say too; see tinyft/display.py for who calls this.
+
+Next: tinyft/inspection/html.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tinyft import backends
+from tinyft.display import as_preformatted
+from tinyft.finetune.plan import Plan
+from tinyft.finetune.records import GROUP_HEAD, StepRecord
+from tinyft.inspection.charts import Line, line_chart
+from tinyft.inspection.html import Markup, escape, table
+from tinyft.inspection.ledger import Ledger
+from tinyft.nn.module import Module
+from tinyft.nn.summary import COLUMNS, Summary
+from tinyft.tensor import Tensor
+
+# A notebook may be light or dark and does not say which: colours that both can show.
+STYLE = (
+    "--line:#8886;--soft:#888;--series-1:#3d8ad6;--series-2:#d97a1f;--series-3:#2c9a6c;"
+    "--series-4:#a565c9"
+)
+
+
+def as_html(value: Any) -> str:
+    """HTML for a notebook's cell; of what has no drawing here, the printed text."""
+    for kind, draw in DRAWN.items():
+        if isinstance(value, kind):
+            return f'<div style="{STYLE}">{draw(value)}</div>'
+    return as_preformatted(value)
+
+
+def _tensor(tensor: Tensor) -> str:
+    """What it is and how it came to be, its range, its values."""
+    words = [f"Tensor {tensor.shape} {tensor.dtype}"]
+    if tensor.name:
+        words.append(f"named {tensor.name}")
+    if tensor.node:
+        layer = f" in {tensor.node.layer}" if tensor.node.layer else ""
+        words.append(f"made by {tensor.node.op}{layer}")
+    elif tensor.requires_grad:
+        words.append("a leaf that requires a gradient")
+    values = backends.host(tensor.data)
+    if values.size > 1 and values.dtype.kind == "f":
+        words.append(f"{values.min():.4g} to {values.max():.4g}, mean {values.mean():.4g}")
+    if tensor.grad is not None:
+        norm = float(np.sqrt(np.square(backends.host(tensor.grad), dtype=np.float64).sum()))
+        words.append(f"gradient of norm {norm:.4g}")
+    return f"<b>{escape('; '.join(words))}</b><pre>{escape(values)}</pre>"
+
+
+def _summary(summary: Summary) -> str:
+    return f"{table(COLUMNS, summary.cells())}<p>{escape(summary.total)}</p>"
+
+
+def _module(module: Module) -> str:
+    return f"<b>{escape(type(module).__name__)}</b>{_summary(module.summary())}"
+
+
+def _plan(plan: Plan) -> str:
+    """The plan's text, and the curves that it stands for."""
+    lr = np.concatenate([phase.lr for phase in plan.phases])  # (steps, groups)
+    momentum = np.concatenate([phase.momentum for phase in plan.phases])
+    steps, first, borders = np.arange(1, len(lr) + 1), 1, []
+    for phase in plan.phases:
+        borders.append((float(first), phase.name))
+        first += phase.steps
+    names = [state.name for state in plan.states[0]]
+    rates = [Line(name, steps, lr[:, g]) for g, name in enumerate(names)]
+    charts = (
+        line_chart("Learning rate of each group", rates, log=True, borders=borders),
+        line_chart("Momentum", [Line("momentum", steps, momentum)], borders=borders),
+    )
+    row = f'<div style="display:flex;flex-wrap:wrap;gap:1rem">{"".join(charts)}</div>'
+    return f"<pre>{escape(plan)}</pre>{row}"
+
+
+def _step(record: StepRecord) -> str:
+    facts = "<br>".join(map(escape, record.facts()))
+    return f"<p>{facts}</p>{table(GROUP_HEAD, record.rows())}"
+
+
+def _ledger(ledger: Ledger) -> str:
+    return str(Markup(ledger.reading._repr_html_())) if ledger.file else f"<p>{escape(ledger)}</p>"
+
+
+DRAWN: dict[type, Callable[[Any], str]] = {
+    Tensor: _tensor,
+    Summary: _summary,
+    Module: _module,
+    Plan: _plan,
+    StepRecord: _step,
+    Ledger: _ledger,
+}
