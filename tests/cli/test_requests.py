@@ -42,7 +42,8 @@ def test_a_folder_must_be_given(tinyft, command):
     [
         ("nowhere", "nowhere is not a folder"),
         ("file.jpg", "file.jpg is not a folder"),
-        ("empty", "no pictures in empty"),
+        ("empty", "no class folders with pictures in empty"),
+        ("flat", "Then give the folder above"),
         (r"C:\photos\flowers", "is not a folder"),
         ("x" * 300, "name too long"),
     ],
@@ -50,6 +51,8 @@ def test_a_folder_must_be_given(tinyft, command):
 def test_folders_that_are_none(tinyft, tmp_path, tiny, path, words):
     (tmp_path / "file.jpg").write_bytes(b"")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "0.JPG").write_bytes(b"")
     done = tinyft("finetune", path, *tiny)
     assert done.code == 2
     assert words in done.error

@@ -33,6 +33,7 @@ class Scan:
     pictures: dict[str, list[Path]] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)  # classes without a picture
     skipped: Counter = field(default_factory=Counter)
+    loose: int = 0  # pictures in no class folder, among the skipped
 
     def __str__(self) -> str:
         count = sum(map(len, self.pictures.values()))
@@ -51,6 +52,7 @@ def scan_classes(root: Path) -> Scan:
     for entry in _entries(root, scan):
         if not entry.is_dir():
             scan.skipped["files outside a class folder"] += 1
+            scan.loose += _is_picture(entry)
             continue
         name = class_name(entry.name)
         if name in folders:
@@ -88,12 +90,16 @@ def _pictures_below(folder: str, scan: Scan) -> list[Path]:
     for entry in _entries(folder, scan):
         if entry.is_dir():
             found += _pictures_below(entry.path, scan)
-        elif Path(entry.name).suffix.lower() in EXTENSIONS:
+        elif _is_picture(entry):
             found.append(Path(entry.path))
         else:
             suffix = printable(Path(entry.name).suffix)
             scan.skipped[f"files of another kind ({suffix or 'no extension'})"] += 1
     return found
+
+
+def _is_picture(entry: os.DirEntry) -> bool:
+    return Path(entry.name).suffix.lower() in EXTENSIONS
 
 
 def _entries(folder: str | Path, scan: Scan) -> list[os.DirEntry]:

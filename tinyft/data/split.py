@@ -47,7 +47,11 @@ def scan_part(root: Path) -> Scan:
     scan = scan_classes(root)
     if not scan.pictures:
         folders = f"; folders: {', '.join(scan.empty[:10])}" if scan.empty else ""
-        raise DataError(f"no pictures in {printable(root)}: found {scan}{folders}; {LAYOUTS}")
+        above = "; is it one class of several? Then give the folder above" if scan.loose else ""
+        raise DataError(
+            f"no class folders with pictures in {printable(root)}: found {scan}{folders}{above}; "
+            f"{LAYOUTS}"
+        )
     return scan
 
 
