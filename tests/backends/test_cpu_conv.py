@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tinyft.backends.cpu import CpuBackend, threads, workspace
 from tinyft.backends.cpu import conv2d as conv2d_module
 from tinyft.backends.cpu.simd import LANES
+from tinyft.backends.cpu.winograd_transforms import A_TRANSPOSED, winograd_matrices
 from tinyft.backends.reference import Backend, output_size
 from tinyft.errors import ShapeError
 
@@ -108,8 +109,9 @@ def assert_equals_definition(case, actual, x, weight, dout):
     expected = run(REFERENCE, case, *arrays)
     squares = run(REFERENCE, case, *(np.square(array) for array in arrays))
     terms = R * S * C, R * S * F, dout.size // F
-    winograd = conv2d_module.uses_winograd(R, S, stride, padding)
-    for name, *result in zip(NAMES, actual, expected, terms, squares, strict=True):
+    maps = dout.shape, x.shape, dout.shape
+    for name, shape, *result in zip(NAMES, maps, actual, expected, terms, squares, strict=True):
+        winograd = conv2d_module.uses_winograd(R, S, stride, padding, shape)
         assert_close(*result, winograd, name)
 
 
@@ -140,7 +142,7 @@ def test_bias_residual_and_relu(case, parts):
     actual = FAST.conv2d(x, weight, bias, residual=residual, **options)
     in_double = [None if a is None else a.astype(np.float64) for a in (bias, residual)]
     expected = REFERENCE.conv2d(*doubles(x, weight), in_double[0], residual=in_double[1], **options)
-    winograd = conv2d_module.uses_winograd(*weight.shape[2:], stride, padding)
+    winograd = conv2d_module.uses_winograd(*weight.shape[2:], stride, padding, dout.shape)
     # What is added afterwards is rounded, too.
     squares = REFERENCE.conv2d(*doubles(x**2, weight**2), stride=stride, padding=padding) + 2
     assert_close(actual, expected, weight[0].size, squares, winograd)
@@ -341,6 +343,57 @@ def test_winograd_can_be_turned_off(monkeypatch):
     assert_equals_definition(case, direct, *arrays)
     for a, b in zip(tiles, direct, strict=True):
         assert (a != b).any()
+
+
+@pytest.mark.parametrize("size, same", [(1, True), (2, True), (3, False), (4, False)])
+def test_winograd_computes_what_it_saves_something_on(monkeypatch, size, same):
+    """Maps of 1 x 1 and 2 x 2 pixels go to the direct kernels: equal bits without Winograd."""
+    case = (2, size, size, 32), 32, 3, 3, 1, 1
+    arrays = make(case)
+    monkeypatch.setenv("TINYFT_WINOGRAD", "0")
+    direct = run(FAST, case, *arrays)
+    monkeypatch.setenv("TINYFT_WINOGRAD", "1")
+    forward_and_input_grad = [*zip(NAMES, run(FAST, case, *arrays), direct, strict=True)][:2]
+    for name, got, plain in forward_and_input_grad:
+        assert (got == plain).all() == same, name
+
+
+@pytest.mark.parametrize(
+    "case, limits",
+    [
+        (((3, 28, 28, 128), 128, 3, 3, 1, 1), (7e-7, 7e-7, 7e-7)),  # Winograd
+        (((2, 14, 14, 256), 128, 3, 3, 2, 1), (2.5e-7, 2e-7, 1.3e-7)),  # direct
+        (((2, 14, 14, 1024), 64, 1, 1, 1, 0), (2.5e-7, 1.3e-7, 1.6e-7)),
+    ],
+    ids=str,
+)
+def test_long_sums_lose_little(case, limits):
+    """Root mean square errors relative to the results': long sums are made in pieces. One product
+    after the other, they would be wrong by up to 1e-6 with Winograd and 4e-7 without.
+    """
+    arrays = make(case)
+    expected = run(REFERENCE, case, *doubles(*arrays))
+    actual = run(FAST, case, *arrays)
+    for name, got, want, limit in zip(NAMES, actual, expected, limits, strict=True):
+        error = np.sqrt(np.square(got - want).mean() / np.square(want).mean())
+        assert error <= limit, f"{name}: {error:.1e}"
+
+
+def amplification(a, b):
+    """By how much independent roundings of the 36 products grow, see winograd_transforms.py."""
+    evaluate_4, evaluate_3, interpolate = winograd_matrices(a, b)
+    products = np.square(interpolate).sum(1) * np.square(evaluate_3).sum(1)  # mean squares
+    return (np.square(evaluate_4) @ products).mean() / 3  # in each dimension its root
+
+
+def test_winograd_points_amplify_rounding_as_little_as_any():
+    assert amplification(1, 2) == pytest.approx(10.8, abs=0.05)
+    assert amplification(2 / 3, 3 / 2) == pytest.approx(4.76, abs=0.005)
+    others = [
+        amplification(a, b) for a in np.arange(0.4, 1.1, 0.05) for b in np.arange(1.2, 2.2, 0.05)
+    ]
+    assert min(others) > 4.74
+    np.testing.assert_allclose(winograd_matrices(2 / 3, 3 / 2)[0], A_TRANSPOSED)
 
 
 def test_wrong_shapes_are_refused():

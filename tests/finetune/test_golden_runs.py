@@ -130,15 +130,14 @@ def test_float64_run_with_other_arguments():
     compare("B", "float64", {"all": 1e-9})
 
 
-@pytest.mark.parametrize(("winograd", "loss"), [("0", 1e-4), ("1", 1e-3)])
-def test_float32_run_on_the_fast_backend(monkeypatch, winograd, loss):
-    """Rounding differs, and now and then a ReLU decides the other way: fastai's own gradient norms
-    in float32 are 2e-4
-    from its float64 run. Winograd rounds a few times more coarsely than a plain sum, hence the
-    second bound.
+@pytest.mark.parametrize("winograd", ["0", "1"])
+def test_float32_run_on_the_fast_backend(monkeypatch, winograd):
+    """Rounding makes a few ReLUs decide otherwise than in float64, and where maps are small, each
+    of them changes a gradient by some 1e-4 (fastai's own gradient norms in float32 are 2e-4 from
+    its float64 run): hence the larger tolerance for gradients and updates.
     """
     monkeypatch.setenv("TINYFT_WINOGRAD", winograd)
-    tolerance = {"loss": loss, "param_norm": 1e-6, "running_norm": loss, "all": 20 * loss}
+    tolerance = {"loss": 1e-4, "param_norm": 1e-6, "running_norm": 1e-4, "all": 2e-3}
     compare("B", "float32", tolerance)
 
 

@@ -53,7 +53,7 @@ from tinyft.backends.cpu.winograd_transforms import (
 
 FEW_WEIGHTS = 64 * 64  # up to here the sums of all 36 values (590 KB) stay in L2
 TILES_IN_L2 = 16  # transformed at a time beside them
-TILES_PER_SUM = 128  # tiles whose products are added up in registers, then to the others: exacter
+TILES_AT_A_TIME = 128  # multiplied at a time: 16 KiB of a panel, which all rows find in L1
 MOST_PARTS = 8  # at most so many gradients are added at the end
 ROUND_FLOATS = 5_000_000  # 20 MB of transformed numbers per round
 BLOCK_PITCH = CHANNELS + 16
@@ -167,11 +167,11 @@ def multiply_blocks(
         size_c, size_f = min(CHANNELS, C - c), min(CHANNELS, F - f)
         start, stop = part * count // parts, (part + 1) * count // parts
         for value in range(VALUES):
-            for tile in range(start, stop, TILES_PER_SUM):
+            for tile in range(start, stop, TILES_AT_A_TIME):
                 multiply(
                     windows, (block_c * VALUES + value) * plane_in + tile * pitch, 1, pitch,
                     grads, value * plane_grad + f * rows, rows, tile, work, value * BLOCK_PLANE,
-                    BLOCK_PITCH, size_c, size_f, min(TILES_PER_SUM, stop - tile), tile - start,
+                    BLOCK_PITCH, size_c, size_f, min(TILES_AT_A_TIME, stop - tile), tile - start,
                 )  # fmt: skip
         to = ((first_part + part) * 9 * C + c) * F + f
         for i in range(size_c):
