@@ -127,7 +127,7 @@ def uses_winograd(R: int, S: int, stride: int, padding: int, map_shape: tuple[in
     """True for what winograd.py computes, unless it is turned off.
 
     map_shape: the results' (N, rows, columns, channels). Tiles reach beyond a small map: they save
-    nothing on 2 x 2 results, where the direct kernel is 1.1 to 1.5 times as fast, and twice as
+    nothing on 2 x 2 results, where the direct kernel is 1.1 to 1.5 times as fast, and five times as
     exact.
     """
     fits = R == S == 3 and stride == 1 and padding <= 2
