@@ -93,6 +93,20 @@ def test_of_two_files_only_the_filter_that_was_changed_differs(published):
     assert found.stages["stem"][0].identical  # statistics are no weights
 
 
+def test_a_large_scale_of_a_batch_norm_does_not_hide_its_stage(published):
+    def heavy(arrays):
+        arrays["layer3.2.bn2.weight"] *= 1000
+
+    def change(arrays):
+        heavy(arrays)
+        for name, array in arrays.items():
+            if name.startswith("layer3") and array.ndim == 4:
+                array *= 1.5
+
+    found = diff(published("a.h5", change=heavy), published("b.h5", change=change))
+    assert found.stages["layer3"][0].distance == pytest.approx(0.5)
+
+
 def test_a_published_classifier_is_compared_with_a_trained_linear_head(published, tmp_path):
     path = published("a.h5", classes=3)
     learner = ft.vision_learner(small_data(), weights=path, head="linear")
@@ -133,6 +147,9 @@ def test_a_run_is_compared_from_its_start_through_each_phase(run_folder, data):
     convolution = layers_of(found)["layer1.0.conv1"]
     assert [move.identical for move in convolution.moves] == [True, False, False]
     assert convolution.moves[1] == convolution.moves[2]  # it stood still before
+    first, *_, last = snapshots.of_run(run_folder)[0]
+    head = found.stages["head"]
+    assert head[2] == compare([first, last]).stages["head"][0] != head[1]
     assert not layers_of(found)["layer1.0.bn1"].statistics[0].identical  # bn="fastai"
     assert set(found.similarity) == {
         "stem", *(f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1, 2)), "head"
@@ -150,7 +167,9 @@ def test_the_start_is_made_again_to_the_bit_and_the_end_is_the_learners(run_fold
 
 
 def test_later_layers_go_further_where_their_rates_are_higher(run_folder):
-    everything = {name: moves[1].distance for name, moves in diff_run(run_folder).stages.items()}
+    stages = diff_run(run_folder).stages
+    assert [moves[0].identical for moves in stages.values()] == [True] * 4 + [False]
+    everything = {name: moves[1].distance for name, moves in stages.items()}
     assert everything["stem"] < everything["layer3"] < everything["head"]
 
 

@@ -11,6 +11,7 @@ from tests.inspection.moments import SIDE, linear_moment, moment_of
 from tinyft.inspection.jump import STATES, jump
 from tinyft.inspection.moment import Moment
 from tinyft.inspection.probe import MODES, look
+from tinyft.inspection.what_if import what_if
 from tinyft.inspection.why import explain, signed
 
 
@@ -103,9 +104,25 @@ def test_the_parts_add_up_and_agree_with_the_step_itself(step):
 def test_a_group_alone_is_the_whole_step_if_the_others_stand_still():
     found = explain(moment_of(head="linear", bn="frozen"))
     assert found.groups[-1].alone == pytest.approx(found.in_training, abs=1e-14)
-    both = explain(moment_of(3))
-    assert all(group.alone < 0 for group in both.groups)
+    moment = moment_of(3)
+    both = explain(moment)
     assert sum(group.alone for group in both.groups) != both.in_training  # they interact
+    for i, group in enumerate(both.groups):  # the others stand still if their rate is 0
+
+        def only(learner, i=i):
+            for other in learner.groups[:i] + learner.groups[i + 1 :]:
+                other.lr = 0.0
+
+        before, after = what_if(moment, {"only": only})["only"].training
+        assert after - before == group.alone < 0
+
+
+def test_a_step_that_moves_nothing_changes_nothing_though_dropout_is_random():
+    """The same masks before and after, or the difference would be theirs."""
+    moment = moment_of(3, plan={"base_lr": 0.0})
+    found = explain(moment)
+    assert (found.predicted, found.in_training) == (0, 0) and found.statistics != 0
+    assert (found.picture_changes == 0).all()
 
 
 def test_looking_leaves_no_trace():
@@ -142,6 +159,8 @@ def test_of_a_run_on_disk(run_folder, data):
     moment = Moment.of_run(run_folder, 5, data)
     found = explain(moment)
     assert found.before["training"].loss == pytest.approx(moment.take().loss, abs=1e-6)
+    # computed in float64, from float32 logits
+    assert float(np.float32(found.before["training"].loss)) != found.before["training"].loss
     assert found.names == [f"train[{i}]" for i in moment.batch.ids]
     text = str(found)
     assert text.startswith("why did the loss change in step 5, in epoch ")
@@ -173,6 +192,8 @@ def test_the_jump_after_unfreezing_is_split_into_its_causes():
     gap = found.training["before"] - found.evaluation["before"]
     assert found.batch_norm + found.dropout == pytest.approx(gap, abs=1e-14)
     assert found.batch_norm != 0 and found.dropout > 0
+    dry = jump(moment_of(3, dropout=0.0))
+    assert dry.dropout == 0 != dry.batch_norm
 
 
 def test_a_body_that_is_frozen_adds_nothing():

@@ -77,7 +77,8 @@ class Diff:
     """What changed between two or more snapshots of one network.
 
     `spans` are the stretches that every list of moves follows: from each snapshot to the next
-    and, if there are more than two, from the first to the last. `similarity` has one number a span
+    and, if there are more than two, from the first to the last. `stages` has the convolutions and
+    linear layers of stem, stages and head, each taken together. `similarity` has one number a span
     for each layer that features_by_layer names; it is empty without pictures. `unmatched` are
     tensors that only one side has or that differ in shape.
     """
@@ -237,12 +238,15 @@ def moved_most(
 def _stages(
     snapshots: Sequence[Snapshot], spans: Sequence[tuple[int, int]], common: Sequence[str]
 ) -> dict[str, list[Move]]:
-    """The weights of stem, stages and head, each taken together."""
+    """The convolutions and linear layers of stem, stages and head, each taken together.
+
+    Scales and shifts of batch norms are left out: one large scale can hide a whole stage.
+    """
     members: dict[str, list[str]] = {}
     for name in common:
-        if not _is_statistic(name):
+        if snapshots[0].arrays[name].ndim > 1:
             first = name.split(".")[0]
-            members.setdefault("stem" if first in ("conv1", "bn1") else first, []).append(name)
+            members.setdefault("stem" if first == "conv1" else first, []).append(name)
     return {stage: _moves(snapshots, spans, names) for stage, names in members.items()}
 
 

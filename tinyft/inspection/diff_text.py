@@ -36,7 +36,7 @@ def _stage_lines(diff: Diff) -> list[str]:
     ]
     return [
         "",
-        "how far the weights went, |after - before| / |before|, stage by stage",
+        "how far convolutions and linear layers went, |after - before| / |before|, by stage",
         *aligned([["stage", *diff.spans, f"{low:.0e} to {high:.0e}, logarithmic"], *rows]),
     ]
 
