@@ -23,6 +23,7 @@ def everything(learner: ft.Learner) -> dict[str, object]:
             state[f"gradient {name}"] = (p.requires_grad, grad)
         for name, norm in group.norms.items():
             state[f"switches {name}"] = (norm.statistics, norm.updates)
+    state["decay"] = learner.weight_decay
     counters = (learner.step, learner.epoch, learner.smooth, sorted(learner.trained))
     return state | {"counters": repr(counters), "history": [r.step for r in learner.history]}
 

@@ -110,13 +110,15 @@ def test_bytes_are_counted_once_and_without_parameters():
     conv.weight.data[...] = DRAW.standard_normal(conv.weight.shape)
     x = ft.Tensor(DRAW.standard_normal((2, 8, 8, 3)).astype(np.float32))
     with ft.trace() as trace:
-        out = ft.ops.relu(bn(conv(x), relu=True))
+        rectified = bn(conv(x), relu=True)
+        out = ft.ops.relu(ft.ops.conv2d(rectified, leaf(16, 16, 1, 1)))
         ft.ops.sum(out).backward()
     picture, features = 2 * 8 * 8 * 3 * 4, 2 * 8 * 8 * 16 * 4
     assert trace["conv"].kept_bytes == picture
     # x and the result, mean and variance; its weight is a parameter
     assert trace["bn"].kept_bytes == 2 * features + 2 * 16 * 4
-    assert trace[2].kept_bytes == features  # relu's own result
+    assert trace[2].kept_bytes == 0  # its x is the result that the batch norm keeps
+    assert trace[3].kept_bytes == features  # relu's own result
     assert trace.kept_bytes == picture + 3 * features + 2 * 16 * 4
 
 

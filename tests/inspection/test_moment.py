@@ -89,7 +89,10 @@ def test_restore_puts_everything_back(step):
     losses = set()
     for _ in range(2):
         losses.add(moment.take().loss)
-        moment.learner.unfreeze()
+        learner.unfreeze()
+        learner.weight_decay = 7.0
+        for norm in learner.norms:
+            norm.statistics, norm.updates = "running", False
         assert everything(learner) != before
         moment.restore()
         assert everything(learner) == before
