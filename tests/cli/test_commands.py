@@ -263,6 +263,15 @@ def test_predict_names_or_skips_what_it_cannot_read(tinyft, trained, tmp_path):
     assert "skipped gone.jpg" in done.err
 
 
+def test_predict_passes_over_in_folders_what_training_passes_over(tinyft, trained, pictures):
+    for leftover in (".hidden.png", "cat/._0.png", "__MACOSX/0.png"):
+        (pictures / leftover).parent.mkdir(exist_ok=True)
+        (pictures / leftover).write_bytes(b"no picture")
+    done = tinyft("predict", trained, pictures)
+    assert done.code == 0, done.err
+    assert len(done.out.splitlines()) == 12
+
+
 def test_predict_with_published_weights(tinyft, pictures, tmp_path):
     file = published(tmp_path / "two.h5")
     done = tinyft("predict", file, "pictures/cat/0.png", "--json")
@@ -360,6 +369,7 @@ def test_list(tinyft):
     assert done.code == 0
     assert all("resnet50" in line for line in done.out.splitlines())
     assert len(json.loads(tinyft("weights", "list", "--json").out)) > 10
+    assert tinyft("weights", "list", "--arch", "resnet10s").out.endswith("(comes with tinyft)\n")
     assert tinyft("weights", "list", "--arch", "vgg16").code == 2
 
 

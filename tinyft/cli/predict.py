@@ -71,11 +71,11 @@ def _predict(learner: Learner, files: list[Path], skip: bool) -> list[Prediction
 
 def _pictures(path: Path) -> list[Path]:
     """The file itself, or all pictures below a folder."""
-    from tinyft.data.scan import EXTENSIONS
+    from tinyft.data.scan import Scan, pictures_below
 
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
+    found = pictures_below(path, Scan())
     if not found:
         raise RequestError(f"there are no pictures in {path}")
     return found

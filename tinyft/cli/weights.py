@@ -109,6 +109,7 @@ def list_published(args: argparse.Namespace) -> int:
         accuracy = f"{entry.top1:5.2f} %" if entry.top1 else "      -"
         size = f"{entry.size / 1e6:6.1f} MB" if entry.size else "        -"
         here = "  (fetched)" if cached_path(entry).exists() else ""
+        here = "  (comes with tinyft)" if entry.bundled_file else here
         result(f"{entry.id:{width}}  {entry.arch:15}  {accuracy}  {size}  {entry.licence}{here}")
     return 0
 

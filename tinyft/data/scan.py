@@ -62,12 +62,26 @@ def scan_classes(root: Path) -> Scan:
             )
         folders[name] = entry.path
     for name in sorted(folders):
-        found = _pictures_below(folders[name], scan)
+        found = pictures_below(folders[name], scan)
         if found:
             scan.pictures[name] = found
         else:
             scan.empty.append(name)
     return scan
+
+
+def pictures_below(folder: str | Path, scan: Scan) -> list[Path]:
+    """The pictures in a folder and below it, by name; what is passed over is counted in `scan`."""
+    found = []
+    for entry in _entries(folder, scan):
+        if entry.is_dir():
+            found += pictures_below(entry.path, scan)
+        elif _is_picture(entry):
+            found.append(Path(entry.path))
+        else:
+            suffix = printable(Path(entry.name).suffix)
+            scan.skipped[f"files of another kind ({suffix or 'no extension'})"] += 1
+    return found
 
 
 def class_name(folder_name: str) -> str:
@@ -83,19 +97,6 @@ def is_folder(path: Path) -> bool:
 def has_folders(path: Path) -> bool:
     """Whether there is anything that could be a class."""
     return is_folder(path) and any(entry.is_dir() for entry in _entries(path, Scan()))
-
-
-def _pictures_below(folder: str, scan: Scan) -> list[Path]:
-    found = []
-    for entry in _entries(folder, scan):
-        if entry.is_dir():
-            found += _pictures_below(entry.path, scan)
-        elif _is_picture(entry):
-            found.append(Path(entry.path))
-        else:
-            suffix = printable(Path(entry.name).suffix)
-            scan.skipped[f"files of another kind ({suffix or 'no extension'})"] += 1
-    return found
 
 
 def _is_picture(entry: os.DirEntry) -> bool:
