@@ -82,8 +82,9 @@ def test_nothing_is_missing_and_nothing_is_loaded(files, html):
 
 def test_the_recipe_is_told_in_words_and_numbers(html):
     plan = sections_of(html)["plan"]
-    assert "Phase 1, head alone: 3 steps with stem+layer1 and layer2+layer3 frozen" in plan
-    assert "Phase 2, everything: 3 steps. The learning rate of the head rises from 0.0002" in plan
+    assert "Phase 1 of 2, head alone: 1 epoch of 3 steps, steps 1 to 3. Frozen: stem" in plan
+    assert "Phase 2 of 2, everything: 1 epoch of 3 steps" in plan
+    assert "Learning rates" in plan and "Why:" in plan
     assert "weight decay 0.01" in plan  # of the plan as it was printed
 
 
@@ -143,7 +144,7 @@ def test_a_run_without_a_ledger_says_so(copied):
     text = sections_of(report_html(RunFiles.read(copied, small_data())))
     assert "Not shown: this run kept no ledger" in text["steps"]
     assert "Not shown: this run kept no ledger" in text["proof"]
-    assert "Phase 1, head alone: 3 steps." in text["plan"]
+    assert "Phase 1 of 2, head alone" in text["plan"]
 
 
 def test_without_its_pictures_the_rest_is_shown(copied):
@@ -151,6 +152,8 @@ def test_without_its_pictures_the_rest_is_shown(copied):
     assert "trained on arrays in memory; pass them as data=" in text["learned"]
     assert "trained on arrays in memory" in text["mistakes"]
     assert "Layer by layer" in text["changes"]
+    assert "Phase 1, head alone: 3 steps with stem+layer1 and layer2+layer3 frozen" in text["plan"]
+    assert "Phase 2, everything: 3 steps. The learning rate of the head rises" in text["plan"]
 
 
 def test_other_pictures_are_not_taken_for_the_run_s(copied):

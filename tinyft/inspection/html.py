@@ -46,9 +46,9 @@ code, pre { font: 0.86rem/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas
 pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6px;
   padding: 0.7rem 0.9rem; overflow-x: auto; }
 .wide { overflow-x: auto; margin: 0.6rem 0; }
-table { border-collapse: collapse; font-size: 0.9rem; }
-th, td { text-align: left; vertical-align: top; padding: 0.25rem 0.9rem 0.25rem 0;
-  border-bottom: 1px solid var(--line); }
+table { border-collapse: collapse; font-size: 0.9rem; width: max-content; }
+th, td { max-width: 26rem; text-align: left; vertical-align: top;
+  padding: 0.25rem 0.9rem 0.25rem 0; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums;
   white-space: nowrap; }

@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -82,7 +82,7 @@ class ImageExplanation:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as a self-contained HTML page; an old file of that name is replaced."""
-        title = f"How tinyft sees {self.file}"
+        title = f"How tinyft sees {PurePath(self.file).name}"
         body = f"<h1>{escape(title)}</h1>\n{self._repr_html_()}"
         Path(path).write_text(page(title, body), encoding="utf-8")
 

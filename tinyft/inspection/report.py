@@ -20,6 +20,7 @@ from tinyft.errors import TinyftError
 from tinyft.inspection.diff_page import diff_section
 from tinyft.inspection.html import Markup, escape, page, table
 from tinyft.inspection.learned import wilson
+from tinyft.inspection.plan_in_words import explain
 from tinyft.inspection.report_curves import curves, inside_steps
 from tinyft.inspection.report_mistakes import learned, mistakes
 from tinyft.inspection.run_files import RunFiles
@@ -35,6 +36,7 @@ FROZEN = (
 TILE_STYLE = """<style>
 .tile { background: var(--panel); border-radius: 8px; padding: 0.7rem 1rem; min-width: 9rem; }
 .tile b { display: block; font-size: 1.5rem; line-height: 1.25; }
+nav { margin: 1rem 0; }
 nav a { margin-right: 0.9rem; white-space: nowrap; }
 .chart { flex: 0 1 440px; min-width: 0; margin: 0.6rem 0; }
 table.matrix td, table.matrix th { padding: 0.2rem 0.45rem; }
@@ -153,7 +155,12 @@ def _recipe(run: RunFiles) -> str:
 
 
 def _in_words(run: RunFiles) -> list[Markup]:
-    """What each phase did, a paragraph each."""
+    """What each phase did, a paragraph each: the plan's own words, or without a plan what
+    metrics.csv tells.
+    """
+    if run.plan is not None:
+        _, *paragraphs = explain(run.plan).split("\n\n")  # the first holds facts of today
+        return [escape(paragraph) for paragraph in paragraphs]
     said = []
     for number, (name, start, end) in enumerate(run.phases, 1):
         momentum, rate = (

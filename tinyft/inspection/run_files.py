@@ -31,6 +31,7 @@ from tinyft.inspection.ledger_reading import LedgerReading
 
 if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner
+    from tinyft.finetune.plan import Plan
 
 
 @dataclass
@@ -46,6 +47,7 @@ class RunFiles:
     metrics: dict[str, Any]
     ledger: LedgerReading | None = None
     learner: Learner | None = None
+    plan: Plan | None = None
     judged: Judgements | None = None
     changes: Diff | None = None
     missing: dict[str, str] = field(default_factory=dict)
@@ -66,6 +68,7 @@ class RunFiles:
         run.learner = run._part("learner", lambda: _learner(path, device))
         if run.learner is not None and pictures is not None:
             run.learner.data = pictures
+            run.plan = run._part("plan", lambda: _plan(run.learner, **run.description["plan"]))
             run.judged = run._part("judged", lambda: judge_pictures(run.learner))
         run.changes = run._part("changes", lambda: diff_run(path, pictures, device=device))
         return run
@@ -81,7 +84,7 @@ class RunFiles:
         """What `make` returns, or None and a reason."""
         try:
             return make()
-        except (TinyftError, OSError) as error:
+        except (TinyftError, OSError, ValueError) as error:
             self.missing[name] = str(error)
             return None
 
@@ -151,6 +154,12 @@ def _learner(path: Path, device: str) -> Learner:
         if (path / name).exists():
             return load_learner(path / name, device=device)
     raise RunError("the run has not finished an epoch, so there is no network to judge yet")
+
+
+def _plan(learner: Learner, method: str, **arguments: Any) -> Plan:
+    """The run's plan, made again by the learner that it ended with."""
+    makers = {"plan": learner.plan, "one_cycle_plan": learner.one_cycle_plan}
+    return makers[method](**arguments)
 
 
 def _pictures(description: dict[str, Any], data: PictureData | None) -> PictureData:
