@@ -273,3 +273,20 @@ def test_an_op_of_the_readers_own(frozen_step):
     assert node.op == "cube" and node.formula == "x ** 3." and node.derivative == "dx = 3 x ** 2"
     assert node.forward == [] and node.backward == []
     assert len(node.entries) == 3 and max(e.difference for e in node.entries) < 1e-6
+
+
+def test_where_the_first_number_that_is_none_came_from(frozen_step):
+    learner = small_learner()
+    moment = Moment.of(learner, learner.plan(1), 0)
+    learner.model.layer2.state_dict()["0.conv1.weight"][0, 0] = np.inf
+    with np.errstate(all="ignore"):
+        trace = trace_step(Moment.of(learner, moment.plan, 0))
+    broken = next(node for node in trace if not node.is_finite)
+    assert broken.layer == "layer2.0.conv1"
+    said = str(trace)
+    assert "the loss of step 0 is nan" in said and np.isnan(trace.loss)
+    number = broken.number
+    assert f"the first NaN or infinity came out of node {number} (layer2.0.conv1, conv2d)" in said
+    assert "there was no backward" in said
+    assert all(node.is_finite for node in frozen_step[0])
+    assert "infinity" not in str(frozen_step[0])

@@ -30,6 +30,7 @@ import numpy as np
 
 import tinyft.tensor
 from tinyft import backends
+from tinyft.errors import NonFiniteLossError
 from tinyft.inspection.kernel_watch import KernelCall, KernelWatch
 from tinyft.inspection.moment import Moment
 from tinyft.inspection.open_node import GradientEntry, check_entries, derivative_of, formula_of
@@ -60,8 +61,9 @@ class TracedNode:
     """One call of one op. `number` counts within the trace, from 0.
 
     `kept_bytes` is what backward needs, without parameters and without what an earlier node keeps
-    already. `gradient_norm` is that of the gradient that arrived; `backward` is None where
-    backward did not come. `source` and `call` are "file:line": the op's, and that of its caller.
+    already. `is_finite` says that the result holds neither NaN nor infinity. `gradient_norm` is
+    that of the gradient that arrived; `backward` is None where backward did not come. `source`
+    and `call` are "file:line": the op's, and that of its caller.
     """
 
     number: int
@@ -78,6 +80,7 @@ class TracedNode:
     forward_ms: float
     kept_bytes: int
     recorded: bool
+    is_finite: bool
     backward: list[KernelCall] | None = None
     backward_ms: float | None = None
     gradient_norm: float | None = None
@@ -191,16 +194,21 @@ def trace_step(moment: Moment, *, open: Collection[int] = ()) -> Trace:
     """The tape of the step that a moment stands before; the step is made.
 
     It is made twice: the first time kernels are compiled or loaded and memory is taken for the
-    first time, which says nothing about the step.
+    first time, which says nothing about the step. A loss that is no number ends the trace where it
+    ended the run; the facts say so.
     """
     where = moment.where
-    moment.take()
+    with contextlib.suppress(NonFiniteLossError):
+        moment.take()
     moment.restore()
+    failure = ""
     with trace(moment.learner.model, open=open) as found:
-        record = moment.take()
+        try:
+            found.loss = moment.take().loss
+        except NonFiniteLossError as error:
+            found.loss, failure = float("nan"), str(error)
     found.title = where
-    found.loss = record.loss
-    found.facts.append(f"loss {record.loss:.6g}")
+    found.facts.append(failure or f"loss {found.loss:.6g}")
     return found
 
 
@@ -257,6 +265,7 @@ class _Recorder:
                 forward_ms=_milliseconds(calls, seconds),
                 kept_bytes=0 if node.backward is None else self._kept(node, tensors),
                 recorded=node.backward is not None,
+                is_finite=bool(np.isfinite(backends.host(out.data)).all()),
             )
             self.makers[out] = traced.number
             self.by_node[node.number] = traced

@@ -50,6 +50,12 @@ def headline(trace: Trace) -> list[str]:
         f"{nodes}: forward {forward:.1f} ms, backward {backward:.1f} ms of "
         f"{trace.elapsed_ms:.1f} ms in all{keeps}",
     ]
+    broken = next((node for node in trace if not node.is_finite), None)
+    if broken is not None:
+        lines.append(
+            f"the first NaN or infinity came out of node {broken.number} "
+            f"({f'{broken.layer}, ' if broken.layer else ''}{broken.op})"
+        )
     if trace.others:
         lines.append(f"kernels outside of ops: {', '.join(other_kernels(trace))}")
     return lines
