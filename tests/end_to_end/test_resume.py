@@ -11,6 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
+from tinyft.inspection import Ledger
+
 OPTIONS = ["--weights", "none", "--arch", "cifar_resnet20", "--batch-size", "4", "--seed", "3"]
 OPTIONS += ["--freeze-epochs", "1", "--epochs", "2"]
 STEPS = 15  # 5 in each of 3 epochs
@@ -56,6 +58,10 @@ def contents(run):
 
             file.visititems(note)
             found[f"{name} metrics"] = file.attrs["metrics"]
+    ledger = Ledger.read(run)
+    assert ledger.balance() == []
+    for name in ("steps", "groups", "layers", "ids", "statistics", "epochs", "phases"):
+        found[f"ledger {name}"] = ledger.tables[name].tobytes()
     return found
 
 
@@ -99,7 +105,8 @@ RUN = "tinyft.finetune.run"
         (f"{RUN}.save", 1, "after", "rare", 0),  # best.h5 ahead of its checkpoint
         (f"{RUN}:Run.checkpoint", 3, "after", "rare", 15),  # all steps made, nothing reported
         (f"{RUN}:Run.end", 1, "after", "rare", None),  # too late
-        ("os.replace", 3, "before", "often", 1),  # a checkpoint under its temporary name
+        ("os.replace", 2, "before", "often", 0),  # the ledger under its temporary name
+        ("os.replace", 4, "before", "often", 1),  # a checkpoint under its temporary name
         (f"{RUN}.write_json", 2, "before", "rare", 15),  # learner.h5 saved, not said to be
     ],
 )

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from tinyft.errors import RunError
 from tinyft.finetune.optim import SGD
 from tinyft.finetune.resume import resume
 from tinyft.finetune.run import Run
+from tinyft.inspection.ledger_file import close_written
 
 ROOT = Path(__file__).parents[2]
 
@@ -319,6 +321,10 @@ def test_after_kill_9_what_was_flushed_can_be_read(tmp_path):
     child.wait()
     steps = metrics.read_text().count("\n") - 1
     dead = ft.Ledger.read(tmp_path / "cut")
+    whole = (tmp_path / "cut" / "ledger.h5").read_bytes()
+    (tmp_path / "short.h5").write_bytes(whole[:5000])
+    with pytest.raises(RunError, match="its end is missing"):
+        ft.Ledger.read(tmp_path / "short.h5")
     assert dead.steps["step"].tolist()[:steps] == list(range(steps))
     assert len(dead.steps["step"]) <= steps + 1 and dead.balance() == []
     learner, plan, _, start, _ = resume(tmp_path / "cut", small_data())
@@ -339,8 +345,12 @@ def test_what_is_no_ledger_says_so(tmp_path):
     (tmp_path / "ledger.h5").write_bytes(b"nothing of the kind")
     with pytest.raises(RunError, match="is damaged or no ledger"):
         ft.Ledger.read(tmp_path)
-    small_learner().save(tmp_path / "learner.h5")
+    with h5py.File(tmp_path / "other.h5", "w", libver="latest") as file:
+        file.attrs["format"] = "another"
     with pytest.raises(RunError, match="is not a ledger"):
+        ft.Ledger.read(tmp_path / "other.h5")
+    small_learner().save(tmp_path / "learner.h5")
+    with pytest.raises(RunError, match="is damaged or no ledger"):
         ft.Ledger.read(tmp_path / "learner.h5")
     with pytest.raises(RunError, match="is empty: no step"):
         _ = ft.Ledger().reading
@@ -353,6 +363,18 @@ def test_a_truncated_ledger_is_an_error_and_nothing_worse(run, tmp_path):
         path.write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(RunError, match="is damaged or no ledger"):
             ft.Ledger.read(path)
+
+
+def test_a_run_goes_on_without_its_ledger_if_that_is_damaged(tmp_path):
+    cut_off(tmp_path / "cut", 3)
+    ledger = tmp_path / "cut" / "ledger.h5"
+    ft.Ledger.read(ledger)
+    close_written(ledger)
+    ledger.write_bytes(ledger.read_bytes()[:4000])
+    learner, plan, resumed, start, _ = resume(tmp_path / "cut", small_data())
+    with pytest.warns(UserWarning, match="a new ledger begins with step 3"):
+        learner.execute(plan, observers=[ft.Ledger(tmp_path / "cut"), resumed], start=start)
+    assert ft.Ledger.read(tmp_path / "cut").steps["step"].tolist() == [3, 4, 5, 6, 7, 8]
 
 
 def test_without_a_run_no_file_is_written(tmp_path, monkeypatch):

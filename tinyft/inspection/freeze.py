@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyft import backends
 from tinyft.errors import WeightsError
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.optim import Optimizer
@@ -59,7 +60,7 @@ class TensorChange:
 def snapshot(model: Module | Learner) -> Before:
     """A copy of every parameter and buffer, for `changed`."""
     model = model.model if isinstance(model, Learner) else model
-    arrays = {name: np.array(array, order="K") for name, array in model.state_dict().items()}
+    arrays = {n: np.array(backends.host(a), order="K") for n, a in model.state_dict().items()}
     return Before(arrays, _trained(model))
 
 
@@ -74,7 +75,7 @@ def changed(before: Before, model: Module | Learner, optimizer: Optimizer | None
     """
     if isinstance(model, Learner):
         model, optimizer = model.model, optimizer or model.optimizer
-    after = model.state_dict()
+    after = {name: backends.host(array) for name, array in model.state_dict().items()}
     if {n: a.shape for n, a in after.items()} != {n: a.shape for n, a in before.arrays.items()}:
         raise WeightsError(
             "the network has other tensors than the snapshot; take one of this network"
@@ -111,8 +112,9 @@ class Changes:
             if _bits(before[name]) == _bits(array):
                 tensors.append(TensorChange(name, True))
                 continue
-            old = np.asarray(before[name], np.float64)
-            step = np.asarray(array, np.float64) - old
+            # Row by row, or the last digit would depend on the order of memory.
+            old = np.asarray(before[name], np.float64).ravel()
+            step = np.asarray(array, np.float64).ravel() - old
             distance, size = float(np.linalg.norm(step)), float(np.linalg.norm(old))
             relative = distance / size if size else float("inf")
             largest = float(np.abs(step).max())
@@ -248,7 +250,7 @@ def _known(name: str, optimizer: Optimizer) -> tuple[bool, bool]:
     decays = group.weight_decay * group.lr > 0 and name not in group.undecayed
     state = optimizer.state.get(name, {})
     memory = state.get("average", state.get("velocity"))
-    return decays, memory is not None and bool(np.any(memory))
+    return decays, memory is not None and bool(np.any(backends.host(memory)))
 
 
 def _is_multiple(before: np.ndarray, after: np.ndarray) -> bool:

@@ -39,11 +39,13 @@ Next: tinyft/inspection/ledger_file.py
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tinyft import backends
 from tinyft.display import Displayed
 from tinyft.errors import RunError
 from tinyft.finetune.run import CHECKPOINT
@@ -178,7 +180,8 @@ class Ledger(Displayed):
     def _statistics(self) -> np.ndarray:
         """Every batch norm's running mean and variance: (2, channels)"""
         norms = self.norms_of.values()
-        means, variances = [n.running_mean for n in norms], [n.running_var for n in norms]
+        means = [backends.host(norm.running_mean) for norm in norms]
+        variances = [backends.host(norm.running_var) for norm in norms]
         return np.array([np.concatenate(means), np.concatenate(variances)])
 
     # ------------------------------------------------------------------------------------- the file
@@ -212,7 +215,11 @@ class Ledger(Displayed):
         """
         if self.path is None or not self.path.exists():
             return {}
-        kept, _ = ledger_file.read(self.path)
+        try:
+            kept, _ = ledger_file.read(self.path)
+        except RunError as error:
+            warnings.warn(f"{error}; a new ledger begins with step {step}", stacklevel=2)
+            return {}
         ledger_file.close_written(self.path)
         count = int((kept["steps"][:, 0] < step).sum())
         epochs = int((kept["epochs"][:, EPOCH_COLUMNS.index("step")] < step).sum())

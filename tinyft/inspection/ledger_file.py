@@ -10,6 +10,7 @@ Next: tinyft/inspection/ledger_reading.py
 from __future__ import annotations
 
 import json
+import os
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "tinyft-ledger", 1
 CHUNK_BYTES = 32 << 10  # of a table; it grows on the disk by so much at a time
 MOST_BYTES = 8 << 30  # of one table that is read
+# HDF5 file format specification, superblock version 3: signature and version, byte 11 says whether
+# a writer has the file open, bytes 28 to 35 how long it is.
+SUPERBLOCK = b"\x89HDF\r\n\x1a\n\x03"
 
 _written: weakref.WeakValueDictionary[Path, LedgerFile] = weakref.WeakValueDictionary()
 
@@ -98,7 +102,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """All tables and the description of a ledger, also of one that is being written or whose
     writer was killed.
 
-    Raises: RunError if it cannot be read
+    Raises: RunError if it cannot be read, PermissionError
     """
     import h5py
 
@@ -106,14 +110,32 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if own is not None:  # HDF5 does not open a file twice in one process
         return contents(own.file)
     try:
-        with h5py.File(path, "r", libver="latest", swmr=True, locking="best-effort") as file:
+        options = {"swmr": True} if _left_open(path) else {}
+        with h5py.File(path, "r", libver="latest", locking="best-effort", **options) as file:
             return contents(file)
     except FileNotFoundError:
         raise RunError(f"there is no ledger {path}: was the run made without one?") from None
-    except RunError:
+    except (RunError, PermissionError):
         raise
     except Exception as error:  # HDF5 raises many kinds for damage
         raise RunError(f"{path} is damaged or no ledger ({error})") from error
+
+
+def _left_open(path: Path) -> bool:
+    """Whether a writer is at work on the file, or was when it was killed.
+
+    Only then may it be opened as a reader of a growing file: such a reader takes damage for a write
+    in progress and waits for its end, for hours.
+    Raises: RunError if the file is shorter than its writer had made it
+    """
+    with path.open("rb") as file:
+        start = file.read(36)
+        size = os.fstat(file.fileno()).st_size
+    if start[:9] != SUPERBLOCK:
+        raise RunError(f"{path} is damaged or no ledger (it does not begin as one)")
+    if size < int.from_bytes(start[28:36], "little"):
+        raise RunError(f"{path} is damaged or no ledger (its end is missing)")
+    return bool(start[11])
 
 
 def close_written(path: Path) -> None:
