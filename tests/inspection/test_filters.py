@@ -35,6 +35,13 @@ def test_before_and_after_share_a_scale_and_the_change_has_its_own():
     assert enlarged == 2.0
 
 
+def test_a_dead_filter_stays_grey():
+    weight = np.zeros((2, 3, 3, 3))
+    weight[0], weight[1] = 1.0, 1e-4
+    before, _, _, _ = before_and_after(weight, weight)
+    assert (before[1:4, 1:4] == 255).all() and (before[1:4, 5:8] == 128).all()
+
+
 def test_no_change_is_grey_everywhere():
     weight = np.random.default_rng(0).normal(size=(4, 3, 3, 3))
     first, second, change, enlarged = before_and_after(weight, weight)

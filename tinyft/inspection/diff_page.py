@@ -15,7 +15,7 @@ from tinyft.inspection.html import Markup, escape, page, picture, table
 if TYPE_CHECKING:
     from tinyft.inspection.diff import Diff, Move
 
-_WIDTH = 260  # of the longest bar, in CSS pixels
+_WIDTH = 150  # of the longest bar, in CSS pixels
 _FILTERS = 320  # of a picture of filters, about
 
 
@@ -43,17 +43,17 @@ def _stages(diff: Diff) -> str:
     ]
     return (
         "<h2>How far the weights went</h2>\n"
-        "<p>|after - before| / |before| of all weights of a stage. Bars are logarithmic, from "
-        f"{low:.0e} to {high:.0e}. Where the learning rates grow from stage to stage, as in the "
-        "usual recipe, so do the bars.</p>\n" + table(["stage", *diff.spans], rows)
+        "<p>|after - before| / |before| of a stage's convolutions and linear layers. Bars are "
+        f"logarithmic, from {low:.0e} to {high:.0e}. Where the learning rates grow from stage to "
+        "stage, as in the usual recipe, so do the bars.</p>\n" + table(["stage", *diff.spans], rows)
     )
 
 
 def _bar(move: Move, low: float, high: float) -> Markup:
-    """A bar with its number."""
+    """A bar with its number. On a narrow screen the table scrolls: squeezed bars would lie."""
     length = 0 if move.identical else bar_length(move.distance, low, high, _WIDTH)
     return Markup(
-        f'<svg width="{_WIDTH}" height="14" viewBox="0 0 {_WIDTH} 14" role="img" '
+        f'<svg style="max-width: none" width="{_WIDTH}" height="14" role="img" '
         f'aria-label="{shown(move)}"><rect width="{length}" height="14" rx="2" '
         f'fill="var(--series-1)"/></svg><br>{shown(move)}'
     )
@@ -69,7 +69,8 @@ def _first_filters(diff: Diff) -> str:
         for grid, caption in ((before, diff.titles[0]), (after, diff.titles[-1]), (change, said))
     )
     return (
-        "<h2>The first layer's filters</h2>\n<p>Each is what it looks for; grey is zero.</p>\n"
+        "<h2>The first layer's filters</h2>\n<p>Each is what it looks for, grey where it "
+        "does not care; before and after on one scale, the change on another.</p>\n"
         f'<div class="row">{figures}</div>'
     )
 

@@ -18,6 +18,7 @@ import numpy as np
 from tinyft.errors import ShapeError
 
 GREY = 128
+FAINTEST = 0.1  # of the strongest filter: what is weaker still is dead, and shown as grey
 _GROUND = 255  # of the gaps between filters
 
 
@@ -58,6 +59,7 @@ def before_and_after(
     axes = (1, 2, 3)
     scale = np.maximum(np.abs(before).max(axis=axes), np.abs(after).max(axis=axes))
     most = float(np.abs(change).max())
+    scale = np.maximum(scale, FAINTEST * scale.max())
     # One scale for all filters, so that the one that moved most stands out.
     enlarged = float(scale.max()) / most if most else math.inf
     change_scale = np.full(len(before), most)
