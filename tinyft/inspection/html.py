@@ -58,6 +58,7 @@ img { max-width: 100%; height: auto; border-radius: 3px; }
 img.enlarged { image-rendering: pixelated; }
 .soft { color: var(--soft); } .good { color: var(--good); } .bad { color: var(--bad); }
 .row { display: flex; flex-wrap: wrap; gap: 1rem 1.4rem; }
+.row > * { min-width: 0; max-width: 100%; } /* a wide table scrolls, the page does not */
 svg { max-width: 100%; height: auto; }
 @media print { body { max-width: none; } h2 { break-after: avoid; } }
 """

@@ -160,7 +160,7 @@ def _in_words(run: RunFiles) -> list[Markup]:
     """
     if run.plan is not None:
         _, *paragraphs = explain(run.plan).split("\n\n")  # the first holds facts of today
-        return [escape(paragraph) for paragraph in paragraphs]
+        return [_paragraph(paragraph) for paragraph in paragraphs]
     said = []
     for number, (name, start, end) in enumerate(run.phases, 1):
         momentum, rate = (
@@ -178,6 +178,16 @@ def _in_words(run: RunFiles) -> list[Markup]:
         )
         said.append(Markup(f"<b>Phase {number}, {escape(name)}</b>: {escape(text)}"))
     return said
+
+
+def _paragraph(text: str) -> Markup:
+    """A paragraph of the plan in words: its title bold, the files where to look on a line apart."""
+    said, _, where = text.partition("\n  Where: ")
+    title, colon, rest = said.partition(":")
+    if not title.startswith("Phase "):
+        return escape(text)
+    files = f'<br><span class="soft">Where: {escape(where)}</span>' if where else ""
+    return Markup(f"<b>{escape(title)}</b>{colon}{escape(rest)}{files}")
 
 
 def _inside_steps(run: RunFiles) -> str:
