@@ -1,0 +1,23 @@
+"""`tinyft plan --explain`, and the ledger that `tinyft finetune` keeps."""
+
+from __future__ import annotations
+
+from tinyft.inspection import Ledger
+
+
+def test_a_plan_in_words(tinyft, pictures, tiny):
+    done = tinyft("plan", pictures, *tiny, "--freeze-epochs", "1", "--explain")
+    assert done.code == 0
+    assert "Phase 1 of 2, head alone: 1 epoch of 2 steps, steps 1 to 2." in done.out
+    assert "Where: phases and rates: tinyft/finetune/recipe.py" in done.out
+    assert "forecast: about" in done.out
+    plain = tinyft("plan", pictures, *tiny, "--freeze-epochs", "1")
+    assert "lr peak" in plain.out and "Why:" not in plain.out
+
+
+def test_a_run_keeps_a_ledger(trained, tmp_path):
+    book = Ledger.read(tmp_path / trained)
+    lines = (tmp_path / trained / "metrics.csv").read_text().splitlines()
+    assert len(book.steps["step"]) == len(lines) - 1
+    assert book.balance() == []
+    assert [proof.title for proof in book.proofs] == ["everything"]
