@@ -35,7 +35,7 @@ ORDER = [
     ["data"],
     ["finetune"],
     ["inspection"],
-    ["bench", "bench_onnx", "bench_processes", "bench_torch"],
+    ["bench", "bench_gpu", "bench_onnx", "bench_processes", "bench_torch"],
     ["cli", "__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

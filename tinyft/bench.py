@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyft import ops
+from tinyft import backends, ops
 from tinyft.errors import TinyftError
 from tinyft.finetune.groups import Group
 from tinyft.finetune.optim import SGD
@@ -77,13 +77,13 @@ def batch(case: Case) -> tuple[np.ndarray, np.ndarray]:
     return draw.standard_normal(shape, np.float32), draw.integers(0, 10, case.batch_size)
 
 
-def our_side(case: Case, mode: str) -> Side:
-    """A training step of everything (forward, loss, backward, SGD with momentum), or inference
-    with folded batch norms.
+def our_side(case: Case, mode: str, *, device: str = "auto", frozen: bool = False) -> Side:
+    """A training step (forward, loss, backward, SGD with momentum) of everything, or of the last
+    layer if the others are `frozen`; or inference with folded batch norms.
     """
-    network = build(case.arch, seed=0)
+    network = build(case.arch, seed=0).to(device)
     pictures, labels = batch(case)
-    x = Tensor.wrap(pictures)
+    x = Tensor.wrap(backends.place(pictures, device))
     if mode == "inference":
         folded = fold(network)
 
@@ -93,6 +93,8 @@ def our_side(case: Case, mode: str) -> Side:
 
         return infer
     parameters = dict(network.named_parameters())
+    for name, parameter in parameters.items():
+        parameter.requires_grad = name.startswith("fc.") or not frozen
     group = Group("all", parameters, {}, frozenset(), lr=LR, momentum=MOMENTUM, weight_decay=0.0)
     optimizer = SGD([group], momentum=MOMENTUM)
 

@@ -8,7 +8,8 @@ Next: tinyft/bench_onnx.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -142,3 +143,68 @@ def sides(case: Case, mode: str, threads: int) -> Iterator[tuple[str, Side]]:
         else:
             yield f"pytorch_{layout}", inference_side(case, layout, folded=False)
             yield f"pytorch_{layout}_folded", inference_side(case, layout, folded=True)
+
+
+# ------------------------------------------------------------------------------------- on a GPU
+
+
+def device_sides(
+    case: Case, frozen: bool, device: str = "cuda"
+) -> Iterator[tuple[str, Side, Callable[[], None]]]:
+    """Eager training steps on a device with PyTorch's defaults (TF32 in convolutions), and how to
+    wait for it; each layout with cuDNN's choice of algorithms as it comes, and measured.
+    """
+    labels = torch.from_numpy(batch(case)[1]).to(device)
+    for layout, measured in itertools.product(LAYOUTS, (False, True)):
+        torch.backends.cudnn.benchmark = measured
+        network = Network(build(case.arch, seed=0)).to(device, memory_format=LAYOUTS[layout])
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad = name.startswith("fc.") or not frozen
+        trained = [p for p in network.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=LR, momentum=MOMENTUM)
+        pictures = _pictures(case, layout).to(device)
+
+        def step(network=network, optimizer=optimizer, pictures=pictures) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(network(pictures), labels)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        suffix = "_measured" if measured else ""
+        yield f"pytorch_{layout}{suffix}", step, _waiting_for(device)
+
+
+def layer_sides(
+    N: int, picture: tuple, weight_shape: tuple, stride: int, padding: int, device: str = "cuda"
+) -> dict[str, tuple]:
+    """Forward, input gradient and weight gradient of one convolution, and how to wait for them."""
+    (H, W, C), sides = picture, {}
+    for layout, memory in LAYOUTS.items():
+        x = torch.randn(N, C, H, W, device=device).contiguous(memory_format=memory)
+        weight = torch.randn(weight_shape, device=device).contiguous(memory_format=memory)
+        dout = torch.randn_like(nn.functional.conv2d(x, weight, None, stride, padding))
+
+        def gradient(*wanted: bool, arrays=(dout, x, weight)) -> torch.Tensor:
+            window = [stride, stride], [padding, padding], [1, 1], False, [0, 0], 1
+            mask = (*wanted, False)
+            return torch.ops.aten.convolution_backward(*arrays, None, *window, mask)
+
+        passes = (
+            lambda x=x, weight=weight: nn.functional.conv2d(x, weight, None, stride, padding),
+            lambda gradient=gradient: gradient(True, False),
+            lambda gradient=gradient: gradient(False, True),
+        )
+        sides[f"pytorch_{layout}"] = passes, _waiting_for(device)
+    return sides
+
+
+def peak_bytes() -> int:
+    """The most of the GPU's memory that PyTorch's tensors had at once."""
+    return torch.cuda.max_memory_allocated()
+
+
+def _waiting_for(device: str) -> Callable[[], None]:
+    return torch.cuda.synchronize if device == "cuda" else lambda: None

@@ -70,7 +70,7 @@ def check_backend(name: str) -> str:
     failures = []
     for case in (*KERNEL_CASES, *OP_CASES, *REFUSALS):
         try:
-            _check(case, name)
+            check_case(case, name)
         except ContractError as error:
             failures.append(str(error))
     if failures:
@@ -81,7 +81,8 @@ def check_backend(name: str) -> str:
     )
 
 
-def _check(case: KernelCase | OpCase | Refusal, backend: str) -> None:
+def check_case(case: KernelCase | OpCase | Refusal, backend: str) -> None:
+    """Check one case of any kind. Raises: ContractError"""
     if isinstance(case, KernelCase):
         check_kernel(case, backend)
     elif isinstance(case, OpCase):

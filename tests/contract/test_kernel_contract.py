@@ -9,8 +9,7 @@ from tinyft.testing import KERNEL_CASES, check_kernel
 
 # Where arrays are and what computes them; tests/backends/gpu/ tests what these do.
 NO_KERNELS = {
-    "current", "description", "download", "peak_bytes", "synchronize", "together", "upload",
-    "uploads",
+    "current", "description", "download", "peak_bytes", "synchronize", "upload", "uploads",
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.finetune.conftest import bits, small_data, small_learner
+from tinyft import backends
 from tinyft.finetune import forecast as module
 
 FULL, NEW, KEPT, JUDGED, FOLDED = 100.0, 40.0, 1.0, 7.0, 3.0  # seconds
@@ -62,11 +63,11 @@ def test_one_batch_is_enough(clock):
 
 
 def test_memory_that_is_yet_to_be_filled_is_added(monkeypatch):
-    resource = pytest.importorskip("resource")
+    pytest.importorskip("resource")
     learner = small_learner(small_data(augment=None), bn="frozen")
     plan = learner.plan(1)
     found = learner.forecast(plan)
-    so_far = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * module.memory_unit()
+    so_far = backends.get("cpu").peak_bytes()
     assert found.peak_bytes <= so_far + plan.cached_bytes[0] + learner.data.cache.bytes_of(33)
     assert found.peak_bytes >= plan.cached_bytes[0]
     picture = 24 * 24 * 3

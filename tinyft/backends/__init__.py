@@ -149,6 +149,14 @@ def assign(target: Array, values: Array) -> None:
     target[...] = beside(values, target)
 
 
+def together(array: Array | None) -> contextlib.AbstractContextManager:
+    """Within this block the device of `array` may put optimizer steps off to its end, and make them
+    at once. Main memory has no use for that.
+    """
+    device = "cpu" if array is None else device_of(array)
+    return contextlib.nullcontext() if device == "cpu" else get(device).together()
+
+
 def resolve(device: str) -> str:
     """`auto` as "gpu:0" where that works and no `use` has chosen; else as it is. A name as itself,
     "gpu" with its number.
@@ -195,6 +203,7 @@ __all__ = [
     "of",
     "place",
     "resolve",
+    "together",
     "use",
     "watch",
     "why_no_gpu",

@@ -80,10 +80,6 @@ class Backend:
         """Within this block operators on this backend's arrays work."""
         return nullcontext()
 
-    def together(self) -> AbstractContextManager:
-        """Within this block optimizer steps may be put off to its end, and be made at once."""
-        return nullcontext()
-
     def synchronize(self) -> None:
         """Wait until everything that was asked for is computed."""
 

@@ -6,12 +6,14 @@ Next: tinyft/bench.py
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from tinyft.cli.failures import RequestError
-from tinyft.cli.output import json_result, result, say
-from tinyft.cli.parser import add_command, add_json, whole
+from tinyft.cli.output import json_result, one_line, result, say
+from tinyft.cli.parser import add_command, add_json, device, whole
 
 NAMES = {
     "tinyft": "tinyft",
@@ -52,10 +54,19 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--alone", action="store_true", help="leave out the others, although they are installed")
     add("--memory", action="store_true", help="measure peak memory instead of time")
     add("--cold", action="store_true", help="measure the time to the first step instead")
+    add(
+        "--backend", type=device, metavar="NAME",
+        help="gpu: check every kernel on a GPU, then measure layers and steps there",
+    )  # fmt: skip
+    add("--out", metavar="FILE", help="with --backend gpu: the JSON file (tinyft-bench-gpu.json)")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if (args.backend or "cpu").startswith("gpu"):
+        return _run_on_gpu(args)
+    if args.backend or args.out:
+        raise RequestError("--out needs --backend gpu; without it the CPU is measured")
     from tinyft import bench
     from tinyft.backends.cpu.threads import get_num_threads, set_num_threads
 
@@ -77,6 +88,27 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         json_result(found)
     return 0
+
+
+def _run_on_gpu(args: argparse.Namespace) -> int:
+    """Everything there is to know about the GPU backend here, in one file."""
+    from tinyft import backends, bench, bench_gpu
+
+    backends.get(args.backend)  # says what is missing, before anything begins
+    if args.memory or args.cold or args.threads:
+        raise RequestError("--memory, --cold and --threads are for the CPU, not --backend gpu")
+    only = args.arch or args.batch_size or args.size
+    cases = _cases(args) if only else bench_gpu.CASES
+    path = Path(args.out or "tinyft-bench-gpu.json")
+    args.working = True
+    show = say if args.json else result
+    found = {"machine": bench.load(), "versions": bench.versions()}
+    found |= bench_gpu.everything(cases, args.backend, args.rounds, args.alone, show)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    say(f"written to {one_line(str(path))}")
+    if args.json:
+        json_result(found)
+    return 1 if found["contract"]["failures"] else 0
 
 
 def _cases(args: argparse.Namespace) -> tuple:

@@ -101,17 +101,19 @@ class BarDisplay(PlainDisplay):
         self.task = self.progress.add_task(
             plan.phases[0].name, total=plan.steps, completed=start, figures=""
         )
-        self.accuracy = ""
+        self.accuracy = self.loss = ""
 
     def after_step(self, learner: Learner, record: StepRecord) -> None:
         super().after_step(learner, record)
         if record.validation:
             self.accuracy = f", accuracy {percent(record.validation.accuracy)}"
+        if record.is_fetched:  # else the last one that was: a bar is not worth waiting for
+            self.loss = f"loss {record.smooth_loss:.4f}"
         self.progress.update(
             self.task,
             description=record.phase,
             completed=self.done,
-            figures=f"loss {record.smooth_loss:.4f}{self.accuracy}, {self.time_left()}",
+            figures=f"{self.loss}{self.accuracy}, {self.time_left()}",
         )
 
     def line(self, text: str) -> None:

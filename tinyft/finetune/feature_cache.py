@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tinyft import backends
 from tinyft.data.loader import Batch, PictureData
 from tinyft.nn.resnet import ResNet
 from tinyft.tensor import Tensor, no_grad
@@ -26,6 +27,10 @@ class FeatureCache:
     def __init__(self, body: Callable[[Tensor], Tensor], prepare: Callable[[np.ndarray], Tensor]):
         self.body, self.prepare = body, prepare
         self.kept: dict[int, np.ndarray] = {}
+
+    def to(self, device: str) -> None:
+        """Move all that is kept to a device."""
+        self.kept = {i: backends.place(array, device) for i, array in self.kept.items()}
 
     def features(self, batch: Batch) -> Tensor:
         """(N, h, w, C), computed if a picture of the batch is new, else from memory."""

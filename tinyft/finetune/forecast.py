@@ -7,7 +7,6 @@ Next: tinyft/finetune/run.py
 from __future__ import annotations
 
 import itertools
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -67,7 +66,7 @@ def _without_cache(learner: Learner, phase: Phase) -> float:
     """The seconds of a phase, each of whose steps costs the same."""
     batches = _training_batches(learner)
     learner.train_step(next(batches), phase.name)
-    return phase.steps * _seconds(lambda: learner.train_step(next(batches), phase.name))
+    return phase.steps * _seconds(learner, lambda: learner.train_step(next(batches), phase.name))
 
 
 def _with_cache(learner: Learner, phase: Phase) -> float:
@@ -80,8 +79,8 @@ def _with_cache(learner: Learner, phase: Phase) -> float:
     cache = _empty_cache(learner)
     batch = next(batches)
     step(batch, cache)
-    kept = _seconds(lambda: step(batch, cache))
-    new = _seconds(lambda: step(next(batches), _empty_cache(learner)))
+    kept = _seconds(learner, lambda: step(batch, cache))
+    new = _seconds(learner, lambda: step(next(batches), _empty_cache(learner)))
     return phase.steps_per_epoch * new + (phase.steps - phase.steps_per_epoch) * kept
 
 
@@ -99,12 +98,12 @@ def _evaluation(learner: Learner) -> float:
         data.valid_batches(preprocess) for _ in itertools.count()
     )
     with no_grad(), backends.use(learner.device):
-        folding = _seconds(lambda: fold(learner.model), 1)
+        folding = _seconds(learner, lambda: fold(learner.model), 1)
         network = fold(learner.model)
         judge_batch(learner, network, next(batches))
         whole = min(MEASURED, max(count - 1, 1))  # batches of the full size, if there are such
         return folding + count * _seconds(
-            lambda: judge_batch(learner, network, next(batches)), whole
+            learner, lambda: judge_batch(learner, network, next(batches)), whole
         )
 
 
@@ -114,11 +113,14 @@ def _training_batches(learner: Learner) -> Iterator[Batch]:
         yield from learner.data.train_batches(epoch, learner.preprocess)
 
 
-def _seconds(work: Callable[[], object], times: int = MEASURED) -> float:
-    """Of one call, the mean over several."""
+def _seconds(learner: Learner, work: Callable[[], object], times: int = MEASURED) -> float:
+    """Of one call on the learner's device, the mean over several."""
+    device = backends.get(learner.device)
+    device.synchronize()
     start = time.perf_counter()
     for _ in range(times):
         work()
+    device.synchronize()
     return (time.perf_counter() - start) / times
 
 
@@ -126,16 +128,9 @@ def _peak_bytes(learner: Learner, plan: Plan) -> int | None:
     """The most memory that this process has used so far, which includes steps of every phase, and
     what will be kept beside: the body's features, and pictures that were not decoded yet.
     """
-    try:
-        import resource
-    except ImportError:  # Windows
+    so_far = backends.get(learner.device).peak_bytes()
+    if so_far is None:
         return None
-    so_far = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * memory_unit()
     pictures = learner.data.n_train + learner.data.n_valid
     to_come = learner.data.cache.bytes_of(pictures) - learner.data.cache.used
     return so_far + max(plan.cached_bytes) + max(to_come, 0)
-
-
-def memory_unit() -> int:
-    """Bytes in what the system counts memory in."""
-    return 1 if sys.platform == "darwin" else 1024

@@ -38,20 +38,24 @@ def evaluate(learner: Learner, data: PictureData) -> Evaluation:
         )
     if data.n_valid == 0:
         raise DataError("there are no validation pictures; give some, or a valid_fraction above 0")
-    right, loss = 0, 0.0
     with no_grad(), backends.use(learner.device):
         network = fold(learner.model)
-        for batch in data.valid_batches(learner.adjusted_preprocess()):
-            right_here, loss_here = judge_batch(learner, network, batch)
-            right, loss = right + right_here, loss + loss_here
+        batches = data.valid_batches(learner.adjusted_preprocess())
+        batches = backends.get(learner.device).uploads(batches)
+        judged = [(*judge_batch(learner, network, batch), len(batch.ids)) for batch in batches]
+    right = sum(int(backends.host(right)) for right, _, _ in judged)
+    loss = sum(float(backends.host(loss)) * n for _, loss, n in judged)
     return Evaluation(data.n_valid, right / data.n_valid, loss / data.n_valid)
 
 
-def judge_batch(learner: Learner, network: Module, batch: Batch) -> tuple[int, float]:
-    """How many pictures of a batch are right, and the sum of their losses."""
+def judge_batch(learner: Learner, network: Module, batch: Batch) -> tuple[Any, Any]:
+    """How many pictures of a batch are right, and their mean loss: numbers () on the device, to be
+    read when every batch is on its way.
+    """
     logits = network(learner.input(batch.images))
-    right = int((logits.data.argmax(axis=1) == batch.labels).sum())
-    return right, learner.loss(logits, batch.labels).item() * len(batch.ids)
+    labels = backends.beside(batch.labels, logits.data)
+    right = (logits.data.argmax(axis=1) == labels).sum()
+    return right, learner.loss(logits, batch.labels).data
 
 
 def predict(learner: Learner, images: list[Any] | tuple[Any, ...]) -> list[Prediction]:
@@ -65,7 +69,7 @@ def predict(learner: Learner, images: list[Any] | tuple[Any, ...]) -> list[Predi
         network = fold(learner.model)
         for image in images:
             pixels = prepare(image, preprocess)[None]  # (1, S, S, 3)
-            probabilities = softmax(network(learner.input(pixels)).data[0])
+            probabilities = softmax(backends.host(network(learner.input(pixels)).data[0]))
             best = int(probabilities.argmax())
             name = str(image) if isinstance(image, str | Path) else "array"
             label, probability = learner.classes[best], float(probabilities[best])

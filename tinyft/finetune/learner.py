@@ -8,7 +8,6 @@ Next: tinyft/finetune/proof.py
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from tinyft.finetune.proof import digests, expected_identical, prove
 from tinyft.finetune.recipe import Phase, fine_tune_phases, one_cycle_phase
 from tinyft.finetune.records import (
     Evaluation,
+    Losses,
     Prediction,
     SmoothLoss,
     StepRecord,
@@ -70,7 +70,6 @@ class Learner:
         if self.bn not in layer_groups.BN_PRESETS:
             known = ", ".join(layer_groups.BN_PRESETS)
             raise ValueError(f"bn must be one of {known}; got {self.bn!r}")
-        backends.get(self.device)  # raises for one that does not work here
         if self.class_weights is not None:
             self.class_weights = np.asarray(self.class_weights, self.dtype)
         self.groups = layer_groups.layer_groups(self.model)
@@ -85,11 +84,31 @@ class Learner:
         self.norms = [norm for group in self.groups for norm in group.norms.values()]
         self.trained: frozenset[str] = frozenset()  # parameters that ever had a gradient
         self.step = self.epoch = 0
-        self.smooth = SmoothLoss()
+        self.smooth, self.losses = SmoothLoss(), Losses()
+        self.cache: FeatureCache | None = None  # of the phase in progress, if it keeps features
         self.phase_digests: dict[str, str] = {}
         self.history: list[StepRecord] = []
         self.validation: Evaluation | None = None  # the newest
         self.run_folder: Path | None = None  # where the run in progress is written
+        self.to(self.device)
+
+    def to(self, device: str) -> Learner:
+        """Move everything to a device, "cpu", "gpu" or "gpu:1": parameters, statistics, what the
+        optimizer remembers, features that were kept. "auto": a GPU if one works. Returns itself.
+
+        Files never say where a learner was: they are written from main memory.
+        Raises: DeviceError for a device that does not work here; nothing is moved then
+        """
+        device = backends.resolve(device)
+        self.read_losses()
+        self.model.to(device)
+        self.optimizer.to(device)
+        if self.class_weights is not None:
+            self.class_weights = backends.place(self.class_weights, device)
+        if self.cache is not None:
+            self.cache.to(device)
+        self.device = device
+        return self
 
     # ---------------------------------------------------------------------------------- what trains
 
@@ -280,6 +299,7 @@ class Learner:
             if start < done + phase.steps:
                 self.enter(phase, plan, resumed=start > done)
                 cache = FeatureCache(self.model.features, self.input) if cached_bytes else None
+                self.cache = cache
                 yield from self._phase(phase, norms, max(0, start - done), cache)
             done += phase.steps
 
@@ -312,9 +332,11 @@ class Learner:
             in_epoch = i % phase.steps_per_epoch
             if in_epoch == 0 or i == start:
                 batches = self.data.train_batches(self.epoch, self.preprocess, in_epoch)
+                batches = backends.get(self.device).uploads(batches)
             self.set_rates(phase, i)
             record = self.train_step(next(batches), phase.name, norms=norms, cache=cache)
             if in_epoch == phase.steps_per_epoch - 1:
+                self.read_losses()
                 record.validation = self.validation = self.evaluate()
                 self.epoch += 1
             if i == phase.steps - 1:
@@ -336,7 +358,9 @@ class Learner:
             else:
                 logits = self.model(self.input(batch.images))
             loss = self.loss(logits, batch.labels)
-            value = self._finite(loss.item(), norms_before)
+            measured = self.losses.add(self.step, loss.data, self.smooth)
+            if self.step % backends.get(self.device).steps_between_reads == 0:
+                self.read_losses(norms_before)
             loss.backward()
             self.optimizer.step(self.measure if norms else None)
         self.updates = self.measure.take() if norms else None
@@ -345,8 +369,7 @@ class Learner:
             self.epoch,
             self.step,
             batch.ids,
-            value,
-            self.smooth.add(value),
+            measured,
             group_records(self.groups, self.updates),
         )
         self.optimizer.zero_grad()
@@ -358,6 +381,7 @@ class Learner:
         """uint8 pictures (N, S, S, 3) as the network wants them: normalised by the weights' mean
         and std.
         """
+        images = backends.place(images, self.device)
         backend = backends.of(images)
         mean, std = (np.array(v, np.float32) for v in (self.preprocess.mean, self.preprocess.std))
         return Tensor.wrap(backend.images(images, mean, std, np.dtype(self.dtype)))
@@ -370,15 +394,25 @@ class Learner:
             class_weights=self.class_weights,
         )
 
-    def _finite(self, loss: float, norms_before: list[tuple]) -> float:
-        """The loss, if it is a number; else the step is taken back, statistics included."""
-        if math.isfinite(loss):
-            return loss
-        for norm, mean, variance in norms_before:
-            norm.running_mean, norm.running_var = mean, variance
+    def read_losses(self, norms_before: Sequence[tuple] = ()) -> None:
+        """Read the losses that are still on the device: all of them, or none where reading costs
+        nothing, because then every step reads its own.
+
+        Raises: NonFiniteLossError for one that is no number. A step that is only forward so far is
+        taken back, statistics included.
+        """
+        wrong = self.losses.take_wrong()
+        if wrong is None:
+            return
+        outcome = "nothing changed"
+        if wrong.step < self.step:  # the device was further than what had been read
+            outcome = f"seen before step {self.step}: the weights are spoilt, go on from a copy"
+        else:
+            for norm, mean, variance in norms_before:
+                norm.running_mean, norm.running_var = mean, variance
         rates = ", ".join(f"{group.name} {group.lr:.2e}" for group in self.groups)
         raise NonFiniteLossError(
-            f"the loss of step {self.step} is {loss} (learning rates: {rates}); nothing changed. "
+            f"the loss of step {wrong.step} is {wrong.value} (learning rates: {rates}); {outcome}. "
             "Use a smaller learning rate (a tenth is a good try), or look at this step's pictures"
         )
 

@@ -86,6 +86,7 @@ def _sweep(
             group.lr = lr
         try:
             record = learner.train_step(batch, "lr_find")
+            learner.read_losses()
         except NonFiniteLossError:
             break
         lrs.append(lr)

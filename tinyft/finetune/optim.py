@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tinyft import backends
 from tinyft.finetune.groups import Group
 from tinyft.tensor import Tensor
 
@@ -32,18 +33,22 @@ class Optimizer:
         """Update every parameter that has a gradient, with its group's learning rate, momentum and
         decay. `measure` looks at each before and after.
         """
-        visited = []
-        for group in self.groups:
-            for name, parameter in group.parameters.items():
-                if parameter.grad is not None:
-                    decay = 0.0 if name in group.undecayed else group.weight_decay
-                    if measure:
-                        measure.before(name, parameter)
-                    self.update(name, parameter, group, decay)
-                    if measure:
-                        measure.after(name, parameter, group.lr * decay)
-                    visited.append(name)
-        self.visited = frozenset(visited)
+        moving = [
+            (group, name, parameter)
+            for group in self.groups
+            for name, parameter in group.parameters.items()
+            if parameter.grad is not None
+        ]
+        # A device may put the updates off and make them all at once, unless they are watched.
+        with backends.together(moving[0][2].data if moving and not measure else None):
+            for group, name, parameter in moving:
+                decay = 0.0 if name in group.undecayed else group.weight_decay
+                if measure:
+                    measure.before(name, parameter)
+                self.update(name, parameter, group, decay)
+                if measure:
+                    measure.after(name, parameter, group.lr * decay)
+        self.visited = frozenset(name for _, name, _ in moving)
 
     def update(self, name: str, parameter: Tensor, group: Group, weight_decay: float) -> None:
         raise NotImplementedError
@@ -58,6 +63,13 @@ class Optimizer:
     def clear(self) -> None:
         """Forget everything remembered about earlier steps."""
         self.state.clear()
+
+    def to(self, device: str) -> None:
+        """Move what is remembered to a device; counts are no arrays and stay."""
+        for state in self.state.values():
+            for key, value in state.items():
+                if hasattr(value, "dtype"):
+                    state[key] = backends.place(value, device)
 
 
 class Adam(Optimizer):

@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-import numpy as np
-
+from tinyft import backends
 from tinyft.errors import RunError
 from tinyft.finetune.groups import Group, moving_statistics
 from tinyft.nn.module import Module
@@ -29,7 +28,7 @@ class Proof:
 def digests(model: Module) -> dict[str, str]:
     """A hash of the bits of every parameter and buffer."""
     return {
-        name: hashlib.blake2b(np.asarray(array, order="K").tobytes("A"), digest_size=16).hexdigest()
+        name: hashlib.blake2b(backends.host(array).tobytes("A"), digest_size=16).hexdigest()
         for name, array in model.state_dict().items()
     }
 

@@ -5,11 +5,13 @@ Next: tinyft/finetune/proof.py
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from tinyft import backends
 from tinyft.display import Displayed
 from tinyft.finetune.proof import Proof
 
@@ -68,11 +70,23 @@ class StepRecord(Displayed):
     epoch: int
     step: int
     ids: np.ndarray
-    loss: float
-    smooth_loss: float
+    measured: StepLoss
     groups: list[GroupRecord]
     validation: Evaluation | None = None
     proof: Proof | None = None
+
+    @property
+    def loss(self) -> float:
+        return self.measured.fetched().value
+
+    @property
+    def smooth_loss(self) -> float:
+        return self.measured.fetched().smoothed
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether the losses can be read without waiting for the device; on the CPU always."""
+        return self.measured.array is None
 
     def facts(self) -> list[str]:
         """What is true of the whole step, in sentences."""
@@ -103,6 +117,57 @@ class StepRecord(Displayed):
 
 
 GROUP_HEAD = ("group", "state", "lr", "momentum", "gradient", "weights", "update")
+
+
+class Losses:
+    """The losses of a learner's steps, left on the device until somebody reads one.
+
+    Reading waits for the device. All that are due are fetched then, in the order of their steps,
+    which is how the smoothed loss follows them.
+    """
+
+    def __init__(self) -> None:
+        self.due: list[StepLoss] = []
+        self.wrong: StepLoss | None = None  # the first that is no number, until it is taken
+
+    def add(self, step: int, array: Any, smooth: SmoothLoss) -> StepLoss:
+        """The loss () of a step, which will be smoothed by `smooth`."""
+        self.due.append(StepLoss(self, step, array, smooth))
+        return self.due[-1]
+
+    def fetch(self) -> None:
+        """Read all that are due."""
+        while self.due:
+            loss = self.due.pop(0)
+            loss.value, loss.array = backends.host(loss.array).item(), None
+            if math.isfinite(loss.value):
+                loss.smoothed = loss.smooth.add(loss.value)
+            elif self.wrong is None:
+                self.wrong = loss
+
+    def take_wrong(self) -> StepLoss | None:
+        """The first loss since the last call that is no number."""
+        self.fetch()
+        wrong, self.wrong = self.wrong, None
+        return wrong
+
+
+@dataclass
+class StepLoss:
+    """The loss of one step: `array` while it is on the device, then `value` and `smoothed`."""
+
+    losses: Losses
+    step: int
+    array: Any
+    smooth: SmoothLoss
+    value: float = math.nan
+    smoothed: float = math.nan
+
+    def fetched(self) -> StepLoss:
+        """Itself, read from the device."""
+        if self.array is not None:
+            self.losses.fetch()
+        return self
 
 
 class Watcher(Protocol):

@@ -48,6 +48,7 @@ class Run:
     seconds_before: float = 0.0  # of the sessions before this one, when resumed
     best_accuracy: float = -1.0
     stop_requested: bool = False  # set by a signal handler: finish the step, save, stop
+    lines_due: list[StepRecord] = field(default_factory=list)  # of metrics.csv
     epoch_steps: list[int] = field(default_factory=list)  # where epochs end; their checkpoints stay
 
     @classmethod
@@ -89,13 +90,15 @@ class Run:
         write_json(self.path / "run.json", description)
 
     def after_step(self, learner: Learner, record: StepRecord) -> None:
+        due = time.monotonic() - self.last_checkpoint > SECONDS_BETWEEN_CHECKPOINTS
+        if due or self.stop_requested:  # what a checkpoint has behind it must be in metrics.csv
+            learner.read_losses()
         self._append(record)
         if record.validation and record.validation.accuracy > self.best_accuracy:
             self.best_accuracy = record.validation.accuracy
             save(
                 learner, self.path / "best.h5", training=f"epoch {record.epoch} of {self.path.name}"
             )
-        due = time.monotonic() - self.last_checkpoint > SECONDS_BETWEEN_CHECKPOINTS
         if record.validation or due or self.stop_requested:
             self.checkpoint(learner, keep=record.validation is not None)
         if self.stop_requested:
@@ -154,15 +157,19 @@ class Run:
                 path.unlink()
 
     def _append(self, record: StepRecord) -> None:
-        """One line of metrics.csv."""
+        """A line of metrics.csv; as long as its loss is on the device, the line waits."""
+        self.lines_due.append(record)
+        if not record.is_fetched:
+            return
         path = self.path / "metrics.csv"
-        row = metrics_row(record)
+        rows = [metrics_row(record) for record in self.lines_due]
         is_new = not path.exists()
         with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
+            writer = csv.DictWriter(file, rows[0])
             if is_new:
                 writer.writeheader()
-            writer.writerow(row)
+            writer.writerows(rows)
+        self.lines_due.clear()
 
 
 def metrics_row(record: StepRecord) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyft import backends
 from tinyft.errors import WeightsError
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.module import Module
@@ -27,7 +28,8 @@ def save(learner: Learner, path: str | os.PathLike[str], *, training: str = "") 
     """
     from tinyft.weights import Weights, save_weights
 
-    arrays = {n: np.ascontiguousarray(a, np.float32) for n, a in learner.model.state_dict().items()}
+    state = {name: backends.host(array) for name, array in learner.model.state_dict().items()}
+    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in state.items()}
     settings = {"arch": learner.arch, "head": learner.facts.get("head"), "bn": learner.bn,
                 "seed": learner.seed, "label_smoothing": learner.label_smoothing,
                 "weight_decay": learner.weight_decay, "dtype": learner.dtype,
@@ -97,4 +99,4 @@ def _settings(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
 
 
 def _plain(class_weights: np.ndarray | None) -> list[float] | None:
-    return None if class_weights is None else [float(weight) for weight in class_weights]
+    return None if class_weights is None else backends.host(class_weights).tolist()

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyft import backends
 from tinyft.errors import RunError
-from tinyft.finetune.records import Evaluation, SmoothLoss
+from tinyft.finetune.records import Evaluation, Losses, SmoothLoss
 
 if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner
@@ -26,12 +27,13 @@ Arrays = dict[str, np.ndarray]
 
 def capture(learner: Learner) -> tuple[Arrays, dict[str, Any]]:
     """Copies of weights, buffers and optimizer state; and counters, rates, hashes in plain JSON."""
-    arrays = {f"model.{n}": np.array(a, order="C") for n, a in learner.model.state_dict().items()}
+    learner.read_losses()
+    arrays = {f"model.{n}": _copied(a) for n, a in learner.model.state_dict().items()}
     counts = {}
     for name, state in learner.optimizer.state.items():
         for key, value in state.items():
-            if isinstance(value, np.ndarray):
-                arrays[f"optimizer.{name}.{key}"] = np.array(value, order="C")
+            if hasattr(value, "dtype"):
+                arrays[f"optimizer.{name}.{key}"] = _copied(value)
             else:
                 counts[f"{name}.{key}"] = value
     values = {
@@ -60,7 +62,8 @@ def restore(learner: Learner, arrays: Arrays, values: dict[str, Any]) -> None:
             f"the state is of another network; they differ in {sorted(found ^ set(model))}"
         )
     for name, array in model.items():
-        array[...] = arrays[f"model.{name}"]
+        backends.assign(array, arrays[f"model.{name}"])
+    learner.losses = Losses()
     learner.optimizer.clear()
     for group in learner.groups:
         for name, parameter in group.parameters.items():
@@ -129,6 +132,11 @@ def _optimizer_state(
     for full_name, array in arrays.items():
         owner, _, key = full_name.removeprefix("optimizer.").rpartition(".")
         if full_name.startswith("optimizer.") and owner == name:
-            state[key] = np.empty_like(like)
-            state[key][...] = array
+            state[key] = backends.of(like).zeros_like(like)
+            backends.assign(state[key], array)
     return state
+
+
+def _copied(array: np.ndarray) -> np.ndarray:
+    """A copy in main memory, in the published order."""
+    return np.array(backends.host(array), order="C")

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+OPTIMISE = "-O2"
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 KERNEL = re.compile(
     r'extern "C" __global__ void(?:\s+__launch_bounds__\([^)]*\))?\s+(\w+)\(([^)]*)\)'
@@ -397,7 +398,9 @@ def compiled(code, options, kernels):
     barriers = "__sync" in code
     source = ("" if barriers else "#define NO_BARRIERS\n") + f'#include "{HEADER}"\n{code}\n'
     defines = [o for o in options if o.startswith("-D")]
-    key = hashlib.sha256((source + launchers + str(defines) + HEADER.read_text()).encode())
+    key = hashlib.sha256(
+        (source + launchers + str(defines) + OPTIMISE + HEADER.read_text()).encode()
+    )
     folder = Path(tempfile.gettempdir()) / f"tinyft-standin-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     library = folder / f"{key.hexdigest()[:32]}.so"
@@ -405,7 +408,7 @@ def compiled(code, options, kernels):
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             text = Path(scratch, "kernels.cpp")
             text.write_text(source + launchers)
-            flags = ["-std=c++17", "-O2", "-w", "-shared", "-fPIC", "-U_FORTIFY_SOURCE"]
+            flags = ["-std=c++17", OPTIMISE, "-w", "-shared", "-fPIC", "-U_FORTIFY_SOURCE"]
             command = ["g++", *flags, *defines, "-o", f"{scratch}/kernels.so", str(text)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
