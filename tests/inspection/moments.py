@@ -1,4 +1,6 @@
-"""Moments of small float64 learners, in which an answer is known or differences are exact."""
+"""Moments of small float64 learners, in which an answer is known or differences are exact, and an
+observer that does what a test asks for.
+"""
 
 from __future__ import annotations
 
@@ -22,3 +24,16 @@ def linear_moment(**plan) -> Moment:
     """Plain gradient descent on a linear head; nothing else moves, nothing is random."""
     plan = {"weight_decay": 0.0, **plan}
     return moment_of(optimizer="sgd", head="linear", bn="frozen", plan=plan)
+
+
+class AfterStep:
+    """Calls a function with the learner and the record of each step."""
+
+    def __init__(self, function):
+        self.after_step = function
+
+    def begin(self, learner, plan):
+        """Nothing to prepare."""
+
+    def end(self, learner):
+        """Nothing to finish."""

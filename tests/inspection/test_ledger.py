@@ -15,6 +15,7 @@ import pytest
 
 import tinyft as ft
 from tests.finetune.conftest import small_data, small_learner
+from tests.inspection.moments import AfterStep
 from tinyft.errors import RunError
 from tinyft.finetune.optim import SGD
 from tinyft.finetune.resume import resume
@@ -29,19 +30,6 @@ def observed(learner: ft.Learner, *plan, observers=(), **options):
     ledger = ft.Ledger()
     learner.execute(learner.plan(*plan, **options), observers=[ledger, *observers])
     return ledger.reading
-
-
-class AfterStep:
-    """Calls a function with the learner and the record of each step."""
-
-    def __init__(self, function):
-        self.after_step = function
-
-    def begin(self, learner, plan):
-        """Nothing to prepare."""
-
-    def end(self, learner):
-        """Nothing to finish."""
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,20 @@
 
 HDF5 is not safe against a kill by itself. In its mode for a single writer and many readers (SWMR)
 everything that was flushed can be read afterwards, but the file then takes no more rows. So a run
-that goes on copies the rows that it keeps into a new file, which takes the old one's name.
+that goes on copies the rows that it keeps into a new file, which takes the old one's name. A full
+disk ends the run with its error, as it does when a checkpoint is written: what was flushed before
+can be read, and the run goes on from its checkpoint once there is space.
 
 Next: tinyft/inspection/ledger_reading.py
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +24,7 @@ import numpy as np
 
 from tinyft.errors import RunError
 from tinyft.weights.files import replacing
+from tinyft.weights.hdf5_disk import Disk, new_hdf5
 
 if TYPE_CHECKING:
     import h5py
@@ -30,7 +34,7 @@ CHUNK_BYTES = 32 << 10  # of a table; it grows on the disk by so much at a time
 MOST_BYTES = 8 << 30  # of one table that is read
 # HDF5 file format specification, superblock version 3: signature and version, byte 11 says whether
 # a writer has the file open, bytes 28 to 35 how long it is.
-SUPERBLOCK = b"\x89HDF\r\n\x1a\n\x03"
+SUPERBLOCK, SUPERBLOCK_BYTES = b"\x89HDF\r\n\x1a\n\x03", 48
 
 _written: weakref.WeakValueDictionary[Path, LedgerFile] = weakref.WeakValueDictionary()
 
@@ -55,10 +59,13 @@ class LedgerFile:
         description: Mapping[str, Any],
         kept: Mapping[str, np.ndarray] | None = None,
     ):
-        """A new file with the rows in `kept`, instead of an old one of that name."""
+        """A new file with the rows in `kept`, instead of an old one of that name.
+
+        Raises: OSError, also from the methods, if the disk is full
+        """
         import h5py
 
-        self.path = path
+        self.path, self.disk = path, None
         if path is None:
             # A file in memory has a name too, and no two open ones may share it.
             self.file = h5py.File(
@@ -66,23 +73,29 @@ class LedgerFile:
             )
             _create(self.file, tables, description, kept or {})
             return
-        with replacing(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
-            _create(file, tables, description, kept or {})
-        self.file = h5py.File(path, "r+", libver="latest")
-        self.file.swmr_mode = True
+        with replacing(path) as temporary:
+            with new_hdf5(temporary, libver="latest") as file:
+                _create(file, tables, description, kept or {})
+            _mark_as_being_written(temporary)
+        self.disk = Disk(open(path, "rb+", buffering=0))  # noqa: SIM115: as long as this object
+        with self._disk_errors():
+            self.file = h5py.File(self.disk, "r+", libver="latest")
+            self.file.swmr_mode = True
         _written[path.resolve()] = self
 
     def append(self, table: str, row: Any) -> None:
         """One more row."""
-        dataset = self.file[table]
-        count = dataset.shape[0]
-        dataset.resize(count + 1, axis=0)
-        dataset[count] = row
+        with self._disk_errors():
+            dataset = self.file[table]
+            count = dataset.shape[0]
+            dataset.resize(count + 1, axis=0)
+            dataset[count] = row
 
     def flush(self) -> None:
         """From here on a kill loses none of the rows so far."""
         if self.path is not None:
-            self.file.flush()
+            with self._disk_errors():
+                self.file.flush()
 
     def contents(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """What `read` gives."""
@@ -90,12 +103,31 @@ class LedgerFile:
 
     def rows(self, table: str) -> np.ndarray:
         """All rows of a table so far."""
-        return self.file[table][...]
+        with self._disk_errors():
+            return self.file[table][...]
 
     def close(self) -> None:
+        """The file is complete; one in memory stays, to be read."""
         if self.path is not None:
-            _written.pop(self.path.resolve(), None)
-            self.file.close()
+            with self._disk_errors():
+                self._let_go()
+
+    def _let_go(self) -> None:
+        _written.pop(self.path.resolve(), None)
+        self.file.close()
+        self.disk.close()
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """What the disk did not take in this block ends it as the disk's own error, and the file.
+        HDF5 is not told, and complains at most of what it then reads.
+        """
+        try:
+            yield
+        finally:
+            if self.disk is not None and self.disk.error is not None:
+                self._let_go()
+                raise self.disk.error
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -159,6 +191,18 @@ def contents(file: h5py.File) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             raise RunError(f"{file.filename}: {name} is no plain table of numbers; refused")
         tables[name] = dataset[...]
     return tables, json.loads(file.attrs["description"])
+
+
+def _mark_as_being_written(path: Path) -> None:
+    """Say in the superblock that a writer has the file open, which readers of a growing file ask
+    for. HDF5 says it where it opens a file by itself, not where it is given Python's.
+    """
+    import h5py
+
+    with h5py.File(path, "r+", libver="latest"):
+        marked = path.read_bytes()[:SUPERBLOCK_BYTES]
+    with path.open("rb+") as file:
+        file.write(marked)
 
 
 def _create(

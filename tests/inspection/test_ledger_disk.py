@@ -1,0 +1,83 @@
+"""The ledger on a disk that takes no more: the run ends in an error, and nothing is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import tinyft as ft
+from tests.finetune.conftest import small_data, small_learner
+from tests.inspection.moments import AfterStep
+from tinyft.finetune.resume import resume
+from tinyft.finetune.run import Run
+from tinyft.inspection import ledger_file
+from tinyft.weights.hdf5_disk import Disk
+
+
+class FullDisk(Disk):
+    """A disk on which somebody else takes the last byte, at a moment of the test's choice."""
+
+    is_full = False
+
+    def write(self, data: memoryview) -> int:
+        if not FullDisk.is_full:
+            return super().write(data)
+        with self._kept():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return len(data)
+
+
+@pytest.mark.parametrize("step", [4, 5])  # within an epoch, and at its end, where tables are read
+def test_a_run_goes_on_with_its_whole_ledger_once_there_is_space(tmp_path, monkeypatch, step):
+    def fill(learner, record):
+        FullDisk.is_full = record.step == step
+
+    monkeypatch.setattr(ledger_file, "Disk", FullDisk)
+    learner, run, path = small_learner(), Run.create(tmp_path / "full"), tmp_path / "full"
+    observers = [AfterStep(fill), ft.Ledger(path), run]
+    with pytest.raises(OSError, match="No space left") as caught:
+        learner.execute(learner.plan(1), observers=observers)
+    assert caught.value.filename == str(path / "ledger.h5")
+    assert ft.Ledger.read(path).steps["step"].tolist() == list(range(step))
+    FullDisk.is_full = False
+    learner, plan, run, start, _ = resume(path, small_data())
+    assert start == 3  # the end of an epoch
+    learner.execute(plan, observers=[ft.Ledger(path), run], start=start)
+    whole = ft.Ledger()
+    learner = small_learner()
+    learner.execute(learner.plan(1), observers=[whole])
+    found = ft.Ledger.read(path)
+    for name, rows in whole.reading.tables.items():
+        np.testing.assert_array_equal(found.tables[name], rows, name)
+
+
+FULL = """
+import gc, resource
+from tests.finetune.conftest import small_learner
+import tinyft as ft
+
+learner = small_learner()
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
+try:
+    learner.execute(learner.plan(100), observers=[ft.Ledger(".")])
+except OSError as error:
+    print(error.strerror, error.filename)
+gc.collect()
+book = ft.Ledger.read(".")
+print(len(book.steps["step"]) == learner.step - 1, book.balance())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as Unix does")
+def test_hdf5_survives_a_write_that_failed(tmp_path):
+    """It ends the process when one of its own fails; hence in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    code = [sys.executable, "-W", "error", "-c", FULL]
+    done = subprocess.run(code, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["File too large ledger.h5", "True []"]
