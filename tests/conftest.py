@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# "auto" is the CPU in tests, whatever there is; a GPU has `tinyft bench --backend gpu`.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -69,7 +69,7 @@ def _resume(args: argparse.Namespace) -> None:
     path = Path(args.resume)
     refuse_contradictions(args, path)
     with _locked(path):
-        learner, plan, training, start, notices = resume(path)
+        learner, plan, training, start, notices = resume(path, device=args.backend)
         for notice in notices:
             say(f"note: {one_line(notice)}")
         _announce(learner, plan)

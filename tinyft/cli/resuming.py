@@ -1,4 +1,5 @@
-"""What `--resume` accepts beside it: nothing that contradicts how the run began.
+"""What `--resume` accepts beside it: nothing that contradicts how the run began. Another
+`--backend` does not: files do not know on which device they were made.
 
 Next: tinyft/finetune/resume.py
 """
@@ -36,7 +37,7 @@ def resume_command(path: Path) -> str:
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
     """The options that were given, as run.json would say them."""
-    asked = given(args, ("dir", "out", "backend", *DATA, *LEARNER, *RECIPE))
+    asked = given(args, ("dir", "out", *DATA, *LEARNER, *RECIPE))
     if "dir" in asked:
         asked["dir"] = str(Path(asked["dir"]).resolve())
     if "out" in asked:
@@ -53,6 +54,6 @@ def _recorded(description: dict[str, Any]) -> dict[str, Any]:
     recorded = {name: data[name] for name in DATA if name in data}
     recorded |= {name: learner[name] for name in LEARNER if name in learner}
     recorded |= {"epochs": plan.get("epochs"), "freeze_epochs": plan.get("freeze_epochs")}
-    recorded |= {"lr": plan.get("base_lr"), "backend": learner.get("device")}
+    recorded |= {"lr": plan.get("base_lr")}
     recorded |= {"dir": data.get("path"), "arch": description.get("arch")}
     return {name: "none" if value is None else value for name, value in recorded.items()}

@@ -22,13 +22,13 @@ from tinyft.finetune.state import restore
 
 
 def resume(
-    path: str | os.PathLike[str], data: PictureData | None = None
+    path: str | os.PathLike[str], data: PictureData | None = None, device: str | None = None
 ) -> tuple[Learner, Plan, Run, int, list[str]]:
     """What `learner.execute(plan, start=start, observers=[run])` needs to finish the run at
     `path`, and notices.
 
-    `data` is needed where the run was made from arrays in memory. A run without a checkpoint
-    starts anew.
+    `data` is needed where the run was made from arrays in memory. `device` may be another than the
+    one that the run began on. A run without a checkpoint starts anew.
     Raises: RunError if the run is finished, its data has changed, or it cannot be made again from
     run.json
     """
@@ -36,7 +36,7 @@ def resume(
     description = read_description(path)
     if description["finished"]:
         raise RunError(f"{path} is finished; there is nothing to resume")
-    learner, plan, start, notices, progress = recreate(path, data)
+    learner, plan, start, notices, progress = recreate(path, data, device=device)
     if not progress:
         notices.append("no checkpoint: the run starts anew")
     _drop_unfinished_files(path)
@@ -46,7 +46,10 @@ def resume(
 
 
 def recreate(
-    path: str | os.PathLike[str], data: PictureData | None = None, last: int | None = None
+    path: str | os.PathLike[str],
+    data: PictureData | None = None,
+    last: int | None = None,
+    device: str | None = None,
 ) -> tuple[Learner, Plan, int, list[str], dict[str, Any]]:
     """The learner of a run as its newest checkpoint holds it, or the newest with at most `last`
     steps (in the numbers of metrics.csv), or as it began; nothing is written.
@@ -62,7 +65,8 @@ def recreate(
             f"{path} was trained with a network, head or optimizer of its own; only its caller can "
             "make it again"
         )
-    learner = vision_learner(data, **description["learner"])
+    arguments = description["learner"] | ({} if device is None else {"device": device})
+    learner = vision_learner(data, **arguments)
     plan = _plan(learner, **description["plan"])
     _check_weights(path, description["weights_sha256"], learner)
     now = versions(learner.device)

@@ -39,8 +39,9 @@ def open_device(number: int) -> Gpu:
 
     Raises: DeviceError that says what is missing and how to get it
     """
+    cupy = _import_cupy()
     wheels = cupy_wheels()
-    cupy = _import_cupy(wheels)
+    _check_wheels(cupy, wheels)
     _check_driver(cupy, wheels)
     count = _count(cupy)
     names = {f"gpu:{i}": _name(cupy, i) for i in range(count)}
@@ -59,21 +60,23 @@ def cupy_wheels() -> list[str]:
     return sorted(name for name in found if re.fullmatch(r"cupy(-cuda\d+x)?", name))
 
 
-def _import_cupy(wheels: list[str]) -> ModuleType:
+def _import_cupy() -> ModuleType:
     try:
-        cupy = importlib.import_module("cupy")
+        return importlib.import_module("cupy")
     except ImportError as error:
         raise DeviceError(
             'the GPU backend needs CuPy: pip install "tinyft[gpu]" (CUDA 13) or "tinyft[gpu12]" '
             "(CUDA 12)"
         ) from error
+
+
+def _check_wheels(cupy: ModuleType, wheels: list[str]) -> None:
     if int(cupy.__version__.split(".")[0]) < OLDEST:
         raise DeviceError(f"CuPy {cupy.__version__} found; tinyft needs {OLDEST} or newer")
     if len(wheels) > 1:
         raise DeviceError(
             f"{' and '.join(wheels)} are both installed; remove both, then install one"
         )
-    return cupy
 
 
 def _check_driver(cupy: ModuleType, wheels: list[str]) -> None:
