@@ -198,13 +198,35 @@ def test_a_run_that_was_cut_off_ends_with_its_newest_checkpoint(run_folder, tmp_
         diff_run(tmp_path / "run")
 
 
+def test_a_learner_that_was_trained_before_is_compared_from_there(tmp_path):
+    learner = small_learner()
+    learner.fine_tune(0, freeze_epochs=1)
+    start = snapshots.of_learner(learner, "before")
+    learner.fine_tune(1, freeze_epochs=0, out=tmp_path / "run")
+    found, notices = snapshots.of_run(tmp_path / "run")
+    assert [snapshot.title for snapshot in found] == ["before", "after everything"]
+    assert notices == [] and found[0].preprocess == start.preprocess
+    for name, array in start.arrays.items():
+        np.testing.assert_array_equal(found[0].arrays[name], array)
+    (tmp_path / "run" / "checkpoints" / "000006.h5").unlink()
+    with pytest.raises(RunError, match="no checkpoint after its start"):
+        snapshots.of_run(tmp_path / "run")
+
+
+def test_a_checkpoint_knows_how_pictures_are_prepared(run_folder, learner):
+    """At the run's 24 pixels, not at the architecture's 32."""
+    found = snapshots.of_source(run_folder / "checkpoints" / "000003.h5")
+    assert found.preprocess == learner.adjusted_preprocess()
+    assert found.preprocess.crop == 24
+
+
 def test_a_start_that_cannot_be_made_again_says_what_to_do(run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "run")
     path = tmp_path / "run" / "run.json"
     description = json.loads(path.read_text())
     for change, message in [
         ({"learner": None}, "cannot make again"),
-        ({"first_step": 3}, "cannot make again"),
+        ({"first_step": 2}, "cannot make again"),  # no checkpoint was kept there
         ({"weights_sha256": "0" * 64}, "have changed since"),
     ]:
         path.write_text(json.dumps(description | change))

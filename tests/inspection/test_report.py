@@ -149,7 +149,7 @@ def test_a_run_without_a_ledger_says_so(copied):
 
 def test_without_its_pictures_the_rest_is_shown(copied):
     text = sections_of(report_html(RunFiles.read(copied)))
-    assert "trained on arrays in memory; pass them as data=" in text["learned"]
+    assert "trained on arrays in memory, which only Python can bring back" in text["learned"]
     assert "trained on arrays in memory" in text["mistakes"]
     assert "Layer by layer" in text["changes"]
     assert "Phase 1, head alone: 3 steps with stem+layer1 and layer2+layer3 frozen" in text["plan"]
@@ -161,6 +161,28 @@ def test_other_pictures_are_not_taken_for_the_run_s(copied):
     other = ft.ImageArrays((x, y), (x, y), classes=["blue", "green", "red"], size=24, batch_size=8)
     found = RunFiles.read(copied, other)
     assert found.judged is None and "have changed" in found.missing["pictures"]
+
+
+def test_a_run_is_told_as_it_began(tmp_path):
+    """A head that was trained before is not random, and plain SGD has no momentum."""
+    learner = small_learner(optimizer="sgd")
+    for name, is_random in [("first", True), ("second", False)]:
+        out = tmp_path / name
+        learner.fine_tune(0, freeze_epochs=1, out=out, observers=[ft.Ledger()])
+        found = RunFiles.read(out, small_data())
+        assert found.changes is not None
+        plan = told(found)
+        assert "The optimizer has no momentum" in plan
+        assert ("begins with random weights" in plan) == is_random
+        found.plan = None  # then metrics.csv and the ledger tell
+        assert ("the random head's first errors" in told(found)) == is_random
+        assert "layer2+layer3 frozen" in told(found)
+
+
+def told(files):
+    """The recipe in words, without the plan as it was printed."""
+    text = sections_of(report_html(files))["plan"].partition("The plan, as it was")[0]
+    return " ".join(text.split())
 
 
 def test_an_unfinished_run_is_reported(copied):

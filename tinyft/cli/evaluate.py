@@ -14,9 +14,10 @@ from tinyft.cli.opening import open_trained
 from tinyft.cli.options import add_backend, add_reading_options, given, open_folder
 from tinyft.cli.output import json_result, percent, result, say
 from tinyft.cli.parser import add_command, add_json
+from tinyft.errors import RunError
 
 if TYPE_CHECKING:
-    from tinyft.data import ImageFolder
+    from tinyft.data import PictureData
     from tinyft.finetune import Learner
     from tinyft.weights import Weights
 
@@ -64,26 +65,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _data(args: argparse.Namespace, learner: Learner) -> ImageFolder:
+def _data(args: argparse.Namespace, learner: Learner) -> PictureData:
     """The folder's pictures, or those that the run set aside."""
     options = given(args, ("batch_size", "on_error"))
     if args.dir is not None:
         return open_folder(args.dir, valid_fraction=1.0, classes=learner.classes, **options)
     if not Path(args.source).is_dir():
         raise RequestError("which pictures? Only a run has its own; give a folder")
-    from tinyft.finetune.run import read_description
+    from tinyft.finetune.run_pictures import pictures_of_run
 
-    recorded = read_description(Path(args.source))["data"]
-    if recorded.get("kind") != "folder":
-        raise RequestError(f"{args.source} was trained on arrays in memory; give a folder")
-    arguments = dict(recorded.get("arguments", {}))
-    data = open_folder(arguments.pop("path", None), **{**arguments, **options})
-    if data.describe()["sha256"] != recorded.get("sha256"):
-        raise RequestError(
-            f"the pictures have changed since {args.source} was trained, so its validation part "
-            "may now hold pictures that it has learnt; give a folder of others"
+    try:
+        return pictures_of_run(
+            args.source,
+            otherwise=", so its validation part may now hold pictures that it has learnt",
+            **options,
         )
-    return data
+    except RunError as error:
+        raise RequestError(f"{error}; give a folder of others") from None
 
 
 def _names_from_folder(weights: Weights, path: str | None) -> list[str]:

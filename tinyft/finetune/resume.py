@@ -11,13 +11,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tinyft.data import ImageFolder
 from tinyft.data.loader import PictureData
 from tinyft.errors import RunError, WeightsError
 from tinyft.finetune.build import vision_learner
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.plan import Plan
 from tinyft.finetune.run import CHECKPOINT, Run, read_description, versions, weights_sha256
+from tinyft.finetune.run_pictures import pictures_of_run
 from tinyft.finetune.state import restore
 
 
@@ -59,7 +59,7 @@ def recreate(
     """
     path = Path(path)
     description = read_description(path)
-    data = _data(path, description["data"], data)
+    data = _pictures(path, description["data"]["arguments"], data)
     if description["learner"] is None:
         raise RunError(
             f"{path} was trained with a network, head or optimizer of its own; only its caller can "
@@ -67,7 +67,7 @@ def recreate(
         )
     arguments = description["learner"] | ({} if device is None else {"device": device})
     learner = vision_learner(data, **arguments)
-    plan = _plan(learner, **description["plan"])
+    plan = plan_again(learner, description["plan"])
     _check_weights(path, description["weights_sha256"], learner)
     now = versions(learner.device)
     notices = [
@@ -85,33 +85,23 @@ def recreate(
     return learner, plan, start, notices, progress
 
 
-def _plan(learner: Learner, method: str, **arguments: Any) -> Plan:
-    """The run's plan, made again."""
+def plan_again(learner: Learner, recorded: dict[str, Any]) -> Plan:
+    """The plan of a run, made again from what its run.json says of it."""
     makers = {"plan": learner.plan, "one_cycle_plan": learner.one_cycle_plan}
-    return makers[method](**arguments)
+    arguments = {name: value for name, value in recorded.items() if name != "method"}
+    return makers[recorded["method"]](**arguments)
 
 
-def _data(path: Path, described: dict[str, Any], data: PictureData | None) -> PictureData:
-    """The data of the run, checked to be the same."""
-    if data is None:
-        if described["kind"] != "folder":
-            raise RunError(f"{path} was trained on arrays in memory; pass them as data=")
-        data = ImageFolder(**described["arguments"])
-    found = data.describe()
-    differing = [
-        name for name, value in described["arguments"].items() if found["arguments"][name] != value
-    ]
+def _pictures(path: Path, arguments: dict[str, Any], data: PictureData | None) -> PictureData:
+    """The data of the run; what the caller gives has to be made as it was."""
+    given = {} if data is None else data.describe()["arguments"]
+    differing = [name for name in given if name in arguments and given[name] != arguments[name]]
     if differing:
         raise RunError(
             f"{path} was trained with other options of its data; they differ in "
-            f"{', '.join(differing)}: make the data as it was, {described['arguments']}"
+            f"{', '.join(differing)}: make the data as it was, {arguments}"
         )
-    if found["sha256"] != described["sha256"]:
-        raise RunError(
-            f"the pictures of {path} have changed since it began, so it would not end the same; "
-            "start a new run"
-        )
-    return data
+    return pictures_of_run(path, data, otherwise=", so it would not end the same; start a new run")
 
 
 def _check_weights(path: Path, recorded: str, learner: Learner) -> None:

@@ -131,6 +131,7 @@ class Run:
             self.epoch_steps.append(learner.step)
         arrays, values = capture(learner)
         values |= {
+            "preprocess": learner.adjusted_preprocess().to_dict(),
             "best_accuracy": self.best_accuracy,
             "seconds": self.seconds,
             "epoch_steps": self.epoch_steps,

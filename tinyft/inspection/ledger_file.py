@@ -77,7 +77,7 @@ class LedgerFile:
             with new_hdf5(temporary, libver="latest") as file:
                 _create(file, tables, description, kept or {})
             _mark_as_being_written(temporary)
-        self.disk = Disk(open(path, "rb+", buffering=0))  # noqa: SIM115: as long as this object
+        self.disk = Disk(open(path, "rb+", buffering=0))  # noqa: SIM115
         with self._disk_errors():
             self.file = h5py.File(self.disk, "r+", libver="latest")
             self.file.swmr_mode = True

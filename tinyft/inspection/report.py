@@ -29,10 +29,8 @@ from tinyft.weights.files import replacing
 if TYPE_CHECKING:
     from tinyft.data.loader import PictureData
 
-FROZEN = (
-    " with {} frozen: no gradient reaches their convolutions, so that the random head's first "
-    "errors cannot spoil what was learnt before"
-)
+FROZEN = " with {} frozen: no gradient reaches their convolutions"
+RANDOM_HEAD = ", so that the random head's first errors cannot spoil what was learnt before"
 TILE_STYLE = """<style>
 .tile { background: var(--panel); border-radius: 8px; padding: 0.7rem 1rem; min-width: 9rem; }
 .tile b { display: block; font-size: 1.5rem; line-height: 1.25; }
@@ -170,8 +168,11 @@ def _in_words(run: RunFiles) -> list[Markup]:
         falls = f", then falls to {rate[-1]:.2g}" if peak < len(rate) - 1 else ""
         back = " and back" if falls else ""
         frozen = run.frozen(start)
+        held = FROZEN.format(" and ".join(frozen)) if frozen else ""
+        if frozen and number == 1 and not run.description["first_step"]:
+            held += RANDOM_HEAD
         text = (
-            f"{end - start} steps{FROZEN.format(' and '.join(frozen)) if frozen else ''}. The "
+            f"{end - start} steps{held}. The "
             f"learning rate of the {run.groups[-1]} rises from {rate[0]:.2g} to {rate[peak]:.2g} "
             f"in {peak + 1} steps{falls}; momentum goes the other way, {momentum[0]:.2f} to "
             f"{np.nanmin(momentum):.2f}{back}."

@@ -13,16 +13,18 @@ import math
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyft.data import ImageFolder
 from tinyft.data.loader import PictureData
-from tinyft.errors import DataError, RunError, TinyftError
+from tinyft.errors import RunError, TinyftError
+from tinyft.finetune.build import OPTIMIZERS
+from tinyft.finetune.resume import plan_again
 from tinyft.finetune.run import read_description
+from tinyft.finetune.run_pictures import pictures_of_run
 from tinyft.finetune.save import load_learner
 from tinyft.inspection.diff import Diff, diff_run
 from tinyft.inspection.learned import Judgements, judge_pictures
@@ -64,11 +66,11 @@ class RunFiles:
         path = Path(path)
         run = cls(path, read_description(path), read_metrics(path / "metrics.csv"))
         run.ledger = run._part("ledger", lambda: _ledger(path))
-        pictures = run._part("pictures", lambda: _pictures(run.description, data))
+        pictures = run._part("pictures", lambda: _pictures(path, data))
         run.learner = run._part("learner", lambda: _learner(path, device))
         if run.learner is not None and pictures is not None:
             run.learner.data = pictures
-            run.plan = run._part("plan", lambda: _plan(run.learner, **run.description["plan"]))
+            run.plan = run._part("plan", lambda: _plan(run.learner, run.description))
             run.judged = run._part("judged", lambda: judge_pictures(run.learner))
         run.changes = run._part("changes", lambda: diff_run(path, pictures, device=device))
         return run
@@ -156,20 +158,17 @@ def _learner(path: Path, device: str) -> Learner:
     raise RunError("the run has not finished an epoch, so there is no network to judge yet")
 
 
-def _plan(learner: Learner, method: str, **arguments: Any) -> Plan:
-    """The run's plan, made again by the learner that it ended with."""
-    makers = {"plan": learner.plan, "one_cycle_plan": learner.one_cycle_plan}
-    return makers[method](**arguments)
+def _plan(learner: Learner, description: dict[str, Any]) -> Plan:
+    """The run's plan, made again by the learner that it ended with; its facts are those of the
+    beginning, as they were printed then.
+    """
+    optimizer = (description["learner"] or {}).get("optimizer")
+    if optimizer in OPTIMIZERS:  # a saved learner has none
+        learner.optimizer = OPTIMIZERS[optimizer](learner.groups)
+    facts = description["plan_text"].partition("\n\n")[0].replace("\n    ", " ").splitlines()
+    return replace(plan_again(learner, description["plan"]), facts=facts)
 
 
-def _pictures(description: dict[str, Any], data: PictureData | None) -> PictureData:
-    """The run's pictures, checked to be the same."""
-    recorded = description["data"]
-    if data is None:
-        if recorded.get("kind") != "folder":
-            raise DataError("the run was trained on arrays in memory; pass them as data=")
-        with warnings.catch_warnings(action="ignore"):  # they were said when the run began
-            data = ImageFolder(**recorded["arguments"])
-    if data.describe()["sha256"] != recorded.get("sha256"):
-        raise DataError("the pictures have changed since the run was trained")
-    return data
+def _pictures(path: Path, data: PictureData | None) -> PictureData:
+    with warnings.catch_warnings(action="ignore"):  # they were said when the run began
+        return pictures_of_run(path, data)

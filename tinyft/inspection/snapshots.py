@@ -9,6 +9,7 @@ Next: tinyft/inspection/diff.py
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,8 +73,7 @@ def of_source(source: str | os.PathLike[str]) -> Snapshot:
     if Path(source).is_dir():
         return of_run(source)[0][-1]
     if Path(source).is_file() and _is_checkpoint(source):
-        arrays, _, _ = read_arrays(source, CHECKPOINT)
-        return _of_checkpoint(title, arrays)
+        return _of_checkpoint(title, source)
     weights = load_weights(source)
     return Snapshot(title, weights.arch, _with_head(weights.arrays), weights.preprocess)
 
@@ -87,19 +87,18 @@ def of_run(path: str | os.PathLike[str]) -> tuple[list[Snapshot], list[str]]:
     """
     path = Path(path)
     description = read_description(path)
-    start, preprocess = _start(path, description)
+    start, first = _start(path, description), description["first_step"]
     snapshots, notices = [start], []
-    kept = {int(file.stem): file for file in (path / "checkpoints").glob("[0-9]*.h5")}
+    files = {int(file.stem): file for file in (path / "checkpoints").glob("[0-9]*.h5")}
+    kept = {step: file for step, file in files.items() if step > first}
     ends = _phase_ends(path)
     newest = max(kept, default=0)
     if newest and newest < max(ends.values(), default=0):  # cut off in the middle of a phase
         ends = {name: end for name, end in ends.items() if end < newest}
-        ends[f"the first {newest} steps"] = newest
+        ends[f"the first {newest - first} steps"] = newest
     for name, end in ends.items():
         if end in kept:
-            arrays, _, _ = read_arrays(kept[end], CHECKPOINT)
-            found = _of_checkpoint(f"after {name}", arrays)
-            snapshots.append(Snapshot(found.title, start.arch, found.arrays, preprocess))
+            snapshots.append(_of_checkpoint(f"after {name}", kept[end]))
         else:
             notices.append(f"the checkpoint at the end of {name} is gone, so it is left out")
     if len(snapshots) < 2:
@@ -107,25 +106,27 @@ def of_run(path: str | os.PathLike[str]) -> tuple[list[Snapshot], list[str]]:
     return snapshots, notices
 
 
-def _start(path: Path, description: dict[str, Any]) -> tuple[Snapshot, Preprocess]:
-    """The network before the run's first step, and the preprocessing at the run's size."""
-    if description["learner"] is None or description.get("first_step"):
+def _start(path: Path, description: dict[str, Any]) -> Snapshot:
+    """The network before the run's first step. One that was trained before, the run has kept."""
+    first = path / "checkpoints" / f"{description['first_step']:06}.h5"
+    if description["first_step"] and first.exists():
+        return _of_checkpoint("before", first)
+    if description["learner"] is None or description["first_step"]:
         raise RunError(
-            f"{path} began with a network that run.json cannot make again (trained before, or with "
-            f"parts of the caller's own); compare two files: tinyft diff BEFORE.h5 {path}"
+            f"{path} began with a network that run.json cannot make again (with parts of the "
+            "caller's own, or trained before, and its first checkpoint is gone); compare two "
+            f"files: tinyft diff BEFORE.h5 {path}"
         )
     nothing = np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64)
-    classes = ImageArrays(nothing, nothing, classes=description["classes"])
+    size = description["data"].get("arguments", {}).get("size")
+    classes = ImageArrays(nothing, nothing, classes=description["classes"], size=size)
     learner = vision_learner(classes, **description["learner"])
     if weights_sha256(learner) != description["weights_sha256"]:
         raise RunError(
             f"the weights that {path} began with ({learner.facts['weights']}) have changed since; "
             "put the file back, or compare two files: tinyft diff BEFORE.h5 AFTER.h5"
         )
-    snapshot = of_learner(learner, "before")
-    size = description["data"].get("arguments", {}).get("size")
-    preprocess = learner.preprocess.scaled(size) if size else learner.preprocess
-    return Snapshot("before", snapshot.arch, snapshot.arrays, preprocess), preprocess
+    return of_learner(learner, "before")
 
 
 def _phase_ends(path: Path) -> dict[str, int]:
@@ -147,11 +148,12 @@ def _is_checkpoint(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _of_checkpoint(title: str, arrays: Mapping[str, np.ndarray]) -> Snapshot:
+def _of_checkpoint(title: str, path: str | os.PathLike[str]) -> Snapshot:
     """A checkpoint holds the optimizer's memory too, and does not name the architecture."""
+    arrays, _, texts = read_arrays(path, CHECKPOINT)
     own = {n.removeprefix("model."): a for n, a in arrays.items() if n.startswith("model.")}
-    arch = infer_architecture(_shapes(own))
-    return Snapshot(title, arch, own, Preprocess.for_architecture(arch))
+    preprocess = Preprocess.from_dict(json.loads(texts["state"])["preprocess"])
+    return Snapshot(title, infer_architecture(_shapes(own)), own, preprocess)
 
 
 def _with_head(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

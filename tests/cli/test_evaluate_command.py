@@ -1,0 +1,20 @@
+"""`tinyft evaluate RUN` on the run's own pictures, if they are still the same."""
+
+import json
+from pathlib import Path
+
+
+def test_pictures_that_changed_or_were_arrays_are_not_evaluated(tinyft, trained, draw):
+    assert tinyft("evaluate", trained).code == 0
+    draw({"cat": 7, "dog": 6})  # one more
+    done = tinyft("evaluate", trained)
+    assert done.code == 2
+    assert "have changed since it began, so its validation part may now hold" in done.error
+    assert done.error.endswith("give a folder of others")
+    described = Path(trained, "run.json")
+    content = json.loads(described.read_text())
+    content["data"]["kind"] = "arrays"
+    described.write_text(json.dumps(content))
+    done = tinyft("evaluate", trained)
+    assert done.code == 2
+    assert "was trained on arrays in memory, which only Python can bring back" in done.error
