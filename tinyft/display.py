@@ -1,4 +1,4 @@
-"""How an object shows itself in a notebook: asked for here, drawn far above.
+"""How an object shows itself: a table in a terminal, and in a notebook what is drawn far above.
 
 Every notebook (Jupyter, VS Code, Colab, marimo) asks an object for `_repr_html_`. The engine should
 answer, and should not know how to draw a table. So its classes are `Displayed`, which is all that
@@ -11,8 +11,17 @@ Next: tinyft/inspection/notebook.py
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line for each row: columns of equal width, without blanks at the ends."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def as_preformatted(value: Any) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tinyft.display import aligned
 from tinyft.errors import TinyftError
 
 
@@ -53,9 +54,7 @@ class GradcheckReport:
             )
             for row in self.inputs
         ]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-        return "\n".join([head, *(f"  {line}".rstrip() for line in lines)])
+        return "\n".join([head, *(f"  {line}" for line in aligned(rows))])
 
 
 def places(indices: list[tuple[int, ...]]) -> str:

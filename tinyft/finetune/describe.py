@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
+from tinyft.display import aligned
 from tinyft.finetune.groups import Group, moving_statistics
 from tinyft.finetune.norms import total
 
@@ -48,12 +49,7 @@ class Description:
     lines: tuple[LayerLine, ...]
 
     def __str__(self) -> str:
-        rows = [HEAD, *map(astuple, self.lines)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
+        return "\n".join(aligned([HEAD, *map(astuple, self.lines)]))
 
 
 def describe(learner: Learner) -> Description:

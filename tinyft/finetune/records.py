@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from tinyft import backends
-from tinyft.display import Displayed
+from tinyft.display import Displayed, aligned
 from tinyft.finetune.proof import Proof
 
 if TYPE_CHECKING:
@@ -107,13 +107,8 @@ class StepRecord(Displayed):
         ]  # fmt: skip
 
     def __str__(self) -> str:
-        table = [list(GROUP_HEAD), *self.rows()]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  " + "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip()
-            for r in table
-        ]
-        return "\n".join([*self.facts(), *lines])
+        table = aligned([GROUP_HEAD, *self.rows()])
+        return "\n".join([*self.facts(), *(f"  {line}" for line in table)])
 
 
 GROUP_HEAD = ("group", "state", "lr", "momentum", "gradient", "weights", "update")

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tinyft.display import aligned
+
 if TYPE_CHECKING:
     from tinyft.inspection.diff import Diff, LayerChange, Move
 
@@ -98,12 +100,3 @@ def bar_length(distance: float, low: float, high: float, most: int) -> int:
         return 0
     share = math.log(min(distance, high) / low) / math.log(high / low)
     return max(1, round(share * most))
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width, without blanks at the ends of lines."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

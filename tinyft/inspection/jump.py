@@ -18,8 +18,8 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+from tinyft.display import aligned
 from tinyft.finetune import groups as layer_groups
-from tinyft.inspection.diff_text import aligned
 from tinyft.inspection.moment import Moment
 from tinyft.inspection.probe import look, put_weights, weights_of
 from tinyft.inspection.why import measured_step, signed

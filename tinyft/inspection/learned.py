@@ -21,6 +21,7 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.data.loader import PictureData
+from tinyft.display import aligned
 from tinyft.errors import DataError
 from tinyft.nn.fold import fold
 from tinyft.tensor import no_grad
@@ -214,16 +215,20 @@ def wilson(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
 
 def _score_lines(scores: list[ClassScore]) -> list[str]:
     """Precision and recall as a table, the class of the lowest recall first."""
-    width = max(len("class"), *(len(score.name) for score in scores))
-    lines = [f"{'class':{width}}  pictures  recall (95 %)          precision (95 %)"]
-    for s in sorted(scores, key=lambda s: 2.0 if s.recall is None else s.recall):
-        recall = _with_interval(s.recall, s.recall_interval)
-        precision = _with_interval(s.precision, s.precision_interval)
-        lines.append(f"{s.name:{width}}  {s.shown:8}  {recall:21}  {precision}")
-    return lines
+    rows = [["class", "pictures", "recall (95 %)", "precision (95 %)"]]
+    for s in lowest_recall_first(scores):
+        recall = with_interval(s.recall, s.recall_interval)
+        precision = with_interval(s.precision, s.precision_interval)
+        rows.append([s.name, f"{s.shown:8}", recall, precision])
+    return aligned(rows)
 
 
-def _with_interval(share: float | None, interval: tuple[float, float]) -> str:
+def lowest_recall_first(scores: list[ClassScore]) -> list[ClassScore]:
+    """Classes of which no picture was shown come last."""
+    return sorted(scores, key=lambda score: 2.0 if score.recall is None else score.recall)
+
+
+def with_interval(share: float | None, interval: tuple[float, float]) -> str:
     """ "0.90 (0.71 to 0.97)" """
     return "-" if share is None else f"{share:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
 

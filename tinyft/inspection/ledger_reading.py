@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyft.display import aligned
 from tinyft.inspection.freeze import ROUNDING, Changes
 from tinyft.inspection.html import table as html_table
 from tinyft.inspection.ledger_rows import (
@@ -161,11 +162,7 @@ class LedgerReading:
         problems = self.balance()
         books = "it balances" if not problems else f"{len(problems)} entries do not balance"
         title = f"ledger of {self._count} steps, {len(self.parameters)} parameters; {books}"
-        rows = [list(HEAD), *self.rows()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows
-        ]
+        lines = aligned([HEAD, *self.rows()])
         return "\n".join([title, *lines, *(f"  {text}" for text in problems[:5])])
 
     def _repr_html_(self) -> str:

@@ -1,6 +1,7 @@
 """What a notebook shows of the engine's objects: tables and charts in place of printed text.
 
-Nothing is shown that `print` does not say too; see tinyft/display.py for who calls this.
+`print` says the same, but for a Tensor's facts and the curves of a plan; see tinyft/display.py for
+who calls this.
 
 Next: tinyft/inspection/html.py
 """

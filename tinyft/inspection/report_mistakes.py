@@ -14,7 +14,12 @@ from tinyft.data.prepare import prepare
 from tinyft.inspection.charts import reliability_chart
 from tinyft.inspection.grad_cam import grad_cams, overlay
 from tinyft.inspection.html import Markup, escape, picture, table
-from tinyft.inspection.learned import ClassScore, Judgements
+from tinyft.inspection.learned import (
+    ClassScore,
+    Judgements,
+    lowest_recall_first,
+    with_interval,
+)
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner
@@ -90,16 +95,11 @@ def _mistake(
 def _scores(scores: list[ClassScore]) -> Markup:
     """One line a class, the lowest recall first."""
     rows = [
-        [s.name, s.shown, _share(s.recall, s.recall_interval),
-         _share(s.precision, s.precision_interval)]
-        for s in sorted(scores, key=lambda s: 2.0 if s.recall is None else s.recall)
+        [s.name, s.shown, with_interval(s.recall, s.recall_interval),
+         with_interval(s.precision, s.precision_interval)]
+        for s in lowest_recall_first(scores)
     ]  # fmt: skip
     return table(["class", "pictures", "recall", "precision"], rows)
-
-
-def _share(share: float | None, interval: tuple[float, float]) -> str:
-    low, high = interval
-    return "-" if share is None else f"{share:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _confusion(judged: Judgements) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tinyft.backends import Backend
-from tinyft.inspection.diff_text import aligned
+from tinyft.display import aligned
 
 if TYPE_CHECKING:
     from tinyft.inspection.kernel_watch import KernelCall

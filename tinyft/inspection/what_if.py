@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from tinyft.display import aligned
 from tinyft.finetune import groups as layer_groups
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.norms import total
-from tinyft.inspection.diff_text import aligned
 from tinyft.inspection.moment import Moment
 from tinyft.inspection.probe import look
 from tinyft.inspection.why import measured_step, signed

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinyft.display import aligned
 from tinyft.finetune.groups import Group
 from tinyft.finetune.norms import UpdateSums, total
-from tinyft.inspection.diff_text import aligned
 from tinyft.inspection.moment import Moment
 from tinyft.inspection.probe import (
     MODES,
