@@ -156,7 +156,7 @@ def in_a_new_process(code):
 
 
 def test_importing_tinyft_loads_neither_numba_nor_h5py_nor_pillow():
-    heavy = "{'numba', 'llvmlite', 'h5py', 'PIL', 'rich'}"
+    heavy = "{'numba', 'llvmlite', 'h5py', 'PIL', 'rich', 'cupy'}"
     code = f"import sys, tinyft; print(sorted({heavy} & set(sys.modules)))"
     assert in_a_new_process(code) == "[]"
     # nor does computing on the reference backend

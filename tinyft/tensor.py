@@ -50,7 +50,8 @@ class Tensor(Displayed):
 
     def __init__(self, data: Any, requires_grad: bool = False, name: str | None = None):
         is_array = hasattr(data, "dtype")
-        array = data.copy() if is_array and data.shape else np.array(data)
+        is_number = not is_array or (data.shape == () and backends.device_of(data) == "cpu")
+        array = np.array(data) if is_number else data.copy()
         if not is_array and array.dtype.kind in "iuf":
             array = array.astype(np.float32)
         if requires_grad and array.dtype.kind != "f":

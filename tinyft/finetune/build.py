@@ -49,7 +49,8 @@ def vision_learner(
     "fastai", "linear" or a Module. `dropout`: of head="fastai" (0.5), the only one that has it.
     `bn`: see groups.py.
     `optimizer`: adam, sgd, momentum (sgd with 0.9), or what makes one from groups.
-    `dtype="float64"` runs on the reference backend.
+    `device`: auto (a GPU if one works, else the CPU), cpu, reference, gpu, gpu:1.
+    `dtype="float64"` runs on the reference backend, or on a GPU.
 
     Raises: ValueError for an unknown name or a `dropout` that the head has no place for,
     WeightsError for a file that does not fit

@@ -342,6 +342,11 @@ class RawModule:
             for name, parameters in KERNEL.findall(code)
         }
 
+        for parameters in self.kernels.values():
+            for parameter in parameters:
+                vectors = parameter.name in ("x", "weight", "dout")
+                parameter.reads_16_bytes = vectors and "real4" in code
+
     def get_function(self, name):
         parameters = self.kernels[name]
         if self.library is None:
@@ -363,7 +368,9 @@ class _Parameter:
     """A parameter of a kernel: its type, and what may be passed."""
 
     def __init__(self, text, real):
+        self.name = text.split()[-1]
         self.type = re.sub(r"\w+$", "", text.strip()).strip()
+        self.reads_16_bytes = False
         self.plain = self.type.replace("const ", "").replace("real", real).strip()
 
     def box(self, name, argument):
@@ -384,6 +391,8 @@ class _Parameter:
             raise TypeError(f"{name}: {self.type} wants {wanted}, got {argument.dtype}")
         if not argument.flags.c_contiguous:
             raise ValueError(f"{name}: a kernel ignores strides; pass a contiguous array")
+        if self.reads_16_bytes and argument.a.ctypes.data % 16:
+            raise ValueError(f"{name}: {self.name} is read 16 bytes at a time, and not aligned")
         return np.array(argument.a.ctypes.data)
 
 

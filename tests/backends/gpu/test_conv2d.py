@@ -94,7 +94,15 @@ def test_an_array_may_have_other_strides(gpu):
     in_order = gpu.upload(np.ascontiguousarray(weight.transpose(2, 3, 1, 0))).transpose(3, 2, 0, 1)
     found = gpu.conv2d(wide[..., ::2], in_order, **window)
     np.testing.assert_array_equal(backends.host(found), expected)
-    assert gpu.upload(dout).device.id == 0
+    shifted = gpu.upload(np.append(np.float32(0), x.ravel()))[1:].reshape(x.shape)
+    assert shifted.flags.c_contiguous and shifted.data.ptr % 16
+    np.testing.assert_array_equal(backends.host(gpu.conv2d(shifted, in_order, **window)), expected)
+    np.testing.assert_array_equal(
+        backends.host(gpu.conv2d_weight_grad(gpu.upload(dout), shifted, weight.shape, **window)),
+        backends.host(
+            gpu.conv2d_weight_grad(gpu.upload(dout), gpu.upload(x), weight.shape, **window)
+        ),
+    )
 
 
 # ----------------------------------------------------------------------------------- planted faults

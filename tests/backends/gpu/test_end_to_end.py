@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import tinyft as ft
 from tests.backends.gpu import standin
 from tests.finetune.conftest import pictures
 from tinyft import backends
+from tinyft.cli.main import main
 from tinyft.errors import DeviceError, NonFiniteLossError, RunError
 from tinyft.finetune.resume import resume
 from tinyft.finetune.run import Run
@@ -308,6 +310,36 @@ def test_numbers_and_arrays_join_a_tensor_where_it_is(gpu):
     assert backends.device_of(out.data) == "gpu:0" and out.dtype == np.float64
     (out * out).backward(backends.place(np.ones(2), "gpu"))
     np.testing.assert_allclose(x.grad, [0.75, 1.25])  # out / 2 * 2 / 4 * 2, back on the host
+
+
+def test_a_number_on_the_device_can_be_copied(gpu):
+    number = gpu.upload(np.float32(3)).reshape(())
+    assert ft.Tensor(number).data is not number
+    assert ft.Tensor(number).item() == 3
+
+
+def test_the_commands_of_a_run(gpu, tmp_path, monkeypatch, capsys):
+    """finetune and predict with --backend gpu, as they are typed."""
+    monkeypatch.chdir(tmp_path)
+    for name, colour in {"blue": (0, 0, 200), "red": (200, 0, 0)}.items():
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(6):
+            picture = Image.new("RGB", (10, 9), tuple(c + i for c in colour))
+            picture.save(tmp_path / "photos" / name / f"{i}.png")
+    options = ["--arch", "cifar_resnet20", "--weights", "none", "--size", "8", "--epochs", "1"]
+    options += ["--batch-size", "4", "--backend", "gpu", "--out", "run"]
+    assert main(["finetune", "photos", *options]) == 0
+    assert "backend: gpu:0 (stand-in, CuPy 14.2.0, convolutions in fp32)" in capsys.readouterr().err
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + 2
+    labels = []
+    for backend in ("gpu", "cpu"):
+        assert main(["predict", "run", "photos/red/0.png", "--backend", backend]) == 0
+        labels.append(capsys.readouterr().out.split()[2])
+    assert labels[0] == labels[1]
+    assert main(["doctor"]) == 0
+    assert "backend: gpu:0 (stand-in, CuPy 14.2.0, convolutions in fp32): works" in (
+        capsys.readouterr().out
+    )
 
 
 def test_the_device_is_chosen_and_described(gpu, monkeypatch):

@@ -1,12 +1,13 @@
-// Batch normalisation, forward and backward, with the sum and the ReLU that may follow in the same pass.
+// Batch normalisation, forward and backward, with the sum and the ReLU that may follow in the same
+// pass.
 //
 // Defines: batch_norm_train, batch_norm_eval and their gradients of tinyft/backends/reference.py.
 //
-// x is seen as rows of C channels. A block has 32 neighbouring channels (a line of 128 bytes, the unit in
-// which memory is read) and 8 lanes of threads that go through the rows of its share together:
-// thread 32 * lane + i has channel 32 * blockIdx.x + i and the rows lane, lane + 8, ... of share blockIdx.y.
-// Sums are made in double: each block writes its own, and a second kernel adds those in order, so that
-// bits repeat.
+// x is seen as rows of C channels. A block has 32 neighbouring channels (a line of 128 bytes, the
+// unit in which memory is read) and 8 lanes of threads that go through the rows of its share
+// together: thread 32 * lane + i has channel 32 * blockIdx.x + i and the rows lane, lane + 8, ...
+// of share blockIdx.y. Sums are made in double: each block writes its own, and a second kernel adds
+// those in order, so that bits repeat.
 typedef REAL real;
 #define LANES 8
 
@@ -19,7 +20,8 @@ __device__ Rows rows_of(long long rows, int share) {
     return {first + threadIdx.x / 32, end < rows ? end : rows};
 }
 
-// The sum of `value` over the lanes of this thread's channel, in every thread. All threads must call it.
+// The sum of `value` over the lanes of this thread's channel, in every thread. All threads must
+// call it.
 __device__ double over_lanes(double value) {
     __shared__ double lanes[LANES * 32];
     lanes[threadIdx.x] = value;
@@ -30,9 +32,10 @@ __device__ double over_lanes(double value) {
     return sum;
 }
 
-// partial[share] = two rows of C: sums of x - origin and of its square. The origin, the channel's first
-// value, keeps the digits of a small variance beside a large mean.
-extern "C" __global__ void moments(const real* x, double* partial, long long rows, int C, int share) {
+// partial[share] = two rows of C: sums of x - origin and of its square. The origin, the channel's
+// first value, keeps the digits of a small variance beside a large mean.
+extern "C" __global__ void moments(
+    const real* x, double* partial, long long rows, int C, int share) {
     int c = channel_of();
     Rows r = rows_of(rows, share);
     double sum = 0, square = 0;
@@ -53,7 +56,8 @@ extern "C" __global__ void moments(const real* x, double* partial, long long row
 }
 
 // Both sums over all shares, in every thread of the channel.
-__device__ void total(const double* partial, int shares, int C, int c, double* first, double* second) {
+__device__ void total(
+    const double* partial, int shares, int C, int c, double* first, double* second) {
     double sums[2] = {0, 0};
     for (int share = threadIdx.x / 32; c < C && share < shares; share += LANES)
         for (int i = 0; i < 2; i++) sums[i] += partial[(share * 2LL + i) * C + c];
@@ -62,7 +66,8 @@ __device__ void total(const double* partial, int shares, int C, int c, double* f
 }
 
 extern "C" __global__ void finish_moments(
-    const double* partial, const real* x, real* mean, real* variance, int shares, long long rows, int C) {
+    const double* partial, const real* x, real* mean, real* variance, int shares, long long rows,
+    int C) {
     int c = channel_of();
     double sum, square;
     total(partial, shares, C, c, &sum, &square);
@@ -71,7 +76,8 @@ extern "C" __global__ void finish_moments(
     variance[c] = (square - sum * (sum / rows)) / rows;
 }
 
-// out = relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), the last two if asked for.
+// out = relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), the last two if asked
+// for.
 extern "C" __global__ void normalise(
     const real* x, const real* weight, const real* bias, const real* mean, const real* variance,
     const real* residual, real* out, long long rows, int C, int share, real eps, int relu) {
@@ -117,7 +123,8 @@ extern "C" __global__ void gradient_sums(
     }
 }
 
-extern "C" __global__ void finish_sums(const double* partial, real* dweight, real* dbias, int shares, int C) {
+extern "C" __global__ void finish_sums(
+    const double* partial, real* dweight, real* dbias, int shares, int C) {
     int c = channel_of();
     double sum, product;
     total(partial, shares, C, c, &sum, &product);
@@ -126,16 +133,17 @@ extern "C" __global__ void finish_sums(const double* partial, real* dweight, rea
     dweight[c] = product;
 }
 
-// dx = weight / std * dout, less (dbias + normalised * dweight) / rows if the statistics were the batch's;
-// dresidual, if there was a ReLU to pass, is what is left of dout behind it.
+// dx = weight / std * dout, less (dbias + normalised * dweight) / rows if the statistics were the
+// batch's; dresidual, if there was a ReLU to pass, is what is left of dout behind it.
 extern "C" __global__ void gradient(
     const real* dout, const real* x, const real* weight, const real* mean, const real* variance,
     const real* out, const real* dweight, const real* dbias, real* dx, real* dresidual,
     long long rows, int C, int share, real eps, int train) {
     int c = channel_of();
     if (c >= C) return;
-    real centre = mean[c], inverse_std = 1 / sqrt(variance[c] + eps), scale = weight[c] * inverse_std;
-    real constant = train ? dbias[c] / rows : 0, slope = train ? dweight[c] * inverse_std / rows : 0;
+    real centre = mean[c], inverse_std = 1 / sqrt(variance[c] + eps);
+    real scale = weight[c] * inverse_std, constant = train ? dbias[c] / rows : 0;
+    real slope = train ? dweight[c] * inverse_std / rows : 0;
     Rows r = rows_of(rows, share);
     for (long long row = r.first; row < r.end; row += LANES) {
         long long at = row * C + c;

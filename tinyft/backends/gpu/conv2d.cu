@@ -1,20 +1,23 @@
-// Convolution as one matrix product whose left operand is never built. README.md explains this file.
+// Convolution as one matrix product whose left operand is never built. README.md explains this
+// file.
 //
 // Defines: conv2d, conv2d_input_grad and conv2d_weight_grad of tinyft/backends/reference.py.
 //
-//   gather        out[m, f]     = sum over k of A(m, k) * weight[k, f]     m = (n, p, q)   k = (r, s, c)
-//   weight_grad   dweight[k, f] = sum over m of A(m, k) * dout[m, f]
+//   gather        out[m, f]     = sum over k of A(m, k) * weight[k, f]    m = (n, p, q)
+//   weight_grad   dweight[k, f] = sum over m of A(m, k) * dout[m, f]      k = (r, s, c)
 //
-//   A(m, k) = x[n, h / spread, w / spread, c]     h = p * step + r - pad_h     w = q * step + s - pad_w
+//   A(m, k) = x[n, h / spread, w / spread, c]   h = p * step + r - pad_h   w = q * step + s - pad_w
 //             and 0 where that is outside of x, or between two of its pixels
 //
-// Forward: step = stride, spread = 1. The gradient of the input is a convolution too: x is the output's
-// gradient, its pixels spread apart by the stride, step = 1, and the weight is turned round (`turn`).
+// Forward: step = stride, spread = 1. The gradient of the input is a convolution too: x is the
+// output's gradient, its pixels spread apart by the stride, step = 1, and the weight is turned
+// round (`turn`).
 //
-// C, and the length of a row of weight or dout, are multiples of 4 (conv2d.py pads), so that every load
-// from global memory is 16 bytes (of floats).
+// C, and the length of a row of weight or dout, are multiples of 4 (conv2d.py pads), so that every
+// load from global memory is 16 bytes (of floats).
 
-// A block computes BM x BN results, BK products at a time; its 8 warps stand 4 x 2, each with WM x WN.
+// A block computes BM x BN results, BK products at a time; its 8 warps stand 4 x 2, each with WM x
+// WN.
 #ifndef BM
 #define BM 128
 #endif
@@ -48,7 +51,8 @@ __device__ Tap tap_of(const Problem& p, int k) {
     return {place / p.S, place % p.S, k % p.C};
 }
 
-// The loops below step through m or k without a division: there would be more of those than products.
+// The loops below step through m or k without a division: there would be more of those than
+// products.
 __device__ void advance(Window& v, const Problem& p, int by) {
     for (v.w += by * p.step; v.w + p.pad_w >= p.Q * p.step; v.w -= p.Q * p.step) {
         v.h += p.step;
@@ -81,15 +85,16 @@ __device__ real4 line(const real* matrix, int rows, int columns, int i, int j) {
 
 __device__ int padded(int F) { return (F + 3) / 4 * 4; }
 
-// ------------------------------------------------------- a warp's WM x WN results, kept in registers
+// ----------------------------------------------------- a warp's WM x WN results, kept in registers
 
-// step adds As * Bs, BK products deep; their elements lie at As[x * ax + k * ak] and Bs[y * by + k * bk].
-// each(f) calls f(x, y, result) for every result that this thread holds.
+// step adds As * Bs, BK products deep; their elements lie at As[x * ax + k * ak] and Bs[y * by + k
+// * bk]. each(f) calls f(x, y, result) for every result that this thread holds.
 #ifdef TF32
-// The tensor cores: one instruction multiplies 16 x 8 by 8 x 8. TF32 numbers are floats with 10 bits of
-// fraction; products are added in float. Which element sits in whose register is the instruction's
-// choice (PTX manual, "mma.m16n8k8"): lane 4 g + t of the warp has rows g, g + 8 and columns t, t + 4.
-#ifndef CPU  // two instructions that C++ has no words for; the tests' stand-in for a GPU has its own
+// The tensor cores: one instruction multiplies 16 x 8 by 8 x 8. TF32 numbers are floats with 10
+// bits of fraction; products are added in float. Which element sits in whose register is the
+// instruction's choice (PTX manual, "mma.m16n8k8"): lane 4 g + t of the warp has rows g, g + 8 and
+// columns t, t + 4.
+#ifndef CPU  // two instructions that C++ has no words for; the tests' stand-in has its own
 #define CVT_TF32(u, v) asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(u) : "f"(v))
 #define MMA_TF32(c, a, b) \
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 " \
@@ -105,13 +110,15 @@ struct Piece {
     __device__ void step(const real* As, int ax, int ak, const real* Bs, int by, int bk) {
         _Pragma("unroll") for (int k = t; k < BK; k += 8) {
             real a[WM / 16][4], b[WN / 8][2];
-            FOR(i, WM / 16) FOR(e, 4) a[i][e] = As[(16 * i + g + e % 2 * 8) * ax + (k + e / 2 * 4) * ak];
+            FOR(i, WM / 16) FOR(e, 4)
+                a[i][e] = As[(16 * i + g + e % 2 * 8) * ax + (k + e / 2 * 4) * ak];
             FOR(j, WN / 8) FOR(e, 2) b[j][e] = Bs[(8 * j + g) * by + (k + e * 4) * bk];
             FOR(i, WM / 16) FOR(j, WN / 8) MMA_TF32(c[i][j], a[i], b[j]);
         }
     }
     template <class Each> __device__ void each(Each f) {
-        FOR(i, WM / 16) FOR(j, WN / 8) FOR(e, 4) f(16 * i + g + e / 2 * 8, 8 * j + 2 * t + e % 2, c[i][j][e]);
+        FOR(i, WM / 16) FOR(j, WN / 8) FOR(e, 4)
+            f(16 * i + g + e / 2 * 8, 8 * j + 2 * t + e % 2, c[i][j][e]);
     }
 };
 #else
@@ -143,21 +150,25 @@ __device__ void put(real* shared, const real4& v) {
 // relu(A * weight + bias + residual), each of the three if it is there.
 // Block (i, j) has rows m from BM * i and columns f from BN * j.
 extern "C" __global__ void __launch_bounds__(THREADS) gather(
-    const real* x, const real* weight, const real* bias, const real* residual, real* out, Problem p, int relu) {
-    const int LA = BK + 4, LB = BN + 8;  // rows of a tile are this far apart: no two lanes meet in a bank
+    const real* x, const real* weight, const real* bias, const real* residual, real* out, Problem p,
+    int relu) {
+    const int LA = BK + 4, LB = BN + 8;  // how far apart rows are: no two lanes meet in a bank
     __shared__ __align__(16) real As[2][BM * LA];
     __shared__ __align__(16) real Bs[2][BK * LB];
     const int M = p.N * p.P * p.Q, K = p.R * p.S * p.C, m0 = blockIdx.x * BM, f0 = blockIdx.y * BN;
     const int wm = threadIdx.x / 64 * WM, wn = threadIdx.x / 32 % 2 * WN;
-    // This thread fetches four columns of A from every 64th row, and four of weight from every ROWS-th.
+    // This thread fetches four columns of A from every 64th row, and four of weight from every
+    // ROWS-th.
     const int ai = threadIdx.x / 4, ak = threadIdx.x % 4 * 4;
-    const int bk = threadIdx.x / (BN / 4), bf = threadIdx.x % (BN / 4) * 4, ROWS = THREADS / (BN / 4);
+    const int ROWS = THREADS / (BN / 4);
+    const int bk = threadIdx.x / (BN / 4), bf = threadIdx.x % (BN / 4) * 4;
     real4 a[BM / 64], b[BK / ROWS];
     Window v[BM / 64];
     FOR(e, BM / 64) v[e] = window_of(p, m0 + ai + 64 * e);
     Tap t = tap_of(p, ak);
     Piece piece;
-    for (int k = 0, now = 0; k < K + BK; k += BK, now ^= 1) {  // fetch slice k while the one before is multiplied
+    // Slice k is fetched while the one before is multiplied.
+    for (int k = 0, now = 0; k < K + BK; k += BK, now ^= 1) {
         if (k < K) {
             FOR(e, BM / 64) a[e] = patch(x, p, v[e], t);
             FOR(e, BK / ROWS) b[e] = line(weight, K, padded(p.F), k + bk + ROWS * e, f0 + bf);
@@ -190,8 +201,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) weight_grad(
     const int M = p.N * p.P * p.Q, K = p.R * p.S * p.C, k0 = blockIdx.x * BM, f0 = blockIdx.y * BN;
     const int first = blockIdx.z * share, end = min(first + share, M);
     const int wm = threadIdx.x / 64 * WM, wn = threadIdx.x / 32 % 2 * WN;
-    const int am = threadIdx.x / (BM / 4), ak = threadIdx.x % (BM / 4) * 4, AROWS = THREADS / (BM / 4);
-    const int bm = threadIdx.x / (BN / 4), bf = threadIdx.x % (BN / 4) * 4, BROWS = THREADS / (BN / 4);
+    const int AROWS = THREADS / (BM / 4), BROWS = THREADS / (BN / 4);
+    const int am = threadIdx.x / (BM / 4), ak = threadIdx.x % (BM / 4) * 4;
+    const int bm = threadIdx.x / (BN / 4), bf = threadIdx.x % (BN / 4) * 4;
     real4 a[BK / AROWS], b[BK / BROWS];
     Window v[BK / AROWS];
     FOR(e, BK / AROWS) v[e] = window_of(p, first + am + AROWS * e);

@@ -23,6 +23,7 @@ SLICE = 16  # BK of conv2d.cu
 # Twice the 132 multiprocessors of an H100. A constant and not the card's own number, because the
 # weight's gradient is summed in as many parts, and bits should depend on shapes alone.
 ENOUGH_BLOCKS = 264
+READ = 16  # bytes; an address that is no multiple of it would end the process
 FEWEST_ROWS = 512  # of a partial sum of the weight's gradient
 
 
@@ -122,11 +123,11 @@ class Convolution(Memory):
 
     def _wide(self, x: Array, *axes: int) -> Array:
         """x with zeros behind it, until the lengths of these axes are multiples of 4; x itself
-        where they are.
+        where they are, unless it is a view that begins where no read of 16 bytes may.
         """
         shape = tuple(-(-n // 4) * 4 if axis in axes else n for axis, n in enumerate(x.shape))
         if shape == x.shape:
-            return x
+            return x if x.data.ptr % READ == 0 else x.copy()
         wide = self.zeros(shape, x.dtype)
         wide[tuple(slice(n) for n in x.shape)] = x
         return wide

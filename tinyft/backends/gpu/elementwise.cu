@@ -1,7 +1,7 @@
 // What is computed element by element.
 //
-// Defines: relu, relu_grad, dropout, images and running_average of tinyft/backends/reference.py, and what
-// follows a convolution that cuBLAS computed. No thread here waits for another.
+// Defines: relu, relu_grad, dropout, images and running_average of tinyft/backends/reference.py,
+// and what follows a convolution that cuBLAS computed. No thread here waits for another.
 typedef REAL real;
 #define EACH(i, size) \
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < size; \
@@ -33,7 +33,8 @@ extern "C" __global__ void running_average(
 
 // Bytes (..., C) as numbers around zero.
 extern "C" __global__ void images(
-    const unsigned char* pixels, const float* mean, const float* std, real* out, long long size, int C) {
+    const unsigned char* pixels, const float* mean, const float* std, real* out, long long size,
+    int C) {
     EACH(i, size) out[i] = (pixels[i] / (real)255 - mean[i % C]) / std[i % C];
 }
 
@@ -51,7 +52,8 @@ __device__ void philox(unsigned counter[4], unsigned key0, unsigned key1) {
     }
 }
 
-// Block b of the stream decides about elements 4 b to 4 b + 3: kept if the word is at least `threshold`.
+// Block b of the stream decides about elements 4 b to 4 b + 3: kept if the word is at least
+// `threshold`.
 extern "C" __global__ void dropout(
     const real* x, real* out, long long size, unsigned threshold, real scale,
     unsigned key0, unsigned key1, unsigned stream0, unsigned stream1) {

@@ -7,8 +7,8 @@ typedef REAL real;
 #define THREADS 128
 #define FOR_CLASSES(c) for (int c = threadIdx.x; c < C; c += THREADS)
 
-// The sum (or largest) of `value` over the block, in every thread: half of the threads add the other
-// half's values to their own, and again, always in the same pairs. All threads must call it.
+// The sum (or largest) of `value` over the block, in every thread: half of the threads add the
+// other half's values to their own, and again, always in the same pairs. All threads must call it.
 __device__ double over_block(double value, bool largest = false) {
     __shared__ double values[THREADS];
     values[threadIdx.x] = value;
@@ -55,7 +55,8 @@ extern "C" __global__ void cross_entropy(
 }
 
 // One block: the rows' losses by the rows' weights.
-extern "C" __global__ void mean_loss(const double* losses, const double* row_weights, real* loss, int N) {
+extern "C" __global__ void mean_loss(
+    const double* losses, const double* row_weights, real* loss, int N) {
     double sum = 0, weight = 0;
     for (int n = threadIdx.x; n < N; n += THREADS) { sum += losses[n]; weight += row_weights[n]; }
     sum = over_block(sum);

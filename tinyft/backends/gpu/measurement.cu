@@ -23,7 +23,8 @@ __device__ double over_block(double value) {
 extern "C" __global__ void update_sums(
     const real* before, const real* after, const real* gradient, double* partial, long long size) {
     double sums[SUMS] = {};
-    for (long long i = blockIdx.x * (long long)THREADS + threadIdx.x; i < size; i += gridDim.x * (long long)THREADS) {
+    const long long threads = gridDim.x * (long long)THREADS;
+    for (long long i = blockIdx.x * (long long)THREADS + threadIdx.x; i < size; i += threads) {
         double w = before[i], v = after[i], g = gradient[i], d = v - w;
         sums[0] += w * w; sums[1] += v * v; sums[2] += d * d; sums[3] += w * d;
         sums[4] += g * g; sums[5] += g * d; sums[6] += g * w; sums[7] += d != 0;

@@ -63,7 +63,8 @@ class Memory(Backend):
 
     def peak_bytes(self) -> int:
         """What CuPy's pool holds: it gives nothing back by itself."""
-        return self.cupy.get_default_memory_pool().total_bytes()
+        with self.current():
+            return self.cupy.get_default_memory_pool().total_bytes()
 
     # ---------------------------------------------------------------------------------- new arrays
 

@@ -1,11 +1,12 @@
-// Pooling: the largest of each window, the mean and the largest of a whole picture, and their gradients.
+// Pooling: the largest of each window, the mean and the largest of a whole picture, and their
+// gradients.
 //
 // Defines: max_pool2d, global_average_pool, global_max_pool and their gradients of
 // tinyft/backends/reference.py.
 //
-// One thread a result, and no thread waits for another. A gradient is gathered: each pixel looks for the
-// windows that chose it. Windows that added to their pixels would need atomic additions, whose order
-// changes from run to run, and the bits with it.
+// One thread a result, and no thread waits for another. A gradient is gathered: each pixel looks
+// for the windows that chose it. Windows that added to their pixels would need atomic additions,
+// whose order changes from run to run, and the bits with it.
 typedef REAL real;
 #define EACH(i, size) \
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < size; \
@@ -34,11 +35,13 @@ extern "C" __global__ void max_pool(const real* x, real* out, unsigned short* pl
     }
 }
 
-extern "C" __global__ void max_pool_grad(const real* dout, const unsigned short* place, real* dx, Pool p) {
+extern "C" __global__ void max_pool_grad(
+    const real* dout, const unsigned short* place, real* dx, Pool p) {
     EACH(i, (long long)p.N * p.H * p.W * p.C) {
         int c = i % p.C, w = i / p.C % p.W, h = i / p.C / p.W % p.H, n = i / p.C / p.W / p.H;
         real sum = 0;
-        // Place (r, s) of window (row, q) is this pixel if row * stride + r = h + padding, and so for s, q.
+        // Place (r, s) of window (row, q) is this pixel if row * stride + r = h + padding, and so
+        // for s, q.
         for (int r = 0; r < p.kernel; r++) for (int s = 0; s < p.kernel; s++) {
             int down = h + p.padding - r, right = w + p.padding - s;
             if (down < 0 || right < 0 || down % p.stride || right % p.stride) continue;
@@ -51,7 +54,8 @@ extern "C" __global__ void max_pool_grad(const real* dout, const unsigned short*
     }
 }
 
-// The pooled arrays are (N, C), x is (N, pixels, C). Neighbouring threads have neighbouring channels.
+// The pooled arrays are (N, C), x is (N, pixels, C). Neighbouring threads have neighbouring
+// channels.
 extern "C" __global__ void average_pool(const real* x, real* out, int N, int pixels, int C) {
     EACH(i, (long long)N * C) {
         const real* picture = x + i / C * pixels * C + i % C;
@@ -65,7 +69,8 @@ extern "C" __global__ void average_pool_grad(const real* dout, real* dx, int N, 
     EACH(i, (long long)N * pixels * C) dx[i] = dout[i / C / pixels * C + i % C] / pixels;
 }
 
-extern "C" __global__ void largest(const real* x, real* out, long long* place, int N, int pixels, int C) {
+extern "C" __global__ void largest(
+    const real* x, real* out, long long* place, int N, int pixels, int C) {
     EACH(i, (long long)N * C) {
         const real* picture = x + i / C * pixels * C + i % C;
         real best = picture[0];
