@@ -30,13 +30,6 @@ def test_what_cannot_be_parsed(tinyft, arguments, words):
     assert "--help` shows an example" in done.error
 
 
-@pytest.mark.parametrize("command", ["finetune", "plan", "lr-find"])
-def test_a_folder_must_be_given(tinyft, command):
-    done = tinyft(command)
-    assert done.code == 2
-    assert "give a folder" in done.error.lower()
-
-
 @pytest.mark.parametrize(
     ("path", "words"),
     [

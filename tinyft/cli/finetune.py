@@ -28,6 +28,7 @@ from tinyft.cli.options import (
 from tinyft.cli.output import duration, json_result, one_line, percent, result, say
 from tinyft.cli.parser import add_command, add_json
 from tinyft.cli.resuming import refuse_contradictions, resume_command
+from tinyft.cli.story import beginning, comparison
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner, Plan
@@ -40,7 +41,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "finetune",
         run,
         help="fine-tune a pretrained network on a folder of pictures",
-        example="tinyft finetune photos/ --weights resnet18.pth --epochs 3\n"
+        example="tinyft finetune\n"
+        "  tinyft finetune photos/ --weights resnet18.pth --epochs 3\n"
         "  tinyft finetune --resume runs/photos-resnet18-1",
     )
     add_training_options(parser)
@@ -51,12 +53,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.resume is None:
+        is_sample = args.dir is None
         learner = make_learner(args)
         plan = make_plan(args, learner)
-        _announce(learner, plan)
+        _announce(learner, plan, in_words=is_sample)
         training = _create_run(args, learner)
         with _locked(training.path):
             _train(args, learner, plan, training, 0)
+        if is_sample:
+            say("and with pictures of your own, in a folder for each class: tinyft finetune photos/")
     else:
         _resume(args)
     return 0
@@ -77,8 +82,8 @@ def _resume(args: argparse.Namespace) -> None:
         _train(args, learner, plan, training, start)
 
 
-def _announce(learner: Learner, plan: Plan) -> None:
-    say(str(plan))
+def _announce(learner: Learner, plan: Plan, *, in_words: bool = False) -> None:
+    say(beginning(learner, plan) if in_words else str(plan))
     say(describe_backend(learner.device))
 
 
@@ -119,8 +124,13 @@ def _report(args: argparse.Namespace, learner: Learner, training: Run) -> None:
             f"accuracy {percent(last.accuracy)}, loss {last.loss:.4f} on {last.n} pictures after "
             f"{duration(training.seconds)}; saved in {one_line(str(training.path))}"
         )
-    picture = learner.data.source("valid", 0)
-    say(f"\nnext: {shlex.join(['tinyft', 'predict', str(training.path), str(picture)])}")
+    if compared := comparison(learner.history, last.accuracy, len(learner.classes)):
+        say(compared)
+    run = str(training.path)
+    say("\nnext, what it says of a picture, all of the run on one page, and one step taken apart:")
+    say(f"  {shlex.join(['tinyft', 'predict', run, str(learner.data.source('valid', 0))])}")
+    say(f"  {shlex.join(['tinyft', 'report', run])}")
+    say(f"  {shlex.join(['tinyft', 'inspect', run, '--step', str(learner.step // 2)])}")
 
 
 # ------------------------------------------------------------------------------- the run's folder

@@ -14,7 +14,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyft.cli.failures import RequestError, naming
+from tinyft.cli import sample
+from tinyft.cli.failures import naming
 from tinyft.cli.output import one_line, say
 from tinyft.cli.parser import Parser, device, fraction, positive, whole
 
@@ -39,7 +40,7 @@ def add_training_options(parser: Parser) -> None:
 def add_network_options(parser: Parser) -> None:
     """Data and network: what is trained on, and what is trained."""
     add = parser.add_argument
-    add("dir", metavar="DIR", nargs="?", help="CLASS/*.jpg, or train/CLASS/*.jpg and valid/")
+    add("dir", metavar="DIR", nargs="?", help="CLASS/*.jpg, or train/ and valid/ (sample photos)")
     add("--arch", metavar="NAME", help="resnet18 ... resnet152 (default: the weights file's)")
     add("--weights", metavar="FILE|NAME|none", help="a weights file, a published name, or none")
     add("--size", type=whole(1), metavar="PIXELS", help="side of the input (the weights file's)")
@@ -77,12 +78,10 @@ def given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
-def open_folder(path: str | None, **options: Any) -> ImageFolder:
+def open_folder(path: str, **options: Any) -> ImageFolder:
     """The pictures of a folder; what there is to say about them goes to stderr."""
     from tinyft.data import ImageFolder
 
-    if path is None:
-        raise RequestError("which pictures? Give a folder: tinyft finetune photos/")
     if options.get("augment") == "none":
         options["augment"] = None
     with warnings.catch_warnings(action="ignore"):  # they are among the notices
@@ -93,9 +92,10 @@ def open_folder(path: str | None, **options: Any) -> ImageFolder:
 
 
 def make_learner(args: argparse.Namespace) -> Learner:
-    """Data, network and head as the options say."""
+    """Data, network and head as the options say; without a folder, those of the sample run."""
     from tinyft.finetune import vision_learner
 
+    sample.complete(args)
     data = open_folder(args.dir, **given(args, DATA))
     options = given(args, LEARNER)
     if options.get("weights") == "none":

@@ -190,9 +190,11 @@ def metrics_row(record: StepRecord) -> dict[str, Any]:
 
 
 def weights_sha256(learner: Learner) -> str:
-    """The hash of the file that the body came from; empty for random weights."""
+    """The hash of the arrays, or else of the file, that the body came from; empty for random
+    weights.
+    """
     metadata = learner.facts.get("metadata", {})
-    return str(metadata.get("source_sha256") or metadata.get("content_sha256") or "")
+    return str(metadata.get("content_sha256") or metadata.get("source_sha256") or "")
 
 
 def versions(device: str = "auto") -> dict[str, str]:

@@ -1,0 +1,81 @@
+"""A fine-tuning run in a few sentences, for somebody who sees one for the first time.
+
+Next: tinyft/cli/display.py
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from tinyft.cli.output import percent, shown
+
+if TYPE_CHECKING:
+    from tinyft.finetune import Learner, Plan, StepRecord
+
+WIDTH = 96
+HEADS = {
+    "fastai": "both pools, batch norm, 512 numbers, ReLU, batch norm, {} classes",
+    "linear": "average pool, {} classes",
+}
+BODY_FROZEN = (
+    "The pretrained layers are frozen: no gradient reaches their convolutions, so what they know "
+    "is safe from the head's first, random errors."
+)
+ALL_TRAIN = (
+    "The early layers hardly move, as edges and textures serve any photo; later ones move more."
+)
+
+
+def beginning(learner: Learner, plan: Plan) -> str:
+    """What is about to happen: the pictures, the network, the cut, and each phase."""
+    data, facts = learner.data, learner.facts
+    known = facts.get("metadata", {}).get("training") or facts.get("weights", "")
+    body = sum(group.count for group in learner.groups[:-1])
+    head = HEADS.get(facts.get("head", ""), "a module of the caller's, {} classes")
+    paragraphs = {
+        "pictures": f"{data.n_train} to learn from and {data.n_valid} to be tested on, of "
+        f"{len(data.classes)} classes: {shown(data.classes)}.",
+        "network": f"{learner.arch}, {body:,} numbers. {known}.",
+        "cut": f"{facts.get('cut', 'The last layer')} is removed, and a new head of random numbers "
+        f"put there: {head.format(len(data.classes))}.",
+    }
+    for number, phase in enumerate(plan.phases, 1):
+        epochs = f"{phase.epochs} epoch" + ("s" if phase.epochs > 1 else "")
+        paragraphs[f"phase {number}"] = f"{phase.name}, {epochs}. {_phase(plan, number - 1)}"
+    return "\n".join(_paragraph(name, text) for name, text in paragraphs.items())
+
+
+def _phase(plan: Plan, index: int) -> str:
+    """What trains, how fast, and what the batch norms do."""
+    phase, states = plan.phases[index], plan.states[index]
+    peaks = phase.lr.max(axis=0)
+    rates = ", ".join(
+        f"{state.name} {peak:.0e}".replace("e-0", "e-")
+        for state, peak in zip(states, peaks, strict=True)
+        if not state.frozen
+    )
+    if not states[0].frozen:
+        return f"{ALL_TRAIN} Largest learning rates: {rates}."
+    return f"{BODY_FROZEN} Their batch norms: {states[0].norms}. Largest learning rate: {rates}."
+
+
+def _paragraph(name: str, text: str) -> str:
+    indent = " " * 10
+    return textwrap.fill(
+        text, WIDTH, initial_indent=f"{name:10}", subsequent_indent=indent, break_on_hyphens=False
+    )
+
+
+def comparison(history: list[StepRecord], accuracy: float, num_classes: int) -> str:
+    """The accuracy beside that of the head alone and that of guessing; "" if there is nothing to
+    compare.
+    """
+    frozen = [record for record in history if record.validation and record.groups[0].frozen]
+    if not frozen or frozen[-1] is history[-1]:
+        return ""
+    before = frozen[-1].validation.accuracy
+    return (
+        f"the head alone had {percent(before)}; training everything made it {percent(accuracy)} "
+        f"(guessing: {percent(1 / num_classes)})"
+    )
