@@ -15,6 +15,9 @@ from tinyft.errors import DeviceError, NonFiniteLossError, RunError
 from tinyft.finetune.resume import resume
 from tinyft.finetune.run import Run
 from tinyft.finetune.state import capture, restore
+from tinyft.inspection.microscope import trace_step
+from tinyft.inspection.moment import Moment
+from tinyft.inspection.why import explain
 
 
 def resnet(device, **options):
@@ -383,6 +386,17 @@ def test_a_trace_sees_the_same(gpu):
         tables.append([(node.op, node.layer, node.shape) for node in trace.nodes])
         assert "conv2d" in str(trace)
     assert tables[0] == tables[1] and len(tables[0]) > 40
+
+
+def test_a_step_under_the_microscope(gpu):
+    """One convolution opened down to single gradients, and why the step changed the loss."""
+    learner = small_learner(device="gpu", head="linear")
+    learner.unfreeze()
+    moment = Moment.of(learner, learner.plan(1, freeze_epochs=0), 0)
+    text = str(trace_step(moment, open=[2]))
+    assert "gpu:0" in text and "running_average" in text
+    moment.restore()
+    assert "before and after" in str(explain(moment))
 
 
 # The largest relative distance of logits, of any gradient, and of the loss of any step. One unit
