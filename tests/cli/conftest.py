@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,20 +47,21 @@ def tinyft(capfd, tmp_path, monkeypatch):
     return run
 
 
+def draw_in(folder: Path, classes: dict[str, int]) -> Path:
+    """Draws {"cat": 12, "train/dog": 3, ...}: each class has a colour, each picture its noise."""
+    for number, (name, count) in enumerate(classes.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            noise = np.random.default_rng([number, i]).uniform(-40, 40, (32, 32, 3))
+            pixels = (np.eye(3)[number % 3] * 150 + 40 + noise).clip(0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
 @pytest.fixture
 def draw(tmp_path):
-    """Draws {"cat": 12, "train/dog": 3, ...}: each class has a colour, each picture its noise."""
-
-    def draw_pictures(classes: dict[str, int], folder: str = "pictures") -> Path:
-        for number, (name, count) in enumerate(classes.items()):
-            (tmp_path / folder / name).mkdir(parents=True, exist_ok=True)
-            for i in range(count):
-                noise = np.random.default_rng([number, i]).uniform(-40, 40, (32, 32, 3))
-                pixels = (np.eye(3)[number % 3] * 150 + 40 + noise).clip(0, 255)
-                Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / folder / name / f"{i}.png")
-        return tmp_path / folder
-
-    return draw_pictures
+    """`draw_in` a folder within the temporary one."""
+    return lambda classes, folder="pictures": draw_in(tmp_path / folder, classes)
 
 
 @pytest.fixture
@@ -68,12 +70,25 @@ def pictures(draw) -> Path:
     return draw({"cat": 6, "dog": 6})
 
 
+@pytest.fixture(scope="session")
+def once_trained(tmp_path_factory) -> Path:
+    """A folder with `pictures` and a finished run on them, for `trained` to copy."""
+    folder = tmp_path_factory.mktemp("once")
+    draw_in(folder / "pictures", {"cat": 6, "dog": 6})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["finetune", str(folder / "pictures"), *TINY]) == 0
+    return folder
+
+
 @pytest.fixture
-def trained(tinyft, pictures) -> str:
+def trained(tinyft, pictures, once_trained, tmp_path) -> str:
     """The folder of a run that is finished."""
-    done = tinyft("finetune", pictures, *TINY)
-    assert done.code == 0, done.err
-    return "runs/pictures-cifar_resnet20-1"
+    shutil.copytree(once_trained / "runs", tmp_path / "runs")
+    run = "runs/pictures-cifar_resnet20-1"
+    described = tmp_path / run / "run.json"
+    described.write_text(described.read_text().replace(str(once_trained), str(tmp_path)))
+    return run
 
 
 @pytest.fixture

@@ -48,7 +48,8 @@ def run(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("optimizer", ["adam", "momentum"])
 def test_every_number_is_that_of_the_step(device, optimizer):
     """Against plain NumPy around a step that is made by hand."""
-    learner = small_learner(device=device, optimizer=optimizer, weight_decay=0.5)
+    data = small_data(size=12)  # the reference takes its time
+    learner = small_learner(data, device=device, optimizer=optimizer, weight_decay=0.5)
     learner.unfreeze()
     for group in learner.groups:
         group.lr = 0.01
@@ -228,7 +229,8 @@ def test_a_kernel_that_measures_wrongly_shows(monkeypatch):
         return sums
 
     monkeypatch.setattr(Backend, "update_sums", wrong)
-    problems = observed(small_learner(device="reference", weight_decay=0.5), 0).balance()
+    learner = small_learner(small_data(size=12), device="reference", weight_decay=0.5)
+    problems = observed(learner, 0).balance()
     assert problems and "|w|^2 + 2<w,d> + |d|^2" in problems[0]
 
 
