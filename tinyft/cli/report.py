@@ -30,15 +30,16 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     from tinyft.inspection.report import save_report
     from tinyft.inspection.run_files import RunFiles
+    from tinyft.inspection.trace_text import size
 
     found = RunFiles.read(args.run_folder, device=args.backend or "auto")
     for reason in found.missing.values():
         say(f"note: {one_line(reason)}")
     args.working = True
     path = save_report(found, args.out)
-    size = path.stat().st_size
+    nbytes = path.stat().st_size
     if args.json:
-        json_result({"report": str(path), "bytes": size, "missing": found.missing})
+        json_result({"report": str(path), "bytes": nbytes, "missing": found.missing})
     else:
-        result(f"{one_line(str(path))}: one page of {size / 1e6:.1f} MB, to be opened in a browser")
+        result(f"{one_line(str(path))}: one page of {size(nbytes)}, to be opened in a browser")
     return 0

@@ -9,7 +9,7 @@ Next: tinyft/finetune/learner.py
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tinyft.finetune.groups import Group
@@ -40,9 +40,6 @@ class UpdateSums:
     decay: float = 0.0
     rest: float = 0.0
     visited: int = 0  # parameters that the optimizer updated
-
-    def __add__(self, other: UpdateSums) -> UpdateSums:
-        return UpdateSums(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def weight_norm_before(self) -> float:
@@ -131,7 +128,8 @@ def group_records(groups: list[Group], found: dict[str, UpdateSums] | None) -> l
 
 def total(sums) -> UpdateSums:
     """The sums of several parameters together."""
-    columns = zip(*map(astuple, sums), strict=True)
+    # Not by dataclasses.astuple, which copies each number deeply: half of the ledger's own time.
+    columns = zip(*(vars(one).values() for one in sums), strict=True)
     return UpdateSums(*map(sum, columns))
 
 

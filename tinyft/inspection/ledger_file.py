@@ -72,21 +72,23 @@ class LedgerFile:
                 f"ledger-{id(self)}", "w", driver="core", backing_store=False, libver="latest"
             )
             _create(self.file, tables, description, kept or {})
-            return
-        with replacing(path) as temporary:
-            with new_hdf5(temporary, libver="latest") as file:
-                _create(file, tables, description, kept or {})
-            _mark_as_being_written(temporary)
-        self.disk = Disk(open(path, "rb+", buffering=0))  # noqa: SIM115
-        with self._disk_errors():
-            self.file = h5py.File(self.disk, "r+", libver="latest")
-            self.file.swmr_mode = True
-        _written[path.resolve()] = self
+        else:
+            with replacing(path) as temporary:
+                with new_hdf5(temporary, libver="latest") as file:
+                    _create(file, tables, description, kept or {})
+                _mark_as_being_written(temporary)
+            self.disk = Disk(open(path, "rb+", buffering=0))  # noqa: SIM115
+            with self._disk_errors():
+                self.file = h5py.File(self.disk, "r+", libver="latest")
+                self.file.swmr_mode = True
+            _written[path.resolve()] = self
+        # Looked up once: by name it takes as long as to append a row.
+        self.datasets = {table.name: self.file[table.name] for table in tables}
 
     def append(self, table: str, row: Any) -> None:
         """One more row."""
         with self._disk_errors():
-            dataset = self.file[table]
+            dataset = self.datasets[table]
             count = dataset.shape[0]
             dataset.resize(count + 1, axis=0)
             dataset[count] = row
@@ -104,7 +106,7 @@ class LedgerFile:
     def rows(self, table: str) -> np.ndarray:
         """All rows of a table so far."""
         with self._disk_errors():
-            return self.file[table][...]
+            return self.datasets[table][...]
 
     def close(self) -> None:
         """The file is complete; one in memory stays, to be read."""

@@ -16,8 +16,8 @@ WIDTH = 100
 
 WHY_FROZEN = (
     "Why: the head begins with random weights, so its first gradients say nothing about pictures; "
-    "passed on at full rate they would undo what the pretrained layers know (Howard and Ruder, "
-    "2018, call it gradual unfreezing)."
+    "passed on at full rate they would undo what the pretrained layers know (it is the first step "
+    "of the gradual unfreezing of Howard and Ruder, 2018)."
 )
 WHY_UNFROZEN = (
     "Why: the head now sends gradients that mean something, and the pretrained layers can bend "
