@@ -111,7 +111,7 @@ def test_a_published_classifier_is_compared_with_a_trained_linear_head(published
     path = published("a.h5", classes=3)
     learner = ft.vision_learner(small_data(), weights=path, head="linear")
     learner.save(tmp_path / "learner.h5")
-    found = diff(path, tmp_path / "learner.h5", small_data())
+    found = diff(path, tmp_path / "learner.h5", small_data(size=12))
     assert not layers_of(found)["head.linear"].moves[0].identical
     assert found.similarity["layer3.2"] == [pytest.approx(1)] and found.similarity["head"][0] < 0.99
 
@@ -124,7 +124,7 @@ def test_formats_do_not_matter(published, tmp_path):
 
 
 def test_heads_of_other_shapes_are_listed_and_left_out(published):
-    found = diff(published("a.h5"), published("b.h5", classes=5), small_data())
+    found = diff(published("a.h5"), published("b.h5", classes=5), small_data(size=12))
     assert found.unmatched == ["head.linear.weight", "head.linear.bias"]
     assert "head.linear" not in layers_of(found) and "head" in found.similarity
     assert "not compared (on one side only, or of another shape): head.linear.weight" in str(found)
