@@ -28,7 +28,7 @@ def test_the_sample_run_is_what_the_readme_shows(tinyft, monkeypatch):
         "tinyft predict runs/animals8-resnet10s-1 ",
         "tinyft report runs/animals8-resnet10s-1\n",
         "tinyft inspect runs/animals8-resnet10s-1 --step 65\n",
-        "with pictures of your own",
+        "with your own pictures",
     ):
         assert words in shown
         assert words in done.err

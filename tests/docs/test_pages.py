@@ -22,8 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "TOUR.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
 TEXT = {page.name: page.read_text() for page in PAGES}
 # The learner's methods that its loop is made of; whoever needs them reads the loop.
-PARTS_OF_A_STEP = {"adjusted_preprocess", "enter", "input", "loss", "read_losses", "set_rates"}
-PARTS_OF_A_STEP |= {"train_step"}
+PARTS_OF_A_STEP = {"adjusted_preprocess", "enter", "input", "loss", "set_rates", "train_step"}
 CITED = re.compile(r"`(tinyft/[\w/]+\.py): ([\w.]+)`")
 
 

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         with _locked(training.path):
             _train(args, learner, plan, training, 0)
         if is_sample:
-            say("and with pictures of your own, in a folder for each class: tinyft finetune photos/")
+            say("and with your own pictures, in a folder for each class: tinyft finetune photos/")
     else:
         _resume(args)
     return 0
