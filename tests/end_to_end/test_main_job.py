@@ -53,7 +53,8 @@ def test_stderr_says_what_is_done(job):
 
 def test_the_next_command_works(job, run_in):
     folder, done = job
-    command = shlex.split(done.err.strip().splitlines()[-1].removeprefix("next: "))
+    told = done.err.partition("\nnext, ")[2].splitlines()[1:]
+    command = shlex.split(told[0])
     assert command[:2] == ["tinyft", "predict"]
     predicted = run_in(folder, *command[1:])
     assert predicted.code == 0, predicted.err
