@@ -9,8 +9,7 @@ Next: tinyft/finetune/learner.py
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tinyft.finetune.groups import Group
 from tinyft.finetune.records import GroupRecord
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
     from tinyft.tensor import Tensor
 
 
-@dataclass(frozen=True)
-class UpdateSums:
+class UpdateSums(NamedTuple):
     """Sums over the elements of a parameter, or of several; norms are L2 over all of them.
 
     The update has two parts: `decay` is the square of what weight decay took from the weights,
@@ -128,9 +126,7 @@ def group_records(groups: list[Group], found: dict[str, UpdateSums] | None) -> l
 
 def total(sums) -> UpdateSums:
     """The sums of several parameters together."""
-    # Not by dataclasses.astuple, which copies each number deeply: half of the ledger's own time.
-    columns = zip(*(vars(one).values() for one in sums), strict=True)
-    return UpdateSums(*map(sum, columns))
+    return UpdateSums(*map(sum, zip(*sums, strict=True)))
 
 
 def _sums(array: np.ndarray, decay: float) -> UpdateSums:

@@ -29,6 +29,8 @@ from tinyft.backends.cpu.arrays import PIECE, flat, run_pieces
 from tinyft.backends.cpu.simd import atomic_next, kernel
 from tinyft.backends.reference import Backend
 
+FLOAT32 = np.dtype(np.float32)  # compared with a type, an array's dtype takes ten times as long
+
 
 @kernel
 def adam(
@@ -123,12 +125,16 @@ def in_memory_order(parameter: Array, gradient: Array, *state: Array) -> list[Ar
     """Each array's elements in the order in which the parameter lies in memory, as (size,) views of
     what will be written; None if that cannot be done, or the reference should raise.
     """
-    written = [parameter, *state]
-    shape = parameter.shape
-    if parameter.size == 0 or any(
-        a.dtype != np.float32 or a.shape != shape for a in (gradient, *written)
-    ):
+    written, everything = [parameter, *state], [parameter, gradient, *state]
+    shape, strides = parameter.shape, parameter.strides
+    if parameter.size == 0 or any(a.dtype != FLOAT32 or a.shape != shape for a in everything):
         return None
+    # Nearly always all lie alike, and NumPy finds their order in a fifth of the time: half of what
+    # the step of a batch norm's 64 numbers takes. What it has to copy owns its data.
+    if all(a.strides == strides for a in everything):
+        rows = [a.ravel("K") for a in everything]
+        if all(row.flags.carray and not row.flags.owndata for row in rows):
+            return rows
     axes = sorted(range(parameter.ndim), key=lambda axis: -parameter.strides[axis])
     views = [a.transpose(axes) for a in written]
     if not all(view.flags.carray for view in views):
