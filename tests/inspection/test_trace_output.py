@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -12,6 +15,8 @@ import pytest
 import tinyft as ft
 from tests.inspection.test_html import balanced
 from tinyft.inspection.html import escape
+from tinyft.inspection.open_node import FUSED, composition_of
+from tinyft.nn.fold import fold
 from tinyft.nn.head import LinearHead
 from tinyft.nn.module import Module
 
@@ -48,6 +53,54 @@ def test_the_table_has_a_line_a_node(trace):
         assert line[start:].startswith(node.source.removeprefix("tinyft/"))
     assert "3 nodes: forward" in lines[1] and "backward keeps" in lines[1]
     assert "frozen (1): head.linear.bias" in str(trace)
+
+
+def test_a_fused_op_is_shown_as_the_plain_ops_that_it_stands_for():
+    """In training, with given statistics, and where the batch norms are folded into convolutions;
+    the kernel keeps its own name.
+    """
+    model = ft.nn.build("resnet10s", 2, seed=0)
+    x = ft.Tensor(np.ones((2, 32, 32, 3), np.float32))
+    with ft.trace() as trained:
+        model(x)
+    model.train(False)
+    with ft.trace() as evaluated:
+        model(x)
+    with ft.trace() as folded, ft.no_grad():
+        fold(model)(x)
+    for found, name in ((trained, "batch_norm"), (evaluated, "batch_norm_eval")):
+        shown = {n.layer: n.composition for n in found}
+        assert shown["bn1"] == shown["layer1.0.bn1"] == f"{name} + relu"
+        assert shown["layer1.0.bn2"] == f"{name} + add + relu"
+        assert shown["layer2.0.downsample.1"] == name
+        assert shown["conv1"] == "conv2d" and shown["fc"] == "linear"
+    shown = {n.layer.removeprefix("network."): n.composition for n in folded}
+    assert shown["layer1.0.conv1"] == "conv2d + relu"
+    assert shown["layer1.0.conv2"] == "conv2d + add + relu"
+    assert shown["layer2.0.downsample.0"] == "conv2d"
+    node = trained["layer1.0.bn2"]
+    assert [node.op, node.forward[0].kernel] == ["batch_norm_train", "batch_norm_train"]
+    assert re.search(r"layer1\.0\.bn2 +batch_norm \+ add \+ relu +2x16x16x32 ", str(trained))
+    assert str(node).startswith(f"node {node.number}: batch_norm + add + relu in layer1.0.bn2 ")
+    for text in (trained.html(), trained.dot(), node._repr_html_()):
+        assert "batch_norm + add + relu" in text
+
+
+def test_taken_apart_a_fused_op_is_what_its_composition_says():
+    """So the words are those of the ops that `unfused` runs, and no fused op is without words."""
+    ones = ft.Tensor(np.ones(3, np.float32))
+    x = ft.Tensor(np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32))
+    with ft.trace() as found:
+        ft.ops.batch_norm(x, ones, ones, residual=x, relu=True)
+    with ft.trace() as apart, ft.ops.unfused():
+        ft.ops.batch_norm(x, ones, ones, residual=x, relu=True)
+    assert found[0].composition == " + ".join(node.composition for node in apart)
+    files = [f"tinyft.ops.{file.name}" for file in pkgutil.iter_modules(ft.ops.__path__)]
+    functions = [f for file in files for f in vars(importlib.import_module(file)).values()]
+    ops = [f for f in functions if hasattr(f, "__wrapped__") and inspect.isfunction(f)]
+    fused = {f.__name__ for f in ops if "residual" in inspect.signature(f).parameters}
+    assert fused == set(FUSED)
+    assert composition_of("mine", {"residual": x, "relu": True}) == "mine"
 
 
 def test_an_opened_node_says_all(trace):

@@ -33,7 +33,13 @@ from tinyft import backends
 from tinyft.errors import NonFiniteLossError
 from tinyft.inspection.kernel_watch import KernelCall, KernelWatch
 from tinyft.inspection.moment import Moment
-from tinyft.inspection.open_node import GradientEntry, check_entries, derivative_of, formula_of
+from tinyft.inspection.open_node import (
+    GradientEntry,
+    check_entries,
+    composition_of,
+    derivative_of,
+    formula_of,
+)
 from tinyft.nn.module import Module
 from tinyft.tensor import Node, Tensor, kept_arrays, observe
 
@@ -58,7 +64,8 @@ class Input:
 
 @dataclass
 class TracedNode:
-    """One call of one op. `number` counts within the trace, from 0.
+    """One call of one op. `number` counts within the trace, from 0; `op` is what the engine
+    recorded, `composition` what it computed in plain ops: "batch_norm + add + relu".
 
     `kept_bytes` is what backward needs, without parameters and without what an earlier node keeps
     already. `is_finite` says that the result holds neither NaN nor infinity. `gradient_norm` is
@@ -68,6 +75,7 @@ class TracedNode:
 
     number: int
     op: str
+    composition: str
     layer: str
     inputs: list[Input]
     shape: tuple[int, ...]
@@ -253,6 +261,7 @@ class _Recorder:
             traced = TracedNode(
                 number=len(self.trace.nodes),
                 op=node.op,
+                composition=composition_of(node.op, options),
                 layer=node.layer,
                 inputs=[self._input(node, n, t) for n, t in zip(names, tensors, strict=True)],
                 shape=tuple(node.output_shape),

@@ -25,6 +25,12 @@ ENTRIES = 3
 # of a bias would carry some of the thousands of numbers that it shifts over a ReLU's kink.
 STEP = 1e-6
 KINK = 1e-4  # the slopes on both sides of a smooth function agree to this, those of a kink do not
+# The ops that add and rectify in the same pass, under the names by which they are called.
+FUSED = {
+    "conv2d": "conv2d",
+    "batch_norm_train": "batch_norm",
+    "batch_norm_fixed": "batch_norm_eval",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,20 @@ class GradientEntry:
     numeric: float
     difference: float
     kink: bool
+
+
+def composition_of(op: str, options: dict[str, Any]) -> str:
+    """The plain ops that one call stands for, from its arguments by name: "batch_norm + add +
+    relu"; of what is not fused, its name.
+    """
+    if op not in FUSED:
+        return op
+    parts = [FUSED[op]]
+    if options.get("residual") is not None:
+        parts.append("add")
+    if options.get("relu"):
+        parts.append("relu")
+    return " + ".join(parts)
 
 
 def formula_of(function: Callable) -> str:

@@ -45,7 +45,7 @@ def dot(trace: Trace) -> str:
 
 
 def _label(node: TracedNode) -> str:
-    lines = [f"{node.number}: {node.op}", node.layer, shape_text(node.shape)]
+    lines = [f"{node.number}: {node.composition}", node.layer, shape_text(node.shape)]
     lines.append(f"forward {node.forward_ms:.2f} ms ({kernels(node.forward)})")
     if node.backward is not None:
         lines.append(f"backward {node.backward_ms:.2f} ms ({kernels(node.backward)})")

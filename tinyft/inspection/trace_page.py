@@ -117,7 +117,7 @@ def _row(node: TracedNode, longest: float) -> str:
     if node.backward is not None:
         backward = _timed("backward", node.backward_ms, kernels(node.backward), longest)
     kept = size(node.kept_bytes) if node.recorded else ""
-    name = f'{escape(node.layer)} <span class="soft">{escape(node.op)}</span>'
+    name = f'{escape(node.layer)} <span class="soft">{escape(node.composition)}</span>'
     return (
         f'<details id="node-{node.number}"{" open" if node.is_open else ""}><summary>'
         f"<span>{node.number}</span>"
@@ -150,7 +150,7 @@ def node_html(node: TracedNode) -> str:
         gradient = f"; the gradient that arrived has norm {number(node.gradient_norm)}"
     kept = f"; keeps {size(node.kept_bytes)} for backward" if node.recorded else ""
     parts = [
-        f"<p><b>{node.number}: {escape(node.op)}{escape(where)}</b> &rarr; "
+        f"<p><b>{node.number}: {escape(node.composition)}{escape(where)}</b> &rarr; "
         f"{shape_text(node.shape)} {escape(node.dtype)}{kept}{gradient}<br>"
         f'<span class="soft">source <code>{escape(node.source)}</code>, called from '
         f"<code>{escape(node.call)}</code></span></p>",

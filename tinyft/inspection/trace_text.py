@@ -54,7 +54,7 @@ def headline(trace: Trace) -> list[str]:
     if broken is not None:
         lines.append(
             f"the first NaN or infinity came out of node {broken.number} "
-            f"({f'{broken.layer}, ' if broken.layer else ''}{broken.op})"
+            f"({f'{broken.layer}, ' if broken.layer else ''}{broken.composition})"
         )
     if trace.others:
         lines.append(f"kernels outside of ops: {', '.join(other_kernels(trace))}")
@@ -75,7 +75,7 @@ def cells(node: TracedNode) -> list[str]:
     return [
         str(node.number),
         node.layer,
-        node.op,
+        node.composition,
         shape_text(node.shape),
         kernels(node.forward),
         f"{node.forward_ms:.2f}",
@@ -101,7 +101,7 @@ def stop_lines(trace: Trace) -> list[str]:
         return ["there was no backward" + ("" if recorded else ": nothing was recorded")]
     groups: dict[str, list[str]] = {}
     for node, given in trace.stops():
-        where = f"node {node.number} ({node.layer or node.op})"
+        where = f"node {node.number} ({node.layer or node.composition})"
         if given.made_by is not None:
             groups.setdefault(f"at {where}, {given.name} from {given.label}: {given.stop}", [])
         else:
@@ -133,7 +133,7 @@ def shown(labels: Sequence[str], most: int = 4) -> str:
 def node_text(node: TracedNode) -> str:
     """One node with all that is known of it."""
     lines = [
-        f"node {node.number}: {node.op}{f' in {node.layer}' if node.layer else ''} "
+        f"node {node.number}: {node.composition}{f' in {node.layer}' if node.layer else ''} "
         f"-> {shape_text(node.shape)} {node.dtype}",
         f"  source {node.source}, called from {node.call}",
         "",
