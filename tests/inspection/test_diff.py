@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -263,9 +264,21 @@ def test_the_text_and_the_page_say_the_same(run_folder, data):
     bars = {line.split()[0]: line.count("#") for line in text.splitlines() if line.endswith("#")}
     assert list(bars) == ["stem", "layer1", "layer2", "layer3", "head"]
     assert bars["stem"] < bars["layer3"] < bars["head"]
-    assert max(map(len, text.splitlines())) <= 110
+    assert max(map(len, text.splitlines())) <= 100
     conv1 = next(line for line in text.splitlines() if line.startswith("conv1 "))
     assert conv1.split()[1] == "identical"
+    # both phases and the whole: how far, and how far it turned
+    layers = layers_of(found)
+    for name in ("conv1", "layer3.2.conv2", "head.linear2"):
+        line = next(line for line in text.splitlines() if line.startswith(f"{name} "))
+        row = html[html.index(f">{name}</td>") :].partition("</tr>")[0]
+        moves = [m for m in layers[name].moves if not m.identical]
+        cosines = [f"{1 - m.cosine:.0e}" for m in moves]
+        pairs = [f"{m.distance:.1e} {c}" for m, c in zip(moves, cosines, strict=True)]
+        assert "  ".join(pairs) in line
+        assert [cell for cell in re.findall(r">([^<>]*)</td>", row) if cell in cosines] == cosines
+    assert len({f"{1 - m.cosine:.0e}" for m in layers["head.linear2"].moves}) > 1
+    assert html.count("1 - cosine</th>") == 3
     assert html.count("<img") == 3 and "http" not in html.replace("http-equiv", "")
     for layer in found.layers:
         assert f">{layer.name}<" in html

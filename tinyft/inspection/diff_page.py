@@ -79,15 +79,20 @@ def _layers(diff: Diff) -> str:
     rows = [
         [
             layer.name,
-            *map(shown, layer.moves),
-            turned(layer.moves),
+            *(cell for move in layer.moves for cell in (shown(move), turned(move))),
             shown(layer.statistics[-1]) if layer.statistics else "",
             filters_text(layer),
         ]
         for layer in diff.layers
     ]
-    header = ["layer", *diff.spans, "1 - cosine", "statistics", "filters that moved most"]
-    return "<h2>Layer by layer</h2>\n" + table(header, rows)
+    spans = [cell for span in diff.spans for cell in (span, "1 - cosine")]
+    header = ["layer", *spans, "statistics", "filters that moved most"]
+    last = " Statistics and filters are those in all." if len(diff.spans) > 1 else ""
+    return (
+        "<h2>Layer by layer</h2>\n<p>How far the weights went, |after - before| / |before|, and "
+        f"how far they turned, one minus the cosine between the two.{last}</p>\n"
+        + table(header, rows)
+    )
 
 
 def _similarity(diff: Diff) -> str:

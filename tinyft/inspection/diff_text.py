@@ -44,20 +44,22 @@ def _stage_lines(diff: Diff) -> list[str]:
 
 
 def _layer_lines(diff: Diff) -> list[str]:
-    """One line a layer: the same, the angle, its running statistics, the filters that moved."""
+    """One line a layer: how far it went and turned in each span, in one cell to stay narrow; its
+    running statistics and the filters that moved, over all.
+    """
     rows = [
         [
             layer.name,
-            *map(shown, layer.moves),
-            turned(layer.moves),
+            *(f"{shown(move)} {turned(move)}".rstrip() for move in layer.moves),
             shown(layer.statistics[-1]) if layer.statistics else "",
             filters_text(layer, most=2),
         ]
         for layer in diff.layers
     ]
-    header = ["layer", *diff.spans, "1 - cosine", "statistics", "filters that moved most"]
-    last = " (what follows is in all)" if len(diff.spans) > 1 else ""
-    return ["", f"layer by layer{last}", *aligned([header, *rows])]
+    header = ["layer", *diff.spans, "statistics", "filters that moved most"]
+    last = "; statistics and filters: in all" if len(diff.spans) > 1 else ""
+    title = f"layer by layer, |after - before| / |before| and 1 - cosine{last}"
+    return ["", title, *aligned([header, *rows])]
 
 
 def _similarity_lines(diff: Diff) -> list[str]:
@@ -75,11 +77,11 @@ def shown(move: Move) -> str:
     return "identical" if move.identical else f"{move.distance:.1e}"
 
 
-def turned(moves: Sequence[Move]) -> str:
-    """One minus the last cosine: the cosine itself is 1.0000 for every small step."""
-    if not moves or moves[-1].identical or math.isnan(moves[-1].cosine):
-        return ""
-    return f"{1 - moves[-1].cosine:.0e}"
+def turned(move: Move) -> str:
+    """One minus the cosine, which itself is 1.0000 for every small step; nothing where nothing
+    changed or where an end has no direction.
+    """
+    return "" if move.identical or math.isnan(move.cosine) else f"{1 - move.cosine:.0e}"
 
 
 def filters_text(layer: LayerChange, most: int | None = None) -> str:
