@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     ["errors", "bundled", "display", "seeds"],
     ["backends"],
-    ["tensor"],
+    ["tensor", "tensor_text"],
     ["ops"],
     [
         "gradient_causes",

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy import ndarray as Array
 
-from tinyft import backends
+from tinyft import backends, tensor_text
 from tinyft.display import Displayed
 from tinyft.errors import DeviceError, ShapeError, TinyftError
 
@@ -127,9 +127,10 @@ class Tensor(Displayed):
         run_backward(self, gradient.astype(self.dtype, copy=False))
 
     def __repr__(self) -> str:
-        made_by = f", made by {self.node.op}" if self.node else ""
-        shape = f", {self.shape}" if self.size > 1000 else ""  # where NumPy prints "..."
-        return f"Tensor({self.data}{shape}{made_by})"
+        return tensor_text.as_repr(self)
+
+    def __str__(self) -> str:
+        return tensor_text.as_text(self)
 
     def __add__(self, other: Any) -> Tensor:
         return add(self, as_tensor(other, self))

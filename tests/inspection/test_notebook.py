@@ -1,5 +1,6 @@
 """What a notebook shows: well-formed HTML with the numbers that `print` says."""
 
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -60,9 +61,36 @@ def test_a_tensor_says_what_it_is_and_how_it_was_made():
     assert "int64" in shown(ft.Tensor.wrap(np.arange(3)))
 
 
-def test_a_large_tensor_prints_its_shape():
-    assert str(ft.Tensor(np.zeros((40, 30), np.float32))).endswith("]], (40, 30))")
-    assert str(ft.Tensor([1.0])) == "Tensor([1.])"
+def test_print_says_of_a_tensor_what_a_notebook_shows():
+    layer = ft.nn.Linear(3, 2)
+    layer.name = "fc"
+    y = layer(ft.Tensor(np.ones((2, 3), np.float32)))
+    head, *values = str(y).splitlines()
+    assert re.fullmatch(
+        r"Tensor \(2, 2\) float32; made by linear in fc; \S+ to \S+, mean \S+", head
+    )
+    assert "\n".join(values) == str(y.data)
+    y.backward(np.ones((2, 2), np.float32))
+    for tensor in (y, layer.weight):
+        assert str(tensor).splitlines()[0] in shown(tensor)
+    assert "gradient of norm 4.899" in str(layer.weight)  # six entries of 2
+    assert str(ft.ops.sum(y)).startswith("Tensor () float32; made by sum: ")
+
+
+def test_a_large_tensor_is_one_line_and_a_small_one_at_a_prompt_its_values():
+    pictures = ft.Tensor(np.zeros((8, 16, 16, 3), np.float32))
+    facts = "Tensor (8, 16, 16, 3) float32; 0 to 0, mean 0"
+    assert str(pictures) == facts and repr(pictures) == f"<{facts}>"
+    weight = ft.Tensor(np.ones((8, 3, 3, 3), np.float32))  # NumPy would write 80 lines
+    assert len(str(weight).splitlines()) == len(repr(weight).splitlines()) == 1
+    assert repr(ft.Tensor([1.0])) == "Tensor([1.])"
+    assert repr(ft.Tensor([1.0], requires_grad=True) * 2) == "Tensor([2.], made by mul)"
+
+
+def test_one_nan_does_not_hide_the_range_of_the_others():
+    x = ft.Tensor([1.0, np.nan, 3.0, np.inf])
+    assert "1 to 3, mean 2; 2 of 4 are NaN or infinite" in str(x)
+    assert "float32; 2 of 2 are NaN or infinite" in str(ft.Tensor([np.nan, np.nan]))
 
 
 def test_a_network_is_its_summary(trained):

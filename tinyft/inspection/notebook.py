@@ -1,7 +1,6 @@
 """What a notebook shows of the engine's objects: tables and charts in place of printed text.
 
-`print` says the same, but for a Tensor's facts and the curves of a plan; see tinyft/display.py for
-who calls this.
+`print` says the same, but for the curves of a plan; see tinyft/display.py for who calls this.
 
 Next: tinyft/inspection/html.py
 """
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from tinyft import backends
 from tinyft.display import as_preformatted
 from tinyft.finetune.plan import Plan
 from tinyft.finetune.records import GROUP_HEAD, StepRecord
@@ -23,6 +21,7 @@ from tinyft.inspection.ledger import Ledger
 from tinyft.nn.module import Module
 from tinyft.nn.summary import COLUMNS, Summary
 from tinyft.tensor import Tensor
+from tinyft.tensor_text import facts
 
 # A notebook may be light or dark and does not say which: colours that both can show.
 STYLE = (
@@ -41,21 +40,7 @@ def as_html(value: Any) -> str:
 
 def _tensor(tensor: Tensor) -> str:
     """What it is and how it came to be, its range, its values."""
-    words = [f"Tensor {tensor.shape} {tensor.dtype}"]
-    if tensor.name:
-        words.append(f"named {tensor.name}")
-    if tensor.node:
-        layer = f" in {tensor.node.layer}" if tensor.node.layer else ""
-        words.append(f"made by {tensor.node.op}{layer}")
-    elif tensor.requires_grad:
-        words.append("a leaf that requires a gradient")
-    values = backends.host(tensor.data)
-    if values.size > 1 and values.dtype.kind == "f":
-        words.append(f"{values.min():.4g} to {values.max():.4g}, mean {values.mean():.4g}")
-    if tensor.grad is not None:
-        norm = float(np.sqrt(np.square(backends.host(tensor.grad), dtype=np.float64).sum()))
-        words.append(f"gradient of norm {norm:.4g}")
-    return f"<b>{escape('; '.join(words))}</b><pre>{escape(values)}</pre>"
+    return f"<b>{escape(facts(tensor))}</b><pre>{escape(tensor.data)}</pre>"
 
 
 def _summary(summary: Summary) -> str:
