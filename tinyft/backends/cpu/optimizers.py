@@ -29,8 +29,6 @@ from tinyft.backends.cpu.arrays import PIECE, flat, run_pieces
 from tinyft.backends.cpu.simd import atomic_next, kernel
 from tinyft.backends.reference import Backend
 
-FLOAT32 = np.dtype(np.float32)  # compared with a type, an array's dtype takes ten times as long
-
 
 @kernel
 def adam(
@@ -125,19 +123,29 @@ def in_memory_order(parameter: Array, gradient: Array, *state: Array) -> list[Ar
     """Each array's elements in the order in which the parameter lies in memory, as (size,) views of
     what will be written; None if that cannot be done, or the reference should raise.
     """
-    written, everything = [parameter, *state], [parameter, gradient, *state]
-    shape, strides = parameter.shape, parameter.strides
-    if parameter.size == 0 or any(a.dtype != FLOAT32 or a.shape != shape for a in everything):
+    everything, shape = (parameter, gradient, *state), parameter.shape
+    if parameter.size == 0 or any(a.dtype != np.float32 or a.shape != shape for a in everything):
         return None
-    # Nearly always all lie alike, and NumPy finds their order in a fifth of the time: half of what
-    # the step of a batch norm's 64 numbers takes. What it has to copy owns its data.
-    if all(a.strides == strides for a in everything):
-        rows = [a.ravel("K") for a in everything]
-        if all(row.flags.carray and not row.flags.owndata for row in rows):
-            return rows
+    rows = _alike_in_memory(everything)
+    if rows is not None:
+        return rows
     axes = sorted(range(parameter.ndim), key=lambda axis: -parameter.strides[axis])
-    views = [a.transpose(axes) for a in written]
+    views = [a.transpose(axes) for a in (parameter, *state)]
     if not all(view.flags.carray for view in views):
         return None
     first, *rest = (view.reshape(-1) for view in views)
     return [first, flat(gradient.transpose(axes)), *rest]
+
+
+def _alike_in_memory(arrays: tuple[Array, ...]) -> list[Array] | None:
+    """The same for arrays that lie alike, as they nearly always do. It takes half of the time, and
+    a batch norm's 64 numbers are updated in less.
+    """
+    strides, rows = arrays[0].strides, []
+    for a in arrays:
+        row = a.ravel("K")
+        flags = row.flags
+        if a.strides != strides or flags.owndata or not flags.carray:  # owned: it was a copy
+            return None
+        rows.append(row)
+    return rows
