@@ -85,7 +85,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="tinyft",
         description="Fine-tune pretrained ResNets with NumPy and Numba alone, and see every step.",
-        epilog="example: tinyft finetune photos/ --weights resnet18.pth",
+        epilog="example: tinyft finetune",
     )
     parser.add_argument("--version", action="version", version=f"tinyft {__version__}")
     parser.set_defaults(working=False, on_interrupt="", traceback=False)

@@ -51,7 +51,7 @@ def _phase(plan: Plan, index: int) -> str:
     phase, states = plan.phases[index], plan.states[index]
     peaks = phase.lr.max(axis=0)
     rates = ", ".join(
-        f"{state.name} {peak:.0e}".replace("e-0", "e-")
+        f"{state.name} {peak:.1e}".replace(".0e", "e").replace("e-0", "e-")
         for state, peak in zip(states, peaks, strict=True)
         if not state.frozen
     )
