@@ -1,6 +1,7 @@
 """What is seen while a run goes on, without a terminal."""
 
 import re
+from types import SimpleNamespace
 
 from tinyft.cli import display
 from tinyft.cli.output import json_result, shown
@@ -11,6 +12,21 @@ def test_a_long_epoch_shows_lines_in_between(tinyft, pictures, tiny, monkeypatch
     done = tinyft("finetune", pictures, *tiny)
     assert re.search(r"^  step 1 of 2: loss \d+\.\d{4}; \d+ s left$", done.err, re.MULTILINE)
     assert re.search(r"^epoch 1 of 1 \(everything\): .*; done$", done.err, re.MULTILINE)
+
+
+def test_the_time_left_forgets_the_first_step_which_compiles(monkeypatch):
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(display.time, "monotonic", lambda: now.seconds)
+    shown = display.PlainDisplay(SimpleNamespace(steps=10), start=2)
+    shown.begin(None, None)
+    record = SimpleNamespace(validation=None, proof=None)
+    left = []
+    for seconds in (15.0, 17.0, 19.0):
+        now.seconds = seconds
+        shown.last_line = seconds
+        shown.after_step(None, record)
+        left.append(shown.time_left())
+    assert left == ["1 min 45 s left", "12 s left", "10 s left"]
 
 
 def test_an_infinite_loss_is_no_json(capsys):

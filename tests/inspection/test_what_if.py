@@ -30,15 +30,6 @@ def test_the_planned_step_is_the_one_that_the_run_makes():
     assert planned.distances == {group.name: group.distance for group in explained.groups}
 
 
-def test_everything_is_put_back_bit_for_bit():
-    moment = moment_of(4)
-    before, loss = everything(moment.learner), moment.take().loss
-    moment.restore()
-    what_if(moment)
-    assert everything(moment.learner) == before
-    assert moment.take().loss == loss
-
-
 def test_after_an_error_in_a_change_everything_is_put_back_too():
     moment = moment_of(4)
     before = everything(moment.learner)

@@ -139,8 +139,8 @@ def test_looking_leaves_no_trace():
         look(moment.learner, moment.batch, "eval", step=0)
 
 
-@pytest.mark.parametrize("question", [explain, jump])
-def test_everything_is_put_back(question):
+@pytest.mark.parametrize("question", [explain, jump, what_if])
+def test_everything_is_put_back_bit_for_bit(question):
     moment = moment_of(3)
     before, loss = everything(moment.learner), moment.take().loss
     moment.restore()

@@ -49,6 +49,8 @@ class PlainDisplay:
 
     def after_step(self, learner: Learner, record: StepRecord) -> None:
         self.done += 1
+        if self.done == self.start + 1:
+            self.first_ended = time.monotonic()
         if record.validation:
             self.line(self._epoch(record))
         elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
@@ -64,8 +66,10 @@ class PlainDisplay:
         say(text)
 
     def time_left(self) -> str:
-        elapsed = time.monotonic() - self.began
-        left = elapsed / (self.done - self.start) * (self.plan.steps - self.done)
+        steps, since = self.done - self.start, self.began
+        if steps > 1:  # the first may have compiled kernels, which the others find ready
+            steps, since = steps - 1, self.first_ended
+        left = (time.monotonic() - since) / steps * (self.plan.steps - self.done)
         return f"{duration(left)} left" if self.done < self.plan.steps else "done"
 
     def _epoch(self, record: StepRecord) -> str:
