@@ -24,6 +24,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 epoch", "2 epochs" """
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def as_preformatted(value: Any) -> str:
     """The printed text, its columns kept."""
     return f"<pre>{html.escape(str(value))}</pre>"

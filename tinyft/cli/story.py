@@ -9,6 +9,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from tinyft.cli.output import percent, shown
+from tinyft.display import counted
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner, Plan, StepRecord
@@ -41,7 +42,7 @@ def beginning(learner: Learner, plan: Plan) -> str:
         f"put there: {head.format(len(data.classes))}.",
     }
     for number, phase in enumerate(plan.phases, 1):
-        epochs = f"{phase.epochs} epoch" + ("s" if phase.epochs > 1 else "")
+        epochs = counted(phase.epochs, "epoch")
         paragraphs[f"phase {number}"] = f"{phase.name}, {epochs}. {_phase(plan, number - 1)}"
     return "\n".join(_paragraph(name, text) for name, text in paragraphs.items())
 

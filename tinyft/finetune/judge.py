@@ -78,6 +78,6 @@ def predict(learner: Learner, images: list[Any] | tuple[Any, ...]) -> list[Predi
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """(C,) -> probabilities (C,)"""
-    shifted = np.exp(logits - logits.max())
-    return shifted / shifted.sum()
+    """(..., C) -> probabilities (..., C)"""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)

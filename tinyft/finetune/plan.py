@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyft.display import Displayed
+from tinyft.display import Displayed, counted
 from tinyft.finetune.groups import Group, norm_switches, trains
 from tinyft.finetune.recipe import Phase
 
@@ -76,8 +76,8 @@ class Plan(Displayed):
             last = first + phase.steps - 1
             lines += [
                 "",
-                f"Phase {number}: {phase.name}, {_count(phase.epochs, 'epoch')} of "
-                f"{_count(phase.steps_per_epoch, 'step')} (steps {first} to {last})",
+                f"Phase {number}: {phase.name}, {counted(phase.epochs, 'epoch')} of "
+                f"{counted(phase.steps_per_epoch, 'step')} (steps {first} to {last})",
                 "  the optimizer starts empty",
                 *_table(phase, states, self.stale_gradients),
                 *_norm_lines(states),
@@ -181,7 +181,3 @@ def _cache_line(cached_bytes: list[int]) -> list[str]:
         return []
     size = f"{cached_bytes[0] / 1e6:.0f} MB"
     return [f"  features of the body are kept ({size}): each picture passes through it once"]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -23,6 +23,7 @@ from tinyft import backends
 from tinyft.data.loader import PictureData
 from tinyft.display import aligned
 from tinyft.errors import DataError
+from tinyft.finetune.judge import softmax
 from tinyft.nn.fold import fold
 from tinyft.tensor import no_grad
 
@@ -185,15 +186,10 @@ def judge_pictures(learner: Learner, data: PictureData | None = None) -> Judgeme
     with no_grad(), backends.use(learner.device):
         network = fold(learner.model)
         for batch in data.valid_batches(learner.adjusted_preprocess()):
-            found.append(softmax_rows(backends.host(network(learner.input(batch.images)).data)))
+            logits = backends.host(network(learner.input(batch.images)).data)  # (N, C)
+            found.append(softmax(logits.astype(np.float64)))
     labels = np.asarray(data.labels["valid"], np.int64)
     return Judgements(learner.classes, data.files("valid"), labels, np.concatenate(found))
-
-
-def softmax_rows(logits: np.ndarray) -> np.ndarray:
-    """(N, C) -> probabilities (N, C), in float64"""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def wilson(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import textwrap
 
 import numpy as np
 
+from tinyft.display import counted
 from tinyft.finetune.plan import GroupState, Plan
 from tinyft.finetune.recipe import Phase
 
@@ -70,8 +71,8 @@ def _phase(plan: Plan, number: int, first: int) -> str:
     frozen = [state for state in states if state.frozen]
     last = first + phase.steps - 1
     sentences = [
-        f"Phase {number + 1} of {len(plan.phases)}, {phase.name}: {_count(phase.epochs, 'epoch')} "
-        f"of {_count(phase.steps_per_epoch, 'step')}, steps {first} to {last}.",
+        f"Phase {number + 1} of {len(plan.phases)}, {phase.name}: {counted(phase.epochs, 'epoch')} "
+        f"of {counted(phase.steps_per_epoch, 'step')}, steps {first} to {last}.",
         *([_frozen(plan, frozen)] if frozen else [_norms(plan.bn)]),
         _what_trains(states),
         _why(plan, number, frozen),
@@ -134,7 +135,7 @@ def _cache(plan: Plan, number: int) -> list[str]:
     return [
         f"The body cannot change and pictures are not augmented, so its features are kept "
         f"({plan.cached_bytes[number] / 1e6:.0f} MB): each picture passes through it once, and "
-        f"{_count(plan.phases[number].epochs - 1, 'epoch')} cost the head alone."
+        f"{counted(plan.phases[number].epochs - 1, 'epoch')} cost the head alone."
     ]
 
 
@@ -191,10 +192,6 @@ def _kept(plan: Plan, lr: np.ndarray) -> np.ndarray:
 
 def _rate(value: float) -> str:
     return f"{value:.2g}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _paragraph(text: str) -> str:
