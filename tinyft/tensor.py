@@ -309,9 +309,8 @@ def run_backward(root: Tensor, gradient: Array) -> None:
             if isinstance(parent, Tensor):
                 _add_to_leaf(parent, dinput, borrowed=any(_shares(dinput, s) for s in seen))
             elif parent in waiting:
-                waiting[parent] = (
-                    waiting[parent] + dinput
-                )  # a new array: the first may be somebody else's
+                # a new array: the first may be somebody else's
+                waiting[parent] = backends.of(dinput).add(waiting[parent], dinput)
             else:
                 waiting[parent] = dinput
                 heapq.heappush(newest_first, (-parent.number, parent))

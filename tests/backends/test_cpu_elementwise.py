@@ -35,6 +35,16 @@ def test_relu_and_its_gradient(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_add(shape):
+    a, b = numbers(shape), numbers(shape, 1)
+    total = FAST.add(a, b)
+    np.testing.assert_array_equal(total, a + b)
+    assert total.shape == shape
+    assert not np.shares_memory(total, a)
+    np.testing.assert_array_equal(FAST.add(a.T, b.T), a.T + b.T)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 0.999])
 @pytest.mark.parametrize("seed, stream", [(0, (0, 0)), (2**63 + 5, (7, 2**32 - 1))])
 def test_dropout(shape, probability, seed, stream):

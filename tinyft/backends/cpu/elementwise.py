@@ -1,6 +1,6 @@
-"""ReLU, dropout, pictures: one pass over memory each, by all threads.
+"""ReLU, sums of gradients, dropout, pictures: one pass over memory each, by all threads.
 
-Definition: `relu`, `relu_grad`, `dropout`, `images` in `backends/reference.py`; the random words in
+Definition: `relu`, `relu_grad`, `add`, `dropout`, `images` in `backends/reference.py`; the random words in
 `backends/philox.py`. Results have the same bits as there.
 
 These kernels are plain loops: LLVM makes vector code of them by itself, since nothing has to stay
@@ -20,6 +20,8 @@ AVX-512 that other work shared, minimum of 9:
     its gradient                    2.1 /  16 / 2.1
     dropout                          20 /  77 / 34
     pictures, (16, 224, 224, 3)     1.7 /  14 / 5.1
+
+A sum of two gradients of (16, 56, 56, 64), two threads of an idle Xeon: 0.9, NumPy 1.4.
 
 Next: tinyft/backends/cpu/optimizers.py
 """
@@ -65,6 +67,19 @@ def rectify_gradient(counter, thread, dout, out, dx):
         results = dx[start : start + PIECE]
         for i in range(gradients.size):
             results[i] = np.float32(0) if outputs[i] <= 0 else gradients[i]
+
+
+@kernel
+def add_pairs(counter, thread, a, b, out):
+    """out = a + b"""
+    while True:
+        start = atomic_next(counter, 0) * PIECE
+        if start >= a.size:
+            break
+        first, second = a[start : start + PIECE], b[start : start + PIECE]
+        results = out[start : start + PIECE]
+        for i in range(first.size):
+            results[i] = first[i] + second[i]
 
 
 @helper
@@ -136,6 +151,13 @@ class Elementwise(Backend):
         dx = workspace.empty(dout.shape)
         run_pieces(rectify_gradient, _pieces(dout), flat(dout), flat(out), dx.reshape(-1))
         return dx
+
+    def add(self, a, b):
+        if not suitable(a, b):
+            return super().add(a, b)
+        out = workspace.empty(a.shape)
+        run_pieces(add_pairs, _pieces(a), flat(a), flat(b), out.reshape(-1))
+        return out
 
     def dropout(self, x, probability, seed, stream):
         if not suitable(x):

@@ -211,13 +211,12 @@ def matmul(a: Array, b: Array) -> Array:
 
 
 def _pack_matrix(b: Array) -> Array:
-    """Panels of b; a weight's transposed view is packed without another copy."""
+    """Panels of b; a weight's transposed view is packed as it lies."""
     K, N = b.shape
-    one_place = np.zeros(1, np.int64)
-    if b.T.flags.c_contiguous and K % LANES == 0 and N % LANES == 0:
-        return pack(padded(b.T, (N, K))[None, None], one_place, True, "packed b")
-    b = padded(b, (K, round_up(N, LANES)))
-    return pack(b[None, None], one_place, False, "packed b")
+    full, one_place = round_up(N, LANES), np.zeros(1, np.int64)
+    if b.T.flags.c_contiguous and K % LANES == 0:
+        return pack(padded(b.T, (full, K))[None, None], one_place, True, "packed b")
+    return pack(padded(b, (K, full))[None, None], one_place, False, "packed b")
 
 
 # ------------------------------------------------------------- what the kernels take: plain arrays
