@@ -305,7 +305,7 @@ cuda = types.SimpleNamespace(
     get_current_stream=lambda: _null,
     runtime=types.SimpleNamespace(
         driverGetVersion=lambda: 13000,
-        runtimeGetVersion=lambda: 13000,
+        runtimeGetVersion=lambda: 13020,
         getDeviceCount=lambda: 1,
         getDeviceProperties=lambda i: {"name": b"stand-in", "totalGlobalMem": 8 << 30},
     ),

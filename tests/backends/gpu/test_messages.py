@@ -26,23 +26,49 @@ def refused(number=0):
 def cupy(gpu, monkeypatch):
     """The stand-in for one test, which may break it; one wheel is installed."""
     monkeypatch.setattr(open, "cupy_wheels", lambda: ["cupy-cuda13x"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     return monkeypatch
 
 
-def test_no_cupy(cupy):
-    def missing(name):
-        raise ModuleNotFoundError(f"No module named {name!r}")
+class CUDARuntimeError(RuntimeError):
+    """As CuPy's: its status, and a text."""
 
+    def __init__(self, status, text):
+        super().__init__(text)
+        self.status = status
+
+
+def raises(error):
+    def fails(*_, **__):
+        raise error
+
+    return fails
+
+
+def test_no_cupy(cupy):
+    missing = raises(ModuleNotFoundError("No module named 'cupy'"))
     cupy.setattr(open.importlib, "import_module", missing)
+    cupy.setattr(open, "cupy_wheels", list)
     assert refused() == (
         'the GPU backend needs CuPy: pip install "tinyft[gpu]" (CUDA 13) or "tinyft[gpu12]" '
         "(CUDA 12)"
     )
 
 
+def test_half_a_cupy(cupy):
+    """What is left of two wheels when one was taken away: no files, or some, but both names."""
+    for module in (raises(ModuleNotFoundError("No module named 'cupy'")), types.ModuleType):
+        cupy.setattr(open.importlib, "import_module", module)
+        sentence = refused()
+        assert sentence.startswith("cupy-cuda13x is installed, but does not import (")
+        assert sentence.endswith("); pip install --force-reinstall --no-deps cupy-cuda13x")
+
+
 def test_an_old_cupy(cupy):
     cupy.setattr(standin, "__version__", "13.6.0")
-    assert refused() == "CuPy 13.6.0 found; tinyft needs 14 or newer"
+    assert refused() == (
+        "CuPy 13.6.0 found; tinyft needs 14 or newer: pip install --upgrade cupy-cuda13x"
+    )
 
 
 def test_two_cupys(cupy):
@@ -64,7 +90,16 @@ def test_an_old_driver(cupy):
     cupy.setattr(standin.cuda.runtime, "driverGetVersion", lambda: 12040)
     assert refused() == (
         "the driver supports CUDA 12.4, and cupy-cuda13x wants 13.0; update the driver, or pip "
-        'install "tinyft[gpu12]" instead'
+        'uninstall cupy-cuda13x, then pip install "tinyft[gpu12]"'
+    )
+    cupy.setattr(standin.cuda.runtime, "driverGetVersion", lambda: 11080)  # too old for both
+    assert refused() == (
+        "the driver supports CUDA 11.8, and cupy-cuda13x wants 13.0; update the driver"
+    )
+    cupy.setattr(standin.cuda.runtime, "runtimeGetVersion", lambda: 12090)
+    cupy.setattr(open, "cupy_wheels", lambda: ["cupy-cuda12x"])
+    assert refused() == (
+        "the driver supports CUDA 11.8, and cupy-cuda12x wants 12.0; update the driver"
     )
 
 
@@ -72,29 +107,72 @@ def test_a_gpu_that_is_not_there(cupy):
     assert refused(1) == "gpu:1 does not exist; this machine has gpu:0 (stand-in)"
     cupy.setattr(standin.cuda.runtime, "getDeviceCount", lambda: 0)
     assert refused() == "the CUDA driver finds no GPU; use device='cpu'"
+    error = CUDARuntimeError(100, "cudaErrorNoDevice: no CUDA-capable device is detected")
+    cupy.setattr(standin.cuda.runtime, "getDeviceCount", raises(error))
+    assert refused() == "the CUDA driver finds no GPU; use device='cpu'"
+    cupy.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert refused() == (
+        "the CUDA driver finds no GPU (CUDA_VISIBLE_DEVICES is ''); use device='cpu'"
+    )
 
-    def fails():
-        raise RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
 
-    cupy.setattr(standin.cuda.runtime, "getDeviceCount", fails)
-    assert refused().startswith("the CUDA driver finds no GPU (cudaErrorNoDevice: ")
+def test_a_driver_that_does_not_work(cupy):
+    error = CUDARuntimeError(999, "cudaErrorUnknown: unknown error")
+    cupy.setattr(standin.cuda.runtime, "getDeviceCount", raises(error))
+    assert refused() == (
+        "the CUDA driver does not work (cudaErrorUnknown: unknown error); see what nvidia-smi "
+        "says, or use device='cpu'"
+    )
+
+
+LIBRARIES = {
+    "memory": (standin, "asarray"),
+    "cuBLAS": (standin.ndarray, "__matmul__"),
+    "NVRTC": (standin, "RawModule"),
+}
 
 
 @pytest.mark.parametrize("library", ["cuBLAS", "NVRTC"])
 def test_a_library_that_is_missing(cupy, library):
-    def fails(*_, **__):
-        raise ImportError("no such file")
+    DynamicLibNotFoundError = type("DynamicLibNotFoundError", (RuntimeError,), {})
+    for kind in (ImportError, OSError, DynamicLibNotFoundError):
+        cupy.setattr(*LIBRARIES[library], raises(kind("no such file\n")))
+        assert refused() == (
+            f'CuPy cannot load {library}: pip install "cupy-cuda13x[ctk]" (no such file)'
+        )
 
-    if library == "cuBLAS":
-        cupy.setattr(standin.ndarray, "__matmul__", fails)
-    else:
-        cupy.setattr(standin, "RawModule", fails)
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_library_that_fails(cupy, library):
+    """Nothing is missing, so nothing is to be installed: the card is in use, or its memory."""
+    error = CUDARuntimeError(46, "cudaErrorDevicesUnavailable: device(s) is/are busy")
+    cupy.setattr(*LIBRARIES[library], raises(error))
     assert refused() == (
-        f'CuPy cannot load {library}: pip install "cupy-cuda13x[ctk]" (no such file)'
+        f"gpu:0 (stand-in) fails the first trial of its {library} (cudaErrorDevicesUnavailable: "
+        "device(s) is/are busy); see what nvidia-smi says, or use device='cpu'"
     )
 
 
-def test_an_old_card_works_in_fp32(cupy):
+def test_an_error_without_words(cupy):
+    cupy.setattr(*LIBRARIES["memory"], raises(MemoryError()))
+    assert "trial of its memory (MemoryError); see" in refused()
+    cupy.setattr(*LIBRARIES["memory"], raises(MemoryError("\n=====\n  Out of memory\n=====")))
+    assert "trial of its memory (Out of memory); see" in refused()
+
+
+def test_an_old_card(cupy):
+    cupy.setattr(standin.Device, "compute_capability", "70")
+    assert refused() == (
+        "gpu:0 (stand-in) has compute capability 7.0, and CUDA 13 serves 7.5 and newer; pip "
+        'uninstall cupy-cuda13x, then pip install "tinyft[gpu12]"'
+    )
+    cupy.setattr(standin.cuda.runtime, "runtimeGetVersion", lambda: 12090)
+    assert open.open_device(0).capability == "7.0"
+    cupy.setattr(standin.Device, "compute_capability", "120")
+    assert open.open_device(0).capability == "12.0"
+
+
+def test_a_card_without_tf32(cupy):
     cupy.setattr(standin.Device, "compute_capability", "75")
     old = GpuBackend(0)
     assert old.precision == "fp32"

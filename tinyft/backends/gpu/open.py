@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import re
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,6 +17,8 @@ import numpy as np
 from tinyft.errors import DeviceError
 
 OLDEST = 14  # CuPy 13 and older: other defaults in what is used here
+OLDEST_CARD = 7.5  # that CUDA 13 compiles for: its NVRTC refuses sm_70
+NO_DEVICE = 100  # the status that is cudaErrorNoDevice
 TRIAL = 'extern "C" __global__ void trial(float* x) { x[threadIdx.x] += 1; }'
 
 
@@ -39,18 +42,18 @@ def open_device(number: int) -> Gpu:
 
     Raises: DeviceError that says what is missing and how to get it
     """
-    cupy = _import_cupy()
     wheels = cupy_wheels()
-    _check_wheels(cupy, wheels)
+    cupy = _import_cupy(wheels)
     _check_driver(cupy, wheels)
-    count = _count(cupy)
-    names = {f"gpu:{i}": _name(cupy, i) for i in range(count)}
-    if number >= count:
+    names = _names(cupy)
+    if number >= len(names):
         found = ", ".join(f"{gpu} ({name})" for gpu, name in names.items())
-        raise DeviceError(f"gpu:{number} does not exist; this machine has {found}")
+        raise DeviceError(f"gpu:{number} does not exist; this machine has {found}{_hidden()}")
+    gpu = f"gpu:{number} ({names[f'gpu:{number}']})"
     digits = str(cupy.cuda.Device(number).compute_capability)
-    _try_libraries(cupy, number, wheels)
     capability = f"{digits[:-1]}.{digits[-1]}"
+    _check_card(cupy, gpu, capability, wheels)
+    _try_libraries(cupy, number, gpu, wheels)
     return Gpu(cupy, number, names[f"gpu:{number}"], capability, cupy.__version__)
 
 
@@ -60,23 +63,31 @@ def cupy_wheels() -> list[str]:
     return sorted(name for name in found if re.fullmatch(r"cupy(-cuda\d+x)?", name))
 
 
-def _import_cupy() -> ModuleType:
-    try:
-        return importlib.import_module("cupy")
-    except ImportError as error:
-        raise DeviceError(
-            'the GPU backend needs CuPy: pip install "tinyft[gpu]" (CUDA 13) or "tinyft[gpu12]" '
-            "(CUDA 12)"
-        ) from error
-
-
-def _check_wheels(cupy: ModuleType, wheels: list[str]) -> None:
-    if int(cupy.__version__.split(".")[0]) < OLDEST:
-        raise DeviceError(f"CuPy {cupy.__version__} found; tinyft needs {OLDEST} or newer")
+def _import_cupy(wheels: list[str]) -> ModuleType:
     if len(wheels) > 1:
         raise DeviceError(
             f"{' and '.join(wheels)} are both installed; remove both, then install one"
         )
+    try:
+        cupy = importlib.import_module("cupy")
+        version = cupy.__version__
+    # Taking away one wheel of two leaves a folder without a version, or without parts.
+    except (ImportError, AttributeError) as error:
+        if wheels:
+            raise DeviceError(
+                f"{wheels[0]} is installed, but does not import ({_first_line(error)}); "
+                f"pip install --force-reinstall --no-deps {wheels[0]}"
+            ) from error
+        raise DeviceError(
+            'the GPU backend needs CuPy: pip install "tinyft[gpu]" (CUDA 13) or "tinyft[gpu12]" '
+            "(CUDA 12)"
+        ) from error
+    if int(version.split(".")[0]) < OLDEST:
+        raise DeviceError(
+            f"CuPy {version} found; tinyft needs {OLDEST} or newer: pip install --upgrade "
+            f"{wheels[0] if wheels else 'cupy'}"
+        )
+    return cupy
 
 
 def _check_driver(cupy: ModuleType, wheels: list[str]) -> None:
@@ -86,43 +97,102 @@ def _check_driver(cupy: ModuleType, wheels: list[str]) -> None:
             f"CuPy {cupy.__version__} is installed, but there is no CUDA driver; on a machine "
             "without an NVIDIA GPU use device='cpu'"
         )
-    wanted = int(re.sub(r"\D", "", wheels[0]) or 0) if wheels else 0
-    if version // 1000 < wanted:
+    wanted, has = _cuda(cupy), version // 1000
+    if has < wanted:
+        other = f", or {_other(wheels)}" if (has, wanted) == (12, 13) else ""
         raise DeviceError(
-            f"the driver supports CUDA {version // 1000}.{version % 1000 // 10}, and {wheels[0]} "
-            f'wants {wanted}.0; update the driver, or pip install "tinyft[gpu12]" instead'
+            f"the driver supports CUDA {has}.{version % 1000 // 10}, and "
+            f"{wheels[0] if wheels else 'CuPy'} wants {wanted}.0; update the driver{other}"
         )
 
 
-def _count(cupy: ModuleType) -> int:
+def _cuda(cupy: ModuleType) -> int:
+    """13 for the CUDA that CuPy was built with; any driver of that number or a newer will do."""
+    return cupy.cuda.runtime.runtimeGetVersion() // 1000
+
+
+def _other(wheels: list[str]) -> str:
+    """How to get the CuPy for CUDA 12. Two of them at once do not work."""
+    return f'pip uninstall {wheels[0] if wheels else "cupy"}, then pip install "tinyft[gpu12]"'
+
+
+def _names(cupy: ModuleType) -> dict[str, str]:
+    """The GPUs that the driver shows: {"gpu:0": "NVIDIA H100"}, at least one."""
+    runtime = cupy.cuda.runtime
     try:
-        count = cupy.cuda.runtime.getDeviceCount()
+        count = runtime.getDeviceCount()
+        found = [runtime.getDeviceProperties(number)["name"] for number in range(count)]
     except Exception as error:  # CuPy's own class, which exists only where CuPy does
-        raise DeviceError(f"the CUDA driver finds no GPU ({error}); use device='cpu'") from error
-    if count == 0:
-        raise DeviceError("the CUDA driver finds no GPU; use device='cpu'")
-    return count
+        if getattr(error, "status", None) != NO_DEVICE:
+            raise DeviceError(
+                f"the CUDA driver does not work ({_first_line(error)}); see what nvidia-smi says, "
+                "or use device='cpu'"
+            ) from error
+        found = []
+    if not found:
+        raise DeviceError(f"the CUDA driver finds no GPU{_hidden()}; use device='cpu'")
+    return {f"gpu:{number}": name.decode() for number, name in enumerate(found)}
 
 
-def _name(cupy: ModuleType, number: int) -> str:
-    name = cupy.cuda.runtime.getDeviceProperties(number)["name"]
-    return name.decode() if isinstance(name, bytes) else str(name)
+def _hidden() -> str:
+    """A note where the environment chooses what the driver shows."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if shown is None else f" (CUDA_VISIBLE_DEVICES is {shown!r})"
 
 
-def _try_libraries(cupy: ModuleType, number: int, wheels: list[str]) -> None:
+def _check_card(cupy: ModuleType, gpu: str, capability: str, wheels: list[str]) -> None:
+    if _cuda(cupy) == 13 and float(capability) < OLDEST_CARD:
+        raise DeviceError(
+            f"{gpu} has compute capability {capability}, and CUDA 13 serves {OLDEST_CARD} and "
+            f"newer; {_other(wheels)}"
+        )
+
+
+def _try_libraries(cupy: ModuleType, number: int, gpu: str, wheels: list[str]) -> None:
     """CuPy loads CUDA's libraries when they are first needed, so that is done here."""
     wheel = wheels[0] if wheels else "cupy-cuda13x"
-    with cupy.cuda.Device(number):
-        ones = cupy.asarray(np.ones((4, 4), np.float32))
-        for library, attempt in (("cuBLAS", lambda: ones @ ones), ("NVRTC", lambda: _launch(cupy))):
-            try:
-                attempt()
-            except Exception as error:  # whatever CuPy raises: ImportError, RuntimeError, its own
+    trials = {
+        "memory": lambda: cupy.asarray(np.ones((4, 4), np.float32)),
+        "cuBLAS": lambda: _multiply(cupy),
+        "NVRTC": lambda: _launch(cupy),
+    }
+    for library, trial in trials.items():
+        try:
+            with cupy.cuda.Device(number):
+                trial()
+        except Exception as error:  # whatever CuPy raises: ImportError, RuntimeError, its own
+            if _is_missing(error):
                 raise DeviceError(
-                    f'CuPy cannot load {library}: pip install "{wheel}[ctk]" ({error})'
+                    f'CuPy cannot load {library}: pip install "{wheel}[ctk]" ({_first_line(error)})'
                 ) from error
+            raise DeviceError(
+                f"{gpu} fails the first trial of its {library} ({_first_line(error)}); see what "
+                "nvidia-smi says, or use device='cpu'"
+            ) from error
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether CuPy found no library. It looks for NVRTC with a package that has its own class."""
+    return isinstance(error, ImportError | OSError) or (
+        type(error).__name__ == "DynamicLibNotFoundError"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """CuPy frames some texts with lines of '=' and blank lines: the first line that says something.
+
+    The class where there is no text.
+    """
+    said = [line.strip() for line in str(error).splitlines() if re.search(r"\w", line)]
+    return said[0] if said else type(error).__name__
+
+
+def _multiply(cupy: ModuleType) -> None:
+    ones = cupy.asarray(np.ones((4, 4), np.float32))
+    (ones @ ones).get()  # waits, so that an error shows here
 
 
 def _launch(cupy: ModuleType) -> None:
-    kernel = cupy.RawModule(code=TRIAL).get_function("trial")
-    kernel((1,), (4,), (cupy.asarray(np.zeros(4, np.float32)),))
+    x = cupy.asarray(np.zeros(4, np.float32))
+    cupy.RawModule(code=TRIAL).get_function("trial")((1,), (4,), (x,))
+    x.get()
