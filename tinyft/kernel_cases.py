@@ -291,7 +291,8 @@ def _elementwise_cases() -> list[KernelCase]:
         cases += [
             KernelCase("relu", label, normal(x=shape), lambda b, x: b.relu(x)),
             KernelCase("relu_grad", label, draw_out, lambda b, dout, out: b.relu_grad(dout, out)),
-            KernelCase("add", label, normal(a=shape, b=shape), lambda backend, a, b: backend.add(a, b)),
+            KernelCase("add", label, normal(a=shape, b=shape),
+                       lambda backend, a, b: backend.add(a, b)),
             KernelCase("dropout", label, normal(x=shape),
                        lambda b, x: b.dropout(x, 0.3, 7, (2, 5))),
             KernelCase("dropout", f"{label}, none dropped", normal(x=shape),

@@ -136,12 +136,20 @@ def test_an_address_needs_a_contiguous_array():
 
 @pytest.mark.parametrize("rows", [BLOCK_ROWS, REST_ROWS, 1])
 @pytest.mark.parametrize("registers", [BLOCK_REGISTERS, 1])
-def test_register_block(rows, registers):
-    block = make_register_block(rows, registers)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_register_block(rows, registers, ahead):
+    block = make_register_block(rows, registers, ahead)
 
     @kernel
-    def product(a, a_row, a_step, b, c, steps, accumulate):
+    def plain(a, a_row, a_step, b, c, steps, accumulate):
         block(a, 0, a_row, a_step, b, 0, c, 0, registers * LANES, steps, accumulate)
+
+    @kernel
+    def fetching(a, a_row, a_step, b, c, steps, accumulate):  # from where nothing may be read
+        distances = 1 << 44, -(1 << 44)
+        block(a, 0, a_row, a_step, b, 0, c, 0, registers * LANES, steps, accumulate, *distances)
+
+    product = fetching if ahead else plain
 
     rng = np.random.default_rng(0)
     for steps in (1, 2, 17):

@@ -1,7 +1,7 @@
 """ReLU, sums of gradients, dropout, pictures: one pass over memory each, by all threads.
 
-Definition: `relu`, `relu_grad`, `add`, `dropout`, `images` in `backends/reference.py`; the random words in
-`backends/philox.py`. Results have the same bits as there.
+Definition: `relu`, `relu_grad`, `add`, `dropout`, `images` in `backends/reference.py`; the random
+words in `backends/philox.py`. Results have the same bits as there.
 
 These kernels are plain loops: LLVM makes vector code of them by itself, since nothing has to stay
 in a register from one element to the next. An item is a slice of 32768 elements; taking the slice

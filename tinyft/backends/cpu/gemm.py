@@ -7,6 +7,12 @@ panels of PANEL columns, each stored row after row, so that the register block r
 stream. Within a panel of B (K x 32 numbers, 64 KiB for K = 512) all rows of A pass by, so the panel
 comes from the L2 cache and a block of A from L1.
 
+**Fetching ahead.** A larger B (the 9.4 MB of transformed filters of a 14x14x256 layer) comes from
+L3 again for each block of A. So a register block can ask for the lines that are needed next while
+it multiplies by those at hand: 6 to 14 % of Winograd's layers from 28x28x128 on, 9 to 12 % of the
+direct ones that have over 1 MiB of weights (Intel Xeon, 2 threads). Where all is found in L2 the
+requests cost 4 to 5 %, so there are two versions of the block.
+
 Measured with operands in L2, 12 x 2 registers, Intel Sapphire Rapids: 215 to 220 of a core's 230
 GFLOP/s, 406 on two cores; so no further level of blocking is needed.
 
@@ -36,35 +42,9 @@ from tinyft.backends.cpu.simd import (
     vtranspose,
 )
 
+IN_L2 = 1 << 18  # floats (1 MiB) of B that are still in L2 when the next rows of A need them
 ROWS_PER_ITEM = 8 * BLOCK_ROWS  # 96 rows of A with AVX-512: some 200 KiB at K = 512
 PIECE = 32  # products that are added up in registers before they join the rest of their sum
-
-
-def in_pieces(block, width: int):
-    """The register block `width` floats wide, with sums made of pieces of PIECE products.
-
-    Each addition rounds by up to half a unit in the last place of what has grown so far, so that a
-    sum of K random products, added one by one, is wrong by some 0.2 sqrt(K) units of its size.
-    Pieces are short, and there are few of them: the best size is near sqrt(K), 8 to 23 for a
-    ResNet's channels. 16 is hardly better than 32, which has half as many additions in memory
-    (README.md, Errors).
-    """
-
-    @helper
-    def block_in_pieces(a, a_offset, a_row, a_step, b, b_offset, c, c_offset, c_row, K, accumulate):
-        for k in range(0, K, PIECE):
-            block(
-                a, a_offset + k * a_step, a_row, a_step, b, b_offset + k * width,
-                c, c_offset, c_row, min(PIECE, K - k), accumulate + k,
-            )  # fmt: skip
-
-    return block_in_pieces
-
-
-block_wide = in_pieces(make_register_block(BLOCK_ROWS, BLOCK_REGISTERS), PANEL)
-block_wide_rest = in_pieces(make_register_block(REST_ROWS, BLOCK_REGISTERS), PANEL)
-block_narrow = in_pieces(make_register_block(BLOCK_ROWS, 1), LANES)
-block_narrow_rest = in_pieces(make_register_block(REST_ROWS, 1), LANES)
 
 
 def round_up(number: int, multiple: int) -> int:
@@ -82,38 +62,75 @@ def panel_offset(row, column, rows, columns):
     return first * rows + row * width + (column - first)
 
 
+def in_pieces(rows: int, registers: int):
+    """A register block, and one that fetches ahead, with sums made of pieces of PIECE products.
+
+    Each addition rounds by up to half a unit in the last place of what has grown so far, so that a
+    sum of K random products, added one by one, is wrong by some 0.2 sqrt(K) units of its size.
+    Pieces are short, and there are few of them: the best size is near sqrt(K), 8 to 23 for a
+    ResNet's channels. 16 is hardly better than 32, which has half as many additions in memory
+    (README.md, Errors).
+    """
+    width = registers * LANES
+    plain, ahead = (make_register_block(rows, registers, ahead) for ahead in (False, True))
+
+    @helper
+    def block(a, a_offset, a_row, a_step, b, b_offset, c, c_offset, c_row, K, accumulate):
+        for k in range(0, K, PIECE):
+            plain(
+                a, a_offset + k * a_step, a_row, a_step, b, b_offset + k * width,
+                c, c_offset, c_row, min(PIECE, K - k), accumulate + k,
+            )  # fmt: skip
+
+    @helper
+    def block_ahead(
+        a, a_offset, a_row, a_step, b, b_offset, c, c_offset, c_row, K, accumulate, ahead_a, ahead_b
+    ):
+        for k in range(0, K, PIECE):
+            ahead(
+                a, a_offset + k * a_step, a_row, a_step, b, b_offset + k * width,
+                c, c_offset, c_row, min(PIECE, K - k), accumulate + k, ahead_a, ahead_b,
+            )  # fmt: skip
+
+    return block, block_ahead
+
+
+block_wide, block_wide_ahead = in_pieces(BLOCK_ROWS, BLOCK_REGISTERS)
+block_wide_rest, _ = in_pieces(REST_ROWS, BLOCK_REGISTERS)
+block_narrow, _ = in_pieces(BLOCK_ROWS, 1)
+block_narrow_rest, _ = in_pieces(REST_ROWS, 1)
+
+
 @helper
 def multiply(
-    a,
-    a_offset,
-    a_row,
-    a_step,
-    b,
-    b_offset,
-    b_rows,
-    b_first,
-    c,
-    c_offset,
-    c_row,
-    M,
-    N,
-    K,
-    accumulate,
-):
+    a, a_offset, a_row, a_step, b, b_offset, b_rows, b_first, c, c_offset, c_row, M, N, K,
+    accumulate, ahead_a=0, ahead_b=0,
+):  # fmt: skip
     """c (M, N) (+)= A (M, K) @ B[b_first : b_first + K] (K, N).
 
     M is a multiple of REST_ROWS, N of LANES, K >= 1. A's element (i, k) is at a_offset + i * a_row
     + k * a_step. B is a packed matrix of `b_rows` rows that starts at b_offset.
+
+    If not 0, ahead_a and ahead_b say how many floats from here the next A and B lie that do not
+    come from L2. They are fetched into it meanwhile: A's while the first panel is multiplied (a
+    line per k: for a_row = 1), each panel of B's while it is multiplied by the first rows.
     """
     full = M // BLOCK_ROWS * BLOCK_ROWS
     j = 0
     while j + PANEL <= N:
         panel = b_offset + j * b_rows + b_first * PANEL
         for i in range(0, full, BLOCK_ROWS):
-            block_wide(
-                a, a_offset + i * a_row, a_row, a_step, b, panel,
-                c, c_offset + i * c_row + j, c_row, K, accumulate,
-            )  # fmt: skip
+            now_a, now_b = ahead_a if j == 0 else 0, ahead_b if i == 0 else 0
+            if now_a or now_b:
+                block_wide_ahead(
+                    a, a_offset + i * a_row, a_row, a_step, b, panel,
+                    c, c_offset + i * c_row + j, c_row, K, accumulate, now_a, now_b,
+                )  # fmt: skip
+            else:
+                block_wide(
+                    a, a_offset + i * a_row, a_row, a_step, b, panel,
+                    c, c_offset + i * c_row + j, c_row, K, accumulate,
+                )  # fmt: skip
         for i in range(full, M, REST_ROWS):
             block_wide_rest(
                 a, a_offset + i * a_row, a_row, a_step, b, panel,
@@ -132,6 +149,12 @@ def multiply(
                 a, a_offset + i * a_row, a_row, a_step, b, panel,
                 c, c_offset + i * c_row + j, c_row, K, accumulate,
             )  # fmt: skip
+
+
+@helper
+def next_panel(rows, columns):
+    """How far ahead the panel of a packed B lies that is needed next, 0 if all of B stays in L2."""
+    return rows * PANEL if rows * columns > IN_L2 else 0
 
 
 @kernel

@@ -28,6 +28,7 @@ from tinyft.backends.cpu.simd import (
     write_constant,
     write_fma,
     write_load,
+    write_prefetch,
     write_spread,
     write_store,
 )
@@ -35,7 +36,7 @@ from tinyft.backends.cpu.simd import (
 # ------------------------------------------------------------------------------- 1: register block
 
 
-def make_register_block(rows: int, registers: int):
+def make_register_block(rows: int, registers: int, ahead: bool = False):
     """The innermost loop of a matrix product, with rows x registers sums in registers.
 
     block(a, a_offset, a_row, a_step, b, b_offset, c, c_offset, c_row, steps, accumulate)
@@ -46,11 +47,15 @@ def make_register_block(rows: int, registers: int):
     transposed matrix. b is packed: row k follows row k - 1 directly. c[i, j] is at c_offset + i *
     c_row + j. `accumulate` 0 overwrites c; otherwise the sums are added to it at the end, since a
     long sum that is made in pieces is more exact than one that goes on from c. steps >= 1.
+
+    With `ahead`, two more arguments follow, distances ahead_a and ahead_b: numbers that far beyond
+    those in use are fetched into the L2 cache, one line of a and each row of b per step.
     """
     width = registers * LANES
 
-    @instruction(types.void, ADDRESS, INT, INT, ADDRESS, ADDRESS, INT, INT, INT)
-    def register_block(builder, a, a_row, a_step, b, c, c_row, steps, accumulate):
+    parameters = (ADDRESS, INT, INT, ADDRESS, ADDRESS, INT, INT, INT)
+
+    def write(builder, a, a_row, a_step, b, c, c_row, steps, accumulate, *distances):
         block_of_c = [(i, j) for i in range(rows) for j in range(registers)]
         a_rows = [builder.mul(a_row, INT64(i)) for i in range(rows)]
         c_row_at = [builder.gep(c, [builder.mul(c_row, INT64(i))]) for i in range(rows)]
@@ -67,6 +72,12 @@ def make_register_block(rows: int, registers: int):
         b_registers = [
             write_load(builder, builder.gep(b_now, [INT64(j * LANES)])) for j in range(registers)
         ]
+        if ahead:
+            ahead_a, ahead_b = distances
+            write_prefetch(builder, builder.gep(a_now, [ahead_a]), level=2)
+            for j in range(registers):
+                to = builder.add(ahead_b, INT64(j * LANES))
+                write_prefetch(builder, builder.gep(b_now, [to]), level=2)
         new = {}
         for i in range(rows):
             a_number = write_spread(builder, builder.load(builder.gep(a_now, [a_rows[i]])))
@@ -98,7 +109,8 @@ def make_register_block(rows: int, registers: int):
         for at in block_of_c:
             write_store(builder, new[at], c_at[at])
 
-    return register_block
+    write.__name__ = "register_block"
+    return instruction(types.void, *parameters, *((INT, INT) if ahead else ()))(write)
 
 
 # -------------------------------------------------------------------------- 2: two-sided transforms

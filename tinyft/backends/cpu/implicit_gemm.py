@@ -31,7 +31,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import threads
-from tinyft.backends.cpu.gemm import multiply, pack, round_up
+from tinyft.backends.cpu.gemm import multiply, next_panel, pack, round_up
 from tinyft.backends.cpu.simd import (
     BLOCK_ROWS,
     LANES,
@@ -114,6 +114,7 @@ def multiply_windows(
             multiply(
                 a, a_offset + k, pitch, 1, packed, 0, steps, k,
                 out, out_offset, out_row, full, F, min(STEPS, steps - k), k,
+                0, next_panel(steps, F),
             )  # fmt: skip
         if not (plain and count % REST_ROWS == 0):
             for i in range(count):

@@ -189,6 +189,14 @@ def write_fma(builder, x, y, z):
     return write_call(builder, f"llvm.fmuladd.v{LANES}f32", REGISTER, x, y, z)
 
 
+def write_prefetch(builder, pointer, level: int):
+    """Ask for the cache line that a pointer lies in, into the cache of this level."""
+    pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+    name = "llvm.prefetch.p0" if pointer.type.is_opaque else "llvm.prefetch.p0i8"
+    read, data = _INT32(0), _INT32(1)
+    write_call(builder, name, ir.VoidType(), pointer, read, _INT32(4 - level), data)
+
+
 def write_call(builder, name: str, result, *arguments):
     """Call one of LLVM's own functions, declared by hand."""
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
@@ -281,9 +289,7 @@ def atomic_announce(builder, pointer):
 @instruction(types.void, ADDRESS)
 def prefetch(builder, pointer):
     """prefetch(a, i): asks for the cache line of a[i]; harmless wherever that is"""
-    pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
-    name = "llvm.prefetch.p0" if pointer.type.is_opaque else "llvm.prefetch.p0i8"
-    write_call(builder, name, ir.VoidType(), pointer, _INT32(0), _INT32(3), _INT32(1))
+    write_prefetch(builder, pointer, level=1)
 
 
 @instruction(types.void)

@@ -34,7 +34,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import threads
-from tinyft.backends.cpu.gemm import multiply, round_up
+from tinyft.backends.cpu.gemm import multiply, next_panel, round_up
 from tinyft.backends.cpu.implicit_gemm import Epilogue
 from tinyft.backends.cpu.simd import (
     BLOCK_ROWS,
@@ -81,6 +81,7 @@ def convolve_tiles(
     edge = sums + VALUES * plane_out
     vstore(work, edge + TILE * TILE * F, vset1(np.float32(0)))  # see finish_tile
     window_edge = edge + TILE * TILE * F + LANES
+    ahead = next_panel(C, VALUES * F)  # also from the last of a value to the first of the next
     first = atomic_next(counter, 0) * tiles
     while first < total:
         count = min(tiles, total - first)
@@ -101,7 +102,7 @@ def convolve_tiles(
                 prefetch_square(x_flat, (H, W, C), picture, top, left, WINDOW)
             multiply(
                 work, value * plane_in, pitch_in, 1, filters, value * C * F, C, 0,
-                work, sums + value * plane_out, pitch_out, rows, F, C, 0,
+                work, sums + value * plane_out, pitch_out, rows, F, C, 0, 0, ahead,
             )  # fmt: skip
         for i in range(count):
             finish_tile(

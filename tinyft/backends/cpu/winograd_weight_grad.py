@@ -172,6 +172,7 @@ def multiply_blocks(
                     windows, (block_c * VALUES + value) * plane_in + tile * pitch, 1, pitch,
                     grads, value * plane_grad + f * rows, rows, tile, work, value * BLOCK_PLANE,
                     BLOCK_PITCH, size_c, size_f, min(TILES_AT_A_TIME, stop - tile), tile - start,
+                    plane_in, plane_grad,
                 )  # fmt: skip
         to = ((first_part + part) * 9 * C + c) * F + f
         for i in range(size_c):
