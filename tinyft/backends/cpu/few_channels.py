@@ -49,22 +49,25 @@ def copy_into_border(counter, thread, x, padding, padded):
     item = atomic_next(counter, 0)
     while item < N * rows:
         picture, row = divmod(item, rows)
-        to = item * columns * C
-        inside = padding <= row < padding + H
-        # Plain loops: Numba takes 2 s to compile the same as slice assignments.
-        for i in range(columns * C):
-            padded_flat[to + i] = np.float32(0)
-        if inside:
+        # Slices, so that LLVM knows that no index is negative; but loops over them, since Numba
+        # takes 2 s to compile an assignment to one.
+        line = padded_flat[item * columns * C : (item + 1) * columns * C]
+        for i in range(line.size):
+            line[i] = np.float32(0)
+        if padding <= row < padding + H:
             source = (picture * H + row - padding) * W * C
-            to += padding * C
-            for i in range(W * C):
-                padded_flat[to + i] = x_flat[source + i]
+            pixels = x_flat[source : source + W * C]
+            middle = line[padding * C : padding * C + W * C]
+            for i in range(pixels.size):
+                middle[i] = pixels[i]
         item = atomic_next(counter, 0)
 
 
 @kernel
-def multiply_rows_in_place(counter, thread, x, R, S, stride, packed, y, bias, low):
-    """y = max(conv(x) + bias, low) for x with its border. An item is a row of outputs."""
+def multiply_rows_in_place(counter, thread, x, R, S, stride, packed, y, plain, bias, low):
+    """y = max(conv(x) + bias, low) for x with its border; conv(x) if `plain`. An item is a row of
+    outputs.
+    """
     _, H, W, C = x.shape
     N, P, Q, F = y.shape
     run = S * C
@@ -76,7 +79,7 @@ def multiply_rows_in_place(counter, thread, x, R, S, stride, packed, y, bias, lo
         for r in range(R):
             at = (picture * H + row * stride + r) * W * C
             multiply(x, at, stride * C, 1, packed, 0, R * run, r * run, y, out, F, Q, F, run, r)
-        for at in range(out, out + Q * F, F):
+        for at in range(out, out if plain else out + Q * F, F):
             for f in range(0, F, LANES):
                 vstore(y, at + f, vmax(vload(y, at + f) + vload(bias, f), lowest))
         item = atomic_next(counter, 0)
@@ -124,7 +127,8 @@ def forward(
     padded = with_border(x, padding)
     if epilogue.residual is None and Q % REST_ROWS == 0 and Q >= SHORT_ROW:
         bias, _, _, low = epilogue.arguments(y)
-        threads.run(multiply_rows_in_place, padded, R, S, stride, packed, y, bias, low)
+        rest = y, epilogue.empty, bias, low
+        threads.run(multiply_rows_in_place, padded, R, S, stride, packed, *rest)
     else:
         windows(padded, row_taps(R), S * C, stride, packed, y, (P, Q, 1, 0, 0), epilogue)
 
