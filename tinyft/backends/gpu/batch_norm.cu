@@ -8,6 +8,10 @@
 // together: thread 32 * lane + i has channel 32 * blockIdx.x + i and the rows lane, lane + 8, ...
 // of share blockIdx.y. Sums are made in double: each block writes its own, and a second kernel adds
 // those in order, so that bits repeat.
+//
+// A mean of 1000 is off by up to 3e-5 as a float, and so would be everything that is normalised.
+// What is missing, `rest`, is subtracted after it: forward it is left of the sum itself, backward
+// it is the mean of x - mean. Both only where the mean is the batch's own.
 typedef REAL real;
 #define LANES 8
 
@@ -55,39 +59,42 @@ extern "C" __global__ void moments(
     }
 }
 
-// Both sums over all shares, in every thread of the channel.
-__device__ void total(
-    const double* partial, int shares, int C, int c, double* first, double* second) {
-    double sums[2] = {0, 0};
+// The N sums over all shares, in every thread of the channel.
+template <int N>
+__device__ void total(const double* partial, int shares, int C, int c, double (&sums)[N]) {
+    for (int i = 0; i < N; i++) sums[i] = 0;
     for (int share = threadIdx.x / 32; c < C && share < shares; share += LANES)
-        for (int i = 0; i < 2; i++) sums[i] += partial[(share * 2LL + i) * C + c];
-    *first = over_lanes(sums[0]);
-    *second = over_lanes(sums[1]);
+        for (int i = 0; i < N; i++) sums[i] += partial[((long long)share * N + i) * C + c];
+    for (int i = 0; i < N; i++) sums[i] = over_lanes(sums[i]);
 }
 
 extern "C" __global__ void finish_moments(
-    const double* partial, const real* x, real* mean, real* variance, int shares, long long rows,
-    int C) {
+    const double* partial, const real* x, real* mean, real* variance, real* rest, int shares,
+    long long rows, int C) {
     int c = channel_of();
-    double sum, square;
-    total(partial, shares, C, c, &sum, &square);
+    double sums[2];
+    total(partial, shares, C, c, sums);
     if (c >= C || threadIdx.x >= 32) return;
-    mean[c] = x[c] + sum / rows;
-    variance[c] = (square - sum * (sum / rows)) / rows;
+    double exact = x[c] + sums[0] / rows;
+    mean[c] = exact;
+    rest[c] = exact - mean[c];
+    variance[c] = (sums[1] - sums[0] * (sums[0] / rows)) / rows;
 }
 
 // out = relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), the last two if asked
 // for.
 extern "C" __global__ void normalise(
     const real* x, const real* weight, const real* bias, const real* mean, const real* variance,
-    const real* residual, real* out, long long rows, int C, int share, real eps, int relu) {
+    const real* rest, const real* residual, real* out, long long rows, int C, int share, real eps,
+    int relu) {
     int c = channel_of();
     if (c >= C) return;
     real centre = mean[c], scale = weight[c] / sqrt(variance[c] + eps), shift = bias[c];
+    real away = rest ? rest[c] : 0;
     Rows r = rows_of(rows, share);
     for (long long row = r.first; row < r.end; row += LANES) {
         long long at = row * C + c;
-        real value = (x[at] - centre) * scale + shift;
+        real value = (x[at] - centre - away) * scale + shift;
         if (residual) value += residual[at];
         out[at] = relu && value <= 0 ? 0 : value;  // NaN stays
     }
@@ -98,13 +105,14 @@ __device__ real passed(const real* dout, const real* out, long long at) {
     return out && out[at] <= 0 ? 0 : dout[at];
 }
 
-// partial[share] = two rows of C: sums of dout and of dout * (x - mean) / sqrt(variance + eps).
+// partial[share] = three rows of C: sums of dout, of dout * (x - mean) / sqrt(variance + eps), and
+// of x - mean.
 extern "C" __global__ void gradient_sums(
     const real* dout, const real* x, const real* mean, const real* variance, const real* out,
     double* partial, long long rows, int C, int share, real eps) {
     int c = channel_of();
     Rows r = rows_of(rows, share);
-    double sum = 0, product = 0;
+    double sum = 0, product = 0, away = 0;
     if (c < C) {
         real centre = mean[c];
         for (long long row = r.first; row < r.end; row += LANES) {
@@ -112,43 +120,49 @@ extern "C" __global__ void gradient_sums(
             real d = passed(dout, out, at);
             sum += d;
             product += (double)d * (x[at] - centre);
+            away += x[at] - centre;
         }
         product /= sqrt((double)variance[c] + eps);
     }
     sum = over_lanes(sum);
     product = over_lanes(product);
+    away = over_lanes(away);
     if (c < C && threadIdx.x < 32) {
-        partial[(blockIdx.y * 2LL) * C + c] = sum;
-        partial[(blockIdx.y * 2LL + 1) * C + c] = product;
+        partial[(blockIdx.y * 3LL) * C + c] = sum;
+        partial[(blockIdx.y * 3LL + 1) * C + c] = product;
+        partial[(blockIdx.y * 3LL + 2) * C + c] = away;
     }
 }
 
 extern "C" __global__ void finish_sums(
-    const double* partial, real* dweight, real* dbias, int shares, int C) {
+    const double* partial, const real* variance, real* dweight, real* dbias, real* rest, int shares,
+    long long rows, int C, real eps, int train) {
     int c = channel_of();
-    double sum, product;
-    total(partial, shares, C, c, &sum, &product);
+    double sums[3];
+    total(partial, shares, C, c, sums);
     if (c >= C || threadIdx.x >= 32) return;
-    dbias[c] = sum;
-    dweight[c] = product;
+    double missing = train ? sums[2] / rows : 0;
+    rest[c] = missing;
+    dbias[c] = sums[0];
+    dweight[c] = sums[1] - missing / sqrt((double)variance[c] + eps) * sums[0];
 }
 
 // dx = weight / std * dout, less (dbias + normalised * dweight) / rows if the statistics were the
 // batch's; dresidual, if there was a ReLU to pass, is what is left of dout behind it.
 extern "C" __global__ void gradient(
     const real* dout, const real* x, const real* weight, const real* mean, const real* variance,
-    const real* out, const real* dweight, const real* dbias, real* dx, real* dresidual,
-    long long rows, int C, int share, real eps, int train) {
+    const real* rest, const real* out, const real* dweight, const real* dbias, real* dx,
+    real* dresidual, long long rows, int C, int share, real eps, int train) {
     int c = channel_of();
     if (c >= C) return;
     real centre = mean[c], inverse_std = 1 / sqrt(variance[c] + eps);
     real scale = weight[c] * inverse_std, constant = train ? dbias[c] / rows : 0;
-    real slope = train ? dweight[c] * inverse_std / rows : 0;
+    real slope = train ? dweight[c] * inverse_std / rows : 0, away = rest[c];
     Rows r = rows_of(rows, share);
     for (long long row = r.first; row < r.end; row += LANES) {
         long long at = row * C + c;
         real d = passed(dout, out, at);
         if (dresidual) dresidual[at] = d;
-        dx[at] = train ? (d - constant - (x[at] - centre) * slope) * scale : d * scale;
+        dx[at] = train ? (d - constant - (x[at] - centre - away) * slope) * scale : d * scale;
     }
 }

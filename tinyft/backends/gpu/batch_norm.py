@@ -47,10 +47,11 @@ class BatchNorm(Memory):
         mean, variance = self.empty((grid.C,), x.dtype), self.empty((grid.C,), x.dtype)
         partial = self.empty((grid.shares, 2, grid.C), np.float64)
         self.launch("batch_norm.moments", grid.blocks, (x, partial, *grid.numbers), dtype=x.dtype)
-        arguments = partial, x, mean, variance, grid.shares, np.int64(grid.rows), grid.C
+        rest = self.empty((grid.C,), x.dtype)
+        arguments = partial, x, mean, variance, rest, grid.shares, np.int64(grid.rows), grid.C
         self.launch("batch_norm.finish_moments", (grid.strips,), arguments, dtype=x.dtype)
-        statistics = mean, variance
-        out = self._normalise(grid, x, weight, bias, *statistics, eps, residual, relu)
+        statistics = mean, variance, rest
+        out = self._normalise(grid, x, weight, bias, statistics, eps, residual, relu)
         return out, mean, variance
 
     def batch_norm_eval(
@@ -59,23 +60,27 @@ class BatchNorm(Memory):
         x, weight, bias, mean, variance, residual = self.ready(
             "batch_norm_eval", x, weight, bias, mean, variance, residual
         )
-        return self._normalise(Grid(x), x, weight, bias, mean, variance, eps, residual, relu)
+        statistics = mean, variance, None
+        return self._normalise(Grid(x), x, weight, bias, statistics, eps, residual, relu)
 
-    def _normalise(self, grid, x, weight, bias, mean, variance, eps, residual, relu):
+    def _normalise(self, grid, x, weight, bias, statistics, eps, residual, relu):
         out = self.empty(x.shape, x.dtype)
         if x.size:
-            arrays = x, weight, bias, mean, variance, residual, out
+            arrays = x, weight, bias, *statistics, residual, out
             arguments = *arrays, *grid.numbers, float(eps), relu
             self.launch("batch_norm.normalise", grid.blocks, arguments, dtype=x.dtype)
         return out
 
-    def batch_norm_train_grad(self, dout, x, weight, mean, variance, eps, *, out=None):
-        return self._gradients(dout, x, weight, mean, variance, eps, out, train=True)
+    def batch_norm_train_grad(self, dout, x, weight, mean, variance, eps, *, out=None, bias=None):
+        wanted = bias is None
+        return self._gradients(dout, x, weight, mean, variance, eps, out, wanted, train=True)
 
-    def batch_norm_eval_grad(self, dout, x, weight, mean, variance, eps, *, out=None):
-        return self._gradients(dout, x, weight, mean, variance, eps, out, train=False)
+    def batch_norm_eval_grad(self, dout, x, weight, mean, variance, eps, *, out=None, bias=None):
+        wanted = bias is None
+        return self._gradients(dout, x, weight, mean, variance, eps, out, wanted, train=False)
 
-    def _gradients(self, dout, x, weight, mean, variance, eps, out, train):
+    def _gradients(self, dout, x, weight, mean, variance, eps, out, wanted, train):
+        """`wanted`: the residual's gradient, where a ReLU makes it differ from dout."""
         dout, x, weight, mean, variance, out = self.ready(
             "batch_norm's gradient", dout, x, weight, mean, variance, out
         )
@@ -83,14 +88,16 @@ class BatchNorm(Memory):
         if not x.size:
             return dout, self.zeros((grid.C,), dtype), self.zeros((grid.C,), dtype), dout
         dweight, dbias = self.empty((grid.C,), dtype), self.empty((grid.C,), dtype)
-        partial = self.empty((grid.shares, 2, grid.C), np.float64)
+        rest = self.empty((grid.C,), dtype)
+        partial = self.empty((grid.shares, 3, grid.C), np.float64)
         arguments = dout, x, mean, variance, out, partial, *grid.numbers, eps
         self.launch("batch_norm.gradient_sums", grid.blocks, arguments, dtype=dtype)
-        arguments = partial, dweight, dbias, grid.shares, grid.C
+        sums = partial, variance, dweight, dbias, rest
+        arguments = *sums, grid.shares, np.int64(grid.rows), grid.C, eps, train
         self.launch("batch_norm.finish_sums", (grid.strips,), arguments, dtype=dtype)
         dx = self.empty(x.shape, dtype)
-        dresidual = None if out is None else self.empty(x.shape, dtype)
-        arrays = dout, x, weight, mean, variance, out, dweight, dbias, dx, dresidual
+        dresidual = self.empty(x.shape, dtype) if wanted and out is not None else None
+        arrays = dout, x, weight, mean, variance, rest, out, dweight, dbias, dx, dresidual
         arguments = *arrays, *grid.numbers, eps, train
         self.launch("batch_norm.gradient", grid.blocks, arguments, dtype=dtype)
-        return dx, dweight, dbias, dout if dresidual is None else dresidual
+        return dx, dweight, dbias, dout if out is None else dresidual
