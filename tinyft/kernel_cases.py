@@ -187,23 +187,44 @@ def _eval_grad(b, dout, x, weight, mean, variance, out=None):
     return b.batch_norm_eval_grad(dout, x, weight, mean, variance, EPS, out=out)
 
 
+def _rectified_train_grad(b, dout, x, weight, bias):
+    out, mean, variance = b.batch_norm_train(x, weight, bias, EPS, relu=True)
+    given = dout, x, weight, mean, variance, EPS
+    return b.batch_norm_train_grad(*given, out=out, bias=bias)[:3]
+
+
+def _rectified_eval_grad(b, dout, x, weight, bias, mean, variance):
+    out = b.batch_norm_eval(x, weight, bias, mean, variance, EPS, relu=True)
+    given = dout, x, weight, mean, variance, EPS
+    return b.batch_norm_eval_grad(*given, out=out, bias=bias)[:3]
+
+
 def _batch_norm_cases() -> list[KernelCase]:
     offsets = {label: (shape, 0.0) for label, shape in NORMALISED.items()}
     offsets["mean 1000"] = ((4, 6, 5, 3), 1000.0)
-    kernels = {
-        "batch_norm_train": (_train, ("x", "weight", "bias"), "residual"),
-        "batch_norm_eval": (_eval, ("x", "weight", "bias", "mean", "variance"), "residual"),
-        "batch_norm_train_grad": (_train_grad, ("dout", "x", "weight"), "out"),
-        "batch_norm_eval_grad": (_eval_grad, ("dout", "x", "weight", "mean", "variance"), "out"),
-    }
+    statistics = "mean", "variance"
+    kernels = [
+        ("batch_norm_train", "", _train, ("x", "weight", "bias")),
+        ("batch_norm_train", ", fused", _train, ("x", "weight", "bias", "residual")),
+        ("batch_norm_eval", "", _eval, ("x", "weight", "bias", *statistics)),
+        ("batch_norm_eval", ", fused", _eval, ("x", "weight", "bias", *statistics, "residual")),
+        ("batch_norm_train_grad", "", _train_grad, ("dout", "x", "weight")),
+        ("batch_norm_train_grad", ", fused", _train_grad, ("dout", "x", "weight", "out")),
+        ("batch_norm_train_grad", ", rectified", _rectified_train_grad,
+         ("dout", "x", "weight", "bias")),
+        ("batch_norm_eval_grad", "", _eval_grad, ("dout", "x", "weight", *statistics)),
+        ("batch_norm_eval_grad", ", fused", _eval_grad,
+         ("dout", "x", "weight", *statistics, "out")),
+        ("batch_norm_eval_grad", ", rectified", _rectified_eval_grad,
+         ("dout", "x", "weight", "bias", *statistics)),
+    ]  # fmt: skip
     cases = []
-    for subject, (call, names, more) in kernels.items():
+    for subject, suffix, call, names in kernels:
         empty = {"empty batch": ((0, 4, 3, 5), 0.0)} if "eval" in subject else {}
         for label, (shape, offset) in {**offsets, **empty}.items():
             terms = int(np.prod(shape[:-1])) or 1
-            for suffix, all_names in (("", names), (", fused", (*names, more))):
-                draw = _batch_norm_arrays(shape, offset, *all_names)
-                cases.append(KernelCase(subject, label + suffix, draw, call, terms, lent=("dout",)))
+            draw = _batch_norm_arrays(shape, offset, *names)
+            cases.append(KernelCase(subject, label + suffix, draw, call, terms, lent=("dout",)))
     return cases
 
 

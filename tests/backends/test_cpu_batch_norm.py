@@ -94,6 +94,18 @@ def test_gradients(shape, relu, method):
     assert (x == before[1]).all()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("method", ["batch_norm_train_grad", "batch_norm_eval_grad"])
+def test_x_tells_what_a_relu_let_pass(shape, method):
+    x, _, dout, weight, bias = case(shape)
+    out, mean, variance = FAST.batch_norm_train(x, weight, bias, 1e-5, relu=True)
+    by_out = getattr(FAST, method)(dout, x, weight, mean, variance, 1e-5, out=out)
+    by_x = getattr(FAST, method)(dout, x, weight, mean, variance, 1e-5, out=out, bias=bias)
+    for one, other in zip(by_x[:3], by_out[:3], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert by_x[3] is None
+
+
 @pytest.mark.parametrize("offset", [1000, 1e6])  # at 1e6 float32 knows 16 values between two units
 def test_a_large_mean_costs_no_digits_of_the_variance(offset):
     random = np.random.default_rng(0)

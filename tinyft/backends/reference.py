@@ -213,14 +213,18 @@ class Backend:
         eps: float,
         *,
         out: Array | None = None,
-    ) -> tuple[Array, Array, Array, Array]:
-        """Gradients of x, weight, bias and residual; `out` is given if a ReLU followed.
+        bias: Array | None = None,
+    ) -> tuple[Array, Array, Array, Array | None]:
+        """Gradients of x, weight, bias and residual.
+
+        `out` is given if a ReLU followed, and `bias` too if no residual was added before it: then x
+        alone tells what passed, and the last gradient, which nobody wants, is None.
 
         The mean and the variance move with x, so each channel's dx is made to have no part along 1
         and none along the normalised x (Ioffe and Szegedy 2015, section 3).
         """
         dx, dweight, dbias, dresidual = self.batch_norm_eval_grad(
-            dout, x, weight, mean, variance, eps, out=out
+            dout, x, weight, mean, variance, eps, out=out, bias=bias
         )
         count = x.size // x.shape[-1]
         inverse_std = 1 / np.sqrt(variance + eps)
@@ -238,14 +242,15 @@ class Backend:
         eps: float,
         *,
         out: Array | None = None,
-    ) -> tuple[Array, Array, Array, Array]:
+        bias: Array | None = None,
+    ) -> tuple[Array, Array, Array, Array | None]:
         """The same where mean and variance are constants: each channel is only scaled."""
         if out is not None:
             dout = self.relu_grad(dout, out)
         inverse_std = 1 / np.sqrt(variance + eps)
         dbias = self.sum(dout, rows_of(x))
         dweight = self.sum(dout * (x - mean) * inverse_std, rows_of(x))
-        return dout * (weight * inverse_std), dweight, dbias, dout
+        return dout * (weight * inverse_std), dweight, dbias, None if bias is not None else dout
 
     # ----------------------------------------------------------------------- activation and pooling
 

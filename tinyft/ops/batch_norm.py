@@ -50,7 +50,8 @@ def batch_norm(
         -> out like x, mean (C,), variance (C,)
     Raises: ShapeError, also for one value per channel, which has no variance; TypeError for mixed
     dtypes
-    Keeps: x, mean, variance, weight; the result if rectified
+    Keeps: x, mean, variance, weight; the result if rectified, and then the bias if there is no
+    residual
     """
     if _fused[-1]:
         return batch_norm_train(x, weight, bias, eps=eps, residual=residual, relu=relu)
@@ -104,6 +105,7 @@ def batch_norm_train(x, weight, bias, *, eps, residual=None, relu=False):
         x.data, scale, bias.data, eps, residual=_data(residual), relu=relu
     )
     kept_x, kept_out = x.data, (out if relu else None)
+    kept_bias = bias.data if relu and residual is None else None
     needs = _needs(x, weight, bias, residual)
 
     # With n = (x - mean) / std over M values per channel:
@@ -111,7 +113,7 @@ def batch_norm_train(x, weight, bias, *, eps, residual=None, relu=False):
     # / M)
     def backward(dout):
         gradients = backend.batch_norm_train_grad(
-            dout, kept_x, scale, mean, variance, eps, out=kept_out
+            dout, kept_x, scale, mean, variance, eps, out=kept_out, bias=kept_bias
         )
         return _wanted(gradients, needs)
 
@@ -132,12 +134,13 @@ def batch_norm_fixed(x, weight, bias, mean, variance, *, eps, residual=None, rel
         x.data, scale, bias.data, mean, variance, eps, residual=_data(residual), relu=relu
     )
     kept_x, kept_out = x.data, (out if relu else None)
+    kept_bias = bias.data if relu and residual is None else None
     needs = _needs(x, weight, bias, residual)
 
     # mean and std are constants here: dx = dout * weight / std, and no more
     def backward(dout):
         gradients = backend.batch_norm_eval_grad(
-            dout, kept_x, scale, mean, variance, eps, out=kept_out
+            dout, kept_x, scale, mean, variance, eps, out=kept_out, bias=kept_bias
         )
         return _wanted(gradients, needs)
 
