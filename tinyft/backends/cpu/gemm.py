@@ -42,6 +42,7 @@ from tinyft.backends.cpu.simd import (
     vtranspose,
 )
 
+LINE = 16  # floats of a cache line
 IN_L2 = 1 << 18  # floats (1 MiB) of B that are still in L2 when the next rows of A need them
 ROWS_PER_ITEM = 8 * BLOCK_ROWS  # 96 rows of A with AVX-512: some 200 KiB at K = 512
 PIECE = 32  # products that are added up in registers before they join the rest of their sum
@@ -84,12 +85,14 @@ def in_pieces(rows: int, registers: int):
 
     @helper
     def block_ahead(
-        a, a_offset, a_row, a_step, b, b_offset, c, c_offset, c_row, K, accumulate, ahead_a, ahead_b
-    ):
+        a, a_offset, a_row, a_step, b, b_offset, c, c_offset, c_row, K, accumulate,
+        ahead_a, step_a, ahead_b,
+    ):  # fmt: skip
         for k in range(0, K, PIECE):
             ahead(
                 a, a_offset + k * a_step, a_row, a_step, b, b_offset + k * width,
-                c, c_offset, c_row, min(PIECE, K - k), accumulate + k, ahead_a, ahead_b,
+                c, c_offset, c_row, min(PIECE, K - k), accumulate + k,
+                ahead_a + k * (step_a - a_step), step_a, ahead_b,
             )  # fmt: skip
 
     return block, block_ahead
@@ -111,20 +114,22 @@ def multiply(
     M is a multiple of REST_ROWS, N of LANES, K >= 1. A's element (i, k) is at a_offset + i * a_row
     + k * a_step. B is a packed matrix of `b_rows` rows that starts at b_offset.
 
-    If not 0, ahead_a and ahead_b say how many floats from here the next A and B lie that do not
-    come from L2. They are fetched into it meanwhile: A's while the first panel is multiplied (a
-    line per k: for a_row = 1), each panel of B's while it is multiplied by the first rows.
+    If not 0, ahead_a and ahead_b say how many floats from here the A and the panel of B lie that
+    are needed next and not in L2. They are fetched meanwhile: the next A line after line, while the
+    first panel is multiplied, and a panel's successor while it is multiplied by the first rows.
     """
     full = M // BLOCK_ROWS * BLOCK_ROWS
     j = 0
     while j + PANEL <= N:
         panel = b_offset + j * b_rows + b_first * PANEL
         for i in range(0, full, BLOCK_ROWS):
-            now_a, now_b = ahead_a if j == 0 else 0, ahead_b if i == 0 else 0
-            if now_a or now_b:
+            fetch_a, fetch_b = ahead_a != 0 and j == 0, ahead_b != 0 and i == 0
+            if fetch_a or fetch_b:
                 block_wide_ahead(
                     a, a_offset + i * a_row, a_row, a_step, b, panel,
-                    c, c_offset + i * c_row + j, c_row, K, accumulate, now_a, now_b,
+                    c, c_offset + i * c_row + j, c_row, K, accumulate,
+                    ahead_a + i // BLOCK_ROWS * K * LINE - i * a_row if fetch_a else 0,
+                    LINE if fetch_a else 0, ahead_b if fetch_b else 0,
                 )  # fmt: skip
             else:
                 block_wide(

@@ -48,8 +48,8 @@ def make_register_block(rows: int, registers: int, ahead: bool = False):
     c_row + j. `accumulate` 0 overwrites c; otherwise the sums are added to it at the end, since a
     long sum that is made in pieces is more exact than one that goes on from c. steps >= 1.
 
-    With `ahead`, two more arguments follow, distances ahead_a and ahead_b: numbers that far beyond
-    those in use are fetched into the L2 cache, one line of a and each row of b per step.
+    With `ahead`, three more arguments follow: ahead_a, step_a, ahead_b. At each step the lines at a
+    + ahead_a + k * step_a and that of b[k] + ahead_b are fetched into the L2 cache.
     """
     width = registers * LANES
 
@@ -73,8 +73,9 @@ def make_register_block(rows: int, registers: int, ahead: bool = False):
             write_load(builder, builder.gep(b_now, [INT64(j * LANES)])) for j in range(registers)
         ]
         if ahead:
-            ahead_a, ahead_b = distances
-            write_prefetch(builder, builder.gep(a_now, [ahead_a]), level=2)
+            ahead_a, step_a, ahead_b = distances
+            to = builder.add(ahead_a, builder.mul(k, step_a))
+            write_prefetch(builder, builder.gep(a, [to]), level=2)
             for j in range(registers):
                 to = builder.add(ahead_b, INT64(j * LANES))
                 write_prefetch(builder, builder.gep(b_now, [to]), level=2)
@@ -110,7 +111,7 @@ def make_register_block(rows: int, registers: int, ahead: bool = False):
             write_store(builder, new[at], c_at[at])
 
     write.__name__ = "register_block"
-    return instruction(types.void, *parameters, *((INT, INT) if ahead else ()))(write)
+    return instruction(types.void, *parameters, *((INT, INT, INT) if ahead else ()))(write)
 
 
 # -------------------------------------------------------------------------- 2: two-sided transforms

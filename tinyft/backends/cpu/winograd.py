@@ -165,6 +165,7 @@ def convolve_filters(
                     windows, (c // CHANNELS * VALUES + value) * plane_in, pitch_in, 1,
                     work, value * plane_filter, depth, 0,
                     work, sums + value * plane_out, pitch_out, rows, count, depth, c,
+                    plane_in,
                 )  # fmt: skip
         vstore(work, edge + TILE * TILE * count, vset1(np.float32(0)))  # see finish_tile
         for tile in range(total):
