@@ -41,7 +41,8 @@ class FoldedNetwork(Module):
 
 def fold(network: Module) -> FoldedNetwork:
     """A copy of `network` for evaluation, with every batch norm of the body folded into the
-    convolution that it follows. A head, which may be anybody's, stays as it is.
+    convolution that it follows, whose weight then never changes. A head, which may be anybody's,
+    stays as it is.
     """
     network = copy.deepcopy(network)
     for path, module in network.named_modules():
@@ -52,6 +53,7 @@ def fold(network: Module) -> FoldedNetwork:
             if isinstance(first, Conv2d) and isinstance(second, BatchNorm):
                 _fold_pair(first, second)
                 setattr(module, name, Folded())
+                first.weight.data = first.weight.backend.constant(first.weight.data)
     return FoldedNetwork(network)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy import ndarray as Array
 
-from tinyft.backends.cpu import conv2d, gemm
+from tinyft.backends.cpu import conv2d, gemm, prepared
 from tinyft.backends.cpu.batch_norm import BatchNorm
 from tinyft.backends.cpu.elementwise import Elementwise
 from tinyft.backends.cpu.measurement import Measurement
@@ -33,6 +33,9 @@ class CpuBackend(BatchNorm, Pooling, Elementwise, Optimizers, Measurement, Reduc
         return f"cpu (Numba kernels), {get_num_threads()} threads"
 
     # ---------------------------------------------------------------------------------- convolution
+
+    def constant(self, x):
+        return prepared.constant(x)
 
     def conv2d(self, x, weight, bias=None, *, stride=1, padding=0, residual=None, relu=False):
         options = {"stride": stride, "padding": padding, "residual": residual, "relu": relu}

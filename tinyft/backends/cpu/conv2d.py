@@ -23,6 +23,7 @@ from tinyft.backends.cpu import (
     few_channels,
     implicit_gemm,
     implicit_weight_grad,
+    prepared,
     winograd,
     winograd_weight_grad,
     workspace,
@@ -59,7 +60,7 @@ def conv2d(
     few = C <= FEW_CHANNELS
     full_c, full_f = C if few else round_up(C, LANES), round_up(F, LANES)
     x = padded(x, (*x.shape[:3], full_c))
-    weight = padded(weight.transpose(2, 3, 1, 0), (R, S, full_c, full_f))
+    weight = _as_it_lies(weight, full_c, full_f)
     y = workspace.empty((*out_shape[:3], full_f))
     epilogue = Epilogue(
         None if bias is None else padded(bias, (full_f,)),
@@ -87,7 +88,7 @@ def conv2d_input_grad(
     _check_shape("conv2d_input_grad", "dout", dout, out_shape)
     full_c, full_f = round_up(C, LANES), round_up(F, LANES)
     dout = padded(dout, (*out_shape[:3], full_f))
-    weight = padded(weight.transpose(2, 3, 1, 0), (R, S, full_c, full_f))
+    weight = _as_it_lies(weight, full_c, full_f)
     dx = workspace.empty((*x_shape[:3], full_c))
     if uses_winograd(R, S, stride, padding, x_shape):
         winograd.convolve(dout, weight, True, 2 - padding, dx, Epilogue())
@@ -121,6 +122,13 @@ def conv2d_weight_grad(
     if dweight.shape[2:] != (C, F):
         dweight = copied(dweight[:, :, :C, :F])
     return dweight.transpose(3, 2, 0, 1)
+
+
+def _as_it_lies(weight: Array, full_c: int, full_f: int) -> Array:
+    """weight (F, C, R, S) -> (R, S, full_c, full_f), which is its memory if nothing is missing."""
+    shape = (*weight.shape[2:], full_c, full_f)
+    lying = prepared.memory(weight).transpose(2, 3, 1, 0)
+    return prepared.keep(weight, f"{shape}", lambda: padded(lying, shape))
 
 
 def uses_winograd(R: int, S: int, stride: int, padding: int, map_shape: tuple[int, ...]) -> bool:

@@ -22,8 +22,8 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import threads
-from tinyft.backends.cpu.gemm import multiply, pack, panel_offset, round_up, sum_parts
-from tinyft.backends.cpu.implicit_gemm import Epilogue, Taps, window_taps, windows
+from tinyft.backends.cpu.gemm import multiply, panel_offset, round_up, sum_parts
+from tinyft.backends.cpu.implicit_gemm import Epilogue, Taps, packed_weight, window_taps, windows
 from tinyft.backends.cpu.implicit_weight_grad import sum_windows
 from tinyft.backends.cpu.simd import (
     BLOCK_ROWS,
@@ -123,7 +123,7 @@ def forward(
     """y (N, P, Q, F) from x (N, H, W, C), weight (R, S, C, F); F a multiple of LANES."""
     R, S, C, _ = weight.shape
     _, P, Q, _ = y.shape
-    packed = pack(weight, window_taps(R, S, padding).numbers, False, "packed weight")
+    packed = packed_weight(weight, window_taps(R, S, padding))
     padded = with_border(x, padding)
     if epilogue.residual is None and Q % REST_ROWS == 0 and Q >= SHORT_ROW:
         bias, _, _, low = epilogue.arguments(y)

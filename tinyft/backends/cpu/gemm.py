@@ -18,7 +18,7 @@ GFLOP/s, 406 on two cores; so no further level of blocking is needed.
 
 Letters: A is M x K, B is K x N, the result M x N.
 
-Next: tinyft/backends/cpu/implicit_gemm.py
+Next: tinyft/backends/cpu/prepared.py
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from __future__ import annotations
 import numpy as np
 from numpy import ndarray as Array
 
-from tinyft.backends.cpu import threads, workspace
+from tinyft.backends.cpu import prepared, threads, workspace
 from tinyft.backends.cpu.generators import make_register_block
 from tinyft.backends.cpu.simd import (
     BLOCK_REGISTERS,
@@ -187,11 +187,12 @@ def pack_panels(counter, thread, weight, taps, transposed, packed):
 
 
 def pack(weight: Array, taps: Array, transposed: bool, name: str) -> Array:
-    """The packed panels, in scratch memory that the next call with the same name overwrites.
+    """The packed panels, in scratch memory that the next call with the same name overwrites (a
+    constant's in memory of their own).
 
     weight (R, S, C, F): F is a multiple of LANES, and so is C if transposed.
     """
-    packed = threads.scratch(name, taps.size * weight.shape[2] * weight.shape[3])
+    packed = prepared.room(weight, name, taps.size * weight.shape[2] * weight.shape[3])
     threads.run(pack_panels, weight, taps, transposed, packed)
     return packed
 

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray as Array
 
-from tinyft.backends.cpu import threads
+from tinyft.backends.cpu import prepared, threads
 from tinyft.backends.cpu.gemm import multiply, next_panel, pack, round_up
 from tinyft.backends.cpu.simd import (
     BLOCK_ROWS,
@@ -190,13 +190,19 @@ def pixels_per_item(total: int, steps: int) -> int:
     return round_up(-(-total // items), REST_ROWS)
 
 
+def packed_weight(weight: Array, taps: Taps) -> Array:
+    """All places of a kernel as packed panels, for the forward pass."""
+    name = "packed weight"
+    return prepared.keep(weight, name, lambda: pack(weight, taps.numbers, False, name))
+
+
 def forward(
     x: Array, weight: Array, stride: int, padding: int, y: Array, epilogue: Epilogue
 ) -> None:
     """y (N, P, Q, F) from x (N, H, W, C), weight (R, S, C, F); C and F multiples of LANES."""
     R, S, C, _ = weight.shape
     taps = window_taps(R, S, padding)
-    packed = pack(weight, taps.numbers, False, "packed weight")
+    packed = packed_weight(weight, taps)
     windows(x, taps, C, stride, packed, y, (y.shape[1], y.shape[2], 1, 0, 0), epilogue)
 
 

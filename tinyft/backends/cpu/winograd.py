@@ -33,7 +33,7 @@ from __future__ import annotations
 import numpy as np
 from numpy import ndarray as Array
 
-from tinyft.backends.cpu import threads
+from tinyft.backends.cpu import prepared, threads
 from tinyft.backends.cpu.gemm import multiply, next_panel, round_up
 from tinyft.backends.cpu.implicit_gemm import Epilogue
 from tinyft.backends.cpu.simd import (
@@ -193,14 +193,25 @@ def convolve(
 
 def _convolve_tiles(x, weight, turned, padding, y, rest):
     C, F = x.shape[3], y.shape[3]
-    filters = threads.scratch("transformed filters", VALUES * C * F)
-    threads.run_with_scratch(9 * LANES * LANES, transform_all_filters, weight, turned, filters)
+    filters = transformed_filters(weight, turned)
     tiles = tiles_per_item(tile_count(y), C + F)
     plane_in, plane_out = odd_lines(tiles * row_pitch(C)), odd_lines(tiles * row_pitch(F))
     size = VALUES * (plane_in + plane_out) + TILE * TILE * F + LANES + WINDOW * WINDOW * C
     threads.run_with_scratch(
         size, convolve_tiles, x, padding, filters, y, *rest, tiles, plane_in, plane_out
     )
+
+
+def transformed_filters(weight: Array, turned: bool) -> Array:
+    """[value] = all filters of weight (3, 3, C, F) as packed panels."""
+    name = "turned filters" if turned else "transformed filters"
+
+    def make() -> Array:
+        filters = prepared.room(weight, name, VALUES * weight.shape[2] * weight.shape[3])
+        threads.run_with_scratch(9 * LANES * LANES, transform_all_filters, weight, turned, filters)
+        return filters
+
+    return prepared.keep(weight, name, make)
 
 
 def tiles_per_item(total: int, channels: int) -> int:
