@@ -31,7 +31,8 @@ What `read` gives (`LedgerReading`):
     balance()    the steps whose books do not balance, as sentences; none is as it should be
 
 The file, `ledger.h5`, holds tables of plain numbers (rows, columns, ...), which h5py alone can
-read; each table's attribute `columns` names them.
+read; each table's attribute `columns` names them. The newest steps of a run that is at work, or was
+killed, are in the table `recent` (ledger_file.py).
 
 Next: tinyft/inspection/ledger_file.py
 """
@@ -119,16 +120,18 @@ class Ledger(Displayed):
         phase = self.phases.index(record.phase)
         ids = np.full(learner.data.batch_size, -1)
         ids[: len(record.ids)] = record.ids
-        row = [record.step, record.epoch, phase, float(record.loss), record.smooth_loss]
-        self.file.append("groups", group_rows(record, by_group(learner)))
-        self.file.append("layers", layer_rows(learner.updates))
-        self.file.append("ids", ids)
-        self.file.append("steps", row)  # last: its rows are counted
+        self.file.append_step(
+            steps=[record.step, record.epoch, phase, float(record.loss), record.smooth_loss],
+            groups=group_rows(record, by_group(learner)),
+            layers=layer_rows(learner.updates),
+            ids=ids,
+        )
         if record.validation:
             self._end_epoch(learner, record, phase)
         if record.proof:
             self._end_phase(learner, record, phase)
-        self.file.flush()
+        if record.validation or record.proof:
+            self.file.settle()
 
     def end(self, learner: Learner) -> None:
         """The file is complete. One in memory can still be read."""
@@ -201,11 +204,8 @@ class Ledger(Displayed):
             "tensors": list(learner.model.state_dict()),
             "phases": self.phases,
         }
-        kept = self._kept(step)
-        file = LedgerFile(self.path, tables(learner), self.description, kept)
-        if not kept:
-            file.append("statistics", self.statistics_at_start)
-        return file
+        kept = self._kept(step) or {"statistics": self.statistics_at_start[None]}
+        return LedgerFile(self.path, tables(learner), self.description, kept)
 
     def _kept(self, step: int) -> dict[str, np.ndarray]:
         """The rows of an earlier session that stay: those of steps before `step`.

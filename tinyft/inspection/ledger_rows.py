@@ -36,14 +36,14 @@ def tables(learner: Learner) -> list[Table]:
     channels = sum(len(norm.running_mean) for norm in learner.norms)
     tensors = len(learner.model.state_dict())
 
-    def table(name: str, columns: tuple[str, ...], *rest: int, dtype: str = "<f8") -> Table:
-        return Table(name, (len(columns), *rest), dtype, columns)
+    def table(name: str, columns: tuple[str, ...], *rest: int, **options: Any) -> Table:
+        return Table(name, (len(columns), *rest), columns=columns, **options)
 
     return [
-        table("steps", STEP_COLUMNS),
-        table("groups", GROUP_COLUMNS, len(learner.groups)),
-        table("layers", LAYER_COLUMNS, parameters, dtype="<f4"),
-        Table("ids", (learner.data.batch_size,), "<i8"),
+        table("steps", STEP_COLUMNS, each_step=True),
+        table("groups", GROUP_COLUMNS, len(learner.groups), each_step=True),
+        table("layers", LAYER_COLUMNS, parameters, dtype="<f4", each_step=True),
+        Table("ids", (learner.data.batch_size,), "<i8", each_step=True),
         table("epochs", EPOCH_COLUMNS),
         table("epoch_layers", EPOCH_LAYER_COLUMNS, parameters),
         table("statistics", ("running_mean", "running_var"), channels, dtype="<f4"),
