@@ -197,6 +197,12 @@ def write_prefetch(builder, pointer, level: int):
     write_call(builder, name, ir.VoidType(), pointer, read, _INT32(4 - level), data)
 
 
+def write_opaque(builder, pointer):
+    """The same pointer, by an empty piece of assembly: LLVM no longer knows where it comes from."""
+    kind = ir.FunctionType(pointer.type, [pointer.type])
+    return builder.asm(kind, "", "=r,0", [pointer], side_effect=False)
+
+
 def write_call(builder, name: str, result, *arguments):
     """Call one of LLVM's own functions, declared by hand."""
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
