@@ -45,6 +45,7 @@ from tinyft.backends.cpu.simd import (
     vstore,
 )
 
+CLEARED = 1 << 15  # numbers of an item of `clear`
 STEPS = 512  # rows of the packed weights per pass: 64 KiB of a panel
 
 
@@ -128,6 +129,18 @@ def multiply_windows(
                         value = value + vload(residual, at + f)
                     vstore(y, at + f, vmax(value, lowest))
         item = atomic_next(counter, 0) * pixels
+
+
+@kernel
+def clear(counter, thread, x):
+    """x (size,) = 0. An item is CLEARED numbers."""
+    zero = np.float32(0)
+    start = atomic_next(counter, 0) * CLEARED
+    while start < x.size:
+        piece = x[start : start + CLEARED]
+        for i in range(piece.size):
+            piece[i] = zero
+        start = atomic_next(counter, 0) * CLEARED
 
 
 class Epilogue(NamedTuple):
@@ -232,7 +245,7 @@ def input_grad(dout: Array, weight: Array, stride: int, padding: int, dx: Array)
     _, H, W, _ = dx.shape
     parts = [(a, b, taps) for a, b, taps in phases(R, S, stride, padding) if a < H and b < W]
     if any(taps.numbers.size == 0 for _, _, taps in parts):
-        dx.fill(0)  # the stride jumps over some pixels
+        threads.run(clear, dx.reshape(-1))  # the stride jumps over some pixels
     for a, b, taps in parts:
         if taps.numbers.size:
             grid = (-(-(H - a) // stride), -(-(W - b) // stride), stride, a, b)
