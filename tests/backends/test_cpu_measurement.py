@@ -7,8 +7,7 @@ import pytest
 
 from tinyft import backends
 from tinyft.backends.cpu import workspace
-from tinyft.backends.cpu.arrays import PIECE
-from tinyft.backends.cpu.optimizers import in_memory_order
+from tinyft.backends.cpu.arrays import PIECE, in_memory_order
 from tinyft.backends.cpu.threads import get_num_threads, set_num_threads
 
 SMALL, LARGE = (4, 3, 2, 6), (64, 33, 3, 7)  # below and above workspace.SMALL and PIECE
@@ -107,3 +106,28 @@ def test_what_cannot_be_written_as_one_row_is_left_to_the_reference(layout):
     first, gradient = in_memory_order(w, layout(w))  # a gradient is only read: it is copied
     assert np.shares_memory(first, w)
     np.testing.assert_array_equal(gradient, w.reshape(-1))
+
+
+@pytest.mark.parametrize("shape", [SMALL, LARGE])
+@pytest.mark.parametrize("layout", [np.array, as_convolution, with_gaps])  # the last: no kernel
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "momentum"])
+def test_a_measured_update_has_the_same_bits_and_the_sums(optimizer, layout, shape):
+    cpu, gradient = backends.get("cpu"), layout(draw(shape, 1))
+
+    def update(weights):
+        numbers = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+        state = [layout(np.zeros(shape, np.float32)) for _ in range(2)]
+        if optimizer == "adam":
+            numbers |= {"step": 1, "square_momentum": 0.99, "eps": 1e-5}
+            cpu.adam_step(weights, gradient, *state, **numbers)
+        else:
+            velocity = state[0] if optimizer == "momentum" else None
+            cpu.sgd_step(weights, gradient, velocity, **numbers)
+
+    before, plain, weights = (layout(draw(shape)) for _ in range(3))
+    update(plain)
+    with cpu.measured(weights, gradient) as found:
+        update(weights)
+    np.testing.assert_array_equal(weights, plain)
+    expected = backends.get("reference").update_sums(before, weights, gradient)
+    np.testing.assert_allclose(found, [expected], rtol=1e-9)

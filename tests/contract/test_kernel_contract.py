@@ -9,7 +9,8 @@ from tinyft.testing import KERNEL_CASES, check_kernel
 
 # Where arrays are and what computes them; tests/backends/gpu/ tests what these do.
 NO_KERNELS = {
-    "current", "description", "download", "peak_bytes", "synchronize", "upload", "uploads",
+    "constant", "current", "description", "download", "measured", "peak_bytes", "synchronize",
+    "upload", "uploads",
 }  # fmt: skip
 
 

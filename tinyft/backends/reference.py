@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import accumulate, product
 
 import numpy as np
@@ -441,6 +441,15 @@ class Backend:
     def copy(self, x: Array) -> Array:
         """x as a new array, in the same order of memory."""
         return x.copy(order="K")
+
+    @contextmanager
+    def measured(self, parameter: Array, gradient: Array) -> Iterator[list[Array]]:
+        """The list that it gives has, at the end of the block, the `update_sums` of the updates
+        that the block makes to the parameter: of all together, or of each.
+        """
+        before, found = self.copy(parameter), []
+        yield found
+        found.append(self.update_sums(before, parameter, gradient))
 
     def update_sums(self, before: Array, after: Array, gradient: Array) -> Array:
         """What one update did to a parameter: eight sums over its elements, in float64 -> (8,).

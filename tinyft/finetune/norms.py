@@ -8,7 +8,9 @@ Next: tinyft/finetune/learner.py
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from tinyft.finetune.groups import Group
@@ -73,10 +75,9 @@ class UpdateSums(NamedTuple):
 
 
 class UpdateMeasure:
-    """Told by the optimizer of each parameter before and after its update.
+    """Told by the optimizer of each parameter's update.
 
-    It holds a copy of one parameter at a time. The norm of a parameter that is not updated is
-    taken once and remembered.
+    The norm of a parameter that is not updated is taken once and remembered.
     """
 
     def __init__(self, groups: list[Group]):
@@ -84,16 +85,15 @@ class UpdateMeasure:
         self.measured: dict[str, tuple[np.ndarray, float]] = {}
         self.resting: dict[str, UpdateSums] = {}
 
-    def before(self, name: str, parameter: Tensor) -> None:
-        self.copied, self.gradient = parameter.backend.copy(parameter.data), parameter.grad
-
-    def after(self, name: str, parameter: Tensor, decay: float) -> None:
-        """`decay` is lr * weight_decay. What it takes is rounded as the optimizer rounds it: 1 -
-        2e-8 is 1 in float32, and then nothing decays.
+    @contextlib.contextmanager
+    def update(self, name: str, parameter: Tensor, decay: float) -> Iterator[None]:
+        """Within this block the parameter is updated. `decay` is lr * weight_decay. What it takes
+        is rounded as the optimizer rounds it: 1 - 2e-8 is 1 in float32, and then nothing decays.
         """
-        sums = parameter.backend.update_sums(self.copied, parameter.data, self.gradient)
-        self.measured[name] = sums, 1 - float(parameter.data.dtype.type(1 - decay))
-        self.copied = self.gradient = None
+        with parameter.backend.measured(parameter.data, parameter.grad) as found:
+            yield
+        rounded = 1 - float(parameter.data.dtype.type(1 - decay))
+        self.measured[name] = _one_after_the_other(found), rounded
 
     def take(self) -> dict[str, UpdateSums]:
         """The sums of every parameter over the step that was measured, by name."""
@@ -127,6 +127,15 @@ def group_records(groups: list[Group], found: dict[str, UpdateSums] | None) -> l
 def total(sums) -> UpdateSums:
     """The sums of several parameters together."""
     return UpdateSums(*map(sum, zip(*sums, strict=True)))
+
+
+def _one_after_the_other(updates: list[np.ndarray]) -> np.ndarray:
+    """The sums of several updates of one parameter: from where the first began to where the last
+    ended. There is only one unless something is wrong, and then the ledger's books say so.
+    """
+    whole, of_start = sum(updates), [0, 4, 6]  # before_before and what only has gradient and before
+    whole[of_start], whole[1] = updates[0][of_start], updates[-1][1]
+    return whole
 
 
 def _sums(array: np.ndarray, decay: float) -> UpdateSums:

@@ -9,6 +9,7 @@ Next: tinyft/finetune/schedule.py
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from tinyft import backends
@@ -43,11 +44,9 @@ class Optimizer:
         with backends.together(moving[0][2].data if moving and not measure else None):
             for group, name, parameter in moving:
                 decay = 0.0 if name in group.undecayed else group.weight_decay
-                if measure:
-                    measure.before(name, parameter)
-                self.update(name, parameter, group, decay)
-                if measure:
-                    measure.after(name, parameter, group.lr * decay)
+                lost = group.lr * decay
+                with measure.update(name, parameter, lost) if measure else contextlib.nullcontext():
+                    self.update(name, parameter, group, decay)
         self.visited = frozenset(name for _, name, _ in moving)
 
     def update(self, name: str, parameter: Tensor, group: Group, weight_decay: float) -> None:

@@ -75,7 +75,7 @@ class Ledger(Displayed):
 
     It costs a pass over the weights, their old values and their gradients in every step, and a
     copy of the weights in every epoch. With the sample run's network, whose steps are short, that
-    is 6 % of a step's CPU time (median of 500 steps, with and without in turn; Adam, batch 16, 64
+    is 3.5 % of a step's CPU time (median of 500 steps, with and without in turn; Adam, batch 16, 64
     pixels, one thread of an Intel Xeon that other work shared).
     """
 

@@ -64,3 +64,35 @@ def run_pieces(kernel, pieces: int, *arguments) -> None:
         kernel(np.zeros(1, np.int64), 0, *arguments)
     else:
         run(kernel, *arguments)
+
+
+def in_memory_order(parameter: Array, gradient: Array, *state: Array) -> list[Array] | None:
+    """Each array's elements in the order in which the parameter lies in memory, as (size,) views of
+    what will be written; None if that cannot be done, or the reference should raise.
+    """
+    everything, shape = (parameter, gradient, *state), parameter.shape
+    if parameter.size == 0 or any(a.dtype != np.float32 or a.shape != shape for a in everything):
+        return None
+    rows = _alike_in_memory(everything)
+    if rows is not None:
+        return rows
+    axes = sorted(range(parameter.ndim), key=lambda axis: -parameter.strides[axis])
+    views = [a.transpose(axes) for a in (parameter, *state)]
+    if not all(view.flags.carray for view in views):
+        return None
+    first, *rest = (view.reshape(-1) for view in views)
+    return [first, flat(gradient.transpose(axes)), *rest]
+
+
+def _alike_in_memory(arrays: tuple[Array, ...]) -> list[Array] | None:
+    """The same for arrays that lie alike, as they nearly always do. It takes half of the time, and
+    a batch norm's 64 numbers are updated in less.
+    """
+    strides, rows = arrays[0].strides, []
+    for a in arrays:
+        row = a.ravel("K")
+        flags = row.flags
+        if a.strides != strides or flags.owndata or not flags.carray:  # owned: it was a copy
+            return None
+        rows.append(row)
+    return rows

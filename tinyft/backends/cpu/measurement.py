@@ -1,12 +1,10 @@
-"""What an update did to a parameter: all sums of the ledger in one pass over memory.
+"""What an update did to a parameter: all sums of the ledger, while the optimizer has it in cache.
 
-Definition: `copy` and `update_sums` in `backends/reference.py`. NumPy makes some twenty passes with
-float64 temporaries; this reads the parameter before and after and the gradient once. The order of
-the elements does not matter to a sum, so all three are read as the parameter lies in memory.
-
-A copy is NumPy's own, which is the C library's, with memory from the workspace: 590,000 floats take
-45 microseconds, in a Numba kernel on one thread 110, and most parameters of a network are so small
-that calling the kernel takes longest.
+Definition: `copy`, `measured` and `update_sums` in `backends/reference.py`. NumPy makes some twenty
+passes with float64 temporaries. Here the kernel of the optimizer's step (optimizers.py) copies a
+piece of 128 KiB before it updates it and adds up the sums behind it, so that only its gradient,
+which it needs anyway, and the parameter come from memory, and those once. An update that no kernel
+takes is measured around the reference's.
 
 Products and sums are in float64: a weight moves by a millionth of itself, and the sum of its
 squares has to show that. A piece's sums are kept apart and added in order, so the bits do not
@@ -26,49 +24,99 @@ Next: tinyft/backends/cpu/reductions.py
 
 from __future__ import annotations
 
+import contextlib
+import threading
+
 import numpy as np
 
 from tinyft.backends.cpu import workspace
-from tinyft.backends.cpu.arrays import PIECE, run_pieces
-from tinyft.backends.cpu.optimizers import in_memory_order
+from tinyft.backends.cpu.arrays import PIECE, in_memory_order, run_pieces
 from tinyft.backends.cpu.simd import atomic_next, kernel
 from tinyft.backends.reference import Backend
 
 SUMS = 8
+NOTHING = np.empty((0, SUMS))
 
 
-def _sum_pieces(counter, thread, before, after, gradient, sums):
+def _sum_up(before, after, gradient, sums):
+    """Arrays (size,) -> sums (SUMS,) float64"""
+    ww = vv = dd = wd = gg = gd = gw = 0.0
+    moved = 0
+    for i in range(before.size):
+        w, v, g = np.float64(before[i]), np.float64(after[i]), np.float64(gradient[i])
+        d = v - w
+        ww += w * w
+        vv += v * v
+        dd += d * d
+        wd += w * d
+        gg += g * g
+        gd += g * d
+        gw += g * w
+        moved += d != 0
+    sums[0], sums[1], sums[2], sums[3] = ww, vv, dd, wd
+    sums[4], sums[5], sums[6], sums[7] = gg, gd, gw, moved
+
+
+sum_up = kernel(_sum_up, reorder=True)
+
+
+@kernel
+def sum_pieces(counter, thread, before, after, gradient, sums):
     """Arrays (size,) -> sums (pieces, SUMS) float64"""
     while True:
         piece = atomic_next(counter, 0)
-        start = piece * PIECE
+        start, end = piece * PIECE, (piece + 1) * PIECE
         if start >= before.size:
             break
-        ws, vs = before[start : start + PIECE], after[start : start + PIECE]
-        gs = gradient[start : start + PIECE]
-        ww = vv = dd = wd = gg = gd = gw = 0.0
-        moved = 0
-        for i in range(ws.size):
-            w, v, g = np.float64(ws[i]), np.float64(vs[i]), np.float64(gs[i])
-            d = v - w
-            ww += w * w
-            vv += v * v
-            dd += d * d
-            wd += w * d
-            gg += g * g
-            gd += g * d
-            gw += g * w
-            moved += d != 0
-        row = sums[piece]
-        row[0], row[1], row[2], row[3] = ww, vv, dd, wd
-        row[4], row[5], row[6], row[7] = gg, gd, gw, moved
+        sum_up(before[start:end], after[start:end], gradient[start:end], sums[piece])
 
 
-sum_pieces = kernel(_sum_pieces, reorder=True)
+class _Measured(threading.local):
+    """Per thread: the sums of the updates in progress, by piece; None while nobody measures."""
+
+    updates: list[np.ndarray] | None = None
+
+
+_measured = _Measured()
 
 
 class Measurement(Backend):
     """The measuring kernels of the backend."""
+
+    @contextlib.contextmanager
+    def measured(self, parameter, gradient):
+        _measured.updates, found = [], []
+        try:
+            yield found
+            found += [sums.sum(axis=0) for sums in _measured.updates]
+        finally:
+            _measured.updates = None
+
+    def sums_of(self, pieces):
+        """For an update that begins: where its kernel writes its sums, if it is measured."""
+        if _measured.updates is None:
+            return NOTHING
+        _measured.updates.append(np.empty((pieces, SUMS)))
+        return _measured.updates[-1]
+
+    def adam_step(self, parameter, gradient, *state, **numbers):
+        """What no kernel takes, as `sgd_step`."""
+        with self._around(parameter, gradient):
+            super().adam_step(parameter, gradient, *state, **numbers)
+
+    def sgd_step(self, parameter, gradient, velocity, **numbers):
+        with self._around(parameter, gradient):
+            super().sgd_step(parameter, gradient, velocity, **numbers)
+
+    @contextlib.contextmanager
+    def _around(self, parameter, gradient):
+        updates = _measured.updates
+        if updates is None:
+            yield
+            return
+        with super().measured(parameter, gradient) as found:
+            yield
+        updates.append(found[0][None])
 
     def copy(self, x):
         row = x.ravel("K")
