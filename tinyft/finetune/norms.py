@@ -133,6 +133,8 @@ def _one_after_the_other(updates: list[np.ndarray]) -> np.ndarray:
     """The sums of several updates of one parameter: from where the first began to where the last
     ended. There is only one unless something is wrong, and then the ledger's books say so.
     """
+    if len(updates) == 1:
+        return updates[0]
     whole, of_start = sum(updates), [0, 4, 6]  # before_before and what only has gradient and before
     whole[of_start], whole[1] = updates[0][of_start], updates[-1][1]
     return whole

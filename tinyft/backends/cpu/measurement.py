@@ -88,7 +88,7 @@ class Measurement(Backend):
         _measured.updates, found = [], []
         try:
             yield found
-            found += [sums.sum(axis=0) for sums in _measured.updates]
+            found += [s.sum(axis=0) if len(s) > 1 else s[0] for s in _measured.updates]
         finally:
             _measured.updates = None
 
