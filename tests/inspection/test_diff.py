@@ -84,7 +84,7 @@ def test_of_two_files_only_the_filter_that_was_changed_differs(published):
 
     found = diff(published("a.h5"), published("b.h5", change=change))
     layers = layers_of(found)
-    assert layers["layer2.1.conv2"].filters == [(7, pytest.approx(0.25))]
+    assert layers["layer2.1.conv2"].filters == [[(7, pytest.approx(0.25))]]
     assert layers["bn1"].moves[0].identical and not layers["bn1"].statistics[0].identical
     moved = [n for n, layer in layers.items() if not all(m.identical for m in layer.moves)]
     assert moved == ["layer2.1.conv2"]
@@ -148,6 +148,8 @@ def test_a_run_is_compared_from_its_start_through_each_phase(run_folder, data):
     convolution = layers_of(found)["layer1.0.conv1"]
     assert [move.identical for move in convolution.moves] == [True, False, False]
     assert convolution.moves[1] == convolution.moves[2]  # it stood still before
+    assert convolution.filters[0] == []
+    assert convolution.filters[1] == convolution.filters[2] != []
     first, *_, last = snapshots.of_run(run_folder)[0]
     head = found.stages["head"]
     assert head[2] == compare([first, last]).stages["head"][0] != head[1]

@@ -94,7 +94,8 @@ def plain(found: Diff) -> dict[str, Any]:
             for stage, moves in found.stages.items()
         },
         "layers": [
-            dataclasses.asdict(layer) | {"filters": [list(pair) for pair in layer.filters]}
+            dataclasses.asdict(layer)
+            | {"filters": [[list(pair) for pair in filters] for filters in layer.filters]}
             for layer in found.layers
         ],
         "similarity": found.similarity,

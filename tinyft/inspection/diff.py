@@ -62,14 +62,14 @@ class Move:
 @dataclass(frozen=True)
 class LayerChange:
     """One layer: a move for each stretch between two snapshots, of its weights and of its running
-    statistics (empty if it has none). `filters` are those that moved most over all: (number,
-    relative distance).
+    statistics (empty if it has none). `filters` has for each stretch those that moved most:
+    (number, relative distance).
     """
 
     name: str
     moves: list[Move]
     statistics: list[Move]
-    filters: list[tuple[int, float]]
+    filters: list[list[tuple[int, float]]]
 
 
 @dataclass(frozen=True)
@@ -209,13 +209,17 @@ def _layers(
         weights = [n for n in names if not _is_statistic(n)]
         statistics = [n for n in names if _is_statistic(n)]
         matrix = f"{layer}.weight"
-        ends = [s.arrays[matrix] for s in (snapshots[0], snapshots[-1])] if matrix in names else []
+        has_filters = matrix in names and snapshots[0].arrays[matrix].ndim > 1
         changes.append(
             LayerChange(
                 layer,
                 _moves(snapshots, spans, weights),
                 _moves(snapshots, spans, statistics),
-                moved_most(*ends) if ends and ends[0].ndim > 1 else [],
+                [
+                    moved_most(snapshots[a].arrays[matrix], snapshots[b].arrays[matrix])
+                    for a, b in spans
+                    if has_filters
+                ],
             )
         )
     return changes

@@ -81,13 +81,14 @@ def _layers(diff: Diff) -> str:
             layer.name,
             *(cell for move in layer.moves for cell in (shown(move), turned(move))),
             shown(layer.statistics[-1]) if layer.statistics else "",
-            filters_text(layer),
+            *(map(filters_text, layer.filters) if layer.filters else [""] * len(diff.spans)),
         ]
         for layer in diff.layers
     ]
     spans = [cell for span in diff.spans for cell in (span, "1 - cosine")]
-    header = ["layer", *spans, "statistics", "filters that moved most"]
-    last = " Statistics and filters are those in all." if len(diff.spans) > 1 else ""
+    filters = [f"filters that moved most, {span}" for span in diff.spans]
+    header = ["layer", *spans, "statistics", *filters]
+    last = " Statistics are those in all." if len(diff.spans) > 1 else ""
     return (
         "<h2>Layer by layer</h2>\n<p>How far the weights went, |after - before| / |before|, and "
         f"how far they turned, one minus the cosine between the two.{last}</p>\n"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tinyft.display import aligned
 
 if TYPE_CHECKING:
-    from tinyft.inspection.diff import Diff, LayerChange, Move
+    from tinyft.inspection.diff import Diff, Move
 
 BAR = 24  # characters
 
@@ -52,7 +52,7 @@ def _layer_lines(diff: Diff) -> list[str]:
             layer.name,
             *(f"{shown(move)} {turned(move)}".rstrip() for move in layer.moves),
             shown(layer.statistics[-1]) if layer.statistics else "",
-            filters_text(layer, most=2),
+            filters_text(layer.filters[-1][:2]) if layer.filters else "",
         ]
         for layer in diff.layers
     ]
@@ -84,9 +84,9 @@ def turned(move: Move) -> str:
     return "" if move.identical or math.isnan(move.cosine) else f"{1 - move.cosine:.0e}"
 
 
-def filters_text(layer: LayerChange, most: int | None = None) -> str:
+def filters_text(filters: Sequence[tuple[int, float]]) -> str:
     """ "12 (0.31), 7 (0.2)": numbers and relative distances"""
-    return ", ".join(f"{number} ({distance:.2g})" for number, distance in layer.filters[:most])
+    return ", ".join(f"{number} ({distance:.2g})" for number, distance in filters)
 
 
 def bar_range(distances: Sequence[float]) -> tuple[float, float]:
