@@ -43,6 +43,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import os
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -305,6 +306,13 @@ def cpu_pause(builder):
         write_call(builder, "llvm.x86.sse2.pause", ir.VoidType())
 
 
+@instruction(types.void)
+def give_way(builder):
+    """give_way(): let another thread have this core, if one wants it; nothing on Windows"""
+    if os.name == "posix":
+        write_call(builder, "sched_yield", ir.IntType(32))
+
+
 @instruction(types.void, ADDRESS, INT, ADDRESS, INT)
 def vtranspose(builder, source, source_row, target, target_row):
     """vtranspose(a, i, row, b, j, to_row): b[j + c * to_row + r] = a[i + r * row + c] for a square
@@ -340,6 +348,7 @@ __all__ = [
     "atomic_load",
     "atomic_next",
     "cpu_pause",
+    "give_way",
     "helper",
     "kernel",
     "prefetch",
