@@ -13,7 +13,8 @@ takes care of borders, strides and channels.
   exchanged. With stride t, pixels (h, w) fall into t x t *phases* by (h mod t, w mod t). All pixels
   of a phase meet the same places of the kernel, so that each phase is a convolution of dout with
   stride 1 and fewer taps.
-- A 1x1 convolution with stride 1 needs no gathering: its matrix is x itself.
+- A 1x1 convolution with stride 1 needs no gathering: its matrix is x itself. The next rows of it are
+  fetched while these are multiplied.
 
 Letters: N pictures, H W rows and columns in, C channels in, P Q rows and columns out, F filters, R
 S the kernel. Kernels see weights as (R, S, C, F), and F (for the input gradient C too) padded to
@@ -96,9 +97,9 @@ def multiply_windows(
     item = atomic_next(counter, 0) * pixels
     while item < total:
         count = min(pixels, total - item)
-        a, a_offset = work, 0
+        a, a_offset, ahead = work, 0, 0
         if pitch == C and count % REST_ROWS == 0:  # a 1x1 convolution: see `windows`
-            a, a_offset = x_flat, item * C
+            a, a_offset, ahead = x_flat, item * C, BLOCK_ROWS * C
         else:
             for i in range(count):
                 picture, place = divmod(item + i, rows * columns)
@@ -115,7 +116,7 @@ def multiply_windows(
             multiply(
                 a, a_offset + k, pitch, 1, packed, 0, steps, k,
                 out, out_offset, out_row, full, F, min(STEPS, steps - k), k,
-                0, next_panel(steps, F),
+                ahead, next_panel(steps, F),
             )  # fmt: skip
         if not (plain and count % REST_ROWS == 0):
             for i in range(count):
