@@ -13,8 +13,8 @@ takes care of borders, strides and channels.
   exchanged. With stride t, pixels (h, w) fall into t x t *phases* by (h mod t, w mod t). All pixels
   of a phase meet the same places of the kernel, so that each phase is a convolution of dout with
   stride 1 and fewer taps.
-- A 1x1 convolution with stride 1 needs no gathering: its matrix is x itself. The next rows of it are
-  fetched while these are multiplied.
+- A 1x1 convolution with stride 1 needs no gathering: its matrix is x itself. The next rows of it
+  are fetched while these are multiplied.
 
 Letters: N pictures, H W rows and columns in, C channels in, P Q rows and columns out, F filters, R
 S the kernel. Kernels see weights as (R, S, C, F), and F (for the input gradient C too) padded to
