@@ -35,7 +35,18 @@ ORDER = [
     ["data"],
     ["finetune"],
     ["inspection"],
-    ["bench", "bench_gpu", "bench_onnx", "bench_processes", "bench_torch"],
+    [
+        "bench",
+        "bench_accuracy",
+        "bench_frozen",
+        "bench_gpu",
+        "bench_onnx",
+        "bench_overhead",
+        "bench_processes",
+        "bench_torch",
+        "bench_torch_kernels",
+        "bench_torch_learner",
+    ],
     ["cli", "__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
