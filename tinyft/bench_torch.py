@@ -31,13 +31,30 @@ def _copied(array: np.ndarray) -> nn.Parameter:
 def _pair(conv: layers.Conv2d, norm: layers.BatchNorm, folded: bool) -> nn.Module:
     """A convolution and its batch norm, or one convolution that does both."""
     F, C, R, _ = conv.weight.shape
-    ours = nn.Conv2d(C, F, R, conv.stride, conv.padding, bias=False)
-    ours.weight = _copied(conv.weight.data)
-    batch_norm = nn.BatchNorm2d(F, eps=norm.eps, momentum=norm.momentum)
-    batch_norm.weight, batch_norm.bias = _copied(norm.weight.data), _copied(norm.bias.data)
+    convolution = nn.Conv2d(C, F, R, conv.stride, conv.padding, bias=False)
+    convolution.weight = _copied(conv.weight.data)
+    batch_norm = copied_norm(norm, nn.BatchNorm2d)
     if folded:
-        return fuse_conv_bn_eval(ours.eval(), batch_norm.eval())
-    return nn.Sequential(ours, batch_norm)
+        return fuse_conv_bn_eval(convolution.eval(), batch_norm.eval())
+    return nn.Sequential(convolution, batch_norm)
+
+
+def copied_norm(norm: layers.BatchNorm, kind: type[nn.Module]) -> nn.Module:
+    """A batch norm of PyTorch's with a copy of our parameters and running statistics."""
+    copy = kind(len(norm.weight.data), eps=norm.eps, momentum=norm.momentum)
+    copy.weight, copy.bias = _copied(norm.weight.data), _copied(norm.bias.data)
+    copy.running_mean = torch.from_numpy(norm.running_mean.copy())
+    copy.running_var = torch.from_numpy(norm.running_var.copy())
+    return copy
+
+
+def copied_linear(linear: layers.Linear) -> nn.Linear:
+    """A linear layer of PyTorch's with a copy of our parameters."""
+    copy = nn.Linear(*reversed(linear.weight.shape), bias=linear.bias is not None)
+    copy.weight = _copied(linear.weight.data)
+    if linear.bias is not None:
+        copy.bias = _copied(linear.bias.data)
+    return copy
 
 
 class Pad(nn.Module):
@@ -89,15 +106,13 @@ class Network(nn.Module):
         blocks = [block for stage in stages for block in stage._children.values()]
         self.blocks = nn.Sequential(*[Block(block, folded) for block in blocks])
         self.average = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(network.num_features, network.fc.weight.shape[0])
-        self.fc.weight, self.fc.bias = (
-            _copied(network.fc.weight.data),
-            _copied(network.fc.bias.data),
-        )
+        self.fc = copied_linear(network.fc) if network.fc else None  # cut off in a learner
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks(self.pool(self.relu(self.stem(x))))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.blocks(self.pool(self.relu(self.stem(x))))
-        return self.fc(torch.flatten(self.average(x), 1))
+        return self.fc(torch.flatten(self.average(self.features(x)), 1))
 
 
 def _pictures(case: Case, layout: str) -> torch.Tensor:

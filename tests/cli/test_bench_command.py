@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tinyft import bench, bench_processes
+from tinyft import bench, bench_accuracy, bench_frozen, bench_overhead, bench_processes
 from tinyft.backends.cpu import threads
 
 TINY = ("bench", "--arch", "cifar_resnet20", "--batch-size", "2", "--size", "32", "--rounds", "1")
@@ -96,11 +96,16 @@ def test_memory_and_start(tinyft, monkeypatch, torch):
         (("--all", "--size", "64"), "--all has its own networks and sizes"),
         (("--batch-size", "1"), "expected a whole number >= 2, got '1'"),
         (("--rounds", "0"), "expected a whole number >= 1, got '0'"),
+        (("--overhead", "--cold"), "only --memory and --cold can be measured together"),
+        (("--frozen", ".", "--accuracy", "."), "only --memory and --cold can be measured together"),
+        (("--weights", "none"), "--weights is for --frozen and --accuracy"),
+        (("--frozen", ".", "--all"), "--all is not for photos; name one network with --arch"),
+        (("--frozen", "nowhere", "--weights", "none"), "nowhere is not a folder"),
     ],
 )
 def test_requests_that_are_wrong(tinyft, arguments, words):
     done = tinyft("bench", *arguments)
-    assert done.code == 2
+    assert done.code == (1 if "nowhere" in arguments else 2)
     assert words in done.error
 
 
@@ -110,3 +115,98 @@ def test_sides_that_do_not_agree_are_a_failure(tinyft, monkeypatch):
     done = tinyft(*TINY)
     assert done.code == 1
     assert "pytorch_nchw computes something else" in done.error
+
+
+def test_overhead(tinyft, monkeypatch):
+    measured = {"step": 0.5, "kernels": 0.4, "outside": 0.2, "outside_min": 0.1, "calls": 300}
+    asked = []
+    monkeypatch.setattr(bench_overhead, "measure", lambda *given: asked.append(given) or measured)
+    done = tinyft(*TINY, "--overhead")
+    assert done.code == 0, done.err
+    assert "500.0 ms, 400.0 ms of it in 300 calls of kernels" in done.out
+    assert "20.00 % outside (least 10.00 %)" in done.out
+    assert asked == [(bench.Case("cifar_resnet20", 2, 32), 1)]
+    (case,) = json.loads(tinyft(*TINY, "--overhead", "--json").out)["overhead"]
+    assert case == {"arch": "cifar_resnet20", "batch_size": 2, "size": 32} | measured
+
+
+# --------------------------------------------------------------------------------- on photos
+
+PHOTOS = ("--weights", "none", "--arch", "cifar_resnet20", "--batch-size", "4")
+
+
+@pytest.fixture
+def photos(draw):
+    return draw({"train/cat": 5, "train/dog": 5, "valid/cat": 3}, "photos")
+
+
+def test_frozen_without_pytorch(tinyft, monkeypatch, photos):
+    without_others(monkeypatch)
+    done = tinyft("bench", "--frozen", photos, *PHOTOS, "--epochs", "2", "--rounds", "1")
+    assert done.code == 0, done.err
+    for words in ('bn="frozen": the body', "the default: the body"):
+        assert f"frozen phase, 2 epochs of 10 pictures; {words}" in done.out
+    assert "times as fast" not in done.out
+
+
+def test_the_lines_of_a_frozen_phase(tinyft, monkeypatch, photos):
+    cases = []
+
+    def measure(case, rounds, *, alone):
+        cases.append((case, rounds, alone))
+        side = {"training": 1.0, "validation": 2.0, "total": 3.0, "accuracy": 0.5}
+        sides = {"tinyft": side, "pytorch_channels_last": side | {"total": 12.0}}
+        ratios = {"ratio": 4.0, "training_ratio": 3.5}
+        return ratios | {"sides": sides, "why": "because", "others": 0.5}
+
+    monkeypatch.setattr(bench, "installed", lambda package: True)
+    monkeypatch.setattr(bench, "versions", lambda: {"processor": "x"})
+    monkeypatch.setattr(bench_frozen, "measure", measure)
+    done = tinyft("bench", "--frozen", photos, *PHOTOS, "--size", "24")
+    assert done.code == 0, done.err
+    line = "PyTorch, channels_last               1.00 s       2.00 s    12.00 s    50.00 %"
+    assert line in done.out
+    assert "4.00 times as fast as PyTorch (3.50 without validation):\n  because" in done.out
+    assert "note: other programs took 50 %" in done.out
+    (frozen, three, alone), (default, *_) = cases
+    assert (three, alone, frozen.epochs, frozen.bn, default.bn) == (3, False, 3, "frozen", "fastai")
+    assert (frozen.data.augment, frozen.data.size, frozen.data.batch_size) == (None, 24, 4)
+    assert frozen.options == {"arch": "cifar_resnet20", "weights": None}
+
+
+def test_accuracy_needs_pytorch(tinyft, monkeypatch, photos):
+    without_others(monkeypatch)
+    done = tinyft("bench", "--accuracy", photos, *PHOTOS)
+    assert done.code == 2
+    assert "--accuracy compares with PyTorch; install it: pip install torch" in done.error
+
+
+def test_the_lines_of_accuracy(tinyft, monkeypatch, photos):
+    def ratio(worst):
+        return {measure: {"worst": worst, "median": 1.25} for measure in bench_accuracy.MEASURES}
+
+    ratios = {"winograd": ratio(5.5), "direct": ratio(2.0), "pytorch": ratio(9.0)}
+    ratios["winograd_to_other"] = ratio(0.75)
+    row = {"kind": "convolution 3x3", "pass": "forward", "count": 7, "ratios": ratios}
+    sides = ("winograd", "direct", "nchw", "channels_last")
+    curve = {name: [2.0, 1.0] for name in sides}
+
+    def curves(data, options, seed, steps):
+        return curve | {"nchw": [2.0, 1.0 + 0.5 * seed], "channels_last": [2.0, 1.25]}
+
+    monkeypatch.setattr(bench, "installed", lambda package: True)
+    monkeypatch.setattr(bench, "versions", lambda: {"processor": "x"})
+    monkeypatch.setattr(bench_accuracy, "layers", lambda data, options, seeds: [row] * seeds)
+    monkeypatch.setattr(bench_accuracy, "curves", curves)
+    done = tinyft("bench", "--accuracy", photos, *PHOTOS, "--seeds", "2")
+    assert done.code == 0, done.err
+    numbers = "     5.50 (1.25)     2.00 (1.25)     9.00 (1.25)     0.75 (1.25)"
+    assert done.out.count(f"convolution 3x3: forward                       7{numbers}") == 4
+    assert done.out.count("tinyft: 2 of 2 lines above 5") == 2
+    assert done.out.count("Winograd off: no line above 5") == 2
+    assert "losses of 30 fine-tuning steps" in done.out
+    ours = "tinyft to PyTorch {0}, Winograd off {0}"
+    assert f"seed 0   PyTorch's layouts 2.50e-01; {ours.format('0.00e+00')}" in done.out
+    assert f"all      PyTorch's layouts 2.50e-01; {ours.format('2.50e-01')}" in done.out
+    done = tinyft("bench", "--accuracy", photos, *PHOTOS, "--seeds", "1", "--json")
+    assert set(json.loads(done.out)["accuracy"]) == {"seeds", "layers", "curves"}

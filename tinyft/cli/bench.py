@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyft.cli.failures import RequestError
-from tinyft.cli.output import json_result, one_line, result, say
+from tinyft.cli.output import json_result, one_line, percent, result, say
 from tinyft.cli.parser import add_command, add_json, device, whole
 
 NAMES = {
@@ -32,6 +32,7 @@ TITLES = {
     "training": "training step (forward, loss, backward, SGD with momentum)",
     "inference": "inference (batch norms folded)",
 }
+ROUNDS, FROZEN_ROUNDS = 7, 3  # a round of --frozen takes minutes
 FEWEST_ROUNDS = 5  # a median of fewer says little
 OTHERS = 0.05  # of the processors; what a system does by itself stays below
 
@@ -50,10 +51,17 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--size", type=whole(1), metavar="PIXELS", help="side of the input (the architecture's)")
     add("--all", action="store_true", help="four cases: both ResNets, CIFAR, and 64 pixels")
     add("--threads", type=whole(1), metavar="N", help="of each side (TINYFT_NUM_THREADS, or all)")
-    add("--rounds", type=whole(1), default=7, metavar="N", help="measured calls of each side (7)")
+    add("--rounds", type=whole(1), metavar="N", help="measured calls of each side (7; --frozen: 3)")
     add("--alone", action="store_true", help="leave out the others, although they are installed")
     add("--memory", action="store_true", help="measure peak memory instead of time")
     add("--cold", action="store_true", help="measure the time to the first step instead")
+    add("--overhead", action="store_true", help="measure the time outside kernels instead")
+    add("--frozen", metavar="DIR", help="measure a frozen phase on a folder of photos instead")
+    add("--accuracy", metavar="DIR", help="compare errors and losses on a folder of photos instead")
+    add("--weights", metavar="FILE|NAME|none", help="for --frozen and --accuracy (the published)")
+    add("--epochs", type=whole(1), default=3, metavar="N", help="of --frozen (3)")
+    add("--seeds", type=whole(1), default=5, metavar="N", help="of --accuracy (5)")
+    add("--steps", type=whole(1), default=30, metavar="N", help="of --accuracy's curves (30)")
     add(
         "--backend", type=device, metavar="NAME",
         help="gpu: check every kernel on a GPU, then measure layers and steps there",
@@ -63,14 +71,18 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    args.rounds = args.rounds or (FROZEN_ROUNDS if args.frozen else ROUNDS)
     if (args.backend or "cpu").startswith("gpu"):
         return _run_on_gpu(args)
     if args.backend or args.out:
         raise RequestError("--out needs --backend gpu; without it the CPU is measured")
     from tinyft import bench
     from tinyft.backends.cpu.threads import get_num_threads, set_num_threads
+    from tinyft.cli import bench_photos
 
     show = say if args.json else result
+    _check_request(args)
+    on_photos = args.frozen or args.accuracy
     cases = _cases(args)
     if args.threads:
         set_num_threads(args.threads)
@@ -79,7 +91,11 @@ def run(args: argparse.Namespace) -> int:
     found: dict[str, Any] = {"threads": threads, "machine": machine, "versions": versions}
     _describe(show, found, args, torch)
     args.working = True
-    if args.memory or args.cold:
+    if on_photos:
+        found |= bench_photos.measure(show, args, torch)
+    elif args.overhead:
+        found["overhead"] = [_overhead(show, case, args) for case in cases]
+    elif args.memory or args.cold:
         alone = args.alone or not torch
         found["processes"] = [_processes(show, case, threads, alone, args) for case in cases]
     else:
@@ -90,13 +106,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_request(args: argparse.Namespace) -> None:
+    """Raises: RequestError for options that do not go together"""
+    kinds = (args.memory or args.cold, args.overhead, args.frozen, args.accuracy)
+    if sum(map(bool, kinds)) > 1:
+        raise RequestError(
+            "only --memory and --cold can be measured together; call --overhead, --frozen and "
+            "--accuracy one at a time"
+        )
+    if args.weights and not (args.frozen or args.accuracy):
+        raise RequestError("--weights is for --frozen and --accuracy; speed depends on no weight")
+    if args.all and (args.frozen or args.accuracy):
+        raise RequestError("--all is not for photos; name one network with --arch")
+
+
 def _run_on_gpu(args: argparse.Namespace) -> int:
     """Everything there is to know about the GPU backend here, in one file."""
     from tinyft import backends, bench, bench_gpu
 
     backends.get(args.backend)  # says what is missing, before anything begins
-    if args.memory or args.cold or args.threads:
-        raise RequestError("--memory, --cold and --threads are for the CPU, not --backend gpu")
+    for option in ("memory", "cold", "overhead", "frozen", "accuracy", "threads"):
+        if getattr(args, option):
+            raise RequestError(f"--{option} is for the CPU, not --backend gpu")
     only = args.arch or args.batch_size or args.size
     cases = _cases(args) if only else bench_gpu.CASES
     path = Path(args.out or "tinyft-bench-gpu.json")
@@ -140,7 +171,7 @@ def _describe(show: Any, found: dict[str, Any], args: argparse.Namespace, torch:
             f"note: other programs run (load average {machine['load_average']:.1f}); "
             "medians are doubtful, minima less so; better measure again on an idle machine"
         )
-    if args.rounds < FEWEST_ROUNDS:
+    if args.rounds < FEWEST_ROUNDS and not (args.frozen or args.accuracy):
         show(f"note: medians of fewer than {FEWEST_ROUNDS} rounds say little")
     if not torch and not args.alone:
         show("note: to compare with PyTorch, install it beside tinyft: pip install torch")
@@ -173,9 +204,13 @@ def _show_mode(show: Any, mode: dict[str, Any]) -> None:
         show(f"  {ratio['median']:.2f} times as fast as {RIVALS[rival]} {by_minima}")
     if any(not difference <= DIFFERENCE for difference in mode["differences"].values()):
         show("  note: the losses differ; batch norms of so few pixels amplify rounding")
-    if mode["others"] is not None and mode["others"] > OTHERS:
-        taken = f"{100 * mode['others']:.0f} %"
-        show(f"  note: other programs took {taken} of the processors meanwhile")
+    show_others(show, mode["others"])
+
+
+def show_others(show: Any, others: float | None) -> None:
+    """A note, if other programs took so much of the processors that times are doubtful."""
+    if others is not None and others > OTHERS:
+        show(f"  note: other programs took {100 * others:.0f} % of the processors meanwhile")
 
 
 def _processes(
@@ -200,3 +235,16 @@ def _processes(
         show(f"  {found['start']['cold']:.2f} s with nothing compiled before")
         show(f"  {found['start']['warm']:.2f} s with compiled kernels")
     return found
+
+
+def _overhead(show: Any, case: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """The time outside kernels of one case."""
+    from tinyft import bench_overhead
+
+    say(f"measuring the time outside kernels of {case}")
+    measured = bench_overhead.measure(case, args.rounds)
+    show(f"\n{case}: training step, within kernels and outside")
+    times = f"{1000 * measured['step']:.1f} ms, {1000 * measured['kernels']:.1f} ms of it"
+    show(f"  {times} in {measured['calls']} calls of kernels")
+    show(f"  {percent(measured['outside'])} outside (least {percent(measured['outside_min'])})")
+    return asdict(case) | measured

@@ -1,0 +1,121 @@
+"""What `tinyft bench` measures on a folder of photos: a frozen phase, and how exact kernels are.
+
+Next: tinyft/bench_frozen.py
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from tinyft.cli.failures import RequestError
+from tinyft.cli.output import percent, say
+
+Show = Callable[[str], None]
+
+LIMIT = 5  # what a ratio of errors may be: Winograd's bound in the kernels' contract
+PRESETS = {
+    "frozen": 'bn="frozen": the body\'s batch norms stay as they are',
+    "fastai": "the default: the body's batch norms train",
+}
+SIDES = {
+    "winograd": "tinyft",
+    "direct": "Winograd off",
+    "pytorch": "other layout",
+    "winograd_to_other": "tinyft to other",
+}
+MEASURES = {"largest": "largest error", "norm": "norm of the error"}
+
+
+def measure(show: Show, args: argparse.Namespace, torch: bool) -> dict[str, Any]:
+    """What the options ask for, by its name."""
+    if args.frozen:
+        return {"rounds": args.rounds, "frozen": frozen(show, args, torch)}
+    return {"accuracy": accuracy(show, args, torch)}
+
+
+def data_and_options(args: argparse.Namespace, folder: str) -> tuple[Any, dict[str, Any]]:
+    """The photos without augmentation, and the arguments for `vision_learner`."""
+    from tinyft.data.folder import ImageFolder
+
+    size = {} if args.batch_size is None else {"batch_size": args.batch_size}
+    data = ImageFolder(folder, size=args.size, augment=None, **size)
+    weights = None if args.weights == "none" else args.weights or "default"
+    return data, {"arch": args.arch, "weights": weights}
+
+
+def frozen(show: Show, args: argparse.Namespace, torch: bool) -> list[dict[str, Any]]:
+    """Both kinds of frozen phase, each shown as soon as it is measured."""
+    from tinyft import bench_frozen
+
+    data, options = data_and_options(args, args.frozen)
+    found = []
+    for bn in bench_frozen.PRESETS:
+        case = bench_frozen.FrozenCase(data, bn, args.epochs, options)
+        say(f"measuring a frozen phase, {PRESETS[bn]}")
+        measured = bench_frozen.measure(case, args.rounds, alone=args.alone or not torch)
+        show(f"\nfrozen phase, {args.epochs} epochs of {data.n_train} pictures; {PRESETS[bn]}")
+        _show_frozen(show, measured)
+        found.append(measured)
+    return found
+
+
+def _show_frozen(show: Show, measured: dict[str, Any]) -> None:
+    from tinyft.cli.bench import NAMES, show_others
+
+    show(f"  {'':32}{'training':>11}{'validation':>13}{'together':>11}{'accuracy':>11}")
+    for name, side in measured["sides"].items():
+        seconds = f"{side['training']:9.2f} s{side['validation']:11.2f} s{side['total']:9.2f} s"
+        show(f"  {NAMES[name]:32}{seconds}{percent(side['accuracy']):>11}")
+    if "ratio" in measured:
+        alone = f"({measured['training_ratio']:.2f} without validation)"
+        show(f"  {measured['ratio']:.2f} times as fast as PyTorch {alone}:")
+        show(f"  {measured['why']}")
+    show_others(show, measured["others"])
+
+
+def accuracy(show: Show, args: argparse.Namespace, torch: bool) -> dict[str, Any]:
+    """Errors of layers, then curves of losses."""
+    from tinyft import bench_accuracy
+
+    if not torch:
+        raise RequestError("--accuracy compares with PyTorch; install it: pip install torch")
+    data, options = data_and_options(args, args.accuracy)
+    say("measuring the errors of layers")
+    rows = bench_accuracy.layers(data, options, args.seeds)
+    for measure in bench_accuracy.MEASURES:
+        _show_errors(show, rows, measure)
+    curves = []
+    show(f"\nlosses of {args.steps} fine-tuning steps: the largest difference of two curves")
+    for seed in range(args.seeds):
+        say(f"fine-tuning with seed {seed}, four times")
+        losses = bench_accuracy.curves(data, options, seed, args.steps)
+        curves.append({"losses": losses, "apart": bench_accuracy.apart(losses)})
+        _show_curves(show, f"seed {seed}", curves[-1]["apart"], losses["nchw"])
+    largest = {name: max(curve["apart"][name] for curve in curves) for name in curves[0]["apart"]}
+    _show_curves(show, "all", largest, None)
+    return {"seeds": args.seeds, "layers": rows, "curves": curves}
+
+
+def _show_errors(show: Show, rows: list[dict[str, Any]], measure: str) -> None:
+    show(f"\n{MEASURES[measure]}, as a multiple of PyTorch's in its better layout: worst (median)")
+    show(f"  {'':41}{'number':>7}" + "".join(f"{name:>16}" for name in SIDES.values()))
+    for row in rows:
+        numbers = [row["ratios"][side][measure] for side in SIDES]
+        texts = [f"{number['worst']:.2f} ({number['median']:.2f})" for number in numbers]
+        name = f"{row['kind']}: {row['pass']}"
+        show(f"  {name:41}{row['count']:7}" + "".join(f"{text:>16}" for text in texts))
+    for side in ("winograd", "direct"):
+        above = [row for row in rows if row["ratios"][side][measure]["worst"] > LIMIT]
+        count = f"{len(above)} of {len(rows)} lines" if above else "no line"
+        show(f"  {SIDES[side]}: {count} above {LIMIT}")
+
+
+def _show_curves(
+    show: Show, title: str, apart: dict[str, float], losses: list[float] | None
+) -> None:
+    ours = f"tinyft to PyTorch {apart['winograd']:.2e}, Winograd off {apart['direct']:.2e}"
+    between = f"PyTorch's layouts {apart['pytorch']:.2e}"
+    fall = f"  (loss {losses[0]:.2f} to {losses[-1]:.2f})" if losses else ""
+    show(f"  {title:8} {between}; {ours}{fall}")
