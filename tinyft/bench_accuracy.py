@@ -12,7 +12,8 @@ ours to that one.
 **Curves.** The losses of some fine-tuning steps of everything (Adam at the rates of `fine_tune`, no
 dropout, no augmentation), from the same state and batches: ours twice, PyTorch's twice. Rounding
 grows from step to step on every side, so the measure is how far PyTorch's two layouts get from each
-other.
+other. It is a draw too: of three sides that differ by rounding alone, each is in one case of three
+further from both others than those are from each other.
 
 A seed picks the photos, the random head, and with both the gradient that arrives.
 

@@ -208,5 +208,9 @@ def test_the_lines_of_accuracy(tinyft, monkeypatch, photos):
     ours = "tinyft to PyTorch {0}, Winograd off {0}"
     assert f"seed 0   PyTorch's layouts 2.50e-01; {ours.format('0.00e+00')}" in done.out
     assert f"all      PyTorch's layouts 2.50e-01; {ours.format('2.50e-01')}" in done.out
+    assert "further off than those layouts are: 0 of 2 seeds" in done.out
+    curve["winograd"] = [2.0, 1.75]
+    done = tinyft("bench", "--accuracy", photos, *PHOTOS, "--seeds", "2")
+    assert "further off than those layouts are: 1 of 2 seeds" in done.out
     done = tinyft("bench", "--accuracy", photos, *PHOTOS, "--seeds", "1", "--json")
     assert set(json.loads(done.out)["accuracy"]) == {"seeds", "layers", "curves"}
