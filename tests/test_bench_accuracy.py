@@ -55,6 +55,9 @@ def test_curves_apart():
     losses["direct"] = [2.0, 2.0]
     found = bench_accuracy.apart(losses)
     assert found == {"pytorch": 0.5, "winograd": 0.25, "direct": 0.5}
+    losses["float64"] = [1.0, 2.25]
+    found = bench_accuracy.from_exact(losses)
+    assert found == {"nchw": 0.25, "channels_last": 0.5, "winograd": 0.5, "direct": 1.0}
 
 
 def test_seeds_have_other_photos(data):
@@ -131,8 +134,12 @@ def test_layers(data):
 @without_torch
 def test_curves(data):
     losses = bench_accuracy.curves(data, OPTIONS, seed=1, steps=6)
-    assert set(losses) == {"winograd", "direct", "nchw", "channels_last"}
+    assert set(losses) == {"winograd", "direct", "nchw", "channels_last", "float64"}
     assert all(len(curve) == 6 for curve in losses.values())
     assert max(bench_accuracy.apart(losses).values()) < 1e-2
     assert losses["winograd"] != losses["direct"]
+    assert losses["float64"] != losses["nchw"]
+    assert max(bench_accuracy.from_exact(losses).values()) < 1e-2
+    first = losses["float64"][0]
+    assert first != float(np.float32(first))
     assert losses["nchw"][0] != bench_accuracy.curves(data, OPTIONS, 2, 1)["nchw"][0]

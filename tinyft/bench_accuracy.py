@@ -10,10 +10,10 @@ over PyTorch's in the layout that is more exact there; the other layout has a ra
 ours to that one.
 
 **Curves.** The losses of some fine-tuning steps of everything (Adam at the rates of `fine_tune`, no
-dropout, no augmentation), from the same state and batches: ours twice, PyTorch's twice. Rounding
-grows from step to step on every side, so the measure is how far PyTorch's two layouts get from each
-other. It is a draw too: of three sides that differ by rounding alone, each is in one case of three
-further from both others than those are from each other.
+dropout, no augmentation), from the same state and batches: ours twice, PyTorch's twice and once
+more in float64. Rounding grows from step to step on every side, so the measure is what it does to
+PyTorch: how far its two layouts get from each other, and from float64. It is a draw too: of three
+sides that differ by rounding alone, each is in one case of three the furthest from float64.
 
 A seed picks the photos, the random head, and with both the gradient that arrives.
 
@@ -48,6 +48,7 @@ PASSES = {  # what the results of a kernel are called
 }
 LAYOUTS = ("nchw", "channels_last")
 OURS = {"winograd": "1", "direct": "0"}  # of TINYFT_WINOGRAD
+EXACT = "float64"
 MEASURES = ("largest", "norm")
 APART = 1000  # epochs between the orders of two seeds
 
@@ -183,7 +184,11 @@ def _each_float64(options: dict[str, Any]) -> dict[str, Any]:
 def curves(
     data: PictureData, options: dict[str, Any], seed: int, steps: int
 ) -> dict[str, list[float]]:
-    """The losses of each side's steps, from the same state and batches."""
+    """The losses of each side's steps, and of PyTorch's in float64, from the same state and
+    batches.
+    """
+    import torch
+
     from tinyft.bench_torch_learner import TorchLearner
 
     epochs = -(-steps // data.steps_per_epoch)
@@ -202,18 +207,28 @@ def curves(
             for i, batch in enumerate(batches):
                 learner.set_rates(phase, i)
                 losses[name].append(learner.train_step(batch, phase.name).loss)
-    for layout in LAYOUTS:
+    for name in (*LAYOUTS, EXACT):
         learner, phase, batches = start()
-        theirs = TorchLearner(learner, layout)
-        losses[layout] = [theirs.step(batch, phase, i) for i, batch in enumerate(batches)]
+        exact = name == EXACT
+        theirs = (
+            TorchLearner(learner, "nchw", torch.float64) if exact else TorchLearner(learner, name)
+        )
+        losses[name] = [theirs.step(batch, phase, i) for i, batch in enumerate(batches)]
     return losses
 
 
 def apart(losses: dict[str, list[float]]) -> dict[str, float]:
     """The largest difference of PyTorch's two curves, and of each of ours to the nearer of them."""
+    found = {"pytorch": _between(losses, *LAYOUTS)}
+    return found | {
+        name: min(_between(losses, name, layout) for layout in LAYOUTS) for name in OURS
+    }
 
-    def between(a: str, b: str) -> float:
-        return max(abs(x - y) for x, y in zip(losses[a], losses[b], strict=True))
 
-    found = {"pytorch": between(*LAYOUTS)}
-    return found | {name: min(between(name, layout) for layout in LAYOUTS) for name in OURS}
+def from_exact(losses: dict[str, list[float]]) -> dict[str, float]:
+    """The largest difference of each side's curve to that in float64."""
+    return {name: _between(losses, name, EXACT) for name in (*OURS, *LAYOUTS)}
+
+
+def _between(losses: dict[str, list[float]], a: str, b: str) -> float:
+    return max(abs(x - y) for x, y in zip(losses[a], losses[b], strict=True))

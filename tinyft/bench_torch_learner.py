@@ -44,16 +44,20 @@ class Head(nn.Module):
 
 
 class TorchLearner:
-    """What a Learner that trains with Adam would do next, done by PyTorch."""
+    """What a Learner that trains with Adam would do next, done by PyTorch; in float64 to know what
+    rounding does.
+    """
 
-    def __init__(self, learner: Learner, layout: str):
+    def __init__(self, learner: Learner, layout: str, dtype: torch.dtype = torch.float32):
         torch.set_num_threads(get_num_threads())
-        self.layout = LAYOUTS[layout]
+        self.layout, self.dtype = LAYOUTS[layout], dtype
         self.preprocess = learner.preprocess
         scale = self.preprocess.mean, self.preprocess.std
-        self.mean, self.std = (255 * torch.tensor(part).reshape(1, 3, 1, 1) for part in scale)
-        self.body = Network(learner.model).to(memory_format=self.layout)
-        self.head = Head(learner.model.head)
+        self.mean, self.std = (
+            255 * torch.tensor(part, dtype=dtype).reshape(1, 3, 1, 1) for part in scale
+        )
+        self.body = Network(learner.model).to(dtype, memory_format=self.layout)
+        self.head = Head(learner.model.head).to(dtype)
         norms = [norm for group in learner.groups[:-1] for norm in group.norms.values()]
         self.fixed_body = all(norm.statistics == "running" for norm in norms)
         self.parameters, groups = self._parameters(learner), enumerate(learner.groups)
@@ -100,7 +104,7 @@ class TorchLearner:
     def logits(self, batch: Batch) -> torch.Tensor:
         """(N, classes), in the mode that the network is in"""
         pictures = torch.from_numpy(batch.images).permute(0, 3, 1, 2)  # channels_last as it is
-        pictures = pictures.contiguous(memory_format=self.layout).float()
+        pictures = pictures.contiguous(memory_format=self.layout).to(self.dtype)
         return self.head(self.body.features((pictures - self.mean) / self.std))
 
 

@@ -188,8 +188,7 @@ def test_the_lines_of_accuracy(tinyft, monkeypatch, photos):
     ratios = {"winograd": ratio(5.5), "direct": ratio(2.0), "pytorch": ratio(9.0)}
     ratios["winograd_to_other"] = ratio(0.75)
     row = {"kind": "convolution 3x3", "pass": "forward", "count": 7, "ratios": ratios}
-    sides = ("winograd", "direct", "nchw", "channels_last")
-    curve = {name: [2.0, 1.0] for name in sides}
+    curve = {name: [2.0, 1.0] for name in ("winograd", "direct")} | {"float64": [2.0, 1.5]}
 
     def curves(data, options, seed, steps):
         return curve | {"nchw": [2.0, 1.0 + 0.5 * seed], "channels_last": [2.0, 1.25]}
@@ -205,12 +204,12 @@ def test_the_lines_of_accuracy(tinyft, monkeypatch, photos):
     assert done.out.count("tinyft: 2 of 2 lines above 5") == 2
     assert done.out.count("Winograd off: no line above 5") == 2
     assert "losses of 30 fine-tuning steps" in done.out
-    ours = "tinyft to PyTorch {0}, Winograd off {0}"
-    assert f"seed 0   PyTorch's layouts 2.50e-01; {ours.format('0.00e+00')}" in done.out
-    assert f"all      PyTorch's layouts 2.50e-01; {ours.format('2.50e-01')}" in done.out
-    assert "further off than those layouts are: 0 of 2 seeds" in done.out
-    curve["winograd"] = [2.0, 1.75]
-    done = tinyft("bench", "--accuracy", photos, *PHOTOS, "--seeds", "2")
-    assert "further off than those layouts are: 1 of 2 seeds" in done.out
+    ours = "tinyft to the nearer one {0}, Winograd off {0}"
+    layouts = "PyTorch's layouts to each other 2.5e-01"
+    assert f"seed 0 (loss 2.00 to 1.50)\n    {layouts}; {ours.format('0.0e+00')}" in done.out
+    assert f"all seeds, the largest\n    {layouts}; {ours.format('2.5e-01')}" in done.out
+    exact = "tinyft 5.0e-01, Winograd off 5.0e-01; PyTorch's NCHW 5.0e-01, channels_last 2.5e-01"
+    assert done.out.count(f"from float64: {exact}") == 2  # of seed 0 and of all
+    assert "further from float64 than both layouts: 1 of 2 seeds" in done.out
     done = tinyft("bench", "--accuracy", photos, *PHOTOS, "--seeds", "1", "--json")
     assert set(json.loads(done.out)["accuracy"]) == {"seeds", "layers", "curves"}

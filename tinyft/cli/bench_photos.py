@@ -86,18 +86,9 @@ def accuracy(show: Show, args: argparse.Namespace, torch: bool) -> dict[str, Any
     rows = bench_accuracy.layers(data, options, args.seeds)
     for measure in bench_accuracy.MEASURES:
         _show_errors(show, rows, measure)
-    curves = []
     show(f"\nlosses of {args.steps} fine-tuning steps: the largest difference of two curves")
-    for seed in range(args.seeds):
-        say(f"fine-tuning with seed {seed}, four times")
-        losses = bench_accuracy.curves(data, options, seed, args.steps)
-        curves.append({"losses": losses, "apart": bench_accuracy.apart(losses)})
-        _show_curves(show, f"seed {seed}", curves[-1]["apart"], losses["nchw"])
-    largest = {name: max(curve["apart"][name] for curve in curves) for name in curves[0]["apart"]}
-    _show_curves(show, "all", largest, None)
-    beyond = sum(curve["apart"]["winograd"] > curve["apart"]["pytorch"] for curve in curves)
-    show(f"  tinyft is further off than those layouts are: {beyond} of {args.seeds} seeds")
-    show("  (a third side that differs by rounding alone would be in one case of three)")
+    curves = [_curve(show, args, data, options, seed) for seed in range(args.seeds)]
+    _show_largest(show, curves)
     return {"seeds": args.seeds, "layers": rows, "curves": curves}
 
 
@@ -115,10 +106,42 @@ def _show_errors(show: Show, rows: list[dict[str, Any]], measure: str) -> None:
         show(f"  {SIDES[side]}: {count} above {LIMIT}")
 
 
-def _show_curves(
-    show: Show, title: str, apart: dict[str, float], losses: list[float] | None
-) -> None:
-    ours = f"tinyft to PyTorch {apart['winograd']:.2e}, Winograd off {apart['direct']:.2e}"
-    between = f"PyTorch's layouts {apart['pytorch']:.2e}"
-    fall = f"  (loss {losses[0]:.2f} to {losses[-1]:.2f})" if losses else ""
-    show(f"  {title:8} {between}; {ours}{fall}")
+def _curve(
+    show: Show, args: argparse.Namespace, data: Any, options: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    """The curves of one seed, and how far they are from each other."""
+    from tinyft import bench_accuracy
+
+    say(f"fine-tuning with seed {seed}, five times")
+    losses = bench_accuracy.curves(data, options, seed, args.steps)
+    found = {"losses": losses, "apart": bench_accuracy.apart(losses)}
+    found["from_exact"] = bench_accuracy.from_exact(losses)
+    exact = losses["float64"]
+    show(f"  seed {seed} (loss {exact[0]:.2f} to {exact[-1]:.2f})")
+    _show_curves(show, found)
+    return found
+
+
+def _show_largest(show: Show, curves: list[dict[str, Any]]) -> None:
+    """The largest of all seeds, and how often ours is the furthest from float64."""
+    largest = {
+        kind: {name: max(curve[kind][name] for curve in curves) for name in curves[0][kind]}
+        for kind in ("apart", "from_exact")
+    }
+    show("  all seeds, the largest")
+    _show_curves(show, largest)
+    furthest = sum(
+        curve["from_exact"]["winograd"]
+        > max(curve["from_exact"][layout] for layout in ("nchw", "channels_last"))
+        for curve in curves
+    )
+    show(f"  tinyft is further from float64 than both layouts: {furthest} of {len(curves)} seeds")
+
+
+def _show_curves(show: Show, found: dict[str, Any]) -> None:
+    apart, exact = found["apart"], found["from_exact"]
+    ours = f"tinyft to the nearer one {apart['winograd']:.1e}, Winograd off {apart['direct']:.1e}"
+    show(f"    PyTorch's layouts to each other {apart['pytorch']:.1e}; {ours}")
+    ours = f"tinyft {exact['winograd']:.1e}, Winograd off {exact['direct']:.1e}"
+    theirs = f"NCHW {exact['nchw']:.1e}, channels_last {exact['channels_last']:.1e}"
+    show(f"    from float64: {ours}; PyTorch's {theirs}")
