@@ -260,11 +260,11 @@ class BatchNorm(Backend):
         relu = {"out": out, "bias": bias}
         if not _suitable_gradients(dout, x, weight, mean, variance, **relu):
             return super().batch_norm_train_grad(dout, x, weight, mean, variance, eps, **relu)
-        dout, sums, _ = _sum_gradients(dout, x, weight, mean, variance, eps, **relu, fixed=False)
+        scale = _scale(weight, variance, eps)
+        dout, sums, _ = _sum_gradients(dout, x, mean, scale, **relu, fixed=False)
         M, C, rows, pieces = _extent(x)
         dx = workspace.empty(x.shape)
         # dx = scale * (dout - dbias / M - normalised * dweight / M)
-        scale = _scale(weight, variance, eps)
         slope = -scale / (variance.astype(np.float64) + eps) * sums[1] / M
         offset = -scale * sums[0] / M
         run_pieces(
@@ -278,7 +278,8 @@ class BatchNorm(Backend):
         relu = {"out": out, "bias": bias}
         if not _suitable_gradients(dout, x, weight, mean, variance, **relu):
             return super().batch_norm_eval_grad(dout, x, weight, mean, variance, eps, **relu)
-        dout, sums, dx = _sum_gradients(dout, x, weight, mean, variance, eps, **relu, fixed=True)
+        scale = _scale(weight, variance, eps)
+        dout, sums, dx = _sum_gradients(dout, x, mean, scale, **relu, fixed=True)
         return _results(dx, dout, sums, variance, eps, bias)
 
 
@@ -297,10 +298,9 @@ def _suitable_gradients(dout, x, weight, mean, variance, out, bias) -> bool:
     return suitable_channels([x, dout, out], channels)
 
 
-def _sum_gradients(dout, x, weight, mean, variance, eps, out, bias, fixed):
+def _sum_gradients(dout, x, mean, scale, out, bias, fixed):
     """dout (with BY_OUT 0 where `out` is), the two sums (2, C) float64, dx if it is `fixed`."""
     M, C, rows, pieces = _extent(x)
-    scale = _scale(weight, variance, eps)
     shift, relu = _told_by(out, bias, scale)
     parts = workspace.empty((pieces, 2, C))
     arriving, unused = flat(dout), np.empty(1, np.float32)
