@@ -14,7 +14,7 @@ from tinyft.tensor import Tensor, no_grad
 def test_the_bits_are_those_of_a_run_without_it(monkeypatch):
     learner = small_learner(small_data(augment=None), bn="frozen")
     cached = learner.plan(1, freeze_epochs=3)
-    assert cached.cached_bytes == [24 * 6 * 6 * 64 * 4, 0]
+    assert cached.cached_bytes == [(24 + 9) * 6 * 6 * 64 * 4, 0]
     assert "features of the body are kept" in str(cached)
     records = list(learner.steps(cached))
 
@@ -22,7 +22,9 @@ def test_the_bits_are_those_of_a_run_without_it(monkeypatch):
     plain = small_learner(small_data(augment=None), bn="frozen")
     plan = plain.plan(1, freeze_epochs=3)
     assert plan.cached_bytes == [0, 0]
-    assert [r.loss for r in records] == [r.loss for r in plain.steps(plan)]
+    others = list(plain.steps(plan))
+    assert [r.loss for r in records] == [r.loss for r in others]
+    assert [r.validation for r in records] == [r.validation for r in others]
     assert bits(learner) == bits(plain)
 
 
@@ -44,6 +46,37 @@ def test_each_picture_passes_once():
                 expected = learner.model.features(learner.input(batch.images)).data
             np.testing.assert_array_equal(cache.features(batch).data, expected)
     assert passes == [8, 8, 8]
+
+
+def test_each_picture_is_judged_by_one_pass_of_the_body(monkeypatch):
+    learner = small_learner(small_data(augment=None), bn="frozen")
+    pictures = []
+    batches = learner.data.valid_batches
+
+    def counting(preprocess):
+        for batch in batches(preprocess):
+            pictures.extend(batch.ids.tolist())
+            yield batch
+
+    monkeypatch.setattr(learner.data, "valid_batches", counting)
+    list(learner.steps(learner.plan(1, freeze_epochs=3)))
+    n = learner.data.n_valid
+    assert pictures == 2 * list(range(n))  # in the head's phase once, then once more
+
+
+def test_a_broken_validation_is_not_taken_for_a_whole_one():
+    learner = small_learner(small_data(augment=None), bn="frozen")
+    cache = feature_cache.FeatureCache(learner.model.features, learner.input)
+    whole = list(learner.data.valid_batches(learner.preprocess))
+
+    def broken():
+        yield whole[0]
+        raise OSError
+
+    with pytest.raises(OSError):
+        list(cache.valid_features(learner.model.features, broken))
+    found = list(cache.valid_features(learner.model.features, lambda: whole))
+    assert [len(labels) for _, labels in found] == [len(batch.ids) for batch in whole]
 
 
 @pytest.mark.parametrize(("bn", "augment"), [("fastai", None), ("torch", None), ("frozen", "crop")])

@@ -2,14 +2,15 @@
 
 While the whole body is frozen, its batch norms included (bn="frozen"), and pictures are not
 augmented, the body is a function of the picture alone. Its output is then computed once a picture
-and kept; the head trains on what is kept. The plan says where that happens and what it saves.
+and kept, for validation too; the head trains and is judged on what is kept. The plan says where
+that happens and what it saves.
 
 Next: tinyft/finetune/learner.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -22,15 +23,19 @@ BUDGET = 1 << 30  # bytes; a body's output beyond that is computed anew each tim
 
 
 class FeatureCache:
-    """The frozen body's output for each training picture: (1, h, w, C) by the picture's id."""
+    """The frozen body's output for each training picture: (1, h, w, C) by the picture's id; and
+    for the validation pictures, batch by batch: (N, h, w, C) with their labels.
+    """
 
     def __init__(self, body: Callable[[Tensor], Tensor], prepare: Callable[[np.ndarray], Tensor]):
         self.body, self.prepare = body, prepare
         self.kept: dict[int, np.ndarray] = {}
+        self.validation: list[tuple[np.ndarray, np.ndarray]] = []
 
     def to(self, device: str) -> None:
         """Move all that is kept to a device."""
         self.kept = {i: backends.place(array, device) for i, array in self.kept.items()}
+        self.validation = [(backends.place(a, device), labels) for a, labels in self.validation]
 
     def features(self, batch: Batch) -> Tensor:
         """(N, h, w, C), computed if a picture of the batch is new, else from memory."""
@@ -43,16 +48,32 @@ class FeatureCache:
         rows = [self.kept[i] for i in ids]
         return Tensor.wrap(Tensor.wrap(rows[0]).backend.concatenate(rows, 0))
 
+    def valid_features(
+        self, body: Callable[[Tensor], Tensor], batches: Callable[[], Iterable[Batch]]
+    ) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """The validation pictures' features and labels: computed by `body` from `batches()` the
+        first time, then from memory. Under no_grad.
+        """
+        if self.validation:
+            yield from ((Tensor.wrap(array), labels) for array, labels in self.validation)
+            return
+        computed = []
+        for batch in batches():
+            features = body(self.prepare(batch.images))
+            computed.append((features.data, batch.labels))
+            yield features, batch.labels
+        self.validation = computed  # only if there was no error
+
 
 def cacheable_bytes(
     model: ResNet, data: PictureData, side: int, *, bn: str, body_frozen: bool, itemsize: int = 4
 ) -> int:
-    """How much memory the features of all training pictures take; 0 where they cannot be kept.
+    """How much memory the features of all pictures take; 0 where they cannot be kept.
 
     `side` is that of the network's input, in pixels.
     """
     if not body_frozen or bn != "frozen" or data.augment is not None:
         return 0
     height, width, channels = model.feature_shape(side)
-    needed = data.n_train * height * width * channels * itemsize
+    needed = (data.n_train + data.n_valid) * height * width * channels * itemsize
     return needed if needed <= BUDGET else 0

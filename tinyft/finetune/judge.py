@@ -8,6 +8,7 @@ Next: tinyft/finetune/save.py
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +21,16 @@ from tinyft.errors import DataError
 from tinyft.finetune.records import Evaluation, Prediction
 from tinyft.nn.fold import fold
 from tinyft.nn.module import Module
-from tinyft.tensor import no_grad
+from tinyft.tensor import Tensor, no_grad
 
 if TYPE_CHECKING:
+    from tinyft.finetune.feature_cache import FeatureCache
     from tinyft.finetune.learner import Learner
 
 
-def evaluate(learner: Learner, data: PictureData) -> Evaluation:
-    """Accuracy and mean loss over the validation pictures of `data`, in evaluation mode.
+def evaluate(learner: Learner, data: PictureData, cache: FeatureCache | None = None) -> Evaluation:
+    """Accuracy and mean loss over the validation pictures of `data`, in evaluation mode. A `cache`
+    belongs to these pictures.
 
     Raises: DataError if there are none, or their classes are not the learner's
     """
@@ -38,24 +41,36 @@ def evaluate(learner: Learner, data: PictureData) -> Evaluation:
         )
     if data.n_valid == 0:
         raise DataError("there are no validation pictures; give some, or a valid_fraction above 0")
+
+    def batches() -> Iterator[Batch]:
+        found = data.valid_batches(learner.adjusted_preprocess())
+        return backends.get(learner.device).uploads(found)
+
     with no_grad(), backends.use(learner.device):
         network = fold(learner.model)
-        batches = data.valid_batches(learner.adjusted_preprocess())
-        batches = backends.get(learner.device).uploads(batches)
-        judged = [(*judge_batch(learner, network, batch), len(batch.ids)) for batch in batches]
+        if cache is None:
+            judged = [(*judge_batch(learner, network, b), len(b.ids)) for b in batches()]
+        else:
+            body, head = network.network.features, network.network.head
+            kept = cache.valid_features(body, batches)
+            judged = [(*judge(learner, head(x), labels), len(labels)) for x, labels in kept]
     right = sum(int(backends.host(right)) for right, _, _ in judged)
     loss = sum(float(backends.host(loss)) * n for _, loss, n in judged)
     return Evaluation(data.n_valid, right / data.n_valid, loss / data.n_valid)
 
 
 def judge_batch(learner: Learner, network: Module, batch: Batch) -> tuple[Any, Any]:
-    """How many pictures of a batch are right, and their mean loss: numbers () on the device, to be
-    read when every batch is on its way.
+    """What `judge` says of a batch."""
+    return judge(learner, network(learner.input(batch.images)), batch.labels)
+
+
+def judge(learner: Learner, logits: Tensor, labels: np.ndarray) -> tuple[Any, Any]:
+    """How many pictures are right, and their mean loss: numbers () on the device, to be read when
+    every batch is on its way.
     """
-    logits = network(learner.input(batch.images))
-    labels = backends.beside(batch.labels, logits.data)
-    right = (logits.data.argmax(axis=1) == labels).sum()
-    return right, learner.loss(logits, batch.labels).data
+    beside = backends.beside(labels, logits.data)
+    right = (logits.data.argmax(axis=1) == beside).sum()
+    return right, learner.loss(logits, labels).data
 
 
 def predict(learner: Learner, images: list[Any] | tuple[Any, ...]) -> list[Prediction]:

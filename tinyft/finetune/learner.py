@@ -337,7 +337,7 @@ class Learner:
             record = self.train_step(next(batches), phase.name, norms=norms, cache=cache)
             if in_epoch == phase.steps_per_epoch - 1:
                 self.read_losses()
-                record.validation = self.validation = self.evaluate()
+                record.validation = self.validation = evaluate(self, self.data, cache)
                 self.epoch += 1
             if i == phase.steps - 1:
                 record.proof = prove(self.phase_digests, self.model, expected)
