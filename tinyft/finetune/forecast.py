@@ -52,13 +52,14 @@ def forecast(learner: Learner, plan: Plan) -> Forecast:
     The first of each is not counted: it may compile kernels. Pictures come from the loader, as in
     training. Writing a run's files is not counted.
     """
-    training = 0.0
+    training, evaluations = 0.0, 0
     with undone(learner):
         for phase, cached_bytes in zip(plan.phases, plan.cached_bytes, strict=True):
             learner.enter(phase, plan, resumed=False)
             learner.set_rates(phase, 0)
             training += (_with_cache if cached_bytes else _without_cache)(learner, phase)
-    validation = plan.epochs * _evaluation(learner)
+            evaluations += 1 if cached_bytes else phase.epochs  # the head alone takes no time
+    validation = evaluations * _evaluation(learner)
     return Forecast(training, validation, _peak_bytes(learner, plan))
 
 
