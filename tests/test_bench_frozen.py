@@ -57,7 +57,7 @@ def test_our_phase(bn, monkeypatch):
 
 def test_why():
     # 16 of 20 pictures an epoch, the same ones; 6 to validate
-    assert "looks at 34 pictures instead of 66" in bench_frozen.why(case("frozen", shuffle=False))
+    assert "looks at 22 pictures instead of 66" in bench_frozen.why(case("frozen", shuffle=False))
     assert "nothing can be kept" in bench_frozen.why(case("fastai"))
 
 

@@ -99,6 +99,7 @@ def test_memory_and_start(tinyft, monkeypatch, torch):
         (("--overhead", "--cold"), "only --memory and --cold can be measured together"),
         (("--frozen", ".", "--accuracy", "."), "only --memory and --cold can be measured together"),
         (("--weights", "none"), "--weights is for --frozen and --accuracy"),
+        (("--seeds", "2"), "--seeds is for --accuracy"),
         (("--frozen", ".", "--all"), "--all is not for photos; name one network with --arch"),
         (("--frozen", "nowhere", "--weights", "none"), "nowhere is not a folder"),
     ],

@@ -33,6 +33,7 @@ TITLES = {
     "inference": "inference (batch norms folded)",
 }
 ROUNDS, FROZEN_ROUNDS = 7, 3  # a round of --frozen takes minutes
+OF_KIND = {"epochs": "frozen", "seeds": "accuracy", "steps": "accuracy"}
 FEWEST_ROUNDS = 5  # a median of fewer says little
 OTHERS = 0.05  # of the processors; what a system does by itself stays below
 
@@ -59,9 +60,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--frozen", metavar="DIR", help="measure a frozen phase on a folder of photos instead")
     add("--accuracy", metavar="DIR", help="compare errors and losses on a folder of photos instead")
     add("--weights", metavar="FILE|NAME|none", help="for --frozen and --accuracy (the published)")
-    add("--epochs", type=whole(1), default=3, metavar="N", help="of --frozen (3)")
-    add("--seeds", type=whole(1), default=5, metavar="N", help="of --accuracy (5)")
-    add("--steps", type=whole(1), default=30, metavar="N", help="of --accuracy's curves (30)")
+    add("--epochs", type=whole(1), metavar="N", help="of --frozen (3)")
+    add("--seeds", type=whole(1), metavar="N", help="of --accuracy (5)")
+    add("--steps", type=whole(1), metavar="N", help="of --accuracy's curves (30)")
     add(
         "--backend", type=device, metavar="NAME",
         help="gpu: check every kernel on a GPU, then measure layers and steps there",
@@ -116,6 +117,9 @@ def _check_request(args: argparse.Namespace) -> None:
         )
     if args.weights and not (args.frozen or args.accuracy):
         raise RequestError("--weights is for --frozen and --accuracy; speed depends on no weight")
+    for option, kind in OF_KIND.items():
+        if getattr(args, option) and not getattr(args, kind):
+            raise RequestError(f"--{option} is for --{kind}")
     if args.all and (args.frozen or args.accuracy):
         raise RequestError("--all is not for photos; name one network with --arch")
 

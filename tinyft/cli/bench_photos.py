@@ -14,6 +14,7 @@ from tinyft.cli.output import percent, say
 
 Show = Callable[[str], None]
 
+EPOCHS, SEEDS, STEPS = 3, 5, 30  # unless asked for others
 LIMIT = 5  # what a ratio of errors may be: Winograd's bound in the kernels' contract
 PRESETS = {
     "frozen": 'bn="frozen": the body\'s batch norms stay as they are',
@@ -52,10 +53,11 @@ def frozen(show: Show, args: argparse.Namespace, torch: bool) -> list[dict[str, 
     data, options = data_and_options(args, args.frozen)
     found = []
     for bn in bench_frozen.PRESETS:
-        case = bench_frozen.FrozenCase(data, bn, args.epochs, options)
+        epochs = args.epochs or EPOCHS
+        case = bench_frozen.FrozenCase(data, bn, epochs, options)
         say(f"measuring a frozen phase, {PRESETS[bn]}")
         measured = bench_frozen.measure(case, args.rounds, alone=args.alone or not torch)
-        show(f"\nfrozen phase, {args.epochs} epochs of {data.n_train} pictures; {PRESETS[bn]}")
+        show(f"\nfrozen phase, {epochs} epochs of {data.n_train} pictures; {PRESETS[bn]}")
         _show_frozen(show, measured)
         found.append(measured)
     return found
@@ -83,13 +85,14 @@ def accuracy(show: Show, args: argparse.Namespace, torch: bool) -> dict[str, Any
         raise RequestError("--accuracy compares with PyTorch; install it: pip install torch")
     data, options = data_and_options(args, args.accuracy)
     say("measuring the errors of layers")
-    rows = bench_accuracy.layers(data, options, args.seeds)
+    rows = bench_accuracy.layers(data, options, args.seeds or SEEDS)
     for measure in bench_accuracy.MEASURES:
         _show_errors(show, rows, measure)
-    show(f"\nlosses of {args.steps} fine-tuning steps: the largest difference of two curves")
-    curves = [_curve(show, args, data, options, seed) for seed in range(args.seeds)]
+    steps, seeds = args.steps or STEPS, args.seeds or SEEDS
+    show(f"\nlosses of {steps} fine-tuning steps: the largest difference of two curves")
+    curves = [_curve(show, args, data, options, seed) for seed in range(seeds)]
     _show_largest(show, curves)
-    return {"seeds": args.seeds, "layers": rows, "curves": curves}
+    return {"seeds": seeds, "layers": rows, "curves": curves}
 
 
 def _show_errors(show: Show, rows: list[dict[str, Any]], measure: str) -> None:
@@ -113,7 +116,7 @@ def _curve(
     from tinyft import bench_accuracy
 
     say(f"fine-tuning with seed {seed}, five times")
-    losses = bench_accuracy.curves(data, options, seed, args.steps)
+    losses = bench_accuracy.curves(data, options, seed, args.steps or STEPS)
     found = {"losses": losses, "apart": bench_accuracy.apart(losses)}
     found["from_exact"] = bench_accuracy.from_exact(losses)
     exact = losses["float64"]

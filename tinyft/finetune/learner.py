@@ -337,7 +337,7 @@ class Learner:
             record = self.train_step(next(batches), phase.name, norms=norms, cache=cache)
             if in_epoch == phase.steps_per_epoch - 1:
                 self.read_losses()
-                record.validation = self.validation = evaluate(self, self.data, cache)
+                record.validation = self.validation = self.evaluate(cache=cache)
                 self.epoch += 1
             if i == phase.steps - 1:
                 record.proof = prove(self.phase_digests, self.model, expected)
@@ -418,9 +418,13 @@ class Learner:
 
     # ------------------------------------------------------------------------------------- using it
 
-    def evaluate(self, data: PictureData | None = None) -> Evaluation:
-        """Accuracy and mean loss over the validation pictures (of `data`, else the learner's)."""
-        return evaluate(self, data or self._own_data())
+    def evaluate(
+        self, data: PictureData | None = None, cache: FeatureCache | None = None
+    ) -> Evaluation:
+        """Accuracy and mean loss over the validation pictures (of `data`, else the learner's). A
+        phase in which the body cannot change keeps their features in `cache`.
+        """
+        return evaluate(self, data or self._own_data(), cache)
 
     def predict(self, images: Any) -> Prediction | list[Prediction]:
         """The class of a picture: a path, or an array (H, W, 3) uint8. A list gives a list."""

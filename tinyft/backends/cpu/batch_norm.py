@@ -154,13 +154,14 @@ def normalise(counter, thread, x, M, C, rows, mean, scale, bias, residual, added
 
 @kernel
 def sum_gradients(
-    counter, thread, dout, x, out, M, C, rows, mean, scale, bias, relu, fixed, parts, dresidual, dx
-):
+    counter, thread, dout, x, out, M, C, rows, mean, scale, gain, bias, relu, fixed, parts,
+    dresidual, dx,
+):  # fmt: skip
     """Per piece and channel: sum of dout and of dout * (x - mean), dout being 0 where a ReLU was.
 
-    dout x out dresidual dx (M * C,), mean scale bias (C,), parts (pieces * 2 * C,). With BY_OUT
-    the dout that is left is stored as dresidual; with `fixed` statistics dx = dout * scale is
-    stored too.
+    dout x out dresidual dx (M * C,), mean scale gain bias (C,), parts (pieces * 2 * C,). With
+    BY_OUT the dout that is left is stored as dresidual; with `fixed` statistics dx = dout * scale
+    is stored too.
     """
     zero = vset1(np.float32(0))
     while True:
@@ -175,7 +176,8 @@ def sum_gradients(
         for block in range(begin, end, BLOCK):
             for c in range(0, C, LANES):
                 total, products = zero, zero
-                center, factor, shift = vload(mean, c), vload(scale, c), vload(bias, c)
+                center, factor = vload(mean, c), vload(scale, c)
+                slope, shift = vload(gain, c), vload(bias, c)
                 for strip in range(block, min(end, block + BLOCK), STRIP):
                     few, few_products = zero, zero
                     for row in range(strip, min(end, strip + STRIP)):
@@ -185,7 +187,7 @@ def sum_gradients(
                             d = vkeep_positive(vload(out, i), d)
                             vstore(dresidual, i, d)
                         elif relu == BY_X:
-                            d = vkeep_positive(vfma(away, factor, shift), d)
+                            d = vkeep_positive(vfma(away, slope, shift), d)
                         if fixed:
                             vstore(dx, i, d * factor)
                         few = few + d
@@ -207,7 +209,9 @@ def join_gradients(parts, sums):
 
 
 @kernel
-def differentiate(counter, thread, dout, x, M, C, rows, mean, scale, bias, relu, slope, offset, dx):
+def differentiate(
+    counter, thread, dout, x, M, C, rows, mean, scale, gain, bias, relu, slope, offset, dx
+):
     """dx = scale * dout + slope * (x - mean) + offset: arrays (M * C,), factors (C,). With BY_X
     dout is 0 where the ReLU was.
     """
@@ -220,7 +224,7 @@ def differentiate(counter, thread, dout, x, M, C, rows, mean, scale, bias, relu,
                 i = row * C + c
                 d, away = vload(dout, i), vload(x, i) - vload(mean, c)
                 if relu == BY_X:
-                    d = vkeep_positive(vfma(away, vload(scale, c), vload(bias, c)), d)
+                    d = vkeep_positive(vfma(away, vload(gain, c), vload(bias, c)), d)
                 moved = vfma(away, vload(slope, c), vload(offset, c))
                 vstore(dx, i, vfma(d, vload(scale, c), moved))
 
@@ -244,7 +248,7 @@ class BatchNorm(Backend):
                 x, weight, bias, mean, variance, eps, residual=residual, relu=relu
             )
         M, C, rows, pieces = _extent(x)
-        scale = _scale(weight, variance, eps)
+        scale = _gain(weight, variance, eps)
         out = workspace.empty(x.shape)
         values = flat(x)
         added = values if residual is None else flat(residual)
@@ -260,27 +264,31 @@ class BatchNorm(Backend):
         relu = {"out": out, "bias": bias}
         if not _suitable_gradients(dout, x, weight, mean, variance, **relu):
             return super().batch_norm_train_grad(dout, x, weight, mean, variance, eps, **relu)
-        scale = _scale(weight, variance, eps)
-        dout, sums, _ = _sum_gradients(dout, x, mean, scale, **relu, fixed=False)
+        inverse_std = _inverse_std(variance, eps)
+        scale = weight * inverse_std
+        told_by = _told_by(out, bias, weight, variance, eps)
+        dout, sums, _ = _sum_gradients(dout, x, out, mean, scale, told_by, fixed=False)
         M, C, rows, pieces = _extent(x)
         dx = workspace.empty(x.shape)
         # dx = scale * (dout - dbias / M - normalised * dweight / M)
-        slope = -scale / (variance.astype(np.float64) + eps) * sums[1] / M
+        slope = -scale * np.square(inverse_std) * sums[1] / M
         offset = -scale * sums[0] / M
         run_pieces(
-            differentiate, pieces, flat(dout), flat(x), M, C, rows, flat(mean), scale,
-            *_told_by(out, bias, scale), slope.astype(np.float32), offset.astype(np.float32),
-            dx.reshape(-1),
+            differentiate, pieces, flat(dout), flat(x), M, C, rows, flat(mean),
+            scale.astype(np.float32), *told_by, slope.astype(np.float32),
+            offset.astype(np.float32), dx.reshape(-1),
         )  # fmt: skip
-        return _results(dx, dout, sums, variance, eps, bias)
+        return _results(dx, dout, sums, inverse_std, bias)
 
     def batch_norm_eval_grad(self, dout, x, weight, mean, variance, eps, *, out=None, bias=None):
         relu = {"out": out, "bias": bias}
         if not _suitable_gradients(dout, x, weight, mean, variance, **relu):
             return super().batch_norm_eval_grad(dout, x, weight, mean, variance, eps, **relu)
-        scale = _scale(weight, variance, eps)
-        dout, sums, dx = _sum_gradients(dout, x, mean, scale, **relu, fixed=True)
-        return _results(dx, dout, sums, variance, eps, bias)
+        inverse_std = _inverse_std(variance, eps)
+        told_by = _told_by(out, bias, weight, variance, eps)
+        scale = weight * inverse_std
+        dout, sums, dx = _sum_gradients(dout, x, out, mean, scale, told_by, fixed=True)
+        return _results(dx, dout, sums, inverse_std, bias)
 
 
 def moments(x: Array) -> tuple[Array, Array]:
@@ -298,39 +306,47 @@ def _suitable_gradients(dout, x, weight, mean, variance, out, bias) -> bool:
     return suitable_channels([x, dout, out], channels)
 
 
-def _sum_gradients(dout, x, mean, scale, out, bias, fixed):
+def _sum_gradients(dout, x, out, mean, scale, told_by, fixed):
     """dout (with BY_OUT 0 where `out` is), the two sums (2, C) float64, dx if it is `fixed`."""
     M, C, rows, pieces = _extent(x)
-    shift, relu = _told_by(out, bias, scale)
+    by_out = told_by[-1] == BY_OUT
     parts = workspace.empty((pieces, 2, C))
     arriving, unused = flat(dout), np.empty(1, np.float32)
-    left = workspace.empty(x.shape) if relu == BY_OUT else dout
+    left = workspace.empty(x.shape) if by_out else dout
     dx = workspace.empty(x.shape) if fixed else None
     run_pieces(
-        sum_gradients, pieces, arriving, flat(x), flat(out) if relu == BY_OUT else arriving,
-        M, C, rows, flat(mean), scale, shift, relu, fixed, parts.reshape(-1),
-        left.reshape(-1) if relu == BY_OUT else unused, dx.reshape(-1) if fixed else unused,
+        sum_gradients, pieces, arriving, flat(x), flat(out) if by_out else arriving,
+        M, C, rows, flat(mean), scale.astype(np.float32), *told_by, fixed, parts.reshape(-1),
+        left.reshape(-1) if by_out else unused, dx.reshape(-1) if fixed else unused,
     )  # fmt: skip
     sums = np.zeros((2, C))
     join_gradients(parts, sums)
     return left, sums, dx
 
 
-def _told_by(out, bias, scale):
-    """The bias (anything of its shape, if none is needed), and what tells where a ReLU was."""
+def _told_by(out, bias, weight, variance, eps):
+    """gain and bias of the forward pass, and what tells where a ReLU was. Where x does not, any
+    arrays of that shape do.
+    """
     if out is None:
-        return scale, NO_RELU
-    return (scale, BY_OUT) if bias is None else (flat(bias), BY_X)
+        return flat(weight), flat(weight), NO_RELU
+    if bias is None:
+        return flat(weight), flat(weight), BY_OUT
+    return _gain(weight, variance, eps), flat(bias), BY_X
 
 
-def _results(dx, dout, sums, variance, eps, bias):
+def _results(dx, dout, sums, inverse_std, bias):
     """The gradients of x, weight, bias and residual."""
-    dweight, dbias = sums[1] / np.sqrt(variance.astype(np.float64) + eps), sums[0]
+    dweight, dbias = sums[1] * inverse_std, sums[0]
     dresidual = dout if bias is None else None
     return dx, dweight.astype(np.float32), dbias.astype(np.float32), dresidual
 
 
-def _scale(weight, variance, eps) -> Array:
+def _inverse_std(variance, eps) -> Array:
+    return 1 / np.sqrt(variance.astype(np.float64) + eps)
+
+
+def _gain(weight, variance, eps) -> Array:
     """weight / std, the same bits in both directions: a ReLU then decides as it did."""
     return weight / np.sqrt(variance + np.float32(eps))
 
