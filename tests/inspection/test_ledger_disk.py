@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 
@@ -68,6 +69,18 @@ def steps_file(path) -> LedgerFile:
     tables = [Table("steps", (2,), each_step=True), Table("ids", (3,), "<i8", each_step=True)]
     kept = {"steps": [[0.5, 0.5]], "ids": [[5, 6, 7]]}
     return LedgerFile(path, tables, {}, {name: np.array(rows) for name, rows in kept.items()})
+
+
+def test_a_file_of_the_first_version_has_no_recent_steps_and_is_read(tmp_path):
+    file = steps_file(tmp_path / "ledger.h5")
+    file.append_step(steps=[1, 2], ids=np.arange(3))
+    file.close()
+    with h5py.File(tmp_path / "ledger.h5", "r+") as first:
+        del first["recent"]
+        first.attrs["version"] = 1
+    found = ledger_file.read(tmp_path / "ledger.h5")[0]
+    assert found["steps"].tolist() == [[0.5, 0.5], [1, 2]]
+    assert found["ids"].tolist() == [[5, 6, 7], [0, 1, 2]]
 
 
 def test_a_kill_after_any_step_loses_no_row(tmp_path):

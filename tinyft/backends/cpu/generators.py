@@ -71,9 +71,7 @@ def make_register_block(rows: int, registers: int, ahead: bool = False):
         c_row_at = [builder.gep(c, [builder.mul(c_row, INT64(i))]) for i in range(rows)]
         c_at = {(i, j): builder.gep(c_row_at[i], [INT64(j * LANES)]) for i, j in block_of_c}
         before = builder.block
-        loop, finished, add, done = (
-            builder.append_basic_block(name) for name in ("loop", "finished", "add", "done")
-        )
+        loop, finished = (builder.append_basic_block(name) for name in ("loop", "finished"))
         builder.branch(loop)
 
         builder.position_at_end(loop)
@@ -110,24 +108,31 @@ def make_register_block(rows: int, registers: int, ahead: bool = False):
         builder.cbranch(builder.icmp_signed("<", k_next, steps), loop, finished)
 
         builder.position_at_end(finished)
-        builder.cbranch(builder.icmp_signed("!=", accumulate, INT64(0)), add, done)
-        builder.position_at_end(add)
-        total = {
-            at: builder.fadd(write_load(builder, c_at[at]), new[at], flags=FUSE)
-            for at in block_of_c
-        }
-        builder.branch(done)
-        builder.position_at_end(done)
-        for at in block_of_c:
-            result = builder.phi(REGISTER)
-            result.add_incoming(new[at], finished)
-            result.add_incoming(total[at], add)
-            new[at] = result
-        for at in block_of_c:
-            write_store(builder, new[at], c_at[at])
+        _store_sums(builder, new, c_at, accumulate)
 
     write.__name__ = "register_block"
     return instruction(types.void, *parameters, *((INT, INT, INT) if ahead else ()))(write)
+
+
+def _store_sums(builder, sums, places, accumulate) -> None:
+    """What follows the loop: store the sums, or, if `accumulate` is not 0, add them to what is
+    there.
+    """
+    finished = builder.block
+    add, store = (builder.append_basic_block(name) for name in ("add", "store"))
+    builder.cbranch(builder.icmp_signed("!=", accumulate, INT64(0)), add, store)
+    builder.position_at_end(add)
+    totals = {
+        at: builder.fadd(write_load(builder, places[at]), sums[at], flags=FUSE) for at in sums
+    }
+    builder.branch(store)
+    builder.position_at_end(store)
+    results = {at: builder.phi(REGISTER) for at in sums}
+    for at, result in results.items():
+        result.add_incoming(sums[at], finished)
+        result.add_incoming(totals[at], add)
+    for at, result in results.items():
+        write_store(builder, result, places[at])
 
 
 # -------------------------------------------------------------------------- 2: two-sided transforms
