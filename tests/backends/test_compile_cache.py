@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numba
+import numpy as np
 import pytest
 
 from tinyft.backends.cpu import compile_cache
@@ -32,7 +33,7 @@ assert (x == 2).all() and users_own(1) == 2
 assert numba.config.CACHE_DIR == (sys.argv[1] if len(sys.argv) > 1 else "")
 print(len(double.overloads), type(users_own._cache).__name__)
 """
-MESSAGE = "tinyft: compiling kernels for this CPU, once: about 15 s\n"
+MESSAGE = "tinyft: compiling kernels for this CPU, once: about 10 s\n"
 
 
 @pytest.fixture
@@ -193,3 +194,18 @@ def test_what_is_said_can_be_redirected():
     announcement.make()
     announcement.make()
     assert said == [MESSAGE.strip()]
+
+
+def test_a_helper_has_one_version_for_numbers_written_and_computed():
+    @compile_cache.helper
+    def add(x, by):
+        return x + by
+
+    @compile_cache.kernel
+    def add_three_ways(x, by):
+        x[0] = add(add(add(x[0], 1), 2), by)
+
+    x = np.zeros(1, np.int64)
+    add_three_ways(x, 3)
+    assert x[0] == 6
+    assert len(add.signatures) == 1

@@ -3,7 +3,7 @@
     @kernel                     # called from Python, by threads.run
     @helper                     # called by kernels only
 
-Compiling all kernels takes about 15 seconds, loading them from disk half a second. Numba has a
+Compiling all kernels takes about 10 seconds, loading them from disk half a second. Numba has a
 cache of its own, but it looks at the file of the kernel alone (an edit in generators.py would go
 unnoticed), stops on a damaged file or a folder that it may not write, and is configured by one
 variable for all of a program's functions, the user's own among them. So each of our kernels gets a
@@ -38,15 +38,35 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 import platformdirs
-from numba import njit
+from numba import njit, types
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 DIGEST_SIZE = hashlib.sha256().digest_size
 
-# error_model numpy: no test for division by zero before every // and %.
-helper = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, forceinline=True)
+
+def helper(function: Callable) -> Callable:
+    """Compiles `function` where kernels call it, and puts its code in place of the call.
+
+    Numba makes one version of it per set of argument types, and to Numba a number written at the
+    call is a type of its own: `multiply` alone was compiled nine times. So a number counts as what
+    it is, an int64, which takes 6 s off a first start; LLVM sees at the call which number it is.
+    """
+    # error_model numpy: no test for division by zero before every // and %.
+    compiled = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, forceinline=True)(
+        function
+    )
+    resolve = compiled.get_call_template
+
+    def without_literals(arguments, named):
+        return resolve(
+            [types.unliteral(kind) for kind in arguments],
+            {name: types.unliteral(kind) for name, kind in named.items()},
+        )
+
+    compiled.get_call_template = without_literals
+    return compiled
 
 
 def kernel(function: Callable, *, reorder: bool = False) -> Callable:
@@ -82,7 +102,7 @@ class Announcement:
         with self.lock:
             first, self.made = not self.made, True
         if first:
-            self.say("tinyft: compiling kernels for this CPU, once: about 15 s")
+            self.say("tinyft: compiling kernels for this CPU, once: about 10 s")
 
 
 announcement = Announcement()
@@ -102,7 +122,7 @@ def folder() -> Path | None:
     except OSError as error:
         warnings.warn(
             f"compiled kernels cannot be kept in {place} ({error.strerror}), so every start takes "
-            "about 15 s longer; set TINYFT_HOME to a folder that can be written",
+            "about 10 s longer; set TINYFT_HOME to a folder that can be written",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -70,6 +70,7 @@ def multiply_rows_in_place(counter, thread, x, R, S, stride, packed, y, plain, b
     """
     _, H, W, C = x.shape
     N, P, Q, F = y.shape
+    x_flat, y_flat = x.reshape(x.size), y.reshape(y.size)
     run = S * C
     lowest = vset1(low)
     item = atomic_next(counter, 0)
@@ -78,7 +79,10 @@ def multiply_rows_in_place(counter, thread, x, R, S, stride, packed, y, plain, b
         out = item * Q * F
         for r in range(R):
             at = (picture * H + row * stride + r) * W * C
-            multiply(x, at, stride * C, 1, packed, 0, R * run, r * run, y, out, F, Q, F, run, r)
+            multiply(
+                x_flat, at, stride * C, 1, packed, 0, R * run, r * run, y_flat, out, F, Q, F, run,
+                r, 0, 0,
+            )  # fmt: skip
         for at in range(out, out if plain else out + Q * F, F):
             for f in range(0, F, LANES):
                 vstore(y, at + f, vmax(vload(y, at + f) + vload(bias, f), lowest))
@@ -92,6 +96,7 @@ def multiply_rows_in_place_transposed(counter, work, x, stride, dout, R, run, ro
     """
     _, H, W, C = x.shape
     N, P, Q, F = dout.shape
+    x_flat = x.reshape(x.size)
     part = atomic_next(counter, 0)
     while part < parts:
         start, stop = part * N * P // parts, (part + 1) * N * P // parts
@@ -103,7 +108,10 @@ def multiply_rows_in_place_transposed(counter, work, x, stride, dout, R, run, ro
             for r in range(R):
                 at = (picture * H + row * stride + r) * W * C
                 to = (part * R + r) * rows * F
-                multiply(x, at, 1, stride * C, work, 0, Q, 0, sums, to, F, rows, F, Q, line - start)
+                multiply(
+                    x_flat, at, 1, stride * C, work, 0, Q, 0, sums, to, F, rows, F, Q,
+                    line - start, 0, 0,
+                )  # fmt: skip
         part = atomic_next(counter, 0)
 
 

@@ -108,7 +108,7 @@ block_narrow_rest, _ = in_pieces(REST_ROWS, 1)
 @helper
 def multiply(
     a, a_offset, a_row, a_step, b, b_offset, b_rows, b_first, c, c_offset, c_row, M, N, K,
-    accumulate, ahead_a=0, ahead_b=0,
+    accumulate, ahead_a, ahead_b,
 ):  # fmt: skip
     """c (M, N) (+)= A (M, K) @ B[b_first : b_first + K] (K, N).
 
@@ -219,14 +219,15 @@ def multiply_rows(counter, thread, a, packed, out):
     """out = a @ the packed matrix. An item is ROWS_PER_ITEM rows and PANEL columns."""
     M, K = a.shape
     N = out.shape[1]
+    a_flat, out_flat = a.reshape(a.size), out.reshape(out.size)
     panels = (N + PANEL - 1) // PANEL
     item = atomic_next(counter, 0)
     while item < (M + ROWS_PER_ITEM - 1) // ROWS_PER_ITEM * panels:
         rows, panel = divmod(item, panels)
         i, j = rows * ROWS_PER_ITEM, panel * PANEL
         multiply(
-            a, i * K, K, 1, packed, j * K, K, 0, out, i * N + j, N,
-            min(ROWS_PER_ITEM, M - i), min(PANEL, N - j), K, 0,
+            a_flat, i * K, K, 1, packed, j * K, K, 0, out_flat, i * N + j, N,
+            min(ROWS_PER_ITEM, M - i), min(PANEL, N - j), K, 0, 0, 0,
         )  # fmt: skip
         item = atomic_next(counter, 0)
 

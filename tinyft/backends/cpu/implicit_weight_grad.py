@@ -23,29 +23,16 @@ from tinyft.backends.cpu.gemm import multiply, panel_offset, round_up, sum_parts
 from tinyft.backends.cpu.implicit_gemm import Taps, gather, window_taps
 from tinyft.backends.cpu.simd import LANES, REST_ROWS, atomic_next, kernel, vload, vstore
 
-PIXELS = (
-    128  # per block. 96 gave an unlucky pitch (Zen 4: 15 ms instead of 10.5); 128 to 256 are equal
-)
+# Per block. 96 gave an unlucky pitch (Zen 4: 15 ms instead of 10.5); 128 to 256 are equal.
+PIXELS = 128
 SMALL = 100_000  # weights whose sums stay in L2
 
 
 @kernel
 def multiply_windows_transposed(
-    counter,
-    work,
-    x,
-    tap_rows,
-    tap_columns,
-    run,
-    stride,
-    dout,
-    parts,
-    taps,
-    channels,
-    sums,
-    size,
+    counter, work, x, tap_rows, tap_columns, run, stride, dout, parts, taps, channels, sums, size,
     pitch,
-):
+):  # fmt: skip
     """sums[part] = windows' @ dout over the part's pixels. An item is one part, `taps` taps and
     `channels` channels.
     """
@@ -78,22 +65,9 @@ def multiply_windows_transposed(
                     at = packed + panel_offset(i, f, PIXELS, F)
                     vstore(work, at, vload(dout, (block + i) * F + f))
             multiply(
-                work,
-                0,
-                1,
-                pitch,
-                work,
-                packed,
-                PIXELS,
-                0,
-                sums,
-                to,
-                F,
-                rows,
-                F,
-                pixels,
-                block - start,
-            )
+                work, 0, 1, pitch, work, packed, PIXELS, 0, sums, to, F, rows, F, pixels,
+                block - start, 0, 0,
+            )  # fmt: skip
         item = atomic_next(counter, 0)
 
 

@@ -130,42 +130,15 @@ def convolve_filters(
         count = min(PANEL, F - first)
         for c in range(0, C, CHANNELS):
             depth = min(CHANNELS, C - c)
-            if turned:  # y's filters are the weight's channels
-                transform_filters(
-                    weight,
-                    first,
-                    count,
-                    c,
-                    depth,
-                    False,
-                    True,
-                    work,
-                    squares,
-                    work,
-                    0,
-                    plane_filter,
-                )
-            else:
-                transform_filters(
-                    weight,
-                    c,
-                    depth,
-                    first,
-                    count,
-                    False,
-                    False,
-                    work,
-                    squares,
-                    work,
-                    0,
-                    plane_filter,
-                )
+            # turned: y's filters are the weight's channels
+            block = (first, count, c, depth) if turned else (c, depth, first, count)
+            transform_filters(weight, *block, False, turned, work, squares, work, 0, plane_filter)
             for value in range(VALUES):
                 multiply(
                     windows, (c // CHANNELS * VALUES + value) * plane_in, pitch_in, 1,
                     work, value * plane_filter, depth, 0,
                     work, sums + value * plane_out, pitch_out, rows, count, depth, c,
-                    plane_in,
+                    plane_in, 0,
                 )  # fmt: skip
         vstore(work, edge + TILE * TILE * count, vset1(np.float32(0)))  # see finish_tile
         for tile in range(total):
@@ -227,18 +200,9 @@ def _convolve_filters(x, weight, turned, padding, y, rest):
     plane_in = odd_lines(round_up(total, REST_ROWS) * pitch)
     windows = threads.scratch("windows", -(-C // CHANNELS) * VALUES * plane_in)
     threads.run_with_scratch(
-        WINDOW * WINDOW * C,
-        transform_all_windows,
-        x,
-        padding,
-        P,
-        Q,
-        0,
-        total,
-        windows,
-        plane_in,
+        WINDOW * WINDOW * C, transform_all_windows, x, padding, P, Q, 0, total, windows, plane_in,
         pitch,
-    )
+    )  # fmt: skip
     plane_filter = odd_lines(CHANNELS * PANEL)
     plane_out = odd_lines(round_up(total, REST_ROWS) * row_pitch(PANEL))
     edges = TILE * TILE * PANEL + LANES + 9 * LANES * LANES

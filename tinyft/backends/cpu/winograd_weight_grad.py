@@ -111,7 +111,7 @@ def gradient_of_parts(
             for value in range(VALUES):
                 multiply(
                     work, value * plane_in, 1, pitch, work, grads + value * plane_grad, tiles, 0,
-                    work, sums + value * plane_sum, F, C, F, count, first - start,
+                    work, sums + value * plane_sum, F, C, F, count, first - start, 0, 0,
                 )  # fmt: skip
         for c in range(C):
             for f in range(0, F, LANES):
@@ -140,21 +140,9 @@ def transform_all_output_tiles(counter, work, dout, first_tile, count, out, plan
 
 @kernel
 def multiply_blocks(
-    counter,
-    work,
-    windows,
-    plane_in,
-    pitch,
-    C,
-    grads,
-    plane_grad,
-    rows,
-    F,
-    count,
-    parts,
-    out,
+    counter, work, windows, plane_in, pitch, C, grads, plane_grad, rows, F, count, parts, out,
     first_part,
-):
+):  # fmt: skip
     """out[first_part + part] (9, C, F) = the gradient from a part of `count` tiles. An item is a
     part and a block of CHANNELS x CHANNELS.
     """
