@@ -46,6 +46,7 @@ ORDER = [
         "bench_torch",
         "bench_torch_kernels",
         "bench_torch_learner",
+        "compile_ahead",
     ],
     ["cli", "__main__"],
 ]

@@ -3,7 +3,7 @@
 A run is a folder. Ctrl-C ends it after the step in progress with a checkpoint; `--resume` goes on
 from there, and ends as if nothing had happened.
 
-Next: tinyft/cli/display.py
+Next: tinyft/compile_ahead.py
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tinyft.cli.output import duration, json_result, one_line, percent, result, 
 from tinyft.cli.parser import add_command, add_json
 from tinyft.cli.resuming import refuse_contradictions, resume_command
 from tinyft.cli.story import beginning, comparison
+from tinyft.compile_ahead import helped
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner, Plan
@@ -96,7 +97,9 @@ def _train(
     say(f"run: {one_line(str(training.path))}\n")
     args.on_interrupt = f"; go on with: {resume_command(training.path)}"
     args.working = True
-    with _signals(training) as received, display(plan, start) as watcher:
+    size = learner.preprocess.crop
+    helper = helped(learner.device, learner.arch, learner.data.batch_size, size)
+    with _signals(training) as received, display(plan, start) as watcher, helper:
         try:
             # The run comes last: where it ends a session, the others have seen the step.
             observers = [Ledger(training.path), watcher, training]

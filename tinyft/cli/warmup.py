@@ -11,6 +11,7 @@ import time
 from tinyft.cli.options import describe_backend
 from tinyft.cli.output import duration, result, say
 from tinyft.cli.parser import add_command, whole
+from tinyft.compile_ahead import helped
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     say(f"compiling for {args.arch}; {describe_backend(learner.device)}")
     args.working = True
     started = time.perf_counter()
-    learner.fine_tune(1, freeze_epochs=1)
+    with helped(learner.device, args.arch, args.batch_size, size):
+        learner.fine_tune(1, freeze_epochs=1)
     result(f"ready after {duration(time.perf_counter() - started)}")
     return 0

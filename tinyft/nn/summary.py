@@ -119,14 +119,14 @@ def summary(model: Module, shape: tuple[int, ...] | None = None) -> Summary:
                 _moves(modules[node.layer]) if node.layer in modules else "-",
                 counts.pop(node.layer, 0),  # a layer of several ops counts once
             )
-            for node in _run(model, shape)
+            for node in forward_nodes(model, shape)
         ]
     trainable = sum(p.size for _, p in model.named_parameters() if p.requires_grad)
     return Summary(rows, model.count_parameters(), trainable)
 
 
-def _run(model: Module, shape: tuple[int, ...]) -> list[Node]:
-    """The nodes of a forward pass of no pictures, in evaluation."""
+def forward_nodes(model: Module, shape: tuple[int, ...]) -> list[Node]:
+    """The nodes of a forward pass of no pictures of `shape`, in evaluation."""
     listener = _Listener()
     modes = [(module, module.training) for _, module in model.named_modules()]
     nothing = np.zeros((0, *shape), np.float32)

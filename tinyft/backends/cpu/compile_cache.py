@@ -129,6 +129,11 @@ def folder() -> Path | None:
         return None
 
 
+def is_empty() -> bool:
+    """True if kernels can be kept, and none are."""
+    return folder() is not None and next(folder().glob("*.bin"), None) is None
+
+
 def _home() -> Path:
     """NUMBA_CACHE_DIR, else TINYFT_HOME, else the platform's cache folder."""
     chosen = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("TINYFT_HOME")
