@@ -68,17 +68,18 @@ FEW_TILES, MANY_WEIGHTS = 128, 128 * 256  # where `convolve_filters` is faster
 
 @kernel
 def convolve_tiles(
-    counter, work, x, padding, filters, y, bias, residual, has_residual, low,
-    tiles, plane_in, plane_out,
+    counter, work, x, padding, filters, y, bias, residual, has_residual, low, tiles, pitch, plane,
 ):  # fmt: skip
-    """y = max(conv(x) + bias + residual, low) by transformed filters. An item is `tiles` tiles."""
+    """y = max(conv(x) + bias + residual, low) by transformed filters. An item is `tiles` tiles.
+
+    A value's windows are read once, so the sums of the next value take their place: value v has its
+    windows in plane v + 1 and its sums in plane v.
+    """
     _, H, W, C = x.shape
     N, P, Q, F = y.shape
     x_flat, y_flat = x.reshape(x.size), y.reshape(y.size)
     total = N * ((P + TILE - 1) // TILE) * ((Q + TILE - 1) // TILE)
-    pitch_in, pitch_out = C + 16, F + 16
-    sums = VALUES * plane_in  # places in `work`
-    edge = sums + VALUES * plane_out
+    edge = (VALUES + 1) * plane  # places in `work`
     vstore(work, edge + TILE * TILE * F, vset1(np.float32(0)))  # see finish_tile
     window_edge = edge + TILE * TILE * F + LANES
     ahead = next_panel(C, VALUES * F)  # also from the last of a value to the first of the next
@@ -89,7 +90,7 @@ def convolve_tiles(
             picture, row, column = tile_place(first + i, P, Q)
             transform_window(
                 x_flat, (H, W, C), picture, row - padding, column - padding, work, window_edge,
-                work, i * pitch_in, plane_in, CHANNELS,
+                work, plane + i * pitch, plane, CHANNELS,
             )  # fmt: skip
         rows = (count + REST_ROWS - 1) // REST_ROWS * REST_ROWS
         now, first = first, atomic_next(counter, 0) * tiles
@@ -101,12 +102,12 @@ def convolve_tiles(
                 top, left = row - padding, column - padding + 1
                 prefetch_square(x_flat, (H, W, C), picture, top, left, WINDOW)
             multiply(
-                work, value * plane_in, pitch_in, 1, filters, value * C * F, C, 0,
-                work, sums + value * plane_out, pitch_out, rows, F, C, 0, 0, ahead,
+                work, (value + 1) * plane, pitch, 1, filters, value * C * F, C, 0,
+                work, value * plane, pitch, rows, F, C, 0, 0, ahead,
             )  # fmt: skip
         for i in range(count):
             finish_tile(
-                work, sums + i * pitch_out, plane_out, edge, now + i, y_flat, (P, Q, F), 0, F,
+                work, i * pitch, plane, edge, now + i, y_flat, (P, Q, F), 0, F,
                 bias, residual, has_residual, low,
             )  # fmt: skip
 
@@ -167,11 +168,11 @@ def convolve(
 def _convolve_tiles(x, weight, turned, padding, y, rest):
     C, F = x.shape[3], y.shape[3]
     filters = transformed_filters(weight, turned)
-    tiles = tiles_per_item(tile_count(y), C + F)
-    plane_in, plane_out = odd_lines(tiles * row_pitch(C)), odd_lines(tiles * row_pitch(F))
-    size = VALUES * (plane_in + plane_out) + TILE * TILE * F + LANES + WINDOW * WINDOW * C
+    tiles, pitch = tiles_per_item(tile_count(y)), row_pitch(max(C, F))
+    plane = odd_lines(tiles * pitch)
+    size = (VALUES + 1) * plane + TILE * TILE * F + LANES + WINDOW * WINDOW * C
     threads.run_with_scratch(
-        size, convolve_tiles, x, padding, filters, y, *rest, tiles, plane_in, plane_out
+        size, convolve_tiles, x, padding, filters, y, *rest, tiles, pitch, plane
     )
 
 
@@ -187,10 +188,9 @@ def transformed_filters(weight: Array, turned: bool) -> Array:
     return prepared.keep(weight, name, make)
 
 
-def tiles_per_item(total: int, channels: int) -> int:
-    """Tiles that fit L2, a multiple of REST_ROWS; items in fours for equal shares."""
-    most = 2 * BLOCK_ROWS if channels <= 128 else 4 * BLOCK_ROWS
-    items = round_up(-(-total // most), 4)
+def tiles_per_item(total: int) -> int:
+    """Up to 4 blocks of rows, a multiple of REST_ROWS; items in fours for equal shares."""
+    items = round_up(-(-total // (4 * BLOCK_ROWS)), 4)
     return round_up(-(-total // items), REST_ROWS)
 
 

@@ -46,6 +46,7 @@ from tinyft.backends.cpu.simd import (
     helper,
     kernel,
     prefetch,
+    seen_from,
     vload,
     vmax,
     vset1,
@@ -156,13 +157,13 @@ def transform_window(x, shape, picture, top, left, edge, edge_at, out, at, plane
     floats.
     """
     H, W, C = shape
-    source, source_at, row, column = x, ((picture * H + top) * W + left) * C, W * C, C
+    source, row = ((picture * H + top) * W + left) * C, W * C
     if top < 0 or left < 0 or top + WINDOW > H or left + WINDOW > W:
         copy_square(x, shape, picture, top, left, WINDOW, edge, edge_at)
-        source, source_at, row, column = edge, edge_at, WINDOW * C, C
+        source, row = seen_from(x, 0, edge, edge_at), WINDOW * C
     for c in range(0, C, LANES):
         to = at + c // CHANNELS * group + c % CHANNELS
-        transform_input(source, source_at + c, row, column, out, to, WINDOW * plane, plane)
+        transform_input(x, source + c, row, C, out, to, WINDOW * plane, plane)
 
 
 @helper
@@ -215,16 +216,17 @@ def finish_tile(
     picture, row, column = tile_place(tile, P, Q)
     to = ((picture * P + row) * Q + column) * F + first
     inside = row + TILE <= P and column + TILE <= Q
-    out, out_at, out_row, out_column, limit = y, to, Q * F, F, low
-    added, added_at, added_row, added_column, step = sums, edge + TILE * TILE * count, 0, 0, 0
-    if has_residual and inside:
-        added, added_at, added_row, added_column, step = residual, to, Q * F, F, 1
+    out, out_row, out_column, limit = to, Q * F, F, low
+    added, added_row, added_column, step = to, Q * F, F, 1
+    if not (has_residual and inside):
+        zeros = edge + TILE * TILE * count
+        added, added_row, added_column, step = seen_from(residual, 0, sums, zeros), 0, 0, 0
     if not inside:
-        out, out_at, out_row, out_column, limit = sums, edge, TILE * count, count, -np.inf
+        out, out_row, out_column, limit = seen_from(y, 0, sums, edge), TILE * count, count, -np.inf
     for f in range(0, count, LANES):
         transform_output(
-            sums, at + f, WINDOW * plane, plane, out, out_at + f, out_row, out_column,
-            bias, first + f, added, added_at + f * step, added_row, added_column, np.float32(limit),
+            sums, at + f, WINDOW * plane, plane, y, out + f, out_row, out_column,
+            bias, first + f, residual, added + f * step, added_row, added_column, np.float32(limit),
         )  # fmt: skip
     if inside:
         return

@@ -33,7 +33,7 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu import threads
 from tinyft.backends.cpu.gemm import multiply, panel_offset, sum_parts
-from tinyft.backends.cpu.simd import LANES, atomic_next, helper, kernel
+from tinyft.backends.cpu.simd import LANES, atomic_next, helper, kernel, seen_from
 from tinyft.backends.cpu.winograd_transforms import (
     CHANNELS,
     TILE,
@@ -67,16 +67,13 @@ def transform_output_tile(dout, shape, tile, edge, edge_at, out, at, plane, row,
     """
     P, Q, F = shape
     picture, top, left = tile_place(tile, P, Q)
-    source, source_at = dout, ((picture * P + top) * Q + left) * F
-    to_row, to_column = Q * F, F
+    source, source_row = ((picture * P + top) * Q + left) * F, Q * F
     if top + TILE > P or left + TILE > Q:
         copy_square(dout, shape, picture, top, left, TILE, edge, edge_at)
-        source, source_at, to_row, to_column = edge, edge_at, TILE * F, F
+        source, source_row = seen_from(dout, 0, edge, edge_at), TILE * F
     for f in range(0, F, LANES):
         to = at + panel_offset(row, f, rows, F)
-        transform_output_grad(
-            source, source_at + f, to_row, to_column, out, to, WINDOW * plane, plane
-        )
+        transform_output_grad(dout, source + f, source_row, F, out, to, WINDOW * plane, plane)
 
 
 @kernel
