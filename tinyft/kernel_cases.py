@@ -75,6 +75,7 @@ CONVOLUTIONS = {
     "1x1 37 to 10 channels, stride 2": ((2, 6, 7, 37), 10, (1, 1), 2, 0),
     "1x1 64 to 32 channels": ((3, 7, 5, 64), 32, (1, 1), 1, 0),
     "3x3 on one pixel": ((3, 1, 1, 10), 3, (3, 3), 1, 1),
+    "3x3 on 2x2 pixels, which each result sees": ((5, 2, 2, 10), 37, (3, 3), 1, 1),
     "7x7 stride 2": ((2, 11, 9, 3), 8, (7, 7), 2, 3),
     "5x5 one channel, batch of one": ((1, 6, 4, 1), 3, (5, 5), 1, 2),
     "1x3 no padding": ((2, 5, 7, 3), 4, (1, 3), 1, 0),

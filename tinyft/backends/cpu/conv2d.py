@@ -24,6 +24,7 @@ from tinyft.backends.cpu import (
     implicit_gemm,
     implicit_weight_grad,
     prepared,
+    whole_maps,
     winograd,
     winograd_weight_grad,
     workspace,
@@ -31,6 +32,7 @@ from tinyft.backends.cpu import (
 from tinyft.backends.cpu.gemm import copied, padded, round_up
 from tinyft.backends.cpu.implicit_gemm import Epilogue
 from tinyft.backends.cpu.simd import LANES
+from tinyft.backends.cpu.whole_maps import sees_all
 from tinyft.backends.cpu.winograd_transforms import TILE, VALUES
 from tinyft.backends.reference import output_size
 from tinyft.errors import ShapeError
@@ -69,6 +71,8 @@ def conv2d(
     )
     if few:
         few_channels.forward(x, weight, stride, padding, y, epilogue)
+    elif sees_all(R, S, stride, padding, *x.shape[1:3]):
+        whole_maps.forward(x, weight, padding, y, epilogue)
     elif uses_winograd(R, S, stride, padding, out_shape):
         winograd.convolve(x, weight, False, padding, y, epilogue)
     else:
@@ -90,7 +94,9 @@ def conv2d_input_grad(
     dout = padded(dout, (*out_shape[:3], full_f))
     weight = _as_it_lies(weight, full_c, full_f)
     dx = workspace.empty((*x_shape[:3], full_c))
-    if uses_winograd(R, S, stride, padding, x_shape):
+    if sees_all(R, S, stride, padding, *x_shape[1:3]):
+        whole_maps.input_grad(dout, weight, padding, dx)
+    elif uses_winograd(R, S, stride, padding, x_shape):
         winograd.convolve(dout, weight, True, 2 - padding, dx, Epilogue())
     else:
         implicit_gemm.input_grad(dout, weight, stride, padding, dx)
@@ -114,6 +120,8 @@ def conv2d_weight_grad(
     dweight = workspace.empty((R, S, full_c, full_f))
     if few:
         few_channels.weight_grad(dout, x, stride, padding, dweight)
+    elif sees_all(R, S, stride, padding, *x.shape[1:3]):
+        whole_maps.weight_grad(dout, x, padding, dweight)
     elif uses_winograd(R, S, stride, padding, out_shape) and min(out_shape[1:3]) >= TILE:
         # a map smaller than a tile adds up so few products that a plain sum is five times as exact
         winograd_weight_grad.weight_grad(dout, x, padding, dweight)

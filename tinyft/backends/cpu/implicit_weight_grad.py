@@ -11,7 +11,7 @@ of the pixels, each with sums of its own that are added in order at the end, and
 taps and channels. Small weights have up to 8 parts, large ones 1 or 2 (their sums would not fit the
 cache).
 
-Next: tinyft/backends/cpu/few_channels.py
+Next: tinyft/backends/cpu/whole_maps.py
 """
 
 from __future__ import annotations
