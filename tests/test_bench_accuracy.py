@@ -60,6 +60,13 @@ def test_curves_apart():
     assert found == {"nchw": 0.25, "channels_last": 0.5, "winograd": 0.5, "direct": 1.0}
 
 
+def test_curves_of_two_seeds():
+    first = {"nchw": [1.0, 2.0], "channels_last": [1.5, 2.0]}
+    second = {"nchw": [1.25, 2.0], "channels_last": [1.5, 2.75]}
+    assert bench_accuracy.between_seeds([first, second, first]) == 0.75
+    assert bench_accuracy.between_seeds([first]) == 0
+
+
 def test_seeds_have_other_photos(data):
     learner = ft.vision_learner(data, device="cpu", **OPTIONS)
     firsts = [next(bench_accuracy.photos(learner, seed)).ids.tolist() for seed in (0, 1, 0)]

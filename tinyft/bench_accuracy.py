@@ -230,5 +230,15 @@ def from_exact(losses: dict[str, list[float]]) -> dict[str, float]:
     return {name: _between(losses, name, EXACT) for name in (*OURS, *LAYOUTS)}
 
 
+def between_seeds(curves: list[dict[str, list[float]]]) -> float:
+    """The largest difference of PyTorch's curves of two seeds, in one layout; 0 for one seed."""
+    pairs = itertools.combinations(curves, 2)
+    return max((_apart(a[name], b[name]) for a, b in pairs for name in LAYOUTS), default=0.0)
+
+
 def _between(losses: dict[str, list[float]], a: str, b: str) -> float:
-    return max(abs(x - y) for x, y in zip(losses[a], losses[b], strict=True))
+    return _apart(losses[a], losses[b])
+
+
+def _apart(curve: list[float], other: list[float]) -> float:
+    return max(abs(x - y) for x, y in zip(curve, other, strict=True))

@@ -126,7 +126,11 @@ def _curve(
 
 
 def _show_largest(show: Show, curves: list[dict[str, Any]]) -> None:
-    """The largest of all seeds, and how often ours is the furthest from float64."""
+    """The largest of all seeds, how often ours is the furthest from float64, and how far seeds are
+    apart.
+    """
+    from tinyft.bench_accuracy import between_seeds
+
     largest = {
         kind: {name: max(curve[kind][name] for curve in curves) for name in curves[0][kind]}
         for kind in ("apart", "from_exact")
@@ -139,6 +143,8 @@ def _show_largest(show: Show, curves: list[dict[str, Any]]) -> None:
         for curve in curves
     )
     show(f"  tinyft is further from float64 than both layouts: {furthest} of {len(curves)} seeds")
+    seeds = between_seeds([curve["losses"] for curve in curves])
+    show(f"  PyTorch's curves of two seeds in one layout: up to {seeds:.1e} apart")
 
 
 def _show_curves(show: Show, found: dict[str, Any]) -> None:
