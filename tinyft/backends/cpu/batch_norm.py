@@ -237,28 +237,14 @@ class BatchNorm(Backend):
             return super().batch_norm_train(x, weight, bias, eps, residual=residual, relu=relu)
         x = flat(x).reshape(x.shape)  # one copy for both passes, if any
         mean, variance = moments(x)
-        out = self.batch_norm_eval(
-            x, weight, bias, mean, variance, eps, residual=residual, relu=relu
-        )
-        return out, mean, variance
+        return _normalise(x, weight, bias, mean, variance, eps, residual, relu), mean, variance
 
     def batch_norm_eval(self, x, weight, bias, mean, variance, eps, *, residual=None, relu=False):
         if not suitable_channels([x, residual], [weight, bias, mean, variance]):
             return super().batch_norm_eval(
                 x, weight, bias, mean, variance, eps, residual=residual, relu=relu
             )
-        M, C, rows, pieces = _extent(x)
-        scale = _gain(weight, variance, eps)
-        out = workspace.empty(x.shape)
-        values = flat(x)
-        added = values if residual is None else flat(residual)
-        low = np.float32(0 if relu else -np.inf)
-        factors = flat(mean), scale, flat(bias)
-        run_pieces(
-            normalise, pieces, values, M, C, rows, *factors, added, residual is not None, low,
-            out.reshape(-1),
-        )  # fmt: skip
-        return out
+        return _normalise(x, weight, bias, mean, variance, eps, residual, relu)
 
     def batch_norm_train_grad(self, dout, x, weight, mean, variance, eps, *, out=None, bias=None):
         relu = {"out": out, "bias": bias}
@@ -299,6 +285,19 @@ def moments(x: Array) -> tuple[Array, Array]:
     mean, variance = np.empty(C, np.float32), np.empty(C, np.float32)
     join_moments(parts, M, rows, mean, variance)
     return mean, variance
+
+
+def _normalise(x, weight, bias, mean, variance, eps, residual, relu) -> Array:
+    M, C, rows, pieces = _extent(x)
+    out = workspace.empty(x.shape)
+    values = flat(x)
+    added = values if residual is None else flat(residual)
+    low = np.float32(0 if relu else -np.inf)
+    run_pieces(
+        normalise, pieces, values, M, C, rows, flat(mean), _gain(weight, variance, eps),
+        flat(bias), added, residual is not None, low, out.reshape(-1),
+    )  # fmt: skip
+    return out
 
 
 def _suitable_gradients(dout, x, weight, mean, variance, out, bias) -> bool:
