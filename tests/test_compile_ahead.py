@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from tinyft import compile_ahead
-from tinyft.backends.cpu import compile_cache
+from tinyft.backends.cpu import compile_cache, threads
 from tinyft.bench import Case, our_side
 
 CASE = "cpu", "cifar_resnet20", 2, 32
@@ -33,7 +33,7 @@ def empty_folder(monkeypatch, tmp_path):
 
 
 def test_the_helper_compiles_and_ends_with_the_block(empty_folder, helpers, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(threads, "get_num_threads", lambda: 2)
     with compile_ahead.helped(*CASE):
         (helper,) = helpers
         for _ in range(1000):
@@ -48,11 +48,19 @@ def test_the_helper_compiles_and_ends_with_the_block(empty_folder, helpers, monk
 def test_no_helper_without_need(empty_folder, helpers, monkeypatch):
     with compile_ahead.helped("reference", *CASE[1:]):
         pass
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr(threads, "get_num_threads", lambda: 1)
     with compile_ahead.helped(*CASE):
         pass
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(threads, "get_num_threads", lambda: 2)
     (empty_folder / "some.kernel.bin").write_bytes(b"")
+    with compile_ahead.helped(*CASE):
+        pass
+    assert helpers == []
+
+
+def test_a_program_that_cannot_start_itself_does_without(empty_folder, helpers, monkeypatch):
+    monkeypatch.setattr(threads, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("sys.executable", "")
     with compile_ahead.helped(*CASE):
         pass
     assert helpers == []

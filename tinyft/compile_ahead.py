@@ -12,7 +12,6 @@ Next: tinyft/cli/display.py
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,20 +23,16 @@ CHILD = "import sys; from tinyft.compile_ahead import child; child(*sys.argv[1:]
 
 @contextlib.contextmanager
 def helped(device: str, arch: str, batch_size: int, size: int) -> Iterator[None]:
-    """Within this block a helper compiles the kernels of the backward pass of `arch`, if they are
-    wanted on this device, none are kept yet but can be, and a second core is there.
+    """Within this block a helper compiles the kernels of the backward pass of `arch`, if this
+    device wants kernels, none are kept yet but can be, and more than one thread is to compute.
     """
-    if os.cpu_count() == 1 or not _nothing_compiled(device):
-        yield
-        return
-    arguments = [sys.executable, "-c", CHILD, arch, str(batch_size), str(size)]
-    nowhere = subprocess.DEVNULL
-    helper = subprocess.Popen(arguments, stdin=nowhere, stdout=nowhere, stderr=nowhere)
+    helper = _start(arch, batch_size, size) if _nothing_compiled(device) else None
     try:
         yield
     finally:
-        helper.kill()  # a file is there as a whole or not at all
-        helper.wait()
+        if helper:
+            helper.kill()  # a file is there as a whole or not at all
+            helper.wait()
 
 
 def _nothing_compiled(device: str) -> bool:
@@ -45,9 +40,18 @@ def _nothing_compiled(device: str) -> bool:
 
     if backends.get(device).name != "cpu":
         return False
-    from tinyft.backends.cpu import compile_cache
+    from tinyft.backends.cpu import compile_cache, threads
 
-    return compile_cache.is_empty()
+    return threads.get_num_threads() > 1 and compile_cache.is_empty()
+
+
+def _start(arch: str, batch_size: int, size: int) -> subprocess.Popen | None:
+    """The helper; None where a program cannot start itself again, or may start no other."""
+    arguments = [sys.executable, "-c", CHILD, arch, str(batch_size), str(size)]
+    nowhere = subprocess.DEVNULL
+    with contextlib.suppress(OSError):
+        return subprocess.Popen(arguments, stdin=nowhere, stdout=nowhere, stderr=nowhere)
+    return None
 
 
 def child(arch: str, batch_size: str, size: str) -> None:
