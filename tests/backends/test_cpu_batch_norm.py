@@ -220,3 +220,22 @@ def test_an_empty_batch_in_evaluation():
     weight = np.ones(16, np.float32)
     x = np.zeros((0, 4, 4, 16), np.float32)
     assert FAST.batch_norm_eval(x, weight, weight, weight, weight, 1e-5).shape == x.shape
+
+
+@pytest.mark.parametrize("add, relu", OPTIONS)
+def test_writing_past_the_caches_changes_no_bit(add, relu, monkeypatch):
+    shape = (3, 56, 56, 64)
+    x, residual, dout, weight, bias = case(shape)
+
+    def everything():
+        out, mean, variance = FAST.batch_norm_train(
+            x, weight, bias, 1e-5, residual=residual if add else None, relu=relu
+        )
+        known_by = {"out": out, "bias": None if add else bias} if relu else {}
+        return out, *FAST.batch_norm_train_grad(dout, x, weight, mean, variance, 1e-5, **known_by)
+
+    expected = everything()
+    monkeypatch.setattr("tinyft.backends.cpu.arrays.LARGE", 1)
+    leave_nan(shape)
+    for actual, one in zip(everything(), expected, strict=True):
+        np.testing.assert_array_equal(actual, one)

@@ -134,3 +134,13 @@ def test_gradients_of_a_wrong_shape_do_not_reach_a_kernel():
         FAST.max_pool2d_grad(out, place[:1, :2], x.shape, **options)
     with pytest.raises(ValueError):
         FAST.global_average_pool_grad(out[:, 0, 0, :5], x.shape)
+
+
+def test_writing_past_the_caches_changes_no_bit(monkeypatch):
+    x = np.random.default_rng(0).standard_normal((2, 40, 40, 32)).astype(np.float32)
+    options = {"kernel": 3, "stride": 2, "padding": 1}
+    out, place = FAST.max_pool2d(x, **options)
+    expected = FAST.max_pool2d_grad(out, place, x.shape, **options)
+    monkeypatch.setattr("tinyft.backends.cpu.arrays.LARGE", 1)
+    actual = FAST.max_pool2d_grad(out, place, x.shape, **options)
+    np.testing.assert_array_equal(actual, expected)

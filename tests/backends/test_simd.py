@@ -13,20 +13,23 @@ from tinyft.backends.cpu.simd import (
     atomic_announce,
     atomic_load,
     atomic_next,
+    finish_streams,
     kernel,
     prefetch,
     vfma,
     vkeep_positive,
     vload,
-    vload_bytes,
     vmax,
-    vpick,
+    vpick_byte,
     vpick_equal,
+    vpick_larger,
+    vput,
     vset1,
     vstore,
     vstore_bytes,
     vtranspose,
 )
+from tinyft.backends.cpu.threads import aligned_empty
 
 NAN = np.nan
 SPECIAL = np.array([NAN, np.inf, -np.inf, 0.0, -0.0, 1.5, -2.5, 3.0e38], np.float32)
@@ -50,7 +53,7 @@ def kept(x, y, out):
 def larger(x, y, out):
     for i in range(0, x.size, LANES):
         a, b = vload(x, i), vload(y, i)
-        vstore(out, i, vpick(a, b, vset1(np.float32(1)), vset1(np.float32(0))))
+        vstore(out, i, vpick_larger(a, b, vset1(np.float32(1)), vset1(np.float32(0))))
 
 
 @kernel
@@ -65,7 +68,7 @@ def equal(x, y, out):
     [
         (maxima, np.maximum),
         (kept, lambda x, y: np.where(x <= 0, np.float32(0), y)),
-        (larger, lambda x, y: (x > y).astype(np.float32)),
+        (larger, lambda x, y: ((x > y) | (np.isnan(x) & ~np.isnan(y))).astype(np.float32)),
         (equal, lambda x, y: (x == y).astype(np.float32)),
     ],
 )
@@ -91,16 +94,47 @@ def test_arithmetic():
 
 
 @kernel
-def copy_bytes(source, out):
+def where_byte(source, number, out):
     for i in range(0, source.size, LANES):
-        vstore_bytes(out, i, vload_bytes(source, i))
+        one, zero = vset1(np.float32(1)), vset1(np.float32(0))
+        vstore(out, i, vpick_byte(source, i, number, one, zero))
 
 
-def test_bytes():
+@pytest.mark.parametrize("number", [0, 3, 127, 128, 255])
+def test_a_byte_is_found(number):
     source = np.arange(256, dtype=np.uint8)
-    out = np.zeros_like(source)
-    copy_bytes(source, out)
-    np.testing.assert_array_equal(out, source)
+    out = np.zeros(256, np.float32)
+    where_byte(source, number, out)
+    np.testing.assert_array_equal(out, source == number)
+
+
+@kernel
+def as_bytes(x, out):
+    for i in range(0, x.size, LANES):
+        vstore_bytes(out, i, vload(x, i))
+
+
+def test_bytes_are_stored():
+    out = np.zeros(256, np.uint8)
+    as_bytes(np.arange(256, dtype=np.float32), out)
+    np.testing.assert_array_equal(out, np.arange(256))
+
+
+@kernel
+def put(x, out, large):
+    for i in range(0, x.size, LANES):
+        vput(out, i, vload(x, i), large)
+    finish_streams()
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_what_is_stored_past_the_caches_arrives(large):
+    x = aligned_empty(4 * LANES)
+    x[:] = np.arange(4 * LANES)
+    out = aligned_empty(4 * LANES)
+    out.fill(0)
+    put(x, out, large)
+    np.testing.assert_array_equal(out, x)
 
 
 @kernel

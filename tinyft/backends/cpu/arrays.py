@@ -12,6 +12,7 @@ from tinyft.backends.cpu.simd import LANES
 from tinyft.backends.cpu.threads import announce_start, run
 
 PIECE = 1 << 15  # floats of one piece: 128 KiB, which stays in a core's L2 between two passes
+LARGE = 1 << 23  # floats of an array (32 MiB) that no cache keeps until it is read again
 LEAST_ROWS = 64  # but so many rows, or the partial sums of 2048 channels are as large as the piece
 
 
@@ -50,6 +51,11 @@ def flat(x: Array) -> Array:
     if not x.flags.carray:
         x = np.array(x, order="C")
     return x.reshape(-1)
+
+
+def large(x: Array) -> bool:
+    """Whether x, from `workspace.empty`, is better written past the caches (`vput` of simd.py)."""
+    return x.size >= LARGE
 
 
 def rows_per_piece(C: int) -> int:

@@ -180,9 +180,9 @@ def write_constant(number: float):
     return ir.Constant(REGISTER, [float(np.float32(number))] * LANES)
 
 
-def write_spread(builder, number):
+def write_spread(builder, number, kind=REGISTER):
     """A register with `number` in every lane: put it into lane 0, then copy lane 0 everywhere."""
-    first = builder.insert_element(ir.Constant(REGISTER, ir.Undefined), number, _INT32(0))
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), number, _INT32(0))
     return builder.shuffle_vector(first, first, ir.Constant(_INTEGERS, [0] * LANES))
 
 
@@ -190,12 +190,12 @@ def write_fma(builder, x, y, z):
     return write_call(builder, f"llvm.fmuladd.v{LANES}f32", REGISTER, x, y, z)
 
 
-def write_prefetch(builder, pointer, level: int):
+def write_prefetch(builder, pointer, level: int, to_write: bool = False):
     """Ask for the cache line that a pointer lies in, into the cache of this level."""
     pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
     name = "llvm.prefetch.p0" if pointer.type.is_opaque else "llvm.prefetch.p0i8"
-    read, data = _INT32(0), _INT32(1)
-    write_call(builder, name, ir.VoidType(), pointer, read, _INT32(4 - level), data)
+    purpose, data = _INT32(int(to_write)), _INT32(1)
+    write_call(builder, name, ir.VoidType(), pointer, purpose, _INT32(4 - level), data)
 
 
 def write_opaque(builder, pointer):
@@ -211,6 +211,10 @@ def write_call(builder, name: str, result, *arguments):
     return builder.call(function, arguments)
 
 
+def _is_x86() -> bool:
+    return llvm.get_process_triple().startswith(("x86", "i686"))
+
+
 # --------------------------------------------------------------------------- functions for kernels
 
 
@@ -224,6 +228,35 @@ def vload(builder, pointer):
 def vstore(builder, pointer, x):
     """vstore(a, i, x): a[i : i + LANES] = x"""
     write_store(builder, x, pointer)
+
+
+@instruction(types.void, ADDRESS, VECTOR)
+def vstream(builder, pointer, x):
+    """vstream(a, i, x): the same, but past the caches; a[i] lies at a multiple of a register's size
+
+    A stored line is otherwise read first, and pushes another one out of the caches, for nothing if
+    the array is larger than they are.
+    """
+    place = builder.bitcast(pointer, REGISTER.as_pointer())
+    store = builder.store(x, place)
+    store.align = 4 * LANES
+    store.set_metadata("nontemporal", builder.module.add_metadata([_INT32(1)]))
+
+
+@instruction(types.void)
+def finish_streams(builder):
+    """finish_streams(): what was streamed becomes visible before anything that follows"""
+    if _is_x86():
+        write_call(builder, "llvm.x86.sse.sfence", ir.VoidType())
+
+
+@helper
+def vput(a, i, x, large):
+    """a[i : i + LANES] = x, past the caches if the array is `large`"""
+    if large:
+        vstream(a, i, x)
+    else:
+        vstore(a, i, x)
 
 
 @instruction(VECTOR, FLOAT)
@@ -252,9 +285,11 @@ def vkeep_positive(builder, x, y):
 
 
 @instruction(VECTOR, VECTOR, VECTOR, VECTOR, VECTOR)
-def vpick(builder, a, b, x, y):
-    """vpick(a, b, x, y): x where a > b, else y"""
-    return builder.select(builder.fcmp_ordered(">", a, b), x, y)
+def vpick_larger(builder, a, best, x, y):
+    """vpick_larger(a, best, x, y): x where a > best or is the first NaN, else y"""
+    larger = builder.fcmp_unordered(">", a, best)  # or either is NaN
+    number = builder.fcmp_ordered("ord", best, best)
+    return builder.select(builder.and_(larger, number), x, y)
 
 
 @instruction(VECTOR, VECTOR, VECTOR, VECTOR, VECTOR)
@@ -263,10 +298,12 @@ def vpick_equal(builder, a, b, x, y):
     return builder.select(builder.fcmp_ordered("==", a, b), x, y)
 
 
-@instruction(VECTOR, ADDRESS)
-def vload_bytes(builder, pointer):
-    """vload_bytes(a, i): the LANES bytes a[i : i + LANES] as floats 0 to 255"""
-    return builder.uitofp(write_load(builder, pointer, _BYTES, align=1), REGISTER)
+@instruction(VECTOR, ADDRESS, INT, VECTOR, VECTOR)
+def vpick_byte(builder, pointer, number, x, y):
+    """vpick_byte(a, i, number, x, y): x where the bytes a[i : i + LANES] are `number`, else y"""
+    found = write_load(builder, pointer, _BYTES, align=1)
+    wanted = write_spread(builder, builder.trunc(number, _BYTES.element), _BYTES)
+    return builder.select(builder.icmp_unsigned("==", found, wanted), x, y)
 
 
 @instruction(types.void, ADDRESS, VECTOR)
@@ -299,6 +336,12 @@ def prefetch(builder, pointer):
     write_prefetch(builder, pointer, level=1)
 
 
+@instruction(types.void, ADDRESS)
+def prefetch_to_write(builder, pointer):
+    """prefetch_to_write(a, i): the same for a line that will be written"""
+    write_prefetch(builder, pointer, level=1, to_write=True)
+
+
 @instruction(INT, ADDRESS, ADDRESS)
 def seen_from(builder, pointer, other):
     """seen_from(a, i, b, j): how far b[j] is behind a[i], so that a[i + that] is b[j].
@@ -313,7 +356,7 @@ def seen_from(builder, pointer, other):
 @instruction(types.void)
 def cpu_pause(builder):
     """cpu_pause(): tells an x86 core that this is a waiting loop"""
-    if llvm.get_process_triple().startswith(("x86", "i686")):
+    if _is_x86():
         write_call(builder, "llvm.x86.sse2.pause", ir.VoidType())
 
 
@@ -359,20 +402,24 @@ __all__ = [
     "atomic_load",
     "atomic_next",
     "cpu_pause",
+    "finish_streams",
     "give_way",
     "helper",
     "kernel",
     "prefetch",
+    "prefetch_to_write",
     "seen_from",
     "vfma",
     "vkeep_positive",
     "vload",
-    "vload_bytes",
     "vmax",
-    "vpick",
+    "vpick_byte",
     "vpick_equal",
+    "vpick_larger",
+    "vput",
     "vset1",
     "vstore",
     "vstore_bytes",
+    "vstream",
     "vtranspose",
 ]

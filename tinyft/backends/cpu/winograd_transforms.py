@@ -260,12 +260,12 @@ def transform_all_windows(counter, work, x, padding, P, Q, first_tile, count, ou
 
 
 @kernel
-def transform_all_filters(counter, work, weight, turned, out):
-    """out[value] = all filters as packed panels, see `transform_filters`. An item is LANES
-    channels.
+def transform_all_filters(counter, work, weight, turned, out, plane):
+    """out[value * plane :] = all filters as packed panels, see `transform_filters`. An item is
+    LANES channels.
     """
     C, F = weight.shape[2:]
     c = atomic_next(counter, 0) * LANES
     while c < C:
-        transform_filters(weight, c, LANES, 0, F, True, turned, work, 0, out, 0, C * F)
+        transform_filters(weight, c, LANES, 0, F, True, turned, work, 0, out, 0, plane)
         c = atomic_next(counter, 0) * LANES

@@ -42,6 +42,7 @@ from tinyft.backends.cpu.winograd_transforms import (
     WINDOW,
     copy_square,
     odd_lines,
+    prefetch_square,
     row_pitch,
     tile_count,
     tile_place,
@@ -106,6 +107,11 @@ def gradient_of_parts(
                     dout_flat, (P, Q, F), first + i, work, edge, work, grads, plane_grad, i, tiles
                 )
             for value in range(VALUES):
+                for i in range(value * tiles // VALUES, (value + 1) * tiles // VALUES):
+                    picture, row, column = tile_place(first + tiles + i, P, Q)
+                    prefetch_square(dout_flat, (P, Q, F), picture, row, column, TILE)
+                    top, left = row - padding, column - padding + 1
+                    prefetch_square(x_flat, (H, W, C), picture, top, left, WINDOW)
                 multiply(
                     work, value * plane_in, 1, pitch, work, grads + value * plane_grad, tiles, 0,
                     work, sums + value * plane_sum, F, C, F, count, first - start, 0, 0,
