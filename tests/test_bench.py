@@ -1,5 +1,6 @@
 """What `tinyft bench` makes of times, and that all sides compute the same. No test of speed."""
 
+import contextlib
 import sys
 
 import numpy as np
@@ -181,10 +182,26 @@ def test_memory_and_start_from_what_the_processes_say(monkeypatch):
     assert bench_processes.memory(TINY, 1, alone=False)["ratio"] == 0.75
     assert bench_processes.memory(TINY, 1, alone=True) == {"bytes": {"tinyft": 60}, "ratio": None}
     runs.clear()
-    assert bench_processes.start(TINY, 1) == {"helped": 9.0, "cold": 8.0, "warm": 5.0}
+    assert bench_processes.start(TINY, 2) == {"helped": 9.0, "cold": 8.0, "warm": 5.0}
     assert runs[0][0] == bench_processes.HELPED
     folders = [environment["NUMBA_CACHE_DIR"] for _, _, environment in runs]
     assert folders[0] != folders[1] == folders[2]
+    runs.clear()
+    assert bench_processes.start(TINY, 1) == {"helped": None, "cold": 9.0, "warm": 6.0}
+
+
+def test_a_helped_step(monkeypatch, capsys):
+    asked = []
+
+    @contextlib.contextmanager
+    def helped(*case):
+        asked.append(case)
+        yield
+
+    monkeypatch.setattr(bench_processes, "helped", helped)
+    bench_processes.child(bench_processes.HELPED, "cifar_resnet20", "2", "32", "2", "1")
+    assert asked == [("cpu", "cifar_resnet20", 2, 32)]
+    assert int(capsys.readouterr().out) > 10 << 20
 
 
 def test_pytorch_is_not_imported_without_need():

@@ -1,6 +1,7 @@
 """The second process of a first start: it compiles what a training step needs, and ends with it."""
 
 import subprocess
+import sys
 
 import pytest
 
@@ -46,24 +47,61 @@ def test_the_helper_compiles_and_ends_with_the_block(empty_folder, helpers, monk
 
 
 def test_no_helper_without_need(empty_folder, helpers, monkeypatch):
+    monkeypatch.setattr(threads, "get_num_threads", lambda: 2)
     with compile_ahead.helped("reference", *CASE[1:]):
         pass
-    monkeypatch.setattr(threads, "get_num_threads", lambda: 1)
-    with compile_ahead.helped(*CASE):
-        pass
-    monkeypatch.setattr(threads, "get_num_threads", lambda: 2)
-    (empty_folder / "some.kernel.bin").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "get_num_threads", lambda: 1)
+        with compile_ahead.helped(*CASE):
+            pass
+    with monkeypatch.context() as patch:
+        patch.setattr(compile_cache, "folder", lambda: None)
+        with compile_ahead.helped(*CASE):
+            pass
+    (empty_folder / "tinyft.backends.cpu.batch_norm.sum_gradients-0.bin").write_bytes(b"")
     with compile_ahead.helped(*CASE):
         pass
     assert helpers == []
 
 
-def test_a_program_that_cannot_start_itself_does_without(empty_folder, helpers, monkeypatch):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setattr("sys.executable", ""),
+        lambda patch: patch.setattr("sys.executable", None),
+        lambda patch: patch.setattr("sys.frozen", True, raising=False),
+        lambda patch: patch.setenv(compile_ahead.MARK, "1"),
+    ],
+    ids=["no Python", "embedded", "frozen", "a helper"],
+)
+def test_a_program_that_cannot_start_itself_does_without(
+    empty_folder, helpers, monkeypatch, change
+):
     monkeypatch.setattr(threads, "get_num_threads", lambda: 2)
-    monkeypatch.setattr("sys.executable", "")
+    change(monkeypatch)
     with compile_ahead.helped(*CASE):
         pass
     assert helpers == []
+
+
+def test_it_imports_nothing_from_the_current_folder(tmp_path, monkeypatch):
+    """`python -c` would, and a folder of pictures may hold a random.py."""
+    for module in ("json", "random", "platformdirs"):
+        (tmp_path / f"{module}.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-c", compile_ahead.CHILD, "resnet0", "2", "32", *sys.path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "got 'resnet0'" in done.stderr
+    assert "imported" not in done.stderr
+
+
+def test_what_a_killed_helper_left_is_removed(empty_folder):
+    left, another = empty_folder / "unfinished-12-abc", empty_folder / "unfinished-123-abc"
+    left.touch()
+    another.touch()
+    compile_cache.remove_unfinished(12)
+    assert not left.exists()
+    assert another.exists()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,11 @@ HELPED = f"{OURS}, helped"  # by a second process that compiles
 STEPS = 3  # from the second on all buffers exist
 WARM_STARTS = 3
 
-CHILD = "import sys; from tinyft.bench_processes import child; child(*sys.argv[1:])"
+# The child imports what we import: `-c` alone would look into the current folder first.
+CHILD = (
+    "import sys; sys.path[:] = sys.argv[7:];"
+    "from tinyft.bench_processes import child; child(*sys.argv[1:7])"
+)
 
 
 def child(side: str, arch: str, batch_size: str, size: str, threads: str, steps: str) -> None:
@@ -68,7 +72,7 @@ def run_child(
     Raises: TinyftError with the last line that the process wrote
     """
     numbers = (case.batch_size, case.size, threads, steps)
-    command = [sys.executable, "-c", CHILD, side, case.arch, *map(str, numbers)]
+    command = [sys.executable, "-c", CHILD, side, case.arch, *map(str, numbers), *sys.path]
     environment["TINYFT_NUM_THREADS"] = str(threads)
     started = time.perf_counter()
     with subprocess.Popen(
@@ -98,16 +102,18 @@ def memory(case: Case, threads: int, *, alone: bool) -> dict[str, object]:
 
 def start(case: Case, threads: int) -> dict[str, float]:
     """Seconds from the start of a process to the end of its first training step: with nothing
-    compiled before, alone and helped by a second process, and the smallest of some with everything
-    compiled.
+    compiled before, alone and helped by a second process (None with one thread), and the smallest
+    of some with everything compiled.
     """
 
     def seconds(side: str, folder: str) -> float:
         kept = {"NUMBA_CACHE_DIR": folder, "TINYFT_HOME": folder}
         return run_child(side, case, threads, 1, **kept)[1]
 
-    with tempfile.TemporaryDirectory(prefix="tinyft-bench-") as folder:
-        helped = seconds(HELPED, folder)
+    with_helper = None
+    if threads > 1:
+        with tempfile.TemporaryDirectory(prefix="tinyft-bench-") as folder:
+            with_helper = seconds(HELPED, folder)
     with tempfile.TemporaryDirectory(prefix="tinyft-bench-") as folder:
         cold, *warm = [seconds(OURS, folder) for _ in range(1 + WARM_STARTS)]
-    return {"cold": cold, "helped": helped, "warm": min(warm)}
+    return {"cold": cold, "helped": with_helper, "warm": min(warm)}

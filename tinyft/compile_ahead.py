@@ -1,10 +1,10 @@
-"""A first start compiles kernels: a second process takes half of them.
+"""A first start compiles kernels: a second process takes a part of them.
 
 Compiling holds a lock, so threads cannot share it; processes can, through the folder where kernels
 are kept (tinyft/backends/cpu/compile_cache.py). A first training step meets the kernels of the
 forward pass first. Meanwhile a helper calls those of the backward pass, the last layer's first,
-with zeros of the same shapes. When the step gets there it finds them. Nothing is agreed upon: where
-the two meet, one kernel is compiled twice.
+with zeros of the same shapes. When the step gets there it finds most of them. Nothing is agreed
+upon: what both want at the same time, both compile.
 
 Next: tinyft/cli/display.py
 """
@@ -12,46 +12,71 @@ Next: tinyft/cli/display.py
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import numpy as np
 
-CHILD = "import sys; from tinyft.compile_ahead import child; child(*sys.argv[1:])"
+# The helper imports what we import: `-c` alone would look into the current folder first.
+CHILD = (
+    "import sys; sys.path[:] = sys.argv[4:];"
+    "from tinyft.compile_ahead import child; child(*sys.argv[1:4])"
+)
+MARK = "TINYFT_COMPILES_AHEAD"  # in a helper's environment: it starts no other
 
 
 @contextlib.contextmanager
 def helped(device: str, arch: str, batch_size: int, size: int) -> Iterator[None]:
     """Within this block a helper compiles the kernels of the backward pass of `arch`, if this
-    device wants kernels, none are kept yet but can be, and more than one thread is to compute.
+    device wants kernels, none of these are kept yet but can be, and more than one thread is to
+    compute.
     """
-    helper = _start(arch, batch_size, size) if _nothing_compiled(device) else None
+    helper = _start(arch, batch_size, size) if _wanted(device) else None
     try:
         yield
     finally:
         if helper:
-            helper.kill()  # a file is there as a whole or not at all
+            helper.kill()
             helper.wait()
+            _remove_what_it_left(helper.pid)
 
 
-def _nothing_compiled(device: str) -> bool:
+def _wanted(device: str) -> bool:
     from tinyft import backends
 
-    if backends.get(device).name != "cpu":
+    if MARK in os.environ or backends.get(device).name != "cpu":
         return False
-    from tinyft.backends.cpu import compile_cache, threads
+    from tinyft.backends.cpu import batch_norm, compile_cache, threads
 
-    return threads.get_num_threads() > 1 and compile_cache.is_empty()
+    if threads.get_num_threads() == 1 or compile_cache.folder() is None:
+        return False
+    return not compile_cache.is_kept(batch_norm.sum_gradients)
 
 
 def _start(arch: str, batch_size: int, size: int) -> subprocess.Popen | None:
-    """The helper; None where a program cannot start itself again, or may start no other."""
-    arguments = [sys.executable, "-c", CHILD, arch, str(batch_size), str(size)]
+    """The helper; None where there is no Python to start, or no other program may be started."""
+    if not sys.executable or getattr(sys, "frozen", False):
+        return None
+    arguments = [sys.executable, "-c", CHILD, arch, str(batch_size), str(size), *sys.path]
     nowhere = subprocess.DEVNULL
     with contextlib.suppress(OSError):
-        return subprocess.Popen(arguments, stdin=nowhere, stdout=nowhere, stderr=nowhere)
+        helper = subprocess.Popen(
+            arguments, stdin=nowhere, stdout=nowhere, stderr=nowhere, env=os.environ | {MARK: "1"}
+        )
+        # It is done long before a run is: waited for here, it leaves no zombie.
+        threading.Thread(target=helper.wait, daemon=True).start()
+        return helper
     return None
+
+
+def _remove_what_it_left(pid: int) -> None:
+    """A killed helper may have been writing a kernel, under a name that nobody looks for."""
+    from tinyft.backends.cpu import compile_cache
+
+    compile_cache.remove_unfinished(pid)
 
 
 def child(arch: str, batch_size: str, size: str) -> None:
@@ -60,7 +85,9 @@ def child(arch: str, batch_size: str, size: str) -> None:
 
 
 def call_gradients(arch: str, batch_size: int, size: int) -> None:
-    """Everything that a backward pass and Adam call, with zeros, each kind of layer once."""
+    """What the backward pass of a network's body and Adam call, with zeros, each kind of layer
+    once.
+    """
     from tinyft import backends
     from tinyft.nn import BatchNorm, Conv2d, build
     from tinyft.nn.summary import forward_nodes
@@ -83,13 +110,15 @@ def call_gradients(arch: str, batch_size: int, size: int) -> None:
             backend.conv2d_input_grad(dout, layer.weight.data, x.shape, **window)
             _call_adam(backend, layer.weight.data)
         elif isinstance(layer, BatchNorm):
-            told_by = {"bias": None if len(others) > 2 else layer.bias.data}  # a residual is added
+            # where its ReLU was, its result tells, or x if no residual was added
+            told_by = {"bias": None if len(others) > 2 else layer.bias.data}
             statistics = layer.running_mean, layer.running_var, layer.eps
             backend.batch_norm_train_grad(dout, x, layer.weight.data, *statistics, out=x, **told_by)
             backend.add(dout, x)
         elif node.op == "max_pool2d":
-            place = np.zeros(dout.shape, np.uint16)
-            backend.max_pool2d_grad(dout, place, x.shape, kernel=3, stride=2, padding=1)
+            window = {"kernel": 3, "stride": 2, "padding": 1}
+            _, place = backend.max_pool2d(x, **window)
+            backend.max_pool2d_grad(dout, place, x.shape, **window)
 
 
 def _call_adam(backend, weight: np.ndarray) -> None:

@@ -123,7 +123,7 @@ def test_two_processes_at_once(start):
     for process in [start(wait=False) for _ in range(3)]:
         finish(process)
     assert len(kept_files(start.home)) == 1
-    assert not list(start.home.glob("kernels-*/tmp*"))
+    assert not list(start.home.glob("kernels-*/unfinished*"))
     assert start() == ""
 
 

@@ -63,12 +63,16 @@ CASES = [  # x (N, H, W, C), F, R, S, stride, padding
     ((1, 9, 9, 1), 1, 3, 3, 4, 1),
     ((1, 3, 3, 16), 16, 3, 3, 7, 4),  # windows that meet padding alone
     ((1, 6, 6, 16), 16, 4, 4, 1, 6),
+]
+WHOLE_MAPS = [  # that each window sees whole, and a few pictures of them, for which windows do
+    ((1, 2, 2, 32), 32, 3, 3, 1, 1),
     ((6, 2, 2, 80), 48, 3, 3, 1, 1),  # each result sees all pixels
     ((110, 2, 2, 16), 96, 3, 3, 1, 1),  # more pictures than an item has
-    ((3, 3, 4, 32), 16, 5, 5, 1, 1),
-    ((3, 4, 4, 32), 16, 5, 5, 1, 1),  # 4 pixels a side see 2 results a side
+    ((5, 3, 4, 32), 16, 5, 5, 1, 1),
+    ((9, 4, 4, 32), 16, 5, 5, 1, 1),  # 4 pixels a side see 2 results a side
     ((4, 1, 2, 16), 16, 2, 3, 1, 1),
 ]
+CASES += WHOLE_MAPS
 
 
 def make(case, seed=0):
@@ -290,7 +294,7 @@ def odd_views(array):
     return reversed_view, every_second, read_only, shifted, unaligned, fortran
 
 
-@pytest.mark.parametrize("case", [CASES[i] for i in (0, 5, 14, 22, -5)], ids=str)
+@pytest.mark.parametrize("case", [*(CASES[i] for i in (0, 5, 14, 22)), WHOLE_MAPS[1]], ids=str)
 def test_results_do_not_depend_on_strides(case):
     x, weight, dout = make(case)
     expected = run(FAST, case, x, weight, dout)
@@ -299,7 +303,7 @@ def test_results_do_not_depend_on_strides(case):
             np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("case", [CASES[i] for i in (5, 10, 14, 19, 22, -5)], ids=str)
+@pytest.mark.parametrize("case", [*(CASES[i] for i in (5, 10, 14, 19, 22)), WHOLE_MAPS[1]], ids=str)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_not_finite_numbers_reach_the_result(case, value):
     """Where the definition has NaN or infinity, the fast result is not finite either (Winograd
@@ -352,7 +356,7 @@ def test_winograd_can_be_turned_off(monkeypatch):
 
 @pytest.mark.parametrize("size, same", [(1, True), (2, True), (3, False), (4, False)])
 def test_winograd_computes_what_it_saves_something_on(monkeypatch, size, same):
-    """Maps of 1 x 1 and 2 x 2 pixels go to the direct kernels: equal bits without Winograd."""
+    """Maps of 1 x 1 and 2 x 2 pixels do not go through tiles: equal bits without Winograd."""
     case = (2, size, size, 32), 32, 3, 3, 1, 1
     arrays = make(case)
     monkeypatch.setenv("TINYFT_WINOGRAD", "0")
@@ -467,8 +471,8 @@ def test_matmul_of_other_things_is_the_definition():
 CHECK = """
 from tests.backends.test_cpu_conv import *
 assert int(sys.argv[1]) == LANES
-numbers = [*range(6), 8, 9, 11, 14, 15, 16, 18, 19, 22, 23, *range(-5, 0)]
-for case in [CASES[i] for i in numbers]:
+numbers = [*range(6), 8, 9, 11, 14, 15, 16, 18, 19, 22, 23]
+for case in [CASES[i] for i in numbers] + WHOLE_MAPS:
     arrays = make(case)
     assert_equals_definition(case, run(FAST, case, *arrays), *arrays)
 test_matmul(13, 37, 10)

@@ -141,6 +141,6 @@ def test_writing_past_the_caches_changes_no_bit(monkeypatch):
     options = {"kernel": 3, "stride": 2, "padding": 1}
     out, place = FAST.max_pool2d(x, **options)
     expected = FAST.max_pool2d_grad(out, place, x.shape, **options)
-    monkeypatch.setattr("tinyft.backends.cpu.arrays.LARGE", 1)
+    monkeypatch.setattr("tinyft.backends.cpu.arrays.BEYOND_CACHES", 1)
     actual = FAST.max_pool2d_grad(out, place, x.shape, **options)
     np.testing.assert_array_equal(actual, expected)

@@ -17,6 +17,7 @@ SHAPES = {
     "tiles": (32, 32, 3, 1, 1, 12),
     "filters": (256, 256, 3, 1, 1, 7),
     "direct": (32, 48, 3, 2, 1, 12),
+    "whole maps": (32, 48, 3, 1, 1, 2),
     "odd channels": (10, 37, 3, 1, 1, 9),
     "few channels": (3, 16, 7, 2, 3, 60),
 }
@@ -41,7 +42,7 @@ def count_passes(monkeypatch):
 
 def arrays(C, F, kernel, size):
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, size, size, C)).astype(np.float32)
+    x = rng.standard_normal((4, size, size, C)).astype(np.float32)
     lying = rng.standard_normal((kernel, kernel, C, F)).astype(np.float32)
     return x, lying.transpose(3, 2, 0, 1)
 

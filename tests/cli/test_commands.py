@@ -1,10 +1,12 @@
 """Each command does what its help says."""
 
 import argparse
+import contextlib
 import json
 import re
 import shlex
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -387,10 +389,29 @@ def test_fetch_names_what_is_near(tinyft, monkeypatch, tmp_path):
 # ---------------------------------------------------------------------------------- warmup, doctor
 
 
-def test_warmup(tinyft):
+@contextlib.contextmanager
+def nobody_helps(asked, *case):
+    asked.append(case)
+    yield
+
+
+def test_warmup(tinyft, monkeypatch):
+    asked = []
+    monkeypatch.setattr("tinyft.cli.warmup.helped", partial(nobody_helps, asked))
     done = tinyft("warmup", "--arch", "cifar_resnet20", "--batch-size", "2")
     assert done.code == 0, done.err
     assert done.out.startswith("ready after")
+    assert [case[1:] for case in asked] == [("cifar_resnet20", 2, 32)]
+
+
+def test_finetune_lets_a_helper_compile(tinyft, draw, tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr("tinyft.cli.finetune.helped", partial(nobody_helps, asked))
+    done = tinyft("finetune", draw({"cat": 6, "dog": 6}), *tiny)
+    assert done.code == 0, done.err
+    ((_, arch, batch_size, size),) = asked
+    assert (arch, size) == ("cifar_resnet20", 32)
+    assert f"--batch-size {batch_size}" in " ".join(tiny)
 
 
 def test_doctor(tinyft):

@@ -44,6 +44,7 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 DIGEST_SIZE = hashlib.sha256().digest_size
+UNFINISHED = "unfinished-"  # a file that is being written: this, the process, something random
 
 
 def helper(function: Callable) -> Callable:
@@ -113,7 +114,11 @@ announcement = Announcement()
 
 @functools.cache
 def folder() -> Path | None:
-    """Where this version's kernels are kept; None, with one warning, if nothing can be written."""
+    """Where this version's kernels are kept; None, with one warning, if nothing can be written, or
+    if there are no sources to tell one version from the next, as in a frozen program.
+    """
+    if not _sources():
+        return None
     place = _home() / f"kernels-{_hash_of_everything()}"
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -129,9 +134,16 @@ def folder() -> Path | None:
         return None
 
 
-def is_empty() -> bool:
-    """True if kernels can be kept, and none are."""
-    return folder() is not None and next(folder().glob("*.bin"), None) is None
+def is_kept(function: Callable) -> bool:
+    """Whether some version of this kernel is in the folder."""
+    return folder() is not None and any(folder().glob(f"{_prefix(function.py_func)}-*.bin"))
+
+
+def remove_unfinished(pid: int) -> None:
+    """Delete what a process that was killed had not finished writing."""
+    if folder() is not None:
+        for file in folder().glob(f"{UNFINISHED}{pid}-*"):
+            file.unlink(missing_ok=True)
 
 
 def _home() -> Path:
@@ -143,11 +155,15 @@ def _home() -> Path:
 def _hash_of_everything() -> str:
     """16 hexadecimal digits that change when compiled code may."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in _sources():
         digest.update(source.read_bytes())
     versions = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
     digest.update(repr((versions, _cpu())).encode())
     return digest.hexdigest()[:16]
+
+
+def _sources() -> list[Path]:
+    return sorted(Path(__file__).parent.glob("*.py"))
 
 
 def _cpu() -> tuple[str, str]:
@@ -184,7 +200,7 @@ class KernelCache(_Cache):
     def flush(self) -> None:
         """Forget what was kept for this kernel."""
         if folder() is not None:
-            for file in folder().glob(f"{self._prefix()}-*.bin"):
+            for file in folder().glob(f"{_prefix(self.function)}-*.bin"):
                 file.unlink(missing_ok=True)
 
     def load_overload(self, signature, target_context):
@@ -213,10 +229,7 @@ class KernelCache(_Cache):
     def _file(self, signature, codegen) -> Path:
         line = self.function.__code__.co_firstlineno
         key = repr((signature, codegen.magic_tuple(), line)).encode() + self._source()
-        return folder() / f"{self._prefix()}-{hashlib.sha256(key).hexdigest()[:16]}.bin"
-
-    def _prefix(self) -> str:
-        return f"{self.function.__module__}.{self.function.__qualname__}".replace("<locals>.", "")
+        return folder() / f"{_prefix(self.function)}-{hashlib.sha256(key).hexdigest()[:16]}.bin"
 
     def _source(self) -> bytes:
         """The file that defines the kernel, which need not be in this folder."""
@@ -225,6 +238,11 @@ class KernelCache(_Cache):
     def _complain(self, what: str, error: Exception) -> None:
         name = self.function.__name__
         warnings.warn(f"kernel {name} could not be {what}: {error!r}", RuntimeWarning, stacklevel=2)
+
+
+def _prefix(function: Callable) -> str:
+    """How the names of a kernel's files begin."""
+    return f"{function.__module__}.{function.__qualname__}".replace("<locals>.", "")
 
 
 @functools.cache
@@ -248,7 +266,7 @@ def _read(file: Path) -> bytes | None:
 def _write(file: Path, payload: bytes) -> None:
     """SHA-256 and payload, under a name of its own first: nobody sees half a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{UNFINISHED}{os.getpid()}-", dir=file.parent)
     try:
         with os.fdopen(handle, "wb") as out:
             out.write(hashlib.sha256(payload).digest() + payload)

@@ -32,7 +32,6 @@ from tinyft.backends.cpu import (
 from tinyft.backends.cpu.gemm import copied, padded, round_up
 from tinyft.backends.cpu.implicit_gemm import Epilogue
 from tinyft.backends.cpu.simd import LANES
-from tinyft.backends.cpu.whole_maps import sees_all
 from tinyft.backends.cpu.winograd_transforms import TILE, VALUES
 from tinyft.backends.reference import output_size
 from tinyft.errors import ShapeError
@@ -71,7 +70,7 @@ def conv2d(
     )
     if few:
         few_channels.forward(x, weight, stride, padding, y, epilogue)
-    elif sees_all(R, S, stride, padding, *x.shape[1:3]):
+    elif whole_maps.suits(x.shape, R, S, stride, padding):
         whole_maps.forward(x, weight, padding, y, epilogue)
     elif uses_winograd(R, S, stride, padding, out_shape):
         winograd.convolve(x, weight, False, padding, y, epilogue)
@@ -94,7 +93,7 @@ def conv2d_input_grad(
     dout = padded(dout, (*out_shape[:3], full_f))
     weight = _as_it_lies(weight, full_c, full_f)
     dx = workspace.empty((*x_shape[:3], full_c))
-    if sees_all(R, S, stride, padding, *x_shape[1:3]):
+    if whole_maps.suits(x_shape, R, S, stride, padding):
         whole_maps.input_grad(dout, weight, padding, dx)
     elif uses_winograd(R, S, stride, padding, x_shape):
         winograd.convolve(dout, weight, True, 2 - padding, dx, Epilogue())
@@ -120,7 +119,7 @@ def conv2d_weight_grad(
     dweight = workspace.empty((R, S, full_c, full_f))
     if few:
         few_channels.weight_grad(dout, x, stride, padding, dweight)
-    elif sees_all(R, S, stride, padding, *x.shape[1:3]):
+    elif whole_maps.suits(x.shape, R, S, stride, padding):
         whole_maps.weight_grad(dout, x, padding, dweight)
     elif uses_winograd(R, S, stride, padding, out_shape) and min(out_shape[1:3]) >= TILE:
         # a map smaller than a tile adds up so few products that a plain sum is five times as exact

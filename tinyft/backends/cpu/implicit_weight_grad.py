@@ -11,8 +11,8 @@ of the pixels, each with sums of its own that are added in order at the end, and
 taps and channels. Small weights have up to 8 parts, large ones 1 or 2 (their sums would not fit the
 cache).
 
-A 1x1 convolution reads x and dout in order, so the next 128 pixels of both are fetched while these
-are multiplied: 5 to 21 % on 56x56 maps.
+A 1x1 convolution with so few weights that an item has all channels reads x and dout in order: the
+next 128 pixels of both are fetched while these are multiplied, 5 to 21 % on 56x56 maps.
 
 Next: tinyft/backends/cpu/whole_maps.py
 """

@@ -17,7 +17,8 @@ roles:
 
 **Infinity times 0 is NaN**, so by the definition an infinite weight makes NaN of the results that
 meet it in their padding. Every weight meets a pixel of some result, which it makes infinite or NaN;
-where that is seen, and where dout is not finite, windows compute it all again.
+where that is seen, and where dout is not finite, windows compute it all again. dx needs none of
+this: its definition multiplies no padding.
 
 Next: tinyft/backends/cpu/few_channels.py
 """
@@ -117,9 +118,14 @@ def multiply_pairs(counter, thread, x, packed, packed_rows, dweight, pairs, star
         item = atomic_next(counter, 0)
 
 
-def sees_all(R: int, S: int, stride: int, padding: int, H: int, W: int) -> bool:
-    """Whether all windows reach over the whole H x W picture, and each place of them meets it."""
-    return stride == 1 and padding > 0 and H + padding == R and W + padding == S
+def suits(x_shape: tuple[int, ...], R: int, S: int, stride: int, padding: int) -> bool:
+    """Whether all windows reach over the whole picture, each place of them meets it, and there are
+    as many pictures as a register block has rows at least: for one, windows are 1.1 to 1.6 times as
+    fast.
+    """
+    N, H, W, _ = x_shape
+    sees_all = stride == 1 and padding > 0 and H + padding == R and W + padding == S
+    return sees_all and N >= REST_ROWS
 
 
 @functools.lru_cache(maxsize=64)
@@ -140,7 +146,8 @@ def pairs_of_taps(R: int, S: int, padding: int) -> tuple[Array, Array]:
     """
     table = tap_table(R, S, padding)
     found = [np.argwhere(table == tap)[:, ::-1] for tap in range(R * S)]
-    return np.concatenate(found), np.cumsum([0, *map(len, found)])
+    pairs = np.ascontiguousarray(np.concatenate(found))
+    return pairs, np.cumsum([0, *map(len, found)])
 
 
 def forward(x: Array, weight: Array, padding: int, y: Array, epilogue: Epilogue) -> None:
