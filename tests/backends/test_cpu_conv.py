@@ -20,7 +20,13 @@ from hypothesis import strategies as st
 from tinyft.backends.cpu import CpuBackend, threads, workspace
 from tinyft.backends.cpu import conv2d as conv2d_module
 from tinyft.backends.cpu.simd import LANES
-from tinyft.backends.cpu.winograd_transforms import A_TRANSPOSED, winograd_matrices
+from tinyft.backends.cpu.winograd_transforms import (
+    A_SHORT,
+    A_TRANSPOSED,
+    B_SHORT,
+    G,
+    winograd_matrices,
+)
 from tinyft.backends.reference import Backend, output_size
 from tinyft.errors import ShapeError
 
@@ -72,7 +78,15 @@ WHOLE_MAPS = [  # that each window sees whole, and a few pictures of them, for w
     ((9, 4, 4, 32), 16, 5, 5, 1, 1),  # 4 pixels a side see 2 results a side
     ((4, 1, 2, 16), 16, 2, 3, 1, 1),
 ]
-CASES += WHOLE_MAPS
+SORTED_TILES = [  # of 4 and of 3 results, by both schedules of each
+    ((5, 14, 14, 16), 32, 3, 3, 1, 1),
+    ((9, 7, 7, 32), 48, 3, 3, 1, 1),
+    ((4, 16, 9, 16), 16, 3, 3, 1, 0),
+    ((4, 4, 12, 16), 16, 3, 3, 1, 2),
+    ((4, 7, 14, 80), 96, 3, 3, 1, 1),
+    ((4, 7, 3, 128), 256, 3, 3, 1, 1),
+]
+CASES += WHOLE_MAPS + SORTED_TILES
 
 
 def make(case, seed=0):
@@ -303,7 +317,9 @@ def test_results_do_not_depend_on_strides(case):
             np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("case", [*(CASES[i] for i in (5, 10, 14, 19, 22)), WHOLE_MAPS[1]], ids=str)
+@pytest.mark.parametrize(
+    "case", [*(CASES[i] for i in (5, 10, 14, 19, 22)), WHOLE_MAPS[1], *SORTED_TILES[:2]], ids=str
+)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_not_finite_numbers_reach_the_result(case, value):
     """Where the definition has NaN or infinity, the fast result is not finite either (Winograd
@@ -390,9 +406,12 @@ def test_long_sums_lose_little(case, limits):
 
 def amplification(a, b):
     """By how much independent roundings of the 36 products grow, see winograd_transforms.py."""
-    evaluate_4, evaluate_3, interpolate = winograd_matrices(a, b)
-    products = np.square(interpolate).sum(1) * np.square(evaluate_3).sum(1)  # mean squares
-    return (np.square(evaluate_4) @ products).mean() / 3  # in each dimension its root
+    return amplification_of(*winograd_matrices(a, b))
+
+
+def amplification_of(evaluate, evaluate_filter, interpolate):
+    products = np.square(interpolate).sum(1) * np.square(evaluate_filter).sum(1)  # mean squares
+    return (np.square(evaluate) @ products).mean() / 3  # in each dimension its root
 
 
 def test_winograd_points_amplify_rounding_as_little_as_any():
@@ -403,6 +422,7 @@ def test_winograd_points_amplify_rounding_as_little_as_any():
     ]
     assert min(others) > 4.74
     np.testing.assert_allclose(winograd_matrices(2 / 3, 3 / 2)[0], A_TRANSPOSED)
+    assert amplification_of(A_SHORT, G, B_SHORT) == pytest.approx(3.91, abs=0.01)
 
 
 def test_wrong_shapes_are_refused():
@@ -472,7 +492,7 @@ CHECK = """
 from tests.backends.test_cpu_conv import *
 assert int(sys.argv[1]) == LANES
 numbers = [*range(6), 8, 9, 11, 14, 15, 16, 18, 19, 22, 23]
-for case in [CASES[i] for i in numbers] + WHOLE_MAPS:
+for case in [CASES[i] for i in numbers] + WHOLE_MAPS + SORTED_TILES:
     arrays = make(case)
     assert_equals_definition(case, run(FAST, case, *arrays), *arrays)
 test_matmul(13, 37, 10)

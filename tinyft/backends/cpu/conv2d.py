@@ -32,7 +32,7 @@ from tinyft.backends.cpu import (
 from tinyft.backends.cpu.gemm import copied, padded, round_up
 from tinyft.backends.cpu.implicit_gemm import Epilogue
 from tinyft.backends.cpu.simd import LANES
-from tinyft.backends.cpu.winograd_transforms import TILE, VALUES
+from tinyft.backends.cpu.winograd_tiles import TILE, VALUES
 from tinyft.backends.reference import output_size
 from tinyft.errors import ShapeError
 

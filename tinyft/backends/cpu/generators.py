@@ -170,7 +170,9 @@ def _mirror(matrix, i: int, taken: set):
 
 
 def _apply(builder, matrix, vectors):
-    """matrix @ vectors"""
+    """matrix @ vectors; None stands for a vector of zeros."""
+    if all(x is None for x in vectors):
+        return [None] * len(matrix)
     out, taken = {}, set()
     for i in range(len(matrix)):
         if i in taken:
@@ -187,54 +189,79 @@ def _apply(builder, matrix, vectors):
     return [out[i] for i in range(len(matrix))]
 
 
-def _square(builder, corner, row, column, size: int):
-    """Pointers to a size x size square that starts at `corner`."""
+def _square(builder, corner, row, column, shape: tuple[int, int]):
+    """Pointers to the rows and columns that start at `corner`."""
     return [
         [
             builder.gep(
                 corner, [builder.add(builder.mul(row, INT64(i)), builder.mul(column, INT64(j)))]
             )
-            for j in range(size)
+            for j in range(shape[1])
         ]
-        for i in range(size)
+        for i in range(shape[0])
     ]
 
 
-def make_two_sided_transform(matrix, epilogue: bool = False):
+def _write_transform(builder, left, right, x, x_row, x_column, y, y_row, y_column, epilogue):
+    """y = left x right', and what the epilogue adds."""
+    shape = len(left), len(right)
+    x_at = _square(builder, x, x_row, x_column, (left.shape[1], right.shape[1]))
+    y_at = _square(builder, y, y_row, y_column, shape)
+    read = np.outer(left.any(axis=0), right.any(axis=0))
+    columns = []  # of left @ x
+    for j in range(right.shape[1]):
+        column = [write_load(builder, x_at[i][j]) if read[i, j] else None for i in range(len(x_at))]
+        columns.append(_apply(builder, left, column))
+    if epilogue:
+        bias, residual, residual_row, residual_column, low = epilogue
+        bias, low = write_load(builder, bias), write_spread(builder, low)
+        residual_at = _square(builder, residual, residual_row, residual_column, shape)
+    for i in range(len(left)):
+        row = _apply(builder, right, [column[i] for column in columns])
+        for j, value in enumerate(row):
+            if value is None:
+                continue
+            if epilogue:
+                value = builder.fadd(value, bias, flags=FUSE)
+                value = builder.fadd(value, write_load(builder, residual_at[i][j]), flags=FUSE)
+                below = builder.fcmp_ordered("<", value, low)  # false for NaN
+                value = builder.select(below, low, value)
+            write_store(builder, value, y_at[i][j])
+
+
+def make_two_sided_transform(matrix, short=None, *, epilogue: bool = False):
     """y = matrix x matrix', where each element of the squares x and y is one Vector.
 
     transform(x, x_offset, x_row, x_column, y, y_offset, y_row, y_column)
+
+    With a second matrix the function takes a kind first: 0 for short x matrix', 1 for matrix x
+    matrix', 2 for matrix x short', 3 for short x short'. What meets only zeros of a matrix is not
+    read, and what is always zero is not written.
 
     With epilogue, more arguments follow: (bias, bias_offset, residual, residual_offset,
     residual_row, residual_column, low), and y becomes max(y + bias + residual, low), NaN staying
     NaN.
     """
     matrix = np.asarray(matrix, np.float64)
-    size_out, size_in = matrix.shape
 
-    def write(builder, x, x_row, x_column, y, y_row, y_column, *epilogue_values):
-        x_at = _square(builder, x, x_row, x_column, size_in)
-        y_at = _square(builder, y, y_row, y_column, size_out)
-        left = [  # columns of matrix @ x
-            _apply(builder, matrix, [write_load(builder, x_at[i][j]) for i in range(size_in)])
-            for j in range(size_in)
-        ]
-        if epilogue:
-            bias, residual, residual_row, residual_column, low = epilogue_values
-            bias, low = write_load(builder, bias), write_spread(builder, low)
-            residual_at = _square(builder, residual, residual_row, residual_column, size_out)
-        for i in range(size_out):
-            row = _apply(builder, matrix, [column[i] for column in left])
-            for j in range(size_out):
-                value = row[j]
-                if epilogue:
-                    value = builder.fadd(value, bias, flags=FUSE)
-                    value = builder.fadd(value, write_load(builder, residual_at[i][j]), flags=FUSE)
-                    below = builder.fcmp_ordered("<", value, low)  # false for NaN
-                    value = builder.select(below, low, value)
-                write_store(builder, value, y_at[i][j])
+    def write(builder, *values):
+        _write_transform(builder, matrix, matrix, *values[:6], values[6:])
+
+    def write_kinds(builder, kind, *values):
+        after = builder.append_basic_block("after")
+        switch = builder.switch(kind, after)
+        sides = (short, matrix), (matrix, matrix), (matrix, short), (short, short)
+        for number, (left, right) in enumerate(sides):
+            block = builder.append_basic_block("kind")
+            switch.add_case(INT64(number), block)
+            builder.position_at_end(block)
+            _write_transform(builder, left, right, *values[:6], values[6:])
+            builder.branch(after)
+        builder.position_at_end(after)
 
     parameters = (ADDRESS, INT, INT, ADDRESS, INT, INT)
     if epilogue:
         parameters += (ADDRESS, ADDRESS, INT, INT, FLOAT)
-    return instruction(types.void, *parameters)(write)
+    if short is None:
+        return instruction(types.void, *parameters)(write)
+    return instruction(types.void, INT, *parameters)(write_kinds)

@@ -41,26 +41,31 @@ from tinyft.backends.cpu import prepared, threads
 from tinyft.backends.cpu.gemm import multiply, next_panel, round_up
 from tinyft.backends.cpu.implicit_gemm import Epilogue
 from tinyft.backends.cpu.simd import (
-    BLOCK_ROWS,
     LANES,
     PANEL,
     REST_ROWS,
     atomic_next,
+    helper,
     kernel,
     vset1,
     vstore,
 )
-from tinyft.backends.cpu.winograd_transforms import (
-    CHANNELS,
+from tinyft.backends.cpu.winograd_tiles import (
     TILE,
     VALUES,
     WINDOW,
+    place_of,
+    tile_count,
+    tiles_with,
+    tiling,
+)
+from tinyft.backends.cpu.winograd_transforms import (
+    CHANNELS,
     finish_tile,
     odd_lines,
-    prefetch_square,
+    prefetch_tile,
+    prefetch_window,
     row_pitch,
-    tile_count,
-    tile_place,
     transform_all_filters,
     transform_all_windows,
     transform_filters,
@@ -70,10 +75,19 @@ from tinyft.backends.cpu.winograd_transforms import (
 FEW_TILES, MANY_WEIGHTS = 128, 128 * 256  # where `convolve_filters` is faster
 
 
+@helper
+def whole_blocks(begin, end):
+    """The first of the rows begin : end and how many, with those before and behind that a register
+    block computes too; they are there, and nobody reads what comes of them.
+    """
+    begin = begin // REST_ROWS * REST_ROWS
+    return begin, (end - begin + REST_ROWS - 1) // REST_ROWS * REST_ROWS
+
+
 @kernel
 def convolve_tiles(
-    counter, work, x, padding, filters, plane_filter, y, bias, residual, has_residual, low, tiles,
-    pitch, plane,
+    counter, work, x, padding, filters, plane_filter, y, bias, residual, has_residual, low, places,
+    unit, bounds, tiles, pitch, plane,
 ):  # fmt: skip
     """y = max(conv(x) + bias + residual, low) by transformed filters. An item is `tiles` tiles.
 
@@ -81,9 +95,8 @@ def convolve_tiles(
     windows in plane v + 1 and its sums in plane v.
     """
     _, H, W, C = x.shape
-    N, P, Q, F = y.shape
-    x_flat, y_flat = x.reshape(x.size), y.reshape(y.size)
-    total = N * ((P + TILE - 1) // TILE) * ((Q + TILE - 1) // TILE)
+    _, P, Q, F = y.shape
+    x_flat, y_flat, total = x.reshape(x.size), y.reshape(y.size), places.shape[0]
     edge = (VALUES + 1) * plane  # places in `work`
     vstore(work, edge + TILE * TILE * F, vset1(np.float32(0)))  # see finish_tile
     window_edge = edge + TILE * TILE * F + LANES
@@ -92,27 +105,25 @@ def convolve_tiles(
     while first < total:
         count = min(tiles, total - first)
         for i in range(count):
-            picture, row, column = tile_place(first + i, P, Q)
             transform_window(
-                x_flat, (H, W, C), picture, row - padding, column - padding, work, window_edge,
-                work, plane + i * pitch, plane, CHANNELS,
+                x_flat, (H, W, C), padding, place_of(places, first + i), work, window_edge, work,
+                plane + i * pitch, plane, CHANNELS,
             )  # fmt: skip
-        rows = (count + REST_ROWS - 1) // REST_ROWS * REST_ROWS
         now, first = first, atomic_next(counter, 0) * tiles
         for value in range(VALUES):
             for i in range(value * tiles // VALUES, (value + 1) * tiles // VALUES):
-                picture, row, column = tile_place(now + i, P, Q)
-                prefetch_square(y_flat, (P, Q, F), picture, row, column, TILE)
-                picture, row, column = tile_place(first + i, P, Q)
-                top, left = row - padding, column - padding + 1
-                prefetch_square(x_flat, (H, W, C), picture, top, left, WINDOW)
+                prefetch_tile(y_flat, (P, Q, F), place_of(places, now + i))
+                prefetch_window(x_flat, (H, W, C), padding, place_of(places, first + i))
+            begin, end = tiles_with(value, bounds, count // unit)
+            begin, rows = whole_blocks(begin, end)
             multiply(
-                work, (value + 1) * plane, pitch, 1, filters, value * plane_filter, C, 0,
-                work, value * plane, pitch, rows, F, C, 0, 0, ahead,
+                work, (value + 1) * plane + begin * pitch, pitch, 1,
+                filters, value * plane_filter, C, 0,
+                work, value * plane + begin * pitch, pitch, rows, F, C, 0, 0, ahead,
             )  # fmt: skip
         for i in range(count):
             finish_tile(
-                work, i * pitch, plane, edge, now + i, y_flat, (P, Q, F), 0, F,
+                work, i * pitch, plane, edge, place_of(places, now + i), y_flat, (P, Q, F), 0, F,
                 bias, residual, has_residual, low,
             )  # fmt: skip
 
@@ -120,13 +131,11 @@ def convolve_tiles(
 @kernel
 def convolve_filters(
     counter, work, windows, plane_in, pitch_in, C, weight, turned, y, bias, residual, has_residual,
-    low, plane_filter, plane_out,
+    low, places, unit, bounds, plane_filter, plane_out,
 ):  # fmt: skip
     """The same from transformed windows. An item is PANEL filters of y, for all tiles."""
-    N, P, Q, F = y.shape
-    y_flat = y.reshape(y.size)
-    total = N * ((P + TILE - 1) // TILE) * ((Q + TILE - 1) // TILE)
-    rows = (total + REST_ROWS - 1) // REST_ROWS * REST_ROWS
+    _, P, Q, F = y.shape
+    y_flat, total = y.reshape(y.size), places.shape[0]
     pitch_out = PANEL + 16
     sums = VALUES * plane_filter  # places in `work`
     edge = sums + VALUES * plane_out
@@ -140,17 +149,19 @@ def convolve_filters(
             block = (first, count, c, depth) if turned else (c, depth, first, count)
             transform_filters(weight, *block, False, turned, work, squares, work, 0, plane_filter)
             for value in range(VALUES):
+                begin, end = tiles_with(value, bounds, total // unit)
+                begin, rows = whole_blocks(begin, end)
                 multiply(
-                    windows, (c // CHANNELS * VALUES + value) * plane_in, pitch_in, 1,
-                    work, value * plane_filter, depth, 0,
-                    work, sums + value * plane_out, pitch_out, rows, count, depth, c,
-                    plane_in, 0,
+                    windows, (c // CHANNELS * VALUES + value) * plane_in + begin * pitch_in,
+                    pitch_in, 1, work, value * plane_filter, depth, 0,
+                    work, sums + value * plane_out + begin * pitch_out, pitch_out,
+                    rows, count, depth, c, plane_in, 0,
                 )  # fmt: skip
         vstore(work, edge + TILE * TILE * count, vset1(np.float32(0)))  # see finish_tile
         for tile in range(total):
             finish_tile(
-                work, sums + tile * pitch_out, plane_out, edge, tile, y_flat, (P, Q, F), first,
-                count, bias, residual, has_residual, low,
+                work, sums + tile * pitch_out, plane_out, edge, place_of(places, tile), y_flat,
+                (P, Q, F), first, count, bias, residual, has_residual, low,
             )  # fmt: skip
         first = atomic_next(counter, 0) * PANEL
 
@@ -171,14 +182,16 @@ def convolve(
 
 
 def _convolve_tiles(x, weight, turned, padding, y, rest):
-    C, F = x.shape[3], y.shape[3]
+    C, (N, P, Q, F) = x.shape[3], y.shape
     filters = transformed_filters(weight, turned)
-    tiles, pitch = tiles_per_item(tile_count(y)), row_pitch(max(C, F))
-    plane = odd_lines(tiles * pitch)
+    places, tiles, unit, bounds = tiling(N, P, Q)
+    pitch = row_pitch(max(C, F))
+    plane = odd_lines(round_up(tiles, REST_ROWS) * pitch)
     size = (VALUES + 1) * plane + TILE * TILE * F + LANES + WINDOW * WINDOW * C
     threads.run_with_scratch(
-        size, convolve_tiles, x, padding, filters, odd_lines(C * F), y, *rest, tiles, pitch, plane
-    )
+        size, convolve_tiles, x, padding, filters, odd_lines(C * F), y, *rest, places, unit, bounds,
+        tiles, pitch, plane,
+    )  # fmt: skip
 
 
 def transformed_filters(weight: Array, turned: bool) -> Array:
@@ -196,26 +209,20 @@ def transformed_filters(weight: Array, turned: bool) -> Array:
     return prepared.keep(weight, name, make)
 
 
-def tiles_per_item(total: int) -> int:
-    """Up to 4 blocks of rows, a multiple of REST_ROWS; items in fours for equal shares."""
-    items = round_up(-(-total // (4 * BLOCK_ROWS)), 4)
-    return round_up(-(-total // items), REST_ROWS)
-
-
 def _convolve_filters(x, weight, turned, padding, y, rest):
-    C, (_, P, Q, _) = x.shape[3], y.shape
-    total, pitch = tile_count(y), row_pitch(min(C, CHANNELS))
-    plane_in = odd_lines(round_up(total, REST_ROWS) * pitch)
+    C, (N, P, Q, _) = x.shape[3], y.shape
+    places, total, unit, bounds = tiling(N, P, Q, whole=True)
+    rows, pitch = round_up(total, REST_ROWS), row_pitch(min(C, CHANNELS))
+    plane_in = odd_lines(rows * pitch)
     windows = threads.scratch("windows", -(-C // CHANNELS) * VALUES * plane_in)
     threads.run_with_scratch(
-        WINDOW * WINDOW * C, transform_all_windows, x, padding, P, Q, 0, total, windows, plane_in,
+        WINDOW * WINDOW * C, transform_all_windows, x, padding, places, 0, total, windows, plane_in,
         pitch,
     )  # fmt: skip
-    plane_filter = odd_lines(CHANNELS * PANEL)
-    plane_out = odd_lines(round_up(total, REST_ROWS) * row_pitch(PANEL))
+    plane_filter, plane_out = odd_lines(CHANNELS * PANEL), odd_lines(rows * row_pitch(PANEL))
     edges = TILE * TILE * PANEL + LANES + 9 * LANES * LANES
     size = VALUES * (plane_filter + plane_out) + edges
     threads.run_with_scratch(
-        size, convolve_filters, windows, plane_in, pitch, C, weight, turned, y, *rest,
-        plane_filter, plane_out,
+        size, convolve_filters, windows, plane_in, pitch, C, weight, turned, y, *rest, places, unit,
+        bounds, plane_filter, plane_out,
     )  # fmt: skip

@@ -28,9 +28,13 @@ square, normal numbers; y and dw alike):
 five points do better than +-0.651, +-1.535 and 0: 4.74. All choices cost the same number of
 instructions.
 
+**Tiles of 3** (winograd_tiles.py) need five points, and take those without 0: amplified by 3.9. A
+filter's value at a point is the same for them, since the factor that G has for each point, which
+depends on all others, is made good in B'.
+
 Source: Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", section 4.
 
-Next: tinyft/backends/cpu/winograd.py
+Next: tinyft/backends/cpu/winograd_tiles.py
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ from __future__ import annotations
 import numpy as np
 from numpy import ndarray as Array
 
-from tinyft.backends.cpu.gemm import panel_offset, round_up
+from tinyft.backends.cpu.gemm import LINE, panel_offset, round_up
 from tinyft.backends.cpu.generators import make_two_sided_transform
 from tinyft.backends.cpu.simd import (
     LANES,
@@ -53,10 +57,8 @@ from tinyft.backends.cpu.simd import (
     vstore,
     vtranspose,
 )
+from tinyft.backends.cpu.winograd_tiles import TILE, VALUES, WINDOW, place_of, size_of
 
-TILE = 4  # outputs of a tile in each direction
-WINDOW = 6  # inputs of a tile in each direction
-VALUES = WINDOW * WINDOW
 TILES_PER_ITEM = 8  # where tiles are transformed for everyone: one would cost too much bookkeeping
 CHANNELS = 64  # channels that lie together in transformed inputs, which are then read as one stream
 
@@ -81,18 +83,30 @@ def winograd_matrices(a: float, b: float) -> tuple[Array, Array, Array]:
     return evaluate_4, evaluate_3, interpolate
 
 
-A_TRANSPOSED, G, B_TRANSPOSED = winograd_matrices(2 / 3, 3 / 2)
-transform_input = make_two_sided_transform(B_TRANSPOSED)  # 6x6 pixels -> 6x6
+def short_matrices(a: float, b: float) -> tuple[Array, Array]:
+    """A' (3, 6) and B' (6, 6) of a tile of 3 outputs and 5 inputs: nothing at the point 0, nothing
+    of a sixth input.
+    """
+    points = [a, -a, b, -b]
+    evaluate_3, interpolate = np.zeros((3, 6)), np.zeros((6, 6))
+    for j, point in enumerate(points, start=1):
+        others = [other for other in points if other != point]
+        evaluate_3[:, j] = [point**i for i in range(3)]
+        interpolate[j, :4] = np.poly(others)[::-1] * point  # G was divided by point - 0
+    evaluate_3[2, 5] = 1
+    interpolate[5, :5] = np.poly(points)[::-1]
+    interpolate[np.abs(interpolate) < 1e-12] = 0
+    return evaluate_3, interpolate
+
+
+POINTS = 2 / 3, 3 / 2
+A_TRANSPOSED, G, B_TRANSPOSED = winograd_matrices(*POINTS)
+A_SHORT, B_SHORT = short_matrices(*POINTS)
+transform_input = make_two_sided_transform(B_TRANSPOSED, B_SHORT)  # 6x6 pixels -> 6x6
 transform_filter = make_two_sided_transform(G)  # 3x3 weights -> 6x6
-transform_output = make_two_sided_transform(A_TRANSPOSED, epilogue=True)  # 6x6 -> 4x4 pixels
-transform_output_grad = make_two_sided_transform(A_TRANSPOSED.T)  # 4x4 gradients -> 6x6
+transform_output = make_two_sided_transform(A_TRANSPOSED, A_SHORT, epilogue=True)  # -> 4x4 pixels
+transform_output_grad = make_two_sided_transform(A_TRANSPOSED.T, A_SHORT.T)  # 4x4 -> 6x6
 transform_weight_grad = make_two_sided_transform(G.T)  # 6x6 -> 3x3 weights' gradients
-
-
-def tile_count(y: Array) -> int:
-    """Tiles that cover y (N, P, Q, F)."""
-    N, P, Q, _ = y.shape
-    return N * -(-P // TILE) * -(-Q // TILE)
 
 
 def row_pitch(channels: int) -> int:
@@ -105,15 +119,6 @@ def row_pitch(channels: int) -> int:
 def odd_lines(size: int) -> int:
     """At least `size` floats, an odd number of cache lines: 36 planes then use different sets."""
     return (round_up(size, 16) // 16 | 1) * 16
-
-
-@helper
-def tile_place(tile, P, Q):
-    """Picture, first row, first column of a tile of the outputs."""
-    rows, columns = (P + TILE - 1) // TILE, (Q + TILE - 1) // TILE
-    picture, place = divmod(tile, rows * columns)
-    row, column = divmod(place, columns)
-    return picture, row * TILE, column * TILE
 
 
 @helper
@@ -137,33 +142,47 @@ def copy_square(x, shape, picture, top, left, size, to, at):
 
 
 @helper
-def prefetch_square(x, shape, picture, top, left, rows):
-    """Asks for `rows` rows of TILE pixels: they arrive while the core computes. x is flat, shape
-    its H, W, C.
+def prefetch_tile(x, shape, place):
+    """Asks for the pixels of a tile: they arrive while the core computes. x is flat, shape its H,
+    W, C.
     """
     H, W, C = shape
-    for i in range(rows):
-        at = ((picture * H + top + i) * W + left) * C
-        for line in range(0, TILE * C, 16):
+    picture, top, left, _ = place
+    for row in range(top, top + TILE):
+        at = ((picture * H + row) * W + left) * C
+        for line in range(0, TILE * C, LINE):
             prefetch(x, at + line)
 
 
 @helper
-def transform_window(x, shape, picture, top, left, edge, edge_at, out, at, plane, group):
-    """out[at + value * plane + ...] = the 36 values of the 6x6 window at (top, left), all channels.
+def prefetch_window(x, shape, padding, place):
+    """The same for the middle of its window; the rest belongs to its neighbours."""
+    H, W, C = shape
+    picture, top, left, _ = place
+    for row in range(top - padding, top - padding + WINDOW):
+        at = ((picture * H + row) * W + left - padding + 1) * C
+        for line in range(0, TILE * C, LINE):
+            prefetch(x, at + line)
 
-    x is flat, shape its H, W, C. CHANNELS of them lie together, `group` floats from one such group
-    to the next. A window that reaches beyond the picture is first copied to edge[edge_at :], 36 C
-    floats.
+
+@helper
+def transform_window(x, shape, padding, place, edge, edge_at, out, at, plane, group):
+    """out[at + value * plane + ...] = the values of a tile's 6x6 window, all channels.
+
+    x is flat, shape its H, W, C; place: the tile's picture, row, column and kind. CHANNELS of them
+    lie together, `group` floats from one such group to the next. A window that reaches beyond the
+    picture is first copied to edge[edge_at :], 36 C floats.
     """
     H, W, C = shape
+    picture, top, left, kind = place
+    top, left = top - padding, left - padding
     source, row = ((picture * H + top) * W + left) * C, W * C
     if top < 0 or left < 0 or top + WINDOW > H or left + WINDOW > W:
         copy_square(x, shape, picture, top, left, WINDOW, edge, edge_at)
         source, row = seen_from(x, 0, edge, edge_at), WINDOW * C
     for c in range(0, C, LANES):
         to = at + c // CHANNELS * group + c % CHANNELS
-        transform_input(x, source + c, row, C, out, to, WINDOW * plane, plane)
+        transform_input(kind, x, source + c, row, C, out, to, WINDOW * plane, plane)
 
 
 @helper
@@ -204,7 +223,7 @@ def transform_filters(
 
 @helper
 def finish_tile(
-    sums, at, plane, edge, tile, y, shape, first, count, bias, residual, has_residual, low
+    sums, at, plane, edge, place, y, shape, first, count, bias, residual, has_residual, low
 ):
     """Transforms the sums of a tile back and writes filters first : first + count of its pixels, as
     max(y + bias + residual, low).
@@ -213,9 +232,10 @@ def finish_tile(
     behind them LANES zeros, which stand for a residual where there is none.
     """
     P, Q, F = shape
-    picture, row, column = tile_place(tile, P, Q)
+    picture, row, column, kind = place
+    rows, columns = size_of(kind)
     to = ((picture * P + row) * Q + column) * F + first
-    inside = row + TILE <= P and column + TILE <= Q
+    inside = row + rows <= P and column + columns <= Q
     out, out_row, out_column, limit = to, Q * F, F, low
     added, added_row, added_column, step = to, Q * F, F, 1
     if not (has_residual and inside):
@@ -225,7 +245,7 @@ def finish_tile(
         out, out_row, out_column, limit = seen_from(y, 0, sums, edge), TILE * count, count, -np.inf
     for f in range(0, count, LANES):
         transform_output(
-            sums, at + f, WINDOW * plane, plane, y, out + f, out_row, out_column,
+            kind, sums, at + f, WINDOW * plane, plane, y, out + f, out_row, out_column,
             bias, first + f, residual, added + f * step, added_row, added_column, np.float32(limit),
         )  # fmt: skip
     if inside:
@@ -242,7 +262,7 @@ def finish_tile(
 
 
 @kernel
-def transform_all_windows(counter, work, x, padding, P, Q, first_tile, count, out, plane, pitch):
+def transform_all_windows(counter, work, x, padding, places, first_tile, count, out, plane, pitch):
     """out[channel group][value][tile] = the windows of `count` tiles, from `first_tile` on. An item
     is TILES_PER_ITEM tiles.
     """
@@ -251,9 +271,8 @@ def transform_all_windows(counter, work, x, padding, P, Q, first_tile, count, ou
     item = atomic_next(counter, 0) * TILES_PER_ITEM
     while item < count:
         for tile in range(item, min(count, item + TILES_PER_ITEM)):
-            picture, row, column = tile_place(first_tile + tile, P, Q)
             transform_window(
-                x_flat, (H, W, C), picture, row - padding, column - padding, work, 0, out,
+                x_flat, (H, W, C), padding, place_of(places, first_tile + tile), work, 0, out,
                 tile * pitch, plane, VALUES * plane,
             )  # fmt: skip
         item = atomic_next(counter, 0) * TILES_PER_ITEM

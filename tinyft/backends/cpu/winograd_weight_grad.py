@@ -34,18 +34,24 @@ from numpy import ndarray as Array
 from tinyft.backends.cpu import threads
 from tinyft.backends.cpu.gemm import multiply, panel_offset, sum_parts
 from tinyft.backends.cpu.simd import LANES, atomic_next, helper, kernel, seen_from
-from tinyft.backends.cpu.winograd_transforms import (
-    CHANNELS,
+from tinyft.backends.cpu.winograd_tiles import (
     TILE,
-    TILES_PER_ITEM,
     VALUES,
     WINDOW,
+    place_of,
+    size_of,
+    tile_count,
+    tiles_with,
+    tiling,
+)
+from tinyft.backends.cpu.winograd_transforms import (
+    CHANNELS,
+    TILES_PER_ITEM,
     copy_square,
     odd_lines,
-    prefetch_square,
+    prefetch_tile,
+    prefetch_window,
     row_pitch,
-    tile_count,
-    tile_place,
     transform_all_windows,
     transform_output_grad,
     transform_weight_grad,
@@ -62,32 +68,33 @@ BLOCK_PLANE = CHANNELS * BLOCK_PITCH + 16  # an odd number of cache lines
 
 
 @helper
-def transform_output_tile(dout, shape, tile, edge, edge_at, out, at, plane, row, rows):
+def transform_output_tile(dout, shape, place, edge, edge_at, out, at, plane, row, rows):
     """out[at + value * plane + ...] = the values of a tile of dout, as row number `row` of packed
     panels with `rows` rows. dout is flat, shape its P, Q, F.
     """
     P, Q, F = shape
-    picture, top, left = tile_place(tile, P, Q)
+    picture, top, left, kind = place
+    height, width = size_of(kind)
     source, source_row = ((picture * P + top) * Q + left) * F, Q * F
-    if top + TILE > P or left + TILE > Q:
+    if top + height > P or left + width > Q:
         copy_square(dout, shape, picture, top, left, TILE, edge, edge_at)
         source, source_row = seen_from(dout, 0, edge, edge_at), TILE * F
     for f in range(0, F, LANES):
         to = at + panel_offset(row, f, rows, F)
-        transform_output_grad(dout, source + f, source_row, F, out, to, WINDOW * plane, plane)
+        transform_output_grad(kind, dout, source + f, source_row, F, out, to, WINDOW * plane, plane)
 
 
 @kernel
 def gradient_of_parts(
-    counter, work, x, dout, padding, parts, tiles, plane_in, plane_grad, plane_sum, out
+    counter, work, x, dout, padding, places, parts, tiles, plane_in, plane_grad, plane_sum, out
 ):
     """out[part] (9, C, F) = the gradient from a part of the tiles, `tiles` at a time. An item is a
     part.
     """
     _, H, W, C = x.shape
-    N, P, Q, F = dout.shape
+    _, P, Q, F = dout.shape
     x_flat, dout_flat = x.reshape(x.size), dout.reshape(dout.size)
-    total = N * ((P + TILE - 1) // TILE) * ((Q + TILE - 1) // TILE)
+    total = places.shape[0]
     pitch = C + 16
     grads = VALUES * plane_in  # places in `work`
     sums = grads + VALUES * plane_grad
@@ -98,20 +105,19 @@ def gradient_of_parts(
         for first in range(start, stop, tiles):
             count = min(tiles, stop - first)
             for i in range(count):
-                picture, row, column = tile_place(first + i, P, Q)
+                place = place_of(places, first + i)
                 transform_window(
-                    x_flat, (H, W, C), picture, row - padding, column - padding, work, edge, work,
-                    i * pitch, plane_in, CHANNELS,
+                    x_flat, (H, W, C), padding, place, work, edge, work, i * pitch, plane_in,
+                    CHANNELS,
                 )  # fmt: skip
                 transform_output_tile(
-                    dout_flat, (P, Q, F), first + i, work, edge, work, grads, plane_grad, i, tiles
+                    dout_flat, (P, Q, F), place, work, edge, work, grads, plane_grad, i, tiles
                 )
             for value in range(VALUES):
                 for i in range(value * tiles // VALUES, (value + 1) * tiles // VALUES):
-                    picture, row, column = tile_place(first + tiles + i, P, Q)
-                    prefetch_square(dout_flat, (P, Q, F), picture, row, column, TILE)
-                    top, left = row - padding, column - padding + 1
-                    prefetch_square(x_flat, (H, W, C), picture, top, left, WINDOW)
+                    place = place_of(places, first + tiles + i)
+                    prefetch_tile(dout_flat, (P, Q, F), place)
+                    prefetch_window(x_flat, (H, W, C), padding, place)
                 multiply(
                     work, value * plane_in, 1, pitch, work, grads + value * plane_grad, tiles, 0,
                     work, sums + value * plane_sum, F, C, F, count, first - start, 0, 0,
@@ -126,7 +132,7 @@ def gradient_of_parts(
 
 
 @kernel
-def transform_all_output_tiles(counter, work, dout, first_tile, count, out, plane, rows):
+def transform_all_output_tiles(counter, work, dout, places, first_tile, count, out, plane, rows):
     """out[value] = the values of `count` tiles of dout, as packed panels with `rows` rows. An item
     is TILES_PER_ITEM tiles.
     """
@@ -135,16 +141,15 @@ def transform_all_output_tiles(counter, work, dout, first_tile, count, out, plan
     item = atomic_next(counter, 0) * TILES_PER_ITEM
     while item < count:
         for tile in range(item, min(count, item + TILES_PER_ITEM)):
-            transform_output_tile(
-                flat, (P, Q, F), first_tile + tile, work, 0, out, 0, plane, tile, rows
-            )
+            place = place_of(places, first_tile + tile)
+            transform_output_tile(flat, (P, Q, F), place, work, 0, out, 0, plane, tile, rows)
         item = atomic_next(counter, 0) * TILES_PER_ITEM
 
 
 @kernel
 def multiply_blocks(
-    counter, work, windows, plane_in, pitch, C, grads, plane_grad, rows, F, count, parts, out,
-    first_part,
+    counter, work, windows, plane_in, pitch, C, grads, plane_grad, rows, F, count, unit, bounds,
+    parts, out, first_part,
 ):  # fmt: skip
     """out[first_part + part] (9, C, F) = the gradient from a part of `count` tiles. An item is a
     part and a block of CHANNELS x CHANNELS.
@@ -158,11 +163,13 @@ def multiply_blocks(
         size_c, size_f = min(CHANNELS, C - c), min(CHANNELS, F - f)
         start, stop = part * count // parts, (part + 1) * count // parts
         for value in range(VALUES):
-            for tile in range(start, stop, TILES_AT_A_TIME):
+            begin, end = tiles_with(value, bounds, count // unit)
+            begin, end = max(begin, start), min(end, stop)
+            for tile in range(begin, end, TILES_AT_A_TIME):
                 multiply(
                     windows, (block_c * VALUES + value) * plane_in + tile * pitch, 1, pitch,
                     grads, value * plane_grad + f * rows, rows, tile, work, value * BLOCK_PLANE,
-                    BLOCK_PITCH, size_c, size_f, min(TILES_AT_A_TIME, stop - tile), tile - start,
+                    BLOCK_PITCH, size_c, size_f, min(TILES_AT_A_TIME, end - tile), tile - begin,
                     plane_in, plane_grad,
                 )  # fmt: skip
         to = ((first_part + part) * 9 * C + c) * F + f
@@ -184,7 +191,7 @@ def weight_grad(dout: Array, x: Array, padding: int, dweight: Array) -> None:
 
 def _by_parts(dout, x, padding, dweight):
     C, F = dweight.shape[2:]
-    total = tile_count(dout)
+    places, total, _, _ = tiling(*dout.shape[:3], whole=True, plain=True)
     parts = max(1, min(MOST_PARTS, total // 16))
     tiles = TILES_IN_L2 if C * F > 32 * 32 else 2 * TILES_IN_L2
     plane_in, plane_grad = odd_lines(tiles * row_pitch(C)), odd_lines(tiles * F)
@@ -192,19 +199,20 @@ def _by_parts(dout, x, padding, dweight):
     size = VALUES * (plane_in + plane_grad + plane_sum) + VALUES * max(C, F)
     sums = _room_for(parts, dweight)
     threads.run_with_scratch(
-        size, gradient_of_parts, x, dout, padding, parts, tiles, plane_in, plane_grad, plane_sum,
-        sums,
+        size, gradient_of_parts, x, dout, padding, places, parts, tiles, plane_in, plane_grad,
+        plane_sum, sums,
     )  # fmt: skip
     _add_up(sums, parts, dweight)
 
 
 def _by_blocks(dout, x, padding, dweight):
     C, F = dweight.shape[2:]
-    _, P, Q, _ = dout.shape
     total = tile_count(dout)
     rounds = -(-total // max(8, ROUND_FLOATS // (VALUES * (C + F))))
     tiles = -(-total // rounds)  # each round has so many, or one less
     parts = parts_per_round(tiles, C, F)
+    # a part has tiles of each kind only if it has them all
+    places, _, unit, bounds = tiling(*dout.shape[:3], whole=True, plain=rounds * parts > 1)
     pitch = row_pitch(CHANNELS)
     plane_in, plane_grad = odd_lines(tiles * pitch), odd_lines(tiles * F)
     windows = threads.scratch("windows", -(-C // CHANNELS) * VALUES * plane_in)
@@ -214,15 +222,16 @@ def _by_blocks(dout, x, padding, dweight):
         first = total * i // rounds
         count = total * (i + 1) // rounds - first
         threads.run_with_scratch(
-            VALUES * C, transform_all_windows, x, padding, P, Q, first, count, windows, plane_in,
+            VALUES * C, transform_all_windows, x, padding, places, first, count, windows, plane_in,
             pitch,
         )  # fmt: skip
         threads.run_with_scratch(
-            VALUES * F, transform_all_output_tiles, dout, first, count, grads, plane_grad, tiles
-        )
+            VALUES * F, transform_all_output_tiles, dout, places, first, count, grads, plane_grad,
+            tiles,
+        )  # fmt: skip
         threads.run_with_scratch(
             VALUES * BLOCK_PLANE, multiply_blocks, windows, plane_in, pitch, C, grads, plane_grad,
-            tiles, F, count, parts, sums, i * parts,
+            tiles, F, count, unit, bounds, parts, sums, i * parts,
         )  # fmt: skip
     _add_up(sums, rounds * parts, dweight)
 
