@@ -28,7 +28,7 @@ square, normal numbers; y and dw alike):
 five points do better than +-0.651, +-1.535 and 0: 4.74. All choices cost the same number of
 instructions.
 
-**Tiles of 3** (winograd_tiles.py) need five points, and take those without 0: amplified by 3.9. A
+**Tiles of 3** (winograd_tiles.py) need five points, and take those without 0: amplified by 4.0. A
 filter's value at a point is the same for them, since the factor that G has for each point, which
 depends on all others, is made good in B'.
 
