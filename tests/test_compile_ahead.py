@@ -84,15 +84,27 @@ def test_a_program_that_cannot_start_itself_does_without(
     assert helpers == []
 
 
+def test_it_ends_with_the_process_that_started_it(empty_folder):
+    """Killed, too: then its stdin ends."""
+    command = [sys.executable, "-c", compile_ahead.CHILD, "resnet18", "16", "64", *sys.path]
+    helper = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    with pytest.raises(subprocess.TimeoutExpired):  # it is at work
+        helper.wait(2)
+    helper.stdin.close()
+    assert helper.wait(3) == 0
+
+
 def test_it_imports_nothing_from_the_current_folder(tmp_path, monkeypatch):
     """`python -c` would, and a folder of pictures may hold a random.py."""
     for module in ("json", "random", "platformdirs"):
         (tmp_path / f"{module}.py").write_text("raise SystemExit('imported')")
     monkeypatch.chdir(tmp_path)
     command = [sys.executable, "-c", compile_ahead.CHILD, "resnet0", "2", "32", *sys.path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "got 'resnet0'" in done.stderr
-    assert "imported" not in done.stderr
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stderr=pipe, text=True) as helper:
+        said = helper.stderr.read()
+    assert "got 'resnet0'" in said
+    assert "imported" not in said
 
 
 def test_what_a_killed_helper_left_is_removed(empty_folder):

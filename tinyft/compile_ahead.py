@@ -20,7 +20,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# The helper imports what we import: `-c` alone would look into the current folder first.
+# The helper imports what we import: `-c` alone would look into the current folder first. It ends
+# when its stdin does, and so when this process ends in any way.
 CHILD = (
     "import sys; sys.path[:] = sys.argv[4:];"
     "from tinyft.compile_ahead import child; child(*sys.argv[1:4])"
@@ -41,6 +42,7 @@ def helped(device: str, arch: str, batch_size: int, size: int) -> Iterator[None]
         if helper:
             helper.kill()
             helper.wait()
+            helper.stdin.close()
             _remove_what_it_left(helper.pid)
 
 
@@ -61,10 +63,13 @@ def _start(arch: str, batch_size: int, size: int) -> subprocess.Popen | None:
     if not sys.executable or getattr(sys, "frozen", False):
         return None
     arguments = [sys.executable, "-c", CHILD, arch, str(batch_size), str(size), *sys.path]
-    nowhere = subprocess.DEVNULL
     with contextlib.suppress(OSError):
         helper = subprocess.Popen(
-            arguments, stdin=nowhere, stdout=nowhere, stderr=nowhere, env=os.environ | {MARK: "1"}
+            arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {MARK: "1"},
         )
         # It is done long before a run is: waited for here, it leaves no zombie.
         threading.Thread(target=helper.wait, daemon=True).start()
@@ -81,7 +86,13 @@ def _remove_what_it_left(pid: int) -> None:
 
 def child(arch: str, batch_size: str, size: str) -> None:
     """What the helper does."""
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
     call_gradients(arch, int(batch_size), int(size))
+
+
+def _end_with_stdin() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
 
 
 def call_gradients(arch: str, batch_size: int, size: int) -> None:

@@ -209,3 +209,13 @@ def test_a_helper_has_one_version_for_numbers_written_and_computed():
     add_three_ways(x, 3)
     assert x[0] == 6
     assert len(add.signatures) == 1
+
+
+def test_a_full_disk_is_told_once(start, monkeypatch):
+    monkeypatch.setattr(compile_cache, "_complaints", set())
+    cache = compile_cache.KernelCache(test_what_is_said_can_be_redirected)
+    with pytest.warns(RuntimeWarning) as told:
+        for _ in range(3):
+            cache._complain("kept", OSError(28, "No space left on device"))
+        cache._complain("loaded", ValueError("other"))
+    assert [str(warning.message).count("No space left") for warning in told] == [1, 0]

@@ -204,10 +204,11 @@ def test_number_of_threads_from_the_environment():
         assert default_in_new_process(TINYFT_NUM_THREADS="").stdout == f"{cores}\n"
     wrong = default_in_new_process(TINYFT_NUM_THREADS="many")
     assert wrong.returncode == 1
-    assert "TINYFT_NUM_THREADS must be a whole number from 1 on; got 'many'" in wrong.stderr
+    assert "TINYFT_NUM_THREADS must be a whole number from 1 to" in wrong.stderr
+    assert "got 'many'" in wrong.stderr
 
 
-@pytest.mark.parametrize("count", [0, -1, 1.5, "2", True])
+@pytest.mark.parametrize("count", [0, -1, 1.5, "2", True, 10**6])
 def test_senseless_numbers_of_threads_are_refused(count):
     with pytest.raises(ValueError, match="whole number"):
         threads.set_num_threads(count)

@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -169,6 +170,25 @@ def test_stopping_leaves_a_checkpoint_and_says_how_to_go_on(tinyft, pictures, ti
     assert done.code == 0, done.err
     assert "1 of 6 steps were made before" in done.err
     assert json.loads(done.out)["run"] == folder
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are text there")
+def test_a_run_whose_name_is_no_text(tinyft, pictures, tiny):
+    done = tinyft("finetune", pictures, *tiny, "--out", os.fsdecode(b"run-\xff"))
+    assert done.code == 0, done.err
+    assert Path(os.fsdecode(b"run-\xff"), "learner.h5").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a folder in use cannot be deleted there")
+def test_a_current_folder_that_is_gone(tinyft, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    done = tinyft("summary", "resnet18")
+    monkeypatch.chdir(tmp_path)
+    assert done.code == 2
+    assert "the current folder no longer exists" in done.error
 
 
 def test_words():

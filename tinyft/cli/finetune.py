@@ -15,10 +15,12 @@ import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from tinyft.cli.display import display
 from tinyft.cli.failures import RequestError, Stopped
+from tinyft.cli.interrupts import interrupt
 from tinyft.cli.options import (
     add_training_options,
     describe_backend,
@@ -190,11 +192,12 @@ def _signals(training: Run) -> Iterator[list[int]]:
     """
     received: list[int] = []
 
-    def stop(number: int, frame: object) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
         training.stop_requested = True
         if len(received) > 1:
-            raise KeyboardInterrupt
+            interrupt(number, frame)
+            return
         say("\nstopping after this step, with a checkpoint; once more stops at once")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

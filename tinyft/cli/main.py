@@ -39,7 +39,8 @@ from tinyft.cli import (
     warmup,
     weights,
 )
-from tinyft.cli.failures import explain
+from tinyft.cli.failures import RequestError, explain
+from tinyft.cli.interrupts import heard
 from tinyft.cli.output import one_line, say
 from tinyft.cli.parser import Parser
 
@@ -68,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     args.arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with _warnings_as_notes():
+        with _warnings_as_notes(), heard():
+            _check_folder()
             code = args.run(args)
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
@@ -93,6 +95,17 @@ def build_parser() -> Parser:
     for command in COMMANDS:
         command.add_parser(commands)
     return parser
+
+
+def _check_folder() -> None:
+    """Raises: RequestError if somebody deleted the folder that this process is in
+
+    Where it is used says no more than "no such file".
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise RequestError("the current folder no longer exists; go to one that does") from None
 
 
 def _open_missing_streams() -> None:

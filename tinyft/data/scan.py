@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,6 +104,14 @@ def _is_picture(entry: os.DirEntry) -> bool:
     return Path(entry.name).suffix.lower() in EXTENSIONS
 
 
+def _holds(test: Callable[[], bool]) -> bool:
+    """What entry.is_dir or is_file says; False where it cannot, as of a link to itself."""
+    try:
+        return test()
+    except OSError:
+        return False
+
+
 def _entries(folder: str | Path, scan: Scan) -> list[os.DirEntry]:
     """Files and folders by name; what may not be looked at is counted and left out."""
     kept = []
@@ -110,9 +119,9 @@ def _entries(folder: str | Path, scan: Scan) -> list[os.DirEntry]:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith(".") or entry.name in ("__MACOSX", "Thumbs.db"):
                 scan.skipped["hidden files or folders"] += 1
-            elif entry.is_symlink() and entry.is_dir():
+            elif entry.is_symlink() and _holds(entry.is_dir):
                 scan.skipped["links to folders"] += 1
-            elif not entry.is_dir() and not entry.is_file():
+            elif not _holds(entry.is_dir) and not _holds(entry.is_file):
                 scan.skipped["dead links or special files"] += 1
             else:
                 kept.append(entry)

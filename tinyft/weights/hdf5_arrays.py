@@ -135,17 +135,22 @@ def _group(file: h5py.File, name: str) -> h5py.Group:
 def _write_attribute(file: h5py.File, name: str, value: Attribute) -> None:
     owner, last = _group(file, name), name.rpartition(".")[2]
     if isinstance(value, str):
-        text = value.encode("utf-8")
+        text = _encoded(value)
         owner.attrs.create(last, np.array(text, dtype=_text_type(len(text))))
     else:
         owner.attrs[last] = np.asarray(value)
 
 
 def _write_text(file: h5py.File, name: str, text: Text) -> None:
-    encoded = text.encode() if isinstance(text, str) else [item.encode() for item in text]
+    encoded = _encoded(text) if isinstance(text, str) else [_encoded(item) for item in text]
     longest = len(encoded) if isinstance(encoded, bytes) else max(map(len, encoded), default=1)
     data = np.array(encoded, dtype=_text_type(longest))
     _group(file, name).create_dataset(name.rpartition(".")[2], data=data, track_times=False)
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; of a file name that is no text, the bytes spelt out."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _text_type(length: int) -> np.dtype:

@@ -179,6 +179,8 @@ def _cpu() -> tuple[str, str]:
 
 # -------------------------------------------------------------------------------------------- cache
 
+_complaints: set[tuple] = set()
+
 
 class KernelCache(_Cache):
     """One kernel's files, with the methods that Numba calls when a signature is first needed."""
@@ -236,8 +238,13 @@ class KernelCache(_Cache):
         return _content(inspect.getfile(self.function))
 
     def _complain(self, what: str, error: Exception) -> None:
-        name = self.function.__name__
-        warnings.warn(f"kernel {name} could not be {what}: {error!r}", RuntimeWarning, stacklevel=2)
+        """Once for each kind of trouble: a full disk is the same for all kernels."""
+        trouble = what, type(error), getattr(error, "errno", None)
+        if trouble not in _complaints:
+            _complaints.add(trouble)
+            name = self.function.__name__
+            text = f"kernel {name} could not be {what} in {folder()}: {error!r}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 def _prefix(function: Callable) -> str:

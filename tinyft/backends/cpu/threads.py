@@ -53,6 +53,7 @@ SPIN = 20000  # turns of waiting before a thread goes to sleep: 0.2 to 0.8 ms
 GIVE_WAY = 100  # turns between two offers of the core to others
 HOLD_BACK = 200  # turns for which a worker lets others go first: a kernel may take no items
 LINE = 8  # int64 numbers per cache line: flags of different threads lie on different lines
+SHARING = 16  # threads per core at most
 LARGE = 256 << 10  # bytes from which scratch memory gets huge pages (2 MiB)
 ALIGNMENT = 64  # bytes of a cache line: no register load then straddles two
 
@@ -254,13 +255,21 @@ def set_num_threads(count: int) -> None:
 
     Raises: ValueError
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"the number of threads must be a whole number from 1 on; got {count!r}")
+    most = most_threads()
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= most:
+        raise ValueError(
+            f"the number of threads must be a whole number from 1 to {most}; got {count!r}"
+        )
     with _state.lock:
         _state.wanted = count
         if _state.pool is not None and _state.pool.size != count:
             _state.pool.close()
             _state.pool = None
+
+
+def most_threads() -> int:
+    """All of them wait for the last one at the end of every kernel: with 1000 nothing moves."""
+    return SHARING * (os.cpu_count() or 1)
 
 
 def _pool() -> Pool:
@@ -272,8 +281,11 @@ def _pool() -> Pool:
 def _default_threads() -> int:
     text = os.environ.get("TINYFT_NUM_THREADS", "").strip()
     if text:
-        if not text.isdecimal() or int(text) < 1:
-            raise ValueError(f"TINYFT_NUM_THREADS must be a whole number from 1 on; got {text!r}")
+        most = most_threads()
+        if not text.isdecimal() or not 1 <= int(text) <= most:
+            raise ValueError(
+                f"TINYFT_NUM_THREADS must be a whole number from 1 to {most}; got {text!r}"
+            )
         return int(text)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -1,0 +1,74 @@
+"""Ctrl-C reaches whoever waits for it, wherever the main thread is when it comes."""
+
+import os
+import signal
+import time
+import weakref
+
+import pytest
+
+from tinyft.cli.interrupts import heard, interrupt
+
+
+class Something:
+    pass
+
+
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def wait():
+    for _ in range(500):
+        time.sleep(0.01)
+    pytest.fail("nothing was raised")
+
+
+def test_at_once():
+    with pytest.raises(KeyboardInterrupt), heard():
+        press()
+        wait()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_in_a_finaliser_it_waits():
+    """Python would print it there, and go on."""
+    reached = []
+
+    def finalise():
+        press()
+        reached.append("the end")
+
+    with pytest.raises(KeyboardInterrupt), heard():
+        thing = Something()
+        weakref.finalize(thing, finalise)
+        del thing
+        wait()
+    assert reached == ["the end"]
+
+
+def test_in_a_callback_of_the_compiler_it_waits(tmp_path):
+    folder = tmp_path / "llvmlite"
+    folder.mkdir()
+    code = compile("press()\nreached.append('the end')", folder / "executionengine.py", "exec")
+    reached = []
+    with pytest.raises(KeyboardInterrupt), heard():
+        exec(code, {"press": press, "reached": reached})
+        wait()
+    assert reached == ["the end"]
+
+
+def test_a_handler_of_somebody_else_stays():
+    mine = []
+    before = signal.signal(signal.SIGINT, lambda *_: mine.append(1))
+    try:
+        with heard():
+            press()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert mine == [1]
+
+
+def test_no_frame():
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(signal.SIGINT, None)
