@@ -86,7 +86,12 @@ SORTED_TILES = [  # of 4 and of 3 results, by both schedules of each
     ((4, 7, 14, 80), 96, 3, 3, 1, 1),
     ((4, 7, 3, 128), 256, 3, 3, 1, 1),
 ]
-CASES += WHOLE_MAPS + SORTED_TILES
+MANY_FILTERS = [  # rows of results that are not left 4 KiB apart, more panels than a set has lines
+    ((2, 9, 8, 32), 1024, 1, 1, 1, 0),
+    ((2, 7, 7, 112), 1024, 1, 1, 1, 0),
+    ((1, 6, 5, 16), 512, 3, 3, 2, 1),
+]
+CASES += WHOLE_MAPS + SORTED_TILES + MANY_FILTERS
 
 
 def make(case, seed=0):

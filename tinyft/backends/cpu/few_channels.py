@@ -155,7 +155,7 @@ def weight_grad(dout: Array, x: Array, stride: int, padding: int, dweight: Array
     threads.run_with_scratch(
         Q * F, multiply_rows_in_place_transposed, padded, stride, dout, R, run, rows, parts, sums
     )
-    threads.run(sum_parts, sums, parts, size, out)
+    threads.run(sum_parts, sums, parts, size, F, R * rows, F, out)
     dweight.reshape(R, run, F)[...] = out[:size].reshape(R, rows, F)[:, :run]
 
 

@@ -44,6 +44,7 @@ from tinyft.backends.cpu.simd import (
 )
 
 LINE = 16  # floats of a cache line
+SAME_SET = 1024  # floats; so far apart lines fall into one set of the L1 cache
 IN_L2 = 1 << 18  # floats (1 MiB) of B that are still in L2 when the next rows of A need them
 ROWS_PER_ITEM = 8 * BLOCK_ROWS  # 96 rows of A with AVX-512: some 200 KiB at K = 512
 PIECE = 32  # products that are added up in registers before they join the rest of their sum
@@ -199,16 +200,25 @@ def pack(weight: Array, taps: Array, transposed: bool, name: str) -> Array:
 
 
 @kernel
-def sum_parts(counter, thread, parts, count, size, out):
-    """out = the sum of `count` arrays of `size` numbers, in order. An item is 4096 numbers."""
-    first = atomic_next(counter, 0) * 4096
-    while first < size:
-        for i in range(first, min(size, first + 4096), LANES):
-            total = vload(parts, i)
-            for part in range(1, count):
-                total = total + vload(parts, part * size + i)
-            vstore(out, i, total)
-        first = atomic_next(counter, 0) * 4096
+def sum_parts(counter, thread, parts, count, size, pitch, rows, columns, out):
+    """out (rows, columns) = the sum of `count` matrices in order, each `size` floats long, its rows
+    `pitch` floats apart. An item is some 4096 numbers.
+    """
+    group = max(1, 4096 // columns)
+    first = atomic_next(counter, 0) * group
+    while first < rows:
+        for row in range(first, min(rows, first + group)):
+            for column in range(0, columns, LANES):
+                total = vload(parts, row * pitch + column)
+                for part in range(1, count):
+                    total = total + vload(parts, part * size + row * pitch + column)
+                vstore(out, row * columns + column, total)
+        first = atomic_next(counter, 0) * group
+
+
+def row_apart(columns: int) -> int:
+    """Floats from one row of results to the next: rows 4 KiB apart would lie in one set of L1."""
+    return columns + LINE if columns % SAME_SET == 0 else columns
 
 
 # ------------------------------------------------------------------------------------------- matmul

@@ -32,7 +32,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import prepared, threads
-from tinyft.backends.cpu.gemm import multiply, next_panel, pack, round_up
+from tinyft.backends.cpu.gemm import multiply, next_panel, pack, round_up, row_apart
 from tinyft.backends.cpu.simd import (
     BLOCK_ROWS,
     LANES,
@@ -184,10 +184,11 @@ def windows(x: Array, taps: Taps, run: int, stride: int, packed: Array, y: Array
     F, steps = y.shape[3], taps.numbers.size * run
     total = x.shape[0] * grid[0] * grid[1]
     pointwise = steps == run == x.shape[3] and not taps.rows[0] and not taps.columns[0]
-    in_place = pointwise and stride == 1 and x.shape[1:3] == grid[:2]
-    pitch = x.shape[3] if in_place else round_up(steps, 16) + 16
+    as_it_lies = pointwise and stride == 1 and x.shape[1:3] == grid[:2]
+    pitch = x.shape[3] if as_it_lies else round_up(steps, 16) + 16
     pixels = pixels_per_item(total, steps)
-    plain = epilogue.empty and grid == (y.shape[1], y.shape[2], 1, 0, 0)
+    # 1024 filters, added up where they belong, fill single sets of L1: 4 to 26 % slower
+    plain = row_apart(F) == F and epilogue.empty and grid == (y.shape[1], y.shape[2], 1, 0, 0)
     size = pixels * (pitch + F + LANES) + 4 * LANES
     threads.run_with_scratch(
         size, multiply_windows, x, taps.rows, taps.columns, run, stride, packed, y, grid,

@@ -22,19 +22,29 @@ from __future__ import annotations
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import threads
-from tinyft.backends.cpu.gemm import multiply, panel_offset, round_up, sum_parts
+from tinyft.backends.cpu.gemm import multiply, panel_offset, round_up, row_apart, sum_parts
 from tinyft.backends.cpu.implicit_gemm import Taps, gather, window_taps
-from tinyft.backends.cpu.simd import LANES, REST_ROWS, atomic_next, kernel, seen_from, vload, vstore
+from tinyft.backends.cpu.simd import (
+    LANES,
+    PANEL,
+    REST_ROWS,
+    atomic_next,
+    kernel,
+    seen_from,
+    vload,
+    vstore,
+)
 
 # Per block. 96 gave an unlucky pitch (Zen 4: 15 ms instead of 10.5); 128 to 256 are equal.
 PIXELS = 128
+FEW_PANELS = 8  # of dout may lie a power of 2 apart; the lines of more do not fit one set of L1
 SMALL = 100_000  # weights whose sums stay in L2
 
 
 @kernel
 def multiply_windows_transposed(
     counter, work, x, tap_rows, tap_columns, run, stride, dout, parts, taps, channels, sums, size,
-    pitch,
+    sums_pitch, pitch, panel_rows,
 ):  # fmt: skip
     """sums[part] = windows' @ dout over the part's pixels. An item is one part, `taps` taps and
     `channels` channels.
@@ -55,7 +65,7 @@ def multiply_windows_transposed(
         first_channel = channel_group * channels
         count = min(channels, run - first_channel)
         rows = ((last_tap - first_tap) * count + REST_ROWS - 1) // REST_ROWS * REST_ROWS
-        to = part * size + (first_tap * run + first_channel) * F
+        to = part * size + (first_tap * run + first_channel) * sums_pitch
         start, stop = part * total // parts, (part + 1) * total // parts
         for block in range(start, stop, PIXELS):
             pixels = min(PIXELS, stop - block)
@@ -67,15 +77,15 @@ def multiply_windows_transposed(
                     last_tap, first_channel, count, work, i * pitch,
                 )  # fmt: skip
                 for f in range(0, F, LANES):
-                    at = packed + panel_offset(i, f, PIXELS, F)
+                    at = packed + panel_offset(i, f, panel_rows, F)
                     vstore(work, at, vload(dout, (block + i) * F + f))
             ahead_x, ahead_dout = 0, 0
             if in_order and block + PIXELS < stop:  # fetch what the next block reads
                 ahead_x = seen_from(work, 0, x_flat, (block + PIXELS) * channels)
                 ahead_dout = seen_from(work, packed, dout_flat, (block + PIXELS) * F)
             multiply(
-                work, 0, 1, pitch, work, packed, PIXELS, 0, sums, to, F, rows, F, pixels,
-                block - start, ahead_x, ahead_dout,
+                work, 0, 1, pitch, work, packed, panel_rows, 0, sums, to, sums_pitch, rows, F,
+                pixels, block - start, ahead_x, ahead_dout,
             )  # fmt: skip
         item = atomic_next(counter, 0)
 
@@ -95,16 +105,15 @@ def sum_windows(dout: Array, x: Array, taps: Taps, run: int, stride: int, dweigh
     else:
         parts, taps_per_item, channels = max(1, min(2, total // 256)), 1, min(run, 128)
     pitch = round_up(taps_per_item * channels, 16) + 16
-    size = round_up(steps, REST_ROWS) * F
+    sums_pitch = row_apart(F)
+    size = round_up(steps, REST_ROWS) * sums_pitch
     direct = parts == 1 and size == steps * F
     sums = dweight if direct else threads.scratch("parts", parts * size)
+    panel_rows = PIXELS if F <= FEW_PANELS * PANEL else PIXELS + 1
     threads.run_with_scratch(
-        PIXELS * (pitch + F) + 4 * LANES, multiply_windows_transposed, x, taps.rows, taps.columns,
-        run, stride, dout, parts, taps_per_item, channels, sums.reshape(-1), size, pitch,
+        PIXELS * pitch + panel_rows * F + 4 * LANES, multiply_windows_transposed, x, taps.rows,
+        taps.columns, run, stride, dout, parts, taps_per_item, channels, sums.reshape(-1), size,
+        sums_pitch, pitch, panel_rows,
     )  # fmt: skip
-    if not direct and size == steps * F:
-        threads.run(sum_parts, sums, parts, size, dweight.reshape(-1))
-    elif not direct:
-        out = threads.scratch("sum", size)
-        threads.run(sum_parts, sums, parts, size, out)
-        dweight.reshape(-1)[:] = out[: steps * F]
+    if not direct:
+        threads.run(sum_parts, sums, parts, size, sums_pitch, steps, F, dweight.reshape(-1))

@@ -251,4 +251,6 @@ def _room_for(parts: int, dweight: Array) -> Array:
 
 def _add_up(sums: Array, parts: int, dweight: Array) -> None:
     if parts > 1:
-        threads.run(sum_parts, sums, parts, dweight.size, dweight.reshape(-1))
+        F = dweight.shape[3]
+        rows = dweight.size // F
+        threads.run(sum_parts, sums, parts, dweight.size, F, rows, F, dweight.reshape(-1))
