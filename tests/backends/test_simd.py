@@ -4,17 +4,15 @@ import numpy as np
 import pytest
 from numba.core.errors import TypingError
 
+from tinyft.backends.cpu.compile_cache import kernel
 from tinyft.backends.cpu.generators import make_register_block, make_two_sided_transform
-from tinyft.backends.cpu.simd import (
-    BLOCK_REGISTERS,
-    BLOCK_ROWS,
-    LANES,
-    REST_ROWS,
+from tinyft.backends.cpu.simd import BLOCK_REGISTERS, BLOCK_ROWS, LANES, REST_ROWS
+from tinyft.backends.cpu.threads import aligned_empty
+from tinyft.backends.cpu.vectors import (
     atomic_announce,
     atomic_load,
     atomic_next,
     finish_streams,
-    kernel,
     prefetch,
     vfma,
     vkeep_positive,
@@ -29,7 +27,6 @@ from tinyft.backends.cpu.simd import (
     vstore_bytes,
     vtranspose,
 )
-from tinyft.backends.cpu.threads import aligned_empty
 
 NAN = np.nan
 SPECIAL = np.array([NAN, np.inf, -np.inf, 0.0, -0.0, 1.5, -2.5, 3.0e38], np.float32)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tinyft.backends.cpu import CpuBackend, threads
-from tinyft.backends.cpu.simd import atomic_next, kernel
+from tinyft.backends.cpu.compile_cache import kernel
+from tinyft.backends.cpu.vectors import atomic_next
 
 FAST = CpuBackend()
 

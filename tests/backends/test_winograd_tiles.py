@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinyft.backends.cpu.simd import kernel
+from tinyft.backends.cpu.compile_cache import kernel
 from tinyft.backends.cpu.winograd_tiles import VALUES, WINDOW, size_of, tiles_with, tiling
 
 MAPS = [

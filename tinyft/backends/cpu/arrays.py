@@ -54,7 +54,7 @@ def flat(x: Array) -> Array:
 
 
 def large(x: Array) -> bool:
-    """Whether x, from `workspace.empty`, is better written past the caches (`vput` of simd.py)."""
+    """Whether x, from `workspace.empty`, is better written past the caches (`vput`)."""
     return x.size >= BEYOND_CACHES
 
 

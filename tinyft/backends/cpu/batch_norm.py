@@ -50,11 +50,11 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu import workspace
 from tinyft.backends.cpu.arrays import flat, large, rows_per_piece, run_pieces, suitable_channels
-from tinyft.backends.cpu.simd import (
-    LANES,
+from tinyft.backends.cpu.compile_cache import kernel
+from tinyft.backends.cpu.simd import LANES
+from tinyft.backends.cpu.vectors import (
     atomic_next,
     finish_streams,
-    kernel,
     prefetch,
     prefetch_to_write,
     vfma,

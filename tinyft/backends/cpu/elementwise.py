@@ -32,7 +32,8 @@ import numpy as np
 
 from tinyft.backends.cpu import workspace
 from tinyft.backends.cpu.arrays import PIECE, flat, run_pieces, suitable
-from tinyft.backends.cpu.simd import atomic_next, helper, kernel
+from tinyft.backends.cpu.compile_cache import helper, kernel
+from tinyft.backends.cpu.vectors import atomic_next
 from tinyft.backends.philox import KEY_STEPS
 from tinyft.backends.philox import MULTIPLIERS as MULTIPLIERS_64
 from tinyft.backends.reference import Backend

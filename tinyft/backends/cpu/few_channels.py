@@ -11,8 +11,8 @@ without gathering.
 
 Versions, forward and weight gradient of 7x7 stride 2 on (16, 224, 224, 3) -> 64: gathered 24.9 and
 25.8 ms, in place 19.3 and 22 ms (AMD Zen 4, two threads); 31.7 and 31.7, 27.1 and 27.5 ms (Intel
-Sapphire Rapids, CPU time on one core). The weight gradient also asks for the next line of dout while
-it multiplies by this one: 10.7 instead of 11.6 ms (AMD Zen 5, two threads).
+Sapphire Rapids, CPU time on one core). The weight gradient asks for the next line of dout while it
+multiplies by this one: 10.7 instead of 11.6 ms (AMD Zen 5, two threads).
 
 Next: tinyft/backends/cpu/winograd_transforms.py
 """
@@ -23,21 +23,12 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import threads
+from tinyft.backends.cpu.compile_cache import kernel
 from tinyft.backends.cpu.gemm import multiply, panel_offset, round_up, sum_parts
 from tinyft.backends.cpu.implicit_gemm import Epilogue, Taps, packed_weight, window_taps, windows
 from tinyft.backends.cpu.implicit_weight_grad import sum_windows
-from tinyft.backends.cpu.simd import (
-    BLOCK_ROWS,
-    LANES,
-    REST_ROWS,
-    atomic_next,
-    kernel,
-    seen_from,
-    vload,
-    vmax,
-    vset1,
-    vstore,
-)
+from tinyft.backends.cpu.simd import BLOCK_ROWS, LANES, REST_ROWS
+from tinyft.backends.cpu.vectors import atomic_next, seen_from, vload, vmax, vset1, vstore
 
 SHORT_ROW = 2 * BLOCK_ROWS  # rows of fewer outputs are gathered: their rest would cost too much
 

@@ -28,20 +28,10 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import prepared, threads, workspace
+from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.generators import make_register_block
-from tinyft.backends.cpu.simd import (
-    BLOCK_REGISTERS,
-    BLOCK_ROWS,
-    LANES,
-    PANEL,
-    REST_ROWS,
-    atomic_next,
-    helper,
-    kernel,
-    vload,
-    vstore,
-    vtranspose,
-)
+from tinyft.backends.cpu.simd import BLOCK_REGISTERS, BLOCK_ROWS, LANES, PANEL, REST_ROWS
+from tinyft.backends.cpu.vectors import atomic_next, vload, vstore, vtranspose
 
 LINE = 16  # floats of a cache line
 SAME_SET = 1024  # floats; so far apart lines fall into one set of the L1 cache

@@ -32,19 +32,10 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import prepared, threads
+from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.gemm import multiply, next_panel, pack, round_up, row_apart
-from tinyft.backends.cpu.simd import (
-    BLOCK_ROWS,
-    LANES,
-    REST_ROWS,
-    atomic_next,
-    helper,
-    kernel,
-    vload,
-    vmax,
-    vset1,
-    vstore,
-)
+from tinyft.backends.cpu.simd import BLOCK_ROWS, LANES, REST_ROWS
+from tinyft.backends.cpu.vectors import atomic_next, vload, vmax, vset1, vstore
 
 CLEARED = 1 << 15  # numbers of an item of `clear`
 STEPS = 512  # rows of the packed weights per pass: 64 KiB of a panel

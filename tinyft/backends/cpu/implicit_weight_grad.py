@@ -22,18 +22,11 @@ from __future__ import annotations
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import threads
+from tinyft.backends.cpu.compile_cache import kernel
 from tinyft.backends.cpu.gemm import multiply, panel_offset, round_up, row_apart, sum_parts
 from tinyft.backends.cpu.implicit_gemm import Taps, gather, window_taps
-from tinyft.backends.cpu.simd import (
-    LANES,
-    PANEL,
-    REST_ROWS,
-    atomic_next,
-    kernel,
-    seen_from,
-    vload,
-    vstore,
-)
+from tinyft.backends.cpu.simd import LANES, PANEL, REST_ROWS
+from tinyft.backends.cpu.vectors import atomic_next, seen_from, vload, vstore
 
 # Per block. 96 gave an unlucky pitch (Zen 4: 15 ms instead of 10.5); 128 to 256 are equal.
 PIXELS = 128

@@ -31,7 +31,8 @@ import numpy as np
 
 from tinyft.backends.cpu import workspace
 from tinyft.backends.cpu.arrays import PIECE, in_memory_order, run_pieces
-from tinyft.backends.cpu.simd import atomic_next, kernel
+from tinyft.backends.cpu.compile_cache import kernel
+from tinyft.backends.cpu.vectors import atomic_next
 from tinyft.backends.reference import Backend
 
 SUMS = 8

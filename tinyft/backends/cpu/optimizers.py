@@ -28,8 +28,9 @@ from __future__ import annotations
 import numpy as np
 
 from tinyft.backends.cpu.arrays import PIECE, in_memory_order, run_pieces
+from tinyft.backends.cpu.compile_cache import kernel
 from tinyft.backends.cpu.measurement import Measurement, sum_up
-from tinyft.backends.cpu.simd import atomic_next, kernel
+from tinyft.backends.cpu.vectors import atomic_next
 
 
 @kernel

@@ -30,12 +30,11 @@ import numpy as np
 
 from tinyft.backends.cpu import threads, workspace
 from tinyft.backends.cpu.arrays import flat, large, run_pieces, suitable, suitable_channels
-from tinyft.backends.cpu.simd import (
-    LANES,
+from tinyft.backends.cpu.compile_cache import helper, kernel
+from tinyft.backends.cpu.simd import LANES
+from tinyft.backends.cpu.vectors import (
     atomic_next,
     finish_streams,
-    helper,
-    kernel,
     prefetch,
     vload,
     vpick_byte,

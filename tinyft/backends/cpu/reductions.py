@@ -14,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from tinyft.backends.cpu.arrays import flat, rows_per_piece, run_pieces, suitable
-from tinyft.backends.cpu.simd import atomic_next, kernel
+from tinyft.backends.cpu.compile_cache import kernel
+from tinyft.backends.cpu.vectors import atomic_next
 from tinyft.backends.reference import Backend, rows_of
 
 

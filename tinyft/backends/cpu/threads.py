@@ -41,13 +41,8 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import workspace
-from tinyft.backends.cpu.simd import (
-    atomic_announce,
-    atomic_load,
-    cpu_pause,
-    give_way,
-    kernel,
-)
+from tinyft.backends.cpu.compile_cache import kernel
+from tinyft.backends.cpu.vectors import atomic_announce, atomic_load, cpu_pause, give_way
 
 SPIN = 20000  # turns of waiting before a thread goes to sleep: 0.2 to 0.8 ms
 GIVE_WAY = 100  # turns between two offers of the core to others

@@ -31,20 +31,11 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import implicit_gemm, implicit_weight_grad, threads, workspace
+from tinyft.backends.cpu.compile_cache import kernel
 from tinyft.backends.cpu.gemm import ROWS_PER_ITEM, multiply, pack, padded, round_up
 from tinyft.backends.cpu.implicit_gemm import Epilogue, packed_weight, window_taps
-from tinyft.backends.cpu.simd import (
-    LANES,
-    PANEL,
-    REST_ROWS,
-    atomic_next,
-    kernel,
-    vfma,
-    vload,
-    vmax,
-    vset1,
-    vstore,
-)
+from tinyft.backends.cpu.simd import LANES, PANEL, REST_ROWS
+from tinyft.backends.cpu.vectors import atomic_next, vfma, vload, vmax, vset1, vstore
 
 CHANNELS = 64  # rows of dweight that an item computes
 

@@ -14,13 +14,14 @@ two schedules, chosen by the shape:
   are transformed once, then an item is PANEL filters. They are transformed 64 input channels at a
   time and used at once, so that the transformed filters (37.7 MB for 512 x 512) never go to memory.
 
-Versions, CPU time on one core of Intel Sapphire Rapids (AVX-512), in ms:
+Versions, CPU time on one core of an AMD Zen 5 (AVX-512), in ms:
 
                                       direct    filters    tiles
-    batch 16, 56x56, 64 -> 64           21.8                 7.0
-    batch 16, 28x28, 128 -> 128         19.0                 7.2
-    batch 16, 7x7, 512 -> 512           21.8       11.3     13.9
-    batch 128, 32x32, 16 -> 16           8.0                 3.2
+    batch 16, 56x56, 64 -> 64           16.1       11.1      5.2
+    batch 16, 28x28, 128 -> 128         14.7        5.4      4.3
+    batch 16, 14x14, 256 -> 256         14.6        4.6      4.6
+    batch 16, 7x7, 512 -> 512           14.9        4.8      7.9
+    batch 128, 32x32, 16 -> 16           6.1        4.9      1.7
 
 Planes of filters lie an odd number of cache lines apart, as all planes do. At a power of 2 the 36
 stores of a filter would fall into one set of the cache: 256 x 256 filters took 0.66 instead of
@@ -38,18 +39,11 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import prepared, threads
+from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.gemm import multiply, next_panel, round_up
 from tinyft.backends.cpu.implicit_gemm import Epilogue
-from tinyft.backends.cpu.simd import (
-    LANES,
-    PANEL,
-    REST_ROWS,
-    atomic_next,
-    helper,
-    kernel,
-    vset1,
-    vstore,
-)
+from tinyft.backends.cpu.simd import LANES, PANEL, REST_ROWS
+from tinyft.backends.cpu.vectors import atomic_next, vset1, vstore
 from tinyft.backends.cpu.winograd_tiles import (
     TILE,
     VALUES,

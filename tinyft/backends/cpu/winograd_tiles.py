@@ -33,8 +33,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray as Array
 
+from tinyft.backends.cpu.compile_cache import helper
 from tinyft.backends.cpu.gemm import round_up
-from tinyft.backends.cpu.simd import BLOCK_ROWS, REST_ROWS, helper
+from tinyft.backends.cpu.simd import BLOCK_ROWS, REST_ROWS
 
 TILE = 4  # results of a tile in each direction
 WINDOW = 6  # inputs of a tile in each direction

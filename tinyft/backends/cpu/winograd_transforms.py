@@ -42,13 +42,12 @@ from __future__ import annotations
 import numpy as np
 from numpy import ndarray as Array
 
+from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.gemm import LINE, panel_offset, round_up
 from tinyft.backends.cpu.generators import make_two_sided_transform
-from tinyft.backends.cpu.simd import (
-    LANES,
+from tinyft.backends.cpu.simd import LANES
+from tinyft.backends.cpu.vectors import (
     atomic_next,
-    helper,
-    kernel,
     prefetch,
     seen_from,
     vload,

@@ -16,13 +16,14 @@ Either way an item transforms its sums back itself, 36 numbers to 9, and the gra
 are added in order. The parts depend on the shape only, so the bits do not depend on the number of
 threads.
 
-Versions, CPU time on one core of Intel Sapphire Rapids (AVX-512), in ms:
+Versions, CPU time on one core of an AMD Zen 5 (AVX-512), in ms:
 
                                       direct    second schedule    first
-    batch 16, 56x56, 64 -> 64           20.9               11.0      7.3
-    batch 16, 28x28, 128 -> 128         22.2                8.7
-    batch 16, 7x7, 512 -> 512           24.2                9.2
-    batch 128, 32x32, 16 -> 16           7.2                6.2      2.7
+    batch 16, 56x56, 64 -> 64           15.9                7.2      5.3
+    batch 16, 28x28, 128 -> 128         15.9                5.1
+    batch 16, 14x14, 256 -> 256         15.8                4.9
+    batch 16, 7x7, 512 -> 512           16.4                4.8
+    batch 128, 32x32, 16 -> 16           5.7                3.2      1.8
 
 Next: tinyft/backends/cpu/conv2d.py
 """
@@ -32,8 +33,10 @@ from __future__ import annotations
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import threads
+from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.gemm import multiply, panel_offset, sum_parts
-from tinyft.backends.cpu.simd import LANES, atomic_next, helper, kernel, seen_from
+from tinyft.backends.cpu.simd import LANES
+from tinyft.backends.cpu.vectors import atomic_next, seen_from
 from tinyft.backends.cpu.winograd_tiles import (
     TILE,
     VALUES,
