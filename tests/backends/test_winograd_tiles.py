@@ -35,7 +35,7 @@ def test_each_result_is_in_one_tile(shape, options):
 
 @pytest.mark.parametrize("shape", [m for m in MAPS if not {1, 2, 5} & set(m[1:])], ids=str)
 def test_sorted_tiles_compute_nothing_else(shape):
-    """By all tiles at once; with the two sides that cannot be cut, and plain, they may."""
+    """Sides of 1, 2 and 5 have no exact parts of 4 and 3."""
     tiles = tiling(*shape, whole=True)
     results = sum(np.prod(size(kind)) for kind in tiles.places[:, 3])
     assert results == np.prod(shape)
