@@ -87,6 +87,7 @@ SORTED_TILES = [  # of 4 and of 3 results, by both schedules of each
     ((4, 7, 3, 128), 256, 3, 3, 1, 1),
     ((4, 5, 5, 16), 16, 3, 3, 1, 1),  # two of 3 results, and one result too many
     ((8, 14, 14, 64), 128, 3, 3, 1, 1),  # a weight gradient in two parts
+    ((4, 6, 9, 80), 96, 3, 3, 1, 1),  # tiles of 3 alone: some values have none
 ]
 MANY_FILTERS = [  # rows of results that are not left 4 KiB apart, more panels than a set has lines
     ((2, 9, 8, 32), 1024, 1, 1, 1, 0),

@@ -30,13 +30,14 @@ Next: tinyft/backends/cpu/conv2d.py
 
 from __future__ import annotations
 
+import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import threads
 from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.gemm import multiply, panel_offset, sum_parts
 from tinyft.backends.cpu.simd import LANES
-from tinyft.backends.cpu.vectors import atomic_next, seen_from
+from tinyft.backends.cpu.vectors import atomic_next, seen_from, vset1, vstore
 from tinyft.backends.cpu.winograd_tiles import (
     TILE,
     VALUES,
@@ -158,6 +159,7 @@ def multiply_blocks(
     part and a block of CHANNELS x CHANNELS.
     """
     blocks_c, blocks_f = (C + CHANNELS - 1) // CHANNELS, (F + CHANNELS - 1) // CHANNELS
+    zero = vset1(np.float32(0))
     item = atomic_next(counter, 0)
     while item < parts * blocks_c * blocks_f:
         part, block = divmod(item, blocks_c * blocks_f)
@@ -168,6 +170,10 @@ def multiply_blocks(
         for value in range(VALUES):
             begin, end = tiles_with(value, bounds, count // unit)
             begin, end = max(begin, start), min(end, stop)
+            if begin >= end:  # no tile of this part has this value
+                for i in range(size_c):
+                    for j in range(0, size_f, LANES):
+                        vstore(work, value * BLOCK_PLANE + i * BLOCK_PITCH + j, zero)
             for tile in range(begin, end, TILES_AT_A_TIME):
                 multiply(
                     windows, (block_c * VALUES + value) * plane_in + tile * pitch, 1, pitch,
@@ -214,8 +220,7 @@ def _by_blocks(dout, x, padding, dweight):
     rounds = -(-total // max(8, ROUND_FLOATS // (VALUES * (C + F))))
     tiles = -(-total // rounds)  # each round has so many, or one less
     parts = parts_per_round(tiles, C, F)
-    # a part has tiles of each kind only if it has them all
-    places, _, unit, bounds = tiling(*dout.shape[:3], whole=True, plain=rounds * parts > 1)
+    places, _, unit, bounds = tiling(*dout.shape[:3], whole=True, plain=rounds > 1)
     pitch = row_pitch(CHANNELS)
     plane_in, plane_grad = odd_lines(tiles * pitch), odd_lines(tiles * F)
     windows = threads.scratch("windows", -(-C // CHANNELS) * VALUES * plane_in)
