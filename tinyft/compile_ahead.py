@@ -43,7 +43,9 @@ def helped(device: str, arch: str, batch_size: int, size: int) -> Iterator[None]
             helper.kill()
             helper.wait()
             helper.stdin.close()
-            _remove_what_it_left(helper.pid)
+            from tinyft.backends.cpu import compile_cache
+
+            compile_cache.remove_unfinished(helper.pid)
 
 
 def _wanted(device: str) -> bool:
@@ -75,13 +77,6 @@ def _start(arch: str, batch_size: int, size: int) -> subprocess.Popen | None:
         threading.Thread(target=helper.wait, daemon=True).start()
         return helper
     return None
-
-
-def _remove_what_it_left(pid: int) -> None:
-    """A killed helper may have been writing a kernel, under a name that nobody looks for."""
-    from tinyft.backends.cpu import compile_cache
-
-    compile_cache.remove_unfinished(pid)
 
 
 def child(arch: str, batch_size: str, size: str) -> None:
