@@ -17,8 +17,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    from numpy import ndarray as Array
 
 # The helper imports what we import: `-c` alone would look into the current folder first. It ends
 # when its stdin does, and so when this process ends in any way.
@@ -94,6 +96,8 @@ def call_gradients(arch: str, batch_size: int, size: int) -> None:
     """What the backward pass of a network's body and Adam call, with zeros, each kind of layer
     once.
     """
+    import numpy as np
+
     from tinyft import backends
     from tinyft.nn import BatchNorm, Conv2d, build
     from tinyft.nn.summary import forward_nodes
@@ -127,7 +131,9 @@ def call_gradients(arch: str, batch_size: int, size: int) -> None:
             backend.max_pool2d_grad(dout, place, x.shape, **window)
 
 
-def _call_adam(backend, weight: np.ndarray) -> None:
+def _call_adam(backend, weight: Array) -> None:
+    import numpy as np
+
     gradient, average, average_square = (np.zeros_like(weight) for _ in range(3))
     rates = {"lr": 0.0, "momentum": 0.9, "square_momentum": 0.99, "weight_decay": 0.0}
     with backend.measured(weight, gradient):

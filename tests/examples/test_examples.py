@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ import tinyft
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 MOST_LINES = 150
-MOST_SECONDS = 60
 
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?")
 # Training in float32 carries the last bits of a machine's sums into the result: accuracies of 200
@@ -38,7 +36,6 @@ def run(path, folder, **variables):
     variables["PYTHONPATH"] = str(Path(tinyft.__file__).parents[1])
     variables["TINYFT_OFFLINE"] = "1"
     kept = {name: value for name, value in os.environ.items() if name != "TINYFT_WEIGHTS"}
-    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-W", "error", path],
         cwd=folder,
@@ -48,7 +45,6 @@ def run(path, folder, **variables):
     )
     assert done.returncode == 0, done.stderr
     assert list(folder.iterdir()) == [], "an example leaves nothing behind"
-    assert time.monotonic() - started < MOST_SECONDS
     return [OF_THE_MACHINE.sub(" ", line) for line in done.stdout.rstrip().splitlines()]
 
 
