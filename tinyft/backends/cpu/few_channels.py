@@ -147,12 +147,12 @@ def weight_grad(dout: Array, x: Array, stride: int, padding: int, dweight: Array
         return
     rows = round_up(run, REST_ROWS)
     parts, size = max(1, min(16, N * P // 16)), R * rows * F
-    sums, out = threads.scratch("parts", parts * size), threads.scratch("sum", size)
+    sums = threads.scratch("parts", parts * size)
     threads.run_with_scratch(
         Q * F, multiply_rows_in_place_transposed, padded, stride, dout, R, run, rows, parts, sums
     )
-    threads.run(sum_parts, sums, parts, size, F, R * rows, F, out)
-    dweight.reshape(R, run, F)[...] = out[:size].reshape(R, rows, F)[:, :run]
+    # of each kernel row `run` of the `rows` that were computed
+    threads.run(sum_parts, sums, parts, size, rows * F, R, run * F, dweight.reshape(-1))
 
 
 def row_taps(R: int) -> Taps:
