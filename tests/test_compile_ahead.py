@@ -142,9 +142,11 @@ def test_it_calls_the_kernels_of_a_backward_pass(case):
     forward = {
         "average_pictures",
         "largest_of_windows",
+        "multiply_windows",
         "multiply_rows",
         "multiply_rows_in_place",
         "normalise",
+        "pack_panels",
         "sum_moments",
     }
     # not Adam's; of the classifier's bias, which a head lacks; of a shortcut without parameters

@@ -2,9 +2,10 @@
 
 Compiling holds a lock, so threads cannot share it; processes can, through the folder where kernels
 are kept (tinyft/backends/cpu/compile_cache.py). A first training step meets the kernels of the
-forward pass first. Meanwhile a helper calls those of the backward pass, the last layer's first,
-with zeros of the same shapes. When the step gets there it finds most of them. Nothing is agreed
-upon: what both want at the same time, both compile.
+forward pass first. Meanwhile a helper calls those of the backward pass, with zeros of the same
+shapes. The step goes through the backward pass from the last layer to the first, so the helper does
+it the other way round, and they meet in the middle. Nothing is agreed upon: what both want at the
+same time, both compile.
 
 Next: tinyft/cli/display.py
 """
@@ -106,7 +107,8 @@ def call_gradients(arch: str, batch_size: int, size: int) -> None:
     network = build(arch)
     modules = dict(network.named_modules())
     called = set()
-    for node in reversed(forward_nodes(network, (size, size, 3))):
+    nodes = forward_nodes(network, (size, size, 3))
+    for node in sorted(nodes, key=lambda node: not _shares_kernels(modules[node.layer])):
         layer, (first, *others) = modules[node.layer], node.shapes
         key = node.op, first, *others, getattr(layer, "stride", None)
         if key in called:
@@ -116,8 +118,8 @@ def call_gradients(arch: str, batch_size: int, size: int) -> None:
         dout = np.zeros((batch_size, *node.output_shape[1:]), np.float32)
         if isinstance(layer, Conv2d):
             window = {"stride": layer.stride, "padding": layer.padding}
-            backend.conv2d_weight_grad(dout, x, layer.weight.shape, **window)
             backend.conv2d_input_grad(dout, layer.weight.data, x.shape, **window)
+            backend.conv2d_weight_grad(dout, x, layer.weight.shape, **window)
             _call_adam(backend, layer.weight.data)
         elif isinstance(layer, BatchNorm):
             # where its ReLU was, its result tells, or x if no residual was added
@@ -129,6 +131,16 @@ def call_gradients(arch: str, batch_size: int, size: int) -> None:
             window = {"kernel": 3, "stride": 2, "padding": 1}
             _, place = backend.max_pool2d(x, **window)
             backend.max_pool2d_grad(dout, place, x.shape, **window)
+
+
+def _shares_kernels(layer) -> bool:
+    """Whether a gradient of this layer needs kernels that the forward pass gets to later: those of
+    tinyft/backends/cpu/winograd_strided.py.
+    """
+    from tinyft.nn import Conv2d
+
+    is_strided = isinstance(layer, Conv2d) and layer.stride == 2
+    return is_strided and layer.weight.shape[2:] == (3, 3)
 
 
 def _call_adam(backend, weight: Array) -> None:

@@ -17,13 +17,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tinyft.backends.cpu import CpuBackend, threads, workspace
+from tinyft.backends.cpu import CpuBackend, threads, winograd_strided, workspace
 from tinyft.backends.cpu import conv2d as conv2d_module
 from tinyft.backends.cpu.simd import LANES
 from tinyft.backends.cpu.winograd_transforms import (
     A_SHORT,
     A_TRANSPOSED,
     B_SHORT,
+    POINTS,
     G,
     winograd_matrices,
 )
@@ -89,12 +90,20 @@ SORTED_TILES = [  # of 4 and of 3 results, by both schedules of each
     ((8, 14, 14, 64), 128, 3, 3, 1, 1),  # a weight gradient in two parts
     ((4, 6, 9, 80), 96, 3, 3, 1, 1),  # tiles of 3 alone: some values have none
 ]
+STRIDED = [  # Winograd with stride 2
+    ((5, 14, 13, 64), 144, 3, 3, 2, 1),  # tiles of all kinds, an odd side
+    ((3, 15, 7, 80), 112, 3, 3, 2, 1),  # blocks that are not full
+    ((4, 27, 6, 16), 32, 3, 3, 2, 1),  # the input gradient alone
+    ((1, 8, 8, 128), 64, 3, 3, 2, 1),  # too few tiles for the weight gradient
+    ((20, 6, 6, 64), 128, 3, 3, 2, 1),  # tiles of 3 alone: some values have none
+    ((20, 32, 32, 96), 144, 3, 3, 2, 1),  # more than one round of tiles
+]
 MANY_FILTERS = [  # rows of results that are not left 4 KiB apart, more panels than a set has lines
     ((2, 9, 8, 32), 1024, 1, 1, 1, 0),
     ((2, 7, 7, 112), 1024, 1, 1, 1, 0),
     ((1, 6, 5, 16), 512, 3, 3, 2, 1),
 ]
-CASES += WHOLE_MAPS + SORTED_TILES + MANY_FILTERS
+CASES += WHOLE_MAPS + SORTED_TILES + STRIDED + MANY_FILTERS
 
 
 def make(case, seed=0):
@@ -143,7 +152,8 @@ def assert_equals_definition(case, actual, x, weight, dout):
     maps = dout.shape, x.shape, dout.shape
     for name, shape, *result in zip(NAMES, maps, actual, expected, terms, squares, strict=True):
         winograd = conv2d_module.uses_winograd(R, S, stride, padding, shape)
-        assert_close(*result, winograd, name)
+        strided = conv2d_module.uses_strided_winograd(R, S, stride, padding, dout.shape)
+        assert_close(*result, winograd or strided, name)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -173,7 +183,8 @@ def test_bias_residual_and_relu(case, parts):
     actual = FAST.conv2d(x, weight, bias, residual=residual, **options)
     in_double = [None if a is None else a.astype(np.float64) for a in (bias, residual)]
     expected = REFERENCE.conv2d(*doubles(x, weight), in_double[0], residual=in_double[1], **options)
-    winograd = conv2d_module.uses_winograd(*weight.shape[2:], stride, padding, dout.shape)
+    window = *weight.shape[2:], stride, padding, dout.shape
+    winograd = conv2d_module.uses_winograd(*window) or conv2d_module.uses_strided_winograd(*window)
     # What is added afterwards is rounded, too.
     squares = REFERENCE.conv2d(*doubles(x**2, weight**2), stride=stride, padding=padding) + 2
     assert_close(actual, expected, weight[0].size, squares, winograd)
@@ -326,7 +337,9 @@ def test_results_do_not_depend_on_strides(case):
 
 
 @pytest.mark.parametrize(
-    "case", [*(CASES[i] for i in (5, 10, 14, 19, 22)), WHOLE_MAPS[1], *SORTED_TILES[:2]], ids=str
+    "case",
+    [*(CASES[i] for i in (5, 10, 14, 19, 22)), WHOLE_MAPS[1], *SORTED_TILES[:2], STRIDED[0]],
+    ids=str,
 )
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_not_finite_numbers_reach_the_result(case, value):
@@ -367,8 +380,8 @@ def test_arrays_without_elements():
         assert got.shape == want.shape
 
 
-def test_winograd_can_be_turned_off(monkeypatch):
-    case = CASES[5]
+@pytest.mark.parametrize("case", [CASES[5], STRIDED[0]], ids=str)
+def test_winograd_can_be_turned_off(monkeypatch, case):
     arrays = make(case)
     tiles = run(FAST, case, *arrays)
     monkeypatch.setenv("TINYFT_WINOGRAD", "0")
@@ -378,10 +391,18 @@ def test_winograd_can_be_turned_off(monkeypatch):
         assert (a != b).any()
 
 
-@pytest.mark.parametrize("size, same", [(1, True), (2, True), (3, False), (4, False)])
-def test_winograd_computes_what_it_saves_something_on(monkeypatch, size, same):
-    """Maps of 1 x 1 and 2 x 2 pixels do not go through tiles: equal bits without Winograd."""
-    case = (2, size, size, 32), 32, 3, 3, 1, 1
+@pytest.mark.parametrize(
+    "size, stride, same",
+    [
+        *((1, 1, True), (2, 1, True), (3, 1, False), (4, 1, False)),
+        *((4, 2, True), (5, 2, False), (7, 2, False), (9, 2, True), (11, 2, False)),
+    ],
+)
+def test_winograd_computes_what_it_saves_something_on(monkeypatch, size, stride, same):
+    """Results of 1 x 1, 2 x 2, and with stride 2 of 5 x 5 pixels, do not go through tiles: equal
+    bits without Winograd.
+    """
+    case = (2, size, size, 64), 128, 3, 3, stride, 1
     arrays = make(case)
     monkeypatch.setenv("TINYFT_WINOGRAD", "0")
     direct = run(FAST, case, *arrays)
@@ -395,7 +416,8 @@ def test_winograd_computes_what_it_saves_something_on(monkeypatch, size, same):
     "case, limits",
     [
         (((3, 28, 28, 128), 128, 3, 3, 1, 1), (7e-7, 7e-7, 7e-7)),  # Winograd
-        (((2, 14, 14, 256), 128, 3, 3, 2, 1), (2.5e-7, 2e-7, 1.3e-7)),  # direct
+        (((2, 28, 28, 256), 128, 3, 3, 2, 1), (5e-7, 5e-7, 5e-7)),  # Winograd with stride 2
+        (((2, 14, 14, 256), 128, 3, 3, 2, 0), (2.5e-7, 2e-7, 1.3e-7)),  # direct
         (((2, 14, 14, 1024), 64, 1, 1, 1, 0), (2.5e-7, 1.3e-7, 1.6e-7)),
     ],
     ids=str,
@@ -414,7 +436,7 @@ def test_long_sums_lose_little(case, limits):
 
 def amplification(a, b):
     """By how much independent roundings of the 36 products grow, see winograd_transforms.py."""
-    return amplification_of(*winograd_matrices(a, b))
+    return amplification_of(*winograd_matrices((0, a, -a, b, -b), 3))
 
 
 def amplification_of(evaluate, evaluate_filter, interpolate):
@@ -429,8 +451,17 @@ def test_winograd_points_amplify_rounding_as_little_as_any():
         amplification(a, b) for a in np.arange(0.4, 1.1, 0.05) for b in np.arange(1.2, 2.2, 0.05)
     ]
     assert min(others) > 4.74
-    np.testing.assert_allclose(winograd_matrices(2 / 3, 3 / 2)[0], A_TRANSPOSED)
+    np.testing.assert_allclose(winograd_matrices(POINTS, 3)[0], A_TRANSPOSED)
     assert amplification_of(A_SHORT, G, B_SHORT) == pytest.approx(3.97, abs=0.005)
+
+
+def test_winograd_with_stride_2_amplifies_rounding_less():
+    a, g, b = winograd_strided.A_TRANSPOSED, winograd_strided.G_SPLIT, winograd_strided.B_TRANSPOSED
+    a_short, b_short = winograd_strided.A_SHORT, winograd_strided.B_SHORT
+    for evaluate, interpolate, expected in ((a, b, 2.85), (a_short, b_short, 2.74)):
+        both = np.concatenate([evaluate, evaluate[:, :-1]], axis=1)
+        found = amplification_of(both, g, winograd_strided.split_inputs(interpolate))
+        assert found == pytest.approx(expected, abs=0.005)
 
 
 def test_wrong_shapes_are_refused():

@@ -198,18 +198,19 @@ MATRIX = np.array([[1, 0, 2, 0.5], [-1, 0, 2, -0.5], [0, 1, 0, -1]])  # rows 0 a
 
 @kernel
 def transform_plain(x, y):
-    plain(x, 0, 4 * LANES, LANES, y, 0, 3 * LANES, LANES)
+    plain(0, x, 0, 4 * LANES, LANES, y, 0, 3 * LANES, LANES)
 
 
 @kernel
 def transform_epilogue(x, y, bias, residual, low):
     with_epilogue(
-        x, 0, 4 * LANES, LANES, y, 0, 3 * LANES, LANES, bias, 0, residual, 0, 3 * LANES, LANES, low
-    )
+        0, x, 0, 4 * LANES, LANES, y, 0, 3 * LANES, LANES,
+        bias, 0, residual, 0, 3 * LANES, LANES, low,
+    )  # fmt: skip
 
 
-plain = make_two_sided_transform(MATRIX)
-with_epilogue = make_two_sided_transform(MATRIX, epilogue=True)
+plain = make_two_sided_transform((MATRIX, MATRIX))
+with_epilogue = make_two_sided_transform((MATRIX, MATRIX), epilogue=True)
 
 
 def test_two_sided_transform():
@@ -228,3 +229,42 @@ def test_two_sided_transform():
     transform_epilogue(x, y, bias, residual, np.float32(0.25))
     assert np.isnan(y[0, 0, 1])  # although max(NaN, 0.25) could be either
     assert np.isfinite(y[:, :, 2]).all()
+
+
+SHORT = np.array([[0.5, 1, 0, 0], [0, 1, -2, 0]])  # fewer rows, and a column that is not read
+
+
+@pytest.mark.parametrize("loops", [False, True])
+@pytest.mark.parametrize("epilogue", [False, True])
+def test_two_sided_transform_of_several_pairs(loops, epilogue):
+    """Written out and in loops, with lines of different lengths."""
+    pairs = (SHORT, MATRIX), (MATRIX, MATRIX), (MATRIX, SHORT), (SHORT, SHORT)
+    transform = make_two_sided_transform(*pairs, epilogue=epilogue, loops=loops)
+    rows, columns = 4 * LANES, 3 * LANES
+
+    @kernel
+    def without(number, x, y, bias, residual):
+        transform(number, x, 0, rows, LANES, y, 0, columns, LANES)
+
+    @kernel
+    def with_one(number, x, y, bias, residual):
+        low = np.float32(-0.5)
+        transform(
+            number, x, 0, rows, LANES, y, 0, columns, LANES,
+            bias, 0, residual, 0, columns, LANES, low,
+        )  # fmt: skip
+
+    rng = np.random.default_rng(0)
+    x, residual = (rng.standard_normal((n, n, LANES)).astype(np.float32) for n in (4, 3))
+    bias = rng.standard_normal(LANES).astype(np.float32)
+    for number, (left, right) in enumerate(pairs):
+        y = np.full((3, 3, LANES), 7, np.float32)
+        (with_one if epilogue else without)(number, x, y, bias, residual)
+        expected = np.einsum("ij,jkc,lk->ilc", left, x, right)
+        written = y[: len(left), : len(right)]
+        if epilogue:
+            added = residual[: len(left), : len(right)]
+            expected = np.maximum(expected + bias + added, -0.5)
+        np.testing.assert_allclose(written, expected, rtol=1e-5, atol=1e-5)
+        written[...] = 7
+        assert (y == 7).all()  # and nothing else

@@ -19,7 +19,7 @@ def size(kind):
 
 @kernel
 def neighbours(value, bounds, units):
-    return tiles_with(value, bounds, units)
+    return tiles_with(value // WINDOW, value % WINDOW, bounds, units)
 
 
 @pytest.mark.parametrize("shape", MAPS, ids=str)

@@ -26,16 +26,19 @@ from tinyft.backends.cpu import (
     prepared,
     whole_maps,
     winograd,
+    winograd_strided,
+    winograd_strided_weight_grad,
     winograd_weight_grad,
     workspace,
 )
 from tinyft.backends.cpu.gemm import copied, padded, round_up
 from tinyft.backends.cpu.implicit_gemm import Epilogue
 from tinyft.backends.cpu.simd import LANES
-from tinyft.backends.cpu.winograd_tiles import TILE, VALUES
+from tinyft.backends.cpu.winograd_tiles import TILE, VALUES, tile_count, tiles_along
 from tinyft.backends.reference import output_size
 from tinyft.errors import ShapeError
 
+FEW_TILES, MANY_WEIGHTS = 16, 64 * 128  # for less, Winograd with stride 2 does not pay
 FEW_CHANNELS = 4  # up to here, gathering runs of a window's rows beats padding to full registers
 
 
@@ -74,6 +77,8 @@ def conv2d(
         whole_maps.forward(x, weight, padding, y, epilogue)
     elif uses_winograd(R, S, stride, padding, out_shape):
         winograd.convolve(x, weight, False, padding, y, epilogue)
+    elif uses_strided_winograd(R, S, stride, padding, out_shape) and C * F >= MANY_WEIGHTS:
+        winograd_strided.convolve(x, weight, False, y, epilogue)
     else:
         implicit_gemm.forward(x, weight, stride, padding, y, epilogue)
     return y if full_f == F else copied(y[..., :F])
@@ -97,6 +102,8 @@ def conv2d_input_grad(
         whole_maps.input_grad(dout, weight, padding, dx)
     elif uses_winograd(R, S, stride, padding, x_shape):
         winograd.convolve(dout, weight, True, 2 - padding, dx, Epilogue())
+    elif uses_strided_winograd(R, S, stride, padding, out_shape):
+        winograd_strided.convolve(dout, weight, True, dx, Epilogue())
     else:
         implicit_gemm.input_grad(dout, weight, stride, padding, dx)
     return dx if full_c == C else copied(dx[..., :C])
@@ -124,6 +131,12 @@ def conv2d_weight_grad(
     elif uses_winograd(R, S, stride, padding, out_shape) and min(out_shape[1:3]) >= TILE:
         # a map smaller than a tile adds up so few products that a plain sum is five times as exact
         winograd_weight_grad.weight_grad(dout, x, padding, dweight)
+    elif (
+        uses_strided_winograd(R, S, stride, padding, out_shape)
+        and C * F >= MANY_WEIGHTS
+        and tile_count(dout) >= FEW_TILES
+    ):
+        winograd_strided_weight_grad.weight_grad(dout, x, dweight)
     else:
         implicit_weight_grad.weight_grad(dout, x, stride, padding, dweight)
     if dweight.shape[2:] != (C, F):
@@ -150,6 +163,21 @@ def uses_winograd(R: int, S: int, stride: int, padding: int, map_shape: tuple[in
     tiles = -(-rows // TILE) * -(-columns // TILE)
     saves = 9 * rows * columns > VALUES * tiles  # multiplications per pair of channels
     return fits and saves and winograd_is_on()
+
+
+def uses_strided_winograd(
+    R: int, S: int, stride: int, padding: int, out_shape: tuple[int, ...]
+) -> bool:
+    """The same for what winograd_strided.py computes. Sides of 1, 2 and 5 results have tiles that
+    reach too far beyond them.
+    """
+    if not (R == S == 3 and stride == 2 and padding == 1 and winograd_is_on()):
+        return False
+    rows, columns = out_shape[1:3]
+    products = [
+        sum(7 if is_short else 9 for is_short in tiles_along(size)[1]) for size in (rows, columns)
+    ]
+    return 9 * rows * columns > 1.4 * products[0] * products[1]
 
 
 def winograd_is_on() -> bool:

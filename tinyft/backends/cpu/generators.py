@@ -9,17 +9,21 @@ Left alone, LLVM computes the addresses of 12 rows of A each from the one before
 fourth row has a pointer of its own, from which an instruction reaches 1, 2, 3 rows further, and
 LLVM is not told that these pointers belong together: 3 to 6 % of most layers (Intel Xeon).
 
-`make_two_sided_transform(matrix)` gives straight-line code: the matrix is known when the code is
-written, so a coefficient of 0 costs no instruction, 1 an addition, and two rows that differ in
-signs only share their halves.
+`make_two_sided_transform((left, right))` gives straight-line code: the matrices are known when the
+code is written, so a coefficient of 0 costs no instruction, 1 an addition, and two rows that differ
+in signs only share their halves.
 
 Next: tinyft/backends/cpu/gemm.py
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
 from tinyft.backends.cpu.simd import (
     ADDRESS,
@@ -189,79 +193,129 @@ def _apply(builder, matrix, vectors):
     return [out[i] for i in range(len(matrix))]
 
 
-def _square(builder, corner, row, column, shape: tuple[int, int]):
-    """Pointers to the rows and columns that start at `corner`."""
-    return [
-        [
-            builder.gep(
-                corner, [builder.add(builder.mul(row, INT64(i)), builder.mul(column, INT64(j)))]
-            )
-            for j in range(shape[1])
-        ]
-        for i in range(shape[0])
-    ]
+class _Squares(NamedTuple):
+    """What a two-sided transform is given: pointers, and steps from row to row and column to
+    column. From `bias` on only with an epilogue.
+    """
+
+    x: Any
+    x_row: Any
+    x_column: Any
+    y: Any
+    y_row: Any
+    y_column: Any
+    bias: Any = None
+    residual: Any = None
+    residual_row: Any = None
+    residual_column: Any = None
+    low: Any = None
 
 
-def _write_transform(builder, left, right, x, x_row, x_column, y, y_row, y_column, epilogue):
-    """y = left x right', and what the epilogue adds."""
-    shape = len(left), len(right)
-    x_at = _square(builder, x, x_row, x_column, (left.shape[1], right.shape[1]))
-    y_at = _square(builder, y, y_row, y_column, shape)
-    read = np.outer(left.any(axis=0), right.any(axis=0))
-    columns = []  # of left @ x
-    for j in range(right.shape[1]):
-        column = [write_load(builder, x_at[i][j]) if read[i, j] else None for i in range(len(x_at))]
-        columns.append(_apply(builder, left, column))
-    if epilogue:
-        bias, residual, residual_row, residual_column, low = epilogue
-        bias, low = write_load(builder, bias), write_spread(builder, low)
-        residual_at = _square(builder, residual, residual_row, residual_column, shape)
-    for i in range(len(left)):
-        row = _apply(builder, right, [column[i] for column in columns])
-        for j, value in enumerate(row):
-            if value is None:
-                continue
-            if epilogue:
-                value = builder.fadd(value, bias, flags=FUSE)
-                value = builder.fadd(value, write_load(builder, residual_at[i][j]), flags=FUSE)
-                below = builder.fcmp_ordered("<", value, low)  # false for NaN
-                value = builder.select(below, low, value)
-            write_store(builder, value, y_at[i][j])
+def _at(builder, corner, row, i, column=None, j=None):
+    """A pointer to element (i, j), or to row i."""
+    here = builder.mul(row, i)
+    return builder.gep(corner, [here if j is None else builder.add(here, builder.mul(column, j))])
 
 
-def make_two_sided_transform(matrix, short=None, *, epilogue: bool = False):
-    """y = matrix x matrix', where each element of the squares x and y is one Vector.
+def _left_times_column(builder, left, squares: _Squares, j):
+    """left @ column j of x. What meets only zeros is not read."""
+    column = [None] * left.shape[1]
+    for i in np.flatnonzero(left.any(axis=0)):
+        place = _at(builder, squares.x, squares.x_row, INT64(int(i)), squares.x_column, j)
+        column[i] = write_load(builder, place)
+    return _apply(builder, left, column)
 
-    transform(x, x_offset, x_row, x_column, y, y_offset, y_row, y_column)
 
-    With a second matrix the function takes a kind first: 0 for short x matrix', 1 for matrix x
-    matrix', 2 for matrix x short', 3 for short x short'. What meets only zeros of a matrix is not
-    read, and what is always zero is not written.
+def _store_row(builder, right, row, squares: _Squares, i) -> None:
+    """Row i of y = right @ row i of left x, and what the epilogue adds. What is always zero is not
+    written.
+    """
+    if squares.bias:
+        bias, low = write_load(builder, squares.bias), write_spread(builder, squares.low)
+        residual = _at(builder, squares.residual, squares.residual_row, i)
+    y = _at(builder, squares.y, squares.y_row, i)
+    for j, value in enumerate(_apply(builder, right, row)):
+        if value is None:
+            continue
+        if squares.bias:
+            added = write_load(builder, _at(builder, residual, squares.residual_column, INT64(j)))
+            value = builder.fadd(value, bias, flags=FUSE)
+            value = builder.fadd(value, added, flags=FUSE)
+            below = builder.fcmp_ordered("<", value, low)  # false for NaN
+            value = builder.select(below, low, value)
+        write_store(builder, value, _at(builder, y, squares.y_column, INT64(j)))
+
+
+def _cases(builder, number, choices):
+    """Yields each different choice, in a block that runs if `number` is its place."""
+    after = builder.append_basic_block("after")
+    switch = builder.switch(number, after)
+    for choice in {id(choice): choice for choice in choices}.values():
+        block = builder.append_basic_block("case")
+        for case, other in enumerate(choices):
+            if other is choice:
+                switch.add_case(INT64(case), block)
+        builder.position_at_end(block)
+        yield choice
+        builder.branch(after)
+    builder.position_at_end(after)
+
+
+def _write_out(builder, number, sides, squares: _Squares) -> None:
+    """y = left x right', element by element."""
+    for left, right in _cases(builder, number, sides):
+        columns = [None] * right.shape[1]
+        for j in np.flatnonzero(right.any(axis=0)):
+            columns[j] = _left_times_column(builder, left, squares, INT64(int(j)))
+        for i in range(len(left)):
+            row = [None if column is None else column[i] for column in columns]
+            _store_row(builder, right, row, squares, INT64(i))
+
+
+def _write_loops(builder, number, sides, squares: _Squares) -> None:
+    """The same by a loop over the columns of x, and one over the rows of left x, on the stack."""
+    lefts, rights = zip(*sides, strict=True)
+    columns = rights[0].shape[1]
+    room = ir.ArrayType(ir.ArrayType(REGISTER, columns), max(len(left) for left in lefts))
+    left_x = cgutils.alloca_once(builder, room)
+    rows = INT64(len(lefts[0]))
+    for case, left in enumerate(lefts):
+        is_it = builder.icmp_signed("==", number, INT64(case))
+        rows = builder.select(is_it, INT64(len(left)), rows)
+    for left in _cases(builder, number, lefts):
+        with cgutils.for_range(builder, INT64(columns)) as loop:
+            for i, value in enumerate(_left_times_column(builder, left, squares, loop.index)):
+                place = builder.gep(left_x, [INT64(0), INT64(i), loop.index])
+                builder.store(write_constant(0) if value is None else value, place)
+    for right in _cases(builder, number, rights):
+        with cgutils.for_range(builder, rows) as loop:
+            places = [builder.gep(left_x, [INT64(0), loop.index, INT64(j)]) for j in range(columns)]
+            row = [builder.load(place) for place in places]
+            _store_row(builder, right, row, squares, loop.index)
+
+
+def make_two_sided_transform(*sides, epilogue: bool = False, loops: bool = False):
+    """y = left x right', where each element of the matrices x and y is one Vector.
+
+    transform(number, x, x_offset, x_row, x_column, y, y_offset, y_row, y_column)
+
+    sides: pairs (left, right) of arrays; `number` says which. What meets only zeros of a matrix is
+    not read, and what is always zero is not written.
 
     With epilogue, more arguments follow: (bias, bias_offset, residual, residual_offset,
     residual_row, residual_column, low), and y becomes max(y + bias + residual, low), NaN staying
     NaN.
+
+    With `loops`, two loops over lines take the place of long straight code: for large squares,
+    whose elements do not fit the registers anyway, and which LLVM would compile for seconds. Then
+    zeros are written, and elements that meet zeros may be read.
     """
-    matrix = np.asarray(matrix, np.float64)
+    sides = [tuple(np.asarray(matrix, np.float64) for matrix in pair) for pair in sides]
 
-    def write(builder, *values):
-        _write_transform(builder, matrix, matrix, *values[:6], values[6:])
+    def write(builder, number, *values):
+        (_write_loops if loops else _write_out)(builder, number, sides, _Squares(*values))
 
-    def write_kinds(builder, kind, *values):
-        after = builder.append_basic_block("after")
-        switch = builder.switch(kind, after)
-        sides = (short, matrix), (matrix, matrix), (matrix, short), (short, short)
-        for number, (left, right) in enumerate(sides):
-            block = builder.append_basic_block("kind")
-            switch.add_case(INT64(number), block)
-            builder.position_at_end(block)
-            _write_transform(builder, left, right, *values[:6], values[6:])
-            builder.branch(after)
-        builder.position_at_end(after)
-
-    parameters = (ADDRESS, INT, INT, ADDRESS, INT, INT)
+    parameters = (INT, ADDRESS, INT, INT, ADDRESS, INT, INT)
     if epilogue:
         parameters += (ADDRESS, ADDRESS, INT, INT, FLOAT)
-    if short is None:
-        return instruction(types.void, *parameters)(write)
-    return instruction(types.void, INT, *parameters)(write_kinds)
+    return instruction(types.void, *parameters)(write)

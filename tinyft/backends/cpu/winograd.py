@@ -43,7 +43,7 @@ from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.gemm import multiply, next_panel, round_up
 from tinyft.backends.cpu.implicit_gemm import Epilogue
 from tinyft.backends.cpu.simd import LANES, PANEL, REST_ROWS
-from tinyft.backends.cpu.vectors import atomic_next, vset1, vstore
+from tinyft.backends.cpu.vectors import atomic_next, seen_from, vset1, vstore
 from tinyft.backends.cpu.winograd_tiles import (
     TILE,
     VALUES,
@@ -64,6 +64,7 @@ from tinyft.backends.cpu.winograd_transforms import (
     transform_all_windows,
     transform_filters,
     transform_window,
+    turn_filters,
 )
 
 FEW_TILES, MANY_WEIGHTS = 128, 128 * 256  # where `convolve_filters` is faster
@@ -108,7 +109,7 @@ def convolve_tiles(
             for i in range(value * tiles // VALUES, (value + 1) * tiles // VALUES):
                 prefetch_tile(y_flat, (P, Q, F), place_of(places, now + i))
                 prefetch_window(x_flat, (H, W, C), padding, place_of(places, first + i))
-            begin, end = tiles_with(value, bounds, count // unit)
+            begin, end = tiles_with(value // WINDOW, value % WINDOW, bounds, count // unit)
             begin, rows = whole_blocks(begin, end)
             multiply(
                 work, (value + 1) * plane + begin * pitch, pitch, 1,
@@ -139,11 +140,15 @@ def convolve_filters(
         count = min(PANEL, F - first)
         for c in range(0, C, CHANNELS):
             depth = min(CHANNELS, C - c)
-            # turned: y's filters are the weight's channels
-            block = (first, count, c, depth) if turned else (c, depth, first, count)
-            transform_filters(weight, *block, False, turned, work, squares, work, 0, plane_filter)
+            source, tap, pitch = c * F + first, C * F, F
+            if turned:  # y's filters are the weight's channels
+                turn_filters(weight, first, count, c, depth, work, squares)
+                source, tap, pitch = seen_from(weight, 0, work, squares), depth * count, count
+            transform_filters(
+                0, weight, source, tap, pitch, depth, count, work, 0, plane_filter, 0, depth, count
+            )
             for value in range(VALUES):
-                begin, end = tiles_with(value, bounds, total // unit)
+                begin, end = tiles_with(value // WINDOW, value % WINDOW, bounds, total // unit)
                 begin, rows = whole_blocks(begin, end)
                 multiply(
                     windows, (c // CHANNELS * VALUES + value) * plane_in + begin * pitch_in,
@@ -196,7 +201,7 @@ def transformed_filters(weight: Array, turned: bool) -> Array:
         plane = odd_lines(weight.shape[2] * weight.shape[3])
         filters = prepared.room(weight, name, VALUES * plane)
         threads.run_with_scratch(
-            9 * LANES * LANES, transform_all_filters, weight, turned, filters, plane
+            9 * LANES * weight.shape[2], transform_all_filters, weight, turned, filters, plane
         )
         return filters
 
@@ -214,7 +219,7 @@ def _convolve_filters(x, weight, turned, padding, y, rest):
         pitch,
     )  # fmt: skip
     plane_filter, plane_out = odd_lines(CHANNELS * PANEL), odd_lines(rows * row_pitch(PANEL))
-    edges = TILE * TILE * PANEL + LANES + 9 * LANES * LANES
+    edges = TILE * TILE * PANEL + LANES + 9 * CHANNELS * PANEL
     size = VALUES * (plane_filter + plane_out) + edges
     threads.run_with_scratch(
         size, convolve_filters, windows, plane_in, pitch, C, weight, turned, y, *rest, places, unit,

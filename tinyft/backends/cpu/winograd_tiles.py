@@ -68,7 +68,7 @@ def tiling(N: int, P: int, Q: int, *, whole: bool = False, plain: bool = False) 
     """The tiles of N maps of P x Q results; `whole`: for one item, else for items of MOST_TILES at
     most, in fours for equal shares. `plain`: of kind LONG alone, one picture after the other.
     """
-    (rows, short_rows), (columns, short_columns) = _side(P), _side(Q)
+    (rows, short_rows), (columns, short_columns) = tiles_along(P), tiles_along(Q)
     per_picture = len(rows) * len(columns)
     enough = whole or (N >= 4 and per_picture <= MOST_TILES)
     mixed = enough and not plain and (short_rows.any() or short_columns.any())
@@ -92,7 +92,7 @@ def tiling(N: int, P: int, Q: int, *, whole: bool = False, plain: bool = False) 
     return Tiling(np.ascontiguousarray(places), tiles, unit, bounds)
 
 
-def _side(size: int) -> tuple[Array, Array]:
+def tiles_along(size: int) -> tuple[Array, Array]:
     """Where the tiles along a side begin, and which of them have 3 results, at the end."""
     count = -(-size // TILE)
     too_many = TILE * count - size
@@ -120,11 +120,10 @@ def size_of(kind):
 
 
 @helper
-def tiles_with(value, bounds, units):
-    """From which to before which tile of an item with `units` units a value (row * WINDOW + column)
-    is computed.
+def tiles_with(row, column, bounds, units):
+    """From which to before which tile of an item with `units` units the value at point `row` by
+    point `column` is computed.
     """
-    row, column = value // WINDOW, value % WINDOW
     first, last = bounds[SHORT_ROWS], bounds[SHORT + 1]
     if row == 0:
         first, last = bounds[LONG], bounds[SHORT]

@@ -62,50 +62,58 @@ TILES_PER_ITEM = 8  # where tiles are transformed for everyone: one would cost t
 CHANNELS = 64  # channels that lie together in transformed inputs, which are then read as one stream
 
 
-def winograd_matrices(a: float, b: float) -> tuple[Array, Array, Array]:
-    """A' (4, 6), G (6, 3), B' (6, 6) for the points 0, a, -a, b, -b, infinity.
+def winograd_matrices(points: tuple[float, ...], taps: int) -> tuple[Array, Array, Array]:
+    """A' (outputs, n), G (n, taps), B' (n, n) for these n - 1 points and infinity: as many as
+    outputs + taps - 1.
 
-    A' evaluates a polynomial of degree 3 (transposed), G one of degree 2. Row j of B' holds the
-    coefficients of the polynomial that is 0 at all other points; G is divided by its value at point
-    j.
+    A' evaluates a polynomial with as many coefficients as outputs (transposed), G one with as many
+    as taps. Row j of B' holds the coefficients of the polynomial that is 0 at all other points; G
+    is divided by its value at point j.
     """
-    points = [0.0, a, -a, b, -b]
-    evaluate_4, evaluate_3, interpolate = np.zeros((4, 6)), np.zeros((6, 3)), np.zeros((6, 6))
+    n = len(points) + 1
+    outputs = n + 1 - taps
+    evaluate, evaluate_filter = np.zeros((outputs, n)), np.zeros((n, taps))
+    interpolate = np.zeros((n, n))
     for j, point in enumerate(points):
         others = [other for other in points if other != point]
-        evaluate_4[:, j] = [point**i for i in range(4)]
-        evaluate_3[j] = [point**i for i in range(3)] / np.prod([point - other for other in others])
-        interpolate[j, :5] = np.poly(others)[::-1]
-    evaluate_4[3, 5] = evaluate_3[5, 2] = 1  # infinity: the highest coefficient
-    interpolate[5] = np.poly(points)[::-1]
+        evaluate[:, j] = [point**i for i in range(outputs)]
+        evaluate_filter[j] = [point**i for i in range(taps)]
+        evaluate_filter[j] /= np.prod([point - other for other in others])
+        interpolate[j, :-1] = np.poly(others)[::-1]
+    evaluate[-1, -1] = evaluate_filter[-1, -1] = 1  # infinity: the highest coefficient
+    interpolate[-1] = np.poly(points)[::-1]
     interpolate[np.abs(interpolate) < 1e-12] = 0  # what np.poly leaves of sums that cancel
-    return evaluate_4, evaluate_3, interpolate
+    return evaluate, evaluate_filter, interpolate
 
 
-def short_matrices(a: float, b: float) -> tuple[Array, Array]:
-    """A' (3, 6) and B' (6, 6) of a tile of 3 outputs and 5 inputs: nothing at the point 0, nothing
-    of a sixth input.
+def short_matrices(points: tuple[float, ...], taps: int) -> tuple[Array, Array]:
+    """A' (outputs - 1, n) and B' (n, n) of a tile with an output and an input less: nothing at the
+    first point, nothing of the last input.
     """
-    points = [a, -a, b, -b]
-    evaluate_3, interpolate = np.zeros((3, 6)), np.zeros((6, 6))
-    for j, point in enumerate(points, start=1):
-        others = [other for other in points if other != point]
-        evaluate_3[:, j] = [point**i for i in range(3)]
-        interpolate[j, :4] = np.poly(others)[::-1] * point  # G was divided by point - 0
-    evaluate_3[2, 5] = 1
-    interpolate[5, :5] = np.poly(points)[::-1]
-    interpolate[np.abs(interpolate) < 1e-12] = 0
-    return evaluate_3, interpolate
+    first, *rest = points
+    evaluate, _, interpolate = winograd_matrices(tuple(rest), taps)
+    for row, point in zip(interpolate, rest, strict=False):
+        row *= point - first  # G was divided by it
+    short, n = np.zeros((len(evaluate), len(points) + 1)), len(points) + 1
+    short[:, 1:] = evaluate
+    inputs = np.zeros((n, n))
+    inputs[1:, :-1] = interpolate
+    return short, inputs
 
 
-POINTS = 2 / 3, 3 / 2
-A_TRANSPOSED, G, B_TRANSPOSED = winograd_matrices(*POINTS)
-A_SHORT, B_SHORT = short_matrices(*POINTS)
-transform_input = make_two_sided_transform(B_TRANSPOSED, B_SHORT)  # 6x6 pixels -> 6x6
-transform_filter = make_two_sided_transform(G)  # 3x3 weights -> 6x6
-transform_output = make_two_sided_transform(A_TRANSPOSED, A_SHORT, epilogue=True)  # -> 4x4 pixels
-transform_output_grad = make_two_sided_transform(A_TRANSPOSED.T, A_SHORT.T)  # 4x4 -> 6x6
-transform_weight_grad = make_two_sided_transform(G.T)  # 6x6 -> 3x3 weights' gradients
+def kinds(long: Array, short: Array) -> tuple:
+    """The two sides of a transform for each kind of tile: rows, columns (winograd_tiles.py)."""
+    return (short, long), (long, long), (long, short), (short, short)
+
+
+POINTS = 0, 2 / 3, -2 / 3, 3 / 2, -3 / 2
+A_TRANSPOSED, G, B_TRANSPOSED = winograd_matrices(POINTS, 3)
+A_SHORT, B_SHORT = short_matrices(POINTS, 3)
+transform_input = make_two_sided_transform(*kinds(B_TRANSPOSED, B_SHORT))  # 6x6 pixels -> 6x6
+transform_filter = make_two_sided_transform((G, G))  # 3x3 weights -> 6x6
+transform_output = make_two_sided_transform(*kinds(A_TRANSPOSED, A_SHORT), epilogue=True)  # -> 4x4
+transform_output_grad = make_two_sided_transform(*kinds(A_TRANSPOSED.T, A_SHORT.T))  # 4x4 -> 6x6
+transform_weight_grad = make_two_sided_transform((G.T, G.T))  # 6x6 -> 3x3 weights' gradients
 
 
 def row_pitch(channels: int) -> int:
@@ -164,100 +172,121 @@ def prefetch_window(x, shape, padding, place):
             prefetch(x, at + line)
 
 
-@helper
-def transform_window(x, shape, padding, place, edge, edge_at, out, at, plane, group):
-    """out[at + value * plane + ...] = the values of a tile's 6x6 window, all channels.
-
-    x is flat, shape its H, W, C; place: the tile's picture, row, column and kind. CHANNELS of them
-    lie together, `group` floats from one such group to the next. A window that reaches beyond the
-    picture is first copied to edge[edge_at :], 36 C floats.
+def make_transform_window(transform, size: int, stride: int):
+    """How the window of a tile, size x size pixels, becomes size x size values, if the windows of
+    neighbouring results are `stride` pixels apart.
     """
-    H, W, C = shape
-    picture, top, left, kind = place
-    top, left = top - padding, left - padding
-    source, row = ((picture * H + top) * W + left) * C, W * C
-    if top < 0 or left < 0 or top + WINDOW > H or left + WINDOW > W:
-        copy_square(x, shape, picture, top, left, WINDOW, edge, edge_at)
-        source, row = seen_from(x, 0, edge, edge_at), WINDOW * C
-    for c in range(0, C, LANES):
-        to = at + c // CHANNELS * group + c % CHANNELS
-        transform_input(kind, x, source + c, row, C, out, to, WINDOW * plane, plane)
+
+    @helper
+    def transform_window(x, shape, padding, place, edge, edge_at, out, at, plane, group):
+        """out[at + value * plane + ...] = the values of a tile's window, all channels.
+
+        x is flat, shape its H, W, C; place: the tile's picture, row, column and kind. CHANNELS of
+        them lie together, `group` floats from one such group to the next. A window that reaches
+        beyond the picture is first copied to edge[edge_at :], size * size * C floats.
+        """
+        H, W, C = shape
+        picture, top, left, kind = place
+        top, left = top * stride - padding, left * stride - padding
+        source, row = ((picture * H + top) * W + left) * C, W * C
+        if top < 0 or left < 0 or top + size > H or left + size > W:
+            copy_square(x, shape, picture, top, left, size, edge, edge_at)
+            source, row = seen_from(x, 0, edge, edge_at), size * C
+        for c in range(0, C, LANES):
+            to = at + c // CHANNELS * group + c % CHANNELS
+            transform(kind, x, source + c, row, C, out, to, size * plane, plane)
+
+    return transform_window
 
 
 @helper
-def transform_filters(
-    weight, first_c, count_c, first_f, count_f, whole, turned, squares, square_at, out, at, plane
-):
-    """out[at + value * plane + ...] = the 36 values of count_c x count_f filters, as packed panels
-    with rows c and columns f; or, turned for the input gradient, with rows f and columns c.
-
-    whole: the panels are of all C x F filters, else of these only. squares[square_at :]: room for 9
-    * LANES * LANES floats.
-    """
+def turn_filters(weight, first_c, count_c, first_f, count_f, out, at):
+    """out[at :] (3, 3, count_f, count_c) = filters turned by half a turn, C and F exchanged."""
     _, _, C, F = weight.shape
-    size = LANES * LANES
-    origin_c, origin_f, size_c, size_f = first_c, first_f, count_c, count_f
-    if whole:
-        origin_c, origin_f, size_c, size_f = 0, 0, C, F
-    for f in range(first_f, first_f + count_f, LANES):
-        for c in range(first_c, first_c + count_c, LANES):
-            if turned:
-                for tap in range(9):
-                    source = (tap * C + c) * F + f
-                    vtranspose(weight, source, F, squares, square_at + tap * size, LANES)
-                for i in range(LANES):
-                    last_tap = square_at + 8 * size + i * LANES  # and backwards: half a turn
-                    to = at + panel_offset(f + i - origin_f, c - origin_c, size_f, size_c)
-                    transform_filter(
-                        squares, last_tap, -3 * size, -size, out, to, WINDOW * plane, plane
-                    )
-            else:
-                for i in range(LANES):
-                    source = (c + i) * F + f
-                    to = at + panel_offset(c + i - origin_c, f - origin_f, size_c, size_f)
-                    transform_filter(
-                        weight, source, 3 * C * F, C * F, out, to, WINDOW * plane, plane
-                    )
+    for tap in range(9):
+        to = at + (8 - tap) * count_f * count_c
+        for c in range(0, count_c, LANES):
+            for f in range(0, count_f, LANES):
+                source = (tap * C + first_c + c) * F + first_f + f
+                vtranspose(weight, source, F, out, to + f * count_c + c, count_c)
 
 
-@helper
-def finish_tile(
-    sums, at, plane, edge, place, y, shape, first, count, bias, residual, has_residual, low
-):
-    """Transforms the sums of a tile back and writes filters first : first + count of its pixels, as
-    max(y + bias + residual, low).
+def make_transform_filters(transform, side: int):
+    """How filters become packed panels of side * side values."""
 
-    shape: P, Q, F. sums[edge :]: room for 16 * count floats, for a tile that reaches beyond y;
-    behind them LANES zeros, which stand for a residual where there is none.
-    """
-    P, Q, F = shape
-    picture, row, column, kind = place
-    rows, columns = size_of(kind)
-    to = ((picture * P + row) * Q + column) * F + first
-    inside = row + rows <= P and column + columns <= Q
-    out, out_row, out_column, limit = to, Q * F, F, low
-    added, added_row, added_column, step = to, Q * F, F, 1
-    if not (has_residual and inside):
-        zeros = edge + TILE * TILE * count
-        added, added_row, added_column, step = seen_from(residual, 0, sums, zeros), 0, 0, 0
-    if not inside:
-        out, out_row, out_column, limit = seen_from(y, 0, sums, edge), TILE * count, count, -np.inf
-    for f in range(0, count, LANES):
-        transform_output(
-            kind, sums, at + f, WINDOW * plane, plane, y, out + f, out_row, out_column,
-            bias, first + f, residual, added + f * step, added_row, added_column, np.float32(limit),
-        )  # fmt: skip
-    if inside:
-        return
-    lowest = vset1(low)
-    for i in range(min(TILE, P - row)):
-        for j in range(min(TILE, Q - column)):
-            for f in range(0, count, LANES):
-                pixel = to + (i * Q + j) * F + f
-                value = vload(sums, edge + (TILE * i + j) * count + f)
-                if has_residual:
-                    value = value + vload(residual, pixel)
-                vstore(y, pixel, vmax(value, lowest))
+    @helper
+    def transform_filters(
+        which, weight, source, tap, pitch, rows, columns, out, at, plane, first_row, all_rows,
+        all_columns,
+    ):  # fmt: skip
+        """out[at + value * plane + ...] = values of rows x columns filters, as rows `first_row` and
+        further of packed panels of all_rows x all_columns.
+
+        which: the number of the transform. The filters' 9 numbers are `tap` floats apart from
+        `source` on, rows of filters `pitch` floats.
+        """
+        for row in range(rows):
+            for column in range(0, columns, LANES):
+                to = at + panel_offset(first_row + row, column, all_rows, all_columns)
+                transform(
+                    which, weight, source + row * pitch + column, 3 * tap, tap, out, to,
+                    side * plane, plane,
+                )  # fmt: skip
+
+    return transform_filters
+
+
+def make_finish_tile(transform, side: int, stride: int):
+    """How sums, side * side values of a tile, become TILE * stride results in each direction."""
+    tile = TILE * stride
+
+    @helper
+    def finish_tile(
+        sums, at, plane, edge, place, y, shape, first, count, bias, residual, has_residual, low
+    ):
+        """Transforms the sums of a tile back and writes filters first : first + count of its
+        pixels, as max(y + bias + residual, low).
+
+        shape: P, Q, F. sums[edge :]: room for tile * tile * count floats, for a tile that reaches
+        beyond y; behind them LANES zeros, which stand for a residual where there is none.
+        """
+        P, Q, F = shape
+        picture, row, column, kind = place
+        rows, columns = size_of(kind)
+        row, column, rows, columns = row * stride, column * stride, rows * stride, columns * stride
+        to = ((picture * P + row) * Q + column) * F + first
+        inside = row + rows <= P and column + columns <= Q
+        out, out_row, out_column, limit = to, Q * F, F, low
+        added, added_row, added_column, step = to, Q * F, F, 1
+        if not (has_residual and inside):
+            zeros = edge + tile * tile * count
+            added, added_row, added_column, step = seen_from(residual, 0, sums, zeros), 0, 0, 0
+        if not inside:
+            out, out_row, out_column = seen_from(y, 0, sums, edge), tile * count, count
+            limit = -np.inf
+        for f in range(0, count, LANES):
+            transform(
+                kind, sums, at + f, side * plane, plane, y, out + f, out_row, out_column, bias,
+                first + f, residual, added + f * step, added_row, added_column, np.float32(limit),
+            )  # fmt: skip
+        if inside:
+            return
+        lowest = vset1(low)
+        for i in range(min(tile, P - row)):
+            for j in range(min(tile, Q - column)):
+                for f in range(0, count, LANES):
+                    pixel = to + (i * Q + j) * F + f
+                    value = vload(sums, edge + (tile * i + j) * count + f)
+                    if has_residual:
+                        value = value + vload(residual, pixel)
+                    vstore(y, pixel, vmax(value, lowest))
+
+    return finish_tile
+
+
+transform_window = make_transform_window(transform_input, WINDOW, stride=1)
+transform_filters = make_transform_filters(transform_filter, WINDOW)
+finish_tile = make_finish_tile(transform_output, WINDOW, stride=1)
 
 
 @kernel
@@ -279,11 +308,18 @@ def transform_all_windows(counter, work, x, padding, places, first_tile, count, 
 
 @kernel
 def transform_all_filters(counter, work, weight, turned, out, plane):
-    """out[value * plane :] = all filters as packed panels, see `transform_filters`. An item is
-    LANES channels.
+    """out[value * plane :] = all filters as packed panels; or, turned for the input gradient, their
+    transposes. An item is LANES rows of the panels.
     """
     C, F = weight.shape[2:]
-    c = atomic_next(counter, 0) * LANES
-    while c < C:
-        transform_filters(weight, c, LANES, 0, F, True, turned, work, 0, out, 0, plane)
-        c = atomic_next(counter, 0) * LANES
+    rows, columns = (F, C) if turned else (C, F)
+    first = atomic_next(counter, 0) * LANES
+    while first < rows:
+        source, tap, pitch = first * F, C * F, F
+        if turned:
+            turn_filters(weight, 0, C, first, LANES, work, 0)
+            source, tap, pitch = seen_from(weight, 0, work, 0), LANES * C, C
+        transform_filters(
+            0, weight, source, tap, pitch, LANES, columns, out, 0, plane, first, rows, columns
+        )
+        first = atomic_next(counter, 0) * LANES

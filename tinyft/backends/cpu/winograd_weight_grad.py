@@ -25,7 +25,7 @@ Versions, CPU time on one core of an AMD Zen 5 (AVX-512), in ms:
     batch 16, 7x7, 512 -> 512           16.4                4.8
     batch 128, 32x32, 16 -> 16           5.7                3.2      1.8
 
-Next: tinyft/backends/cpu/conv2d.py
+Next: tinyft/backends/cpu/winograd_strided.py
 """
 
 from __future__ import annotations
@@ -71,21 +71,29 @@ BLOCK_PITCH = CHANNELS + 16
 BLOCK_PLANE = CHANNELS * BLOCK_PITCH + 16  # an odd number of cache lines
 
 
-@helper
-def transform_output_tile(dout, shape, place, edge, edge_at, out, at, plane, row, rows):
-    """out[at + value * plane + ...] = the values of a tile of dout, as row number `row` of packed
-    panels with `rows` rows. dout is flat, shape its P, Q, F.
-    """
-    P, Q, F = shape
-    picture, top, left, kind = place
-    height, width = size_of(kind)
-    source, source_row = ((picture * P + top) * Q + left) * F, Q * F
-    if top + height > P or left + width > Q:
-        copy_square(dout, shape, picture, top, left, TILE, edge, edge_at)
-        source, source_row = seen_from(dout, 0, edge, edge_at), TILE * F
-    for f in range(0, F, LANES):
-        to = at + panel_offset(row, f, rows, F)
-        transform_output_grad(kind, dout, source + f, source_row, F, out, to, WINDOW * plane, plane)
+def make_transform_output_tile(transform, side: int):
+    """How 4x4 pixels of dout become side * side values."""
+
+    @helper
+    def transform_output_tile(dout, shape, place, edge, edge_at, out, at, plane, row, rows):
+        """out[at + value * plane + ...] = the values of a tile of dout, as row number `row` of
+        packed panels with `rows` rows. dout is flat, shape its P, Q, F.
+        """
+        P, Q, F = shape
+        picture, top, left, kind = place
+        height, width = size_of(kind)
+        source, source_row = ((picture * P + top) * Q + left) * F, Q * F
+        if top + height > P or left + width > Q:
+            copy_square(dout, shape, picture, top, left, TILE, edge, edge_at)
+            source, source_row = seen_from(dout, 0, edge, edge_at), TILE * F
+        for f in range(0, F, LANES):
+            to = at + panel_offset(row, f, rows, F)
+            transform(kind, dout, source + f, source_row, F, out, to, side * plane, plane)
+
+    return transform_output_tile
+
+
+transform_output_tile = make_transform_output_tile(transform_output_grad, WINDOW)
 
 
 @kernel
@@ -129,7 +137,7 @@ def gradient_of_parts(
         for c in range(C):
             for f in range(0, F, LANES):
                 transform_weight_grad(
-                    work, sums + c * F + f, WINDOW * plane_sum, plane_sum,
+                    0, work, sums + c * F + f, WINDOW * plane_sum, plane_sum,
                     out, part * 9 * C * F + c * F + f, 3 * C * F, C * F,
                 )  # fmt: skip
         part = atomic_next(counter, 0)
@@ -168,7 +176,7 @@ def multiply_blocks(
         size_c, size_f = min(CHANNELS, C - c), min(CHANNELS, F - f)
         start, stop = part * count // parts, (part + 1) * count // parts
         for value in range(VALUES):
-            begin, end = tiles_with(value, bounds, count // unit)
+            begin, end = tiles_with(value // WINDOW, value % WINDOW, bounds, count // unit)
             begin, end = max(begin, start), min(end, stop)
             if begin >= end:  # no tile of this part has this value
                 for i in range(size_c):
@@ -185,7 +193,7 @@ def multiply_blocks(
         for i in range(size_c):
             for j in range(0, size_f, LANES):
                 transform_weight_grad(
-                    work, i * BLOCK_PITCH + j, WINDOW * BLOCK_PLANE, BLOCK_PLANE,
+                    0, work, i * BLOCK_PITCH + j, WINDOW * BLOCK_PLANE, BLOCK_PLANE,
                     out, to + i * F + j, 3 * C * F, C * F,
                 )  # fmt: skip
         item = atomic_next(counter, 0)
@@ -206,12 +214,12 @@ def _by_parts(dout, x, padding, dweight):
     plane_in, plane_grad = odd_lines(tiles * row_pitch(C)), odd_lines(tiles * F)
     plane_sum = odd_lines(C * F)
     size = VALUES * (plane_in + plane_grad + plane_sum) + VALUES * max(C, F)
-    sums = _room_for(parts, dweight)
+    sums = room_for(parts, dweight)
     threads.run_with_scratch(
         size, gradient_of_parts, x, dout, padding, places, parts, tiles, plane_in, plane_grad,
         plane_sum, sums,
     )  # fmt: skip
-    _add_up(sums, parts, dweight)
+    add_up(sums, parts, dweight)
 
 
 def _by_blocks(dout, x, padding, dweight):
@@ -225,7 +233,7 @@ def _by_blocks(dout, x, padding, dweight):
     plane_in, plane_grad = odd_lines(tiles * pitch), odd_lines(tiles * F)
     windows = threads.scratch("windows", -(-C // CHANNELS) * VALUES * plane_in)
     grads = threads.scratch("output grads", VALUES * plane_grad)
-    sums = _room_for(rounds * parts, dweight)
+    sums = room_for(rounds * parts, dweight)
     for i in range(rounds):
         first = total * i // rounds
         count = total * (i + 1) // rounds - first
@@ -241,7 +249,7 @@ def _by_blocks(dout, x, padding, dweight):
             VALUES * BLOCK_PLANE, multiply_blocks, windows, plane_in, pitch, C, grads, plane_grad,
             tiles, F, count, unit, bounds, parts, sums, i * parts,
         )  # fmt: skip
-    _add_up(sums, rounds * parts, dweight)
+    add_up(sums, rounds * parts, dweight)
 
 
 def parts_per_round(tiles: int, C: int, F: int) -> int:
@@ -250,14 +258,15 @@ def parts_per_round(tiles: int, C: int, F: int) -> int:
     return max(1, min(4 // blocks, tiles // 64))
 
 
-def _room_for(parts: int, dweight: Array) -> Array:
+def room_for(parts: int, dweight: Array) -> Array:
     """Where the parts' gradients go: a single one is the result."""
     if parts == 1:
         return dweight.reshape(-1)
     return threads.scratch("parts", parts * dweight.size)
 
 
-def _add_up(sums: Array, parts: int, dweight: Array) -> None:
+def add_up(sums: Array, parts: int, dweight: Array) -> None:
+    """dweight = the sum of its parts, in order."""
     if parts > 1:
         F = dweight.shape[3]
         rows = dweight.size // F
