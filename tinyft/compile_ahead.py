@@ -4,8 +4,8 @@ Compiling holds a lock, so threads cannot share it; processes can, through the f
 are kept (tinyft/backends/cpu/compile_cache.py). A first training step meets the kernels of the
 forward pass first. Meanwhile a helper calls those of the backward pass, with zeros of the same
 shapes. The step goes through the backward pass from the last layer to the first, so the helper does
-it the other way round, and they meet in the middle. Nothing is agreed upon: what both want at the
-same time, both compile.
+it the other way round, and they meet in the middle; it begins with kernels that the forward pass
+will want later. Nothing is agreed upon: what both want at the same time, both compile.
 
 Next: tinyft/cli/display.py
 """
@@ -108,7 +108,8 @@ def call_gradients(arch: str, batch_size: int, size: int) -> None:
     modules = dict(network.named_modules())
     called = set()
     nodes = forward_nodes(network, (size, size, 3))
-    for node in sorted(nodes, key=lambda node: not _shares_kernels(modules[node.layer])):
+    # first the layers whose input gradient and forward pass have kernels in common
+    for node in sorted(nodes, key=lambda node: not _is_strided_3x3(modules[node.layer])):
         layer, (first, *others) = modules[node.layer], node.shapes
         key = node.op, first, *others, getattr(layer, "stride", None)
         if key in called:
@@ -133,10 +134,7 @@ def call_gradients(arch: str, batch_size: int, size: int) -> None:
             backend.max_pool2d_grad(dout, place, x.shape, **window)
 
 
-def _shares_kernels(layer) -> bool:
-    """Whether a gradient of this layer needs kernels that the forward pass gets to later: those of
-    tinyft/backends/cpu/winograd_strided.py.
-    """
+def _is_strided_3x3(layer) -> bool:
     from tinyft.nn import Conv2d
 
     is_strided = isinstance(layer, Conv2d) and layer.stride == 2

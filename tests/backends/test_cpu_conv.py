@@ -17,7 +17,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tinyft.backends.cpu import CpuBackend, threads, winograd_strided, workspace
+from tinyft.backends.cpu import (
+    CpuBackend,
+    threads,
+    winograd_strided,
+    winograd_strided_weight_grad,
+    workspace,
+)
 from tinyft.backends.cpu import conv2d as conv2d_module
 from tinyft.backends.cpu.simd import LANES
 from tinyft.backends.cpu.winograd_transforms import (
@@ -53,7 +59,7 @@ CASES = [  # x (N, H, W, C), F, R, S, stride, padding
     ((2, 11, 9, 24), 40, 3, 3, 2, 1),
     ((2, 8, 8, 37), 10, 3, 3, 2, 1),
     ((1, 2, 2, 16), 16, 3, 3, 2, 1),
-    ((2, 28, 28, 128), 256, 3, 3, 2, 1),  # parts by taps and channels
+    ((2, 28, 28, 128), 256, 3, 3, 2, 0),  # parts by taps and channels
     ((2, 15, 15, 3), 64, 7, 7, 2, 3),
     ((1, 64, 64, 3), 64, 7, 7, 2, 3),  # rows in place
     ((1, 61, 59, 2), 20, 5, 3, 1, 1),
@@ -91,12 +97,14 @@ SORTED_TILES = [  # of 4 and of 3 results, by both schedules of each
     ((4, 6, 9, 80), 96, 3, 3, 1, 1),  # tiles of 3 alone: some values have none
 ]
 STRIDED = [  # Winograd with stride 2
-    ((5, 14, 13, 64), 144, 3, 3, 2, 1),  # tiles of all kinds, an odd side
-    ((3, 15, 7, 80), 112, 3, 3, 2, 1),  # blocks that are not full
+    ((20, 14, 13, 64), 144, 3, 3, 2, 1),  # tiles of all kinds, an odd side
+    ((9, 15, 7, 80), 144, 3, 3, 2, 1),  # blocks that are not full
     ((4, 27, 6, 16), 32, 3, 3, 2, 1),  # the input gradient alone
-    ((1, 8, 8, 128), 64, 3, 3, 2, 1),  # too few tiles for the weight gradient
+    ((1, 8, 8, 128), 128, 3, 3, 2, 1),  # too few tiles for the weight gradient
     ((20, 6, 6, 64), 128, 3, 3, 2, 1),  # tiles of 3 alone: some values have none
-    ((20, 32, 32, 96), 144, 3, 3, 2, 1),  # more than one round of tiles
+    ((30, 14, 14, 64), 128, 3, 3, 2, 1),  # more than one item in a round
+    ((20, 32, 32, 96), 144, 3, 3, 2, 1),  # more than one round
+    ((22, 17, 15, 32), 16, 3, 3, 2, 1),  # short tiles that reach beyond dx have followers
 ]
 MANY_FILTERS = [  # rows of results that are not left 4 KiB apart, more panels than a set has lines
     ((2, 9, 8, 32), 1024, 1, 1, 1, 0),
@@ -205,6 +213,48 @@ def test_any_shape(x_shape, F, R, S, stride, padding):
     assume(P >= 1 and Q >= 1)
     arrays = make(case)
     assert_equals_definition(case, run(FAST, case, *arrays), *arrays)
+
+
+@pytest.mark.parametrize("case", [STRIDED[0], STRIDED[1], STRIDED[-1]], ids=str)
+def test_small_items_and_rounds_of_winograd_with_stride_2(case, monkeypatch):
+    """Each cuts the sorted tiles somewhere else."""
+    arrays = make(case)
+    monkeypatch.setattr(winograd_strided, "LEAST_ITEMS", 1)
+    for tiles, floats in ((4, 1), (8, 200_000), (12, 1), (20, 500_000)):
+        monkeypatch.setattr(winograd_strided, "ITEM_TILES", tiles)
+        monkeypatch.setattr(winograd_strided, "ITEM_GRAD_TILES", tiles)
+        monkeypatch.setattr(winograd_strided, "ROUND_FLOATS", floats)
+        monkeypatch.setattr(winograd_strided_weight_grad, "ROUND_FLOATS", floats)
+        assert_equals_definition(case, run(FAST, case, *arrays), *arrays)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [((13, 9, 33, 64), 128, 3, 3, 2, 1), ((22, 17, 15, 32), 16, 3, 3, 2, 1)],
+    ids=["forward", "input gradient"],
+)
+def test_an_item_writes_only_its_own_tiles(case, monkeypatch):
+    """Parts of the tiles computed one by one, the last ones first, from buffers full of NaN."""
+    arrays = make(case)
+    expected = run(FAST, case, *arrays)
+    run_with_scratch, parts_run = threads.run_with_scratch, []
+
+    def last_part_first(size, kernel, *arguments):
+        if kernel is not winograd_strided.convolve_windows:
+            return run_with_scratch(size, kernel, *arguments)
+        *before, count, tiles, plane_filter, plane_out = arguments
+        panels = -(-arguments[6].shape[3] // winograd_strided.PANEL)
+        for part in reversed(range(-(-count // tiles))):
+            counter, work = np.array([part * panels]), np.full(size, np.nan, np.float32)
+            end = min(count, (part + 1) * tiles)
+            kernel(counter, work, *before, end, tiles, plane_filter, plane_out)
+            parts_run.append(part)
+        return None
+
+    monkeypatch.setattr(threads, "run_with_scratch", last_part_first)
+    for got, want in zip(run(FAST, case, *arrays), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert max(parts_run) > 0
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -327,7 +377,9 @@ def odd_views(array):
     return reversed_view, every_second, read_only, shifted, unaligned, fortran
 
 
-@pytest.mark.parametrize("case", [*(CASES[i] for i in (0, 5, 14, 22)), WHOLE_MAPS[1]], ids=str)
+@pytest.mark.parametrize(
+    "case", [*(CASES[i] for i in (0, 5, 14, 22)), WHOLE_MAPS[1], STRIDED[1]], ids=str
+)
 def test_results_do_not_depend_on_strides(case):
     x, weight, dout = make(case)
     expected = run(FAST, case, x, weight, dout)
@@ -455,10 +507,41 @@ def test_winograd_points_amplify_rounding_as_little_as_any():
     assert amplification_of(A_SHORT, G, B_SHORT) == pytest.approx(3.97, abs=0.005)
 
 
+@pytest.mark.parametrize(
+    "case, kernels",
+    [
+        (((4, 14, 14, 64), 128, 3, 3, 2, 1), ("strided", "strided", "strided")),
+        (((4, 14, 14, 48), 256, 3, 3, 2, 1), ("direct", "strided", "direct")),
+        (((4, 14, 14, 256), 96, 3, 3, 2, 1), ("direct", "strided", "direct")),
+        (((3, 14, 14, 64), 128, 3, 3, 2, 1), ("strided", "strided", "direct")),
+        (((4, 10, 10, 64), 128, 3, 3, 2, 1), ("direct", "direct", "direct")),
+        (((4, 10, 56, 64), 128, 3, 3, 2, 1), ("strided", "strided", "strided")),
+        (((4, 14, 14, 64), 128, 3, 3, 2, 0), ("direct", "direct", "direct")),
+    ],
+    ids=str,
+)
+def test_where_winograd_with_stride_2_is_used(case, kernels):
+    x, weight, dout = make(case)
+    options = {"stride": 2, "padding": case[5]}
+    calls = [
+        lambda: FAST.conv2d(x, weight, **options),
+        lambda: FAST.conv2d_input_grad(dout, weight, x.shape, **options),
+        lambda: FAST.conv2d_weight_grad(dout, x, weight.shape, **options),
+    ]
+    for call, expected in zip(calls, kernels, strict=True):
+        started = []
+        threads.listeners.append(lambda kernel, to=started: to.append(kernel.__module__))
+        try:
+            call()
+        finally:
+            threads.listeners.pop()
+        assert any("winograd_strided" in module for module in started) == (expected == "strided")
+
+
 def test_winograd_with_stride_2_amplifies_rounding_less():
     a, g, b = winograd_strided.A_TRANSPOSED, winograd_strided.G_SPLIT, winograd_strided.B_TRANSPOSED
     a_short, b_short = winograd_strided.A_SHORT, winograd_strided.B_SHORT
-    for evaluate, interpolate, expected in ((a, b, 2.85), (a_short, b_short, 2.74)):
+    for evaluate, interpolate, expected in ((a, b, 2.81), (a_short, b_short, 2.27)):
         both = np.concatenate([evaluate, evaluate[:, :-1]], axis=1)
         found = amplification_of(both, g, winograd_strided.split_inputs(interpolate))
         assert found == pytest.approx(expected, abs=0.005)
@@ -531,7 +614,7 @@ CHECK = """
 from tests.backends.test_cpu_conv import *
 assert int(sys.argv[1]) == LANES
 numbers = [*range(6), 8, 9, 11, 14, 15, 16, 18, 19, 22, 23]
-for case in [CASES[i] for i in numbers] + WHOLE_MAPS + SORTED_TILES:
+for case in [CASES[i] for i in numbers] + WHOLE_MAPS + SORTED_TILES + STRIDED:
     arrays = make(case)
     assert_equals_definition(case, run(FAST, case, *arrays), *arrays)
 test_matmul(13, 37, 10)

@@ -234,6 +234,22 @@ def test_two_sided_transform():
 SHORT = np.array([[0.5, 1, 0, 0], [0, 1, -2, 0]])  # fewer rows, and a column that is not read
 
 
+def test_in_loops_a_row_of_zeros_is_written():
+    left = np.array([[0, 0, 0, 0], [1, 2, 0, 0.5]])
+    transform = make_two_sided_transform((left, MATRIX), loops=True)
+
+    @kernel
+    def compute(x, y):
+        transform(0, x, 0, 4 * LANES, LANES, y, 0, 3 * LANES, LANES)
+
+    x = np.random.default_rng(0).standard_normal((4, 4, LANES)).astype(np.float32)
+    y = np.full((2, 3, LANES), np.nan, np.float32)
+    compute(x, y)
+    np.testing.assert_allclose(
+        y, np.einsum("ij,jkc,lk->ilc", left, x, MATRIX), rtol=1e-5, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("loops", [False, True])
 @pytest.mark.parametrize("epilogue", [False, True])
 def test_two_sided_transform_of_several_pairs(loops, epilogue):

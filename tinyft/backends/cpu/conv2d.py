@@ -34,11 +34,10 @@ from tinyft.backends.cpu import (
 from tinyft.backends.cpu.gemm import copied, padded, round_up
 from tinyft.backends.cpu.implicit_gemm import Epilogue
 from tinyft.backends.cpu.simd import LANES
-from tinyft.backends.cpu.winograd_tiles import TILE, VALUES, tile_count, tiles_along
+from tinyft.backends.cpu.winograd_tiles import TILE, VALUES
 from tinyft.backends.reference import output_size
 from tinyft.errors import ShapeError
 
-FEW_TILES, MANY_WEIGHTS = 16, 64 * 128  # for less, Winograd with stride 2 does not pay
 FEW_CHANNELS = 4  # up to here, gathering runs of a window's rows beats padding to full registers
 
 
@@ -77,7 +76,7 @@ def conv2d(
         whole_maps.forward(x, weight, padding, y, epilogue)
     elif uses_winograd(R, S, stride, padding, out_shape):
         winograd.convolve(x, weight, False, padding, y, epilogue)
-    elif uses_strided_winograd(R, S, stride, padding, out_shape) and C * F >= MANY_WEIGHTS:
+    elif uses_strided_winograd(R, S, stride, padding, out_shape) and winograd_strided.pays(C, F):
         winograd_strided.convolve(x, weight, False, y, epilogue)
     else:
         implicit_gemm.forward(x, weight, stride, padding, y, epilogue)
@@ -131,11 +130,9 @@ def conv2d_weight_grad(
     elif uses_winograd(R, S, stride, padding, out_shape) and min(out_shape[1:3]) >= TILE:
         # a map smaller than a tile adds up so few products that a plain sum is five times as exact
         winograd_weight_grad.weight_grad(dout, x, padding, dweight)
-    elif (
-        uses_strided_winograd(R, S, stride, padding, out_shape)
-        and C * F >= MANY_WEIGHTS
-        and tile_count(dout) >= FEW_TILES
-    ):
+    elif uses_strided_winograd(
+        R, S, stride, padding, out_shape
+    ) and winograd_strided_weight_grad.pays(dout, dweight):
         winograd_strided_weight_grad.weight_grad(dout, x, dweight)
     else:
         implicit_weight_grad.weight_grad(dout, x, stride, padding, dweight)
@@ -168,16 +165,8 @@ def uses_winograd(R: int, S: int, stride: int, padding: int, map_shape: tuple[in
 def uses_strided_winograd(
     R: int, S: int, stride: int, padding: int, out_shape: tuple[int, ...]
 ) -> bool:
-    """The same for what winograd_strided.py computes. Sides of 1, 2 and 5 results have tiles that
-    reach too far beyond them.
-    """
-    if not (R == S == 3 and stride == 2 and padding == 1 and winograd_is_on()):
-        return False
-    rows, columns = out_shape[1:3]
-    products = [
-        sum(7 if is_short else 9 for is_short in tiles_along(size)[1]) for size in (rows, columns)
-    ]
-    return 9 * rows * columns > 1.4 * products[0] * products[1]
+    """True for what winograd_strided.py can compute, unless it is turned off."""
+    return winograd_strided.suits(R, S, stride, padding, out_shape) and winograd_is_on()
 
 
 def winograd_is_on() -> bool:

@@ -11,7 +11,8 @@ LLVM is not told that these pointers belong together: 3 to 6 % of most layers (I
 
 `make_two_sided_transform((left, right))` gives straight-line code: the matrices are known when the
 code is written, so a coefficient of 0 costs no instruction, 1 an addition, and two rows that differ
-in signs only share their halves.
+in signs only share their halves. (Of the largest, which Winograd with stride 2 has, it writes two
+loops over lines instead.)
 
 Next: tinyft/backends/cpu/gemm.py
 """
@@ -230,14 +231,14 @@ def _store_row(builder, right, row, squares: _Squares, i) -> None:
     """Row i of y = right @ row i of left x, and what the epilogue adds. What is always zero is not
     written.
     """
-    if squares.bias:
+    if squares.bias is not None:
         bias, low = write_load(builder, squares.bias), write_spread(builder, squares.low)
         residual = _at(builder, squares.residual, squares.residual_row, i)
     y = _at(builder, squares.y, squares.y_row, i)
     for j, value in enumerate(_apply(builder, right, row)):
         if value is None:
             continue
-        if squares.bias:
+        if squares.bias is not None:
             added = write_load(builder, _at(builder, residual, squares.residual_column, INT64(j)))
             value = builder.fadd(value, bias, flags=FUSE)
             value = builder.fadd(value, added, flags=FUSE)
@@ -308,7 +309,7 @@ def make_two_sided_transform(*sides, epilogue: bool = False, loops: bool = False
 
     With `loops`, two loops over lines take the place of long straight code: for large squares,
     whose elements do not fit the registers anyway, and which LLVM would compile for seconds. Then
-    zeros are written, and elements that meet zeros may be read.
+    what is zero because of a row of `left` is written, and columns that meet zeros are read.
     """
     sides = [tuple(np.asarray(matrix, np.float64) for matrix in pair) for pair in sides]
 

@@ -33,8 +33,8 @@ at that time, so it writes the instruction once per turn. That is all that is ne
    for kernels out of such calls;
 2. in vectors.py, the functions, so that ordinary kernels can say
    `vstore(y, i, vmax(vload(x, i) * scale, zero))`;
-3. in generators.py, two functions that write longer pieces: the loop above, and a small constant
-   matrix applied to both sides of a square of vectors (all of Winograd's transforms).
+3. in generators.py, two functions that write longer pieces: the loop above, and small constant
+   matrices applied to both sides of a square of vectors (all of Winograd's transforms).
 
 Addresses are not checked here: whoever calls a kernel has checked shapes (conv2d.py).
 

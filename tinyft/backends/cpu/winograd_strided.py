@@ -1,26 +1,30 @@
 """Convolution 3x3 with stride 2 and padding 1 by Winograd's transforms: forward and input gradient.
 
-Defined by `Backend.conv2d` and `conv2d_input_grad` of tinyft/backends/reference.py. It is
-winograd.py's method, which needs stride 1; here is what brings it there.
+Defined by `Backend.conv2d` and `conv2d_input_grad` of tinyft/backends/reference.py. The method of
+winograd.py needs stride 1; this is how it gets it.
 
 **Two convolutions in one.** In one dimension result p is made of the pixels 2p - 1, 2p, 2p + 1.
 Taps 0 and 2 meet odd pixels, tap 1 even ones. Taken by themselves, odd pixels are a line of their
 own, which a filter of 2 taps passes with stride 1; even ones are another, with 1 tap:
 
     4 results of 2 taps    depend on 5 odd pixels     5 points    5 multiplications, not 8
-    4 results of 1 tap     depend on 4 even pixels                4 multiplications
+    4 results of 1 tap     depend on 4 even pixels    4 of them   4 multiplications
 
-A filter of one tap has nothing at infinity, the coefficient of the second tap. If the odd line is
-evaluated there and at four other points, the even one can be evaluated at these four too, so that
-the sum of both lines needs one transform back. That makes 9 products that are added up to 5 values;
-in two dimensions 81 products instead of 144 for 16 results, added up to 25 values.
+Both use the same points, so that products of both can be added before the one transform back. Four
+points are the first four of five: the fifth is infinity, where a polynomial's value is its highest
+coefficient, that of a second tap, which the filter of one tap has not. That makes 9 products, added
+up to 5 values; in two dimensions 81 products instead of 144 for 16 results, added up to 25 values.
 
 **Input gradient.** An odd pixel gets 2 taps of dout, an even one 1 tap. So 5 x 5 numbers of dout,
-evaluated at 25 points, are multiplied by the same 81 filters turned by half a turn, and become 8 x
-8 pixels of dx.
+evaluated at 25 points, are multiplied by the 81 values of a filter turned by half a turn (taps 0
+and 2 change places, 1 stays) and become 8 x 8 pixels of dx.
 
-**The points** are +-1/2, +-4/3 and infinity; a tile of 3 results does without -1/2. Roundings of
-the products reach the result amplified by 2.8 and 2.7, where stride 1 has 4.8 and 4.0.
+**The points** are +-2/5, +-5/4 and infinity; a tile of 3 results does without -2/5. Roundings reach
+the result amplified (see winograd_transforms.py; stride 1 has 4.8 and 4.0):
+
+    +-a, +-b              1, 2    1/2, 2    1/2, 3/2    1/2, 4/3    2/5, 7/5    2/5, 5/4
+    tiles of 4 results    11.3       4.4         2.9        2.85        2.76        2.81
+    tiles of 3            12.3       5.6         3.1        2.74        2.47        2.27
 
 **Schedule.** As `convolve_filters` of winograd.py: windows are transformed for everyone, in rounds
 that the shared cache holds; an item is PANEL filters for a part of the tiles, and transforms its
@@ -32,8 +36,10 @@ filters itself. Milliseconds, two threads of an idle AMD Zen 5 (AVX-512), batch 
     28x28, 128 -> 256                 3.72   2.49        3.82   2.70        3.95   2.59
     14x14, 256 -> 512                 3.79   2.53        3.94   2.82        4.11   2.46
 
-With fewer than 64 channels the transforms of the windows cost more than they save, those of dout
-never.
+Fewer channels or filters do not pay for the transforms of x (`pays`), those of dout always do.
+
+Numbers that overflow: infinity spreads over a tile, 4 x 4 results or 8 x 8 pixels of dx, and over
+all 9 gradients of a filter's weights.
 
 Next: tinyft/backends/cpu/winograd_strided_weight_grad.py
 """
@@ -51,7 +57,7 @@ from tinyft.backends.cpu.implicit_gemm import Epilogue
 from tinyft.backends.cpu.simd import LANES, PANEL, REST_ROWS
 from tinyft.backends.cpu.vectors import atomic_next, seen_from, vset1, vstore
 from tinyft.backends.cpu.winograd import whole_blocks
-from tinyft.backends.cpu.winograd_tiles import TILE, place_of, tiles_with, tiling
+from tinyft.backends.cpu.winograd_tiles import TILE, place_of, tiles_along, tiles_with, tiling
 from tinyft.backends.cpu.winograd_transforms import (
     CHANNELS,
     TILES_PER_ITEM,
@@ -70,8 +76,33 @@ SIDE = 5  # values of a tile of results in each direction
 SPLIT = 9  # products in each direction: SIDE of odd pixels, and SIDE - 1 of even ones
 VALUES, PRODUCTS = SIDE * SIDE, SPLIT * SPLIT
 EDGE = (2 * TILE) ** 2 * PANEL  # floats of a tile of dx, the larger one, that reaches beyond it
-ROUND_FLOATS = 1 << 20  # transformed numbers of a round (4 MiB)
-MOST_TILES, MOST_GRAD_TILES = 96, 64  # of an item: 25 sums of a tile and filter, or 81
+ROUND_FLOATS = 1 << 20  # transformed numbers of a round (4 MiB), unless LEAST_ITEMS have more
+LEAST_ITEMS = 8  # of a round
+ITEM_TILES, ITEM_GRAD_TILES = 96, 64  # at most: 25 sums of a tile and filter, or 81
+SUMS_PITCH = PANEL + LINE  # floats from one tile's sums to the next
+MUST_SAVE = 1.4  # times as many multiplications: 1.15 (10x10 pixels) are 5 to 11 % slower, 1.65 pay
+
+
+def suits(R: int, S: int, stride: int, padding: int, out_shape: tuple[int, ...]) -> bool:
+    """Whether this is what the tiles are made for, and they do not reach too far beyond the results
+    (N, P, Q, F), as on 2 x 2 or 5 x 5.
+    """
+    if not (R == S == 3 and stride == 2 and padding == 1):
+        return False
+    products = 1
+    for size in out_shape[1:3]:
+        _, is_short = tiles_along(size)
+        products *= (
+            SPLIT * len(is_short) - 2 * is_short.sum()
+        )  # a short tile lacks one in each line
+    return 9 * out_shape[1] * out_shape[2] > MUST_SAVE * products
+
+
+def pays(C: int, F: int) -> bool:
+    """Whether so many products with each number of x are worth its transform: 32 or 256 channels
+    and 64 filters are 3 to 26 % slower.
+    """
+    return C >= 64 and F >= 128
 
 
 def split_inputs(matrix: Array) -> Array:
@@ -80,7 +111,7 @@ def split_inputs(matrix: Array) -> Array:
     """
     split = np.zeros((SPLIT, SPLIT))
     split[:SIDE, 0::2] = matrix
-    split[SIDE:, 1::2] = matrix[:-1, :-1]
+    split[SIDE:, 1::2] = matrix[:-1, :-1]  # a value at one of four points: of a fifth pixel nothing
     return split
 
 
@@ -100,7 +131,7 @@ def split_results(matrix: Array) -> Array:
     return split
 
 
-POINTS = -1 / 2, 1 / 2, 4 / 3, -4 / 3
+POINTS = -2 / 5, 2 / 5, 5 / 4, -5 / 4
 A_TRANSPOSED, G, B_TRANSPOSED = winograd_matrices(POINTS, 2)
 A_SHORT, B_SHORT = short_matrices(POINTS, 2)
 G_SPLIT = split_filter(G)
@@ -128,7 +159,7 @@ finish_grad_tile = make_finish_tile(  # 9x9 -> 8x8 pixels of dx
 
 
 @kernel
-def transform_all(counter, work, x, turned, places, first_tile, count, out, plane, pitch):
+def transform_split_windows(counter, work, x, turned, places, first_tile, count, out, plane, pitch):
     """out[channel group][product][tile] = the windows of `count` tiles, from `first_tile` on; if
     turned, x is dout: out[channel group][value][tile]. An item is TILES_PER_ITEM tiles.
     """
@@ -163,7 +194,6 @@ def convolve_windows(
     _, P, Q, F = y.shape
     y_flat = y.reshape(y.size)
     planes_in, planes_out = (VALUES, PRODUCTS) if turned else (PRODUCTS, VALUES)
-    pitch_out = PANEL + LINE
     sums = SPLIT * plane_filter  # places in `work`, behind a row of the filters' products
     edge = sums + planes_out * plane_out
     squares = edge + EDGE + LANES
@@ -191,6 +221,7 @@ def convolve_windows(
                 if begin >= end:  # no tile of this item has this value
                     continue
                 begin, rows = whole_blocks(begin, end)
+                # of a value's products, which begin and end alike, the first overwrites its sums
                 source_plane, sum_plane, added = product, value, c + i // SIDE + j // SIDE
                 if turned:
                     source_plane, sum_plane, added = value, product, c
@@ -198,13 +229,13 @@ def convolve_windows(
                     windows,
                     (c // CHANNELS * planes_in + source_plane) * plane_in + begin * pitch_in,
                     pitch_in, 1, work, j * plane_filter, depth, 0,
-                    work, sums + sum_plane * plane_out + (begin - start) * pitch_out, pitch_out,
+                    work, sums + sum_plane * plane_out + (begin - start) * SUMS_PITCH, SUMS_PITCH,
                     rows, filters, depth, added, plane_in, 0,
                 )  # fmt: skip
         pixels = 4 * TILE * TILE if turned else TILE * TILE
         vstore(work, edge + pixels * filters, vset1(np.float32(0)))  # see finish_tile
         for tile in range(start, stop):
-            at, place = sums + (tile - start) * pitch_out, place_of(places, first_tile + tile)
+            at, place = sums + (tile - start) * SUMS_PITCH, place_of(places, first_tile + tile)
             if turned:
                 finish_grad_tile(
                     work, at, plane_out, edge, place, y_flat, (P, Q, F), first, filters, bias,
@@ -222,16 +253,17 @@ def convolve(x: Array, weight: Array, turned: bool, y: Array, epilogue: Epilogue
     """y (N, P, Q, F) from x (N, H, W, C), weight (3, 3, C, F). turned: the input gradient, x is
     dout and y is dx, weight (3, 3, F, C). C and F are multiples of LANES.
     """
-    C, (N, P, Q, _) = x.shape[3], y.shape
+    C, (N, P, Q, F) = x.shape[3], y.shape
     rows, columns = (-(-P // 2), -(-Q // 2)) if turned else (P, Q)
     places, bounds = sorted_tiles(N, rows, columns)
     total = len(places)
-    most, planes_in, planes_out = MOST_TILES, PRODUCTS, VALUES
+    most, planes_in, planes_out = ITEM_TILES, PRODUCTS, VALUES
     if turned:
-        most, planes_in, planes_out = MOST_GRAD_TILES, VALUES, PRODUCTS
+        most, planes_in, planes_out = ITEM_GRAD_TILES, VALUES, PRODUCTS
     tiles = round_up(-(-total // -(-total // most)), REST_ROWS)
-    per_round = max(1, ROUND_FLOATS // (planes_in * C * tiles)) * tiles
-    plane_filter, plane_out = odd_lines(CHANNELS * PANEL), odd_lines(tiles * row_pitch(PANEL))
+    least = -(-LEAST_ITEMS // -(-F // PANEL))
+    per_round = max(least, ROUND_FLOATS // (planes_in * C * tiles)) * tiles
+    plane_filter, plane_out = odd_lines(CHANNELS * PANEL), odd_lines(tiles * SUMS_PITCH)
     edges = EDGE + LANES + 9 * CHANNELS * PANEL
     size = SPLIT * plane_filter + planes_out * plane_out + edges
     bias, residual, has_residual, low = epilogue.arguments(y)
@@ -253,14 +285,14 @@ def sorted_tiles(N: int, P: int, Q: int) -> tuple[Array, Array]:
 def transformed(
     x: Array, turned: bool, places: Array, first: int, count: int
 ) -> tuple[Array, int, int]:
-    """Windows of `count` tiles as `transform_all` leaves them, floats from one plane of them to the
-    next, and from one tile.
+    """Windows of `count` tiles as `transform_split_windows` leaves them, floats from one of their
+    planes to the next, and from one tile.
     """
     C, planes = x.shape[3], VALUES if turned else PRODUCTS
     pitch = row_pitch(min(C, CHANNELS))
     plane = odd_lines(round_up(count, REST_ROWS) * pitch)
     windows = threads.scratch("windows", -(-C // CHANNELS) * planes * plane)
     threads.run_with_scratch(
-        planes * C, transform_all, x, turned, places, first, count, windows, plane, pitch
+        planes * C, transform_split_windows, x, turned, places, first, count, windows, plane, pitch
     )
     return windows, plane, pitch

@@ -124,7 +124,7 @@ def row_pitch(channels: int) -> int:
 
 
 def odd_lines(size: int) -> int:
-    """At least `size` floats, an odd number of cache lines: 36 planes then use different sets."""
+    """At least `size` floats, an odd number of cache lines: planes then use different sets."""
     return (round_up(size, 16) // 16 | 1) * 16
 
 
@@ -272,8 +272,8 @@ def make_finish_tile(transform, side: int, stride: int):
         if inside:
             return
         lowest = vset1(low)
-        for i in range(min(tile, P - row)):
-            for j in range(min(tile, Q - column)):
+        for i in range(min(rows, P - row)):  # what follows a short tile may be another thread's
+            for j in range(min(columns, Q - column)):
                 for f in range(0, count, LANES):
                     pixel = to + (i * Q + j) * F + f
                     value = vload(sums, edge + (tile * i + j) * count + f)

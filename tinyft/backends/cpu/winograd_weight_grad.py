@@ -93,7 +93,25 @@ def make_transform_output_tile(transform, side: int):
     return transform_output_tile
 
 
+def make_transform_output_tiles(transform_output_tile):
+    """The same for many tiles, TILES_PER_ITEM at a time: what a kernel does with it."""
+
+    @helper
+    def transform_output_tiles(counter, work, dout, places, first_tile, count, out, plane, rows):
+        _, P, Q, F = dout.shape
+        flat = dout.reshape(dout.size)
+        item = atomic_next(counter, 0) * TILES_PER_ITEM
+        while item < count:
+            for tile in range(item, min(count, item + TILES_PER_ITEM)):
+                place = place_of(places, first_tile + tile)
+                transform_output_tile(flat, (P, Q, F), place, work, 0, out, 0, plane, tile, rows)
+            item = atomic_next(counter, 0) * TILES_PER_ITEM
+
+    return transform_output_tiles
+
+
 transform_output_tile = make_transform_output_tile(transform_output_grad, WINDOW)
+transform_output_tiles = make_transform_output_tiles(transform_output_tile)
 
 
 @kernel
@@ -143,19 +161,21 @@ def gradient_of_parts(
         part = atomic_next(counter, 0)
 
 
+@helper
+def clear_block(work, at, rows, columns):
+    """A block of sums = 0."""
+    zero = vset1(np.float32(0))
+    for i in range(rows):
+        for j in range(0, columns, LANES):
+            vstore(work, at + i * BLOCK_PITCH + j, zero)
+
+
 @kernel
 def transform_all_output_tiles(counter, work, dout, places, first_tile, count, out, plane, rows):
     """out[value] = the values of `count` tiles of dout, as packed panels with `rows` rows. An item
     is TILES_PER_ITEM tiles.
     """
-    _, P, Q, F = dout.shape
-    flat = dout.reshape(dout.size)
-    item = atomic_next(counter, 0) * TILES_PER_ITEM
-    while item < count:
-        for tile in range(item, min(count, item + TILES_PER_ITEM)):
-            place = place_of(places, first_tile + tile)
-            transform_output_tile(flat, (P, Q, F), place, work, 0, out, 0, plane, tile, rows)
-        item = atomic_next(counter, 0) * TILES_PER_ITEM
+    transform_output_tiles(counter, work, dout, places, first_tile, count, out, plane, rows)
 
 
 @kernel
@@ -167,7 +187,6 @@ def multiply_blocks(
     part and a block of CHANNELS x CHANNELS.
     """
     blocks_c, blocks_f = (C + CHANNELS - 1) // CHANNELS, (F + CHANNELS - 1) // CHANNELS
-    zero = vset1(np.float32(0))
     item = atomic_next(counter, 0)
     while item < parts * blocks_c * blocks_f:
         part, block = divmod(item, blocks_c * blocks_f)
@@ -179,9 +198,7 @@ def multiply_blocks(
             begin, end = tiles_with(value // WINDOW, value % WINDOW, bounds, count // unit)
             begin, end = max(begin, start), min(end, stop)
             if begin >= end:  # no tile of this part has this value
-                for i in range(size_c):
-                    for j in range(0, size_f, LANES):
-                        vstore(work, value * BLOCK_PLANE + i * BLOCK_PITCH + j, zero)
+                clear_block(work, value * BLOCK_PLANE, size_c, size_f)
             for tile in range(begin, end, TILES_AT_A_TIME):
                 multiply(
                     windows, (block_c * VALUES + value) * plane_in + tile * pitch, 1, pitch,
