@@ -219,3 +219,26 @@ def test_a_full_disk_is_told_once(start, monkeypatch):
             cache._complain("kept", OSError(28, "No space left on device"))
         cache._complain("loaded", ValueError("other"))
     assert [str(warning.message).count("No space left") for warning in told] == [1, 0]
+
+
+def test_a_helper_gets_no_machine_code_of_its_own():
+    factor = 3
+
+    @compile_cache.helper
+    def inner(x):
+        return x * factor
+
+    @compile_cache.helper
+    def outer(x):
+        return inner(x) + 1
+
+    @compile_cache.kernel
+    def whole(x):
+        return outer(x)
+
+    assert whole(2) == 7
+    for helper in (inner, outer):
+        (compiled,) = helper.overloads.values()
+        assert compiled.library.get_pointer_to_function(compiled.fndesc.mangled_name) == 0
+    (compiled,) = whole.overloads.values()
+    assert compiled.library.get_pointer_to_function(compiled.fndesc.mangled_name) != 0

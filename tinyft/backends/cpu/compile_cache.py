@@ -16,7 +16,7 @@ the CPU.
 name and then moved, so two processes may write at once. A file that does not fit its SHA-256, or
 cannot be read, counts as absent: the kernel is compiled and the file replaced.
 
-Next: tinyft/backends/cpu/cpu_features.py
+Next: tinyft/backends/cpu/helper_compiler.py
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
+from tinyft.backends.cpu.helper_compiler import HelperCompiler
+
 DIGEST_SIZE = hashlib.sha256().digest_size
 UNFINISHED = "unfinished-"  # a file that is being written: this, the process, something random
 
@@ -55,9 +57,9 @@ def helper(function: Callable) -> Callable:
     it is, an int64, which takes 6 s off a first start; LLVM sees at the call which number it is.
     """
     # error_model numpy: no test for division by zero before every // and %.
-    compiled = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, forceinline=True)(
-        function
-    )
+    options = {"nogil": True, "error_model": "numpy", "forceinline": True}
+    without = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    compiled = njit(**options, **without, pipeline_class=HelperCompiler)(function)
     resolve = compiled.get_call_template
 
     def without_literals(arguments, named):
