@@ -91,10 +91,8 @@ def suits(R: int, S: int, stride: int, padding: int, out_shape: tuple[int, ...])
         return False
     products = 1
     for size in out_shape[1:3]:
-        _, is_short = tiles_along(size)
-        products *= (
-            SPLIT * len(is_short) - 2 * is_short.sum()
-        )  # a short tile lacks one in each line
+        _, is_short = tiles_along(size)  # a tile of 3 results has 7 products
+        products *= SPLIT * len(is_short) - 2 * is_short.sum()
     return 9 * out_shape[1] * out_shape[2] > MUST_SAVE * products
 
 
