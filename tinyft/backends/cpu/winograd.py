@@ -43,7 +43,7 @@ from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.gemm import multiply, next_panel, round_up
 from tinyft.backends.cpu.implicit_gemm import Epilogue
 from tinyft.backends.cpu.simd import LANES, PANEL, REST_ROWS
-from tinyft.backends.cpu.vectors import atomic_next, seen_from, vset1, vstore
+from tinyft.backends.cpu.vectors import atomic_next, vset1, vstore
 from tinyft.backends.cpu.winograd_tiles import (
     TILE,
     VALUES,
@@ -55,6 +55,7 @@ from tinyft.backends.cpu.winograd_tiles import (
 )
 from tinyft.backends.cpu.winograd_transforms import (
     CHANNELS,
+    block_of_filters,
     finish_tile,
     odd_lines,
     prefetch_tile,
@@ -64,7 +65,6 @@ from tinyft.backends.cpu.winograd_transforms import (
     transform_all_windows,
     transform_filters,
     transform_window,
-    turn_filters,
 )
 
 FEW_TILES, MANY_WEIGHTS = 128, 128 * 256  # where `convolve_filters` is faster
@@ -140,10 +140,9 @@ def convolve_filters(
         count = min(PANEL, F - first)
         for c in range(0, C, CHANNELS):
             depth = min(CHANNELS, C - c)
-            source, tap, pitch = c * F + first, C * F, F
-            if turned:  # y's filters are the weight's channels
-                turn_filters(weight, first, count, c, depth, work, squares)
-                source, tap, pitch = seen_from(weight, 0, work, squares), depth * count, count
+            # turned: y's filters are the weight's channels
+            block = (first, count, c, depth) if turned else (c, depth, first, count)
+            source, tap, pitch = block_of_filters(weight, *block, turned, work, squares)
             transform_filters(
                 0, weight, source, tap, pitch, depth, count, work, 0, plane_filter, 0, depth, count
             )

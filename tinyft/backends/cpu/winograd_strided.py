@@ -55,12 +55,13 @@ from tinyft.backends.cpu.gemm import LINE, multiply, round_up
 from tinyft.backends.cpu.generators import make_two_sided_transform
 from tinyft.backends.cpu.implicit_gemm import Epilogue
 from tinyft.backends.cpu.simd import LANES, PANEL, REST_ROWS
-from tinyft.backends.cpu.vectors import atomic_next, seen_from, vset1, vstore
+from tinyft.backends.cpu.vectors import atomic_next, vset1, vstore
 from tinyft.backends.cpu.winograd import whole_blocks
 from tinyft.backends.cpu.winograd_tiles import TILE, place_of, tiles_along, tiles_with, tiling
 from tinyft.backends.cpu.winograd_transforms import (
     CHANNELS,
     TILES_PER_ITEM,
+    block_of_filters,
     kinds,
     make_finish_tile,
     make_transform_filters,
@@ -68,7 +69,6 @@ from tinyft.backends.cpu.winograd_transforms import (
     odd_lines,
     row_pitch,
     short_matrices,
-    turn_filters,
     winograd_matrices,
 )
 
@@ -202,10 +202,9 @@ def convolve_windows(
         filters, stop = min(PANEL, F - first), min(count, start + tiles)
         for c in range(0, C, CHANNELS):
             depth = min(CHANNELS, C - c)
-            source, tap, pitch = c * F + first, C * F, F
-            if turned:  # y's filters are the weight's channels
-                turn_filters(weight, first, filters, c, depth, work, squares)
-                source, tap, pitch = seen_from(weight, 0, work, squares), depth * filters, filters
+            # turned: y's filters are the weight's channels
+            block = (first, filters, c, depth) if turned else (c, depth, first, filters)
+            source, tap, pitch = block_of_filters(weight, *block, turned, work, squares)
             for product in range(PRODUCTS):
                 i, j = divmod(product, SPLIT)
                 value = i % SIDE * SIDE + j % SIDE

@@ -211,6 +211,18 @@ def turn_filters(weight, first_c, count_c, first_f, count_f, out, at):
                 vtranspose(weight, source, F, out, to + f * count_c + c, count_c)
 
 
+@helper
+def block_of_filters(weight, first_c, count_c, first_f, count_f, turned, squares, square_at):
+    """Where a block of filters lies, seen from weight[0], and how far apart its 9 taps and its rows
+    are. Turned ones are made in squares[square_at :] first.
+    """
+    _, _, C, F = weight.shape
+    if turned:
+        turn_filters(weight, first_c, count_c, first_f, count_f, squares, square_at)
+        return seen_from(weight, 0, squares, square_at), count_f * count_c, count_c
+    return first_c * F + first_f, C * F, F
+
+
 def make_transform_filters(transform, side: int):
     """How filters become packed panels of side * side values."""
 
@@ -315,10 +327,8 @@ def transform_all_filters(counter, work, weight, turned, out, plane):
     rows, columns = (F, C) if turned else (C, F)
     first = atomic_next(counter, 0) * LANES
     while first < rows:
-        source, tap, pitch = first * F, C * F, F
-        if turned:
-            turn_filters(weight, 0, C, first, LANES, work, 0)
-            source, tap, pitch = seen_from(weight, 0, work, 0), LANES * C, C
+        block = (0, C, first, LANES) if turned else (first, LANES, 0, F)
+        source, tap, pitch = block_of_filters(weight, *block, turned, work, 0)
         transform_filters(
             0, weight, source, tap, pitch, LANES, columns, out, 0, plane, first, rows, columns
         )
