@@ -66,7 +66,7 @@ def test_conv2d(name):
     def convolve(x, weight, bias):
         return ops.conv2d(x, weight, bias, stride=stride, padding=padding)
 
-    # Winograd, which takes 3x3 with stride 1, may lose five times as much
+    # Winograd takes these, and may lose five times as much
     limit = 5 if name in ("3x3", "wide") else 3
     compare(f"conv2d {name}", convolve, ("x", "weight", "bias"), limit)
 
