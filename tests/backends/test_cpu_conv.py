@@ -111,7 +111,12 @@ MANY_FILTERS = [  # rows of results that are not left 4 KiB apart, more panels t
     ((2, 7, 7, 112), 1024, 1, 1, 1, 0),
     ((1, 6, 5, 16), 512, 3, 3, 2, 1),
 ]
-CASES += WHOLE_MAPS + SORTED_TILES + STRIDED + MANY_FILTERS
+MANY_WEIGHTS = [  # of which an item of the weight gradient has a part of the channels and filters
+    ((3, 17, 16, 272), 400, 1, 1, 1, 0),  # last groups that are not full, and 816 pixels in parts
+    ((2, 17, 9, 528), 272, 1, 1, 2, 0),
+    ((1, 9, 8, 272), 272, 2, 2, 1, 0),
+]
+CASES += WHOLE_MAPS + SORTED_TILES + STRIDED + MANY_FILTERS + MANY_WEIGHTS
 
 
 def make(case, seed=0):

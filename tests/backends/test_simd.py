@@ -177,7 +177,7 @@ def test_register_block(rows, registers, ahead):
 
     @kernel
     def fetching(a, a_row, a_step, b, c, steps, accumulate):  # from where nothing may be read
-        distances = 1 << 44, 1 << 30, -(1 << 44)
+        distances = 1 << 44, 1 << 30, -(1 << 44), 1 << 30
         block(a, 0, a_row, a_step, b, 0, c, 0, registers * LANES, steps, accumulate, *distances)
 
     product = fetching if ahead else plain

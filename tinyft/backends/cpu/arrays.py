@@ -12,7 +12,7 @@ from tinyft.backends.cpu.simd import LANES
 from tinyft.backends.cpu.threads import announce_start, run
 
 PIECE = 1 << 15  # floats of one piece: 128 KiB, which stays in a core's L2 between two passes
-BEYOND_CACHES = 1 << 23  # floats of an array (32 MiB) that no cache keeps until it is read again
+BEYOND_CACHES = 1 << 21  # floats (8 MiB) of an array that others push out of the caches too soon
 LEAST_ROWS = 64  # but so many rows, or the partial sums of 2048 channels are as large as the piece
 
 

@@ -15,20 +15,26 @@ the residual. Where no residual was added, x says it: normalised again, with the
 is stored then, and two arrays are read instead of three: (16, 112, 112, 64) takes 8.5 instead of
 14.7 ms (two threads of an idle Intel Xeon).
 
-**Asking ahead.** The sums of a gradient go down the columns of 32 rows, in two to four arrays at
-once: too many paths for a core to guess what comes next. So the kernel asks for the next 32 rows
-meanwhile. Results larger than the caches are written past them. Two threads of an idle AMD Zen 5:
-the two sums of (16, 112, 112, 64) take 2.5 instead of 4.9 ms, dx 3.1 instead of 3.5.
+**Asking ahead.** Sums go down the columns of a few rows, those of a gradient in two to four arrays
+at once: too many paths for a core to guess what comes next. So the kernel asks for the rows that
+follow, line after line as they lie in memory. (In the order of the sums, the lines of 1024 channels
+are 4 KiB apart: all in one set of L1.) Results too large for the caches are written past them. Two
+threads of an idle AMD Zen 5, in ms; before, lines were asked for in the order of the sums, and only
+for gradients:
+
+                               (16, 14, 14, 1024)   (16, 56, 56, 256)   (16, 112, 112, 64)
+    moments                       0.22 (0.40)          0.94 (1.16)          1.08 (1.04)
+    a gradient's two sums         0.52 (2.79)          2.60 (6.67)          2.73 (4.66)
 
 Milliseconds: this / the NumPy reference / PyTorch 2.14.1 (channels last; its kernels one after the
 other), float32, one thread of an idle AMD Zen 5, minimum of 9:
 
                                        (16, 112, 112, 64)   (16, 56, 56, 64)   (16, 14, 14, 256)
-    training, residual and ReLU          4.9 /  61 / 29     1.2 / 9.9 / 1.9    0.21 / 1.3 / 0.31
-    its gradient                          13 / 128 / 49     3.0 /  28 / 2.5    0.45 / 4.8 / 0.42
-    the same without residual, ReLU      7.5 /  -  / 27     1.5 /  -  / 1.5    0.31 /  -  / 0.31
-    evaluation and ReLU                  2.1 /  32 / 24     0.6 / 3.8 / 0.7    0.08 / 0.7 / 0.16
-    its gradient                          11 /  90 / 49     2.5 /  19 / 3.8    0.41 / 3.9 / 0.29
+    training, residual and ReLU          4.5 /  59 / 29     0.9 / 9.7 / 1.8    0.19 / 1.3 / 0.31
+    its gradient                         7.8 / 130 / 49     1.7 /  28 / 2.5    0.30 / 4.7 / 0.39
+    the same without residual, ReLU      6.2 /  -  / 27     1.3 /  -  / 1.5    0.22 /  -  / 0.29
+    evaluation and ReLU                  2.2 /  31 / 23     0.4 / 3.7 / 0.8    0.08 / 0.7 / 0.16
+    its gradient                         4.7 /  89 / 47     0.9 /  19 / 2.2    0.26 / 3.9 / 0.31
 
 **Moments.** mean(x * x) - mean(x)**2 subtracts large numbers: in float32 a variance of 1.00 beside
 a mean of 1000 came out as 1.06. So each piece takes its own rough mean first and then sums
@@ -36,9 +42,9 @@ d = x - rough and d * d, the corrected two-pass algorithm (Chan, Golub and LeVeq
 
     mean = rough + sum(d) / n        squares about it = sum(d * d) - sum(d)**2 / n
 
-Sums run over 32 rows in a register and are then added to the piece's (fewer roundings in a row,
-and memory is read in order: 16 -> 19 GB/s at 64 channels); pieces are joined in float64. Which
-rows form a piece depends on the shape alone, so threads cannot change a bit.
+Sums run over a few rows in a register and are then added to the piece's (fewer roundings in a
+row); pieces are joined in float64. Which rows form a piece depends on the shape alone, so threads
+cannot change a bit.
 
 Next: tinyft/backends/cpu/pooling.py
 """
@@ -50,7 +56,7 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu import workspace
 from tinyft.backends.cpu.arrays import flat, large, rows_per_piece, run_pieces, suitable_channels
-from tinyft.backends.cpu.compile_cache import kernel
+from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.simd import LANES
 from tinyft.backends.cpu.vectors import (
     atomic_next,
@@ -67,7 +73,9 @@ from tinyft.backends.cpu.vectors import (
 )
 from tinyft.backends.reference import Backend
 
-BLOCK = 32  # rows that are summed in a register before the sum joins the piece's
+# Rows that are summed in a register before the sum joins the piece's: 32, or so few that 4 KiB of
+# an array are summed, and what was asked for meanwhile is still in L1 when its turn comes.
+SUMMED_ROWS, SUMMED_NUMBERS = 32, 1024
 # Gradients in strips of fewer: behind an average pool all pixels bring the same number, and a long
 # sum of equal numbers is rounded the same way each time (error 2.3e-7 -> 1.1e-7 of the result).
 STRIP = 4
@@ -77,6 +85,12 @@ STRIP = 4
 NO_RELU, BY_OUT, BY_X = 0, 1, 2
 
 
+@helper
+def rows_of_block(C):
+    """Rows of C numbers that are summed in registers, whole strips."""
+    return max(STRIP, min(SUMMED_ROWS, SUMMED_NUMBERS // C // STRIP * STRIP))
+
+
 @kernel
 def sum_moments(counter, thread, x, M, C, rows, parts):
     """Per piece of `rows` rows and channel: rough mean, sum of d = x - rough, sum of d * d.
@@ -84,28 +98,30 @@ def sum_moments(counter, thread, x, M, C, rows, parts):
     x (M * C,), parts (pieces * 3 * C,)
     """
     zero = vset1(np.float32(0))
-    while True:
-        piece = atomic_next(counter, 0)
-        begin = piece * rows
-        if begin >= M:
-            break
-        end = min(M, begin + rows)
+    block_rows = rows_of_block(C)
+    piece = atomic_next(counter, 0)
+    while piece * rows < M:
+        begin, end = piece * rows, min(M, (piece + 1) * rows)
         rough, first, second = piece * 3 * C, (piece * 3 + 1) * C, (piece * 3 + 2) * C
         for c in range(0, 3 * C, LANES):
             vstore(parts, rough + c, zero)
-        for block in range(begin, end, BLOCK):
+        for block in range(begin, end, block_rows):
             for c in range(0, C, LANES):
                 total = zero
-                for row in range(block, min(end, block + BLOCK)):
+                for row in range(block, min(end, block + block_rows)):
                     total = total + vload(x, row * C + c)
                 vstore(parts, rough + c, vload(parts, rough + c) + total)
+        piece = atomic_next(counter, 0)
+        until_next = piece * rows - begin
         share = vset1(np.float32(1.0 / (end - begin)))
         for c in range(0, C, LANES):
             vstore(parts, rough + c, vload(parts, rough + c) * share)
-        for block in range(begin, end, BLOCK):
+        for block in range(begin, end, block_rows):
             for c in range(0, C, LANES):
                 mean, total, squares = vload(parts, rough + c), zero, zero
-                for row in range(block, min(end, block + BLOCK)):
+                following = (block + until_next) * C + c * block_rows
+                for row in range(block, min(end, block + block_rows)):
+                    prefetch(x, following + (row - block) * LANES)
                     d = vload(x, row * C + c) - mean
                     total = total + d
                     squares = vfma(d, d, squares)
@@ -165,7 +181,7 @@ def normalise(counter, thread, x, M, C, rows, mean, scale, bias, residual, added
 @kernel
 def sum_gradients(
     counter, thread, dout, x, out, M, C, rows, mean, scale, gain, bias, relu, fixed, parts,
-    dresidual, dx,
+    dresidual, dx, large,
 ):  # fmt: skip
     """Per piece and channel: sum of dout and of dout * (x - mean), dout being 0 where a ReLU was.
 
@@ -174,7 +190,7 @@ def sum_gradients(
     is stored too.
     """
     zero = vset1(np.float32(0))
-    next_block = BLOCK * C
+    block_rows = rows_of_block(C)
     while True:
         piece = atomic_next(counter, 0)
         begin = piece * rows
@@ -184,35 +200,39 @@ def sum_gradients(
         first, second = piece * 2 * C, (piece * 2 + 1) * C
         for c in range(0, 2 * C, LANES):
             vstore(parts, first + c, zero)
-        for block in range(begin, end, BLOCK):
+        for block in range(begin, end, block_rows):
             for c in range(0, C, LANES):
                 total, products = zero, zero
                 center, factor = vload(mean, c), vload(scale, c)
                 slope, shift = vload(gain, c), vload(bias, c)
-                for strip in range(block, min(end, block + BLOCK), STRIP):
+                following = (block + block_rows) * C + c * block_rows
+                for strip in range(block, min(end, block + block_rows), STRIP):
                     few, few_products = zero, zero
                     for row in range(strip, min(end, strip + STRIP)):
                         i = row * C + c
-                        ahead = i + next_block
+                        ahead = following + (row - block) * LANES
                         prefetch(dout, ahead)
                         prefetch(x, ahead)
                         d, away = vload(dout, i), vload(x, i) - center
                         if relu == BY_OUT:
                             prefetch(out, ahead)
-                            prefetch_to_write(dresidual, ahead)
                             d = vkeep_positive(vload(out, i), d)
-                            vstore(dresidual, i, d)
+                            if not large:
+                                prefetch_to_write(dresidual, ahead)
+                            vput(dresidual, i, d, large)
                         elif relu == BY_X:
                             d = vkeep_positive(vfma(away, slope, shift), d)
                         if fixed:
-                            prefetch_to_write(dx, ahead)
-                            vstore(dx, i, d * factor)
+                            if not large:
+                                prefetch_to_write(dx, ahead)
+                            vput(dx, i, d * factor, large)
                         few = few + d
                         few_products = vfma(d, away, few_products)
                     total = total + few
                     products = products + few_products
                 vstore(parts, first + c, vload(parts, first + c) + total)
                 vstore(parts, second + c, vload(parts, second + c) + products)
+    finish_streams()
 
 
 @kernel
@@ -334,7 +354,7 @@ def _sum_gradients(dout, x, out, mean, scale, told_by, fixed):
     run_pieces(
         sum_gradients, pieces, arriving, flat(x), flat(out) if by_out else arriving,
         M, C, rows, flat(mean), scale.astype(np.float32), *told_by, fixed, parts.reshape(-1),
-        left.reshape(-1) if by_out else unused, dx.reshape(-1) if fixed else unused,
+        left.reshape(-1) if by_out else unused, dx.reshape(-1) if fixed else unused, large(x),
     )  # fmt: skip
     sums = np.zeros((2, C))
     join_gradients(parts, sums)

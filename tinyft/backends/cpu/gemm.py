@@ -78,13 +78,13 @@ def in_pieces(rows: int, registers: int):
     @helper
     def block_ahead(
         a, a_offset, a_row, a_step, b, b_offset, c, c_offset, c_row, K, accumulate,
-        ahead_a, step_a, ahead_b,
+        ahead_a, step_a, ahead_b, step_b,
     ):  # fmt: skip
         for k in range(0, K, PIECE):
             ahead(
                 a, a_offset + k * a_step, a_row, a_step, b, b_offset + k * width,
                 c, c_offset, c_row, min(PIECE, K - k), accumulate + k,
-                ahead_a + k * (step_a - a_step), step_a, ahead_b,
+                ahead_a + k * (step_a - a_step), step_a, ahead_b + k * (step_b - width), step_b,
             )  # fmt: skip
 
     return block, block_ahead
@@ -99,7 +99,7 @@ block_narrow_rest, _ = in_pieces(REST_ROWS, 1)
 @helper
 def multiply(
     a, a_offset, a_row, a_step, b, b_offset, b_rows, b_first, c, c_offset, c_row, M, N, K,
-    accumulate, ahead_a, ahead_b,
+    accumulate, ahead_a, ahead_b, ahead_a_row=0, ahead_b_row=0,
 ):  # fmt: skip
     """c (M, N) (+)= A (M, K) @ B[b_first : b_first + K] (K, N).
 
@@ -107,21 +107,26 @@ def multiply(
     + k * a_step. B is a packed matrix of `b_rows` rows that starts at b_offset.
 
     If not 0, ahead_a and ahead_b say how many floats from here the A and the panel of B lie that
-    are needed next and not in L2. They are fetched meanwhile: the next A line after line, while the
-    first panel is multiplied, and a panel's successor while it is multiplied by the first rows.
+    are needed next and not in L2. They are fetched meanwhile: the next A while the first panel is
+    multiplied, and a panel's successor while it is multiplied by the first rows; line after line,
+    or, if they are K rows of a matrix that are so many floats apart, a line of each row.
     """
     full = M // BLOCK_ROWS * BLOCK_ROWS
+    line_a, step_a = (LINE, ahead_a_row) if ahead_a_row else (K * LINE, LINE)
+    step_b = ahead_b_row if ahead_b_row else PANEL
     j = 0
     while j + PANEL <= N:
         panel = b_offset + j * b_rows + b_first * PANEL
+        next_b = ahead_b + (j - j * b_rows if ahead_b_row else 0)
         for i in range(0, full, BLOCK_ROWS):
             fetch_a, fetch_b = ahead_a != 0 and j == 0, ahead_b != 0 and i == 0
             if fetch_a or fetch_b:
+                next_a = ahead_a + i // BLOCK_ROWS * line_a - i * a_row
                 block_wide_ahead(
                     a, a_offset + i * a_row, a_row, a_step, b, panel,
                     c, c_offset + i * c_row + j, c_row, K, accumulate,
-                    ahead_a + i // BLOCK_ROWS * K * LINE - i * a_row if fetch_a else 0,
-                    LINE if fetch_a else 0, ahead_b if fetch_b else 0,
+                    next_a if fetch_a else 0, step_a if fetch_a else 0,
+                    next_b if fetch_b else 0, step_b if fetch_b else 0,
                 )  # fmt: skip
             else:
                 block_wide(

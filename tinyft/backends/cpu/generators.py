@@ -62,8 +62,9 @@ def make_register_block(rows: int, registers: int, ahead: bool = False):
     c_row + j. `accumulate` 0 overwrites c; otherwise the sums are added to it at the end, since a
     long sum that is made in pieces is more exact than one that goes on from c. steps >= 1.
 
-    With `ahead`, three more arguments follow: ahead_a, step_a, ahead_b. At each step the lines at a
-    + ahead_a + k * step_a and that of b[k] + ahead_b are fetched into the L2 cache.
+    With `ahead`, four more arguments follow: ahead_a, step_a, ahead_b, step_b. At each step lines
+    are fetched into the L2 cache: at a + ahead_a + k * step_a, and a row at b + ahead_b + k *
+    step_b.
     """
     width = registers * LANES
 
@@ -75,6 +76,13 @@ def make_register_block(rows: int, registers: int, ahead: bool = False):
         a_first = [builder.gep(a, [builder.mul(a_row, INT64(i))]) for i in range(0, rows, GROUP)]
         c_row_at = [builder.gep(c, [builder.mul(c_row, INT64(i))]) for i in range(rows)]
         c_at = {(i, j): builder.gep(c_row_at[i], [INT64(j * LANES)]) for i, j in block_of_c}
+        fetched = []  # where it begins, how far it moves at each step, how many lines of it then
+        if ahead:
+            ahead_a, step_a, ahead_b, step_b = distances
+            fetched = [
+                (builder.gep(a, [ahead_a]), step_a, 1),
+                (builder.gep(b, [ahead_b]), step_b, registers),
+            ]
         before = builder.block
         loop, finished = (builder.append_basic_block(name) for name in ("loop", "finished"))
         builder.branch(loop)
@@ -83,17 +91,14 @@ def make_register_block(rows: int, registers: int, ahead: bool = False):
         k, b_now = builder.phi(INT64), builder.phi(b.type)
         a_now = [builder.phi(a.type) for _ in a_first]
         sums = {at: builder.phi(REGISTER) for at in block_of_c}
+        fetched_now = [builder.phi(first.type) for first, _, _ in fetched]
         a_here = [write_opaque(builder, pointer) for pointer in a_now]
         b_registers = [
             write_load(builder, builder.gep(b_now, [INT64(j * LANES)])) for j in range(registers)
         ]
-        if ahead:
-            ahead_a, step_a, ahead_b = distances
-            to = builder.add(ahead_a, builder.mul(k, step_a))
-            write_prefetch(builder, builder.gep(a, [to]), level=2)
-            for j in range(registers):
-                to = builder.add(ahead_b, INT64(j * LANES))
-                write_prefetch(builder, builder.gep(b_now, [to]), level=2)
+        for pointer, (_, _, lines) in zip(fetched_now, fetched, strict=True):
+            for j in range(lines):
+                write_prefetch(builder, builder.gep(pointer, [INT64(j * LANES)]), level=2)
         new = {}
         for i in range(rows):
             a_number = write_spread(
@@ -107,6 +112,8 @@ def make_register_block(rows: int, registers: int, ahead: bool = False):
         changing = [(k, INT64(0), k_next), (b_now, b, b_next)]
         changing += zip(a_now, a_first, a_next, strict=True)
         changing += [(sums[at], write_constant(0), new[at]) for at in block_of_c]
+        for pointer, (first, step, _) in zip(fetched_now, fetched, strict=True):
+            changing.append((pointer, first, builder.gep(pointer, [step])))
         for phi, first, next_value in changing:
             phi.add_incoming(first, before)
             phi.add_incoming(next_value, loop)
@@ -116,7 +123,7 @@ def make_register_block(rows: int, registers: int, ahead: bool = False):
         _store_sums(builder, new, c_at, accumulate)
 
     write.__name__ = "register_block"
-    return instruction(types.void, *parameters, *((INT, INT, INT) if ahead else ()))(write)
+    return instruction(types.void, *parameters, *((INT, INT, INT, INT) if ahead else ()))(write)
 
 
 def _store_sums(builder, sums, places, accumulate) -> None:

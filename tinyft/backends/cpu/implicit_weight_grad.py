@@ -6,13 +6,14 @@ dweight = windows' @ dout, summed over all pixels: (R S C, pixels) @ (pixels, F)
 gathered as in implicit_gemm.py, 128 pixels at a time, and multiplied transposed by exchanging the
 two strides of the register block; dout is packed into panels beside them.
 
-A sum over threads would depend on their number. So the work is cut by the shape alone: into *parts*
-of the pixels, each with sums of its own that are added in order at the end, and within a part by
-taps and channels. Small weights have up to 8 parts, large ones 1 or 2 (their sums would not fit the
-cache).
+A sum over threads would depend on their number. So the work is cut by the shape alone. Small
+weights are one piece. Of large ones an item has a tap and at most 256 channels and 256 filters: the
+sums (256 KiB) stay in L2 beside the pixels, and each number that is gathered or packed is used 256
+times. Where that gives fewer than eight items, the pixels are cut into *parts*, with sums of their
+own that are added in order at the end.
 
-A 1x1 convolution with so few weights that an item has all channels reads x and dout in order: the
-next 128 pixels of both are fetched while these are multiplied, 5 to 21 % on 56x56 maps.
+The next 128 pixels of dout are fetched while these are multiplied, and those of x where it is read
+in order, in a 1x1 convolution with stride 1.
 
 Next: tinyft/backends/cpu/whole_maps.py
 """
@@ -32,33 +33,38 @@ from tinyft.backends.cpu.vectors import atomic_next, seen_from, vload, vstore
 PIXELS = 128
 FEW_PANELS = 8  # of dout may lie a power of 2 apart; the lines of more do not fit one set of L1
 SMALL = 100_000  # weights whose sums stay in L2
+SIDE = 256  # channels and filters of an item, at most
+ITEMS = 8  # at least, for equal shares of 2 or 4 threads
 
 
 @kernel
 def multiply_windows_transposed(
-    counter, work, x, tap_rows, tap_columns, run, stride, dout, parts, taps, channels, sums, size,
-    sums_pitch, pitch, panel_rows,
+    counter, work, x, tap_rows, tap_columns, run, stride, dout, parts, taps, channels, filters,
+    sums, size, sums_pitch, pitch, panel_rows,
 ):  # fmt: skip
-    """sums[part] = windows' @ dout over the part's pixels. An item is one part, `taps` taps and
-    `channels` channels.
+    """sums[part] = windows' @ dout over the part's pixels. An item is one part, `taps` taps,
+    `channels` channels and `filters` filters.
     """
-    N, P, Q, F = dout.shape
+    C, (N, P, Q, F) = x.shape[3], dout.shape
     total = N * P * Q
     tap_groups = (tap_rows.size + taps - 1) // taps
     channel_groups = (run + channels - 1) // channels
+    filter_groups = (F + filters - 1) // filters
     x_flat, dout_flat = x.reshape(x.size), dout.reshape(dout.size)
-    in_order = tap_rows.size == stride == 1 and channels == x.shape[3]  # as the pixels are in x
+    in_order = tap_rows.size == stride == 1  # the pixels of x
+    x_apart, dout_apart = C if channels < C else 0, F if filters < F else 0
     packed = PIXELS * pitch  # where in `work` the panels of dout are
     item = atomic_next(counter, 0)
-    while item < parts * tap_groups * channel_groups:
-        part, group = divmod(item, tap_groups * channel_groups)
-        tap_group, channel_group = divmod(group, channel_groups)
-        first_tap = tap_group * taps
+    while item < parts * tap_groups * channel_groups * filter_groups:
+        group, filter_group = divmod(item, filter_groups)
+        group, channel_group = divmod(group, channel_groups)
+        part, tap_group = divmod(group, tap_groups)
+        first_tap, first_channel = tap_group * taps, channel_group * channels
+        first_filter = filter_group * filters
         last_tap = min(tap_rows.size, first_tap + taps)
-        first_channel = channel_group * channels
-        count = min(channels, run - first_channel)
+        count, filter_count = min(channels, run - first_channel), min(filters, F - first_filter)
         rows = ((last_tap - first_tap) * count + REST_ROWS - 1) // REST_ROWS * REST_ROWS
-        to = part * size + (first_tap * run + first_channel) * sums_pitch
+        to = part * size + (first_tap * run + first_channel) * sums_pitch + first_filter
         start, stop = part * total // parts, (part + 1) * total // parts
         for block in range(start, stop, PIXELS):
             pixels = min(PIXELS, stop - block)
@@ -69,16 +75,20 @@ def multiply_windows_transposed(
                     x, picture, row * stride, column * stride, tap_rows, tap_columns, first_tap,
                     last_tap, first_channel, count, work, i * pitch,
                 )  # fmt: skip
-                for f in range(0, F, LANES):
-                    at = packed + panel_offset(i, f, panel_rows, F)
-                    vstore(work, at, vload(dout, (block + i) * F + f))
+                source = (block + i) * F + first_filter
+                for f in range(0, filter_count, LANES):
+                    at = packed + panel_offset(i, f, panel_rows, filter_count)
+                    vstore(work, at, vload(dout, source + f))
             ahead_x, ahead_dout = 0, 0
-            if in_order and block + PIXELS < stop:  # fetch what the next block reads
-                ahead_x = seen_from(work, 0, x_flat, (block + PIXELS) * channels)
-                ahead_dout = seen_from(work, packed, dout_flat, (block + PIXELS) * F)
+            following = block + PIXELS
+            if following < stop:
+                if in_order:
+                    ahead_x = seen_from(work, 0, x_flat, following * C + first_channel)
+                ahead_dout = seen_from(work, packed, dout_flat, following * F + first_filter)
             multiply(
-                work, 0, 1, pitch, work, packed, panel_rows, 0, sums, to, sums_pitch, rows, F,
-                pixels, block - start, ahead_x, ahead_dout,
+                work, 0, 1, pitch, work, packed, panel_rows, 0,
+                sums, to, sums_pitch, rows, filter_count, pixels, block - start,
+                ahead_x, ahead_dout, x_apart, dout_apart,
             )  # fmt: skip
         item = atomic_next(counter, 0)
 
@@ -93,20 +103,21 @@ def sum_windows(dout: Array, x: Array, taps: Taps, run: int, stride: int, dweigh
     """The same for any taps, each of `run` floats."""
     F, steps = dweight.shape[3], taps.numbers.size * run
     total = dout.size // F
-    if steps * F <= SMALL or run % LANES:
-        parts, taps_per_item, channels = max(1, min(8, total // 256)), taps.numbers.size, run
-    else:
-        parts, taps_per_item, channels = max(1, min(2, total // 256)), 1, min(run, 128)
+    taps_per_item, channels, filters = taps.numbers.size, run, F
+    if steps * F > SMALL and run % LANES == 0:
+        taps_per_item, channels, filters = 1, min(run, SIDE), min(F, SIDE)
+    items = -(-taps.numbers.size // taps_per_item) * -(-run // channels) * -(-F // filters)
+    parts = max(1, min(ITEMS // items, total // 256))
     pitch = round_up(taps_per_item * channels, 16) + 16
     sums_pitch = row_apart(F)
     size = round_up(steps, REST_ROWS) * sums_pitch
     direct = parts == 1 and size == steps * F
     sums = dweight if direct else threads.scratch("parts", parts * size)
-    panel_rows = PIXELS if F <= FEW_PANELS * PANEL else PIXELS + 1
+    panel_rows = PIXELS if filters <= FEW_PANELS * PANEL else PIXELS + 1
     threads.run_with_scratch(
-        PIXELS * pitch + panel_rows * F + 4 * LANES, multiply_windows_transposed, x, taps.rows,
-        taps.columns, run, stride, dout, parts, taps_per_item, channels, sums.reshape(-1), size,
-        sums_pitch, pitch, panel_rows,
+        PIXELS * pitch + panel_rows * filters + 4 * LANES, multiply_windows_transposed, x,
+        taps.rows, taps.columns, run, stride, dout, parts, taps_per_item, channels, filters,
+        sums.reshape(-1), size, sums_pitch, pitch, panel_rows,
     )  # fmt: skip
     if not direct:
         threads.run(sum_parts, sums, parts, size, sums_pitch, steps, F, dweight.reshape(-1))
