@@ -39,11 +39,12 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import prepared, threads
+from tinyft.backends.cpu.arrays import large
 from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.gemm import multiply, next_panel, round_up
 from tinyft.backends.cpu.implicit_gemm import Epilogue
 from tinyft.backends.cpu.simd import LANES, PANEL, REST_ROWS
-from tinyft.backends.cpu.vectors import atomic_next, vset1, vstore
+from tinyft.backends.cpu.vectors import atomic_next, finish_streams, vset1, vstore
 from tinyft.backends.cpu.winograd_tiles import (
     TILE,
     VALUES,
@@ -82,7 +83,7 @@ def whole_blocks(begin, end):
 @kernel
 def convolve_tiles(
     counter, work, x, padding, filters, plane_filter, y, bias, residual, has_residual, low, places,
-    unit, bounds, tiles, pitch, plane,
+    unit, bounds, tiles, pitch, plane, large,
 ):  # fmt: skip
     """y = max(conv(x) + bias + residual, low) by transformed filters. An item is `tiles` tiles.
 
@@ -107,7 +108,10 @@ def convolve_tiles(
         now, first = first, atomic_next(counter, 0) * tiles
         for value in range(VALUES):
             for i in range(value * tiles // VALUES, (value + 1) * tiles // VALUES):
-                prefetch_tile(y_flat, (P, Q, F), place_of(places, now + i))
+                if has_residual:
+                    prefetch_tile(residual, (P, Q, F), place_of(places, now + i))
+                if not large:
+                    prefetch_tile(y_flat, (P, Q, F), place_of(places, now + i))
                 prefetch_window(x_flat, (H, W, C), padding, place_of(places, first + i))
             begin, end = tiles_with(value // WINDOW, value % WINDOW, bounds, count // unit)
             begin, rows = whole_blocks(begin, end)
@@ -119,8 +123,9 @@ def convolve_tiles(
         for i in range(count):
             finish_tile(
                 work, i * pitch, plane, edge, place_of(places, now + i), y_flat, (P, Q, F), 0, F,
-                bias, residual, has_residual, low,
+                bias, residual, has_residual, low, large,
             )  # fmt: skip
+    finish_streams()
 
 
 @kernel
@@ -159,7 +164,7 @@ def convolve_filters(
         for tile in range(total):
             finish_tile(
                 work, sums + tile * pitch_out, plane_out, edge, place_of(places, tile), y_flat,
-                (P, Q, F), first, count, bias, residual, has_residual, low,
+                (P, Q, F), first, count, bias, residual, has_residual, low, False,
             )  # fmt: skip
         first = atomic_next(counter, 0) * PANEL
 
@@ -188,7 +193,7 @@ def _convolve_tiles(x, weight, turned, padding, y, rest):
     size = (VALUES + 1) * plane + TILE * TILE * F + LANES + WINDOW * WINDOW * C
     threads.run_with_scratch(
         size, convolve_tiles, x, padding, filters, odd_lines(C * F), y, *rest, places, unit, bounds,
-        tiles, pitch, plane,
+        tiles, pitch, plane, large(y),
     )  # fmt: skip
 
 

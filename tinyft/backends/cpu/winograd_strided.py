@@ -50,12 +50,13 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import threads
+from tinyft.backends.cpu.arrays import large
 from tinyft.backends.cpu.compile_cache import kernel
 from tinyft.backends.cpu.gemm import LINE, multiply, round_up
 from tinyft.backends.cpu.generators import make_two_sided_transform
 from tinyft.backends.cpu.implicit_gemm import Epilogue
 from tinyft.backends.cpu.simd import LANES, PANEL, REST_ROWS
-from tinyft.backends.cpu.vectors import atomic_next, vset1, vstore
+from tinyft.backends.cpu.vectors import atomic_next, finish_streams, vset1, vstore
 from tinyft.backends.cpu.winograd import whole_blocks
 from tinyft.backends.cpu.winograd_tiles import TILE, place_of, tiles_along, tiles_with, tiling
 from tinyft.backends.cpu.winograd_transforms import (
@@ -181,7 +182,7 @@ def transform_split_windows(counter, work, x, turned, places, first_tile, count,
 @kernel
 def convolve_windows(
     counter, work, windows, plane_in, pitch_in, C, weight, turned, y, bias, residual, has_residual,
-    low, places, bounds, first_tile, count, tiles, plane_filter, plane_out,
+    low, places, bounds, first_tile, count, tiles, plane_filter, plane_out, large,
 ):  # fmt: skip
     """y = max(conv(x) + bias + residual, low) from transformed windows; turned: the input gradient,
     y is dx. An item is PANEL filters and `tiles` of the `count` tiles.
@@ -236,14 +237,15 @@ def convolve_windows(
             if turned:
                 finish_grad_tile(
                     work, at, plane_out, edge, place, y_flat, (P, Q, F), first, filters, bias,
-                    residual, has_residual, low,
+                    residual, has_residual, low, large,
                 )  # fmt: skip
             else:
                 finish_tile(
                     work, at, plane_out, edge, place, y_flat, (P, Q, F), first, filters, bias,
-                    residual, has_residual, low,
+                    residual, has_residual, low, large,
                 )  # fmt: skip
         part, panel = divmod(atomic_next(counter, 0), panels)
+    finish_streams()
 
 
 def convolve(x: Array, weight: Array, turned: bool, y: Array, epilogue: Epilogue) -> None:
@@ -270,6 +272,7 @@ def convolve(x: Array, weight: Array, turned: bool, y: Array, epilogue: Epilogue
         threads.run_with_scratch(
             size, convolve_windows, *windows, C, weight, turned, y, bias, residual.reshape(-1),
             has_residual, low, places, bounds, first, count, tiles, plane_filter, plane_out,
+            large(y),
         )  # fmt: skip
 
 

@@ -52,6 +52,7 @@ from tinyft.backends.cpu.vectors import (
     seen_from,
     vload,
     vmax,
+    vput,
     vset1,
     vstore,
     vtranspose,
@@ -254,26 +255,28 @@ def make_finish_tile(transform, side: int, stride: int):
 
     @helper
     def finish_tile(
-        sums, at, plane, edge, place, y, shape, first, count, bias, residual, has_residual, low
-    ):
+        sums, at, plane, edge, place, y, shape, first, count, bias, residual, has_residual, low,
+        large,
+    ):  # fmt: skip
         """Transforms the sums of a tile back and writes filters first : first + count of its
         pixels, as max(y + bias + residual, low).
 
-        shape: P, Q, F. sums[edge :]: room for tile * tile * count floats, for a tile that reaches
-        beyond y; behind them LANES zeros, which stand for a residual where there is none.
+        shape: P, Q, F. large: y is written past the caches. sums[edge :]: room for tile * tile *
+        count floats, where a tile waits that goes past them or reaches beyond y; behind them LANES
+        zeros, which stand for a residual where there is none.
         """
         P, Q, F = shape
         picture, row, column, kind = place
         rows, columns = size_of(kind)
         row, column, rows, columns = row * stride, column * stride, rows * stride, columns * stride
         to = ((picture * P + row) * Q + column) * F + first
-        inside = row + rows <= P and column + columns <= Q
+        at_once = row + rows <= P and column + columns <= Q and not large
         out, out_row, out_column, limit = to, Q * F, F, low
         added, added_row, added_column, step = to, Q * F, F, 1
-        if not (has_residual and inside):
+        if not (has_residual and at_once):
             zeros = edge + tile * tile * count
             added, added_row, added_column, step = seen_from(residual, 0, sums, zeros), 0, 0, 0
-        if not inside:
+        if not at_once:
             out, out_row, out_column = seen_from(y, 0, sums, edge), tile * count, count
             limit = -np.inf
         for f in range(0, count, LANES):
@@ -281,7 +284,7 @@ def make_finish_tile(transform, side: int, stride: int):
                 kind, sums, at + f, side * plane, plane, y, out + f, out_row, out_column, bias,
                 first + f, residual, added + f * step, added_row, added_column, np.float32(limit),
             )  # fmt: skip
-        if inside:
+        if at_once:
             return
         lowest = vset1(low)
         for i in range(min(rows, P - row)):  # what follows a short tile may be another thread's
@@ -291,7 +294,7 @@ def make_finish_tile(transform, side: int, stride: int):
                     value = vload(sums, edge + (tile * i + j) * count + f)
                     if has_residual:
                         value = value + vload(residual, pixel)
-                    vstore(y, pixel, vmax(value, lowest))
+                    vput(y, pixel, vmax(value, lowest), large)
 
     return finish_tile
 
