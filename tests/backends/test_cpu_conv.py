@@ -247,12 +247,12 @@ def test_an_item_writes_only_its_own_tiles(case, monkeypatch):
     def last_part_first(size, kernel, *arguments):
         if kernel is not winograd_strided.convolve_windows:
             return run_with_scratch(size, kernel, *arguments)
-        *before, count, tiles, plane_filter, plane_out = arguments
+        *before, count, tiles, plane_filter, plane_out, large = arguments
         panels = -(-arguments[6].shape[3] // winograd_strided.PANEL)
         for part in reversed(range(-(-count // tiles))):
             counter, work = np.array([part * panels]), np.full(size, np.nan, np.float32)
             end = min(count, (part + 1) * tiles)
-            kernel(counter, work, *before, end, tiles, plane_filter, plane_out)
+            kernel(counter, work, *before, end, tiles, plane_filter, plane_out, large)
             parts_run.append(part)
         return None
 
@@ -260,6 +260,24 @@ def test_an_item_writes_only_its_own_tiles(case, monkeypatch):
     for got, want in zip(run(FAST, case, *arrays), expected, strict=True):
         np.testing.assert_array_equal(got, want)
     assert max(parts_run) > 0
+
+
+@pytest.mark.parametrize(
+    "case", [((9, 14, 14, 64), 128, 3, 3, 1, 1), STRIDED[0], STRIDED[-1]], ids=str
+)
+def test_past_the_caches_come_the_same_bits(case, monkeypatch):
+    x, weight, _ = arrays = make(case)
+    residual = FAST.conv2d(x, weight, stride=case[4], padding=case[5])
+
+    def everything():
+        epilogue = {"residual": residual, "relu": True}
+        with_epilogue = FAST.conv2d(x, weight, stride=case[4], padding=case[5], **epilogue)
+        return *run(FAST, case, *arrays), with_epilogue
+
+    expected = everything()
+    monkeypatch.setattr("tinyft.backends.cpu.arrays.BEYOND_CACHES", workspace.SMALL // 4)  # aligned
+    for got, want in zip(everything(), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -44,6 +44,12 @@ def test_add(shape):
     np.testing.assert_array_equal(FAST.add(a.T, b.T), a.T + b.T)
 
 
+def test_a_large_sum_is_written_past_the_caches(monkeypatch):
+    monkeypatch.setattr("tinyft.backends.cpu.arrays.BEYOND_CACHES", 40_000)
+    a, b = numbers((40_003,)), numbers((40_003,), 1)  # and 3 numbers behind the last register
+    np.testing.assert_array_equal(FAST.add(a, b), a + b)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 0.999])
 @pytest.mark.parametrize("seed, stream", [(0, (0, 0)), (2**63 + 5, (7, 2**32 - 1))])
