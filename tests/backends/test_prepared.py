@@ -16,6 +16,7 @@ FAST, REFERENCE = CpuBackend(), Backend()
 SHAPES = {
     "tiles": (32, 32, 3, 1, 1, 12),
     "filters": (256, 256, 3, 1, 1, 7),
+    "filters, blocks not full": (208, 176, 3, 1, 1, 7),
     "direct": (32, 48, 3, 2, 1, 12),
     "whole maps": (32, 48, 3, 1, 1, 2),
     "odd channels": (10, 37, 3, 1, 1, 9),
@@ -56,9 +57,11 @@ def test_a_constant_gives_the_same_bits_and_is_prepared_once(shape, count_passes
     each_time = len(count_passes)
     constant = FAST.constant(weight)
     weight[...] = 0  # a copy was taken
+    passes = []
     for _ in range(3):
         np.testing.assert_array_equal(FAST.conv2d(x, constant, **window), expected)
-    assert len(count_passes) == 2 * each_time
+        passes.append(len(count_passes))
+    assert each_time < passes[0] == passes[2]
     dout = np.ones_like(expected)
     np.testing.assert_allclose(
         FAST.conv2d_input_grad(dout, constant, x.shape, **window),
