@@ -302,19 +302,19 @@ def run_backward(root: Tensor, gradient: Array) -> None:
     while newest_first:
         _, node = heapq.heappop(newest_first)
         dout = waiting.pop(node)
-        seen = [dout]
+        borrowed = {_owner(dout)}
         for parent, dinput in zip(node.inputs, _input_gradients(node, dout), strict=True):
             if parent is None or dinput is None:
                 continue
             if isinstance(parent, Tensor):
-                _add_to_leaf(parent, dinput, borrowed=any(_shares(dinput, s) for s in seen))
+                _add_to_leaf(parent, dinput, borrowed=_owner(dinput) in borrowed)
             elif parent in waiting:
                 # a new array: the first may be somebody else's
                 waiting[parent] = backends.of(dinput).add(waiting[parent], dinput)
             else:
                 waiting[parent] = dinput
                 heapq.heappush(newest_first, (-parent.number, parent))
-            seen.append(dinput)
+            borrowed.add(_owner(dinput))
         node.inputs = []
 
 
@@ -353,10 +353,9 @@ def _add_to_leaf(leaf: Tensor, gradient: Array, borrowed: bool) -> None:
         leaf.grad += gradient
 
 
-def _shares(array: Array, other: Array) -> bool:
-    """Whether `array` is `other` or a view into the same memory."""
-    owner = other if other.base is None else other.base
-    return array is other or array.base is owner
+def _owner(array: Array) -> int:
+    """The identity of the array that owns the memory of this one, which may be a view."""
+    return id(array if array.base is None else array.base)
 
 
 # ----------------------------------------------------------------------------------------- contexts
@@ -382,11 +381,19 @@ def observe(observer: Observer) -> contextlib.AbstractContextManager[None]:
     return _set("observers", [*_state.observers, observer])
 
 
-def in_layer(name: str) -> contextlib.AbstractContextManager[None]:
+class in_layer:
     """Within this block nodes carry `name` below the current layer's: `layer3` then `0` gives
     `layer3.0`.
     """
-    return _set("layers", [*_state.layers, name])
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        _state.layers.append(self.name)
+
+    def __exit__(self, *error: object) -> None:
+        _state.layers.pop()
 
 
 def check_saved() -> contextlib.AbstractContextManager[None]:

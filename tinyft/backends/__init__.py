@@ -59,8 +59,9 @@ def of(array: object) -> Backend:
     """
     device = device_of(array)
     if device == "cpu":
-        named = [name for name, _ in _chosen if name != "auto"]
-        device = named[-1] if named else "auto"
+        device = "auto"
+        for name, _ in _chosen:
+            device = device if name == "auto" else name
     backend = get(device)
     return _watched.by(backend) if _watched.by else backend
 

@@ -9,7 +9,6 @@ Next: tinyft/finetune/schedule.py
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 from tinyft import backends
@@ -44,8 +43,10 @@ class Optimizer:
         with backends.together(moving[0][2].data if moving and not measure else None):
             for group, name, parameter in moving:
                 decay = 0.0 if name in group.undecayed else group.weight_decay
-                lost = group.lr * decay
-                with measure.update(name, parameter, lost) if measure else contextlib.nullcontext():
+                if measure is None:
+                    self.update(name, parameter, group, decay)
+                    continue
+                with measure.update(name, parameter, group.lr * decay):
                     self.update(name, parameter, group, decay)
         self.visited = frozenset(name for _, name, _ in moving)
 

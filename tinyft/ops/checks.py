@@ -20,13 +20,13 @@ def expect_shape(
     """
     if value is None:
         return
-    fits = value.ndim == len(shape) and all(
-        isinstance(expected, str) or n == expected
-        for n, expected in zip(value.shape, shape, strict=True)
-    )
+    came = value.shape
+    fits = len(came) == len(shape)
+    for n, expected in zip(came, shape, strict=False):
+        fits = fits and (n == expected or isinstance(expected, str))
     if not fits:
         wanted = "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
-        raise ShapeError(f"{op}: {argument} should be {wanted} but is {value.shape}{hint}")
+        raise ShapeError(f"{op}: {argument} should be {wanted} but is {came}{hint}")
 
 
 def expect_same_dtype(op: str, **arguments: Tensor | Array | None) -> None:

@@ -23,7 +23,10 @@ from tinyft.backends.reference import Backend
 
 def _fast(*arrays: Array | None) -> bool:
     """True if every array is float32 and none is empty."""
-    return all(a is None or (a.dtype == np.float32 and a.size > 0) for a in arrays)
+    for a in arrays:  # noqa: SIM110 - `all` would call a generator once per array, in every op
+        if a is not None and (a.dtype != np.float32 or a.size == 0):
+            return False
+    return True
 
 
 class CpuBackend(BatchNorm, Pooling, Elementwise, Optimizers, Measurement, Reductions, Backend):

@@ -22,10 +22,14 @@ def suitable(*arrays: Array | None) -> bool:
     What they do not take, the reference does, or it raises: a kernel does not look where an array
     ends.
     """
-    present = [a for a in arrays if a is not None]
-    return all(
-        a.dtype == np.float32 and a.size > 0 and a.shape == present[0].shape for a in present
-    )
+    shape = None
+    for a in arrays:  # `all` would call a generator once per array, in every op
+        if a is None:
+            continue
+        shape = shape or a.shape
+        if a.dtype != np.float32 or a.size == 0 or a.shape != shape:
+            return False
+    return True
 
 
 def suitable_channels(pictures: list[Array | None], channels: list[Array]) -> bool:
@@ -76,8 +80,8 @@ def in_memory_order(parameter: Array, gradient: Array, *state: Array) -> list[Ar
     """Each array's elements in the order in which the parameter lies in memory, as (size,) views of
     what will be written; None if that cannot be done, or the reference should raise.
     """
-    everything, shape = (parameter, gradient, *state), parameter.shape
-    if parameter.size == 0 or any(a.dtype != np.float32 or a.shape != shape for a in everything):
+    everything = parameter, gradient, *state
+    if not suitable(*everything):
         return None
     rows = _alike_in_memory(everything)
     if rows is not None:

@@ -236,13 +236,25 @@ def sum_gradients(
 
 
 @kernel
-def join_gradients(parts, sums):
-    """All pieces' sums, in float64: parts (pieces, 2, C) -> sums (2, C)"""
+def join_gradients(parts, M, weight, variance, eps, dweight, dbias, factors):
+    """All pieces' sums -> dweight, dbias, and three factors of dx = scale * dout + slope * (x -
+    mean) + offset, in float64. parts (pieces, 2, C), factors (3, C), others (C,).
+
+    dx = scale * (dout - dbias / M - normalised * dweight / M), scale = weight / std
+    """
     pieces, _, C = parts.shape
+    sums = np.zeros((2, C))
     for which in range(2):
         for piece in range(pieces):
             for c in range(C):
                 sums[which, c] += parts[piece, which, c]
+    for c in range(C):
+        inverse_std = 1 / np.sqrt(variance[c] + eps)
+        scale = weight[c] * inverse_std
+        dweight[c], dbias[c] = sums[1, c] * inverse_std, sums[0, c]
+        factors[0, c] = scale
+        factors[1, c] = -scale * (inverse_std * inverse_std) * sums[1, c] / M
+        factors[2, c] = -scale * sums[0, c] / M
 
 
 @kernel
@@ -288,31 +300,27 @@ class BatchNorm(Backend):
         relu = {"out": out, "bias": bias}
         if not _suitable_gradients(dout, x, weight, mean, variance, **relu):
             return super().batch_norm_train_grad(dout, x, weight, mean, variance, eps, **relu)
-        inverse_std = _inverse_std(variance, eps)
-        scale = weight * inverse_std
         told_by = _told_by(out, bias, weight, variance, eps)
-        dout, sums, _ = _sum_gradients(dout, x, out, mean, scale, told_by, fixed=False)
+        left, parts, _ = _sum_gradients(dout, x, out, mean, None, told_by)
+        dweight, dbias, factors = _join(parts, x, weight, variance, eps)
         M, C, rows, pieces = _extent(x)
         dx = workspace.empty(x.shape)
-        # dx = scale * (dout - dbias / M - normalised * dweight / M)
-        slope = -scale * np.square(inverse_std) * sums[1] / M
-        offset = -scale * sums[0] / M
         run_pieces(
-            differentiate, pieces, flat(dout), flat(x), M, C, rows, flat(mean),
-            scale.astype(np.float32), *told_by, slope.astype(np.float32),
-            offset.astype(np.float32), dx.reshape(-1), large(dx),
+            differentiate, pieces, flat(left), flat(x), M, C, rows, flat(mean), factors[0],
+            *told_by, factors[1], factors[2], dx.reshape(-1), large(dx),
         )  # fmt: skip
-        return _results(dx, dout, sums, inverse_std, bias)
+        return dx, dweight, dbias, left if bias is None else None
 
     def batch_norm_eval_grad(self, dout, x, weight, mean, variance, eps, *, out=None, bias=None):
         relu = {"out": out, "bias": bias}
         if not _suitable_gradients(dout, x, weight, mean, variance, **relu):
             return super().batch_norm_eval_grad(dout, x, weight, mean, variance, eps, **relu)
-        inverse_std = _inverse_std(variance, eps)
         told_by = _told_by(out, bias, weight, variance, eps)
-        scale = weight * inverse_std
-        dout, sums, dx = _sum_gradients(dout, x, out, mean, scale, told_by, fixed=True)
-        return _results(dx, dout, sums, inverse_std, bias)
+        inverse_std = 1 / np.sqrt(variance.astype(np.float64) + eps)  # as in join_gradients
+        scale = (weight * inverse_std).astype(np.float32)
+        left, parts, dx = _sum_gradients(dout, x, out, mean, scale, told_by)
+        dweight, dbias, _ = _join(parts, x, weight, variance, eps)
+        return dx, dweight, dbias, left if bias is None else None
 
 
 def moments(x: Array) -> tuple[Array, Array]:
@@ -343,22 +351,32 @@ def _suitable_gradients(dout, x, weight, mean, variance, out, bias) -> bool:
     return suitable_channels([x, dout, out], channels)
 
 
-def _sum_gradients(dout, x, out, mean, scale, told_by, fixed):
-    """dout (with BY_OUT 0 where `out` is), the two sums (2, C) float64, dx if it is `fixed`."""
+def _sum_gradients(dout, x, out, mean, scale, told_by):
+    """dout (with BY_OUT 0 where `out` is), the two sums of each piece (pieces, 2, C), and, with
+    fixed statistics and a `scale`, dx.
+    """
     M, C, rows, pieces = _extent(x)
-    by_out = told_by[-1] == BY_OUT
+    by_out, fixed = told_by[-1] == BY_OUT, scale is not None
     parts = workspace.empty((pieces, 2, C))
     arriving, unused = flat(dout), np.empty(1, np.float32)
     left = workspace.empty(x.shape) if by_out else dout
     dx = workspace.empty(x.shape) if fixed else None
     run_pieces(
         sum_gradients, pieces, arriving, flat(x), flat(out) if by_out else arriving,
-        M, C, rows, flat(mean), scale.astype(np.float32), *told_by, fixed, parts.reshape(-1),
+        M, C, rows, flat(mean), scale if fixed else flat(mean), *told_by, fixed, parts.reshape(-1),
         left.reshape(-1) if by_out else unused, dx.reshape(-1) if fixed else unused, large(x),
     )  # fmt: skip
-    sums = np.zeros((2, C))
-    join_gradients(parts, sums)
-    return left, sums, dx
+    return left, parts, dx
+
+
+def _join(parts, x, weight, variance, eps):
+    """The gradients of weight and bias, and the factors of dx."""
+    C = x.shape[-1]
+    dweight, dbias = np.empty(C, np.float32), np.empty(C, np.float32)
+    factors = np.empty((3, C), np.float32)
+    numbers = x.size // C, flat(weight), flat(variance), eps
+    join_gradients(parts, *numbers, dweight, dbias, factors)
+    return dweight, dbias, factors
 
 
 def _told_by(out, bias, weight, variance, eps):
@@ -370,17 +388,6 @@ def _told_by(out, bias, weight, variance, eps):
     if bias is None:
         return flat(weight), flat(weight), BY_OUT
     return _gain(weight, variance, eps), flat(bias), BY_X
-
-
-def _results(dx, dout, sums, inverse_std, bias):
-    """The gradients of x, weight, bias and residual."""
-    dweight, dbias = sums[1] * inverse_std, sums[0]
-    dresidual = dout if bias is None else None
-    return dx, dweight.astype(np.float32), dbias.astype(np.float32), dresidual
-
-
-def _inverse_std(variance, eps) -> Array:
-    return 1 / np.sqrt(variance.astype(np.float64) + eps)
 
 
 def _gain(weight, variance, eps) -> Array:

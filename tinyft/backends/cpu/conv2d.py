@@ -15,6 +15,7 @@ Next: tinyft/backends/cpu/__init__.py
 
 from __future__ import annotations
 
+import functools
 import os
 
 from numpy import ndarray as Array
@@ -144,6 +145,8 @@ def conv2d_weight_grad(
 def _as_it_lies(weight: Array, full_c: int, full_f: int) -> Array:
     """weight (F, C, R, S) -> (R, S, full_c, full_f), which is its memory if nothing is missing."""
     shape = (*weight.shape[2:], full_c, full_f)
+    if not prepared.is_constant(weight):
+        return padded(weight.transpose(2, 3, 1, 0), shape)
     lying = prepared.memory(weight).transpose(2, 3, 1, 0)
     return prepared.keep(weight, f"{shape}", lambda: padded(lying, shape))
 
@@ -155,11 +158,12 @@ def uses_winograd(R: int, S: int, stride: int, padding: int, map_shape: tuple[in
     nothing on 2 x 2 results, where the direct kernel is 1.1 to 1.5 times as fast, and five times as
     exact.
     """
-    fits = R == S == 3 and stride == 1 and padding <= 2
-    rows, columns = map_shape[1:3]
+    if not (R == S == 3 and stride == 1 and padding <= 2):
+        return False
+    _, rows, columns, _ = map_shape
     tiles = -(-rows // TILE) * -(-columns // TILE)
     saves = 9 * rows * columns > VALUES * tiles  # multiplications per pair of channels
-    return fits and saves and winograd_is_on()
+    return saves and winograd_is_on()
 
 
 def uses_strided_winograd(
@@ -174,6 +178,7 @@ def winograd_is_on() -> bool:
     return os.environ.get("TINYFT_WINOGRAD", "1") != "0"
 
 
+@functools.lru_cache(maxsize=1024)
 def _check_window(name, x_shape, weight_shape, stride, padding) -> tuple[int, int, int, int]:
     """The shape of the output, (N, P, Q, F)."""
     N, H, W, C = x_shape

@@ -75,6 +75,17 @@ JOB, DONE, ASLEEP = 0, LINE, 2 * LINE  # places in a pool's flags; one ASLEEP pe
 
 
 @kernel
+def announce_job(flags, counter, size):
+    """Announce the next job to a pool of `size` threads; how many of them sleep."""
+    counter[0] = flags[DONE] = 0
+    atomic_announce(flags, JOB)
+    sleeping = 0
+    for thread in range(1, size):
+        sleeping += atomic_load(flags, ASLEEP + LINE * thread)
+    return sleeping
+
+
+@kernel
 def finish_and_wait(flags, finished, number, counter, thread, turns):
     """A worker between two jobs: announce that one is done, if one is `finished`, and spin until
     job `number` is there; 0 if that did not happen within so many turns.
@@ -108,11 +119,13 @@ class Pool:
         for thread in range(1, size):
             threading.Thread(target=self._work, args=(thread,), daemon=True).start()
 
-    def run(self, function: Callable, arguments: tuple) -> None:
-        """Call `function` in every thread, and return when all have."""
-        self._start((function, arguments))
+    def run(self, function: Callable, floats: int, arguments: tuple) -> None:
+        """Call `function` in every thread, with so many floats of scratch memory or, if that is 0,
+        with the thread's number; return when all have.
+        """
+        self._start((function, floats, arguments))
         try:
-            function(self.counter, 0, *arguments)
+            function(self.counter, scratch("work", floats) if floats else 0, *arguments)
         except BaseException as error:
             self.errors.append(error)
         while not self._finished():
@@ -135,12 +148,11 @@ class Pool:
         self._start(None)
 
     def _start(self, job: tuple | None) -> None:
-        self.counter[0] = self.flags[DONE] = 0
         self.job = job
-        announce(self.flags, JOB)
-        for thread in range(1, self.size):
-            if self.flags[ASLEEP + LINE * thread]:
-                self.wake[thread].set()
+        if announce_job(self.flags, self.counter, self.size):
+            for thread in range(1, self.size):
+                if self.flags[ASLEEP + LINE * thread]:
+                    self.wake[thread].set()
 
     def _work(self, thread: int) -> None:
         flags, sleeping, jobs = self.flags, ASLEEP + LINE * thread, 0
@@ -150,9 +162,9 @@ class Pool:
                 self._sleep(thread, sleeping, jobs)
             if self.job is None:
                 return
-            function, arguments = self.job
+            function, floats, arguments = self.job
             try:
-                function(self.counter, thread, *arguments)
+                function(self.counter, scratch("work", floats) if floats else thread, *arguments)
             except BaseException as error:  # raised again in the thread that called `run`
                 self.errors.append(error)
             del function, arguments
@@ -172,6 +184,7 @@ def _warm_up() -> None:
     """Compile the kernels above before two threads need them at once."""
     flags = np.zeros(3 * LINE, np.int64)
     announce(flags, ASLEEP)
+    announce_job(flags, flags, 1)
     wait_until(flags, ASLEEP, 0, 1)
     finish_and_wait(flags, True, 0, flags, 0, 1)
 
@@ -213,27 +226,26 @@ def run(function: Callable, *arguments) -> None:
 
     Raises: what a thread raised
     """
-    announce_start(function)
-    if _state.lock.acquire(blocking=False):
-        try:
-            if get_num_threads() > 1:
-                _pool().run(function, arguments)
-                return
-        finally:
-            _state.lock.release()
-    function(np.zeros(1, np.int64), 0, *arguments)
+    _run(function, 0, arguments)
 
 
 def run_with_scratch(size: int, function: Callable, *arguments) -> None:
     """As `run`, but `function(counter, work, *arguments)`: each thread gets `size` floats of its
     own.
     """
+    _run(function, size, arguments)
 
-    def with_work(counter, thread, *arguments):
-        function(counter, scratch("work", size), *arguments)
 
+def _run(function: Callable, floats: int, arguments: tuple) -> None:
     announce_start(function)
-    run(with_work, *arguments)
+    if _state.lock.acquire(blocking=False):
+        try:
+            if (_state.wanted or get_num_threads()) > 1:
+                (_state.pool or _start_pool()).run(function, floats, arguments)
+                return
+        finally:
+            _state.lock.release()
+    function(np.zeros(1, np.int64), scratch("work", floats) if floats else 0, *arguments)
 
 
 def get_num_threads() -> int:
@@ -267,9 +279,8 @@ def most_threads() -> int:
     return SHARING * (os.cpu_count() or 1)
 
 
-def _pool() -> Pool:
-    if _state.pool is None:
-        _state.pool = Pool(get_num_threads())
+def _start_pool() -> Pool:
+    _state.pool = Pool(get_num_threads())
     return _state.pool
 
 

@@ -46,6 +46,8 @@ Next: tinyft/backends/cpu/winograd_strided_weight_grad.py
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy import ndarray as Array
 
@@ -84,6 +86,7 @@ SUMS_PITCH = PANEL + LINE  # floats from one tile's sums to the next
 MUST_SAVE = 1.4  # times as many multiplications: 1.15 (10x10 pixels) are 5 to 11 % slower, 1.65 pay
 
 
+@functools.lru_cache(maxsize=256)
 def suits(R: int, S: int, stride: int, padding: int, out_shape: tuple[int, ...]) -> bool:
     """Whether this is what the tiles are made for, and they do not reach too far beyond the results
     (N, P, Q, F), as on 2 x 2 or 5 x 5.

@@ -43,7 +43,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu.compile_cache import helper, kernel
-from tinyft.backends.cpu.gemm import LINE, panel_offset, round_up
+from tinyft.backends.cpu.gemm import LINE, panel_offset
 from tinyft.backends.cpu.generators import make_two_sided_transform
 from tinyft.backends.cpu.simd import LANES
 from tinyft.backends.cpu.vectors import (
@@ -121,12 +121,12 @@ def row_pitch(channels: int) -> int:
     """Floats from one tile to the next: no power of 2, so that rows use different sets of the
     cache.
     """
-    return round_up(channels, 16) + 16
+    return (-(-channels // LINE) + 1) * LINE
 
 
 def odd_lines(size: int) -> int:
     """At least `size` floats, an odd number of cache lines: planes then use different sets."""
-    return (round_up(size, 16) // 16 | 1) * 16
+    return (-(-size // LINE) | 1) * LINE
 
 
 @helper

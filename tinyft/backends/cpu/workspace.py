@@ -225,7 +225,18 @@ class Pool:
         self.given_back += 1
 
 
+# What is lent: a reference to each owner, by its identity, and the owner's piece. A
+# `weakref.finalize` would do the same, with four calls of Python for each of these.
+_lendings: dict[int, tuple[weakref.ref, Segment, int, int]] = {}
 _pool = Pool()
+
+
+def _end(reference: weakref.ref) -> None:
+    """The finaliser of an owner."""
+    _, segment, start, size = _lendings.pop(id(reference))
+    _pool.take_back(segment, start, size)
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.start_again)
 
@@ -241,7 +252,8 @@ def empty(shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -> Array:
         return np.empty(shape, dtype)
     segment, start, size = _pool.lend(count * dtype.itemsize)
     owner = np.frombuffer(segment.memory, dtype, count, segment.first + start)
-    weakref.finalize(owner, _pool.take_back, segment, start, size).atexit = False
+    reference = weakref.ref(owner, _end)
+    _lendings[id(reference)] = reference, segment, start, size
     return owner.reshape(shape)  # a view, always: its base, and that of its views, is `owner`
 
 
