@@ -142,7 +142,8 @@ class Pool:
         """Segment, start and size of a piece with at least that many bytes."""
         size = -(-nbytes // GRAIN) * GRAIN
         with self.lock:
-            self._settle()
+            if self.coming_back:
+                self._settle()
             segment, hole = self._smallest_hole(size) or (self._new_segment(size), 0)
             start = segment.take(hole, size)
             self.lent += size
