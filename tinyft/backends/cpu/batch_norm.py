@@ -73,9 +73,9 @@ from tinyft.backends.cpu.vectors import (
 )
 from tinyft.backends.reference import Backend
 
-# Rows that are summed in a register before the sum joins the piece's: 32, or so few that 4 KiB of
+# Rows that are summed in a register before the sum joins the piece's: 32, or so few that 2 KiB of
 # an array are summed, and what was asked for meanwhile is still in L1 when its turn comes.
-SUMMED_ROWS, SUMMED_NUMBERS = 32, 1024
+SUMMED_ROWS, SUMMED_NUMBERS = 32, 512
 # Gradients in strips of fewer: behind an average pool all pixels bring the same number, and a long
 # sum of equal numbers is rounded the same way each time (error 2.3e-7 -> 1.1e-7 of the result).
 STRIP = 4
