@@ -73,9 +73,11 @@ from tinyft.backends.cpu.vectors import (
 )
 from tinyft.backends.reference import Backend
 
-# Rows that are summed in a register before the sum joins the piece's: 32, or so few that 2 KiB of
-# an array are summed, and what was asked for meanwhile is still in L1 when its turn comes.
-SUMMED_ROWS, SUMMED_NUMBERS = 32, 512
+# Rows that are summed in a register before the sum joins the piece's: 32, or so few that a block of
+# them has so many numbers, and what was asked for meanwhile is still in L1 when its turn comes. Small
+# blocks are many additions to a piece's sums: with 512 numbers a bias' gradient was 1.2 times as
+# wrong. (cpu/README.md, Errors, says what such choices do to a recorded run.)
+BLOCK_ROWS, MOMENTS_BLOCK, GRADIENTS_BLOCK = 32, 512, 2048
 # Gradients in strips of fewer: behind an average pool all pixels bring the same number, and a long
 # sum of equal numbers is rounded the same way each time (error 2.3e-7 -> 1.1e-7 of the result).
 STRIP = 4
@@ -86,9 +88,9 @@ NO_RELU, BY_OUT, BY_X = 0, 1, 2
 
 
 @helper
-def rows_of_block(C):
-    """Rows of C numbers that are summed in registers, whole strips."""
-    return max(STRIP, min(SUMMED_ROWS, SUMMED_NUMBERS // C // STRIP * STRIP))
+def rows_of_block(numbers, C):
+    """Rows of C numbers each that are summed in a register, whole strips."""
+    return max(STRIP, min(BLOCK_ROWS, numbers // C // STRIP * STRIP))
 
 
 @kernel
@@ -98,7 +100,7 @@ def sum_moments(counter, thread, x, M, C, rows, parts):
     x (M * C,), parts (pieces * 3 * C,)
     """
     zero = vset1(np.float32(0))
-    block_rows = rows_of_block(C)
+    block_rows = rows_of_block(MOMENTS_BLOCK, C)
     piece = atomic_next(counter, 0)
     while piece * rows < M:
         begin, end = piece * rows, min(M, (piece + 1) * rows)
@@ -190,7 +192,7 @@ def sum_gradients(
     is stored too.
     """
     zero = vset1(np.float32(0))
-    block_rows = rows_of_block(C)
+    block_rows = rows_of_block(GRADIENTS_BLOCK, C)
     while True:
         piece = atomic_next(counter, 0)
         begin = piece * rows
