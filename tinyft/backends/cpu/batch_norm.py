@@ -74,9 +74,9 @@ from tinyft.backends.cpu.vectors import (
 from tinyft.backends.reference import Backend
 
 # Rows that are summed in a register before the sum joins the piece's: 32, or so few that a block of
-# them has so many numbers, and what was asked for meanwhile is still in L1 when its turn comes. Small
-# blocks are many additions to a piece's sums: with 512 numbers a bias' gradient was 1.2 times as
-# wrong. (cpu/README.md, Errors, says what such choices do to a recorded run.)
+# them has so many numbers, and what was asked for meanwhile is still in L1 when its turn comes.
+# Small blocks are many additions to a piece's sums: with 512 numbers a bias' gradient was 1.2 times
+# as wrong. (README.md, Errors, says what such choices do to a recorded run.)
 BLOCK_ROWS, MOMENTS_BLOCK, GRADIENTS_BLOCK = 32, 512, 2048
 # Gradients in strips of fewer: behind an average pool all pixels bring the same number, and a long
 # sum of equal numbers is rounded the same way each time (error 2.3e-7 -> 1.1e-7 of the result).
