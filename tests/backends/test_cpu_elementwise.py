@@ -44,6 +44,12 @@ def test_add(shape):
     np.testing.assert_array_equal(FAST.add(a.T, b.T), a.T + b.T)
 
 
+def test_a_number_and_an_array_are_the_reference_s():
+    number, array = np.array(2, np.float32), numbers((3,))
+    for a, b in ((number, array), (array, number)):
+        np.testing.assert_array_equal(FAST.add(a, b), a + b)
+
+
 def test_a_large_sum_is_written_past_the_caches(monkeypatch):
     monkeypatch.setattr("tinyft.backends.cpu.arrays.BEYOND_CACHES", 40_000)
     a, b = numbers((40_003,)), numbers((40_003,), 1)  # and 3 numbers behind the last register

@@ -26,7 +26,8 @@ def suitable(*arrays: Array | None) -> bool:
     for a in arrays:  # `all` would call a generator once per array, in every op
         if a is None:
             continue
-        shape = shape or a.shape
+        if shape is None:
+            shape = a.shape
         if a.dtype != np.float32 or a.size == 0 or a.shape != shape:
             return False
     return True
