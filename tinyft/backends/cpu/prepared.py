@@ -1,7 +1,7 @@
 """What convolutions make of a weight before they multiply, kept if the weight cannot change.
 
-Packed panels and transformed filters cost a pass over the weights: 8 % of ResNet-18's inference for
-16 pictures (AMD Zen 5). While a network trains, its weights are others in every call, so this is
+Packed panels and transformed filters cost a pass over the weights: some 7 % of ResNet-18's
+inference for 16 pictures. While a network trains, its weights are others in every call, so this is
 made anew, in scratch memory. The weights of a folded network are promised to stay:
 `Backend.constant` makes them read-only, and what was made of such an array is kept as long as the
 array lives, in up to four times its memory.
