@@ -3,7 +3,7 @@
 Definition: `relu`, `relu_grad`, `add`, `dropout`, `images` in `backends/reference.py`; the random
 words in `backends/philox.py`. Results have the same bits as there.
 
-These kernels are plain loops: LLVM makes vector code of them by itself, since nothing has to stay
+All but the sum are plain loops: LLVM makes vector code of them by itself, since nothing has to stay
 in a register from one element to the next. An item is a slice of 32768 elements; taking the slice
 first also tells LLVM that no index is negative.
 
