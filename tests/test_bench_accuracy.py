@@ -1,12 +1,11 @@
 """Errors and curves of `tinyft bench --accuracy`: that they are measured as it says."""
 
-import os
-
 import numpy as np
 import pytest
 
 import tinyft as ft
 from tinyft import backends, bench, bench_accuracy
+from tinyft.backends.cpu.conv2d import winograd_is_on
 
 without_torch = pytest.mark.skipif(not bench.installed("torch"), reason="PyTorch is not installed")
 OPTIONS = {"arch": "cifar_resnet20", "weights": None}
@@ -91,8 +90,7 @@ def test_the_kernels_of_a_step(calls):
     }
 
 
-def test_errors_are_against_float64_with_winograd_and_without(calls, monkeypatch):
-    monkeypatch.setenv("TINYFT_WINOGRAD", "1")
+def test_errors_are_against_float64_with_winograd_and_without(calls):
     call = next(c for c in calls if c.kernel == "conv2d" and c.arguments[0][0].shape[-1] == 64)
     (x, weight, *_), window, result = call.arguments
     reference = backends.get("reference")
@@ -103,18 +101,7 @@ def test_errors_are_against_float64_with_winograd_and_without(calls, monkeypatch
     assert errors["zero"] == {"largest": 1, "norm": 1}
     assert errors["winograd"] == bench_accuracy._distance(result, exact)
     assert 0 < errors["direct"]["norm"] < errors["winograd"]["norm"] < 1e-5
-    assert os.environ["TINYFT_WINOGRAD"] == "1"
-
-
-def test_the_switch_is_as_before(monkeypatch):
-    for before in ("0", None):
-        monkeypatch.delenv("TINYFT_WINOGRAD", raising=False)
-        if before:
-            monkeypatch.setenv("TINYFT_WINOGRAD", before)
-        with pytest.raises(KeyError), bench_accuracy.winograd("1"):
-            assert os.environ["TINYFT_WINOGRAD"] == "1"
-            raise KeyError
-        assert os.environ.get("TINYFT_WINOGRAD") == before
+    assert winograd_is_on()
 
 
 @without_torch

@@ -41,7 +41,7 @@ def test_a_call_that_raises_ends_too():
 def test_threads_get_the_kernel_and_not_what_stands_in_its_place():
     clock, given = KernelClock(), []
     kernel = clock.timed(print)
-    clock.timed(lambda *arguments: given.extend(arguments))(5, kernel, "text")
+    clock.timed(lambda *arguments: given.extend(arguments), kernel_at=1)(5, kernel, "text")
     assert given == [5, print, "text"]
 
 

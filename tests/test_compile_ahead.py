@@ -58,7 +58,7 @@ def test_no_helper_without_need(empty_folder, helpers, monkeypatch):
         patch.setattr(compile_cache, "folder", lambda: None)
         with compile_ahead.helped(*CASE):
             pass
-    (empty_folder / "tinyft.backends.cpu.batch_norm.sum_gradients-0.bin").write_bytes(b"")
+    (empty_folder / "tinyft.backends.cpu.batch_norm_kernels.sum_gradients-0.bin").write_bytes(b"")
     with compile_ahead.helped(*CASE):
         pass
     assert helpers == []

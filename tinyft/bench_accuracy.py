@@ -22,9 +22,7 @@ Next: tinyft/cli/bench.py
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from statistics import median
@@ -34,6 +32,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft import backends
+from tinyft.backends.cpu.conv2d import switch_winograd
 from tinyft.data.loader import Batch, PictureData
 from tinyft.finetune.build import vision_learner
 from tinyft.finetune.learner import Learner
@@ -47,25 +46,12 @@ PASSES = {  # what the results of a kernel are called
     "batch_norm_train_grad": ("input gradient", "weight gradient", "bias gradient"),
 }
 LAYOUTS = ("nchw", "channels_last")
-OURS = {"winograd": "1", "direct": "0"}  # of TINYFT_WINOGRAD
+OURS = {"winograd": True, "direct": False}  # with it, or without
 EXACT = "float64"
 MEASURES = ("largest", "norm")
 APART = 1000  # epochs between the orders of two seeds
 
 Errors = dict[str, dict[str, float]]  # of each side, by each measure
-
-
-@contextlib.contextmanager
-def winograd(switch: str) -> Iterator[None]:
-    """Within this block TINYFT_WINOGRAD has this value."""
-    before = os.environ.get("TINYFT_WINOGRAD")
-    os.environ["TINYFT_WINOGRAD"] = switch
-    try:
-        yield
-    finally:
-        del os.environ["TINYFT_WINOGRAD"]
-        if before is not None:
-            os.environ["TINYFT_WINOGRAD"] = before
 
 
 def photos(learner: Learner, seed: int) -> Iterator[Batch]:
@@ -125,7 +111,7 @@ def errors_of(call: KernelCall, sides: dict[str, list[Array]]) -> list[Errors]:
     expected = results(reference(*map(_float64, arguments), **_each_float64(options)), call)
     kernel, found = getattr(backends.get("cpu"), call.kernel), dict(sides)
     for name, switch in OURS.items():
-        with winograd(switch):
+        with switch_winograd(switch):
             found[name] = results(kernel(*arguments, **options), call)
     return [
         {name: _distance(computed[i], wanted) for name, computed in found.items()}
@@ -203,7 +189,7 @@ def curves(
     for name, switch in OURS.items():
         learner, phase, batches = start()
         losses[name] = []
-        with winograd(switch):
+        with switch_winograd(switch):
             for i, batch in enumerate(batches):
                 learner.set_rates(phase, i)
                 losses[name].append(learner.train_step(batch, phase.name).loss)

@@ -24,7 +24,7 @@ from tinyft import backends
 from tinyft.bench import Case, our_side
 
 PACKAGE = "tinyft.backends.cpu"
-STARTERS = ("run", "run_with_scratch")  # of threads.py
+STARTERS = {"run": 0, "run_with_scratch": 1}  # of threads.py, and which argument is the kernel
 
 
 class KernelClock:
@@ -35,14 +35,18 @@ class KernelClock:
         self.inside = False  # one that another one calls is part of it
         self.exchanged: dict[int, Callable] = {}  # by the identity of what stands in its place
 
-    def timed(self, function: Callable) -> Callable:
-        """What stands in the place of a function that starts kernels, or of a kernel. A worker gets
-        the kernel itself.
+    def timed(self, function: Callable, kernel_at: int | None = None) -> Callable:
+        """What stands in the place of a kernel, or of a function that starts the kernel which is
+        its argument number `kernel_at`: the workers get the kernel itself. What this does before
+        and behind a call counts as the engine's, so it is little.
         """
 
         @functools.wraps(function, updated=())
         def call(*arguments: Any) -> Any:
-            arguments = [self.exchanged.get(id(argument), argument) for argument in arguments]
+            if kernel_at is not None:
+                kernel = arguments[kernel_at]
+                kernel = self.exchanged.get(id(kernel), kernel)
+                arguments = (*arguments[:kernel_at], kernel, *arguments[kernel_at + 1 :])
             if self.inside:
                 return function(*arguments)
             self.inside, started = True, time.perf_counter()
@@ -62,25 +66,25 @@ class KernelClock:
         cannot be compiled into another.
         """
         before = list(_starting_kernels())
-        stand_ins = {id(function): self.timed(function) for _, _, function in before}
-        for module, name, function in before:
+        stand_ins = {id(function): self.timed(function, at) for _, _, function, at in before}
+        for module, name, function, _ in before:
             setattr(module, name, stand_ins[id(function)])
         try:
             yield
         finally:
-            for module, name, function in before:
+            for module, name, function, _ in before:
                 setattr(module, name, function)
 
 
-def _starting_kernels() -> Iterator[tuple[Any, str, Callable]]:
+def _starting_kernels() -> Iterator[tuple[Any, str, Callable, int | None]]:
     """Every name of the backend under which a kernel is called or started: (module, name,
-    function).
+    function, which of its arguments the kernel is).
     """
     from numba.core.dispatcher import Dispatcher
 
     from tinyft.backends.cpu import threads
 
-    starters = {id(getattr(threads, name)) for name in STARTERS}
+    starters = {id(getattr(threads, name)): at for name, at in STARTERS.items()}
     for module_name, module in list(sys.modules.items()):
         if not module_name.startswith(f"{PACKAGE}."):
             continue
@@ -88,7 +92,7 @@ def _starting_kernels() -> Iterator[tuple[Any, str, Callable]]:
             # the kernels of threads.py itself wait for others, within the starters
             kernel = isinstance(value, Dispatcher) and module is not threads
             if kernel or id(value) in starters:
-                yield module, name, value
+                yield module, name, value, starters.get(id(value))
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:

@@ -349,7 +349,8 @@ def _add_to_leaf(leaf: Tensor, gradient: Array, borrowed: bool) -> None:
 
 def _owner(array: Array) -> int:
     """The identity of the array that owns the memory of this one, which may be a view."""
-    return id(array if array.base is None else array.base)
+    base = array.base
+    return id(base if isinstance(base, type(array)) else array)
 
 
 # ----------------------------------------------------------------------------------------- contexts

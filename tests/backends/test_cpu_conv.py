@@ -455,12 +455,24 @@ def test_arrays_without_elements():
         assert got.shape == want.shape
 
 
+@pytest.mark.parametrize("value, on", [("0", False), ("1", True), (None, True)])
+def test_the_environment_chooses_winograd(monkeypatch, value, on):
+    monkeypatch.setattr(conv2d_module, "_switched", [])
+    monkeypatch.delenv("TINYFT_WINOGRAD", raising=False)
+    if value:
+        monkeypatch.setenv("TINYFT_WINOGRAD", value)
+    with pytest.raises(KeyError), conv2d_module.switch_winograd(not on):
+        assert conv2d_module.winograd_is_on() is not on
+        raise KeyError
+    assert conv2d_module.winograd_is_on() is on
+
+
 @pytest.mark.parametrize("case", [CASES[5], STRIDED[0]], ids=str)
-def test_winograd_can_be_turned_off(monkeypatch, case):
+def test_winograd_can_be_turned_off(case):
     arrays = make(case)
     tiles = run(FAST, case, *arrays)
-    monkeypatch.setenv("TINYFT_WINOGRAD", "0")
-    direct = run(FAST, case, *arrays)
+    with conv2d_module.switch_winograd(False):
+        direct = run(FAST, case, *arrays)
     assert_equals_definition(case, direct, *arrays)
     for a, b in zip(tiles, direct, strict=True):
         assert (a != b).any()
@@ -473,15 +485,14 @@ def test_winograd_can_be_turned_off(monkeypatch, case):
         *((4, 2, True), (5, 2, False), (7, 2, False), (9, 2, True), (11, 2, False)),
     ],
 )
-def test_winograd_computes_what_it_saves_something_on(monkeypatch, size, stride, same):
+def test_winograd_computes_what_it_saves_something_on(size, stride, same):
     """Results of 1 x 1, 2 x 2, and with stride 2 of 5 x 5 pixels, do not go through tiles: equal
     bits without Winograd.
     """
     case = (2, size, size, 64), 128, 3, 3, stride, 1
     arrays = make(case)
-    monkeypatch.setenv("TINYFT_WINOGRAD", "0")
-    direct = run(FAST, case, *arrays)
-    monkeypatch.setenv("TINYFT_WINOGRAD", "1")
+    with conv2d_module.switch_winograd(False):
+        direct = run(FAST, case, *arrays)
     forward_and_input_grad = [*zip(NAMES, run(FAST, case, *arrays), direct, strict=True)][:2]
     for name, got, plain in forward_and_input_grad:
         assert (got == plain).all() == same, name

@@ -9,6 +9,7 @@ import pytest
 
 import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
+from tinyft.backends.cpu.conv2d import switch_winograd
 from tinyft.errors import RunError
 from tinyft.finetune.resume import resume
 from tinyft.finetune.run import Run
@@ -82,18 +83,17 @@ def test_without_a_checkpoint_a_run_starts_anew(tmp_path):
     assert start == 0 and notices == ["no checkpoint: the run starts anew"]
 
 
-def test_resume_names_what_else_the_bits_depend_on(tmp_path, monkeypatch):
-    monkeypatch.delenv("TINYFT_WINOGRAD", raising=False)
+def test_resume_names_what_else_the_bits_depend_on(tmp_path):
     interrupted(tmp_path / "cut", 2)
     description = json.loads((tmp_path / "cut" / "run.json").read_text())
     recorded = description["versions"]
     assert recorded["backend"] == "cpu" and recorded["Winograd"] == "on"
     assert re.fullmatch(r"(4|8|16) floats", recorded["vector width"])
     assert {"tinyft", "numpy", "numba", "llvmlite", "pillow", "python"} <= recorded.keys()
-    monkeypatch.setenv("TINYFT_WINOGRAD", "0")
     recorded["vector width"] = "2 floats"
     (tmp_path / "cut" / "run.json").write_text(json.dumps(description))
-    *_, notices = resume(tmp_path / "cut", small_data())
+    with switch_winograd(False):
+        *_, notices = resume(tmp_path / "cut", small_data())
     assert len(notices) == 2
     assert re.match(r"vector width was 2 floats and is \d+ floats now: the bits may", notices[0])
     assert notices[1] == "Winograd was on and is off now: the bits may differ"

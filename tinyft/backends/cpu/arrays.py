@@ -9,11 +9,13 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu.simd import LANES
-from tinyft.backends.cpu.threads import announce_start, run
+from tinyft.backends.cpu.threads import listeners, run
 
 PIECE = 1 << 15  # floats of one piece: 128 KiB, which stays in a core's L2 between two passes
 BEYOND_CACHES = 1 << 21  # floats (8 MiB) of an array that others push out of the caches too soon
 LEAST_ROWS = 64  # but so many rows, or the partial sums of 2048 channels are as large as the piece
+
+ZERO, LOWEST = np.float32(0), np.float32(-np.inf)  # no result is less: with a ReLU, without one
 
 
 def suitable(*arrays: Array | None) -> bool:
@@ -71,7 +73,8 @@ def rows_per_piece(C: int) -> int:
 def run_pieces(kernel, pieces: int, *arguments) -> None:
     """All pieces, by all threads; a single one here, because waking another would take longer."""
     if pieces == 1:
-        announce_start(kernel)
+        for listener in listeners:
+            listener(kernel)
         kernel(np.zeros(1, np.int64), 0, *arguments)
     else:
         run(kernel, *arguments)

@@ -15,8 +15,10 @@ Next: tinyft/backends/cpu/__init__.py
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 
 from numpy import ndarray as Array
 
@@ -173,9 +175,25 @@ def uses_strided_winograd(
     return winograd_strided.suits(R, S, stride, padding, out_shape) and winograd_is_on()
 
 
+_switched: list[bool] = []  # the environment's choice, once it was asked for, and those within it
+
+
 def winograd_is_on() -> bool:
-    """False if TINYFT_WINOGRAD=0 turned it off."""
-    return os.environ.get("TINYFT_WINOGRAD", "1") != "0"
+    """What `switch_winograd` says, else True unless TINYFT_WINOGRAD=0."""
+    if not _switched:
+        _switched.append(os.environ.get("TINYFT_WINOGRAD", "1") != "0")
+    return _switched[-1]
+
+
+@contextlib.contextmanager
+def switch_winograd(on: bool) -> Iterator[None]:
+    """Within this block Winograd computes what it suits, or nothing."""
+    winograd_is_on()
+    _switched.append(on)
+    try:
+        yield
+    finally:
+        _switched.pop()
 
 
 @functools.lru_cache(maxsize=1024)

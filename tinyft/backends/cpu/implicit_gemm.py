@@ -32,6 +32,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import prepared, threads
+from tinyft.backends.cpu.arrays import LOWEST, ZERO
 from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.gemm import multiply, next_panel, pack, round_up, row_apart
 from tinyft.backends.cpu.simd import BLOCK_ROWS, LANES, REST_ROWS
@@ -135,6 +136,12 @@ def clear(counter, thread, x):
         start = atomic_next(counter, 0) * CLEARED
 
 
+@functools.lru_cache(maxsize=64)
+def _zeros(count: int) -> Array:
+    """What no bias adds; no kernel writes to it."""
+    return np.zeros(count, np.float32)
+
+
 class Epilogue(NamedTuple):
     """What is done to the results on their way to memory: max(y + bias + residual, low)."""
 
@@ -148,10 +155,9 @@ class Epilogue(NamedTuple):
 
     def arguments(self, y: Array) -> tuple:
         """bias, residual, has_residual, low: what kernels take, whether there is one or not."""
-        bias = np.zeros(y.shape[3], np.float32) if self.bias is None else self.bias
+        bias = _zeros(y.shape[3]) if self.bias is None else self.bias
         residual = y if self.residual is None else self.residual
-        low = np.float32(0 if self.relu else -np.inf)
-        return bias, residual, int(self.residual is not None), low
+        return bias, residual, int(self.residual is not None), ZERO if self.relu else LOWEST
 
 
 class Taps(NamedTuple):

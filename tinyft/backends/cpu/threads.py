@@ -123,21 +123,26 @@ class Pool:
         """Call `function` in every thread, with so many floats of scratch memory or, if that is 0,
         with the thread's number; return when all have.
         """
-        self._start((function, floats, arguments))
+        self.job = function, floats, arguments
+        if announce_job(self.flags, self.counter, self.size):
+            self._wake_sleeping()
+        finished = False
         try:
             function(self.counter, scratch("work", floats) if floats else 0, *arguments)
+            finished = wait_until(self.flags, DONE, self.size - 1, SPIN)
         except BaseException as error:
             self.errors.append(error)
-        while not self._finished():
-            time.sleep(0)
+        while not finished:
+            finished = self._wait_longer()
         self.job = None  # keeps no array alive
-        errors, self.errors = self.errors, []
-        if errors:
+        if self.errors:
+            errors, self.errors = self.errors, []
             raise errors[0]
 
-    def _finished(self) -> bool:
-        """True once the workers are. A Ctrl-C waits, too: they still write into the arrays."""
+    def _wait_longer(self) -> bool:
+        """Whether the workers have finished. A Ctrl-C waits, too: they still write into arrays."""
         try:
+            time.sleep(0)
             return bool(wait_until(self.flags, DONE, self.size - 1, SPIN))
         except BaseException as error:
             self.errors.append(error)
@@ -145,14 +150,14 @@ class Pool:
 
     def close(self) -> None:
         """Let the workers end."""
-        self._start(None)
+        self.job = None
+        announce_job(self.flags, self.counter, self.size)
+        self._wake_sleeping()
 
-    def _start(self, job: tuple | None) -> None:
-        self.job = job
-        if announce_job(self.flags, self.counter, self.size):
-            for thread in range(1, self.size):
-                if self.flags[ASLEEP + LINE * thread]:
-                    self.wake[thread].set()
+    def _wake_sleeping(self) -> None:
+        for thread in range(1, self.size):
+            if self.flags[ASLEEP + LINE * thread]:
+                self.wake[thread].set()
 
     def _work(self, thread: int) -> None:
         flags, sleeping, jobs = self.flags, ASLEEP + LINE * thread, 0
@@ -212,13 +217,8 @@ def _after_fork() -> None:
     _state.wanted = wanted
 
 
+# Who is told which kernel starts: nobody, unless a step is traced.
 listeners: list[Callable[[Callable], None]] = []
-
-
-def announce_start(function: Callable) -> None:
-    """Tell whoever listens (nobody, unless a step is traced) which kernel starts."""
-    for listener in listeners:
-        listener(function)
 
 
 def run(function: Callable, *arguments) -> None:
@@ -237,7 +237,8 @@ def run_with_scratch(size: int, function: Callable, *arguments) -> None:
 
 
 def _run(function: Callable, floats: int, arguments: tuple) -> None:
-    announce_start(function)
+    for listener in listeners:
+        listener(function)
     if _state.lock.acquire(blocking=False):
         try:
             if (_state.wanted or get_num_threads()) > 1:
@@ -325,7 +326,7 @@ def aligned_empty(size: int, dtype: np.dtype | type = np.float32) -> Array:
     if size * itemsize >= LARGE:
         pages = -(-size * itemsize // workspace.HUGE_PAGE)
         segment = workspace.Segment(pages * workspace.HUGE_PAGE)
-        return np.frombuffer(segment.memory, dtype, size, segment.first)
+        return np.frombuffer(segment.memory, dtype, size, segment.start - segment.address)
     raw = np.empty(size * itemsize + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size * itemsize].view(dtype)

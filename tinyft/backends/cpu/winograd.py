@@ -36,6 +36,8 @@ Next: tinyft/backends/cpu/winograd_weight_grad.py
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy import ndarray as Array
 
@@ -184,57 +186,76 @@ def convolve(
     C, F = x.shape[3], y.shape[3]
     bias, residual, has_residual, low = epilogue.arguments(y)
     rest = (bias, residual.reshape(-1), has_residual, low)
-    if tile_count(y) <= FEW_TILES and C * F >= MANY_WEIGHTS:
+    if C * F >= MANY_WEIGHTS and tile_count(y.shape) <= FEW_TILES:
         _convolve_filters(x, weight, turned, padding, y, rest)
     else:
         _convolve_tiles(x, weight, turned, padding, y, rest)
 
 
 def _convolve_tiles(x, weight, turned, padding, y, rest):
-    C, (N, P, Q, F) = x.shape[3], y.shape
-    filters = transformed_filters(weight, turned)
+    size, items = _items_of_tiles(x.shape[3], y.shape)
+    filters, plane_filter = transformed_filters(weight, turned)
+    threads.run_with_scratch(
+        size, convolve_tiles, x, padding, filters, plane_filter, y, *rest, *items, large(y)
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _items_of_tiles(C: int, y_shape: tuple[int, ...]) -> tuple[int, tuple]:
+    """The scratch memory that `convolve_tiles` needs, and its arguments `places` to `plane`."""
+    N, P, Q, F = y_shape
     places, tiles, unit, bounds = tiling(N, P, Q)
     pitch = row_pitch(max(C, F))
     plane = odd_lines(round_up(tiles, REST_ROWS) * pitch)
     size = (VALUES + 1) * plane + TILE * TILE * F + LANES + WINDOW * WINDOW * C
-    threads.run_with_scratch(
-        size, convolve_tiles, x, padding, filters, odd_lines(C * F), y, *rest, places, unit, bounds,
-        tiles, pitch, plane, large(y),
-    )  # fmt: skip
+    return size, (places, unit, bounds, tiles, pitch, plane)
 
 
-def transformed_filters(weight: Array, turned: bool) -> Array:
-    """[value] = all filters of weight (3, 3, C, F) as packed panels, odd_lines(C * F) apart."""
+def transformed_filters(weight: Array, turned: bool) -> tuple[Array, int]:
+    """[value] = all filters of weight (3, 3, C, F) as packed panels, and floats from one value's to
+    the next.
+    """
     name = "turned filters" if turned else "transformed filters"
+    _, _, C, F = weight.shape
+    plane = odd_lines(C * F)
 
     def make() -> Array:
-        plane = odd_lines(weight.shape[2] * weight.shape[3])
         filters = prepared.room(weight, name, VALUES * plane)
         threads.run_with_scratch(
-            9 * LANES * weight.shape[2], transform_all_filters, weight, turned, filters, plane
+            9 * LANES * C, transform_all_filters, weight, turned, filters, plane
         )
         return filters
 
-    return prepared.keep(weight, name, make)
+    return prepared.keep(weight, name, make), plane
 
 
 def _convolve_filters(x, weight, turned, padding, y, rest):
-    C, (N, P, Q, _) = x.shape[3], y.shape
+    C = x.shape[3]
+    size, size_in, (plane_in, pitch), items = _items_of_filters(C, y.shape)
+    windows, places = threads.scratch("windows", size_in), items[0]
+    threads.run_with_scratch(
+        WINDOW * WINDOW * C, transform_all_windows, x, padding, places, 0, len(places), windows,
+        plane_in, pitch,
+    )  # fmt: skip
+    kept = np.empty(1, np.float32), 0
+    if prepared.is_constant(weight):
+        kept = transformed_filters(weight, turned)
+    threads.run_with_scratch(
+        size, convolve_filters, windows, plane_in, pitch, C, weight, turned, y, *rest, *items, *kept
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _items_of_filters(C: int, y_shape: tuple[int, ...]) -> tuple[int, int, tuple, tuple]:
+    """The scratch memory that `convolve_filters` needs, that for the windows, their plane and
+    pitch, and its arguments `places` to `plane_out`.
+    """
+    N, P, Q, _ = y_shape
     places, total, unit, bounds = tiling(N, P, Q, whole=True)
     rows, pitch = round_up(total, REST_ROWS), row_pitch(min(C, CHANNELS))
     plane_in = odd_lines(rows * pitch)
-    windows = threads.scratch("windows", -(-C // CHANNELS) * VALUES * plane_in)
-    threads.run_with_scratch(
-        WINDOW * WINDOW * C, transform_all_windows, x, padding, places, 0, total, windows, plane_in,
-        pitch,
-    )  # fmt: skip
-    kept, kept_plane = np.empty(1, np.float32), 0
-    if prepared.is_constant(weight):
-        kept, kept_plane = transformed_filters(weight, turned), odd_lines(weight[0, 0].size)
     plane_filter, plane_out = odd_lines(CHANNELS * PANEL), odd_lines(rows * row_pitch(PANEL))
     edges = TILE * TILE * PANEL + LANES + 9 * CHANNELS * PANEL
-    size = VALUES * (plane_filter + plane_out) + edges
-    threads.run_with_scratch(
-        size, convolve_filters, windows, plane_in, pitch, C, weight, turned, y, *rest, places, unit,
-        bounds, plane_filter, plane_out, kept, kept_plane,
-    )  # fmt: skip
+    size, size_in = VALUES * (plane_filter + plane_out) + edges, VALUES * plane_in
+    items = places, unit, bounds, plane_filter, plane_out
+    return size, -(-C // CHANNELS) * size_in, (plane_in, pitch), items

@@ -255,7 +255,26 @@ def convolve(x: Array, weight: Array, turned: bool, y: Array, epilogue: Epilogue
     """y (N, P, Q, F) from x (N, H, W, C), weight (3, 3, C, F). turned: the input gradient, x is
     dout and y is dx, weight (3, 3, F, C). C and F are multiples of LANES.
     """
-    C, (N, P, Q, F) = x.shape[3], y.shape
+    C = x.shape[3]
+    size, places, bounds, per_round, items = _rounds(C, y.shape, turned)
+    bias, residual, has_residual, low = epilogue.arguments(y)
+    for first in range(0, len(places), per_round):
+        count = min(per_round, len(places) - first)
+        windows = transformed(x, turned, places, first, count)
+        threads.run_with_scratch(
+            size, convolve_windows, *windows, C, weight, turned, y, bias, residual.reshape(-1),
+            has_residual, low, places, bounds, first, count, *items, large(y),
+        )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _rounds(
+    C: int, y_shape: tuple[int, ...], turned: bool
+) -> tuple[int, Array, Array, int, tuple[int, int, int]]:
+    """The scratch memory that `convolve_windows` needs, all tiles, tiles of a round, and the
+    kernel's arguments `tiles` to `plane_out`.
+    """
+    N, P, Q, F = y_shape
     rows, columns = (-(-P // 2), -(-Q // 2)) if turned else (P, Q)
     places, bounds = sorted_tiles(N, rows, columns)
     total = len(places)
@@ -268,17 +287,10 @@ def convolve(x: Array, weight: Array, turned: bool, y: Array, epilogue: Epilogue
     plane_filter, plane_out = odd_lines(CHANNELS * PANEL), odd_lines(tiles * SUMS_PITCH)
     edges = EDGE + LANES + 9 * CHANNELS * PANEL
     size = SPLIT * plane_filter + planes_out * plane_out + edges
-    bias, residual, has_residual, low = epilogue.arguments(y)
-    for first in range(0, total, per_round):
-        count = min(per_round, total - first)
-        windows = transformed(x, turned, places, first, count)
-        threads.run_with_scratch(
-            size, convolve_windows, *windows, C, weight, turned, y, bias, residual.reshape(-1),
-            has_residual, low, places, bounds, first, count, tiles, plane_filter, plane_out,
-            large(y),
-        )  # fmt: skip
+    return size, places, bounds, per_round, (tiles, plane_filter, plane_out)
 
 
+@functools.lru_cache(maxsize=256)
 def sorted_tiles(N: int, P: int, Q: int) -> tuple[Array, Array]:
     """Places of all tiles, sorted by kind, and where each kind begins."""
     places, total, unit, bounds = tiling(N, P, Q, whole=True)

@@ -113,7 +113,7 @@ def multiply_groups(
 
 def pays(dout: Array, dweight: Array) -> bool:
     """Whether so many products with each number are worth their transforms."""
-    return winograd_strided.pays(*dweight.shape[2:]) and tile_count(dout) >= LEAST_TILES
+    return winograd_strided.pays(*dweight.shape[2:]) and tile_count(dout.shape) >= LEAST_TILES
 
 
 def weight_grad(dout: Array, x: Array, dweight: Array) -> None:

@@ -57,9 +57,9 @@ class Tiling(NamedTuple):
     bounds: Array
 
 
-def tile_count(y: Array) -> int:
-    """Tiles that cover y (N, P, Q, F)."""
-    N, P, Q, _ = y.shape
+def tile_count(shape: tuple[int, ...]) -> int:
+    """Tiles that cover results (N, P, Q, F)."""
+    N, P, Q, _ = shape
     return N * -(-P // TILE) * -(-Q // TILE)
 
 

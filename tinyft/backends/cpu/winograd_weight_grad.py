@@ -30,6 +30,8 @@ Next: tinyft/backends/cpu/winograd_strided.py
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy import ndarray as Array
 
@@ -42,6 +44,7 @@ from tinyft.backends.cpu.winograd_tiles import (
     TILE,
     VALUES,
     WINDOW,
+    Tiling,
     place_of,
     size_of,
     tile_count,
@@ -224,29 +227,32 @@ def weight_grad(dout: Array, x: Array, padding: int, dweight: Array) -> None:
 
 
 def _by_parts(dout, x, padding, dweight):
-    C, F = dweight.shape[2:]
-    places, total, _, _ = tiling(*dout.shape[:3], whole=True, plain=True)
+    size, items = _parts(x.shape[3], dout.shape)
+    parts = items[1]
+    sums = room_for(parts, dweight)
+    threads.run_with_scratch(size, gradient_of_parts, x, dout, padding, *items, sums)
+    add_up(sums, parts, dweight)
+
+
+@functools.lru_cache(maxsize=256)
+def _parts(C: int, dout_shape: tuple[int, ...]) -> tuple[int, tuple]:
+    """The scratch memory that `gradient_of_parts` needs, and its arguments `places` to
+    `plane_sum`.
+    """
+    N, P, Q, F = dout_shape
+    places, total, _, _ = tiling(N, P, Q, whole=True, plain=True)
     parts = max(1, min(MOST_PARTS, total // 16))
     tiles = TILES_IN_L2 if C * F > 32 * 32 else 2 * TILES_IN_L2
     plane_in, plane_grad = odd_lines(tiles * row_pitch(C)), odd_lines(tiles * F)
     plane_sum = odd_lines(C * F)
     size = VALUES * (plane_in + plane_grad + plane_sum) + VALUES * max(C, F)
-    sums = room_for(parts, dweight)
-    threads.run_with_scratch(
-        size, gradient_of_parts, x, dout, padding, places, parts, tiles, plane_in, plane_grad,
-        plane_sum, sums,
-    )  # fmt: skip
-    add_up(sums, parts, dweight)
+    return size, (places, parts, tiles, plane_in, plane_grad, plane_sum)
 
 
 def _by_blocks(dout, x, padding, dweight):
     C, F = dweight.shape[2:]
-    total = tile_count(dout)
-    rounds = -(-total // max(8, ROUND_FLOATS // (VALUES * (C + F))))
-    tiles = -(-total // rounds)  # each round has so many, or one less
-    parts = parts_per_round(tiles, C, F)
-    places, _, unit, bounds = tiling(*dout.shape[:3], whole=True, plain=rounds > 1)
-    pitch = row_pitch(CHANNELS)
+    rounds, tiles, parts, (places, _, unit, bounds) = _rounds(C, dout.shape)
+    pitch, total = row_pitch(CHANNELS), len(places)
     plane_in, plane_grad = odd_lines(tiles * pitch), odd_lines(tiles * F)
     windows = threads.scratch("windows", -(-C // CHANNELS) * VALUES * plane_in)
     grads = threads.scratch("output grads", VALUES * plane_grad)
@@ -269,10 +275,18 @@ def _by_blocks(dout, x, padding, dweight):
     add_up(sums, rounds * parts, dweight)
 
 
-def parts_per_round(tiles: int, C: int, F: int) -> int:
-    """Enough items for 4 threads, but not fewer than 64 tiles in one."""
+@functools.lru_cache(maxsize=256)
+def _rounds(C: int, dout_shape: tuple[int, ...]) -> tuple[int, int, int, Tiling]:
+    """How many rounds there are, of how many tiles each or one less, and in how many parts: enough
+    items for 4 threads, but not fewer than 64 tiles in one.
+    """
+    N, P, Q, F = dout_shape
+    total = tile_count(dout_shape)
+    rounds = -(-total // max(8, ROUND_FLOATS // (VALUES * (C + F))))
+    tiles = -(-total // rounds)
     blocks = -(-C // CHANNELS) * -(-F // CHANNELS)
-    return max(1, min(4 // blocks, tiles // 64))
+    parts = max(1, min(4 // blocks, tiles // 64))
+    return rounds, tiles, parts, tiling(N, P, Q, whole=True, plain=rounds > 1)
 
 
 def room_for(parts: int, dweight: Array) -> Array:

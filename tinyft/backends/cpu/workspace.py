@@ -9,25 +9,25 @@ was used before costs nothing. So `empty` lends pieces of a pool:
 
 **When is a piece free?** A result may be held by a user, an observer or a backward closure, as
 itself or as a view of a view. NumPy bases every view on the array at the bottom of the chain, and
-that one (`owner` below, one per lending) dies with the last view: its finaliser returns the piece.
-A finaliser on anything higher would fire while views of it are still read.
+that is the one that was lent. So it dies with its last view, and its finaliser returns the piece.
 
-**How is memory divided?** In few large segments, with a list of the holes in each: a request takes
-the smallest hole that is large enough, and what comes back is merged with the holes beside it. A
-training step frees activations of one size while it asks for gradients of another, so what counts
-is how much memory was ever touched, over how much was lent at once:
+**How is memory divided?** In few large segments, with a list of the holes in them: a request takes
+the smallest hole that is large enough, or else the open end of a segment, and what comes back is
+merged with the holes beside it. A training step frees activations of one size while it asks for
+gradients of another, so what counts is how much memory was ever touched, over how much was lent at
+once:
 
                                               one list per size    holes that merge
-    ResNet-18, batch 16, 224 pixels (339 MiB)       1.62                 1.02
-    ResNet-50, batch 8, 224 pixels (687 MiB)        1.23                 1.02
+    ResNet-18, batch 16, 224 pixels (339 MiB)       1.62                 1.04
+    ResNet-50, batch 8, 224 pixels (691 MiB)        1.23                 1.01
     ResNet-20, batch 128, 32 pixels (190 MiB)       1.20                 1.00
 
 **How much may lie idle?** After every 4096 lendings (several steps of the deepest ResNet) the pool
 looks at what was lent at once lately, and if it holds a quarter more it gives all holes back to the
 system: a phase with small pictures does not keep the memory of one with large ones for long.
 
-**Finalisers run anywhere**: in any thread, inside any allocation, even within this file. They
-append to a deque, which is atomic, and tidy up only if nobody else is doing that.
+**Finalisers run anywhere**: in any thread, inside any allocation, even within this file. They only
+append to a deque, which is atomic; whoever asks for memory next makes holes of what lies there.
 
 Next: tinyft/backends/cpu/batch_norm.py
 """
@@ -69,7 +69,7 @@ class Statistics(NamedTuple):
 
 
 class Segment:
-    """One piece of address space; the system provides a page of it when it is first touched."""
+    """One stretch of addresses; the system provides a page of it when it is first touched."""
 
     def __init__(self, size: int) -> None:
         # Private: with shared memory (the default of mmap) a forked child would write into ours,
@@ -78,55 +78,40 @@ class Segment:
         if hasattr(mmap, "MAP_PRIVATE"):
             flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
         self.memory = mmap.mmap(-1, size + HUGE_PAGE, **flags)
-        self.first = -np.frombuffer(self.memory, np.uint8).ctypes.data % HUGE_PAGE
-        self.size = size
-        self.touched = 0  # bytes from the start, beyond which nothing was ever lent
-        self.starts = [0]  # of the holes, ascending ...
-        self.ends = [size]  # ... and where each ends
-        self._advise("MADV_HUGEPAGE", 0, size)
+        self.address = np.frombuffer(self.memory, np.uint8).ctypes.data  # of its first byte
+        self.start = -(-self.address // HUGE_PAGE) * HUGE_PAGE
+        self.end = self.start + size
+        self.open = self.start  # nothing is lent from here on, ...
+        self.touched = self.start  # ... and nothing ever was from here on
+        self._advise("MADV_HUGEPAGE", self.start, self.end)
 
-    def take(self, index: int, size: int) -> int:
-        """Cut `size` bytes off the front of a hole and return where they are."""
-        start = self.starts[index]
-        self.starts[index] += size
-        if self.starts[index] == self.ends[index]:
-            del self.starts[index], self.ends[index]
-        self.touched = max(self.touched, start + size)
+    def take(self, size: int) -> int:
+        """Where a piece begins that is cut off the open end."""
+        start, self.open = self.open, self.open + size
+        self.touched = max(self.touched, self.open)
         return start
 
-    def put_back(self, start: int, size: int) -> None:
-        """Make a hole of them again, one with the holes that it meets."""
-        end = start + size
-        index = bisect.bisect(self.starts, start)
-        if index < len(self.starts) and self.starts[index] == end:
-            end = self.ends[index]
-            del self.starts[index], self.ends[index]
-        if index and self.ends[index - 1] == start:
-            self.ends[index - 1] = end
-        else:
-            self.starts.insert(index, start)
-            self.ends.insert(index, end)
+    def give_back(self, start: int, end: int) -> None:
+        """Let the system have the pages from `start` to `end`."""
+        if start < end:
+            self._advise("MADV_DONTNEED", start, end)
 
-    def give_back(self) -> None:
-        """Let the system have the pages of all holes."""
-        for start, end in zip(self.starts, self.ends, strict=True):
-            if start < self.touched:
-                self._advise("MADV_DONTNEED", start, min(end, self.touched) - start)
-        if self.ends and self.ends[-1] == self.size:
-            self.touched = min(self.touched, self.starts[-1])
-
-    def _advise(self, advice: str, start: int, size: int) -> None:
+    def _advise(self, advice: str, start: int, end: int) -> None:
         """Tell the system, where it can be told (not on Windows; an old kernel may refuse)."""
         if hasattr(mmap, advice):
             with contextlib.suppress(OSError):
-                self.memory.madvise(getattr(mmap, advice), self.first + start, size)
+                self.memory.madvise(getattr(mmap, advice), start - self.address, end - start)
+
+
+Piece = tuple[int, int, Segment]  # what is lent: its addresses from, and up to, and whose they are
+Hole = tuple[int, int, int, Segment]  # what came back between pieces: its size, and the same
 
 
 class Pool:
-    """The segments, and the account of what is lent."""
+    """The segments, the holes in them, and the account of what is lent."""
 
     def __init__(self) -> None:
-        self.coming_back: deque[tuple[Segment, int, int]] = deque()  # left by finalisers
+        self.coming_back: deque[Piece] = deque()  # left by finalisers
         self.lent = self.peak_ever = self.lendings = self.mapped = self.given_back = 0
         self.peaks = [0, 0]  # most bytes lent at once, in the last window and in this one
         self.start_again()
@@ -137,31 +122,24 @@ class Pool:
         """
         self.lock = threading.Lock()
         self.segments: list[Segment] = []
+        self.holes: list[Hole] = []  # the smallest first
+        self.starting_at: dict[int, Hole] = {}  # the same ones, by the address where they start ...
+        self.ending_at: dict[int, Hole] = {}  # ... and by that where they end
 
-    def lend(self, nbytes: int) -> tuple[Segment, int, int]:
-        """Segment, start and size of a piece with at least that many bytes."""
+    def lend(self, nbytes: int) -> Piece:
+        """A piece with at least that many bytes."""
         size = -(-nbytes // GRAIN) * GRAIN
         with self.lock:
             if self.coming_back:
                 self._settle()
-            segment, hole = self._smallest_hole(size) or (self._new_segment(size), 0)
-            start = segment.take(hole, size)
+            piece = self._fill_hole(size) or self._cut_open_end(size)
             self.lent += size
             self.lendings += 1
-            self.peak_ever = max(self.peak_ever, self.lent)
-            self.peaks[1] = max(self.peaks[1], self.lent)
+            if self.lent > self.peaks[1]:
+                self.peaks[1] = self.lent
             if self.lendings % WINDOW == 0:
                 self._look_back()
-            return segment, start, size
-
-    def take_back(self, segment: Segment, start: int, size: int) -> None:
-        """The finaliser. It must not wait: this thread may be the one that holds the lock."""
-        self.coming_back.append((segment, start, size))
-        if self.lock.acquire(blocking=False):
-            try:
-                self._settle()
-            finally:
-                self.lock.release()
+            return piece
 
     def release(self) -> None:
         """Give all memory that is not lent back to the system."""
@@ -173,32 +151,64 @@ class Pool:
         """The account, as of now."""
         with self.lock:
             self._settle()
-            idle = self._held() - self.lent
+            idle, peak = self._held() - self.lent, max(self.peak_ever, *self.peaks)
             counts = self.lendings, self.mapped, self.given_back
-            return Statistics(self.lent, idle, self.peak_ever, *counts)
+            return Statistics(self.lent, idle, peak, *counts)
 
     # ------------------------------------------------------------- the rest runs under the lock
 
     def _settle(self) -> None:
-        """Sort in what finalisers left."""
+        """Make holes of what finalisers left, each one with the holes that it meets."""
         while self.coming_back:
-            segment, start, size = self.coming_back.popleft()
-            segment.put_back(start, size)
-            self.lent -= size
+            start, end, segment = self.coming_back.popleft()
+            self.lent -= end - start
+            if segment not in self.segments:  # from before a fork
+                continue
+            before, behind = self.ending_at.get(start), self.starting_at.get(end)
+            if before:
+                start = before[1]
+                self._remove(before)
+            if behind:
+                end = behind[2]
+                self._remove(behind)
+            if end == segment.open:
+                segment.open = start
+            else:
+                self._insert(start, end, segment)
 
-    def _smallest_hole(self, size: int) -> tuple[Segment, int] | None:
-        """The hole where least is left over; a segment's open end only if no other hole will do."""
-        best, least = None, math.inf
+    def _insert(self, start: int, end: int, segment: Segment) -> None:
+        hole = self.starting_at[start] = self.ending_at[end] = end - start, start, end, segment
+        bisect.insort(self.holes, hole)
+
+    def _remove(self, hole: Hole) -> None:
+        _, start, end, _ = hole
+        del self.starting_at[start], self.ending_at[end]
+        del self.holes[bisect.bisect_left(self.holes, hole)]
+
+    def _fill_hole(self, size: int) -> Piece | None:
+        """The front of the hole where least is left over."""
+        index = bisect.bisect_left(self.holes, (size,))
+        if index == len(self.holes):
+            return None
+        _, start, end, segment = hole = self.holes[index]
+        self._remove(hole)
+        if start + size < end:
+            self._insert(start + size, end, segment)
+        return start, start + size, segment
+
+    def _cut_open_end(self, size: int) -> Piece:
+        """The front of the first segment's open end that is large enough."""
         for segment in self.segments:
-            for index, (start, end) in enumerate(zip(segment.starts, segment.ends, strict=True)):
-                room = math.inf if end == segment.size else end - start
-                if end - start >= size and (best is None or room < least):
-                    best, least = (segment, index), room
-        return best
+            if segment.open + size <= segment.end:
+                break
+        else:
+            segment = self._new_segment(size)
+        start = segment.take(size)
+        return start, start + size, segment
 
     def _new_segment(self, size: int) -> Segment:
         """As large as all others together, so that there are few; if need be as small as asked."""
-        wanted = max(size, SEGMENT, sum(segment.size for segment in self.segments))
+        wanted = max(size, SEGMENT, sum(s.end - s.start for s in self.segments))
         try:
             segment = Segment(wanted)
         except (OSError, ValueError, OverflowError):
@@ -212,30 +222,33 @@ class Pool:
         return segment
 
     def _held(self) -> int:
-        return sum(segment.touched for segment in self.segments)
+        return sum(segment.touched - segment.start for segment in self.segments)
 
     def _look_back(self) -> None:
+        self.peak_ever = max(self.peak_ever, self.peaks[1])
         if self._held() > SLACK * max(self.peaks):
             self._give_back()
         self.peaks = [self.peaks[1], self.lent]
 
     def _give_back(self) -> None:
+        for _, start, end, segment in self.holes:
+            segment.give_back(start, end)
         for segment in self.segments:
-            segment.give_back()
-        self.segments = [s for s in self.segments if s.starts != [0] or s.ends != [s.size]]
+            segment.give_back(segment.open, segment.touched)
+            segment.touched = segment.open
+        self.segments = [segment for segment in self.segments if segment.open > segment.start]
         self.given_back += 1
 
 
 # What is lent: a reference to each owner, by its identity, and the owner's piece. A
 # `weakref.finalize` would do the same, with four calls of Python for each of these.
-_lendings: dict[int, tuple[weakref.ref, Segment, int, int]] = {}
+_lendings: dict[int, tuple[weakref.ref, Piece]] = {}
 _pool = Pool()
 
 
 def _end(reference: weakref.ref) -> None:
     """The finaliser of an owner."""
-    _, segment, start, size = _lendings.pop(id(reference))
-    _pool.take_back(segment, start, size)
+    _pool.coming_back.append(_lendings.pop(id(reference))[1])
 
 
 if hasattr(os, "register_at_fork"):
@@ -249,13 +262,13 @@ def empty(shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -> Array:
     """
     dtype = np.dtype(dtype)
     count = math.prod(shape)
-    if count * dtype.itemsize < SMALL:
+    if count * dtype.itemsize < SMALL or min(shape) < 0:  # the latter raises
         return np.empty(shape, dtype)
-    segment, start, size = _pool.lend(count * dtype.itemsize)
-    owner = np.frombuffer(segment.memory, dtype, count, segment.first + start)
-    reference = weakref.ref(owner, _end)
-    _lendings[id(reference)] = reference, segment, start, size
-    return owner.reshape(shape)  # a view, always: its base, and that of its views, is `owner`
+    piece = start, _, segment = _pool.lend(count * dtype.itemsize)
+    array = np.ndarray(shape, dtype, segment.memory, start - segment.address)
+    reference = weakref.ref(array, _end)
+    _lendings[id(reference)] = reference, piece
+    return array
 
 
 def release() -> None:

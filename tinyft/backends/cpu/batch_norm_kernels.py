@@ -1,0 +1,261 @@
+"""The kernels of batch_norm.py: sums down each channel, and what is computed from them.
+
+**Asking ahead.** Sums go down the columns of a few rows, those of a gradient in two to four arrays
+at once: too many paths for a core to guess what comes next. So the kernel asks for the rows that
+follow, line after line as they lie in memory. (In the order of the sums, the lines of 1024 channels
+are 4 KiB apart: all in one set of L1.) Results too large for the caches are written past them. Two
+threads of an idle AMD Zen 5, in ms; before, lines were asked for in the order of the sums, and only
+for gradients:
+
+                               (16, 14, 14, 1024)   (16, 56, 56, 256)   (16, 112, 112, 64)
+    moments                       0.22 (0.40)          0.94 (1.16)          1.08 (1.04)
+    a gradient's two sums         0.52 (2.79)          2.60 (6.67)          2.73 (4.66)
+
+**Moments.** mean(x * x) - mean(x)**2 subtracts large numbers: in float32 a variance of 1.00 beside
+a mean of 1000 came out as 1.06. So each piece takes its own rough mean first and then sums
+d = x - rough and d * d, the corrected two-pass algorithm (Chan, Golub and LeVeque 1983):
+
+    mean = rough + sum(d) / n        squares about it = sum(d * d) - sum(d)**2 / n
+
+Sums run over a few rows in a register and are then added to the piece's (fewer roundings in a
+row); pieces are joined in float64. Which rows form a piece depends on the shape alone, so threads
+cannot change a bit.
+
+Next: tinyft/backends/cpu/pooling.py
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinyft.backends.cpu.compile_cache import helper, kernel
+from tinyft.backends.cpu.simd import LANES
+from tinyft.backends.cpu.vectors import (
+    atomic_next,
+    finish_streams,
+    prefetch,
+    prefetch_to_write,
+    vfma,
+    vkeep_positive,
+    vload,
+    vmax,
+    vput,
+    vset1,
+    vstore,
+)
+
+# Rows that are summed in a register before the sum joins the piece's: 32, or so few that a block of
+# them has so many numbers, and what was asked for meanwhile is still in L1 when its turn comes.
+# Small blocks are many additions to a piece's sums: with 512 numbers a bias' gradient was 1.2 times
+# as wrong. (README.md, Errors, says what such choices do to a recorded run.)
+BLOCK_ROWS, MOMENTS_BLOCK, GRADIENTS_BLOCK = 32, 512, 2048
+# Gradients in strips of fewer: behind an average pool all pixels bring the same number, and a long
+# sum of equal numbers is rounded the same way each time (error 2.3e-7 -> 1.1e-7 of the result).
+STRIP = 4
+
+# How a gradient learns which elements a ReLU let pass: from its result, or, where nothing was added
+# in between, from x, which is read anyway.
+NO_RELU, BY_OUT, BY_X = 0, 1, 2
+
+
+@helper
+def rows_of_block(numbers, C):
+    """Rows of C numbers each that are summed in a register, whole strips."""
+    return max(STRIP, min(BLOCK_ROWS, numbers // C // STRIP * STRIP))
+
+
+@kernel
+def sum_moments(counter, thread, x, M, C, rows, parts):
+    """Per piece of `rows` rows and channel: rough mean, sum of d = x - rough, sum of d * d.
+
+    x (M * C,), parts (pieces * 3 * C,)
+    """
+    zero = vset1(np.float32(0))
+    block_rows = rows_of_block(MOMENTS_BLOCK, C)
+    piece = atomic_next(counter, 0)
+    while piece * rows < M:
+        begin, end = piece * rows, min(M, (piece + 1) * rows)
+        rough, first, second = piece * 3 * C, (piece * 3 + 1) * C, (piece * 3 + 2) * C
+        for c in range(0, 3 * C, LANES):
+            vstore(parts, rough + c, zero)
+        for block in range(begin, end, block_rows):
+            for c in range(0, C, LANES):
+                total = zero
+                for row in range(block, min(end, block + block_rows)):
+                    total = total + vload(x, row * C + c)
+                vstore(parts, rough + c, vload(parts, rough + c) + total)
+        piece = atomic_next(counter, 0)
+        until_next = piece * rows - begin
+        share = vset1(np.float32(1.0 / (end - begin)))
+        for c in range(0, C, LANES):
+            vstore(parts, rough + c, vload(parts, rough + c) * share)
+        for block in range(begin, end, block_rows):
+            for c in range(0, C, LANES):
+                mean, total, squares = vload(parts, rough + c), zero, zero
+                following = (block + until_next) * C + c * block_rows
+                for row in range(block, min(end, block + block_rows)):
+                    prefetch(x, following + (row - block) * LANES)
+                    d = vload(x, row * C + c) - mean
+                    total = total + d
+                    squares = vfma(d, d, squares)
+                vstore(parts, first + c, vload(parts, first + c) + total)
+                vstore(parts, second + c, vload(parts, second + c) + squares)
+
+
+@kernel
+def join_moments(parts, M, rows, mean, variance):
+    """All pieces' moments -> mean and variance of each channel, in float64.
+
+    parts (pieces, 3, C), mean variance (C,)
+    """
+    pieces, _, C = parts.shape
+    total, centred = np.zeros(C), np.zeros(C)
+    for piece in range(pieces):
+        n = min(rows, M - piece * rows)
+        for c in range(C):
+            total[c] += n * np.float64(parts[piece, 0, c])
+            if not np.isnan(parts[piece, 1, c]):  # infinity - infinity: the rough mean says it all
+                total[c] += parts[piece, 1, c]
+    for c in range(C):
+        total[c] /= M
+    for piece in range(pieces):
+        n = min(rows, M - piece * rows)
+        for c in range(C):
+            first = np.float64(parts[piece, 1, c])
+            away = parts[piece, 0, c] + first / n - total[c]
+            centred[c] += parts[piece, 2, c] - first * first / n + n * away * away
+    for c in range(C):
+        mean[c] = total[c]
+        variance[c] = centred[c] / M
+
+
+@kernel
+def find_gain(weight, variance, eps, gain):
+    """gain = weight / std, (C,) in float32: the same bits in both directions, so a ReLU decides as
+    it did.
+    """
+    for c in range(gain.size):
+        gain[c] = weight[c] / np.sqrt(variance[c] + eps)
+
+
+@kernel
+def normalise(counter, thread, x, M, C, rows, mean, scale, bias, residual, added, low, out, large):
+    """out = max((x - mean) * scale + bias + residual, low); residual only where `added`.
+
+    x out residual (M * C,), mean scale bias (C,). Subtracting first, as the reference does, keeps
+    the digits where the mean is large; low is 0 for ReLU, else -infinity.
+    """
+    lowest = vset1(low)
+    while True:
+        begin = atomic_next(counter, 0) * rows
+        if begin >= M:
+            break
+        for row in range(begin, min(M, begin + rows)):
+            for c in range(0, C, LANES):
+                i = row * C + c
+                value = vfma(vload(x, i) - vload(mean, c), vload(scale, c), vload(bias, c))
+                if added:
+                    value = value + vload(residual, i)
+                vput(out, i, vmax(value, lowest), large)
+    finish_streams()
+
+
+@kernel
+def sum_gradients(
+    counter, thread, dout, x, out, M, C, rows, mean, scale, gain, bias, relu, fixed, parts,
+    dresidual, dx, large,
+):  # fmt: skip
+    """Per piece and channel: sum of dout and of dout * (x - mean), dout being 0 where a ReLU was.
+
+    dout x out dresidual dx (M * C,), mean scale gain bias (C,), parts (pieces * 2 * C,). With
+    BY_OUT the dout that is left is stored as dresidual; with `fixed` statistics dx = dout * scale
+    is stored too.
+    """
+    zero = vset1(np.float32(0))
+    block_rows = rows_of_block(GRADIENTS_BLOCK, C)
+    while True:
+        piece = atomic_next(counter, 0)
+        begin = piece * rows
+        if begin >= M:
+            break
+        end = min(M, begin + rows)
+        first, second = piece * 2 * C, (piece * 2 + 1) * C
+        for c in range(0, 2 * C, LANES):
+            vstore(parts, first + c, zero)
+        for block in range(begin, end, block_rows):
+            for c in range(0, C, LANES):
+                total, products = zero, zero
+                center, factor = vload(mean, c), vload(scale, c)
+                slope, shift = vload(gain, c), vload(bias, c)
+                following = (block + block_rows) * C + c * block_rows
+                for strip in range(block, min(end, block + block_rows), STRIP):
+                    few, few_products = zero, zero
+                    for row in range(strip, min(end, strip + STRIP)):
+                        i = row * C + c
+                        ahead = following + (row - block) * LANES
+                        prefetch(dout, ahead)
+                        prefetch(x, ahead)
+                        d, away = vload(dout, i), vload(x, i) - center
+                        if relu == BY_OUT:
+                            prefetch(out, ahead)
+                            d = vkeep_positive(vload(out, i), d)
+                            if not large:
+                                prefetch_to_write(dresidual, ahead)
+                            vput(dresidual, i, d, large)
+                        elif relu == BY_X:
+                            d = vkeep_positive(vfma(away, slope, shift), d)
+                        if fixed:
+                            if not large:
+                                prefetch_to_write(dx, ahead)
+                            vput(dx, i, d * factor, large)
+                        few = few + d
+                        few_products = vfma(d, away, few_products)
+                    total = total + few
+                    products = products + few_products
+                vstore(parts, first + c, vload(parts, first + c) + total)
+                vstore(parts, second + c, vload(parts, second + c) + products)
+    finish_streams()
+
+
+@kernel
+def join_gradients(parts, M, weight, variance, eps, dweight, dbias, factors):
+    """All pieces' sums -> dweight, dbias, and three factors of dx = scale * dout + slope * (x -
+    mean) + offset, in float64. parts (pieces, 2, C), factors (3, C), others (C,).
+
+    dx = scale * (dout - dbias / M - normalised * dweight / M), scale = weight / std
+    """
+    pieces, _, C = parts.shape
+    sums = np.zeros((2, C))
+    for which in range(2):
+        for piece in range(pieces):
+            for c in range(C):
+                sums[which, c] += parts[piece, which, c]
+    for c in range(C):
+        inverse_std = 1 / np.sqrt(variance[c] + eps)
+        scale = weight[c] * inverse_std
+        dweight[c], dbias[c] = sums[1, c] * inverse_std, sums[0, c]
+        factors[0, c] = scale
+        factors[1, c] = -scale * (inverse_std * inverse_std) * sums[1, c] / M
+        factors[2, c] = -scale * sums[0, c] / M
+
+
+@kernel
+def differentiate(
+    counter, thread, dout, x, M, C, rows, mean, scale, gain, bias, relu, slope, offset, dx, large
+):
+    """dx = scale * dout + slope * (x - mean) + offset: arrays (M * C,), factors (C,). With BY_X
+    dout is 0 where the ReLU was.
+    """
+    while True:
+        begin = atomic_next(counter, 0) * rows
+        if begin >= M:
+            break
+        for row in range(begin, min(M, begin + rows)):
+            for c in range(0, C, LANES):
+                i = row * C + c
+                d, away = vload(dout, i), vload(x, i) - vload(mean, c)
+                if relu == BY_X:
+                    d = vkeep_positive(vfma(away, vload(gain, c), vload(bias, c)), d)
+                moved = vfma(away, vload(slope, c), vload(offset, c))
+                vput(dx, i, vfma(d, vload(scale, c), moved), large)
+    finish_streams()
