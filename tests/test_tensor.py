@@ -1,5 +1,6 @@
 """The engine: what an autograd engine gets wrong, one test each."""
 
+import contextlib
 import gc
 import itertools
 import threading
@@ -12,7 +13,7 @@ import pytest
 import tinyft as ft
 from tinyft import backends, ops
 from tinyft.errors import ShapeError, TinyftError
-from tinyft.tensor import Tensor, check_saved, in_layer, kept_arrays, no_grad, observe, op
+from tinyft.tensor import Tensor, check_saved, current_layers, kept_arrays, no_grad, observe, op
 
 
 @pytest.fixture(autouse=True)
@@ -606,6 +607,13 @@ class Log:
     def after_backward(self, node, gradient, input_gradients):
         given = [None if g is None else g.tolist() for g in input_gradients]
         self.backward.append((node.op, node.layer, gradient.tolist(), given))
+
+
+@contextlib.contextmanager
+def in_layer(name):
+    current_layers().append(name)
+    yield
+    current_layers().pop()
 
 
 def test_observers_see_each_op_with_its_layer_and_its_gradients():

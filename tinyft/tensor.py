@@ -244,8 +244,8 @@ def op(function: Callable) -> Callable:
     def call(*args: Any, **kwargs: Any) -> Any:
         inputs = [a for a in args if isinstance(a, Tensor)]
         inputs += [kwargs[n] for n in names if isinstance(kwargs.get(n), Tensor)]
-        if len({backends.device_of(x.data) for x in inputs}) > 1:
-            _refuse_devices(function.__name__, dict(zip(names, args, strict=False)) | kwargs)
+        if {type(x.data) for x in inputs} != {Array}:  # all in main memory: the usual case
+            _expect_one_device(function.__name__, dict(zip(names, args, strict=False)) | kwargs)
         result, backward = function(*args, **kwargs)
         first, *others = result if isinstance(result, tuple) else (result,)
         out = Tensor.wrap(first)
@@ -256,21 +256,20 @@ def op(function: Callable) -> Callable:
     return call
 
 
-def _refuse_devices(op: str, arguments: dict[str, Any]) -> None:
-    """Raises: DeviceError that says which argument is where"""
-    found = [
-        f"{name} is on {backends.device_of(x.data)}"
-        for name, x in arguments.items()
-        if isinstance(x, Tensor)
-    ]
-    raise DeviceError(f"{op}: {', '.join(found)}; move one of them with .to()")
+def _expect_one_device(op: str, arguments: dict[str, Any]) -> None:
+    """Raises: DeviceError that says which argument is where, unless all are in one place"""
+    tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
+    places = {name: backends.device_of(x.data) for name, x in tensors.items()}
+    if len(set(places.values())) > 1:
+        found = ", ".join(f"{name} is on {place}" for name, place in places.items())
+        raise DeviceError(f"{op}: {found}; move one of them with .to()")
 
 
 def _record(name: str, inputs: list[Tensor], out: Tensor, backward: Backward) -> None:
     """Write one op onto the tape, if a gradient will ever ask for it, and tell the observers, who
     hear of an op under `no_grad` too.
     """
-    out.requires_grad = _state.recording and any(x.requires_grad for x in inputs)
+    out.requires_grad = _state.recording and any([x.requires_grad for x in inputs])
     if not out.requires_grad and not _state.observers:
         return
     if _state.checking:
@@ -376,19 +375,11 @@ def observe(observer: Observer) -> contextlib.AbstractContextManager[None]:
     return _set("observers", [*_state.observers, observer])
 
 
-class in_layer:
-    """Within this block nodes carry `name` below the current layer's: `layer3` then `0` gives
-    `layer3.0`.
+def current_layers() -> list[str]:
+    """The names of the layers that are running in this thread, outermost first. Nodes carry them:
+    `layer3` and then `0` as `layer3.0`. A module adds its own while it runs.
     """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        _state.layers.append(self.name)
-
-    def __exit__(self, *error: object) -> None:
-        _state.layers.pop()
+    return _state.layers
 
 
 def check_saved() -> contextlib.AbstractContextManager[None]:

@@ -20,7 +20,7 @@ import numpy as np
 from tinyft import backends
 from tinyft.display import Displayed
 from tinyft.errors import WeightsError
-from tinyft.tensor import Tensor, in_layer
+from tinyft.tensor import Tensor, current_layers
 
 if TYPE_CHECKING:
     from tinyft.nn.summary import Summary
@@ -70,8 +70,12 @@ class Module(Displayed):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.name:
             return self.forward(*args, **kwargs)
-        with in_layer(self.name):
+        layers = current_layers()
+        layers.append(self.name)
+        try:
             return self.forward(*args, **kwargs)
+        finally:
+            layers.pop()
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module and all below it, with their dotted names; parents first."""

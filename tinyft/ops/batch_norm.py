@@ -168,4 +168,4 @@ def _wanted(gradients, needs):
     """One gradient per tensor argument, None where it is not needed (an absent residual is no
     argument).
     """
-    return tuple(g if need else None for g, need in zip(gradients, needs, strict=False))
+    return tuple([g if need else None for g, need in zip(gradients, needs, strict=False)])
