@@ -250,9 +250,9 @@ def test_an_item_writes_only_its_own_tiles(case, monkeypatch):
         *before, count, tiles, plane_filter, plane_out, large = arguments
         panels = -(-arguments[6].shape[3] // winograd_strided.PANEL)
         for part in reversed(range(-(-count // tiles))):
-            counter, work = np.array([part * panels]), np.full(size, np.nan, np.float32)
+            share, work = np.array([part * panels, 0, 1]), np.full(size, np.nan, np.float32)
             end = min(count, (part + 1) * tiles)
-            kernel(counter, work, *before, end, tiles, plane_filter, plane_out, large)
+            kernel(share, work, *before, end, tiles, plane_filter, plane_out, large)
             parts_run.append(part)
         return None
 

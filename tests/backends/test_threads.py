@@ -10,7 +10,7 @@ import pytest
 
 from tinyft.backends.cpu import CpuBackend, threads
 from tinyft.backends.cpu.compile_cache import kernel
-from tinyft.backends.cpu.vectors import atomic_next
+from tinyft.backends.cpu.items import make_shares, next_item, next_start
 
 FAST = CpuBackend()
 
@@ -23,11 +23,11 @@ def restore():
 
 
 @kernel
-def visit(counter, thread, visits):
-    item = atomic_next(counter, 0)
+def visit(share, thread, visits):
+    item = next_item(share, visits.size)
     while item < visits.size:
         visits[item] += 1
-        item = atomic_next(counter, 0)
+        item = next_item(share, visits.size)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
@@ -40,12 +40,44 @@ def test_every_item_is_computed_once(count):
             assert (visits == repetition).all()
 
 
+@kernel
+def take(share, count):
+    return next_item(share, count)
+
+
+@kernel
+def take_start(share, step, size):
+    return next_start(share, step, size)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 100])
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_a_thread_takes_its_own_share_first_and_then_helps(count, size):
+    shares = make_shares(size)
+    own = [range(count * i // size, count * (i + 1) // size) for i in range(size)]
+    first = [take(share, count) for share, items in zip(shares, own, strict=True) if items]
+    assert first == [items[0] for items in own if items]
+    rest = list(iter(lambda: take(shares[-1], count), count))
+    assert rest[: len(own[-1][1:])] == [*own[-1][1:]]
+    assert sorted(first + rest) == list(range(count))
+    assert all(take(share, count) == count for share in shares)
+
+
+@pytest.mark.parametrize("step, size", [(4, 0), (4, 1), (4, 4), (4, 5), (1, 3), (10, 95)])
+def test_starts_are_multiples_of_the_step(step, size):
+    shares = make_shares(2)
+    starts = []
+    while (start := take_start(shares[len(starts) % 2], step, size)) < size:
+        starts.append(start)
+    assert sorted(starts) == list(range(0, size, step))
+
+
 def test_workers_that_fell_asleep_wake_up():
     threads.set_num_threads(3)
     seen = set()
     barrier = threading.Barrier(3, timeout=10)
 
-    def meet(counter, thread):
+    def meet(share, thread):
         barrier.wait()  # passes only if all three are here
         seen.add(threading.get_ident())
 
@@ -59,7 +91,7 @@ def test_workers_that_fell_asleep_wake_up():
 def test_an_exception_of_any_thread_reaches_the_caller(failing):
     threads.set_num_threads(2)
 
-    def fail(counter, thread):
+    def fail(share, thread):
         if thread == failing:
             raise ZeroDivisionError(f"thread {thread}")
 
@@ -75,7 +107,7 @@ def test_ctrl_c_waits_for_the_workers():
     threads.set_num_threads(2)
     finished = []
 
-    def interrupted(counter, thread):
+    def interrupted(share, thread):
         if thread == 0:
             raise KeyboardInterrupt
         threading.Event().wait(0.05)
@@ -90,7 +122,7 @@ def test_a_kernel_within_a_kernel_runs_in_place():
     threads.set_num_threads(2)
     visits = np.zeros(10, np.int64)
 
-    def outer(counter, thread):
+    def outer(share, thread):
         if thread == 0:
             threads.run(visit, visits)
 
@@ -117,7 +149,7 @@ def test_work_of_each_thread_is_its_own():
     addresses = []
     barrier = threading.Barrier(3, timeout=10)
 
-    def note(counter, work, size):
+    def note(share, work, size):
         barrier.wait()
         assert work.size >= size
         addresses.append(work.ctypes.data)

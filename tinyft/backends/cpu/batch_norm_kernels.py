@@ -29,9 +29,9 @@ from __future__ import annotations
 import numpy as np
 
 from tinyft.backends.cpu.compile_cache import helper, kernel
+from tinyft.backends.cpu.items import next_start
 from tinyft.backends.cpu.simd import LANES
 from tinyft.backends.cpu.vectors import (
-    atomic_next,
     finish_streams,
     prefetch,
     prefetch_to_write,
@@ -65,16 +65,16 @@ def rows_of_block(numbers, C):
 
 
 @kernel
-def sum_moments(counter, thread, x, M, C, rows, parts):
+def sum_moments(share, thread, x, M, C, rows, parts):
     """Per piece of `rows` rows and channel: rough mean, sum of d = x - rough, sum of d * d.
 
     x (M * C,), parts (pieces * 3 * C,)
     """
     zero = vset1(np.float32(0))
     block_rows = rows_of_block(MOMENTS_BLOCK, C)
-    piece = atomic_next(counter, 0)
-    while piece * rows < M:
-        begin, end = piece * rows, min(M, (piece + 1) * rows)
+    begin = next_start(share, rows, M)
+    while begin < M:
+        piece, end = begin // rows, min(M, begin + rows)
         rough, first, second = piece * 3 * C, (piece * 3 + 1) * C, (piece * 3 + 2) * C
         for c in range(0, 3 * C, LANES):
             vstore(parts, rough + c, zero)
@@ -84,12 +84,12 @@ def sum_moments(counter, thread, x, M, C, rows, parts):
                 for row in range(block, min(end, block + block_rows)):
                     total = total + vload(x, row * C + c)
                 vstore(parts, rough + c, vload(parts, rough + c) + total)
-        piece = atomic_next(counter, 0)
-        until_next = piece * rows - begin
-        share = vset1(np.float32(1.0 / (end - begin)))
+        now, begin = begin, next_start(share, rows, M)
+        until_next = begin - now
+        weight = vset1(np.float32(1.0 / (end - now)))
         for c in range(0, C, LANES):
-            vstore(parts, rough + c, vload(parts, rough + c) * share)
-        for block in range(begin, end, block_rows):
+            vstore(parts, rough + c, vload(parts, rough + c) * weight)
+        for block in range(now, end, block_rows):
             for c in range(0, C, LANES):
                 mean, total, squares = vload(parts, rough + c), zero, zero
                 following = (block + until_next) * C + c * block_rows
@@ -139,7 +139,7 @@ def find_gain(weight, variance, eps, gain):
 
 
 @kernel
-def normalise(counter, thread, x, M, C, rows, mean, scale, bias, residual, added, low, out, large):
+def normalise(share, thread, x, M, C, rows, mean, scale, bias, residual, added, low, out, large):
     """out = max((x - mean) * scale + bias + residual, low); residual only where `added`.
 
     x out residual (M * C,), mean scale bias (C,). Subtracting first, as the reference does, keeps
@@ -147,7 +147,7 @@ def normalise(counter, thread, x, M, C, rows, mean, scale, bias, residual, added
     """
     lowest = vset1(low)
     while True:
-        begin = atomic_next(counter, 0) * rows
+        begin = next_start(share, rows, M)
         if begin >= M:
             break
         for row in range(begin, min(M, begin + rows)):
@@ -162,7 +162,7 @@ def normalise(counter, thread, x, M, C, rows, mean, scale, bias, residual, added
 
 @kernel
 def sum_gradients(
-    counter, thread, dout, x, out, M, C, rows, mean, scale, gain, bias, relu, fixed, parts,
+    share, thread, dout, x, out, M, C, rows, mean, scale, gain, bias, relu, fixed, parts,
     dresidual, dx, large,
 ):  # fmt: skip
     """Per piece and channel: sum of dout and of dout * (x - mean), dout being 0 where a ReLU was.
@@ -174,11 +174,10 @@ def sum_gradients(
     zero = vset1(np.float32(0))
     block_rows = rows_of_block(GRADIENTS_BLOCK, C)
     while True:
-        piece = atomic_next(counter, 0)
-        begin = piece * rows
+        begin = next_start(share, rows, M)
         if begin >= M:
             break
-        end = min(M, begin + rows)
+        piece, end = begin // rows, min(M, begin + rows)
         first, second = piece * 2 * C, (piece * 2 + 1) * C
         for c in range(0, 2 * C, LANES):
             vstore(parts, first + c, zero)
@@ -241,13 +240,13 @@ def join_gradients(parts, M, weight, variance, eps, dweight, dbias, factors):
 
 @kernel
 def differentiate(
-    counter, thread, dout, x, M, C, rows, mean, scale, gain, bias, relu, slope, offset, dx, large
+    share, thread, dout, x, M, C, rows, mean, scale, gain, bias, relu, slope, offset, dx, large
 ):
     """dx = scale * dout + slope * (x - mean) + offset: arrays (M * C,), factors (C,). With BY_X
     dout is 0 where the ReLU was.
     """
     while True:
-        begin = atomic_next(counter, 0) * rows
+        begin = next_start(share, rows, M)
         if begin >= M:
             break
         for row in range(begin, min(M, begin + rows)):

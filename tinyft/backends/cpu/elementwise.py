@@ -34,8 +34,9 @@ import numpy as np
 from tinyft.backends.cpu import workspace
 from tinyft.backends.cpu.arrays import PIECE, flat, large, run_pieces, suitable
 from tinyft.backends.cpu.compile_cache import helper, kernel
+from tinyft.backends.cpu.items import next_start
 from tinyft.backends.cpu.simd import LANES
-from tinyft.backends.cpu.vectors import atomic_next, finish_streams, vload, vput
+from tinyft.backends.cpu.vectors import finish_streams, vload, vput
 from tinyft.backends.philox import KEY_STEPS
 from tinyft.backends.philox import MULTIPLIERS as MULTIPLIERS_64
 from tinyft.backends.reference import Backend
@@ -44,14 +45,13 @@ LOW = np.uint64(0xFFFFFFFF)  # the low half of 64 bits
 HALF = np.uint64(32)
 FIRST_MULTIPLIER, SECOND_MULTIPLIER = MULTIPLIERS_64
 FIRST_STEP, SECOND_STEP = (np.uint64(step) for step in KEY_STEPS)
-BLOCKS = PIECE // 4  # blocks of four words in one item of dropout
 
 
 @kernel
-def rectify(counter, thread, x, out):
+def rectify(share, thread, x, out):
     """out = max(x, 0), NaN where x is NaN"""
     while True:
-        start = atomic_next(counter, 0) * PIECE
+        start = next_start(share, PIECE, x.size)
         if start >= x.size:
             break
         values, results = x[start : start + PIECE], out[start : start + PIECE]
@@ -60,10 +60,10 @@ def rectify(counter, thread, x, out):
 
 
 @kernel
-def rectify_gradient(counter, thread, dout, out, dx):
+def rectify_gradient(share, thread, dout, out, dx):
     """dx = 0 where out <= 0, else dout"""
     while True:
-        start = atomic_next(counter, 0) * PIECE
+        start = next_start(share, PIECE, dout.size)
         if start >= dout.size:
             break
         gradients, outputs = dout[start : start + PIECE], out[start : start + PIECE]
@@ -73,10 +73,10 @@ def rectify_gradient(counter, thread, dout, out, dx):
 
 
 @kernel
-def add_pairs(counter, thread, a, b, out, large):
+def add_pairs(share, thread, a, b, out, large):
     """out = a + b"""
     while True:
-        start = atomic_next(counter, 0) * PIECE
+        start = next_start(share, PIECE, a.size)
         if start >= a.size:
             break
         stop = min(a.size, start + PIECE)
@@ -102,20 +102,19 @@ def random_words(block, first_stream, second_stream, first_key, second_key):
 
 
 @kernel
-def drop(counter, thread, x, threshold, scale, streams, keys, out):
+def drop(share, thread, x, threshold, scale, streams, keys, out):
     """out = x * scale where the element's word reaches the threshold, else 0. Element i has word
     i % 4 of block i // 4.
     """
     zero = np.float32(0)
     while True:
-        item = atomic_next(counter, 0)
-        if item * PIECE >= x.size:
+        start = next_start(share, PIECE, x.size)
+        if start >= x.size:
             break
-        values = x[item * PIECE : (item + 1) * PIECE]
-        results = out[item * PIECE : (item + 1) * PIECE]
+        values, results = x[start : start + PIECE], out[start : start + PIECE]
         for block in range(-(-values.size // 4)):
             words = random_words(
-                np.uint64(item * BLOCKS + block), streams[0], streams[1], keys[0], keys[1]
+                np.uint64(start // 4 + block), streams[0], streams[1], keys[0], keys[1]
             )
             i = block * 4
             if i + 4 <= values.size:
@@ -129,11 +128,11 @@ def drop(counter, thread, x, threshold, scale, streams, keys, out):
 
 
 @kernel
-def look_up(counter, thread, pixels, table, rows, out):
+def look_up(share, thread, pixels, table, rows, out):
     """out[i, c] = table[c, pixels[i, c]]: pixels out (M, C), table (C, 256)"""
     M, C = pixels.shape
     while True:
-        begin = atomic_next(counter, 0) * rows
+        begin = next_start(share, rows, M)
         if begin >= M:
             break
         for i in range(begin, min(M, begin + rows)):

@@ -27,20 +27,22 @@ from tinyft.backends.cpu.compile_cache import kernel
 from tinyft.backends.cpu.gemm import multiply, panel_offset, round_up, sum_parts
 from tinyft.backends.cpu.implicit_gemm import Epilogue, Taps, packed_weight, window_taps, windows
 from tinyft.backends.cpu.implicit_weight_grad import sum_windows
+from tinyft.backends.cpu.items import next_item
 from tinyft.backends.cpu.simd import BLOCK_ROWS, LANES, REST_ROWS
-from tinyft.backends.cpu.vectors import atomic_next, seen_from, vload, vmax, vset1, vstore
+from tinyft.backends.cpu.vectors import seen_from, vload, vmax, vset1, vstore
 
 SHORT_ROW = 2 * BLOCK_ROWS  # rows of fewer outputs are gathered: their rest would cost too much
 
 
 @kernel
-def copy_into_border(counter, thread, x, padding, padded):
+def copy_into_border(share, thread, x, padding, padded):
     """padded (N, H + 2 padding, W + 2 padding, C) = x with zeros around. An item is a row."""
     N, H, W, C = x.shape
     rows, columns = H + 2 * padding, W + 2 * padding
     padded_flat, x_flat = padded.reshape(padded.size), x.reshape(x.size)
-    item = atomic_next(counter, 0)
-    while item < N * rows:
+    items = N * rows
+    item = next_item(share, items)
+    while item < items:
         picture, row = divmod(item, rows)
         # Slices, so that LLVM knows that no index is negative; but loops over them, since Numba
         # takes 2 s to compile an assignment to one.
@@ -53,11 +55,11 @@ def copy_into_border(counter, thread, x, padding, padded):
             middle = line[padding * C : padding * C + W * C]
             for i in range(pixels.size):
                 middle[i] = pixels[i]
-        item = atomic_next(counter, 0)
+        item = next_item(share, items)
 
 
 @kernel
-def multiply_rows_in_place(counter, thread, x, R, S, stride, packed, y, plain, bias, low):
+def multiply_rows_in_place(share, thread, x, R, S, stride, packed, y, plain, bias, low):
     """y = max(conv(x) + bias, low) for x with its border; conv(x) if `plain`. An item is a row of
     outputs.
     """
@@ -66,8 +68,9 @@ def multiply_rows_in_place(counter, thread, x, R, S, stride, packed, y, plain, b
     x_flat, y_flat = x.reshape(x.size), y.reshape(y.size)
     run = S * C
     lowest = vset1(low)
-    item = atomic_next(counter, 0)
-    while item < N * P:
+    items = N * P
+    item = next_item(share, items)
+    while item < items:
         picture, row = divmod(item, P)
         out = item * Q * F
         for r in range(R):
@@ -79,18 +82,18 @@ def multiply_rows_in_place(counter, thread, x, R, S, stride, packed, y, plain, b
         for at in range(out, out if plain else out + Q * F, F):
             for f in range(0, F, LANES):
                 vstore(y, at + f, vmax(vload(y, at + f) + vload(bias, f), lowest))
-        item = atomic_next(counter, 0)
+        item = next_item(share, items)
 
 
 @kernel
-def multiply_rows_in_place_transposed(counter, work, x, stride, dout, R, run, rows, parts, sums):
+def multiply_rows_in_place_transposed(share, work, x, stride, dout, R, run, rows, parts, sums):
     """sums[part] (R, rows, F) = windows' @ dout over the part's rows of outputs; `rows` >= run is
     what the register block computes. An item is a part.
     """
     _, H, W, C = x.shape
     N, P, Q, F = dout.shape
     x_flat, dout_flat = x.reshape(x.size), dout.reshape(dout.size)
-    part = atomic_next(counter, 0)
+    part = next_item(share, parts)
     while part < parts:
         start, stop = part * N * P // parts, (part + 1) * N * P // parts
         for line in range(start, stop):
@@ -108,7 +111,7 @@ def multiply_rows_in_place_transposed(counter, work, x, stride, dout, R, run, ro
                     x_flat, at, 1, stride * C, work, 0, Q, 0, sums, to, F, rows, F, Q,
                     line - start, 0, ahead,
                 )  # fmt: skip
-        part = atomic_next(counter, 0)
+        part = next_item(share, parts)
 
 
 def with_border(x: Array, padding: int) -> Array:

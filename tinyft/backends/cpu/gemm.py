@@ -30,8 +30,9 @@ from numpy import ndarray as Array
 from tinyft.backends.cpu import prepared, threads, workspace
 from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.generators import make_register_block
+from tinyft.backends.cpu.items import next_item, next_start
 from tinyft.backends.cpu.simd import BLOCK_REGISTERS, BLOCK_ROWS, LANES, PANEL, REST_ROWS
-from tinyft.backends.cpu.vectors import atomic_next, vload, vstore, vtranspose
+from tinyft.backends.cpu.vectors import vload, vstore, vtranspose
 
 LINE = 16  # floats of a cache line
 SAME_SET = 1024  # floats; so far apart lines fall into one set of the L1 cache
@@ -160,14 +161,15 @@ def next_panel(rows, columns):
 
 
 @kernel
-def pack_panels(counter, thread, weight, taps, transposed, packed):
+def pack_panels(share, thread, weight, taps, transposed, packed):
     """Packs places `taps` (numbers r * S + s) of a kernel (R, S, C, F): rows (tap, c) and columns
     f, or rows (tap, f) and columns c if transposed. An item is one place and LANES channels.
     """
     C, F = weight.shape[2:]
     groups = (C + LANES - 1) // LANES
-    item = atomic_next(counter, 0)
-    while item < taps.size * groups:
+    items = taps.size * groups
+    item = next_item(share, items)
+    while item < items:
         tap, group = divmod(item, groups)
         first = group * LANES
         at = taps[tap] * C * F
@@ -180,7 +182,7 @@ def pack_panels(counter, thread, weight, taps, transposed, packed):
                 for c in range(first, min(C, first + LANES)):
                     to = panel_offset(tap * C + c, f, taps.size * C, F)
                     vstore(packed, to, vload(weight, at + c * F + f))
-        item = atomic_next(counter, 0)
+        item = next_item(share, items)
 
 
 def pack(weight: Array, taps: Array, transposed: bool, name: str) -> Array:
@@ -195,12 +197,12 @@ def pack(weight: Array, taps: Array, transposed: bool, name: str) -> Array:
 
 
 @kernel
-def sum_parts(counter, thread, parts, count, size, pitch, rows, columns, out):
+def sum_parts(share, thread, parts, count, size, pitch, rows, columns, out):
     """out (rows, columns) = the sum of `count` matrices in order, each `size` floats long, its rows
     `pitch` floats apart. An item is some 4096 numbers.
     """
     group = max(1, 4096 // columns)
-    first = atomic_next(counter, 0) * group
+    first = next_start(share, group, rows)
     while first < rows:
         for row in range(first, min(rows, first + group)):
             for column in range(0, columns, LANES):
@@ -208,7 +210,7 @@ def sum_parts(counter, thread, parts, count, size, pitch, rows, columns, out):
                 for part in range(1, count):
                     total = total + vload(parts, part * size + row * pitch + column)
                 vstore(out, row * columns + column, total)
-        first = atomic_next(counter, 0) * group
+        first = next_start(share, group, rows)
 
 
 def row_apart(columns: int) -> int:
@@ -220,21 +222,22 @@ def row_apart(columns: int) -> int:
 
 
 @kernel
-def multiply_rows(counter, thread, a, packed, out):
+def multiply_rows(share, thread, a, packed, out):
     """out = a @ the packed matrix. An item is ROWS_PER_ITEM rows and PANEL columns."""
     M, K = a.shape
     N = out.shape[1]
     a_flat, out_flat = a.reshape(a.size), out.reshape(out.size)
     panels = (N + PANEL - 1) // PANEL
-    item = atomic_next(counter, 0)
-    while item < (M + ROWS_PER_ITEM - 1) // ROWS_PER_ITEM * panels:
+    items = (M + ROWS_PER_ITEM - 1) // ROWS_PER_ITEM * panels
+    item = next_item(share, items)
+    while item < items:
         rows, panel = divmod(item, panels)
         i, j = rows * ROWS_PER_ITEM, panel * PANEL
         multiply(
             a_flat, i * K, K, 1, packed, j * K, K, 0, out_flat, i * N + j, N,
             min(ROWS_PER_ITEM, M - i), min(PANEL, N - j), K, 0, 0, 0,
         )  # fmt: skip
-        item = atomic_next(counter, 0)
+        item = next_item(share, items)
 
 
 def matmul(a: Array, b: Array) -> Array:

@@ -35,8 +35,9 @@ from tinyft.backends.cpu import prepared, threads
 from tinyft.backends.cpu.arrays import LOWEST, ZERO
 from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.gemm import multiply, next_panel, pack, round_up, row_apart
+from tinyft.backends.cpu.items import next_start
 from tinyft.backends.cpu.simd import BLOCK_ROWS, LANES, REST_ROWS
-from tinyft.backends.cpu.vectors import atomic_next, vload, vmax, vset1, vstore
+from tinyft.backends.cpu.vectors import vload, vmax, vset1, vstore
 
 CLEARED = 1 << 15  # numbers of an item of `clear`
 STEPS = 512  # rows of the packed weights per pass: 64 KiB of a panel
@@ -68,7 +69,7 @@ def gather(
 
 @kernel
 def multiply_windows(
-    counter, work, x, tap_rows, tap_columns, run, stride, packed, y, grid,
+    share, work, x, tap_rows, tap_columns, run, stride, packed, y, grid,
     bias, residual, has_residual, low, plain, pixels, pitch,
 ):  # fmt: skip
     """y = max(windows @ weights + bias + residual, low) at the pixels of a grid in y; an item is
@@ -86,7 +87,7 @@ def multiply_windows(
     x_flat, y_flat = x.reshape(x.size), y.reshape(y.size)
     results = pixels * pitch
     lowest = vset1(low)
-    item = atomic_next(counter, 0) * pixels
+    item = next_start(share, pixels, total)
     while item < total:
         count = min(pixels, total - item)
         a, a_offset, ahead = work, 0, 0  # choosing an array is slow (`seen_from`), but once an item
@@ -121,19 +122,19 @@ def multiply_windows(
                     if has_residual:
                         value = value + vload(residual, at + f)
                     vstore(y, at + f, vmax(value, lowest))
-        item = atomic_next(counter, 0) * pixels
+        item = next_start(share, pixels, total)
 
 
 @kernel
-def clear(counter, thread, x):
+def clear(share, thread, x):
     """x (size,) = 0. An item is CLEARED numbers."""
     zero = np.float32(0)
-    start = atomic_next(counter, 0) * CLEARED
+    start = next_start(share, CLEARED, x.size)
     while start < x.size:
         piece = x[start : start + CLEARED]
         for i in range(piece.size):
             piece[i] = zero
-        start = atomic_next(counter, 0) * CLEARED
+        start = next_start(share, CLEARED, x.size)
 
 
 @functools.lru_cache(maxsize=64)

@@ -26,8 +26,9 @@ from tinyft.backends.cpu import threads
 from tinyft.backends.cpu.compile_cache import kernel
 from tinyft.backends.cpu.gemm import multiply, panel_offset, round_up, row_apart, sum_parts
 from tinyft.backends.cpu.implicit_gemm import Taps, gather, window_taps
+from tinyft.backends.cpu.items import next_item
 from tinyft.backends.cpu.simd import LANES, PANEL, REST_ROWS
-from tinyft.backends.cpu.vectors import atomic_next, seen_from, vload, vstore
+from tinyft.backends.cpu.vectors import seen_from, vload, vstore
 
 # Per block. 96 gave an unlucky pitch (Zen 4: 15 ms instead of 10.5); 128 to 256 are equal.
 PIXELS = 128
@@ -39,7 +40,7 @@ ITEMS = 8  # at least, for equal shares of 2 or 4 threads
 
 @kernel
 def multiply_windows_transposed(
-    counter, work, x, tap_rows, tap_columns, run, stride, dout, parts, taps, channels, filters,
+    share, work, x, tap_rows, tap_columns, run, stride, dout, parts, taps, channels, filters,
     sums, size, sums_pitch, pitch, panel_rows,
 ):  # fmt: skip
     """sums[part] = windows' @ dout over the part's pixels. An item is one part, `taps` taps,
@@ -54,8 +55,9 @@ def multiply_windows_transposed(
     in_order = tap_rows.size == stride == 1  # the pixels of x
     x_apart, dout_apart = C if channels < C else 0, F if filters < F else 0
     packed = PIXELS * pitch  # where in `work` the panels of dout are
-    item = atomic_next(counter, 0)
-    while item < parts * tap_groups * channel_groups * filter_groups:
+    items = parts * tap_groups * channel_groups * filter_groups
+    item = next_item(share, items)
+    while item < items:
         group, filter_group = divmod(item, filter_groups)
         group, channel_group = divmod(group, channel_groups)
         part, tap_group = divmod(group, tap_groups)
@@ -90,7 +92,7 @@ def multiply_windows_transposed(
                 sums, to, sums_pitch, rows, filter_count, pixels, block - start,
                 ahead_x, ahead_dout, x_apart, dout_apart,
             )  # fmt: skip
-        item = atomic_next(counter, 0)
+        item = next_item(share, items)
 
 
 def weight_grad(dout: Array, x: Array, stride: int, padding: int, dweight: Array) -> None:

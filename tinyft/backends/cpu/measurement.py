@@ -32,7 +32,7 @@ import numpy as np
 from tinyft.backends.cpu import workspace
 from tinyft.backends.cpu.arrays import PIECE, in_memory_order, run_pieces
 from tinyft.backends.cpu.compile_cache import kernel
-from tinyft.backends.cpu.vectors import atomic_next
+from tinyft.backends.cpu.items import next_start
 from tinyft.backends.reference import Backend
 
 SUMS = 8
@@ -62,14 +62,14 @@ sum_up = kernel(_sum_up, reorder=True)
 
 
 @kernel
-def sum_pieces(counter, thread, before, after, gradient, sums):
+def sum_pieces(share, thread, before, after, gradient, sums):
     """Arrays (size,) -> sums (pieces, SUMS) float64"""
     while True:
-        piece = atomic_next(counter, 0)
-        start, end = piece * PIECE, (piece + 1) * PIECE
+        start = next_start(share, PIECE, before.size)
         if start >= before.size:
             break
-        sum_up(before[start:end], after[start:end], gradient[start:end], sums[piece])
+        end = start + PIECE
+        sum_up(before[start:end], after[start:end], gradient[start:end], sums[start // PIECE])
 
 
 class _Measured(threading.local):

@@ -29,21 +29,20 @@ import numpy as np
 
 from tinyft.backends.cpu.arrays import PIECE, in_memory_order, run_pieces
 from tinyft.backends.cpu.compile_cache import kernel
+from tinyft.backends.cpu.items import next_start
 from tinyft.backends.cpu.measurement import Measurement, sum_up
-from tinyft.backends.cpu.vectors import atomic_next
 
 
 @kernel
 def adam(
-    counter, thread, sums, parameter, gradient, average, average_square,
+    share, thread, sums, parameter, gradient, average, average_square,
     decay, momentum, new, square_momentum, square_new, correction, rate, eps,
 ):  # fmt: skip
     """Arrays (size,), all else float32; `new` is 1 - momentum, `correction` what average_square is
     divided by, `rate` lr with the correction of the average.
     """
     while True:
-        piece = atomic_next(counter, 0)
-        start = piece * PIECE
+        start = next_start(share, PIECE, parameter.size)
         if start >= parameter.size:
             break
         p, g = parameter[start : start + PIECE], gradient[start : start + PIECE]
@@ -55,15 +54,14 @@ def adam(
             root = np.sqrt(s[i] / correction)
             p[i] = p[i] * decay - rate * a[i] / (root + eps)
         if len(sums):
-            sum_up(before, p, g, sums[piece])
+            sum_up(before, p, g, sums[start // PIECE])
 
 
 @kernel
-def sgd(counter, thread, sums, parameter, gradient, decay, lr):
+def sgd(share, thread, sums, parameter, gradient, decay, lr):
     """Without momentum. Arrays (size,), decay and lr float32."""
     while True:
-        piece = atomic_next(counter, 0)
-        start = piece * PIECE
+        start = next_start(share, PIECE, parameter.size)
         if start >= parameter.size:
             break
         p, g = parameter[start : start + PIECE], gradient[start : start + PIECE]
@@ -71,15 +69,14 @@ def sgd(counter, thread, sums, parameter, gradient, decay, lr):
         for i in range(p.size):
             p[i] = p[i] * decay - lr * g[i]
         if len(sums):
-            sum_up(before, p, g, sums[piece])
+            sum_up(before, p, g, sums[start // PIECE])
 
 
 @kernel
-def sgd_with_momentum(counter, thread, sums, parameter, gradient, velocity, decay, lr, momentum):
+def sgd_with_momentum(share, thread, sums, parameter, gradient, velocity, decay, lr, momentum):
     """With momentum. Arrays (size,), decay, lr and momentum float32."""
     while True:
-        piece = atomic_next(counter, 0)
-        start = piece * PIECE
+        start = next_start(share, PIECE, parameter.size)
         if start >= parameter.size:
             break
         p, g = parameter[start : start + PIECE], gradient[start : start + PIECE]
@@ -89,7 +86,7 @@ def sgd_with_momentum(counter, thread, sums, parameter, gradient, velocity, deca
             v[i] = v[i] * momentum + g[i]
             p[i] = p[i] * decay - lr * v[i]
         if len(sums):
-            sum_up(before, p, g, sums[piece])
+            sum_up(before, p, g, sums[start // PIECE])
 
 
 class Optimizers(Measurement):

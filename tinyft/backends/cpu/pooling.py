@@ -31,9 +31,9 @@ import numpy as np
 from tinyft.backends.cpu import threads, workspace
 from tinyft.backends.cpu.arrays import flat, large, run_pieces, suitable, suitable_channels
 from tinyft.backends.cpu.compile_cache import helper, kernel
+from tinyft.backends.cpu.items import next_item
 from tinyft.backends.cpu.simd import LANES
 from tinyft.backends.cpu.vectors import (
-    atomic_next,
     finish_streams,
     prefetch,
     vload,
@@ -63,12 +63,12 @@ def window(index, stride, padding, kernel_size, size):
 
 @kernel
 def largest_of_windows(
-    counter, thread, x, N, H, W, C, kernel_size, stride, padding, P, Q, out, places
+    share, thread, x, N, H, W, C, kernel_size, stride, padding, P, Q, out, places
 ):
     """x (N * H * W * C,) -> out places (N * P * Q * C,). An item is a row of outputs."""
     one = vset1(np.float32(1))
     while True:
-        item = atomic_next(counter, 0)
+        item = next_item(share, N * P)
         if item >= N * P:
             break
         n, p = item // P, item % P
@@ -98,7 +98,7 @@ def largest_of_windows(
 
 @kernel
 def ask_windows(
-    counter, work, dout, places, N, H, W, C, kernel_size, stride, padding, P, Q, dx, large
+    share, work, dout, places, N, H, W, C, kernel_size, stride, padding, P, Q, dx, large
 ):
     """dout places (N * P * Q * C,) -> dx (N * H * W * C,). An item is a row of pixels. work (C,)
 
@@ -106,7 +106,7 @@ def ask_windows(
     """
     zero = vset1(np.float32(0))
     while True:
-        item = atomic_next(counter, 0)
+        item = next_item(share, N * H)
         if item >= N * H:
             break
         n, h = item // H, item % H + padding
@@ -131,14 +131,14 @@ def ask_windows(
 
 
 @kernel
-def average_pictures(counter, thread, x, N, pixels, C, out):
+def average_pictures(share, thread, x, N, pixels, C, out):
     """x (N * pixels * C,) -> out (N * C,). An item is a picture.
 
     A rough mean first, then the mean of what is left, as for the moments of batch norm.
     """
-    share = vset1(np.float32(1.0 / pixels))
+    weight = vset1(np.float32(1.0 / pixels))
     while True:
-        n = atomic_next(counter, 0)
+        n = next_item(share, N)
         if n >= N:
             break
         for c in range(0, C, LANES):
@@ -146,17 +146,17 @@ def average_pictures(counter, thread, x, N, pixels, C, out):
             total, left = vset1(np.float32(0)), vset1(np.float32(0))
             for pixel in range(pixels):
                 total = total + vload(x, start + pixel * C)
-            mean = total * share
+            mean = total * weight
             for pixel in range(pixels):
                 left = left + (vload(x, start + pixel * C) - mean)
-            vstore(out, n * C + c, vpick_equal(left, left, mean + left * share, mean))
+            vstore(out, n * C + c, vpick_equal(left, left, mean + left * weight, mean))
 
 
 @kernel
-def largest_of_pictures(counter, thread, x, N, pixels, C, out, places):
+def largest_of_pictures(share, thread, x, N, pixels, C, out, places):
     """x (N * pixels * C,) -> out, places (N * C,) as floats. An item is a picture."""
     while True:
-        n = atomic_next(counter, 0)
+        n = next_item(share, N)
         if n >= N:
             break
         for c in range(0, C, LANES):

@@ -15,19 +15,18 @@ import numpy as np
 
 from tinyft.backends.cpu.arrays import flat, rows_per_piece, run_pieces, suitable
 from tinyft.backends.cpu.compile_cache import kernel
-from tinyft.backends.cpu.vectors import atomic_next
+from tinyft.backends.cpu.items import next_start
 from tinyft.backends.reference import Backend, rows_of
 
 
 @kernel
-def sum_rows(counter, thread, x, M, C, rows, sums):
+def sum_rows(share, thread, x, M, C, rows, sums):
     """Per piece of rows: the sum of each channel. x (M * C,) -> sums (pieces, C) float64"""
     while True:
-        piece = atomic_next(counter, 0)
-        begin = piece * rows
+        begin = next_start(share, rows, M)
         if begin >= M:
             break
-        total = sums[piece]
+        total = sums[begin // rows]
         for row in range(begin, min(M, begin + rows)):
             values = x[row * C : (row + 1) * C]
             for c in range(values.size):

@@ -1,14 +1,8 @@
 """A pool of threads for kernels that release the GIL.
 
-    run(kernel, *arguments)            kernel(counter, thread, *arguments) in every thread
+    run(kernel, *arguments)            kernel(share, thread, *arguments) in every thread
 
-**Who does what.** A kernel cuts its work into items whose number and extent depend on the shape
-alone, and takes the next one from `counter` until none is left:
-
-    item = atomic_next(counter, 0)
-
-A slow core takes fewer items. Which thread computes an item does not change what it computes, so
-results have the same bits for any number of threads.
+A kernel takes items of its work from `share` until none is left; see items.py.
 
 **How threads wait.** Waking a sleeping thread takes 20 microseconds or more, and a training step
 runs some hundreds of kernels. So a worker that has finished spins for the next kernel before it
@@ -19,10 +13,10 @@ program 31 %, with 4 threads on 2 cores 61 % (Intel Xeon).
 
 **The GIL** must be free when a thread asks for it, or the system puts the thread to sleep after
 all. So a worker announces that it is done, and waits, in *one* kernel: whoever sees the flag finds
-the GIL free. And when a job comes, thread number t holds back until t items are taken, since by
-then the caller, and after it each worker before this one, computes without the GIL. This took a
-call of an empty kernel from 54 to 7 microseconds (Intel Xeon, 2 threads), and a step of `resnet10s`
-from 38.6 to 36.4 ms.
+the GIL free. And when a job comes, a worker holds back until the thread before it has taken an
+item: by then the caller, and after it each worker before this one, computes without the GIL. This
+took a call of an empty kernel from 54 to 7 microseconds (Intel Xeon, 2 threads), and a step of
+`resnet10s` from 38.6 to 36.4 ms.
 
 **A user's own threads** may call kernels at the same time. One of them gets the pool; the others
 compute in their own thread. A forked child starts a pool of its own.
@@ -42,12 +36,12 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu import workspace
 from tinyft.backends.cpu.compile_cache import kernel
+from tinyft.backends.cpu.items import LINE, TAKEN, make_shares
 from tinyft.backends.cpu.vectors import atomic_announce, atomic_load, cpu_pause, give_way
 
 SPIN = 20000  # turns of waiting before a thread goes to sleep: 0.2 to 0.8 ms
 GIVE_WAY = 100  # turns between two offers of the core to others
 HOLD_BACK = 200  # turns for which a worker lets others go first: a kernel may take no items
-LINE = 8  # int64 numbers per cache line: flags of different threads lie on different lines
 SHARING = 16  # threads per core at most
 LARGE = 256 << 10  # bytes from which scratch memory gets huge pages (2 MiB)
 ALIGNMENT = 64  # bytes of a cache line: no register load then straddles two
@@ -75,9 +69,11 @@ JOB, DONE, ASLEEP = 0, LINE, 2 * LINE  # places in a pool's flags; one ASLEEP pe
 
 
 @kernel
-def announce_job(flags, counter, size):
+def announce_job(flags, shares, size):
     """Announce the next job to a pool of `size` threads; how many of them sleep."""
-    counter[0] = flags[DONE] = 0
+    for thread in range(size):
+        shares[LINE * thread + TAKEN] = 0
+    flags[DONE] = 0
     atomic_announce(flags, JOB)
     sleeping = 0
     for thread in range(1, size):
@@ -86,7 +82,7 @@ def announce_job(flags, counter, size):
 
 
 @kernel
-def finish_and_wait(flags, finished, number, counter, thread, turns):
+def finish_and_wait(flags, finished, number, shares, thread, turns):
     """A worker between two jobs: announce that one is done, if one is `finished`, and spin until
     job `number` is there; 0 if that did not happen within so many turns.
     """
@@ -95,7 +91,7 @@ def finish_and_wait(flags, finished, number, counter, thread, turns):
     for turn in range(turns):
         if atomic_load(flags, JOB) >= number:
             for _ in range(HOLD_BACK):
-                if atomic_load(counter, 0) >= thread:
+                if atomic_load(shares, LINE * (thread - 1) + TAKEN) > 0:
                     break
                 cpu_pause()
             return 1
@@ -110,7 +106,7 @@ class Pool:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.counter = np.zeros(LINE, np.int64)
+        self.shares = make_shares(size)
         self.flags = np.zeros((2 + size) * LINE, np.int64)
         self.job: tuple | None = None
         self.errors: list[BaseException] = []
@@ -124,11 +120,11 @@ class Pool:
         with the thread's number; return when all have.
         """
         self.job = function, floats, arguments
-        if announce_job(self.flags, self.counter, self.size):
+        if announce_job(self.flags, self.shares[0], self.size):
             self._wake_sleeping()
         finished = False
         try:
-            function(self.counter, scratch("work", floats) if floats else 0, *arguments)
+            function(self.shares[0], scratch("work", floats) if floats else 0, *arguments)
             finished = wait_until(self.flags, DONE, self.size - 1, SPIN)
         except BaseException as error:
             self.errors.append(error)
@@ -151,7 +147,7 @@ class Pool:
     def close(self) -> None:
         """Let the workers end."""
         self.job = None
-        announce_job(self.flags, self.counter, self.size)
+        announce_job(self.flags, self.shares[0], self.size)
         self._wake_sleeping()
 
     def _wake_sleeping(self) -> None:
@@ -160,16 +156,16 @@ class Pool:
                 self.wake[thread].set()
 
     def _work(self, thread: int) -> None:
-        flags, sleeping, jobs = self.flags, ASLEEP + LINE * thread, 0
+        flags, shares, sleeping, jobs = self.flags, self.shares, ASLEEP + LINE * thread, 0
         while True:
             finished, jobs = jobs > 0, jobs + 1
-            if not finish_and_wait(flags, finished, jobs, self.counter, thread, SPIN):
+            if not finish_and_wait(flags, finished, jobs, shares[0], thread, SPIN):
                 self._sleep(thread, sleeping, jobs)
             if self.job is None:
                 return
             function, floats, arguments = self.job
             try:
-                function(self.counter, scratch("work", floats) if floats else thread, *arguments)
+                function(shares[thread], scratch("work", floats) if floats else thread, *arguments)
             except BaseException as error:  # raised again in the thread that called `run`
                 self.errors.append(error)
             del function, arguments
@@ -191,7 +187,7 @@ def _warm_up() -> None:
     announce(flags, ASLEEP)
     announce_job(flags, flags, 1)
     wait_until(flags, ASLEEP, 0, 1)
-    finish_and_wait(flags, True, 0, flags, 0, 1)
+    finish_and_wait(flags, True, 0, flags, 1, 1)
 
 
 # ------------------------------------------------------------------------------------ the one pool
@@ -222,7 +218,7 @@ listeners: list[Callable[[Callable], None]] = []
 
 
 def run(function: Callable, *arguments) -> None:
-    """`function(counter, thread, *arguments)` in every thread of the pool, until all are done.
+    """`function(share, thread, *arguments)` in every thread of the pool, until all are done.
 
     Raises: what a thread raised
     """
@@ -230,7 +226,7 @@ def run(function: Callable, *arguments) -> None:
 
 
 def run_with_scratch(size: int, function: Callable, *arguments) -> None:
-    """As `run`, but `function(counter, work, *arguments)`: each thread gets `size` floats of its
+    """As `run`, but `function(share, work, *arguments)`: each thread gets `size` floats of its
     own.
     """
     _run(function, size, arguments)
@@ -246,7 +242,7 @@ def _run(function: Callable, floats: int, arguments: tuple) -> None:
                 return
         finally:
             _state.lock.release()
-    function(np.zeros(1, np.int64), scratch("work", floats) if floats else 0, *arguments)
+    function(*make_shares(1), scratch("work", floats) if floats else 0, *arguments)
 
 
 def get_num_threads() -> int:

@@ -34,15 +34,16 @@ from tinyft.backends.cpu import implicit_gemm, implicit_weight_grad, threads, wo
 from tinyft.backends.cpu.compile_cache import kernel
 from tinyft.backends.cpu.gemm import ROWS_PER_ITEM, multiply, pack, padded, round_up
 from tinyft.backends.cpu.implicit_gemm import Epilogue, packed_weight, window_taps
+from tinyft.backends.cpu.items import next_item
 from tinyft.backends.cpu.simd import LANES, PANEL, REST_ROWS
-from tinyft.backends.cpu.vectors import atomic_next, vfma, vload, vmax, vset1, vstore
+from tinyft.backends.cpu.vectors import vfma, vload, vmax, vset1, vstore
 
 CHANNELS = 64  # rows of dweight that an item computes
 
 
 @kernel
 def multiply_maps(
-    counter, thread, x, packed, packed_rows, taps, y, bias, residual, has_residual, low, zeros
+    share, thread, x, packed, packed_rows, taps, y, bias, residual, has_residual, low, zeros
 ):
     """y[:, target] = max(sum over sources of x[:, source] @ packed[tap] + bias + residual, low).
 
@@ -55,8 +56,9 @@ def multiply_maps(
     x_flat, y_flat = x.reshape(x.size), y.reshape(y.size)
     parts = (N + ROWS_PER_ITEM - 1) // ROWS_PER_ITEM
     zero, lowest = vset1(np.float32(0)), vset1(low)
-    item = atomic_next(counter, 0)
-    while item < zeros.shape[0]:
+    items = zeros.shape[0]
+    item = next_item(share, items)
+    while item < items:
         panel, rest = divmod(item, targets * parts)
         target, part = divmod(rest, parts)
         first, f = part * ROWS_PER_ITEM, panel * PANEL
@@ -81,11 +83,11 @@ def multiply_maps(
                     value = value + vload(residual, at + j)
                 vstore(y, at + j, vmax(value, lowest))
         vstore(zeros, item * LANES, total)
-        item = atomic_next(counter, 0)
+        item = next_item(share, items)
 
 
 @kernel
-def multiply_pairs(counter, thread, x, packed, packed_rows, dweight, pairs, starts):
+def multiply_pairs(share, thread, x, packed, packed_rows, dweight, pairs, starts):
     """dweight[tap] = sum over the tap's pairs of x[:, pixel]' @ dout[:, result].
 
     x (N, pixels, C), packed: the panels of dout (results * N, F), dweight (taps, C, F), pairs (all,
@@ -96,8 +98,9 @@ def multiply_pairs(counter, thread, x, packed, packed_rows, dweight, pairs, star
     taps, _, F = dweight.shape
     x_flat, out = x.reshape(x.size), dweight.reshape(dweight.size)
     groups = (C + CHANNELS - 1) // CHANNELS
-    item = atomic_next(counter, 0)
-    while item < taps * groups:
+    items = taps * groups
+    item = next_item(share, items)
+    while item < items:
         tap, group = divmod(item, groups)
         c = group * CHANNELS
         for i in range(starts[tap], starts[tap + 1]):
@@ -106,7 +109,7 @@ def multiply_pairs(counter, thread, x, packed, packed_rows, dweight, pairs, star
                 packed, 0, packed_rows, pairs[i, 1] * N,
                 out, (tap * C + c) * F, F, min(CHANNELS, C - c), F, N, i - starts[tap], 0, 0,
             )  # fmt: skip
-        item = atomic_next(counter, 0)
+        item = next_item(share, items)
 
 
 def suits(x_shape: tuple[int, ...], R: int, S: int, stride: int, padding: int) -> bool:

@@ -46,8 +46,9 @@ from tinyft.backends.cpu.arrays import large
 from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.gemm import multiply, next_panel, round_up
 from tinyft.backends.cpu.implicit_gemm import Epilogue
+from tinyft.backends.cpu.items import next_start
 from tinyft.backends.cpu.simd import LANES, PANEL, REST_ROWS
-from tinyft.backends.cpu.vectors import atomic_next, finish_streams, seen_from, vset1, vstore
+from tinyft.backends.cpu.vectors import finish_streams, seen_from, vset1, vstore
 from tinyft.backends.cpu.winograd_tiles import (
     TILE,
     VALUES,
@@ -85,7 +86,7 @@ def whole_blocks(begin, end):
 
 @kernel
 def convolve_tiles(
-    counter, work, x, padding, filters, plane_filter, y, bias, residual, has_residual, low, places,
+    share, work, x, padding, filters, plane_filter, y, bias, residual, has_residual, low, places,
     unit, bounds, tiles, pitch, plane, large,
 ):  # fmt: skip
     """y = max(conv(x) + bias + residual, low) by transformed filters. An item is `tiles` tiles.
@@ -100,7 +101,7 @@ def convolve_tiles(
     vstore(work, edge + TILE * TILE * F, vset1(np.float32(0)))  # see finish_tile
     window_edge = edge + TILE * TILE * F + LANES
     ahead = next_panel(C, VALUES * F)  # also from the last of a value to the first of the next
-    first = atomic_next(counter, 0) * tiles
+    first = next_start(share, tiles, total)
     while first < total:
         count = min(tiles, total - first)
         for i in range(count):
@@ -108,7 +109,7 @@ def convolve_tiles(
                 x_flat, (H, W, C), padding, place_of(places, first + i), work, window_edge, work,
                 plane + i * pitch, plane, CHANNELS,
             )  # fmt: skip
-        now, first = first, atomic_next(counter, 0) * tiles
+        now, first = first, next_start(share, tiles, total)
         for value in range(VALUES):
             for i in range(value * tiles // VALUES, (value + 1) * tiles // VALUES):
                 if has_residual:
@@ -133,7 +134,7 @@ def convolve_tiles(
 
 @kernel
 def convolve_filters(
-    counter, work, windows, plane_in, pitch_in, C, weight, turned, y, bias, residual, has_residual,
+    share, work, windows, plane_in, pitch_in, C, weight, turned, y, bias, residual, has_residual,
     low, places, unit, bounds, plane_filter, plane_out, kept, kept_plane,
 ):  # fmt: skip
     """The same from transformed windows. An item is PANEL filters of y, for all tiles. kept: the
@@ -145,7 +146,7 @@ def convolve_filters(
     sums = VALUES * plane_filter  # places in `work`
     edge = sums + VALUES * plane_out
     squares = edge + TILE * TILE * PANEL + LANES
-    first = atomic_next(counter, 0) * PANEL
+    first = next_start(share, PANEL, F)
     while first < F:
         count = min(PANEL, F - first)
         for c in range(0, C, CHANNELS):
@@ -174,7 +175,7 @@ def convolve_filters(
                 work, sums + tile * pitch_out, plane_out, edge, place_of(places, tile), y_flat,
                 (P, Q, F), first, count, bias, residual, has_residual, low, False,
             )  # fmt: skip
-        first = atomic_next(counter, 0) * PANEL
+        first = next_start(share, PANEL, F)
 
 
 def convolve(

@@ -57,8 +57,9 @@ from tinyft.backends.cpu.compile_cache import kernel
 from tinyft.backends.cpu.gemm import LINE, multiply, round_up
 from tinyft.backends.cpu.generators import make_two_sided_transform
 from tinyft.backends.cpu.implicit_gemm import Epilogue
+from tinyft.backends.cpu.items import next_item, next_start
 from tinyft.backends.cpu.simd import LANES, PANEL, REST_ROWS
-from tinyft.backends.cpu.vectors import atomic_next, finish_streams, vset1, vstore
+from tinyft.backends.cpu.vectors import finish_streams, vset1, vstore
 from tinyft.backends.cpu.winograd import whole_blocks
 from tinyft.backends.cpu.winograd_tiles import TILE, place_of, tiles_along, tiles_with, tiling
 from tinyft.backends.cpu.winograd_transforms import (
@@ -161,13 +162,13 @@ finish_grad_tile = make_finish_tile(  # 9x9 -> 8x8 pixels of dx
 
 
 @kernel
-def transform_split_windows(counter, work, x, turned, places, first_tile, count, out, plane, pitch):
+def transform_split_windows(share, work, x, turned, places, first_tile, count, out, plane, pitch):
     """out[channel group][product][tile] = the windows of `count` tiles, from `first_tile` on; if
     turned, x is dout: out[channel group][value][tile]. An item is TILES_PER_ITEM tiles.
     """
     _, H, W, C = x.shape
     x_flat = x.reshape(x.size)
-    item = atomic_next(counter, 0) * TILES_PER_ITEM
+    item = next_start(share, TILES_PER_ITEM, count)
     while item < count:
         for tile in range(item, min(count, item + TILES_PER_ITEM)):
             place, at = place_of(places, first_tile + tile), tile * pitch
@@ -179,12 +180,12 @@ def transform_split_windows(counter, work, x, turned, places, first_tile, count,
                 transform_window(
                     x_flat, (H, W, C), 1, place, work, 0, out, at, plane, PRODUCTS * plane
                 )
-        item = atomic_next(counter, 0) * TILES_PER_ITEM
+        item = next_start(share, TILES_PER_ITEM, count)
 
 
 @kernel
 def convolve_windows(
-    counter, work, windows, plane_in, pitch_in, C, weight, turned, y, bias, residual, has_residual,
+    share, work, windows, plane_in, pitch_in, C, weight, turned, y, bias, residual, has_residual,
     low, places, bounds, first_tile, count, tiles, plane_filter, plane_out, large,
 ):  # fmt: skip
     """y = max(conv(x) + bias + residual, low) from transformed windows; turned: the input gradient,
@@ -200,8 +201,10 @@ def convolve_windows(
     edge = sums + planes_out * plane_out
     squares = edge + EDGE + LANES
     panels = (F + PANEL - 1) // PANEL
-    part, panel = divmod(atomic_next(counter, 0), panels)
-    while part * tiles < count:
+    items = (count + tiles - 1) // tiles * panels
+    item = next_item(share, items)
+    while item < items:
+        part, panel = divmod(item, panels)
         first, start = panel * PANEL, part * tiles
         filters, stop = min(PANEL, F - first), min(count, start + tiles)
         for c in range(0, C, CHANNELS):
@@ -247,7 +250,7 @@ def convolve_windows(
                     work, at, plane_out, edge, place, y_flat, (P, Q, F), first, filters, bias,
                     residual, has_residual, low, large,
                 )  # fmt: skip
-        part, panel = divmod(atomic_next(counter, 0), panels)
+        item = next_item(share, items)
     finish_streams()
 
 

@@ -25,8 +25,8 @@ from tinyft.backends.cpu import threads, winograd_strided
 from tinyft.backends.cpu.compile_cache import kernel
 from tinyft.backends.cpu.gemm import multiply
 from tinyft.backends.cpu.generators import make_two_sided_transform
+from tinyft.backends.cpu.items import next_item
 from tinyft.backends.cpu.simd import LANES
-from tinyft.backends.cpu.vectors import atomic_next
 from tinyft.backends.cpu.winograd_strided import (
     A_SHORT,
     A_TRANSPOSED,
@@ -63,24 +63,25 @@ transform_weight_grad = make_two_sided_transform(  # -> the gradients of a group
 
 
 @kernel
-def transform_all_output_tiles(counter, work, dout, places, first_tile, count, out, plane, rows):
+def transform_all_output_tiles(share, work, dout, places, first_tile, count, out, plane, rows):
     """out[value] = the values of `count` tiles of dout, as packed panels with `rows` rows. An item
     is TILES_PER_ITEM tiles.
     """
-    transform_output_tiles(counter, work, dout, places, first_tile, count, out, plane, rows)
+    transform_output_tiles(share, work, dout, places, first_tile, count, out, plane, rows)
 
 
 @kernel
 def multiply_groups(
-    counter, work, windows, plane_in, pitch, C, grads, plane_grad, rows, F, bounds, first_tile,
+    share, work, windows, plane_in, pitch, C, grads, plane_grad, rows, F, bounds, first_tile,
     count, out, part,
 ):  # fmt: skip
     """out[part] (9, C, F) = the gradient from `count` tiles. An item is a group of taps and a block
     of CHANNELS x CHANNELS.
     """
     blocks_c, blocks_f = (C + CHANNELS - 1) // CHANNELS, (F + CHANNELS - 1) // CHANNELS
-    item = atomic_next(counter, 0)
-    while item < 4 * blocks_c * blocks_f:
+    items = 4 * blocks_c * blocks_f
+    item = next_item(share, items)
+    while item < items:
         group, block = divmod(item, blocks_c * blocks_f)
         block_c, block_f = divmod(block, blocks_f)
         c, f = block_c * CHANNELS, block_f * CHANNELS
@@ -108,7 +109,7 @@ def multiply_groups(
                     group, work, a * BLOCK_PITCH + b, SIDE * BLOCK_PLANE, BLOCK_PLANE,
                     out, to + a * F + b, 3 * C * F, C * F,
                 )  # fmt: skip
-        item = atomic_next(counter, 0)
+        item = next_item(share, items)
 
 
 def pays(dout: Array, dweight: Array) -> bool:

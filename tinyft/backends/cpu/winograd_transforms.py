@@ -45,9 +45,9 @@ from numpy import ndarray as Array
 from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.gemm import LINE, panel_offset
 from tinyft.backends.cpu.generators import make_two_sided_transform
+from tinyft.backends.cpu.items import next_start
 from tinyft.backends.cpu.simd import LANES
 from tinyft.backends.cpu.vectors import (
-    atomic_next,
     prefetch,
     seen_from,
     vload,
@@ -305,34 +305,34 @@ finish_tile = make_finish_tile(transform_output, WINDOW, stride=1)
 
 
 @kernel
-def transform_all_windows(counter, work, x, padding, places, first_tile, count, out, plane, pitch):
+def transform_all_windows(share, work, x, padding, places, first_tile, count, out, plane, pitch):
     """out[channel group][value][tile] = the windows of `count` tiles, from `first_tile` on. An item
     is TILES_PER_ITEM tiles.
     """
     _, H, W, C = x.shape
     x_flat = x.reshape(x.size)
-    item = atomic_next(counter, 0) * TILES_PER_ITEM
+    item = next_start(share, TILES_PER_ITEM, count)
     while item < count:
         for tile in range(item, min(count, item + TILES_PER_ITEM)):
             transform_window(
                 x_flat, (H, W, C), padding, place_of(places, first_tile + tile), work, 0, out,
                 tile * pitch, plane, VALUES * plane,
             )  # fmt: skip
-        item = atomic_next(counter, 0) * TILES_PER_ITEM
+        item = next_start(share, TILES_PER_ITEM, count)
 
 
 @kernel
-def transform_all_filters(counter, work, weight, turned, out, plane):
+def transform_all_filters(share, work, weight, turned, out, plane):
     """out[value * plane :] = all filters as packed panels; or, turned for the input gradient, their
     transposes. An item is LANES rows of the panels.
     """
     C, F = weight.shape[2:]
     rows, columns = (F, C) if turned else (C, F)
-    first = atomic_next(counter, 0) * LANES
+    first = next_start(share, LANES, rows)
     while first < rows:
         block = (0, C, first, LANES) if turned else (first, LANES, 0, F)
         source, tap, pitch = block_of_filters(weight, *block, turned, work, 0)
         transform_filters(
             0, weight, source, tap, pitch, LANES, columns, out, 0, plane, first, rows, columns
         )
-        first = atomic_next(counter, 0) * LANES
+        first = next_start(share, LANES, rows)

@@ -38,8 +38,9 @@ from numpy import ndarray as Array
 from tinyft.backends.cpu import threads
 from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.gemm import multiply, panel_offset, sum_parts
+from tinyft.backends.cpu.items import next_item, next_start
 from tinyft.backends.cpu.simd import LANES
-from tinyft.backends.cpu.vectors import atomic_next, seen_from, vset1, vstore
+from tinyft.backends.cpu.vectors import seen_from, vset1, vstore
 from tinyft.backends.cpu.winograd_tiles import (
     TILE,
     VALUES,
@@ -100,15 +101,15 @@ def make_transform_output_tiles(transform_output_tile):
     """The same for many tiles, TILES_PER_ITEM at a time: what a kernel does with it."""
 
     @helper
-    def transform_output_tiles(counter, work, dout, places, first_tile, count, out, plane, rows):
+    def transform_output_tiles(share, work, dout, places, first_tile, count, out, plane, rows):
         _, P, Q, F = dout.shape
         flat = dout.reshape(dout.size)
-        item = atomic_next(counter, 0) * TILES_PER_ITEM
+        item = next_start(share, TILES_PER_ITEM, count)
         while item < count:
             for tile in range(item, min(count, item + TILES_PER_ITEM)):
                 place = place_of(places, first_tile + tile)
                 transform_output_tile(flat, (P, Q, F), place, work, 0, out, 0, plane, tile, rows)
-            item = atomic_next(counter, 0) * TILES_PER_ITEM
+            item = next_start(share, TILES_PER_ITEM, count)
 
     return transform_output_tiles
 
@@ -119,7 +120,7 @@ transform_output_tiles = make_transform_output_tiles(transform_output_tile)
 
 @kernel
 def gradient_of_parts(
-    counter, work, x, dout, padding, places, parts, tiles, plane_in, plane_grad, plane_sum, out
+    share, work, x, dout, padding, places, parts, tiles, plane_in, plane_grad, plane_sum, out
 ):
     """out[part] (9, C, F) = the gradient from a part of the tiles, `tiles` at a time. An item is a
     part.
@@ -132,7 +133,7 @@ def gradient_of_parts(
     grads = VALUES * plane_in  # places in `work`
     sums = grads + VALUES * plane_grad
     edge = sums + VALUES * plane_sum
-    part = atomic_next(counter, 0)
+    part = next_item(share, parts)
     while part < parts:
         start, stop = part * total // parts, (part + 1) * total // parts
         for first in range(start, stop, tiles):
@@ -161,7 +162,7 @@ def gradient_of_parts(
                     0, work, sums + c * F + f, WINDOW * plane_sum, plane_sum,
                     out, part * 9 * C * F + c * F + f, 3 * C * F, C * F,
                 )  # fmt: skip
-        part = atomic_next(counter, 0)
+        part = next_item(share, parts)
 
 
 @helper
@@ -174,24 +175,25 @@ def clear_block(work, at, rows, columns):
 
 
 @kernel
-def transform_all_output_tiles(counter, work, dout, places, first_tile, count, out, plane, rows):
+def transform_all_output_tiles(share, work, dout, places, first_tile, count, out, plane, rows):
     """out[value] = the values of `count` tiles of dout, as packed panels with `rows` rows. An item
     is TILES_PER_ITEM tiles.
     """
-    transform_output_tiles(counter, work, dout, places, first_tile, count, out, plane, rows)
+    transform_output_tiles(share, work, dout, places, first_tile, count, out, plane, rows)
 
 
 @kernel
 def multiply_blocks(
-    counter, work, windows, plane_in, pitch, C, grads, plane_grad, rows, F, count, unit, bounds,
+    share, work, windows, plane_in, pitch, C, grads, plane_grad, rows, F, count, unit, bounds,
     parts, out, first_part,
 ):  # fmt: skip
     """out[first_part + part] (9, C, F) = the gradient from a part of `count` tiles. An item is a
     part and a block of CHANNELS x CHANNELS.
     """
     blocks_c, blocks_f = (C + CHANNELS - 1) // CHANNELS, (F + CHANNELS - 1) // CHANNELS
-    item = atomic_next(counter, 0)
-    while item < parts * blocks_c * blocks_f:
+    items = parts * blocks_c * blocks_f
+    item = next_item(share, items)
+    while item < items:
         part, block = divmod(item, blocks_c * blocks_f)
         block_c, block_f = divmod(block, blocks_f)
         c, f = block_c * CHANNELS, block_f * CHANNELS
@@ -216,7 +218,7 @@ def multiply_blocks(
                     0, work, i * BLOCK_PITCH + j, WINDOW * BLOCK_PLANE, BLOCK_PLANE,
                     out, to + i * F + j, 3 * C * F, C * F,
                 )  # fmt: skip
-        item = atomic_next(counter, 0)
+        item = next_item(share, items)
 
 
 def weight_grad(dout: Array, x: Array, padding: int, dweight: Array) -> None:
