@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import numba
 import numpy as np
 import pytest
@@ -120,11 +121,31 @@ def test_a_folder_that_cannot_be_written_costs_one_warning(start):
 
 
 def test_two_processes_at_once(start):
-    for process in [start(wait=False) for _ in range(3)]:
-        finish(process)
+    said = [finish(process) for process in [start(wait=False) for _ in range(3)]]
+    assert sorted(said) == ["", "", MESSAGE]  # one compiles, the others wait for it
+    assert list(start.home.glob("kernels-*/*")) == kept_files(start.home)
     assert len(kept_files(start.home)) == 1
-    assert not list(start.home.glob("kernels-*/unfinished*"))
     assert start() == ""
+
+
+def test_a_process_that_does_not_go_on_is_waited_for_in_vain(monkeypatch, tmp_path):
+    file, ours, theirs = tmp_path / "k.bin", *(compile_cache.KernelCache(print) for _ in range(2))
+    monkeypatch.setattr(compile_cache, "PATIENCE", 0.1)
+    assert theirs._lock(file)
+    assert not ours._lock(file)
+    ours._unlock(file)  # as after compiling all the same
+    theirs._unlock(file)
+    assert not list(tmp_path.iterdir())
+    assert ours._lock(file)
+    ours._unlock(file)
+
+
+def test_where_there_are_no_locks_kernels_are_compiled(monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise NotImplementedError("no flock")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    assert not compile_cache.KernelCache(print)._lock(tmp_path / "k.bin")
 
 
 def test_numba_cache_dir_comes_first_and_stays_as_it_is(start, tmp_path):

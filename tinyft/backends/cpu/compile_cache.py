@@ -15,12 +15,15 @@ the CPU.
 **File**: one per kernel and signature: a SHA-256 and what it covers. It is written under another
 name and then moved, so two processes may write at once. A file that does not fit its SHA-256, or
 cannot be read, counts as absent: the kernel is compiled and the file replaced.
+**Lock**: who compiles a kernel holds one on its file; who wants the same kernel waits for it, which
+takes less than to compile it, too. The system frees the lock of a process that ended.
 
 Next: tinyft/backends/cpu/helper_compiler.py
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -32,6 +35,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -45,7 +49,11 @@ from numba.core.serialize import dumps
 
 from tinyft.backends.cpu.helper_compiler import HelperCompiler
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
 DIGEST_SIZE = hashlib.sha256().digest_size
+PATIENCE = 20  # seconds that a kernel may take which another process compiles
 UNFINISHED = "unfinished-"  # a file that is being written: this, the process, something random
 
 
@@ -190,6 +198,7 @@ class KernelCache(_Cache):
     def __init__(self, function: Callable) -> None:
         self.function = function
         self.enabled = True
+        self.locks: dict[Path, BaseFileLock] = {}  # held while this process compiles
 
     @property
     def cache_path(self) -> str:
@@ -211,12 +220,14 @@ class KernelCache(_Cache):
         """The compiled kernel, or None, upon which Numba compiles it."""
         if self.enabled and folder() is not None:
             target_context.refresh()
-            payload = _read(self._file(signature, target_context.codegen()))
-            if payload is not None:
-                try:
-                    return CompileResult._rebuild(target_context, *pickle.loads(payload))
-                except Exception as error:  # whatever is wrong with it, it can be compiled
-                    self._complain("loaded", error)
+            file = self._file(signature, target_context.codegen())
+            found = self._load(file, target_context)
+            if found is None and self._lock(file):
+                found = self._load(file, target_context)  # another process may have compiled it
+                if found is not None:
+                    self._unlock(file)
+            if found is not None:
+                return found
         announcement.make()
         return None
 
@@ -224,11 +235,42 @@ class KernelCache(_Cache):
         """Keep what was just compiled."""
         if not self.enabled or folder() is None:
             return
+        file = self._file(signature, compiled.codegen)
         try:
-            payload = dumps(compiled._reduce())
-            _write(self._file(signature, compiled.codegen), payload)
+            _write(file, dumps(compiled._reduce()))
         except Exception as error:  # a full disk, for example: it runs all the same
             self._complain("kept", error)
+        self._unlock(file)
+
+    def _load(self, file: Path, target_context) -> CompileResult | None:
+        payload = _read(file)
+        if payload is not None:
+            try:
+                return CompileResult._rebuild(target_context, *pickle.loads(payload))
+            except Exception as error:  # whatever is wrong with it, it can be compiled
+                self._complain("loaded", error)
+        return None
+
+    def _lock(self, file: Path) -> bool:
+        """Whether this process is the one to compile the kernel; another one that does is waited
+        for, but not for ever, since it may be stopped.
+        """
+        from filelock import FileLock  # here: a warm start does without
+
+        lock = FileLock(file.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=PATIENCE, poll_interval=0.02)
+        except (OSError, NotImplementedError):  # too late, or a file system without locks
+            return False
+        self.locks[file] = lock
+        return True
+
+    def _unlock(self, file: Path) -> None:
+        lock = self.locks.pop(file, None)
+        if lock is not None:
+            with contextlib.suppress(OSError):  # another process holds it already
+                Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
     def _file(self, signature, codegen) -> Path:
         line = self.function.__code__.co_firstlineno
