@@ -37,7 +37,6 @@ from tinyft.backends.cpu import (
 from tinyft.backends.cpu.gemm import copied, padded, round_up
 from tinyft.backends.cpu.implicit_gemm import Epilogue
 from tinyft.backends.cpu.simd import LANES
-from tinyft.backends.cpu.winograd_tiles import TILE, VALUES
 from tinyft.backends.reference import output_size
 from tinyft.errors import ShapeError
 
@@ -77,7 +76,7 @@ def conv2d(
         few_channels.forward(x, weight, stride, padding, y, epilogue)
     elif whole_maps.suits(x.shape, R, S, stride, padding):
         whole_maps.forward(x, weight, padding, y, epilogue)
-    elif uses_winograd(R, S, stride, padding, out_shape):
+    elif winograd.suits(R, S, stride, padding, out_shape) and winograd_is_on():
         winograd.convolve(x, weight, False, padding, y, epilogue)
     elif uses_strided_winograd(R, S, stride, padding, out_shape) and winograd_strided.pays(C, F):
         winograd_strided.convolve(x, weight, False, y, epilogue)
@@ -102,7 +101,7 @@ def conv2d_input_grad(
     dx = workspace.empty((*x_shape[:3], full_c))
     if whole_maps.suits(x_shape, R, S, stride, padding):
         whole_maps.input_grad(dout, weight, padding, dx)
-    elif uses_winograd(R, S, stride, padding, x_shape):
+    elif winograd.suits(R, S, stride, padding, x_shape) and winograd_is_on():
         winograd.convolve(dout, weight, True, 2 - padding, dx, Epilogue())
     elif uses_strided_winograd(R, S, stride, padding, out_shape):
         winograd_strided.convolve(dout, weight, True, dx, Epilogue())
@@ -130,8 +129,7 @@ def conv2d_weight_grad(
         few_channels.weight_grad(dout, x, stride, padding, dweight)
     elif whole_maps.suits(x.shape, R, S, stride, padding):
         whole_maps.weight_grad(dout, x, padding, dweight)
-    elif uses_winograd(R, S, stride, padding, out_shape) and min(out_shape[1:3]) >= TILE:
-        # a map smaller than a tile adds up so few products that a plain sum is five times as exact
+    elif winograd_weight_grad.suits(R, S, stride, padding, out_shape) and winograd_is_on():
         winograd_weight_grad.weight_grad(dout, x, padding, dweight)
     elif uses_strided_winograd(
         R, S, stride, padding, out_shape
@@ -151,21 +149,6 @@ def _as_it_lies(weight: Array, full_c: int, full_f: int) -> Array:
         return padded(weight.transpose(2, 3, 1, 0), shape)
     lying = prepared.memory(weight).transpose(2, 3, 1, 0)
     return prepared.keep(weight, f"{shape}", lambda: padded(lying, shape))
-
-
-def uses_winograd(R: int, S: int, stride: int, padding: int, map_shape: tuple[int, ...]) -> bool:
-    """True for what winograd.py computes, unless it is turned off.
-
-    map_shape: the results' (N, rows, columns, channels). Tiles reach beyond a small map: they save
-    nothing on 2 x 2 results, where the direct kernel is 1.1 to 1.5 times as fast, and five times as
-    exact.
-    """
-    if not (R == S == 3 and stride == 1 and padding <= 2):
-        return False
-    _, rows, columns, _ = map_shape
-    tiles = -(-rows // TILE) * -(-columns // TILE)
-    saves = 9 * rows * columns > VALUES * tiles  # multiplications per pair of channels
-    return saves and winograd_is_on()
 
 
 def uses_strided_winograd(

@@ -112,6 +112,7 @@ def multiply_pairs(share, thread, x, packed, packed_rows, dweight, pairs, starts
         item = next_item(share, items)
 
 
+@functools.lru_cache(maxsize=256)
 def suits(x_shape: tuple[int, ...], R: int, S: int, stride: int, padding: int) -> bool:
     """Whether all windows reach over the whole picture, each place of them meets it, and there are
     as many pictures as a register block has rows at least: for one, windows are 1.1 to 1.6 times as

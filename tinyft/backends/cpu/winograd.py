@@ -178,6 +178,19 @@ def convolve_filters(
         first = next_start(share, PANEL, F)
 
 
+@functools.lru_cache(maxsize=256)
+def suits(R: int, S: int, stride: int, padding: int, map_shape: tuple[int, ...]) -> bool:
+    """Whether this is what the tiles are made for, and they save something on results (N, rows,
+    columns, channels): they reach beyond a small map. On 2 x 2 results the direct kernel is 1.1 to
+    1.5 times as fast, and five times as exact.
+    """
+    if not (R == S == 3 and stride == 1 and padding <= 2):
+        return False
+    _, rows, columns, _ = map_shape
+    tiles = -(-rows // TILE) * -(-columns // TILE)
+    return 9 * rows * columns > VALUES * tiles  # multiplications per pair of channels
+
+
 def convolve(
     x: Array, weight: Array, turned: bool, padding: int, y: Array, epilogue: Epilogue
 ) -> None:

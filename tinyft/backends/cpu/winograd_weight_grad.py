@@ -35,7 +35,7 @@ import functools
 import numpy as np
 from numpy import ndarray as Array
 
-from tinyft.backends.cpu import threads
+from tinyft.backends.cpu import threads, winograd
 from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.gemm import multiply, panel_offset, sum_parts
 from tinyft.backends.cpu.items import next_item, next_start
@@ -219,6 +219,14 @@ def multiply_blocks(
                     out, to + i * F + j, 3 * C * F, C * F,
                 )  # fmt: skip
         item = next_item(share, items)
+
+
+@functools.lru_cache(maxsize=256)
+def suits(R: int, S: int, stride: int, padding: int, out_shape: tuple[int, ...]) -> bool:
+    """Whether tiles save something here. A map smaller than a tile adds up so few products that a
+    plain sum is five times as exact.
+    """
+    return winograd.suits(R, S, stride, padding, out_shape) and min(out_shape[1:3]) >= TILE
 
 
 def weight_grad(dout: Array, x: Array, padding: int, dweight: Array) -> None:

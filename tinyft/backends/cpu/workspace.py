@@ -85,12 +85,6 @@ class Segment:
         self.touched = self.start  # ... and nothing ever was from here on
         self._advise("MADV_HUGEPAGE", self.start, self.end)
 
-    def take(self, size: int) -> int:
-        """Where a piece begins that is cut off the open end."""
-        start, self.open = self.open, self.open + size
-        self.touched = max(self.touched, self.open)
-        return start
-
     def give_back(self, start: int, end: int) -> None:
         """Let the system have the pages from `start` to `end`."""
         if start < end:
@@ -203,8 +197,10 @@ class Pool:
                 break
         else:
             segment = self._new_segment(size)
-        start = segment.take(size)
-        return start, start + size, segment
+        start, segment.open = segment.open, segment.open + size
+        if segment.open > segment.touched:
+            segment.touched = segment.open
+        return start, segment.open, segment
 
     def _new_segment(self, size: int) -> Segment:
         """As large as all others together, so that there are few; if need be as small as asked."""
