@@ -10,7 +10,7 @@ import pytest
 
 from tinyft.backends.cpu import CpuBackend, threads
 from tinyft.backends.cpu.compile_cache import kernel
-from tinyft.backends.cpu.items import make_shares, next_item, next_start
+from tinyft.backends.cpu.items import make_shares, make_whole, next_item, next_start
 
 FAST = CpuBackend()
 
@@ -54,6 +54,7 @@ def take_start(share, step, size):
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 def test_a_thread_takes_its_own_share_first_and_then_helps(count, size):
     shares = make_shares(size)
+    assert all(share.ctypes.data % 64 == 0 for share in shares)
     own = [range(count * i // size, count * (i + 1) // size) for i in range(size)]
     first = [take(share, count) for share, items in zip(shares, own, strict=True) if items]
     assert first == [items[0] for items in own if items]
@@ -61,6 +62,11 @@ def test_a_thread_takes_its_own_share_first_and_then_helps(count, size):
     assert rest[: len(own[-1][1:])] == [*own[-1][1:]]
     assert sorted(first + rest) == list(range(count))
     assert all(take(share, count) == count for share in shares)
+
+
+def test_who_computes_alone_takes_all():
+    share = make_whole()
+    assert [take(share, 3) for _ in range(5)] == [0, 1, 2, 3, 3]
 
 
 @pytest.mark.parametrize("step, size", [(4, 0), (4, 1), (4, 4), (4, 5), (1, 3), (10, 95)])

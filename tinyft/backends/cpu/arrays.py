@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy import ndarray as Array
 
-from tinyft.backends.cpu.items import make_shares
+from tinyft.backends.cpu.items import make_whole
 from tinyft.backends.cpu.simd import LANES
 from tinyft.backends.cpu.threads import listeners, run
 
@@ -76,7 +76,7 @@ def run_pieces(kernel, pieces: int, *arguments) -> None:
     if pieces == 1:
         for listener in listeners:
             listener(kernel)
-        kernel(*make_shares(1), 0, *arguments)
+        kernel(make_whole(), 0, *arguments)
     else:
         run(kernel, *arguments)
 

@@ -43,9 +43,16 @@ def make_shares(threads: int) -> list[Array]:
     """One for each thread, int64: how many items of it were taken, whose it is, and how many there
     are; LINE numbers further on are those of the next thread.
     """
-    lines = np.zeros(threads * LINE, np.int64)
+    numbers = np.zeros((threads + 1) * LINE, np.int64)
+    start = -numbers.ctypes.data // numbers.itemsize % LINE  # of a cache line
+    lines = numbers[start : start + threads * LINE]
     lines[THREAD::LINE], lines[THREADS::LINE] = np.arange(threads), threads
     return [lines[thread * LINE :] for thread in range(threads)]
+
+
+def make_whole() -> Array:
+    """The share of a thread that computes alone."""
+    return np.array([0, 0, 1], np.int64)
 
 
 @helper

@@ -36,7 +36,7 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu import workspace
 from tinyft.backends.cpu.compile_cache import kernel
-from tinyft.backends.cpu.items import LINE, TAKEN, make_shares
+from tinyft.backends.cpu.items import LINE, TAKEN, make_shares, make_whole
 from tinyft.backends.cpu.vectors import atomic_announce, atomic_load, cpu_pause, give_way
 
 SPIN = 20000  # turns of waiting before a thread goes to sleep: 0.2 to 0.8 ms
@@ -242,7 +242,7 @@ def _run(function: Callable, floats: int, arguments: tuple) -> None:
                 return
         finally:
             _state.lock.release()
-    function(*make_shares(1), scratch("work", floats) if floats else 0, *arguments)
+    function(make_whole(), scratch("work", floats) if floats else 0, *arguments)
 
 
 def get_num_threads() -> int:
