@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tinyft import compile_ahead
+from tinyft import compile_ahead, compile_gradients
 from tinyft.backends.cpu import compile_cache, threads
 from tinyft.bench import Case, our_side
 
@@ -138,7 +138,7 @@ def test_it_calls_the_kernels_of_a_backward_pass(case):
         return {name for name in names if "<locals>" not in name}
 
     step = started(our_side(case, "training"))
-    ahead = started(lambda: compile_ahead.call_gradients(case.arch, case.batch_size, case.size))
+    ahead = started(lambda: compile_gradients.call_gradients(case.arch, case.batch_size, case.size))
     forward = {
         "average_pictures",
         "largest_of_windows",

@@ -47,6 +47,7 @@ ORDER = [
         "bench_torch_kernels",
         "bench_torch_learner",
         "compile_ahead",
+        "compile_gradients",
     ],
     ["cli", "__main__"],
 ]
