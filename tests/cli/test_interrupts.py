@@ -14,6 +14,14 @@ class Something:
     pass
 
 
+@pytest.fixture(autouse=True)
+def foreground():
+    """A shell ignores Ctrl-C for what it starts in the background, which tests may be."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def press():
     os.kill(os.getpid(), signal.SIGINT)
 
