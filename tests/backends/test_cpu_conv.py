@@ -23,6 +23,7 @@ from tinyft.backends.cpu import (
     winograd,
     winograd_strided,
     winograd_strided_weight_grad,
+    winograd_weight_grad,
     workspace,
 )
 from tinyft.backends.cpu import conv2d as conv2d_module
@@ -223,8 +224,32 @@ def test_any_shape(x_shape, F, R, S, stride, padding):
     assert_equals_definition(case, run(FAST, case, *arrays), *arrays)
 
 
+@pytest.fixture
+def forget_layouts():
+    """Layouts are remembered by shape: to be called when constants that they depend on changed."""
+
+    def forget():
+        for module in (winograd_strided, winograd_weight_grad):
+            module._rounds.cache_clear()
+
+    yield forget
+    forget()
+
+
+@pytest.mark.parametrize("floats", [1, 50_000, 100_000])
+def test_small_rounds_of_winograds_weight_gradient(floats, monkeypatch, forget_layouts):
+    """42 tiles in rounds of 7, of 8 or 9, and of 14."""
+    case = (7, 9, 6, 80), 64, 3, 3, 1, 1
+    monkeypatch.setattr(winograd_weight_grad, "ROUND_FLOATS", floats)
+    forget_layouts()
+    arrays = make(case)
+    assert_equals_definition(case, run(FAST, case, *arrays), *arrays)
+    rounds, tiles, _, tiling = winograd_weight_grad._rounds(80, (7, 9, 6, 64))
+    assert rounds > 1 and (rounds - 1) * tiles < len(tiling.places) <= rounds * tiles
+
+
 @pytest.mark.parametrize("case", [STRIDED[0], STRIDED[1], STRIDED[-1]], ids=str)
-def test_small_items_and_rounds_of_winograd_with_stride_2(case, monkeypatch):
+def test_small_items_and_rounds_of_winograd_with_stride_2(case, monkeypatch, forget_layouts):
     """Each cuts the sorted tiles somewhere else."""
     arrays = make(case)
     monkeypatch.setattr(winograd_strided, "LEAST_ITEMS", 1)
@@ -233,6 +258,7 @@ def test_small_items_and_rounds_of_winograd_with_stride_2(case, monkeypatch):
         monkeypatch.setattr(winograd_strided, "ITEM_GRAD_TILES", tiles)
         monkeypatch.setattr(winograd_strided, "ROUND_FLOATS", floats)
         monkeypatch.setattr(winograd_strided_weight_grad, "ROUND_FLOATS", floats)
+        forget_layouts()
         assert_equals_definition(case, run(FAST, case, *arrays), *arrays)
 
 
