@@ -45,6 +45,14 @@ def test_threads_get_the_kernel_and_not_what_stands_in_its_place():
     assert given == [5, print, "text"]
 
 
+def test_the_clocks_own_time_is_nobodys(monkeypatch):
+    ticks = iter([0.0, 1.0, 11.0, 12.5])  # entered, kernel started, kernel ended, left
+    monkeypatch.setattr(bench_overhead.time, "perf_counter", lambda: next(ticks))
+    clock = KernelClock()
+    clock.timed(lambda: None)()
+    assert (clock.seconds, clock.own_seconds) == (10.0, 2.5)
+
+
 def test_all_is_as_before_afterwards():
     before = [getattr(module, name) for module, name in PLACES]
     waiting = threads.wait_until

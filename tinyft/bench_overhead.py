@@ -24,25 +24,28 @@ from tinyft import backends
 from tinyft.bench import Case, our_side
 
 PACKAGE = "tinyft.backends.cpu"
-STARTERS = {"run": 0, "run_with_scratch": 1}  # of threads.py, and which argument is the kernel
+# of threads.py, and which argument is the kernel
+STARTERS = {"run": 0, "run_with_scratch": 1, "run_alone": 1}
 
 
 class KernelClock:
-    """The seconds that passed within kernels, and how many calls they were."""
+    """The seconds that passed within kernels, how many calls they were, and the seconds that the
+    clock itself took, which belong to neither side.
+    """
 
     def __init__(self) -> None:
-        self.seconds, self.calls = 0.0, 0
+        self.seconds, self.calls, self.own_seconds = 0.0, 0, 0.0
         self.inside = False  # one that another one calls is part of it
         self.exchanged: dict[int, Callable] = {}  # by the identity of what stands in its place
 
     def timed(self, function: Callable, kernel_at: int | None = None) -> Callable:
         """What stands in the place of a kernel, or of a function that starts the kernel which is
-        its argument number `kernel_at`: the workers get the kernel itself. What this does before
-        and behind a call counts as the engine's, so it is little.
+        its argument number `kernel_at`: the workers get the kernel itself.
         """
 
         @functools.wraps(function, updated=())
         def call(*arguments: Any) -> Any:
+            entered = time.perf_counter()
             if kernel_at is not None:
                 kernel = arguments[kernel_at]
                 kernel = self.exchanged.get(id(kernel), kernel)
@@ -53,9 +56,11 @@ class KernelClock:
             try:
                 return function(*arguments)
             finally:
-                self.seconds += time.perf_counter() - started
+                ended = time.perf_counter()
+                self.seconds += ended - started
                 self.calls += 1
                 self.inside = False
+                self.own_seconds += started - entered + time.perf_counter() - ended
 
         self.exchanged[id(call)] = function
         return call
@@ -109,7 +114,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
             with clock.watching():
                 started = time.perf_counter()
                 step()
-                steps.append(time.perf_counter() - started)
+                steps.append(time.perf_counter() - started - clock.own_seconds)
             within.append(clock.seconds)
     outside = [1 - kernels / whole for kernels, whole in zip(within, steps, strict=True)]
     return {

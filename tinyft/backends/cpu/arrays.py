@@ -8,9 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy import ndarray as Array
 
-from tinyft.backends.cpu.items import make_whole
 from tinyft.backends.cpu.simd import LANES
-from tinyft.backends.cpu.threads import listeners, run
+from tinyft.backends.cpu.threads import run, run_alone, run_with_scratch
 
 PIECE = 1 << 15  # floats of one piece: 128 KiB, which stays in a core's L2 between two passes
 BEYOND_CACHES = 1 << 21  # floats (8 MiB) of an array that others push out of the caches too soon
@@ -71,12 +70,14 @@ def rows_per_piece(C: int) -> int:
     return max(LEAST_ROWS, PIECE // C)
 
 
-def run_pieces(kernel, pieces: int, *arguments) -> None:
-    """All pieces, by all threads; a single one here, because waking another would take longer."""
+def run_pieces(kernel, pieces: int, *arguments, scratch: int = 0) -> None:
+    """All pieces, by all threads, each with so many floats of scratch memory; a single piece here,
+    because waking another thread would take longer.
+    """
     if pieces == 1:
-        for listener in listeners:
-            listener(kernel)
-        kernel(make_whole(), 0, *arguments)
+        run_alone(scratch, kernel, *arguments)
+    elif scratch:
+        run_with_scratch(scratch, kernel, *arguments)
     else:
         run(kernel, *arguments)
 

@@ -36,7 +36,7 @@ import math
 import numpy as np
 from numpy import ndarray as Array
 
-from tinyft.backends.cpu import workspace
+from tinyft.backends.cpu import threads, workspace
 from tinyft.backends.cpu.arrays import (
     LOWEST,
     ZERO,
@@ -51,7 +51,6 @@ from tinyft.backends.cpu.batch_norm_kernels import (
     BY_X,
     NO_RELU,
     differentiate,
-    find_gain,
     join_gradients,
     join_moments,
     normalise,
@@ -86,13 +85,13 @@ class BatchNorm(Backend):
             return super().batch_norm_train_grad(dout, x, weight, mean, variance, eps, **relu)
         M, C, rows, pieces = _extent(x.shape)
         values, mean, weight, variance = flat(x), flat(mean), flat(weight), flat(variance)
-        told_by = _told_by(out, bias, weight, variance, eps)
-        left, parts, _ = _sum_gradients(dout, values, x.shape, out, mean, None, told_by)
-        dweight, dbias, factors = _join(parts, M, weight, variance, eps)
+        norm = _norm_and_relu(mean, variance, eps, weight, out, bias)
+        left, parts, _ = _sum_gradients(dout, values, x.shape, out, None, norm)
+        dweight, dbias, factors = _join(parts, x.shape, weight, variance, eps)
         dx = workspace.empty(x.shape)
         run_pieces(
-            differentiate, pieces, flat(left), values, M, C, rows, mean, factors[0], *told_by,
-            factors[1], factors[2], dx.reshape(-1), large(dx),
+            differentiate, pieces, flat(left), values, M, C, rows, *norm, *factors,
+            dx.reshape(-1), large(dx), scratch=C,
         )  # fmt: skip
         return dx, dweight, dbias, left if bias is None else None
 
@@ -101,21 +100,21 @@ class BatchNorm(Backend):
         if not _suitable_gradients(dout, x, weight, mean, variance, **relu):
             return super().batch_norm_eval_grad(dout, x, weight, mean, variance, eps, **relu)
         mean, weight, variance = flat(mean), flat(weight), flat(variance)
-        told_by = _told_by(out, bias, weight, variance, eps)
+        norm = _norm_and_relu(mean, variance, eps, weight, out, bias)
         inverse_std = 1 / np.sqrt(variance.astype(np.float64) + eps)  # as in join_gradients
         scale = (weight * inverse_std).astype(np.float32)
-        left, parts, dx = _sum_gradients(dout, flat(x), x.shape, out, mean, scale, told_by)
-        dweight, dbias, _ = _join(parts, x.size // weight.size, weight, variance, eps)
+        left, parts, dx = _sum_gradients(dout, flat(x), x.shape, out, scale, norm)
+        dweight, dbias, _ = _join(parts, x.shape, weight, variance, eps)
         return dx, dweight, dbias, left if bias is None else None
 
 
 def _moments(x, shape) -> tuple[Array, Array]:
     """Mean and biased variance of each channel, (C,), (C,); x (size,)"""
     M, C, rows, pieces = _extent(shape)
-    parts = workspace.empty((pieces, 3, C))
-    run_pieces(sum_moments, pieces, x, M, C, rows, parts.reshape(-1))
+    parts = threads.scratch("sums of pieces", pieces * 3 * C)
+    run_pieces(sum_moments, pieces, x, M, C, rows, parts)
     mean, variance = np.empty(C, np.float32), np.empty(C, np.float32)
-    join_moments(parts, M, rows, mean, variance)
+    join_moments(parts, pieces, M, rows, mean, variance)
     return mean, variance
 
 
@@ -123,11 +122,11 @@ def _normalise(x, shape, weight, bias, mean, variance, eps, residual, relu) -> A
     """The result; x (size,), residual of that shape or None"""
     M, C, rows, pieces = _extent(shape)
     out = workspace.empty(shape)
-    gain = _gain(flat(weight), flat(variance), eps)
     added = x if residual is None else flat(residual)
     run_pieces(
-        normalise, pieces, x, M, C, rows, mean, gain, flat(bias), added, residual is not None,
-        ZERO if relu else LOWEST, out.reshape(-1), large(out),
+        normalise, pieces, x, M, C, rows, mean, flat(variance), np.float32(eps), flat(weight),
+        flat(bias), added, residual is not None, ZERO if relu else LOWEST, out.reshape(-1),
+        large(out), scratch=C,
     )  # fmt: skip
     return out
 
@@ -137,48 +136,38 @@ def _suitable_gradients(dout, x, weight, mean, variance, out, bias) -> bool:
     return suitable_channels([x, dout, out], channels)
 
 
-def _sum_gradients(dout, x, shape, out, mean, scale, told_by):
-    """dout (with BY_OUT 0 where `out` is), the two sums of each piece (pieces, 2, C), and, with
-    fixed statistics and a `scale`, dx. x (size,)
+def _norm_and_relu(mean, variance, eps, weight, out, bias) -> tuple:
+    """mean, variance, eps, weight and bias of the forward pass, and what tells where a ReLU was."""
+    told_by = NO_RELU if out is None else BY_OUT if bias is None else BY_X
+    bias = flat(bias) if told_by == BY_X else weight  # only x needs it to tell
+    return mean, variance, np.float32(eps), weight, bias, told_by
+
+
+def _sum_gradients(dout, x, shape, out, scale, norm):
+    """dout (with BY_OUT 0 where `out` is), the two sums of each piece (in scratch memory, pieces *
+    2 * C), and, with fixed statistics and a `scale`, dx. x (size,)
     """
     M, C, rows, pieces = _extent(shape)
-    by_out, fixed = told_by[-1] == BY_OUT, scale is not None
-    parts = workspace.empty((pieces, 2, C))
-    arriving, unused = flat(dout), np.empty(1, np.float32)
+    by_out, fixed = norm[-1] == BY_OUT, scale is not None
+    parts = threads.scratch("sums of pieces", pieces * 2 * C)
+    arriving, unused = flat(dout), norm[0]
     left = workspace.empty(shape) if by_out else dout
     dx = workspace.empty(shape) if fixed else None
     run_pieces(
-        sum_gradients, pieces, arriving, x, flat(out) if by_out else arriving, M, C, rows, mean,
-        scale if fixed else mean, *told_by, fixed, parts.reshape(-1),
-        left.reshape(-1) if by_out else unused, dx.reshape(-1) if fixed else unused, large(x),
+        sum_gradients, pieces, arriving, x, flat(out) if by_out else arriving, M, C, rows, *norm,
+        scale if fixed else unused, fixed, parts, left.reshape(-1) if by_out else unused,
+        dx.reshape(-1) if fixed else unused, large(x), scratch=C,
     )  # fmt: skip
     return left, parts, dx
 
 
-def _join(parts, M, weight, variance, eps):
-    """The gradients of weight and bias, and the factors of dx."""
-    C = weight.size
+def _join(parts, shape, weight, variance, eps):
+    """The gradients of weight and bias, and the three factors of dx."""
+    M, C, _, pieces = _extent(shape)
     dweight, dbias = np.empty(C, np.float32), np.empty(C, np.float32)
     factors = np.empty((3, C), np.float32)
-    join_gradients(parts, M, weight, variance, eps, dweight, dbias, factors)
+    join_gradients(parts, pieces, M, weight, variance, eps, dweight, dbias, factors)
     return dweight, dbias, factors
-
-
-def _told_by(out, bias, weight, variance, eps):
-    """gain and bias of the forward pass, and what tells where a ReLU was. Where x does not, any
-    arrays of that shape do.
-    """
-    if out is None:
-        return weight, weight, NO_RELU
-    if bias is None:
-        return weight, weight, BY_OUT
-    return _gain(weight, variance, eps), flat(bias), BY_X
-
-
-def _gain(weight, variance, eps) -> Array:
-    gain = np.empty(weight.size, np.float32)
-    find_gain(weight, variance, np.float32(eps), gain)
-    return gain
 
 
 @functools.lru_cache(maxsize=256)

@@ -103,48 +103,53 @@ def sum_moments(share, thread, x, M, C, rows, parts):
 
 
 @kernel
-def join_moments(parts, M, rows, mean, variance):
+def join_moments(parts, pieces, M, rows, mean, variance):
     """All pieces' moments -> mean and variance of each channel, in float64.
 
-    parts (pieces, 3, C), mean variance (C,)
+    parts (pieces * 3 * C,) or longer, mean variance (C,)
     """
-    pieces, _, C = parts.shape
+    C = mean.size
     total, centred = np.zeros(C), np.zeros(C)
     for piece in range(pieces):
-        n = min(rows, M - piece * rows)
+        n, rough, first = min(rows, M - piece * rows), piece * 3 * C, (piece * 3 + 1) * C
         for c in range(C):
-            total[c] += n * np.float64(parts[piece, 0, c])
-            if not np.isnan(parts[piece, 1, c]):  # infinity - infinity: the rough mean says it all
-                total[c] += parts[piece, 1, c]
+            total[c] += n * np.float64(parts[rough + c])
+            if not np.isnan(parts[first + c]):  # infinity - infinity: the rough mean says it all
+                total[c] += parts[first + c]
     for c in range(C):
         total[c] /= M
     for piece in range(pieces):
-        n = min(rows, M - piece * rows)
+        n, rough = min(rows, M - piece * rows), piece * 3 * C
+        first, second = rough + C, rough + 2 * C
         for c in range(C):
-            first = np.float64(parts[piece, 1, c])
-            away = parts[piece, 0, c] + first / n - total[c]
-            centred[c] += parts[piece, 2, c] - first * first / n + n * away * away
+            d = np.float64(parts[first + c])
+            away = parts[rough + c] + d / n - total[c]
+            centred[c] += parts[second + c] - d * d / n + n * away * away
     for c in range(C):
         mean[c] = total[c]
         variance[c] = centred[c] / M
 
 
-@kernel
+@helper
 def find_gain(weight, variance, eps, gain):
-    """gain = weight / std, (C,) in float32: the same bits in both directions, so a ReLU decides as
-    it did.
+    """gain = weight / std in float32: the same bits in both directions, so a ReLU decides as it
+    did. Each thread finds it for itself, in its scratch memory.
     """
-    for c in range(gain.size):
+    for c in range(weight.size):
         gain[c] = weight[c] / np.sqrt(variance[c] + eps)
 
 
 @kernel
-def normalise(share, thread, x, M, C, rows, mean, scale, bias, residual, added, low, out, large):
-    """out = max((x - mean) * scale + bias + residual, low); residual only where `added`.
+def normalise(
+    share, gain, x, M, C, rows, mean, variance, eps, weight, bias, residual, added, low, out, large
+):  # fmt: skip
+    """out = max((x - mean) * gain + bias + residual, low); residual only where `added`.
 
-    x out residual (M * C,), mean scale bias (C,). Subtracting first, as the reference does, keeps
-    the digits where the mean is large; low is 0 for ReLU, else -infinity.
+    x out residual (M * C,), mean variance weight bias (C,), gain: scratch memory for C numbers.
+    Subtracting first, as the reference does, keeps the digits where the mean is large; low is 0 for
+    ReLU, else -infinity.
     """
+    find_gain(weight, variance, eps, gain)
     lowest = vset1(low)
     while True:
         begin = next_start(share, rows, M)
@@ -153,7 +158,7 @@ def normalise(share, thread, x, M, C, rows, mean, scale, bias, residual, added, 
         for row in range(begin, min(M, begin + rows)):
             for c in range(0, C, LANES):
                 i = row * C + c
-                value = vfma(vload(x, i) - vload(mean, c), vload(scale, c), vload(bias, c))
+                value = vfma(vload(x, i) - vload(mean, c), vload(gain, c), vload(bias, c))
                 if added:
                     value = value + vload(residual, i)
                 vput(out, i, vmax(value, lowest), large)
@@ -162,15 +167,17 @@ def normalise(share, thread, x, M, C, rows, mean, scale, bias, residual, added, 
 
 @kernel
 def sum_gradients(
-    share, thread, dout, x, out, M, C, rows, mean, scale, gain, bias, relu, fixed, parts,
-    dresidual, dx, large,
+    share, gain, dout, x, out, M, C, rows, mean, variance, eps, weight, bias, relu, scale, fixed,
+    parts, dresidual, dx, large,
 ):  # fmt: skip
     """Per piece and channel: sum of dout and of dout * (x - mean), dout being 0 where a ReLU was.
 
-    dout x out dresidual dx (M * C,), mean scale gain bias (C,), parts (pieces * 2 * C,). With
-    BY_OUT the dout that is left is stored as dresidual; with `fixed` statistics dx = dout * scale
-    is stored too.
+    dout x out dresidual dx (M * C,), mean variance weight bias scale (C,), parts (pieces * 2 * C,),
+    gain: scratch memory for C numbers. With BY_OUT the dout that is left is stored as dresidual;
+    with `fixed` statistics dx = dout * scale is stored too.
     """
+    if relu == BY_X:
+        find_gain(weight, variance, eps, gain)
     zero = vset1(np.float32(0))
     block_rows = rows_of_block(GRADIENTS_BLOCK, C)
     while True:
@@ -217,18 +224,18 @@ def sum_gradients(
 
 
 @kernel
-def join_gradients(parts, M, weight, variance, eps, dweight, dbias, factors):
+def join_gradients(parts, pieces, M, weight, variance, eps, dweight, dbias, factors):
     """All pieces' sums -> dweight, dbias, and three factors of dx = scale * dout + slope * (x -
-    mean) + offset, in float64. parts (pieces, 2, C), factors (3, C), others (C,).
+    mean) + offset, in float64. parts (pieces * 2 * C,) or longer, factors (3, C), others (C,).
 
     dx = scale * (dout - dbias / M - normalised * dweight / M), scale = weight / std
     """
-    pieces, _, C = parts.shape
+    C = weight.size
     sums = np.zeros((2, C))
     for which in range(2):
         for piece in range(pieces):
             for c in range(C):
-                sums[which, c] += parts[piece, which, c]
+                sums[which, c] += parts[(piece * 2 + which) * C + c]
     for c in range(C):
         inverse_std = 1 / np.sqrt(variance[c] + eps)
         scale = weight[c] * inverse_std
@@ -240,11 +247,14 @@ def join_gradients(parts, M, weight, variance, eps, dweight, dbias, factors):
 
 @kernel
 def differentiate(
-    share, thread, dout, x, M, C, rows, mean, scale, gain, bias, relu, slope, offset, dx, large
-):
-    """dx = scale * dout + slope * (x - mean) + offset: arrays (M * C,), factors (C,). With BY_X
-    dout is 0 where the ReLU was.
+    share, gain, dout, x, M, C, rows, mean, variance, eps, weight, bias, relu, scale, slope, offset,
+    dx, large,
+):  # fmt: skip
+    """dx = scale * dout + slope * (x - mean) + offset: arrays (M * C,), all else (C,). With BY_X
+    dout is 0 where the ReLU was. gain: scratch memory for C numbers.
     """
+    if relu == BY_X:
+        find_gain(weight, variance, eps, gain)
     while True:
         begin = next_start(share, rows, M)
         if begin >= M:

@@ -232,6 +232,13 @@ def run_with_scratch(size: int, function: Callable, *arguments) -> None:
     _run(function, size, arguments)
 
 
+def run_alone(size: int, function: Callable, *arguments) -> None:
+    """As `run_with_scratch`, or as `run` if size is 0, in this thread only."""
+    for listener in listeners:
+        listener(function)
+    function(make_whole(), scratch("work", size) if size else 0, *arguments)
+
+
 def _run(function: Callable, floats: int, arguments: tuple) -> None:
     for listener in listeners:
         listener(function)
