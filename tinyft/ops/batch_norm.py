@@ -13,6 +13,7 @@ Next: tinyft/ops/pooling.py
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 from tinyft.errors import ShapeError
@@ -126,8 +127,8 @@ def batch_norm_fixed(x, weight, bias, mean, variance, *, eps, residual=None, rel
     the recorded op behind `batch_norm_eval`.
     """
     _check("batch_norm_eval", x, weight, bias, residual)
-    expect_shape("batch_norm_eval", "mean", mean, (x.shape[-1],))
-    expect_shape("batch_norm_eval", "variance", variance, (x.shape[-1],))
+    expect_shape("batch_norm_eval", "mean", mean.shape, (x.shape[-1],))
+    expect_shape("batch_norm_eval", "variance", variance.shape, (x.shape[-1],))
     expect_same_dtype("batch_norm_eval", x=x, mean=mean, variance=variance)
     backend, scale = x.backend, weight.data
     out = backend.batch_norm_eval(
@@ -148,12 +149,18 @@ def batch_norm_fixed(x, weight, bias, mean, variance, *, eps, residual=None, rel
 
 
 def _check(name, x, weight, bias, residual):
-    if x.ndim < 2:
-        raise ShapeError(f"{name}: x should be (N, C) or (N, H, W, C) but is {x.shape}")
-    expect_shape(name, "weight", weight, (x.shape[-1],), f" (x is {x.shape}: channels come last)")
-    expect_shape(name, "bias", bias, (x.shape[-1],))
-    expect_shape(name, "residual", residual, x.shape)
+    residual_shape = None if residual is None else residual.shape
+    _check_shapes(name, x.shape, weight.shape, bias.shape, residual_shape)
     expect_same_dtype(name, x=x, weight=weight, bias=bias, residual=residual)
+
+
+@functools.lru_cache(maxsize=1024)  # each step asks for the same ones
+def _check_shapes(name, x, weight, bias, residual):
+    if len(x) < 2:
+        raise ShapeError(f"{name}: x should be (N, C) or (N, H, W, C) but is {x}")
+    expect_shape(name, "weight", weight, (x[-1],), f" (x is {x}: channels come last)")
+    expect_shape(name, "bias", bias, (x[-1],))
+    expect_shape(name, "residual", residual, x)
 
 
 def _data(tensor):

@@ -13,14 +13,13 @@ from tinyft.tensor import Tensor
 
 
 def expect_shape(
-    op: str, argument: str, value: Tensor | Array | None, shape: tuple, hint: str = ""
+    op: str, argument: str, came: tuple[int, ...] | None, shape: tuple, hint: str = ""
 ) -> None:
-    """Raise ShapeError unless `value` has that shape; letters stand for any size, None for an
-    absent argument.
+    """Raise ShapeError unless the shape `came` is that shape; letters stand for any size, None for
+    an absent argument.
     """
-    if value is None:
+    if came is None:
         return
-    came = value.shape
     fits = len(came) == len(shape)
     for n, expected in zip(came, shape, strict=False):
         fits = fits and (n == expected or isinstance(expected, str))

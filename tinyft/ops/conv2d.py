@@ -8,6 +8,8 @@ Next: tinyft/ops/batch_norm.py
 
 from __future__ import annotations
 
+import functools
+
 from tinyft.ops.checks import expect_same_dtype, expect_shape, expect_window
 from tinyft.tensor import op
 
@@ -24,16 +26,9 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, residual=None, relu=Fal
     Keeps: weight for dx; x for dweight; the result if rectified. Nothing for an input that needs
     no gradient.
     """
-    expect_shape("conv2d", "x", x, ("N", "H", "W", "C"))
-    N, H, W, C = x.shape
-    hint = f" (x is {x.shape}: channels come last)"
-    expect_shape("conv2d", "weight", weight, ("F", C, "R", "S"), hint)
-    F, _, R, S = weight.shape
-    expect_window("conv2d", H, R, stride, padding, "rows")
-    expect_window("conv2d", W, S, stride, padding, "columns")
-    expect_shape("conv2d", "bias", bias, (F,))
-    P, Q = (H + 2 * padding - R) // stride + 1, (W + 2 * padding - S) // stride + 1
-    expect_shape("conv2d", "residual", residual, (N, P, Q, F))
+    bias_shape = None if bias is None else bias.shape
+    residual_shape = None if residual is None else residual.shape
+    _check_shapes(x.shape, weight.shape, bias_shape, residual_shape, stride, padding)
     expect_same_dtype("conv2d", x=x, weight=weight, bias=bias, residual=residual)
 
     backend, window = x.backend, {"stride": stride, "padding": padding}
@@ -66,6 +61,20 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, residual=None, relu=Fal
         return tuple(gradients)
 
     return out, backward
+
+
+@functools.lru_cache(maxsize=1024)  # each step asks for the same ones
+def _check_shapes(x, weight, bias, residual, stride, padding):
+    expect_shape("conv2d", "x", x, ("N", "H", "W", "C"))
+    N, H, W, C = x
+    hint = f" (x is {x}: channels come last)"
+    expect_shape("conv2d", "weight", weight, ("F", C, "R", "S"), hint)
+    F, _, R, S = weight
+    expect_window("conv2d", H, R, stride, padding, "rows")
+    expect_window("conv2d", W, S, stride, padding, "columns")
+    expect_shape("conv2d", "bias", bias, (F,))
+    P, Q = (H + 2 * padding - R) // stride + 1, (W + 2 * padding - S) // stride + 1
+    expect_shape("conv2d", "residual", residual, (N, P, Q, F))
 
 
 def _data(tensor):

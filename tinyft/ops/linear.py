@@ -17,9 +17,9 @@ def linear(x, weight, bias=None):
     Raises: ShapeError, TypeError
     Keeps: weight for dx, x for dweight
     """
-    expect_shape("linear", "x", x, ("N", "C"))
-    expect_shape("linear", "weight", weight, ("F", x.shape[1]), f" (x is {x.shape})")
-    expect_shape("linear", "bias", bias, (weight.shape[0],))
+    expect_shape("linear", "x", x.shape, ("N", "C"))
+    expect_shape("linear", "weight", weight.shape, ("F", x.shape[1]), f" (x is {x.shape})")
+    expect_shape("linear", "bias", None if bias is None else bias.shape, (weight.shape[0],))
     expect_same_dtype("linear", x=x, weight=weight, bias=bias)
 
     backend = x.backend

@@ -26,7 +26,7 @@ def cross_entropy(logits, labels, *, label_smoothing=0.0, class_weights=None):
     Keeps: log-probabilities
     Source: PyTorch `torch.nn.functional.cross_entropy`
     """
-    expect_shape("cross_entropy", "logits", logits, ("N", "C"))
+    expect_shape("cross_entropy", "logits", logits.shape, ("N", "C"))
     N, C = logits.shape
     if N == 0:
         raise ShapeError("cross_entropy: the batch is empty, so it has no mean loss")
@@ -37,7 +37,7 @@ def cross_entropy(logits, labels, *, label_smoothing=0.0, class_weights=None):
         )
     if class_weights is not None:
         _expect_array("class_weights", class_weights, "fiu", "numbers")
-        expect_shape("cross_entropy", "class_weights", class_weights, (C,))
+        expect_shape("cross_entropy", "class_weights", class_weights.shape, (C,))
         # a float64 array would make all gradients float64
         class_weights = class_weights.astype(logits.dtype, copy=False)
     backend = logits.backend

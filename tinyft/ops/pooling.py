@@ -19,7 +19,7 @@ def max_pool2d(x, *, kernel, stride, padding=0):
     Raises: ShapeError
     Keeps: where each maximum was, as a small integer per output
     """
-    expect_shape("max_pool2d", "x", x, ("N", "H", "W", "C"))
+    expect_shape("max_pool2d", "x", x.shape, ("N", "H", "W", "C"))
     window = {"kernel": kernel, "stride": stride, "padding": padding}
     expect_window("max_pool2d", x.shape[1], axis="rows", **window)
     expect_window("max_pool2d", x.shape[2], axis="columns", **window)
@@ -63,6 +63,6 @@ def global_max_pool(x):
 
 
 def _check_picture(name, x):
-    expect_shape(name, "x", x, ("N", "H", "W", "C"))
+    expect_shape(name, "x", x.shape, ("N", "H", "W", "C"))
     if 0 in x.shape[1:3]:
         raise ShapeError(f"{name}: x is {x.shape}: a picture without pixels has no value")

@@ -265,7 +265,7 @@ def padded(array: Array, shape: tuple[int, ...]) -> Array:
     """`array` as the kernels take it (C-contiguous, aligned, writable: one compiled version each),
     with zeros up to `shape`; itself where it is so already.
     """
-    if array.shape == shape and array.flags.c_contiguous and array.flags.behaved:
+    if array.shape == shape and array.flags.carray:
         return np.asarray(array)
     out = workspace.empty(shape)
     if array.shape != shape:
