@@ -1,5 +1,6 @@
 """Compiled kernels are kept, found again, and never trusted when damaged."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -263,3 +264,34 @@ def test_a_helper_gets_no_machine_code_of_its_own():
         assert compiled.library.get_pointer_to_function(compiled.fndesc.mangled_name) == 0
     (compiled,) = whole.overloads.values()
     assert compiled.library.get_pointer_to_function(compiled.fndesc.mangled_name) != 0
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_garbage_is_collected_as_before_once_a_kernel_is_compiled(collecting):
+    before, during = gc.isenabled(), []
+
+    @numba.extending.overload(during.append)  # Numba asks this while it compiles
+    def _append(number):
+        during.append(gc.isenabled())
+        return lambda number: None
+
+    append, other = during.append, object()
+
+    @compile_cache.kernel
+    def well(number):
+        append(number)
+
+    @compile_cache.kernel
+    def badly(number):
+        return other + number
+
+    try:
+        (gc.enable if collecting else gc.disable)()
+        well(2)
+        assert gc.isenabled() == collecting
+        with pytest.raises(numba.TypingError):
+            badly(2)
+        assert gc.isenabled() == collecting
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert set(during) == {False}

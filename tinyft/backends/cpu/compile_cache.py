@@ -18,7 +18,7 @@ cannot be read, counts as absent: the kernel is compiled and the file replaced.
 **Lock**: who compiles a kernel holds one on its file; who wants the same kernel waits for it, which
 takes less than to compile it, too. The system frees the lock of a process that ended.
 
-Next: tinyft/backends/cpu/helper_compiler.py
+Next: tinyft/backends/cpu/compilers.py
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-from tinyft.backends.cpu.helper_compiler import HelperCompiler
+from tinyft.backends.cpu.compilers import HelperCompiler, KernelCompiler
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -87,7 +87,8 @@ def kernel(function: Callable, *, reorder: bool = False) -> Callable:
     code. NaN and infinity keep their meaning.
     """
     fastmath = {"reassoc", "contract"} if reorder else False
-    compiled = njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
+    options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+    compiled = njit(**options, pipeline_class=KernelCompiler)(function)
     if function.__closure__ is None:  # else its code depends on what no file says
         compiled._cache = KernelCache(function)
     return compiled
