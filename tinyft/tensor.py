@@ -299,15 +299,16 @@ def run_backward(root: Tensor, gradient: Array) -> None:
         for parent, dinput in zip(node.inputs, _input_gradients(node, dout), strict=True):
             if parent is None or dinput is None:
                 continue
+            owner = _owner(dinput)
             if isinstance(parent, Tensor):
-                _add_to_leaf(parent, dinput, borrowed=_owner(dinput) in borrowed)
+                _add_to_leaf(parent, dinput, borrowed=owner in borrowed)
             elif parent in waiting:
                 # a new array: the first may be somebody else's
                 waiting[parent] = backends.of(dinput).add(waiting[parent], dinput)
             else:
                 waiting[parent] = dinput
                 heapq.heappush(newest_first, (-parent.number, parent))
-            borrowed.add(_owner(dinput))
+            borrowed.add(owner)
         node.inputs = []
 
 

@@ -32,8 +32,8 @@ def expect_same_dtype(op: str, **arguments: Tensor | Array | None) -> None:
     """Raise TypeError unless all tensors have one dtype: a mixture would silently compute in the
     wider one.
     """
-    dtypes = {name: x.dtype for name, x in arguments.items() if x is not None}
-    if len(set(dtypes.values())) > 1:
+    if len({x.dtype for x in arguments.values() if x is not None}) > 1:
+        dtypes = {name: x.dtype for name, x in arguments.items() if x is not None}
         found = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
         raise TypeError(f"{op}: all tensors must have the same dtype, but {found}")
 

@@ -57,7 +57,7 @@ def flat(x: Array) -> Array:
     """
     if not x.flags.carray:
         x = np.array(x, order="C")
-    return x.reshape(-1)
+    return x if x.ndim == 1 else x.reshape(-1)
 
 
 def large(x: Array) -> bool:

@@ -19,6 +19,8 @@ Next: tinyft/backends/cpu/winograd_transforms.py
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy import ndarray as Array
 
@@ -118,7 +120,7 @@ def with_border(x: Array, padding: int) -> Array:
     """x with zeros around, in scratch memory with room behind: blocks read too far at the end."""
     N, H, W, C = x.shape
     shape = (N, H + 2 * padding, W + 2 * padding, C)
-    size = int(np.prod(shape))
+    size = math.prod(shape)
     padded = threads.scratch("border", size + C * BLOCK_ROWS + 4 * LANES)[:size].reshape(shape)
     threads.run(copy_into_border, x, padding, padded)
     return padded
