@@ -38,12 +38,12 @@ def test_the_helper_compiles_and_ends_with_the_block(empty_folder, helpers, monk
     with compile_ahead.helped(*CASE):
         (helper,) = helpers
         for _ in range(1000):
-            if any("sum_gradients" in file.name for file in empty_folder.iterdir()):
+            if any("differentiate_by_batch" in file.name for file in empty_folder.iterdir()):
                 break
             with pytest.raises(subprocess.TimeoutExpired):  # it is at work
                 helper.wait(0.1)
     assert helper.returncode is not None
-    assert any("sum_gradients" in file.name for file in empty_folder.iterdir())
+    assert any("differentiate_by_batch" in file.name for file in empty_folder.iterdir())
 
 
 def test_no_helper_without_need(empty_folder, helpers, monkeypatch):
@@ -58,7 +58,9 @@ def test_no_helper_without_need(empty_folder, helpers, monkeypatch):
         patch.setattr(compile_cache, "folder", lambda: None)
         with compile_ahead.helped(*CASE):
             pass
-    (empty_folder / "tinyft.backends.cpu.batch_norm_kernels.sum_gradients-0.bin").write_bytes(b"")
+    (
+        empty_folder / "tinyft.backends.cpu.batch_norm_kernels.differentiate_by_batch-0.bin"
+    ).write_bytes(b"")
     with compile_ahead.helped(*CASE):
         pass
     assert helpers == []
@@ -145,9 +147,8 @@ def test_it_calls_the_kernels_of_a_backward_pass(case):
         "multiply_windows",
         "multiply_rows",
         "multiply_rows_in_place",
-        "normalise",
+        "normalise_by_batch",
         "pack_panels",
-        "sum_moments",
     }
     # not Adam's; of the classifier's bias, which a head lacks; of a shortcut without parameters
     other = {"sgd_with_momentum", "sum_rows", "clear"}

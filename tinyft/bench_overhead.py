@@ -1,9 +1,9 @@
 """How much of a training step is spent outside the kernels: `tinyft bench --overhead`.
 
-While it is measured, the functions of the CPU backend that start a kernel in all threads, and the
-kernels that one thread calls by itself, are exchanged for ones that also look at the clock. All
-other time is the engine's: the tape, checks of shapes, buffers, the optimizer's walk, NumPy. What
-a kernel needs to wake its threads and to wait for the last one counts as the kernel's.
+While it is measured, the functions of the CPU backend that start a kernel are exchanged for ones
+that also look at the clock. All other time is the engine's: the tape, checks of shapes, buffers,
+the optimizer's walk, NumPy. What a kernel needs to wake its threads and to wait for the last one
+counts as the kernel's.
 
 Nothing of this is there unless it is asked for.
 
@@ -24,80 +24,59 @@ from tinyft import backends
 from tinyft.bench import Case, our_side
 
 PACKAGE = "tinyft.backends.cpu"
-# of threads.py, and which argument is the kernel
-STARTERS = {"run": 0, "run_with_scratch": 1, "run_alone": 1}
+STARTERS = ("run", "run_with_scratch", "run_alone")  # of threads.py: all kernels pass through one
 
 
 class KernelClock:
-    """The seconds that passed within kernels, how many calls they were, and the seconds that the
-    clock itself took, which belong to neither side.
-    """
+    """The seconds that passed within kernels, and how many calls they were."""
 
     def __init__(self) -> None:
-        self.seconds, self.calls, self.own_seconds = 0.0, 0, 0.0
-        self.inside = False  # one that another one calls is part of it
-        self.exchanged: dict[int, Callable] = {}  # by the identity of what stands in its place
+        self.seconds, self.calls = 0.0, 0
+        self.inside = False  # a kernel that another one starts is part of it
 
-    def timed(self, function: Callable, kernel_at: int | None = None) -> Callable:
-        """What stands in the place of a kernel, or of a function that starts the kernel which is
-        its argument number `kernel_at`: the workers get the kernel itself.
+    def timed(self, start: Callable) -> Callable:
+        """What stands in the place of a function that starts a kernel. What this does before and
+        behind a call counts as the engine's, so it is little.
         """
 
-        @functools.wraps(function, updated=())
+        @functools.wraps(start)
         def call(*arguments: Any) -> Any:
-            entered = time.perf_counter()
-            if kernel_at is not None:
-                kernel = arguments[kernel_at]
-                kernel = self.exchanged.get(id(kernel), kernel)
-                arguments = (*arguments[:kernel_at], kernel, *arguments[kernel_at + 1 :])
             if self.inside:
-                return function(*arguments)
+                return start(*arguments)
             self.inside, started = True, time.perf_counter()
             try:
-                return function(*arguments)
+                return start(*arguments)
             finally:
-                ended = time.perf_counter()
-                self.seconds += ended - started
+                self.seconds += time.perf_counter() - started
                 self.calls += 1
                 self.inside = False
-                self.own_seconds += started - entered + time.perf_counter() - ended
 
-        self.exchanged[id(call)] = function
         return call
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Within this block kernels are timed. They must be compiled before: what stands in for one
-        cannot be compiled into another.
-        """
-        before = list(_starting_kernels())
-        stand_ins = {id(function): self.timed(function, at) for _, _, function, at in before}
-        for module, name, function, _ in before:
-            setattr(module, name, stand_ins[id(function)])
+        """Within this block kernels are timed."""
+        before = list(_names_of_starters())
+        stand_ins = {start: self.timed(start) for _, _, start in before}
+        for module, name, start in before:
+            setattr(module, name, stand_ins[start])
         try:
             yield
         finally:
-            for module, name, function, _ in before:
-                setattr(module, name, function)
+            for module, name, start in before:
+                setattr(module, name, start)
 
 
-def _starting_kernels() -> Iterator[tuple[Any, str, Callable, int | None]]:
-    """Every name of the backend under which a kernel is called or started: (module, name,
-    function, which of its arguments the kernel is).
-    """
-    from numba.core.dispatcher import Dispatcher
-
+def _names_of_starters() -> Iterator[tuple[Any, str, Callable]]:
+    """Every name of the backend under which one is called: (module, name, function)."""
     from tinyft.backends.cpu import threads
 
-    starters = {id(getattr(threads, name)): at for name, at in STARTERS.items()}
+    starters = [getattr(threads, name) for name in STARTERS]
     for module_name, module in list(sys.modules.items()):
-        if not module_name.startswith(f"{PACKAGE}."):
-            continue
-        for name, value in list(vars(module).items()):
-            # the kernels of threads.py itself wait for others, within the starters
-            kernel = isinstance(value, Dispatcher) and module is not threads
-            if kernel or id(value) in starters:
-                yield module, name, value, starters.get(id(value))
+        if module_name.startswith(f"{PACKAGE}."):
+            for name, value in list(vars(module).items()):
+                if any(value is start for start in starters):
+                    yield module, name, value
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:
@@ -114,7 +93,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
             with clock.watching():
                 started = time.perf_counter()
                 step()
-                steps.append(time.perf_counter() - started - clock.own_seconds)
+                steps.append(time.perf_counter() - started)
             within.append(clock.seconds)
     outside = [1 - kernels / whole for kernels, whole in zip(within, steps, strict=True)]
     return {

@@ -56,7 +56,7 @@ def _wanted(device: str) -> bool:
 
     if threads.get_num_threads() == 1 or compile_cache.folder() is None:
         return False
-    return not compile_cache.is_kept(batch_norm.sum_gradients)
+    return not compile_cache.is_kept(batch_norm.differentiate_by_batch)
 
 
 def _start(arch: str, batch_size: int, size: int) -> subprocess.Popen | None:

@@ -10,7 +10,14 @@ import pytest
 
 from tinyft.backends.cpu import CpuBackend, threads
 from tinyft.backends.cpu.compile_cache import kernel
-from tinyft.backends.cpu.items import make_shares, make_whole, next_item, next_start
+from tinyft.backends.cpu.items import (
+    AGAIN,
+    make_shares,
+    make_whole,
+    meet,
+    next_item,
+    next_start,
+)
 
 FAST = CpuBackend()
 
@@ -76,6 +83,54 @@ def test_starts_are_multiples_of_the_step(step, size):
     while (start := take_start(shares[len(starts) % 2], step, size)) < size:
         starts.append(start)
     assert sorted(starts) == list(range(0, size, step))
+
+
+@kernel
+def add_up_twice(share, thread, numbers, sums, found):
+    """sums = 2 * numbers, and then found = the sum of them all, as each item of a second pass sees
+    it.
+    """
+    item = next_item(share, sums.size)
+    while item < sums.size:
+        for _ in range(1000):  # long enough for one thread to be late
+            sums[item] += numbers[item] / 500
+        item = next_item(share, sums.size)
+    meet(share)
+    item = next_item(share, found.size, AGAIN)
+    while item < found.size:
+        found[item] += sums.sum()
+        item = next_item(share, found.size, AGAIN)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_a_second_pass_begins_when_all_have_made_the_first(count):
+    threads.set_num_threads(count)
+    numbers = np.arange(1.0, 101)
+    for _ in range(30):
+        sums, found = np.zeros(100), np.zeros(70)
+        threads.run(add_up_twice, numbers, sums, found)
+        np.testing.assert_allclose(found, 10100)
+        sums[:], found[:] = 0, 0
+        threads.run_alone(0, add_up_twice, numbers, sums, found)
+        np.testing.assert_allclose(found, 10100)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_nobody_waits_for_a_thread_that_failed(failing):
+    threads.set_num_threads(3)
+    numbers = np.ones(100)
+
+    def fail(share, thread, *arguments):
+        if thread == failing:
+            raise MemoryError(f"thread {thread}")
+        add_up_twice(share, thread, *arguments)
+
+    for _ in range(3):
+        with pytest.raises(MemoryError, match=f"thread {failing}"):
+            threads.run(fail, numbers, np.zeros(100), np.zeros(70))
+    found = np.zeros(70)
+    threads.run(add_up_twice, numbers, np.zeros(100), found)
+    np.testing.assert_allclose(found, 200)
 
 
 def test_workers_that_fell_asleep_wake_up():

@@ -34,7 +34,6 @@ import functools
 import math
 
 import numpy as np
-from numpy import ndarray as Array
 
 from tinyft.backends.cpu import threads, workspace
 from tinyft.backends.cpu.arrays import (
@@ -50,12 +49,10 @@ from tinyft.backends.cpu.batch_norm_kernels import (
     BY_OUT,
     BY_X,
     NO_RELU,
-    differentiate,
-    join_gradients,
-    join_moments,
-    normalise,
-    sum_gradients,
-    sum_moments,
+    differentiate_as_given,
+    differentiate_by_batch,
+    normalise_as_given,
+    normalise_by_batch,
 )
 from tinyft.backends.reference import Backend
 
@@ -66,9 +63,15 @@ class BatchNorm(Backend):
     def batch_norm_train(self, x, weight, bias, eps, *, residual=None, relu=False):
         if not suitable_channels([x, residual], [weight, bias]):
             return super().batch_norm_train(x, weight, bias, eps, residual=residual, relu=relu)
-        values = flat(x)  # one copy for both passes, if any
-        mean, variance = _moments(values, x.shape)
-        out = _normalise(values, x.shape, weight, bias, mean, variance, eps, residual, relu)
+        M, C, rows, pieces = _extent(x.shape)
+        parts = threads.scratch("sums of pieces", pieces * 3 * C)
+        out, x = workspace.empty(x.shape), flat(x)
+        mean, variance = np.empty(C, np.float32), np.empty(C, np.float32)
+        run_pieces(
+            normalise_by_batch, pieces, x, M, C, rows, parts,
+            *_norm(eps, weight, bias, x, residual, relu), mean, variance, flat(out), large(out),
+            scratch=3 * C,
+        )  # fmt: skip
         return out, mean, variance
 
     def batch_norm_eval(self, x, weight, bias, mean, variance, eps, *, residual=None, relu=False):
@@ -76,59 +79,33 @@ class BatchNorm(Backend):
             return super().batch_norm_eval(
                 x, weight, bias, mean, variance, eps, residual=residual, relu=relu
             )
-        mean = flat(mean)
-        return _normalise(flat(x), x.shape, weight, bias, mean, variance, eps, residual, relu)
+        M, C, rows, pieces = _extent(x.shape)
+        out, x = workspace.empty(x.shape), flat(x)
+        run_pieces(
+            normalise_as_given, pieces, x, M, C, rows,
+            *_norm(eps, weight, bias, x, residual, relu), flat(mean), flat(variance), flat(out),
+            large(out), scratch=C,
+        )  # fmt: skip
+        return out
 
     def batch_norm_train_grad(self, dout, x, weight, mean, variance, eps, *, out=None, bias=None):
         relu = {"out": out, "bias": bias}
         if not _suitable_gradients(dout, x, weight, mean, variance, **relu):
             return super().batch_norm_train_grad(dout, x, weight, mean, variance, eps, **relu)
-        M, C, rows, pieces = _extent(x.shape)
-        values, mean, weight, variance = flat(x), flat(mean), flat(weight), flat(variance)
-        norm = _norm_and_relu(mean, variance, eps, weight, out, bias)
-        left, parts, _ = _sum_gradients(dout, values, x.shape, out, None, norm)
-        dweight, dbias, factors = _join(parts, x.shape, weight, variance, eps)
-        dx = workspace.empty(x.shape)
-        run_pieces(
-            differentiate, pieces, flat(left), values, M, C, rows, *norm, *factors,
-            dx.reshape(-1), large(dx), scratch=C,
-        )  # fmt: skip
-        return dx, dweight, dbias, left if bias is None else None
+        return _gradients(differentiate_by_batch, dout, x, weight, mean, variance, eps, out, bias)
 
     def batch_norm_eval_grad(self, dout, x, weight, mean, variance, eps, *, out=None, bias=None):
         relu = {"out": out, "bias": bias}
         if not _suitable_gradients(dout, x, weight, mean, variance, **relu):
             return super().batch_norm_eval_grad(dout, x, weight, mean, variance, eps, **relu)
-        mean, weight, variance = flat(mean), flat(weight), flat(variance)
-        norm = _norm_and_relu(mean, variance, eps, weight, out, bias)
-        inverse_std = 1 / np.sqrt(variance.astype(np.float64) + eps)  # as in join_gradients
-        scale = (weight * inverse_std).astype(np.float32)
-        left, parts, dx = _sum_gradients(dout, flat(x), x.shape, out, scale, norm)
-        dweight, dbias, _ = _join(parts, x.shape, weight, variance, eps)
-        return dx, dweight, dbias, left if bias is None else None
+        return _gradients(differentiate_as_given, dout, x, weight, mean, variance, eps, out, bias)
 
 
-def _moments(x, shape) -> tuple[Array, Array]:
-    """Mean and biased variance of each channel, (C,), (C,); x (size,)"""
-    M, C, rows, pieces = _extent(shape)
-    parts = threads.scratch("sums of pieces", pieces * 3 * C)
-    run_pieces(sum_moments, pieces, x, M, C, rows, parts)
-    mean, variance = np.empty(C, np.float32), np.empty(C, np.float32)
-    join_moments(parts, pieces, M, rows, mean, variance)
-    return mean, variance
-
-
-def _normalise(x, shape, weight, bias, mean, variance, eps, residual, relu) -> Array:
-    """The result; x (size,), residual of that shape or None"""
-    M, C, rows, pieces = _extent(shape)
-    out = workspace.empty(shape)
-    added = x if residual is None else flat(residual)
-    run_pieces(
-        normalise, pieces, x, M, C, rows, mean, flat(variance), np.float32(eps), flat(weight),
-        flat(bias), added, residual is not None, ZERO if relu else LOWEST, out.reshape(-1),
-        large(out), scratch=C,
-    )  # fmt: skip
-    return out
+def _norm(eps, weight, bias, x, residual, relu) -> tuple:
+    """The kernels' arguments `eps` to `low`. Where there is no residual any array will do."""
+    added = residual is not None
+    residual = flat(residual) if added else x
+    return np.float32(eps), flat(weight), flat(bias), residual, added, ZERO if relu else LOWEST
 
 
 def _suitable_gradients(dout, x, weight, mean, variance, out, bias) -> bool:
@@ -136,38 +113,26 @@ def _suitable_gradients(dout, x, weight, mean, variance, out, bias) -> bool:
     return suitable_channels([x, dout, out], channels)
 
 
-def _norm_and_relu(mean, variance, eps, weight, out, bias) -> tuple:
-    """mean, variance, eps, weight and bias of the forward pass, and what tells where a ReLU was."""
+def _gradients(kernel, dout, x, weight, mean, variance, eps, out, bias):
+    """dx, dweight, dbias, and what is left of dout behind the ReLU if it was told by `out`."""
+    M, C, rows, pieces = _extent(x.shape)
     told_by = NO_RELU if out is None else BY_OUT if bias is None else BY_X
-    bias = flat(bias) if told_by == BY_X else weight  # only x needs it to tell
-    return mean, variance, np.float32(eps), weight, bias, told_by
-
-
-def _sum_gradients(dout, x, shape, out, scale, norm):
-    """dout (with BY_OUT 0 where `out` is), the two sums of each piece (in scratch memory, pieces *
-    2 * C), and, with fixed statistics and a `scale`, dx. x (size,)
-    """
-    M, C, rows, pieces = _extent(shape)
-    by_out, fixed = norm[-1] == BY_OUT, scale is not None
     parts = threads.scratch("sums of pieces", pieces * 2 * C)
-    arriving, unused = flat(dout), norm[0]
-    left = workspace.empty(shape) if by_out else dout
-    dx = workspace.empty(shape) if fixed else None
-    run_pieces(
-        sum_gradients, pieces, arriving, x, flat(out) if by_out else arriving, M, C, rows, *norm,
-        scale if fixed else unused, fixed, parts, left.reshape(-1) if by_out else unused,
-        dx.reshape(-1) if fixed else unused, large(x), scratch=C,
-    )  # fmt: skip
-    return left, parts, dx
-
-
-def _join(parts, shape, weight, variance, eps):
-    """The gradients of weight and bias, and the three factors of dx."""
-    M, C, _, pieces = _extent(shape)
+    dx, left = workspace.empty(x.shape), dout
+    arriving = flat(dout)
+    kept_out = left_flat = arriving  # any arrays will do, but where the result tells
+    if told_by == BY_OUT:
+        left = workspace.empty(x.shape)
+        kept_out, left_flat = flat(out), flat(left)
+    weight = flat(weight)
+    bias_flat = flat(bias) if told_by == BY_X else weight
     dweight, dbias = np.empty(C, np.float32), np.empty(C, np.float32)
-    factors = np.empty((3, C), np.float32)
-    join_gradients(parts, pieces, M, weight, variance, eps, dweight, dbias, factors)
-    return dweight, dbias, factors
+    run_pieces(
+        kernel, pieces, arriving, flat(x), kept_out, M, C, rows, parts, flat(mean), flat(variance),
+        eps, weight, bias_flat, told_by, left_flat, dweight, dbias, flat(dx), large(dx),
+        scratch=6 * C,
+    )  # fmt: skip
+    return dx, dweight, dbias, left if bias is None else None
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,5 +1,9 @@
 """The kernels of batch_norm.py: sums down each channel, and what is computed from them.
 
+**Two passes, one kernel.** Between the sums and what is computed from them all threads meet, and
+each joins the sums of all pieces for itself: with three kernels 2 of 13 ms of Python were spent
+between them in a training step of ResNet-18.
+
 **Asking ahead.** Sums go down the columns of a few rows, those of a gradient in two to four arrays
 at once: too many paths for a core to guess what comes next. So the kernel asks for the rows that
 follow, line after line as they lie in memory. (In the order of the sums, the lines of 1024 channels
@@ -29,7 +33,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinyft.backends.cpu.compile_cache import helper, kernel
-from tinyft.backends.cpu.items import next_start
+from tinyft.backends.cpu.items import AGAIN, TAKEN, THREAD, meet, next_start
 from tinyft.backends.cpu.simd import LANES
 from tinyft.backends.cpu.vectors import (
     finish_streams,
@@ -64,8 +68,8 @@ def rows_of_block(numbers, C):
     return max(STRIP, min(BLOCK_ROWS, numbers // C // STRIP * STRIP))
 
 
-@kernel
-def sum_moments(share, thread, x, M, C, rows, parts):
+@helper
+def sum_moments(share, x, M, C, rows, parts):
     """Per piece of `rows` rows and channel: rough mean, sum of d = x - rough, sum of d * d.
 
     x (M * C,), parts (pieces * 3 * C,)
@@ -102,13 +106,10 @@ def sum_moments(share, thread, x, M, C, rows, parts):
                 vstore(parts, second + c, vload(parts, second + c) + squares)
 
 
-@kernel
-def join_moments(parts, pieces, M, rows, mean, variance):
-    """All pieces' moments -> mean and variance of each channel, in float64.
-
-    parts (pieces * 3 * C,) or longer, mean variance (C,)
-    """
-    C = mean.size
+@helper
+def join_moments(parts, M, rows, mean, variance):
+    """All pieces' moments -> mean and variance of each channel (C,), in float64."""
+    C, pieces = mean.size, (M + rows - 1) // rows
     total, centred = np.zeros(C), np.zeros(C)
     for piece in range(pieces):
         n, rough, first = min(rows, M - piece * rows), piece * 3 * C, (piece * 3 + 1) * C
@@ -133,26 +134,22 @@ def join_moments(parts, pieces, M, rows, mean, variance):
 @helper
 def find_gain(weight, variance, eps, gain):
     """gain = weight / std in float32: the same bits in both directions, so a ReLU decides as it
-    did. Each thread finds it for itself, in its scratch memory.
+    did.
     """
     for c in range(weight.size):
         gain[c] = weight[c] / np.sqrt(variance[c] + eps)
 
 
-@kernel
-def normalise(
-    share, gain, x, M, C, rows, mean, variance, eps, weight, bias, residual, added, low, out, large
-):  # fmt: skip
+@helper
+def normalise(share, taken, x, M, C, rows, mean, gain, bias, residual, added, low, out, large):
     """out = max((x - mean) * gain + bias + residual, low); residual only where `added`.
 
-    x out residual (M * C,), mean variance weight bias (C,), gain: scratch memory for C numbers.
-    Subtracting first, as the reference does, keeps the digits where the mean is large; low is 0 for
-    ReLU, else -infinity.
+    x out residual (M * C,), mean gain bias (C,). Subtracting first, as the reference does, keeps
+    the digits where the mean is large; low is 0 for ReLU, else -infinity.
     """
-    find_gain(weight, variance, eps, gain)
     lowest = vset1(low)
     while True:
-        begin = next_start(share, rows, M)
+        begin = next_start(share, rows, M, taken)
         if begin >= M:
             break
         for row in range(begin, min(M, begin + rows)):
@@ -166,18 +163,47 @@ def normalise(
 
 
 @kernel
+def normalise_by_batch(
+    share, work, x, M, C, rows, parts, eps, weight, bias, residual, added, low, mean, variance,
+    out, large,
+):  # fmt: skip
+    """Moments of x, which are returned in mean and variance (C,), and what they make of x.
+
+    parts (pieces * 3 * C,), work: scratch memory for 3 * C numbers
+    """
+    sum_moments(share, x, M, C, rows, parts)
+    meet(share)
+    own_mean, own_variance, gain = work[:C], work[C : 2 * C], work[2 * C : 3 * C]
+    join_moments(parts, M, rows, own_mean, own_variance)
+    if share[THREAD] == 0:
+        mean[:], variance[:] = own_mean, own_variance
+    find_gain(weight, own_variance, eps, gain)
+    normalise(
+        share, AGAIN, x, M, C, rows, own_mean, gain, bias, residual, added, low, out, large
+    )  # fmt: skip
+
+
+@kernel
+def normalise_as_given(
+    share, work, x, M, C, rows, eps, weight, bias, residual, added, low, mean, variance, out, large
+):
+    """The same by a mean and a variance that are given; work: scratch memory for C numbers."""
+    gain = work[:C]
+    find_gain(weight, variance, eps, gain)
+    normalise(share, TAKEN, x, M, C, rows, mean, gain, bias, residual, added, low, out, large)
+
+
+@helper
 def sum_gradients(
-    share, gain, dout, x, out, M, C, rows, mean, variance, eps, weight, bias, relu, scale, fixed,
-    parts, dresidual, dx, large,
+    share, dout, x, out, M, C, rows, mean, gain, bias, relu, scale, fixed, parts, dresidual, dx,
+    large,
 ):  # fmt: skip
     """Per piece and channel: sum of dout and of dout * (x - mean), dout being 0 where a ReLU was.
 
-    dout x out dresidual dx (M * C,), mean variance weight bias scale (C,), parts (pieces * 2 * C,),
-    gain: scratch memory for C numbers. With BY_OUT the dout that is left is stored as dresidual;
-    with `fixed` statistics dx = dout * scale is stored too.
+    dout x out dresidual dx (M * C,), mean gain bias scale (C,), parts (pieces * 2 * C,). With
+    BY_OUT the dout that is left is stored as dresidual; with `fixed` statistics dx = dout * scale
+    is stored too.
     """
-    if relu == BY_X:
-        find_gain(weight, variance, eps, gain)
     zero = vset1(np.float32(0))
     block_rows = rows_of_block(GRADIENTS_BLOCK, C)
     while True:
@@ -223,14 +249,14 @@ def sum_gradients(
     finish_streams()
 
 
-@kernel
-def join_gradients(parts, pieces, M, weight, variance, eps, dweight, dbias, factors):
-    """All pieces' sums -> dweight, dbias, and three factors of dx = scale * dout + slope * (x -
-    mean) + offset, in float64. parts (pieces * 2 * C,) or longer, factors (3, C), others (C,).
+@helper
+def join_gradients(parts, M, rows, weight, variance, eps, dweight, dbias, factors):
+    """All pieces' sums -> dweight, dbias (C,), and three factors of dx = scale * dout + slope * (x
+    - mean) + offset, in float64; factors (3 * C,)
 
     dx = scale * (dout - dbias / M - normalised * dweight / M), scale = weight / std
     """
-    C = weight.size
+    C, pieces = weight.size, (M + rows - 1) // rows
     sums = np.zeros((2, C))
     for which in range(2):
         for piece in range(pieces):
@@ -240,23 +266,18 @@ def join_gradients(parts, pieces, M, weight, variance, eps, dweight, dbias, fact
         inverse_std = 1 / np.sqrt(variance[c] + eps)
         scale = weight[c] * inverse_std
         dweight[c], dbias[c] = sums[1, c] * inverse_std, sums[0, c]
-        factors[0, c] = scale
-        factors[1, c] = -scale * (inverse_std * inverse_std) * sums[1, c] / M
-        factors[2, c] = -scale * sums[0, c] / M
+        factors[c] = scale
+        factors[C + c] = -scale * (inverse_std * inverse_std) * sums[1, c] / M
+        factors[2 * C + c] = -scale * sums[0, c] / M
 
 
-@kernel
-def differentiate(
-    share, gain, dout, x, M, C, rows, mean, variance, eps, weight, bias, relu, scale, slope, offset,
-    dx, large,
-):  # fmt: skip
-    """dx = scale * dout + slope * (x - mean) + offset: arrays (M * C,), all else (C,). With BY_X
-    dout is 0 where the ReLU was. gain: scratch memory for C numbers.
+@helper
+def differentiate(share, dout, x, M, C, rows, mean, gain, bias, relu, factors, dx, large):
+    """dx = scale * dout + slope * (x - mean) + offset, in a second pass: arrays (M * C,), factors
+    (3 * C,), all else (C,). With BY_X dout is 0 where the ReLU was.
     """
-    if relu == BY_X:
-        find_gain(weight, variance, eps, gain)
     while True:
-        begin = next_start(share, rows, M)
+        begin = next_start(share, rows, M, AGAIN)
         if begin >= M:
             break
         for row in range(begin, min(M, begin + rows)):
@@ -265,6 +286,47 @@ def differentiate(
                 d, away = vload(dout, i), vload(x, i) - vload(mean, c)
                 if relu == BY_X:
                     d = vkeep_positive(vfma(away, vload(gain, c), vload(bias, c)), d)
-                moved = vfma(away, vload(slope, c), vload(offset, c))
-                vput(dx, i, vfma(d, vload(scale, c), moved), large)
+                moved = vfma(away, vload(factors, C + c), vload(factors, 2 * C + c))
+                vput(dx, i, vfma(d, vload(factors, c), moved), large)
     finish_streams()
+
+
+@kernel
+def differentiate_by_batch(
+    share, work, dout, x, out, M, C, rows, parts, mean, variance, eps, weight, bias, relu,
+    dresidual, dweight, dbias, dx, large,
+):  # fmt: skip
+    """All gradients where the batch's own moments normalised; work: scratch memory for 6 * C
+    numbers.
+    """
+    gain, factors, own = work[:C], work[C : 4 * C], work[4 * C : 6 * C]
+    find_gain(weight, variance, np.float32(eps), gain)
+    sum_gradients(
+        share, dout, x, out, M, C, rows, mean, gain, bias, relu, mean, False, parts, dresidual, dx,
+        large,
+    )  # fmt: skip
+    meet(share)
+    join_gradients(parts, M, rows, weight, variance, eps, own[:C], own[C:], factors)
+    if share[THREAD] == 0:
+        dweight[:], dbias[:] = own[:C], own[C:]
+    left = dresidual if relu == BY_OUT else dout
+    differentiate(share, left, x, M, C, rows, mean, gain, bias, relu, factors, dx, large)
+
+
+@kernel
+def differentiate_as_given(
+    share, work, dout, x, out, M, C, rows, parts, mean, variance, eps, weight, bias, relu,
+    dresidual, dweight, dbias, dx, large,
+):  # fmt: skip
+    """The same where given statistics normalised: dx = dout * weight / std, and no more."""
+    gain, factors = work[:C], work[C : 4 * C]
+    find_gain(weight, variance, np.float32(eps), gain)
+    for c in range(C):
+        factors[c] = weight[c] * (1 / np.sqrt(variance[c] + eps))  # in float64
+    sum_gradients(
+        share, dout, x, out, M, C, rows, mean, gain, bias, relu, factors, True, parts, dresidual,
+        dx, large,
+    )  # fmt: skip
+    meet(share)
+    if share[THREAD] == 0:
+        join_gradients(parts, M, rows, weight, variance, eps, dweight, dbias, factors)

@@ -9,6 +9,15 @@ threads.
         ...
         item = next_item(share, count)
 
+**Two passes.** What needs sums over everything before it can go on makes two passes in one kernel,
+and Python need not wake up between them:
+
+    item = next_item(share, count)              # the first pass
+    ...
+    meet(share)                                 # everybody's sums can be read from here on
+    item = next_item(share, count, AGAIN)       # the second
+    ...
+
 **Shares.** The items are dealt out: of two threads the first begins with the first half, the second
 with the other. Who has finished helps the others, so a slow core takes fewer. Items follow the
 pictures, so a thread meets in each layer what it computed in the layer before, and finds it in its
@@ -33,15 +42,23 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu.compile_cache import helper
-from tinyft.backends.cpu.vectors import atomic_next
+from tinyft.backends.cpu.vectors import (
+    atomic_announce,
+    atomic_load,
+    atomic_next,
+    cpu_pause,
+    give_way,
+)
 
 LINE = 8  # int64 numbers per cache line: what different threads count lies on different lines
-TAKEN, THREAD, THREADS = range(3)  # places in a line
+TAKEN, AGAIN, HERE, THREAD, THREADS = range(5)  # places in a line
+GIVE_WAY = 100  # turns of waiting between two offers of the core to others
 
 
 def make_shares(threads: int) -> list[Array]:
-    """One for each thread, int64: how many items of it were taken, whose it is, and how many there
-    are; LINE numbers further on are those of the next thread.
+    """One for each thread, int64: how many items of it were taken, and taken again in a second
+    pass; in the first thread's how many threads are `here`; whose it is, and how many there are.
+    LINE numbers further on are those of the next thread.
     """
     numbers = np.zeros((threads + 1) * LINE, np.int64)
     start = -numbers.ctypes.data // numbers.itemsize % LINE  # of a cache line
@@ -52,26 +69,47 @@ def make_shares(threads: int) -> list[Array]:
 
 def make_whole() -> Array:
     """The share of a thread that computes alone."""
-    return np.array([0, 0, 1], np.int64)
+    return np.array([0, 0, 0, 0, 1], np.int64)
 
 
 @helper
-def next_item(share, count):
+def begin_anew(shares, threads):
+    """Nothing is taken, and nobody here; `shares` is the first thread's."""
+    for thread in range(threads):
+        shares[LINE * thread + TAKEN] = 0
+        shares[LINE * thread + AGAIN] = 0
+    shares[HERE] = 0
+
+
+@helper
+def next_item(share, count, taken=TAKEN):
     """The next of `count` items for this thread: of its own share, then of the others'; `count` if
     none is left.
     """
     thread, threads = share[THREAD], share[THREADS]
     for i in range(threads):
         owner = (thread + i) % threads
-        item = count * owner // threads + atomic_next(share, (owner - thread) * LINE + TAKEN)
+        item = count * owner // threads + atomic_next(share, (owner - thread) * LINE + taken)
         if item < count * (owner + 1) // threads:
             return item
     return count
 
 
 @helper
-def next_start(share, step, size):
+def next_start(share, step, size, taken=TAKEN):
     """The same for items of `step` out of `size` numbers or rows: where the next begins; `size` or
     more if none is left.
     """
-    return next_item(share, (size + step - 1) // step) * step
+    return next_item(share, (size + step - 1) // step, taken) * step
+
+
+@helper
+def meet(share):
+    """Wait until all threads are here. A thread that fails before counts as here (threads.py)."""
+    here, turn = HERE - share[THREAD] * LINE, 0
+    atomic_announce(share, here)
+    while atomic_load(share, here) < share[THREADS]:
+        cpu_pause()
+        turn += 1
+        if turn % GIVE_WAY == 0:
+            give_way()

@@ -36,11 +36,18 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu import workspace
 from tinyft.backends.cpu.compile_cache import kernel
-from tinyft.backends.cpu.items import LINE, TAKEN, make_shares, make_whole
+from tinyft.backends.cpu.items import (
+    GIVE_WAY,
+    HERE,
+    LINE,
+    TAKEN,
+    begin_anew,
+    make_shares,
+    make_whole,
+)
 from tinyft.backends.cpu.vectors import atomic_announce, atomic_load, cpu_pause, give_way
 
 SPIN = 20000  # turns of waiting before a thread goes to sleep: 0.2 to 0.8 ms
-GIVE_WAY = 100  # turns between two offers of the core to others
 HOLD_BACK = 200  # turns for which a worker lets others go first: a kernel may take no items
 SHARING = 16  # threads per core at most
 LARGE = 256 << 10  # bytes from which scratch memory gets huge pages (2 MiB)
@@ -71,8 +78,7 @@ JOB, DONE, ASLEEP = 0, LINE, 2 * LINE  # places in a pool's flags; one ASLEEP pe
 @kernel
 def announce_job(flags, shares, size):
     """Announce the next job to a pool of `size` threads; how many of them sleep."""
-    for thread in range(size):
-        shares[LINE * thread + TAKEN] = 0
+    begin_anew(shares, size)
     flags[DONE] = 0
     atomic_announce(flags, JOB)
     sleeping = 0
@@ -127,13 +133,18 @@ class Pool:
             function(self.shares[0], scratch("work", floats) if floats else 0, *arguments)
             finished = wait_until(self.flags, DONE, self.size - 1, SPIN)
         except BaseException as error:
-            self.errors.append(error)
+            self._fail(error)
         while not finished:
             finished = self._wait_longer()
         self.job = None  # keeps no array alive
         if self.errors:
             errors, self.errors = self.errors, []
             raise errors[0]
+
+    def _fail(self, error: BaseException) -> None:
+        """Keep what was raised instead of a kernel. The others may wait for this thread there."""
+        announce(self.shares[0], HERE)
+        self.errors.append(error)
 
     def _wait_longer(self) -> bool:
         """Whether the workers have finished. A Ctrl-C waits, too: they still write into arrays."""
@@ -167,7 +178,7 @@ class Pool:
             try:
                 function(shares[thread], scratch("work", floats) if floats else thread, *arguments)
             except BaseException as error:  # raised again in the thread that called `run`
-                self.errors.append(error)
+                self._fail(error)
             del function, arguments
 
     def _sleep(self, thread: int, sleeping: int, jobs: int) -> None:
