@@ -27,6 +27,7 @@ from tinyft.backends.cpu import (
     workspace,
 )
 from tinyft.backends.cpu import conv2d as conv2d_module
+from tinyft.backends.cpu.items import TAKEN, make_whole
 from tinyft.backends.cpu.simd import LANES
 from tinyft.backends.cpu.winograd_transforms import (
     A_SHORT,
@@ -279,7 +280,8 @@ def test_an_item_writes_only_its_own_tiles(case, monkeypatch):
         *before, count, tiles, plane_filter, plane_out, large = arguments
         panels = -(-arguments[6].shape[3] // winograd_strided.PANEL)
         for part in reversed(range(-(-count // tiles))):
-            share, work = np.array([part * panels, 0, 1]), np.full(size, np.nan, np.float32)
+            share, work = make_whole(), np.full(size, np.nan, np.float32)
+            share[TAKEN] = part * panels
             end = min(count, (part + 1) * tiles)
             kernel(share, work, *before, end, tiles, plane_filter, plane_out, large)
             parts_run.append(part)
