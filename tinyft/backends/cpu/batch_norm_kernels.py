@@ -176,7 +176,8 @@ def normalise_by_batch(
     own_mean, own_variance, gain = work[:C], work[C : 2 * C], work[2 * C : 3 * C]
     join_moments(parts, M, rows, own_mean, own_variance)
     if share[THREAD] == 0:
-        mean[:], variance[:] = own_mean, own_variance
+        for c in range(C):  # one by one: to compile `mean[:] =` takes ten times as long
+            mean[c], variance[c] = own_mean[c], own_variance[c]
     find_gain(weight, own_variance, eps, gain)
     normalise(
         share, AGAIN, x, M, C, rows, own_mean, gain, bias, residual, added, low, out, large
@@ -308,7 +309,8 @@ def differentiate_by_batch(
     meet(share)
     join_gradients(parts, M, rows, weight, variance, eps, own[:C], own[C:], factors)
     if share[THREAD] == 0:
-        dweight[:], dbias[:] = own[:C], own[C:]
+        for c in range(C):
+            dweight[c], dbias[c] = own[c], own[C + c]
     left = dresidual if relu == BY_OUT else dout
     differentiate(share, left, x, M, C, rows, mean, gain, bias, relu, factors, dx, large)
 
