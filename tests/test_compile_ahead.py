@@ -58,9 +58,8 @@ def test_no_helper_without_need(empty_folder, helpers, monkeypatch):
         patch.setattr(compile_cache, "folder", lambda: None)
         with compile_ahead.helped(*CASE):
             pass
-    (
-        empty_folder / "tinyft.backends.cpu.batch_norm_kernels.differentiate_by_batch-0.bin"
-    ).write_bytes(b"")
+    last = "tinyft.backends.cpu.batch_norm_kernels.differentiate_by_batch"
+    (empty_folder / f"{last}-0.bin").write_bytes(b"")
     with compile_ahead.helped(*CASE):
         pass
     assert helpers == []

@@ -247,7 +247,7 @@ def run_alone(size: int, function: Callable, *arguments) -> None:
     """As `run_with_scratch`, or as `run` if size is 0, in this thread only."""
     for listener in listeners:
         listener(function)
-    function(make_whole(), scratch("work", size) if size else 0, *arguments)
+    _compute_alone(function, size, arguments)
 
 
 def _run(function: Callable, floats: int, arguments: tuple) -> None:
@@ -260,6 +260,10 @@ def _run(function: Callable, floats: int, arguments: tuple) -> None:
                 return
         finally:
             _state.lock.release()
+    _compute_alone(function, floats, arguments)
+
+
+def _compute_alone(function: Callable, floats: int, arguments: tuple) -> None:
     function(make_whole(), scratch("work", floats) if floats else 0, *arguments)
 
 
