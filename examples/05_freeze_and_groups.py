@@ -47,7 +47,7 @@ for record in learner.steps(plan):
 #   network: resnet10s, 1,492,128 parameters, float32; body: random weights from seed 0
 #   head: fastai, random, 3 classes
 #   data: 48 pictures to train on, 24 to validate, batches of 16; augmentation: default
-#   input: 32 px, 32 px cropped, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225) (assumed)
+#   input: the middle square at 32 px, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225) (assumed)
 #
 #   Phase 1: head alone, 1 epoch of 3 steps (steps 1 to 3)
 #     the optimizer starts empty

@@ -148,7 +148,7 @@ def test_plan_takes_every_option(tinyft, pictures):
     for words in (
         "head: linear",
         "6 pictures to train on, 6 to validate, batches of 5; augmentation: none",
-        "73 px, 64 px cropped",
+        "the middle 64 px of a short side of 73 px",
         "head alone, 2 epochs of 1 step",
         "everything, 4 epochs",
         "by running statistics, which stay",

@@ -21,30 +21,35 @@ LARGEST_DEFAULT = 2**30  # about 4,000 pictures of 256x340
 
 
 class PictureCache:
-    """Pictures by key, made when first asked for; safe to use from several threads."""
+    """Pictures of some parts, "train" and "valid", made when first asked for; safe to use from
+    several threads.
+    """
 
     def __init__(self, budget: int) -> None:
         """Units: bytes; 0 remembers nothing."""
         self.budget = budget
         self.used = 0
-        self._settings: Hashable = None
-        self._pictures: dict[Hashable, np.ndarray] = {}
+        self._settings: dict[str, Hashable] = {}  # of each part
+        self._pictures: dict[tuple[str, int], np.ndarray] = {}
         self._lock = threading.Lock()
 
-    def get(self, settings: Hashable, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The picture `key` under `settings`; other settings forget all pictures of the old ones.
+    def get(
+        self, part: str, index: int, settings: Hashable, make: Callable[[], np.ndarray]
+    ) -> np.ndarray:
+        """Picture `index` of a part under `settings`; other settings forget the part's pictures.
 
         The array is shared and read-only. Two threads that miss at once both make it; it is equal.
         """
         with self._lock:
-            if settings != self._settings:
-                self._settings, self._pictures, self.used = settings, {}, 0
-            found = self._pictures.get(key)
+            if settings != self._settings.get(part):
+                self._forget(part)
+                self._settings[part] = settings
+            found = self._pictures.get((part, index))
         if found is not None:
             return found
         picture = make().view()
         picture.flags.writeable = False
-        self._keep(settings, key, picture)
+        self._keep(part, index, settings, picture)
         return picture
 
     def bytes_of(self, count: int) -> int:
@@ -53,12 +58,17 @@ class PictureCache:
             mean = self.used / max(len(self._pictures), 1)
             return min(self.budget, round(mean * count))
 
-    def _keep(self, settings: Hashable, key: Hashable, picture: np.ndarray) -> None:
+    def _keep(self, part: str, index: int, settings: Hashable, picture: np.ndarray) -> None:
         with self._lock:
             fits = self.used + picture.nbytes <= self.budget
-            if fits and settings == self._settings and key not in self._pictures:
-                self._pictures[key] = picture
+            wanted = settings == self._settings[part] and (part, index) not in self._pictures
+            if fits and wanted:
+                self._pictures[part, index] = picture
                 self.used += picture.nbytes
+
+    def _forget(self, part: str) -> None:
+        for key in [key for key in self._pictures if key[0] == part]:
+            self.used -= self._pictures.pop(key).nbytes
 
 
 def default_budget() -> int:

@@ -2,9 +2,9 @@
 
 Two stages. `working_picture` decodes and resizes to working size, the part that is worth
 remembering; `prepare` adds the centre crop. Validation, evaluation and prediction all call
-`prepare` and nothing else, so that they cannot drift apart. Training starts from the same working
-picture and augments it (tinyft/data/augment.py). Subtracting the mean and dividing by the
-deviation is the backend's `images` kernel, on the whole batch.
+`prepare` and nothing else, so that they cannot drift apart. Training starts from a working picture,
+too, and augments it (tinyft/data/augment.py). Subtracting the mean and dividing by the deviation is
+the backend's `images` kernel, on the whole batch.
 
 Next: tinyft/data/augment.py
 """

@@ -93,6 +93,9 @@ def facts_of(learner: Learner) -> list[str]:
     """What is true of the whole run, in sentences."""
     p, data = learner.adjusted_preprocess(), learner.data
     kind = "assumed" if p.assumed else "from the weights file"
+    square = f"the middle square at {p.crop} px"
+    if p.resize > p.crop:
+        square = f"the middle {p.crop} px of a short side of {p.resize} px"
     head = learner.facts.get("head", "of the caller's own")
     state = "random" if learner.step == 0 else f"after {learner.step} steps"
     return [
@@ -101,7 +104,7 @@ def facts_of(learner: Learner) -> list[str]:
         f"head: {head}, {state}, {len(learner.classes)} classes",
         f"data: {data.n_train} pictures to train on, {data.n_valid} to validate, "
         f"batches of {data.batch_size}; augmentation: {data.augment or 'none'}",
-        f"input: {p.resize} px, {p.crop} px cropped, mean {p.mean}, std {p.std} ({kind})",
+        f"input: {square}, mean {p.mean}, std {p.std} ({kind})",
     ]
 
 
