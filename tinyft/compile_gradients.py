@@ -46,6 +46,7 @@ def call_gradients(arch: str, batch_size: int, size: int) -> None:
     for call in calls:
         if isinstance(call.layer, BatchNorm):
             _call_norm_grad(call)
+    _call_adam(convolutions[0].layer.weight.data)
 
 
 def _calls(arch: str, batch_size: int, size: int) -> list[Call]:
@@ -71,9 +72,8 @@ def _call_input_grad(call: Call) -> None:
 
 def _call_weight_grad(call: Call) -> None:
     window = {"stride": call.layer.stride, "padding": call.layer.padding}
-    weight = call.layer.weight
-    backends.get("cpu").conv2d_weight_grad(call.dout, call.x, weight.shape, **window)
-    _call_adam(weight.data)
+    shape = call.layer.weight.shape
+    backends.get("cpu").conv2d_weight_grad(call.dout, call.x, shape, **window)
 
 
 def _call_norm_grad(call: Call) -> None:
