@@ -12,6 +12,7 @@ from tinyft.backends.cpu import CpuBackend, threads
 from tinyft.backends.cpu.compile_cache import kernel
 from tinyft.backends.cpu.items import (
     AGAIN,
+    THREAD,
     make_shares,
     make_whole,
     meet,
@@ -30,7 +31,7 @@ def restore():
 
 
 @kernel
-def visit(share, thread, visits):
+def visit(share, visits):
     item = next_item(share, visits.size)
     while item < visits.size:
         visits[item] += 1
@@ -86,7 +87,7 @@ def test_starts_are_multiples_of_the_step(step, size):
 
 
 @kernel
-def add_up_twice(share, thread, numbers, sums, found):
+def add_up_twice(share, numbers, sums, found):
     """sums = 2 * numbers, and then found = the sum of them all, as each item of a second pass sees
     it.
     """
@@ -120,10 +121,10 @@ def test_nobody_waits_for_a_thread_that_failed(failing):
     threads.set_num_threads(3)
     numbers = np.ones(100)
 
-    def fail(share, thread, *arguments):
-        if thread == failing:
-            raise MemoryError(f"thread {thread}")
-        add_up_twice(share, thread, *arguments)
+    def fail(share, *arguments):
+        if share[THREAD] == failing:
+            raise MemoryError(f"thread {failing}")
+        add_up_twice(share, *arguments)
 
     for _ in range(3):
         with pytest.raises(MemoryError, match=f"thread {failing}"):
@@ -138,7 +139,7 @@ def test_workers_that_fell_asleep_wake_up():
     seen = set()
     barrier = threading.Barrier(3, timeout=10)
 
-    def meet(share, thread):
+    def meet(share):
         barrier.wait()  # passes only if all three are here
         seen.add(threading.get_ident())
 
@@ -152,9 +153,9 @@ def test_workers_that_fell_asleep_wake_up():
 def test_an_exception_of_any_thread_reaches_the_caller(failing):
     threads.set_num_threads(2)
 
-    def fail(share, thread):
-        if thread == failing:
-            raise ZeroDivisionError(f"thread {thread}")
+    def fail(share):
+        if share[THREAD] == failing:
+            raise ZeroDivisionError(f"thread {failing}")
 
     for _ in range(3):
         with pytest.raises(ZeroDivisionError, match=f"thread {failing}"):
@@ -168,11 +169,11 @@ def test_ctrl_c_waits_for_the_workers():
     threads.set_num_threads(2)
     finished = []
 
-    def interrupted(share, thread):
-        if thread == 0:
+    def interrupted(share):
+        if share[THREAD] == 0:
             raise KeyboardInterrupt
         threading.Event().wait(0.05)
-        finished.append(thread)
+        finished.append(share[THREAD])
 
     with pytest.raises(KeyboardInterrupt):
         threads.run(interrupted)
@@ -183,8 +184,8 @@ def test_a_kernel_within_a_kernel_runs_in_place():
     threads.set_num_threads(2)
     visits = np.zeros(10, np.int64)
 
-    def outer(share, thread):
-        if thread == 0:
+    def outer(share):
+        if share[THREAD] == 0:
             threads.run(visit, visits)
 
     threads.run(outer)

@@ -48,7 +48,7 @@ FIRST_STEP, SECOND_STEP = (np.uint64(step) for step in KEY_STEPS)
 
 
 @kernel
-def rectify(share, thread, x, out):
+def rectify(share, x, out):
     """out = max(x, 0), NaN where x is NaN"""
     while True:
         start = next_start(share, PIECE, x.size)
@@ -60,7 +60,7 @@ def rectify(share, thread, x, out):
 
 
 @kernel
-def rectify_gradient(share, thread, dout, out, dx):
+def rectify_gradient(share, dout, out, dx):
     """dx = 0 where out <= 0, else dout"""
     while True:
         start = next_start(share, PIECE, dout.size)
@@ -73,7 +73,7 @@ def rectify_gradient(share, thread, dout, out, dx):
 
 
 @kernel
-def add_pairs(share, thread, a, b, out, large):
+def add_pairs(share, a, b, out, large):
     """out = a + b"""
     while True:
         start = next_start(share, PIECE, a.size)
@@ -102,7 +102,7 @@ def random_words(block, first_stream, second_stream, first_key, second_key):
 
 
 @kernel
-def drop(share, thread, x, threshold, scale, streams, keys, out):
+def drop(share, x, threshold, scale, streams, keys, out):
     """out = x * scale where the element's word reaches the threshold, else 0. Element i has word
     i % 4 of block i // 4.
     """
@@ -128,7 +128,7 @@ def drop(share, thread, x, threshold, scale, streams, keys, out):
 
 
 @kernel
-def look_up(share, thread, pixels, table, rows, out):
+def look_up(share, pixels, table, rows, out):
     """out[i, c] = table[c, pixels[i, c]]: pixels out (M, C), table (C, 256)"""
     M, C = pixels.shape
     while True:

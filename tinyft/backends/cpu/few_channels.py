@@ -37,7 +37,7 @@ SHORT_ROW = 2 * BLOCK_ROWS  # rows of fewer outputs are gathered: their rest wou
 
 
 @kernel
-def copy_into_border(share, thread, x, padding, padded):
+def copy_into_border(share, x, padding, padded):
     """padded (N, H + 2 padding, W + 2 padding, C) = x with zeros around. An item is a row."""
     N, H, W, C = x.shape
     rows, columns = H + 2 * padding, W + 2 * padding
@@ -61,7 +61,7 @@ def copy_into_border(share, thread, x, padding, padded):
 
 
 @kernel
-def multiply_rows_in_place(share, thread, x, R, S, stride, packed, y, plain, bias, low):
+def multiply_rows_in_place(share, x, R, S, stride, packed, y, plain, bias, low):
     """y = max(conv(x) + bias, low) for x with its border; conv(x) if `plain`. An item is a row of
     outputs.
     """

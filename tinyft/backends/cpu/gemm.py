@@ -161,7 +161,7 @@ def next_panel(rows, columns):
 
 
 @kernel
-def pack_panels(share, thread, weight, taps, transposed, packed):
+def pack_panels(share, weight, taps, transposed, packed):
     """Packs places `taps` (numbers r * S + s) of a kernel (R, S, C, F): rows (tap, c) and columns
     f, or rows (tap, f) and columns c if transposed. An item is one place and LANES channels.
     """
@@ -197,7 +197,7 @@ def pack(weight: Array, taps: Array, transposed: bool, name: str) -> Array:
 
 
 @kernel
-def sum_parts(share, thread, parts, count, size, pitch, rows, columns, out):
+def sum_parts(share, parts, count, size, pitch, rows, columns, out):
     """out (rows, columns) = the sum of `count` matrices in order, each `size` floats long, its rows
     `pitch` floats apart. An item is some 4096 numbers.
     """
@@ -222,7 +222,7 @@ def row_apart(columns: int) -> int:
 
 
 @kernel
-def multiply_rows(share, thread, a, packed, out):
+def multiply_rows(share, a, packed, out):
     """out = a @ the packed matrix. An item is ROWS_PER_ITEM rows and PANEL columns."""
     M, K = a.shape
     N = out.shape[1]

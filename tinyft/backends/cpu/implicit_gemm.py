@@ -126,7 +126,7 @@ def multiply_windows(
 
 
 @kernel
-def clear(share, thread, x):
+def clear(share, x):
     """x (size,) = 0. An item is CLEARED numbers."""
     zero = np.float32(0)
     start = next_start(share, CLEARED, x.size)

@@ -62,7 +62,7 @@ sum_up = kernel(_sum_up, reorder=True)
 
 
 @kernel
-def sum_pieces(share, thread, before, after, gradient, sums):
+def sum_pieces(share, before, after, gradient, sums):
     """Arrays (size,) -> sums (pieces, SUMS) float64"""
     while True:
         start = next_start(share, PIECE, before.size)

@@ -35,7 +35,7 @@ from tinyft.backends.cpu.measurement import Measurement, sum_up
 
 @kernel
 def adam(
-    share, thread, sums, parameter, gradient, average, average_square,
+    share, sums, parameter, gradient, average, average_square,
     decay, momentum, new, square_momentum, square_new, correction, rate, eps,
 ):  # fmt: skip
     """Arrays (size,), all else float32; `new` is 1 - momentum, `correction` what average_square is
@@ -58,7 +58,7 @@ def adam(
 
 
 @kernel
-def sgd(share, thread, sums, parameter, gradient, decay, lr):
+def sgd(share, sums, parameter, gradient, decay, lr):
     """Without momentum. Arrays (size,), decay and lr float32."""
     while True:
         start = next_start(share, PIECE, parameter.size)
@@ -73,7 +73,7 @@ def sgd(share, thread, sums, parameter, gradient, decay, lr):
 
 
 @kernel
-def sgd_with_momentum(share, thread, sums, parameter, gradient, velocity, decay, lr, momentum):
+def sgd_with_momentum(share, sums, parameter, gradient, velocity, decay, lr, momentum):
     """With momentum. Arrays (size,), decay, lr and momentum float32."""
     while True:
         start = next_start(share, PIECE, parameter.size)

@@ -62,9 +62,7 @@ def window(index, stride, padding, kernel_size, size):
 
 
 @kernel
-def largest_of_windows(
-    share, thread, x, N, H, W, C, kernel_size, stride, padding, P, Q, out, places
-):
+def largest_of_windows(share, x, N, H, W, C, kernel_size, stride, padding, P, Q, out, places):
     """x (N * H * W * C,) -> out places (N * P * Q * C,). An item is a row of outputs."""
     one = vset1(np.float32(1))
     while True:
@@ -131,7 +129,7 @@ def ask_windows(
 
 
 @kernel
-def average_pictures(share, thread, x, N, pixels, C, out):
+def average_pictures(share, x, N, pixels, C, out):
     """x (N * pixels * C,) -> out (N * C,). An item is a picture.
 
     A rough mean first, then the mean of what is left, as for the moments of batch norm.
@@ -153,7 +151,7 @@ def average_pictures(share, thread, x, N, pixels, C, out):
 
 
 @kernel
-def largest_of_pictures(share, thread, x, N, pixels, C, out, places):
+def largest_of_pictures(share, x, N, pixels, C, out, places):
     """x (N * pixels * C,) -> out, places (N * C,) as floats. An item is a picture."""
     while True:
         n = next_item(share, N)

@@ -20,7 +20,7 @@ from tinyft.backends.reference import Backend, rows_of
 
 
 @kernel
-def sum_rows(share, thread, x, M, C, rows, sums):
+def sum_rows(share, x, M, C, rows, sums):
     """Per piece of rows: the sum of each channel. x (M * C,) -> sums (pieces, C) float64"""
     while True:
         begin = next_start(share, rows, M)

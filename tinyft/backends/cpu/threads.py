@@ -1,6 +1,6 @@
 """A pool of threads for kernels that release the GIL.
 
-    run(kernel, *arguments)            kernel(share, thread, *arguments) in every thread
+    run(kernel, *arguments)            kernel(share, *arguments) in every thread
 
 A kernel takes items of its work from `share` until none is left; see items.py.
 
@@ -123,14 +123,14 @@ class Pool:
 
     def run(self, function: Callable, floats: int, arguments: tuple) -> None:
         """Call `function` in every thread, with so many floats of scratch memory or, if that is 0,
-        with the thread's number; return when all have.
+        without any; return when all have.
         """
         self.job = function, floats, arguments
         if announce_job(self.flags, self.shares[0], self.size):
             self._wake_sleeping()
         finished = False
         try:
-            function(self.shares[0], scratch("work", floats) if floats else 0, *arguments)
+            _compute(function, self.shares[0], floats, arguments)
             finished = wait_until(self.flags, DONE, self.size - 1, SPIN)
         except BaseException as error:
             self._fail(error)
@@ -176,7 +176,7 @@ class Pool:
                 return
             function, floats, arguments = self.job
             try:
-                function(shares[thread], scratch("work", floats) if floats else thread, *arguments)
+                _compute(function, shares[thread], floats, arguments)
             except BaseException as error:  # raised again in the thread that called `run`
                 self._fail(error)
             del function, arguments
@@ -229,7 +229,7 @@ listeners: list[Callable[[Callable], None]] = []
 
 
 def run(function: Callable, *arguments) -> None:
-    """`function(share, thread, *arguments)` in every thread of the pool, until all are done.
+    """`function(share, *arguments)` in every thread of the pool, until all are done.
 
     Raises: what a thread raised
     """
@@ -264,7 +264,15 @@ def _run(function: Callable, floats: int, arguments: tuple) -> None:
 
 
 def _compute_alone(function: Callable, floats: int, arguments: tuple) -> None:
-    function(make_whole(), scratch("work", floats) if floats else 0, *arguments)
+    _compute(function, make_whole(), floats, arguments)
+
+
+def _compute(function: Callable, share: Array, floats: int, arguments: tuple) -> None:
+    """What one thread does."""
+    if floats:
+        function(share, scratch("work", floats), *arguments)
+    else:
+        function(share, *arguments)
 
 
 def get_num_threads() -> int:

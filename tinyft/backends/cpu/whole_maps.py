@@ -42,9 +42,7 @@ CHANNELS = 64  # rows of dweight that an item computes
 
 
 @kernel
-def multiply_maps(
-    share, thread, x, packed, packed_rows, taps, y, bias, residual, has_residual, low, zeros
-):
+def multiply_maps(share, x, packed, packed_rows, taps, y, bias, residual, has_residual, low, zeros):
     """y[:, target] = max(sum over sources of x[:, source] @ packed[tap] + bias + residual, low).
 
     x (N, sources, C), y (N, targets, F), taps (targets, sources): which C rows of the packed matrix
@@ -87,7 +85,7 @@ def multiply_maps(
 
 
 @kernel
-def multiply_pairs(share, thread, x, packed, packed_rows, dweight, pairs, starts):
+def multiply_pairs(share, x, packed, packed_rows, dweight, pairs, starts):
     """dweight[tap] = sum over the tap's pairs of x[:, pixel]' @ dout[:, result].
 
     x (N, pixels, C), packed: the panels of dout (results * N, F), dweight (taps, C, F), pairs (all,
