@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from tinyft.data import ImageArrays, ImageFolder, prepare
-from tinyft.data.augment import AugmentDraw, apply
 from tinyft.data.cache import PictureCache, default_budget
 from tinyft.data.prefetch import ahead, default_workers
 from tinyft.errors import DataError
@@ -90,33 +89,16 @@ def test_validation_is_whole_in_order_and_never_random(folder):
     data = ImageFolder(folder(COUNTS), batch_size=3)
     batches = list(data.valid_batches(SMALL))
     assert [batch.ids.tolist() for batch in batches] == [[0, 1, 2], [3, 4]]
-    preprocess = data.adjusted(SMALL)
-    expected = [prepare(data.path / name, preprocess) for name in data.files("valid")]
+    expected = [prepare(data.path / name, SMALL) for name in data.files("valid")]
     np.testing.assert_array_equal(images(batches), expected)
     np.testing.assert_array_equal(images(data.valid_batches(SMALL)), expected)
 
 
 def test_size_scales_the_preprocessing(folder):
-    data = ImageFolder(folder(COUNTS), batch_size=3, size=8, augment=None)
+    data = ImageFolder(folder(COUNTS), batch_size=3, size=8)
     assert data.adjusted(SMALL) == Preprocess(resize=10, crop=8)
     assert next(data.train_batches(0, SMALL)).images.shape == (3, 8, 8, 3)
     assert data.adjusted(data.adjusted(SMALL)) == data.adjusted(SMALL)
-
-
-def test_validation_shows_as_much_of_a_picture_as_training():
-    """A white frame is 7/16 of the picture; a centre crop of 7/8 would show half as much of it."""
-    picture = np.full((80, 80, 3), 255, np.uint8)
-    picture[10:70, 10:70] = 0
-    pictures = np.stack([picture, picture]), np.array([0, 1])
-    seen = {}
-    for augment in ("default", "crop", None):
-        data = ImageArrays(pictures, pictures, ["a", "b"], batch_size=2, augment=augment)
-        seen[augment] = images(data.valid_batches(Preprocess(resize=64, crop=56)))
-    whole = apply(picture, AugmentDraw(), 56)  # what a draw that changes nothing shows
-    white = {augment: (pixels > 127).mean() for augment, pixels in seen.items()}
-    assert white["default"] == pytest.approx((whole > 127).mean(), abs=0.02)
-    assert white["default"] == pytest.approx(7 / 16, abs=0.02)
-    assert white["crop"] == white[None] == pytest.approx(1 - (6 / 7) ** 2, abs=0.02)
 
 
 def test_an_epoch_is_never_empty(folder):
@@ -204,7 +186,7 @@ def test_pictures_are_decoded_once(folder):
 
 
 def test_the_memory_forgets_when_the_preprocessing_changes(folder):
-    data = ImageFolder(folder(COUNTS), batch_size=2, augment=None)
+    data = ImageFolder(folder(COUNTS), batch_size=2)
     list(data.valid_batches(SMALL))
     used = data.cache.used
     assert used == 5 * 20 * 24 * 3  # 36x44 pictures at short side 20

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
+from tinyft.data import prepare
+from tinyft.data.augment import AugmentDraw, apply
 from tinyft.errors import DataError, NonFiniteLossError, WeightsError
+from tinyft.weights import Preprocess, load_weights, save_weights
 
 
 def test_fine_tuning_learns_the_colours():
@@ -208,6 +214,47 @@ def test_settings_that_decide_results_are_saved(tmp_path):
     assert loaded.dtype == "float64"
     expected = learner.evaluate().loss
     assert loaded.evaluate(small_data()).loss == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("augment", "seen"), [("default", 56), ("crop", 64), (None, 64)])
+def test_pictures_are_judged_as_training_showed_them(augment, seen, tmp_path):
+    """fastai's augmentation shows whole squares, the others what the weights' centre crop shows."""
+    learner = small_learner_of_photos(augment)
+    assert learner.adjusted_preprocess() == Preprocess(resize=seen, crop=56, assumed=True)
+    frame = np.full((80, 80, 3), 255, np.uint8)
+    frame[10:70, 10:70] = 0
+    whole = apply(frame, AugmentDraw(), 56)  # what a draw that changes nothing shows
+    white = (prepare(frame, learner.adjusted_preprocess()) > 127).mean()
+    assert (white == pytest.approx((whole > 127).mean(), abs=0.02)) == (augment == "default")
+    learner.save(tmp_path / "learner.h5")
+    loaded = ft.load_learner(tmp_path / "learner.h5")
+    for other in ("default", None):  # how the pictures to be judged would be trained on
+        data = small_learner_of_photos(other).data
+        assert loaded.evaluate(data) == learner.evaluate()
+    again = ft.vision_learner(learner.data, weights=tmp_path / "learner.h5")
+    assert again.preprocess.resize == 64  # training starts from the larger picture, as before
+
+
+def small_learner_of_photos(augment: str | None) -> ft.Learner:
+    x, y = pictures(side=80)
+    sides = {"classes": ["blue", "green", "red"], "size": 56, "batch_size": 8}
+    data = ft.ImageArrays((x, y), (x[:9], y[:9]), augment=augment, **sides)
+    return ft.vision_learner(data, "resnet18", weights=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("bn", "x"), ("bn", []), ("head", []), ("dtype", "y"), ("seed", "1"), ("seed", None),
+     ("class_weights", "1"), ("class_weights", ["a"]), ("label_smoothing", None),
+     ("whole_squares", 1)],
+)  # fmt: skip
+def test_a_file_with_settings_that_no_learner_has_is_refused(name, value, tmp_path):
+    small_learner().save(tmp_path / "learner.h5")
+    weights = load_weights(tmp_path / "learner.h5")
+    settings = {**json.loads(weights.extra["learner"]), name: value}
+    save_weights(tmp_path / "learner.h5", replace(weights, extra={"learner": json.dumps(settings)}))
+    with pytest.raises(WeightsError, match=f"learner's {name} cannot be"):
+        ft.load_learner(tmp_path / "learner.h5")
 
 
 def test_a_loaded_learner_says_that_it_has_no_pictures(tmp_path):

@@ -75,6 +75,7 @@ def vision_learner(
         label_smoothing=label_smoothing,
         class_weights=class_weights,
         dtype=dtype,
+        whole_squares=data.shows_whole_squares,
         facts=facts,
     )
     if weights is not None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.errors import WeightsError
+from tinyft.finetune.groups import BN_PRESETS
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import build
@@ -33,6 +34,7 @@ def save(learner: Learner, path: str | os.PathLike[str], *, training: str = "") 
     settings = {"arch": learner.arch, "head": learner.facts.get("head"), "bn": learner.bn,
                 "seed": learner.seed, "label_smoothing": learner.label_smoothing,
                 "weight_decay": learner.weight_decay, "dtype": learner.dtype,
+                "whole_squares": learner.whole_squares,
                 "class_weights": _plain(learner.class_weights)}  # fmt: skip
     last = learner.validation
     metadata: dict[str, Any] = {
@@ -82,19 +84,36 @@ def load_learner(
         weight_decay=settings["weight_decay"],
         class_weights=settings["class_weights"],
         dtype=settings["dtype"],
+        whole_squares=settings["whole_squares"],
         facts={"head": settings["head"], "weights": str(path)},
     )
 
 
 def _settings(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
     """What `save` wrote beside the weights. Raises: WeightsError if it is something else"""
-    expected = {"head", "bn", "seed", "label_smoothing", "weight_decay", "dtype", "class_weights"}
+    number = int | float
+    expected = {
+        "head": lambda value: isinstance(value, str | None),
+        "bn": lambda value: value in BN_PRESETS,
+        "seed": lambda value: isinstance(value, int),
+        "label_smoothing": lambda value: isinstance(value, number),
+        "weight_decay": lambda value: isinstance(value, number),
+        "dtype": lambda value: value in ("float32", "float64"),
+        "whole_squares": lambda value: isinstance(value, bool),
+        "class_weights": lambda value: (
+            value is None
+            or (isinstance(value, list) and all(isinstance(weight, number) for weight in value))
+        ),
+    }
     try:
         settings = json.loads(text)
     except ValueError:
         settings = None
-    if not isinstance(settings, dict) or not expected <= settings.keys():
+    if not isinstance(settings, dict) or not expected.keys() <= settings.keys():
         raise WeightsError(f"{path}: its learner should be JSON with {', '.join(sorted(expected))}")
+    for name, is_right in expected.items():
+        if not is_right(settings[name]):
+            raise WeightsError(f"{path}: its learner's {name} cannot be {settings[name]!r}")
     return settings
 
 

@@ -79,6 +79,10 @@ class Preprocess:
         """The same preprocessing for another crop; the resize keeps its proportion (256 to 224)."""
         return replace(self, crop=size, resize=round(self.resize * size / self.crop))
 
+    def whole_square(self) -> Preprocess:
+        """The same without the margin that a centre crop leaves out."""
+        return replace(self, resize=self.crop)
+
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values: numbers, text, booleans, lists."""
         return {name: _plain(value) for name, value in asdict(self).items()}
