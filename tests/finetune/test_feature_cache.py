@@ -28,24 +28,33 @@ def test_the_bits_are_those_of_a_run_without_it(monkeypatch):
     assert bits(learner) == bits(plain)
 
 
-def test_each_picture_passes_once():
-    learner = small_learner(bn="frozen")
+@pytest.mark.parametrize(("batch_size", "expected"), [(8, 3), (7, 4), (10, 3)])
+def test_each_picture_passes_once(batch_size, expected):
+    """24 pictures, shuffled: in batches of 7 an epoch leaves out 3, which are in the next."""
+    data = small_data(augment=None, batch_size=batch_size)
+    learner = small_learner(data, bn="frozen")
     learner.freeze()
-    passes = []
+    cache, passes = feature_cache.feature_cache_of(learner), []
 
     def body(x):
         passes.append(len(x.data))
         return learner.model.features(x)
 
-    cache = feature_cache.FeatureCache(body, learner.input)
+    cache.body = body
     for epoch in range(3):
-        for batch in small_data(augment=None, shuffle=False).train_batches(
-            epoch, learner.preprocess
-        ):
+        for batch in data.train_batches(epoch, learner.preprocess):
             with no_grad():
-                expected = learner.model.features(learner.input(batch.images)).data
-            np.testing.assert_array_equal(cache.features(batch).data, expected)
-    assert passes == [8, 8, 8]
+                direct = learner.model.features(learner.input(batch.images)).data
+            np.testing.assert_array_equal(cache.features(batch).data, direct)
+    assert passes == [batch_size] * expected
+    assert sorted(cache.kept) == list(range(24))
+
+
+def test_features_are_forgotten_after_their_phase():
+    learner = small_learner(small_data(augment=None), bn="frozen")
+    for _ in learner.steps(learner.plan(0, freeze_epochs=2)):
+        assert learner.cache
+    assert learner.cache is None
 
 
 def test_each_picture_is_judged_by_one_pass_of_the_body(monkeypatch):
@@ -66,7 +75,7 @@ def test_each_picture_is_judged_by_one_pass_of_the_body(monkeypatch):
 
 def test_a_broken_validation_is_not_taken_for_a_whole_one():
     learner = small_learner(small_data(augment=None), bn="frozen")
-    cache = feature_cache.FeatureCache(learner.model.features, learner.input)
+    cache = feature_cache.feature_cache_of(learner)
     whole = list(learner.data.valid_batches(learner.preprocess))
 
     def broken():

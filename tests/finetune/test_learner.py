@@ -273,6 +273,8 @@ def test_evaluation_refuses_other_classes_and_no_pictures():
     empty = ft.ImageArrays((x, y), (x[:0], y[:0]), classes=learner.classes)
     with pytest.raises(DataError, match="no validation pictures"):
         learner.evaluate(empty)
+    with pytest.raises(DataError, match="ends with validation, and there are no pictures"):
+        small_learner(empty).fine_tune(1)  # before an epoch is lost
 
 
 def test_evaluation_of_other_pictures_is_at_the_learners_size():

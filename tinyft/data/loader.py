@@ -162,10 +162,15 @@ class PictureData:
 
         Raises:  as `train_batches`
         """
-        ids = np.arange(self.n_valid)
-        size = self.requested_batch_size
-        groups = [ids[start : start + size] for start in range(0, len(ids), size)]
+        groups = _groups(np.arange(self.n_valid), self.requested_batch_size)
         return self._batches("valid", groups, preprocess, self._centred)
+
+    def train_pictures(self, ids: np.ndarray, preprocess: Preprocess) -> Iterator[Batch]:
+        """Those training pictures in this order, not augmented; the last batch may be short.
+
+        Raises:  as `train_batches`
+        """
+        return self._batches("train", _groups(ids, self.batch_size), preprocess, self._centred)
 
     def _batches(
         self,
@@ -197,7 +202,7 @@ class PictureData:
 
     def _augmented(self, picture: np.ndarray, index: int, size: int, *, epoch: int) -> np.ndarray:
         if self.augment is None:
-            return centre_crop(picture, size)
+            return self._centred(picture, index, size)
         rng = generator(self.seed, "augment", epoch, index)
         return AUGMENTATIONS[self.augment](picture, rng, size)
 
@@ -218,6 +223,10 @@ class PictureData:
             )
             return self.n_train
         return size
+
+
+def _groups(ids: np.ndarray, size: int) -> list[np.ndarray]:
+    return [ids[start : start + size] for start in range(0, len(ids), size)]
 
 
 def checked_int(name: str, value: object, least: int) -> int:

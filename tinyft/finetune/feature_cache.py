@@ -11,6 +11,7 @@ Next: tinyft/finetune/learner.py
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,10 @@ from tinyft import backends
 from tinyft.data.loader import Batch, PictureData
 from tinyft.nn.resnet import ResNet
 from tinyft.tensor import Tensor, no_grad
+
+if TYPE_CHECKING:
+    from tinyft.finetune.learner import Learner
+    from tinyft.weights.preprocess import Preprocess
 
 BUDGET = 1 << 30  # bytes; a body's output beyond that is computed anew each time
 
@@ -27,8 +32,15 @@ class FeatureCache:
     for the validation pictures, batch by batch: (N, h, w, C) with their labels.
     """
 
-    def __init__(self, body: Callable[[Tensor], Tensor], prepare: Callable[[np.ndarray], Tensor]):
+    def __init__(
+        self,
+        body: Callable[[Tensor], Tensor],
+        prepare: Callable[[np.ndarray], Tensor],
+        data: PictureData,
+        preprocess: Preprocess,
+    ):
         self.body, self.prepare = body, prepare
+        self.data, self.preprocess = data, preprocess
         self.kept: dict[int, np.ndarray] = {}
         self.validation: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -38,15 +50,33 @@ class FeatureCache:
         self.validation = [(backends.place(a, device), labels) for a, labels in self.validation]
 
     def features(self, batch: Batch) -> Tensor:
-        """(N, h, w, C), computed if a picture of the batch is new, else from memory."""
+        """(N, h, w, C), from memory or, if the pictures of the batch are new, computed.
+
+        An epoch leaves out the pictures that fill no batch, and shuffling scatters them over the
+        next: when the first of them is met, all that are missing are computed at once.
+        """
         ids = batch.ids.tolist()
-        if any(i not in self.kept for i in ids):
-            with no_grad():
-                computed = self.body(self.prepare(batch.images)).data
-            for row, i in enumerate(ids):
-                self.kept[i] = computed[row : row + 1].copy()
+        new = [i for i in ids if i not in self.kept]
+        if len(new) == len(ids):
+            self._keep(batch)
+        elif new:
+            for others in self.data.train_pictures(self._missing(len(ids)), self.preprocess):
+                self._keep(others)
         rows = [self.kept[i] for i in ids]
         return Tensor.wrap(Tensor.wrap(rows[0]).backend.concatenate(rows, 0))
+
+    def _keep(self, batch: Batch) -> None:
+        with no_grad():
+            computed = self.body(self.prepare(batch.images)).data
+        for row, i in enumerate(batch.ids.tolist()):
+            self.kept[i] = computed[row : row + 1].copy()
+
+    def _missing(self, size: int) -> np.ndarray:
+        """The pictures that are not kept, filled up to whole batches, since the last bits may
+        depend on a batch's size.
+        """
+        missing = [i for i in range(self.data.n_train) if i not in self.kept]
+        return np.array(missing + list(self.kept)[: -len(missing) % size])
 
     def valid_features(
         self, body: Callable[[Tensor], Tensor], batches: Callable[[], Iterable[Batch]]
@@ -63,6 +93,11 @@ class FeatureCache:
             computed.append((features.data, batch.labels))
             yield features, batch.labels
         self.validation = computed  # only if there was no error
+
+
+def feature_cache_of(learner: Learner) -> FeatureCache:
+    """An empty one, for the learner's body and pictures."""
+    return FeatureCache(learner.model.features, learner.input, learner.data, learner.preprocess)
 
 
 def cacheable_bytes(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tinyft import backends
 from tinyft.data.loader import Batch
-from tinyft.finetune.feature_cache import FeatureCache
+from tinyft.finetune.feature_cache import FeatureCache, feature_cache_of
 from tinyft.finetune.judge import judge_batch
 from tinyft.finetune.recipe import Phase
 from tinyft.finetune.state import undone
@@ -77,24 +77,18 @@ def _with_cache(learner: Learner, phase: Phase) -> float:
     def step(batch: Batch, cache: FeatureCache) -> None:
         learner.train_step(batch, phase.name, cache=cache)
 
-    cache = _empty_cache(learner)
+    cache = feature_cache_of(learner)
     batch = next(batches)
     step(batch, cache)
     kept = _seconds(learner, lambda: step(batch, cache))
-    new = _seconds(learner, lambda: step(next(batches), _empty_cache(learner)))
+    new = _seconds(learner, lambda: step(next(batches), feature_cache_of(learner)))
     return phase.steps_per_epoch * new + (phase.steps - phase.steps_per_epoch) * kept
-
-
-def _empty_cache(learner: Learner) -> FeatureCache:
-    return FeatureCache(learner.model.features, learner.input)
 
 
 def _evaluation(learner: Learner) -> float:
     """The seconds of one evaluation: folding the batch norms, and every batch."""
     data, preprocess = learner.data, learner.adjusted_preprocess()
     count = -(-data.n_valid // data.requested_batch_size)
-    if count == 0:
-        return 0.0
     batches = itertools.chain.from_iterable(
         data.valid_batches(preprocess) for _ in itertools.count()
     )

@@ -40,7 +40,7 @@ def evaluate(learner: Learner, data: PictureData, cache: FeatureCache | None = N
             f"{', '.join(data.classes)}; open them with classes=learner.classes"
         )
     if data.n_valid == 0:
-        raise DataError("there are no validation pictures; give some, or a valid_fraction above 0")
+        raise DataError("there are no validation pictures; give some")
 
     def batches() -> Iterator[Batch]:
         found = data.valid_batches(learner.adjusted_preprocess())
@@ -76,7 +76,7 @@ def judge(learner: Learner, logits: Tensor, labels: np.ndarray) -> tuple[Any, An
 def predict(learner: Learner, images: list[Any] | tuple[Any, ...]) -> list[Prediction]:
     """The class of each picture: paths, or arrays (H, W, 3) uint8.
 
-    Raises: DataError, naming the file, for a picture that cannot be read
+    Raises: DataError for a picture that cannot be used, naming the file if it is damaged; OSError
     """
     preprocess = learner.adjusted_preprocess()
     predictions = []

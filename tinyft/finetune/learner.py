@@ -20,7 +20,7 @@ from tinyft.data.loader import Batch, PictureData
 from tinyft.errors import DataError, NonFiniteLossError
 from tinyft.finetune import groups as layer_groups
 from tinyft.finetune.describe import Description, describe
-from tinyft.finetune.feature_cache import FeatureCache, cacheable_bytes
+from tinyft.finetune.feature_cache import FeatureCache, cacheable_bytes, feature_cache_of
 from tinyft.finetune.forecast import Forecast, forecast
 from tinyft.finetune.judge import evaluate, predict
 from tinyft.finetune.lr_find import LrFinding, lr_find
@@ -194,6 +194,8 @@ class Learner:
     ) -> Plan:
         if not phases:
             raise ValueError("there is nothing to do: epochs and freeze_epochs are both 0")
+        if self.data.n_valid == 0:
+            raise DataError("each epoch ends with validation, and there are no pictures for it")
         if not self.optimizer.has_momentum:  # the schedule's means nothing to it
             phases = [replace(phase, momentum=0 * phase.momentum) for phase in phases]
         return Plan(
@@ -299,9 +301,11 @@ class Learner:
         for phase, cached_bytes in zip(plan.phases, plan.cached_bytes, strict=True):
             if start < done + phase.steps:
                 self.enter(phase, plan, resumed=start > done)
-                cache = FeatureCache(self.model.features, self.input) if cached_bytes else None
-                self.cache = cache
-                yield from self._phase(phase, norms, max(0, start - done), cache)
+                self.cache = feature_cache_of(self) if cached_bytes else None
+                try:
+                    yield from self._phase(phase, norms, max(0, start - done), self.cache)
+                finally:
+                    self.cache = None
             done += phase.steps
 
     def enter(self, phase: Phase, plan: Plan, *, resumed: bool) -> None:
