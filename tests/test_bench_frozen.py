@@ -124,7 +124,7 @@ def test_pytorch_trains_as_we_do(bn, layout):
     phase = plan.phases[0]
     learner.enter(phase, plan, resumed=False)
     draw = np.random.default_rng(1)
-    for norm in learner.norms:  # not 0 and 1, as in a new network
+    for norm in learner.batch_norms:  # not 0 and 1, as in a new network
         norm.running_mean = draw.uniform(-0.1, 0.1, norm.running_mean.shape).astype(np.float32)
         norm.running_var = draw.uniform(0.5, 2, norm.running_var.shape).astype(np.float32)
     before = {name: our.data.copy() for name, our in learner.model.named_parameters()}

@@ -11,6 +11,7 @@ Compiled kernels are invisible to a trace. For the CPU backend, the source lines
 that was compiled or loaded are added to those that Python executes.
 """
 
+import gc
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -71,11 +72,13 @@ class Count:
 def traced(step):
     count = Count()
     before = sys.gettrace()
+    gc.disable()  # others may have asked to be called by it
     sys.settrace(count)
     try:
         step()
     finally:
         sys.settrace(before)
+        gc.enable()
     return count
 
 

@@ -312,6 +312,14 @@ def test_an_array_on_the_left_is_not_taken_apart():
 def test_a_mixture_of_dtypes_is_refused():
     with pytest.raises(TypeError, match=r"mul: both tensors .* a is float32 and b is float64"):
         leaf([1.0]) * np.array([2.0])
+    with pytest.raises(TypeError, match=r"mul: both tensors .* a is int64 and b is float32"):
+        Tensor(np.array([1, 2])) * leaf([1.0, 2.0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_list_takes_the_tensors_dtype(dtype):
+    product = leaf([1.0, 2.0], dtype) * [0.5, 2]
+    assert product.dtype == dtype and product.data.tolist() == [0.5, 4]
 
 
 def test_an_upstream_gradient_of_another_dtype_is_converted():

@@ -160,16 +160,17 @@ class Tensor(Displayed):
 
 
 def as_tensor(value: Any, like: Tensor) -> Tensor:
-    """A Tensor as it is; a number or array as a constant on the device of `like`. Numbers and
-    integers take its dtype, so that they cannot change it.
+    """A Tensor as it is; a number, list or array as a constant on the device of `like`. Numbers,
+    lists and integers take its dtype, so that they cannot change it.
     """
     if isinstance(value, Tensor):
         return value
     dtype = like.dtype
-    array = value if hasattr(value, "dtype") else np.asarray(value)
+    is_array = hasattr(value, "dtype")
+    array = value if is_array else np.asarray(value)
     if array.dtype.kind == "f" and dtype.kind != "f":
         raise TypeError(f"a tensor of {dtype} cannot take {value!r}; make it a float tensor first")
-    if array.ndim == 0 or array.dtype.kind != "f":
+    if not is_array or array.ndim == 0 or array.dtype.kind != "f":
         array = np.asarray(backends.host(array), dtype)
     return Tensor.wrap(backends.beside(array, like.data))
 
@@ -190,9 +191,8 @@ class Node:
     numbers = itertools.count()
 
     def __init__(self, op: str, inputs: list[Tensor], backward: Backward | None, out: Array):
-        self.number = next(
-            Node.numbers
-        )  # grows along every edge: sorting by it is a topological order
+        # It grows along every edge: sorting by it is a topological order.
+        self.number = next(Node.numbers)
         self.op = op
         self.layer = ".".join(_state.layers)
         self.inputs = [(x.node or x) if x.requires_grad else None for x in inputs]
@@ -238,14 +238,15 @@ def op(function: Callable) -> Callable:
     first, then those passed by name. Each is a new array, or `dout` itself. Of a tuple of results
     only the first is differentiable.
     """
-    names = list(inspect.signature(function).parameters)
+    signature = inspect.signature(function)
+    names = list(signature.parameters)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         inputs = [a for a in args if isinstance(a, Tensor)]
         inputs += [kwargs[n] for n in names if isinstance(kwargs.get(n), Tensor)]
         if {type(x.data) for x in inputs} != {Array}:  # all in main memory: the usual case
-            _expect_one_device(function.__name__, dict(zip(names, args, strict=False)) | kwargs)
+            _expect_one_device(function.__name__, signature.bind(*args, **kwargs).arguments)
         result, backward = function(*args, **kwargs)
         first, *others = result if isinstance(result, tuple) else (result,)
         out = Tensor.wrap(first)
@@ -258,8 +259,12 @@ def op(function: Callable) -> Callable:
 
 def _expect_one_device(op: str, arguments: dict[str, Any]) -> None:
     """Raises: DeviceError that says which argument is where, unless all are in one place"""
-    tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
-    places = {name: backends.device_of(x.data) for name, x in tensors.items()}
+    places = {}
+    for name, value in arguments.items():
+        several = value if isinstance(value, tuple) else (value,)  # *tensors
+        for i, x in enumerate(several):
+            if isinstance(x, Tensor):
+                places[f"{name}[{i}]" if value is several else name] = backends.device_of(x.data)
     if len(set(places.values())) > 1:
         found = ", ".join(f"{name} is on {place}" for name, place in places.items())
         raise DeviceError(f"{op}: {found}; move one of them with .to()")
@@ -437,7 +442,7 @@ def _expect_pair(name: str, a: Tensor, b: Tensor, axes: slice = slice(None)) -> 
     """Raise unless a and b broadcast (along `axes`) and have one float dtype: a mixture would
     silently compute in the wider one.
     """
-    if a.dtype != b.dtype and a.dtype.kind == b.dtype.kind == "f":
+    if a.dtype != b.dtype and "f" in (a.dtype.kind, b.dtype.kind):
         raise TypeError(
             f"{name}: both tensors must have the same dtype, but a is {a.dtype} and b is {b.dtype}"
         )

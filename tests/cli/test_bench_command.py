@@ -34,6 +34,18 @@ def test_without_pytorch(tinyft, monkeypatch):
     assert "measuring training of cifar_resnet20" in done.err
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--backend", "cpu"), "--backend is gpu or left out"),
+        (("--out", "x.json"), "--out needs --backend gpu"),
+    ],
+)
+def test_a_file_and_a_backend_are_for_gpus(tinyft, options, words):
+    done = tinyft(*TINY, *options)
+    assert done.code == 2 and words in done.error
+
+
 def test_json(tinyft):
     done = tinyft(*TINY, "--alone", "--json")
     assert done.code == 0, done.err

@@ -32,6 +32,9 @@ def wrong(x):
         return (dout * x.data,)
     return x.data * x.data, backward
 
+def misspelt(x):
+    return x * y
+
 def inputs():
     return [np.array([1.0, 2.0])]
 """
@@ -223,6 +226,7 @@ def test_gradcheck_of_an_own_function(tinyft, tmp_path):
         ("gone.py:f", "is no Python file"),
         ("broken.py:f", "cannot be run (ZeroDivisionError"),
         ("bare.py:f", "has no inputs()"),
+        ("own.py:misspelt", "own.py:misspelt cannot be checked (NameError: name 'y'"),
     ],
 )
 def test_gradcheck_says_what_is_missing(tinyft, tmp_path, argument, words):
@@ -412,6 +416,8 @@ def test_finetune_lets_a_helper_compile(tinyft, draw, tiny, monkeypatch):
     ((_, arch, batch_size, size),) = asked
     assert (arch, size) == ("cifar_resnet20", 32)
     assert f"--batch-size {batch_size}" in " ".join(tiny)
+    tinyft("finetune", "pictures", *tiny, "--size", "24")
+    assert asked[1][-1] == 24
 
 
 def test_doctor(tinyft):

@@ -15,7 +15,7 @@ from tinyft.cli import finetune
 from tinyft.cli.failures import RequestError, Stopped, explain
 from tinyft.cli.main import main
 from tinyft.cli.output import duration, one_line
-from tinyft.errors import NetworkError, NonFiniteLossError, RunError
+from tinyft.errors import DataError, NetworkError, NonFiniteLossError, RunError
 from tinyft.finetune import Learner
 from tinyft.finetune.run import Run
 from tinyft.weights import files
@@ -122,6 +122,12 @@ def test_a_picture_that_turns_out_to_be_cut_off(tinyft, pictures, tiny):
     done = tinyft("finetune", pictures, *tiny, "--on-error", "skip", "--json")
     assert done.code == 0, done.err
     assert "note: skipped: 1 of 12 pictures cannot be used: cat/0.png" in done.err
+
+
+def test_an_option_that_a_command_lacks_is_not_advised():
+    error = DataError("cat/0.png: broken")
+    assert "--on-error skip" in explain(error, working=True, can_skip=True)[1]
+    assert explain(error, working=True)[1] == "cat/0.png: broken"
 
 
 def test_the_option_is_named_as_it_is_typed(tinyft, pictures, tiny):

@@ -2,6 +2,8 @@
 
 import pytest
 
+from tinyft.errors import NetworkError
+
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -28,6 +30,15 @@ def test_what_cannot_be_parsed(tinyft, arguments, words):
     assert len(done.err.strip().splitlines()) == 1
     assert words in done.error
     assert "--help` shows an example" in done.error
+
+
+def test_a_folder_called_like_published_weights(tinyft, pictures, tmp_path, monkeypatch):
+    def fetch(entry):
+        raise NetworkError(f"no network for {entry.arch}")
+
+    monkeypatch.setattr("tinyft.weights.load.fetch", fetch)
+    (tmp_path / "resnet18").mkdir()
+    assert "no network for resnet18" in tinyft("plan", pictures, "--weights", "resnet18").error
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,13 @@ def test_a_saved_learner_can_be_trained_further(tmp_path):
     np.testing.assert_array_equal(second.model.conv1.weight.data, first.model.conv1.weight.data)
 
 
+def test_a_run_names_its_weights_from_anywhere(tmp_path, monkeypatch):
+    small_learner().save(tmp_path / "first.h5")
+    monkeypatch.chdir(tmp_path)
+    learner = ft.vision_learner(small_data(), weights="first.h5")
+    assert learner.facts["arguments"]["weights"] == str(tmp_path / "first.h5")
+
+
 def test_settings_that_decide_results_are_saved(tmp_path):
     learner = small_learner(class_weights=[1, 5, 9], label_smoothing=0.1, dtype="float64")
     learner.save(tmp_path / "learner.h5")

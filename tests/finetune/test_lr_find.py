@@ -42,18 +42,30 @@ def test_the_tried_rates_are_fastais(golden):
 def test_everything_is_restored_bit_for_bit(bn):
     learner = small_learner(bn=bn)
     plan = learner.plan(2)
-    steps = learner.steps(plan)
+    steps = learner.steps(plan, norms=True)
     for _ in range(5):  # in the middle of the second phase: there is optimizer state
         next(steps)
     untouched = small_learner(bn=bn)
     other = untouched.steps(untouched.plan(2))
     for _ in range(5):
         next(other)
+    described = str(learner.describe())
     learner.lr_find(num_it=20)
+    assert str(learner.describe()) == described
     assert bits(learner) == bits(untouched)
     assert learner.step == untouched.step and learner.smooth == untouched.smooth
     assert list(map(lambda r: r.loss, steps)) == [r.loss for r in other]
     assert bits(learner) == bits(untouched)
+
+
+def test_the_longest_fall_begins_with_a_point_of_the_curve():
+    found = suggest(np.arange(1, 7, dtype=np.float32), np.arange(6, 0, -1, dtype=np.float32))
+    assert "from point 0 to 5; point 2 lies halfway" in found["valley"].working
+
+
+def test_no_step_at_all_is_refused():
+    with pytest.raises(ValueError, match="num_it must be at least 1; got 0"):
+        small_learner().lr_find(num_it=0)
 
 
 def test_a_curve_without_points_says_so():

@@ -113,5 +113,5 @@ def test_other_classes_and_no_pictures_are_refused():
     with pytest.raises(DataError, match="open them with classes=learner"):
         judge_pictures(learner, small_data(classes=["x", "y", "z"]))
     learner.data = None
-    with pytest.raises(DataError, match="no validation pictures to judge"):
+    with pytest.raises(DataError, match="no pictures to judge"):
         judge_pictures(learner)

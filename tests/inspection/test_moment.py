@@ -91,7 +91,7 @@ def test_restore_puts_everything_back(step):
         losses.add(moment.take().loss)
         learner.unfreeze()
         learner.weight_decay = 7.0
-        for norm in learner.norms:
+        for norm in learner.batch_norms:
             norm.statistics, norm.updates = "running", False
         assert everything(learner) != before
         moment.restore()

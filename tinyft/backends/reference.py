@@ -2,7 +2,7 @@
 
 A kernel takes and returns arrays, never Tensors, and writes into none of its arguments (the two
 optimizer steps, which say so, excepted). Any float dtype works; float64 is what gradients are
-checked in. Sums over many pixels are accumulated in float64, whatever the dtype.
+checked in. Statistics and plain sums are accumulated in float64, whatever the dtype.
 
 Letters: N pictures, H W rows and columns in, C channels in, P Q rows and columns out, F filters
 (channels out), R S rows and columns of the kernel. Activations are (N, H, W, C), convolution

@@ -34,6 +34,17 @@ TITLES = {
 }
 ROUNDS, FROZEN_ROUNDS = 7, 3  # a round of --frozen takes minutes
 OF_KIND = {"epochs": "frozen", "seeds": "accuracy", "steps": "accuracy"}
+CPU_ONLY = (
+    "memory",
+    "cold",
+    "overhead",
+    "frozen",
+    "accuracy",
+    "threads",
+    "all",
+    "weights",
+    *OF_KIND,
+)
 FEWEST_ROUNDS = 5  # a median of fewer says little
 OTHERS = 0.05  # of the processors; what a system does by itself stays below
 
@@ -75,8 +86,10 @@ def run(args: argparse.Namespace) -> int:
     args.rounds = args.rounds or (FROZEN_ROUNDS if args.frozen else ROUNDS)
     if (args.backend or "cpu").startswith("gpu"):
         return _run_on_gpu(args)
-    if args.backend or args.out:
-        raise RequestError("--out needs --backend gpu; without it the CPU is measured")
+    if args.backend:
+        raise RequestError(f"--backend is gpu or left out for the CPU; got {args.backend}")
+    if args.out:
+        raise RequestError("--out needs --backend gpu; results of the CPU are printed")
     from tinyft import bench
     from tinyft.backends.cpu.threads import get_num_threads, set_num_threads
     from tinyft.cli import bench_photos
@@ -129,7 +142,7 @@ def _run_on_gpu(args: argparse.Namespace) -> int:
     from tinyft import backends, bench, bench_gpu
 
     backends.get(args.backend)  # says what is missing, before anything begins
-    for option in ("memory", "cold", "overhead", "frozen", "accuracy", "threads"):
+    for option in CPU_ONLY:
         if getattr(args, option):
             raise RequestError(f"--{option} is for the CPU, not --backend gpu")
     only = args.arch or args.batch_size or args.size

@@ -56,9 +56,12 @@ def naming(source: str) -> Iterator[None]:
         raise type(error)(f"{source}: {error}") from error
 
 
-def explain(error: BaseException, *, working: bool, on_interrupt: str = "") -> tuple[int, str]:
+def explain(
+    error: BaseException, *, working: bool, can_skip: bool = False, on_interrupt: str = ""
+) -> tuple[int, str]:
     """(exit code, line). `working` says that the request was understood and work had begun,
-    `on_interrupt` how to go on with what was stopped by no fault of its own.
+    `can_skip` that the command can leave out pictures, `on_interrupt` how to go on with what was
+    stopped by no fault of its own.
     """
     code = FAILED if working else WRONG
     if isinstance(error, KeyboardInterrupt):
@@ -78,15 +81,15 @@ def explain(error: BaseException, *, working: bool, on_interrupt: str = "") -> t
     if isinstance(error, NetworkError):  # no other request would have helped
         return FAILED, one_line(str(error))
     if isinstance(error, TinyftError | ValueError):
-        return code, one_line(_in_options(error, working))
+        return code, one_line(_in_options(error, working and can_skip))
     kind = type(error).__name__
     return FAILED, one_line(f"an error in tinyft, {kind}: {error}; --traceback shows where")
 
 
-def _in_options(error: Exception, working: bool) -> str:
+def _in_options(error: Exception, can_skip: bool) -> str:
     """The library's message in the words of the command line."""
     text = str(error)
-    if working and isinstance(error, DataError):
+    if can_skip and isinstance(error, DataError):
         text += "; --on-error skip leaves out such pictures"
     for argument, option in _SPELLINGS.items():
         text = text.replace(argument, option)

@@ -99,7 +99,7 @@ def _train(
     say(f"run: {one_line(str(training.path))}\n")
     args.on_interrupt = f"; go on with: {resume_command(training.path)}"
     args.working = True
-    size = learner.preprocess.crop
+    size = learner.adjusted_preprocess().crop
     helper = helped(learner.device, learner.arch, learner.data.batch_size, size)
     with _signals(training) as received, display(plan, start) as watcher, helper:
         try:

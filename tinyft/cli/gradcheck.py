@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tinyft.cli.failures import RequestError
 from tinyft.cli.output import result
 from tinyft.cli.parser import Parser, add_command, whole
+from tinyft.errors import TinyftError
 
 if TYPE_CHECKING:
     from tinyft.op_cases import OpCase
@@ -79,9 +80,17 @@ def _check_function(args: argparse.Namespace) -> int:
     if not callable(function):
         raise RequestError(f"{file} has no function {name}")
     args.working = True
-    result(
-        str(gradcheck(function, _inputs(args, module), mode=args.mode or "fast", seed=args.seed))
-    )
+    try:
+        inputs = _inputs(args, module)
+        report = gradcheck(function, inputs, mode=args.mode or "fast", seed=args.seed)
+    except (TinyftError, ValueError):
+        raise  # says what is wrong
+    except Exception as error:
+        kind = type(error).__name__
+        raise RequestError(
+            f"{args.op} cannot be checked ({kind}: {error}); see --traceback"
+        ) from error
+    result(str(report))
     return 0
 
 

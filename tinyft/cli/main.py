@@ -76,7 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if args.traceback:
             traceback.print_exc()
-        code, line = explain(error, working=args.working, on_interrupt=args.on_interrupt)
+        code, line = explain(
+            error,
+            working=args.working,
+            can_skip=hasattr(args, "on_error"),
+            on_interrupt=args.on_interrupt,
+        )
         say(f"{args.prog}: {line}")
         _give_up_output()
     return code

@@ -61,7 +61,7 @@ def _predict(learner: Learner, files: list[Path], skip: bool) -> list[Prediction
     """One prediction a picture; those that cannot be read are named, and left out if `skip`."""
     from tinyft.data.check_files import unreadable
 
-    bad = unreadable(files, whole=True, workers=2)
+    bad = unreadable(files, whole=True, workers=2)  # all that are bad, before one is judged
     for file, reason in bad.items():
         if not skip:
             raise DataError(f"{file}: {reason}; leave it out, or use --on-error skip")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tinyft.finetune import Learner, Plan, StepRecord
 
 WIDTH = 96
-HEADS = {
+HEAD_TEXTS = {
     "fastai": "both pools, batch norm, 512 numbers, ReLU, batch norm, {} classes",
     "linear": "average pool, {} classes",
 }
@@ -26,6 +26,8 @@ BODY_FROZEN = (
 ALL_TRAIN = (
     "The early layers hardly move, as edges and textures serve any photo; later ones move more."
 )
+RANDOM_FROZEN = "The body's layers are frozen and know nothing: their weights are random."
+RANDOM_TRAIN = "Everything is learnt from these photos alone."
 
 
 def beginning(learner: Learner, plan: Plan) -> str:
@@ -33,7 +35,7 @@ def beginning(learner: Learner, plan: Plan) -> str:
     data, facts = learner.data, learner.facts
     known = facts.get("metadata", {}).get("training") or facts.get("weights", "")
     body = sum(group.count for group in learner.groups[:-1])
-    head = HEADS.get(facts.get("head", ""), "a module of the caller's, {} classes")
+    head = HEAD_TEXTS.get(facts.get("head", ""), "a module of the caller's, {} classes")
     paragraphs = {
         "pictures": f"{data.n_train} to learn from and {data.n_valid} to be tested on, of "
         f"{len(data.classes)} classes: {shown(data.classes)}.",
@@ -43,11 +45,12 @@ def beginning(learner: Learner, plan: Plan) -> str:
     }
     for number, phase in enumerate(plan.phases, 1):
         epochs = counted(phase.epochs, "epoch")
-        paragraphs[f"phase {number}"] = f"{phase.name}, {epochs}. {_phase(plan, number - 1)}"
+        what = _phase(plan, number - 1, pretrained="metadata" in facts)
+        paragraphs[f"phase {number}"] = f"{phase.name}, {epochs}. {what}"
     return "\n".join(_paragraph(name, text) for name, text in paragraphs.items())
 
 
-def _phase(plan: Plan, index: int) -> str:
+def _phase(plan: Plan, index: int, pretrained: bool) -> str:
     """What trains, how fast, and what the batch norms do."""
     phase, states = plan.phases[index], plan.states[index]
     peaks = phase.lr.max(axis=0)
@@ -57,8 +60,10 @@ def _phase(plan: Plan, index: int) -> str:
         if not state.frozen
     )
     if not states[0].frozen:
-        return f"{ALL_TRAIN} Largest learning rates: {rates}."
-    return f"{BODY_FROZEN} Their batch norms: {states[0].norms}. Largest learning rate: {rates}."
+        text = ALL_TRAIN if pretrained else RANDOM_TRAIN
+        return f"{text} Largest learning rates: {rates}."
+    text = BODY_FROZEN if pretrained else RANDOM_FROZEN
+    return f"{text} Their batch norms: {states[0].norms}. Largest learning rate: {rates}."
 
 
 def _paragraph(name: str, text: str) -> str:

@@ -28,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """One training step and one evaluation of random weights on empty pictures."""
+    """A step and an evaluation of each phase, of random weights on empty pictures."""
     import numpy as np
 
     from tinyft.data import ImageArrays

@@ -1,10 +1,10 @@
 """From a picture in any form to the square of pixels that a network was trained to see.
 
 Two stages. `working_picture` decodes and resizes to working size, the part that is worth
-remembering; `prepare` adds the centre crop. Validation, evaluation and prediction all call
-`prepare` and nothing else, so that they cannot drift apart. Training starts from a working picture,
-too, and augments it (tinyft/data/augment.py). Subtracting the mean and dividing by the deviation is
-the backend's `images` kernel, on the whole batch.
+remembering; `prepare` adds the centre crop. Prediction calls `prepare`; validation does the same
+with remembered working pictures (tinyft/data/loader.py), and training augments them
+(tinyft/data/augment.py). Subtracting the mean and dividing by the deviation is the backend's
+`images` kernel, on the whole batch.
 
 Next: tinyft/data/augment.py
 """

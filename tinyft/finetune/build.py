@@ -52,32 +52,24 @@ def vision_learner(
     `device`: auto (a GPU if one works, else the CPU), cpu, reference, gpu, gpu:1.
     `dtype="float64"` runs on the reference backend, or on a GPU.
 
+    Pretrained weights are frozen at first, so that only the head trains; see `unfreeze`.
+
     Raises: ValueError for an unknown name or a `dropout` that the head has no place for,
     WeightsError for a file that does not fit
     Source: fastai 2.8.12 `vision_learner`
     """
     arguments = _checked(locals())
-    network, preprocess, facts = _network(arch, weights, seed)
+    network, preprocess, facts = _network(arch, arguments["weights"], seed)
     if isinstance(head, str):
         facts |= {"head": head, "arguments": _plain(arguments)}
         head = _random_head(head, network.num_features, data.num_classes, dropout, seed)
     learner = Learner(
-        attach(cut(network), head).astype(dtype),
-        data,
-        preprocess,
-        facts["arch"],
-        list(data.classes),
-        bn=bn,
-        seed=seed,
-        device=device,
-        optimizer_class=_optimizer_class(optimizer),
-        weight_decay=weight_decay,
-        label_smoothing=label_smoothing,
-        class_weights=class_weights,
-        dtype=dtype,
-        whole_squares=data.shows_whole_squares,
-        facts=facts,
-    )
+        attach(cut(network), head).astype(dtype), data, preprocess, facts["arch"],
+        list(data.classes), bn=bn, seed=seed, device=device,
+        optimizer_class=_optimizer_class(optimizer), weight_decay=weight_decay,
+        label_smoothing=label_smoothing, class_weights=class_weights, dtype=dtype,
+        whole_squares=data.shows_whole_squares, facts=facts,
+    )  # fmt: skip
     if weights is not None:
         learner.freeze()
     return learner
@@ -91,8 +83,8 @@ def _optimizer_class(optimizer: str | Callable[..., Optimizer]) -> Callable[...,
 
 
 def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `vision_learner`, with weights as text. Raises: ValueError for a dropout
-    without effect
+    """The arguments of `vision_learner`, with weights as text, a file's as its whole path: a run
+    may be resumed from anywhere. Raises: ValueError for a dropout without effect
     """
     dropout, head, weights = arguments["dropout"], arguments["head"], arguments["weights"]
     if dropout is not None and head != "fastai":
@@ -101,7 +93,9 @@ def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
             f"dropout={dropout} is for head='fastai', and the head is {kind}; leave it out, "
             "or pass a Module that has a Dropout layer"
         )
-    return {**arguments, "weights": weights if weights is None else str(weights)}
+    if weights is not None:
+        weights = str(Path(weights).resolve() if Path(weights).is_file() else weights)
+    return {**arguments, "weights": weights}
 
 
 def _random_head(kind: str, C: int, num_classes: int, dropout: float | None, seed: int) -> Module:
@@ -148,7 +142,7 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _network(
-    arch: str | None, weights: str | Path | None, seed: int
+    arch: str | None, weights: str | None, seed: int
 ) -> tuple[Any, Preprocess, dict[str, Any]]:
     """The network with its weights, their preprocessing, and what there is to say about them."""
     if weights is None:
@@ -160,7 +154,7 @@ def _network(
     network = cut(build(loaded.arch, seed=seed))
     body = {n: a for n, a in loaded.arrays.items() if n.split(".")[0] not in ("fc", "head")}
     network.load_state_dict(body)
-    facts = {"arch": loaded.arch, "weights": str(source), "metadata": dict(loaded.metadata)}
+    facts = {"arch": loaded.arch, "weights": source, "metadata": dict(loaded.metadata)}
     if "fc.weight" in loaded.arrays:
         num_classes, C = loaded.arrays["fc.weight"].shape
         facts["cut"] = f"fc ({C} features to {num_classes} classes)"

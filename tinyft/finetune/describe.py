@@ -18,7 +18,7 @@ from tinyft.finetune.norms import total
 if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner
 
-HEAD = ("layer", "shape", "group", "lr now", "momentum", "decay", "weight", "statistics",
+COLUMNS = ("layer", "shape", "group", "lr now", "momentum", "decay", "weight", "statistics",
         "last update")  # fmt: skip
 
 
@@ -49,7 +49,7 @@ class Description:
     lines: tuple[LayerLine, ...]
 
     def __str__(self) -> str:
-        return "\n".join(aligned([HEAD, *map(astuple, self.lines)]))
+        return "\n".join(aligned([COLUMNS, *map(astuple, self.lines)]))
 
 
 def describe(learner: Learner) -> Description:

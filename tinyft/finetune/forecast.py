@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from tinyft import backends
 from tinyft.data.loader import Batch
 from tinyft.finetune.feature_cache import FeatureCache, feature_cache_of
 from tinyft.finetune.judge import judge_batch
+from tinyft.finetune.lr_find import endless_batches
 from tinyft.finetune.recipe import Phase
 from tinyft.finetune.state import undone
 from tinyft.nn.fold import fold
@@ -65,14 +66,14 @@ def forecast(learner: Learner, plan: Plan) -> Forecast:
 
 def _without_cache(learner: Learner, phase: Phase) -> float:
     """The seconds of a phase, each of whose steps costs the same."""
-    batches = _training_batches(learner)
+    batches = endless_batches(learner)
     learner.train_step(next(batches), phase.name)
     return phase.steps * _seconds(learner, lambda: learner.train_step(next(batches), phase.name))
 
 
 def _with_cache(learner: Learner, phase: Phase) -> float:
     """The seconds of a phase in whose first epoch alone pictures pass through the body."""
-    batches = _training_batches(learner)
+    batches = endless_batches(learner)
 
     def step(batch: Batch, cache: FeatureCache) -> None:
         learner.train_step(batch, phase.name, cache=cache)
@@ -100,12 +101,6 @@ def _evaluation(learner: Learner) -> float:
         return folding + count * _seconds(
             learner, lambda: judge_batch(learner, network, next(batches)), whole
         )
-
-
-def _training_batches(learner: Learner) -> Iterator[Batch]:
-    """Batches without end, epoch after epoch."""
-    for epoch in itertools.count(learner.epoch):
-        yield from learner.data.train_batches(epoch, learner.preprocess)
 
 
 def _seconds(learner: Learner, work: Callable[[], object], times: int = MEASURED) -> float:

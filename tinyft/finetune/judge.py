@@ -34,13 +34,7 @@ def evaluate(learner: Learner, data: PictureData, cache: FeatureCache | None = N
 
     Raises: DataError if there are none, or their classes are not the learner's
     """
-    if data.classes != learner.classes:
-        raise DataError(
-            f"the learner knows the classes {', '.join(learner.classes)}, the pictures have "
-            f"{', '.join(data.classes)}; open them with classes=learner.classes"
-        )
-    if data.n_valid == 0:
-        raise DataError("there are no validation pictures; give some")
+    expect_judgeable(learner, data)
 
     def batches() -> Iterator[Batch]:
         found = data.valid_batches(learner.adjusted_preprocess())
@@ -57,6 +51,17 @@ def evaluate(learner: Learner, data: PictureData, cache: FeatureCache | None = N
     right = sum(int(backends.host(right)) for right, _, _ in judged)
     loss = sum(float(backends.host(loss)) * n for _, loss, n in judged)
     return Evaluation(data.n_valid, right / data.n_valid, loss / data.n_valid)
+
+
+def expect_judgeable(learner: Learner, data: PictureData) -> None:
+    """Raises: DataError if there are no validation pictures, or of other classes"""
+    if data.classes != learner.classes:
+        raise DataError(
+            f"the learner knows the classes {', '.join(learner.classes)}, the pictures have "
+            f"{', '.join(data.classes)}; open them with classes=learner.classes"
+        )
+    if data.n_valid == 0:
+        raise DataError("there are no validation pictures; give some")
 
 
 def judge_batch(learner: Learner, network: Module, batch: Batch) -> tuple[Any, Any]:

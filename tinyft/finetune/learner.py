@@ -82,7 +82,7 @@ class Learner:
             dropout.seed, dropout.layer = self.seed, layer
         self.measure = UpdateMeasure(self.groups)
         self.updates: dict[str, UpdateSums] | None = None  # of the last step, if it was measured
-        self.norms = [norm for group in self.groups for norm in group.norms.values()]
+        self.batch_norms = [norm for group in self.groups for norm in group.norms.values()]
         self.trained: frozenset[str] = frozenset()  # parameters that ever had a gradient
         self.step = self.epoch = 0
         self.smooth, self.losses = SmoothLoss(), Losses()
@@ -356,16 +356,17 @@ class Learner:
         self.model.train()
         for dropout in self.dropouts:
             dropout.step = self.step
-        norms_before = [(n, n.running_mean, n.running_var) for n in self.norms]
+        statistics = [(n, n.running_mean, n.running_var) for n in self.batch_norms]
         with backends.use(self.device):
             if cache:
                 logits = self.model.head(cache.features(batch))
             else:
                 logits = self.model(self.input(batch.images))
             loss = self.loss(logits, batch.labels)
-            measured = self.losses.add(self.step, loss.data, self.smooth)
+            rates = [group.lr for group in self.groups]
+            step_loss = self.losses.add(self.step, loss.data, self.smooth, rates)
             if self.step % backends.get(self.device).steps_between_reads == 0:
-                self.read_losses(norms_before)
+                self.read_losses(statistics)
             loss.backward()
             self.optimizer.step(self.measure if norms else None)
         self.updates = self.measure.take() if norms else None
@@ -374,7 +375,7 @@ class Learner:
             self.epoch,
             self.step,
             batch.ids,
-            measured,
+            step_loss,
             group_records(self.groups, self.updates),
         )
         self.optimizer.zero_grad()
@@ -399,12 +400,12 @@ class Learner:
             class_weights=self.class_weights,
         )
 
-    def read_losses(self, norms_before: Sequence[tuple] = ()) -> None:
+    def read_losses(self, statistics: Sequence[tuple] = ()) -> None:
         """Read the losses that are still on the device: all of them, or none where reading costs
         nothing, because then every step reads its own.
 
         Raises: NonFiniteLossError for one that is no number. A step that is only forward so far is
-        taken back, statistics included.
+        taken back: its batch norms get the running `statistics` from before.
         """
         wrong = self.losses.take_wrong()
         if wrong is None:
@@ -413,9 +414,10 @@ class Learner:
         if wrong.step < self.step:  # the device was further than what had been read
             outcome = f"seen before step {self.step}: the weights are spoilt, go on from a copy"
         else:
-            for norm, mean, variance in norms_before:
+            for norm, mean, variance in statistics:
                 norm.running_mean, norm.running_var = mean, variance
-        rates = ", ".join(f"{group.name} {group.lr:.2e}" for group in self.groups)
+        pairs = zip(self.groups, wrong.rates, strict=True)
+        rates = ", ".join(f"{group.name} {lr:.2e}" for group, lr in pairs)
         raise NonFiniteLossError(
             f"the loss of step {wrong.step} is {wrong.value} (learning rates: {rates}); {outcome}. "
             "Use a smaller learning rate (a tenth is a good try), or look at this step's pictures"

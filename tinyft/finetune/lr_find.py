@@ -9,13 +9,15 @@ Next: tinyft/finetune/state.py
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tinyft.data.loader import Batch
 from tinyft.errors import NonFiniteLossError, RunError
 from tinyft.finetune.records import SmoothLoss
 from tinyft.finetune.state import undone
@@ -60,8 +62,10 @@ def lr_find(
     It stops when the smoothed loss exceeds four times its best (unless stop_div=False) or is no
     number. The learner is left exactly as it was, optimizer state and batch norm statistics
     included.
-    Raises: RunError if there were too few steps to read anything from
+    Raises: ValueError for less than one step; RunError if there were too few to read anything from
     """
+    if num_it < 1:
+        raise ValueError(f"num_it must be at least 1; got {num_it}")
     with undone(learner):
         lrs, losses, smooth = _sweep(learner, start_lr, end_lr, num_it, stop_div)
     kept = slice(num_it // 10, -5)
@@ -80,7 +84,7 @@ def _sweep(
     lrs, losses, smooth = [], [], []
     learner.smooth = SmoothLoss()
     best = math.inf
-    for i, batch in enumerate(_endless_batches(learner)):
+    for i, batch in enumerate(endless_batches(learner)):
         lr = start_lr * (end_lr / start_lr) ** (i / num_it)
         for group in learner.groups:
             group.lr = lr
@@ -98,12 +102,10 @@ def _sweep(
     return lrs, losses, smooth
 
 
-def _endless_batches(learner: Learner):
+def endless_batches(learner: Learner) -> Iterator[Batch]:
     """Training batches, epoch after epoch."""
-    epoch = learner.epoch
-    while True:
+    for epoch in itertools.count(learner.epoch):
         yield from learner.data.train_batches(epoch, learner.preprocess)
-        epoch += 1
 
 
 def suggest(lrs: np.ndarray, losses: np.ndarray) -> dict[str, Suggestion]:
@@ -120,7 +122,7 @@ def suggest(lrs: np.ndarray, losses: np.ndarray) -> dict[str, Suggestion]:
 
 
 def valley(lrs: np.ndarray, losses: np.ndarray) -> Suggestion:
-    """Two thirds down the longest strictly falling subsequence."""
+    """Halfway down the longest strictly falling subsequence."""
     n = len(losses)
     length = [1] * n
     start = best = 0
@@ -130,11 +132,12 @@ def valley(lrs: np.ndarray, losses: np.ndarray) -> Suggestion:
                 length[i] = length[j] + 1
             if length[best] < length[i]:
                 best = i
-                start = best - length[best]
+                start = best - length[best]  # as fastai: one too early
     third = (best - start) / 3
     index = start + int(third) + int(third / 2)
     working = (
-        f"the longest fall goes from point {start} to {best}; point {index} lies halfway down it"
+        f"the longest fall goes from point {max(start, 0)} to {best}; point {index} lies halfway "
+        "down it"
     )
     return Suggestion(float(lrs[index]), working)
 

@@ -88,9 +88,12 @@ class Adam(Optimizer):
         state = self.state.get(name)
         if state is None:
             zeros = backend.zeros_like
-            state = {"average": zeros(parameter.data), "average_square": zeros(parameter.data)}
-            self.state[name] = {"step": 0, **state}
-            state = self.state[name]
+            state = {
+                "step": 0,
+                "average": zeros(parameter.data),
+                "average_square": zeros(parameter.data),
+            }
+            self.state[name] = state
         state["step"] += 1
         backend.adam_step(
             parameter.data,

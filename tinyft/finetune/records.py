@@ -98,7 +98,7 @@ class StepRecord(Displayed):
         return [*found, str(self.proof)] if self.proof else found
 
     def rows(self) -> list[list[str]]:
-        """A line for each group, below GROUP_HEAD; "-" is what was not measured."""
+        """A line for each group, below GROUP_COLUMNS; "-" is what was not measured."""
         return [
             [g.name, "frozen" if g.frozen else "trains", f"{g.lr:.2e}", f"{g.momentum:.3f}",
              *("-" if v is None else f"{v:.2e}" for v in
@@ -107,11 +107,11 @@ class StepRecord(Displayed):
         ]  # fmt: skip
 
     def __str__(self) -> str:
-        table = aligned([GROUP_HEAD, *self.rows()])
+        table = aligned([GROUP_COLUMNS, *self.rows()])
         return "\n".join([*self.facts(), *(f"  {line}" for line in table)])
 
 
-GROUP_HEAD = ("group", "state", "lr", "momentum", "gradient", "weights", "update")
+GROUP_COLUMNS = ("group", "state", "lr", "momentum", "gradient", "weights", "update")
 
 
 class Losses:
@@ -125,9 +125,9 @@ class Losses:
         self.due: list[StepLoss] = []
         self.wrong: StepLoss | None = None  # the first that is no number, until it is taken
 
-    def add(self, step: int, array: Any, smooth: SmoothLoss) -> StepLoss:
-        """The loss () of a step, which will be smoothed by `smooth`."""
-        self.due.append(StepLoss(self, step, array, smooth))
+    def add(self, step: int, array: Any, smooth: SmoothLoss, rates: list[float]) -> StepLoss:
+        """The loss () of a step at these learning rates, which will be smoothed by `smooth`."""
+        self.due.append(StepLoss(self, step, array, smooth, rates))
         return self.due[-1]
 
     def fetch(self) -> None:
@@ -155,6 +155,7 @@ class StepLoss:
     step: int
     array: Any
     smooth: SmoothLoss
+    rates: list[float]  # of each group
     value: float = math.nan
     smoothed: float = math.nan
 

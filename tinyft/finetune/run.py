@@ -2,7 +2,7 @@
 
     run.json      command, settings, versions, plan; written first
     metrics.csv   a line a step
-    checkpoints/  STEP.h5: the newest of each minute, and each epoch's within a budget
+    checkpoints/  STEP.h5: one a minute, of which the newest stays, and each epoch's within a budget
     learner.h5    the learner at the end; best.h5 the one of the best epoch
 
 Every file but metrics.csv is written under another name and renamed, so that a kill leaves the old

@@ -1,7 +1,6 @@
 """Everything a learner remembers between two steps, as named arrays and plain JSON, and back.
 
-What is not here is computed from the plan and the seed: rates, batches, dropout masks, what is
-frozen.
+What is not here is computed from the plan and the seed: batches, dropout masks, what is frozen.
 
 Next: tinyft/finetune/run.py
 """
@@ -92,8 +91,9 @@ def bookmark(learner: Learner) -> Callable[[], None]:
         for group in learner.groups
         for p in group.parameters.values()
     ]
-    norms = [(norm, norm.statistics, norm.updates) for norm in learner.norms]
+    norms = [(norm, norm.statistics, norm.updates) for norm in learner.batch_norms]
     history, weight_decay = list(learner.history), learner.weight_decay
+    last_step = learner.updates, learner.optimizer.visited
 
     def put_back() -> None:
         restore(learner, *saved)
@@ -105,6 +105,7 @@ def bookmark(learner: Learner) -> Callable[[], None]:
         for norm, statistics, updates in norms:
             norm.statistics, norm.updates = statistics, updates
         learner.history[:], learner.weight_decay = history, weight_decay
+        learner.updates, learner.optimizer.visited = last_step
 
     return put_back
 

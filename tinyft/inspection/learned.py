@@ -23,7 +23,7 @@ from tinyft import backends
 from tinyft.data.loader import PictureData
 from tinyft.display import aligned
 from tinyft.errors import DataError
-from tinyft.finetune.judge import softmax
+from tinyft.finetune.judge import expect_judgeable, softmax
 from tinyft.nn.fold import fold
 from tinyft.tensor import no_grad
 
@@ -175,13 +175,9 @@ def judge_pictures(learner: Learner, data: PictureData | None = None) -> Judgeme
     Raises: DataError if there are none, or their classes are not the learner's
     """
     data = data if data is not None else learner.data
-    if data is None or data.n_valid == 0:
-        raise DataError("there are no validation pictures to judge; pass some as data=")
-    if data.classes != learner.classes:
-        raise DataError(
-            f"the learner knows the classes {', '.join(learner.classes)}, the pictures have "
-            f"{', '.join(data.classes)}; open them with classes=learner.classes"
-        )
+    if data is None:
+        raise DataError("there are no pictures to judge; pass some as data=")
+    expect_judgeable(learner, data)
     found = []
     with no_grad(), backends.use(learner.device):
         network = fold(learner.model)

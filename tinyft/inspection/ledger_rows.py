@@ -33,7 +33,7 @@ EPOCH_LAYER_COLUMNS = (*RATES, *LAYER_COLUMNS, "decay_share", "path", "distance"
 def tables(learner: Learner) -> list[Table]:
     """The ledger's tables, sized for a learner."""
     parameters = sum(len(group.parameters) for group in learner.groups)
-    channels = sum(len(norm.running_mean) for norm in learner.norms)
+    channels = sum(len(norm.running_mean) for norm in learner.batch_norms)
     tensors = len(learner.model.state_dict())
 
     def table(name: str, columns: tuple[str, ...], *rest: int, **options: Any) -> Table:

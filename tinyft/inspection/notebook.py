@@ -14,7 +14,7 @@ import numpy as np
 
 from tinyft.display import as_preformatted
 from tinyft.finetune.plan import Plan
-from tinyft.finetune.records import GROUP_HEAD, StepRecord
+from tinyft.finetune.records import GROUP_COLUMNS, StepRecord
 from tinyft.inspection.charts import Line, line_chart
 from tinyft.inspection.html import Markup, escape, table
 from tinyft.inspection.ledger import Ledger
@@ -71,7 +71,7 @@ def _plan(plan: Plan) -> str:
 
 def _step(record: StepRecord) -> str:
     facts = "<br>".join(map(escape, record.facts()))
-    return f"<p>{facts}</p>{table(GROUP_HEAD, record.rows())}"
+    return f"<p>{facts}</p>{table(GROUP_COLUMNS, record.rows())}"
 
 
 def _ledger(ledger: Ledger) -> str:

@@ -58,10 +58,10 @@ def _mode(learner: Learner, mode: str, step: int) -> Iterator[None]:
     """Within this block the network is in that mode and none of its statistics moves."""
     modules = [module for _, module in learner.model.named_modules()]
     training = [module.training for module in modules]
-    updates = [norm.updates for norm in learner.norms]
+    updates = [norm.updates for norm in learner.batch_norms]
     steps = [dropout.step for dropout in learner.dropouts]
     learner.model.train(mode != "evaluation")
-    for norm in learner.norms:
+    for norm in learner.batch_norms:
         norm.updates = False
     for dropout in learner.dropouts:
         dropout.training = mode == "training"
@@ -71,7 +71,7 @@ def _mode(learner: Learner, mode: str, step: int) -> Iterator[None]:
     finally:
         for module, was in zip(modules, training, strict=True):
             module.training = was
-        for norm, was in zip(learner.norms, updates, strict=True):
+        for norm, was in zip(learner.batch_norms, updates, strict=True):
             norm.updates = was
         for dropout, was in zip(learner.dropouts, steps, strict=True):
             dropout.step = was
@@ -84,7 +84,7 @@ def weights_of(learner: Learner) -> Arrays:
 
 def statistics_of(learner: Learner) -> list[tuple[np.ndarray, np.ndarray]]:
     """A copy of the running mean and variance of every batch norm."""
-    return [(norm.running_mean.copy(), norm.running_var.copy()) for norm in learner.norms]
+    return [(norm.running_mean.copy(), norm.running_var.copy()) for norm in learner.batch_norms]
 
 
 def put_weights(learner: Learner, arrays: Mapping[str, np.ndarray]) -> None:
@@ -97,5 +97,5 @@ def put_weights(learner: Learner, arrays: Mapping[str, np.ndarray]) -> None:
 
 def put_statistics(learner: Learner, saved: list[tuple[np.ndarray, np.ndarray]]) -> None:
     """Give every batch norm copies of these running statistics."""
-    for norm, (mean, variance) in zip(learner.norms, saved, strict=True):
+    for norm, (mean, variance) in zip(learner.batch_norms, saved, strict=True):
         norm.running_mean, norm.running_var = mean.copy(), variance.copy()

@@ -41,8 +41,11 @@ class FoldedNetwork(Module):
 
 def fold(network: Module) -> FoldedNetwork:
     """A copy of `network` for evaluation, with every batch norm of the body folded into the
-    convolution that it follows, whose weight then never changes. A head, which may be anybody's,
-    stays as it is.
+    convolution before it, whose weight then never changes. A head, which may be anybody's, stays as
+    it is.
+
+    Before it means: registered right before it in the same module, and called with it by
+    `conv_norm`, as in every network of resnet.py.
     """
     network = copy.deepcopy(network)
     for path, module in network.named_modules():
@@ -63,5 +66,5 @@ def _fold_pair(conv: Conv2d, norm: BatchNorm) -> None:
     scale = norm.weight.data / (variance + norm.eps) ** 0.5  # (F,)
     own = 0 if conv.bias is None else conv.bias.data
     shift = norm.bias.data + (own - norm.running_mean) * scale
-    conv.weight.data *= scale.reshape(-1, 1, 1, 1).astype(conv.weight.dtype)
+    conv.weight.data[...] = conv.weight.data * scale.reshape(-1, 1, 1, 1)
     conv.bias = parameter(shift.astype(conv.weight.dtype))

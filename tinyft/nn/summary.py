@@ -130,9 +130,9 @@ def forward_nodes(model: Module, shape: tuple[int, ...]) -> list[Node]:
     listener = _Listener()
     modes = [(module, module.training) for _, module in model.named_modules()]
     nothing = np.zeros((0, *shape), np.float32)
-    for _, parameter in model.named_parameters():  # of their type, and where they are
-        nothing = backends.beside(nothing.astype(parameter.dtype), parameter.data)
-        break
+    first = next((parameter for _, parameter in model.named_parameters()), None)
+    if first is not None:  # of its type, and where it is
+        nothing = backends.beside(nothing.astype(first.dtype), first.data)
     model.eval()
     try:
         with no_grad(), backends.use("reference"), observe(listener):

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 from tinyft.errors import ShapeError
 from tinyft.ops.activation import relu as plain_relu
-from tinyft.ops.checks import expect_same_dtype, expect_shape
+from tinyft.ops.checks import data_of, expect_same_dtype, expect_shape
 from tinyft.tensor import Tensor, op
 
 _fused = [True]
@@ -103,7 +103,7 @@ def batch_norm_train(x, weight, bias, *, eps, residual=None, relu=False):
         )
     backend, scale = x.backend, weight.data
     out, mean, variance = backend.batch_norm_train(
-        x.data, scale, bias.data, eps, residual=_data(residual), relu=relu
+        x.data, scale, bias.data, eps, residual=data_of(residual), relu=relu
     )
     kept_x, kept_out = x.data, (out if relu else None)
     kept_bias = bias.data if relu and residual is None else None
@@ -132,7 +132,7 @@ def batch_norm_fixed(x, weight, bias, mean, variance, *, eps, residual=None, rel
     expect_same_dtype("batch_norm_eval", x=x, mean=mean, variance=variance)
     backend, scale = x.backend, weight.data
     out = backend.batch_norm_eval(
-        x.data, scale, bias.data, mean, variance, eps, residual=_data(residual), relu=relu
+        x.data, scale, bias.data, mean, variance, eps, residual=data_of(residual), relu=relu
     )
     kept_x, kept_out = x.data, (out if relu else None)
     kept_bias = bias.data if relu and residual is None else None
@@ -161,10 +161,6 @@ def _check_shapes(name, x, weight, bias, residual):
     expect_shape(name, "weight", weight, (x[-1],), f" (x is {x}: channels come last)")
     expect_shape(name, "bias", bias, (x[-1],))
     expect_shape(name, "residual", residual, x)
-
-
-def _data(tensor):
-    return None if tensor is None else tensor.data
 
 
 def _needs(*tensors):

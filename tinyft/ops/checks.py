@@ -1,5 +1,5 @@
-"""The checks of arguments that several ops share. Every message says op, argument, what was
-expected and what came.
+"""What several ops do with their arguments, above all checks. Every message says op, argument, what
+was expected and what came.
 
 Next: tinyft/ops/conv2d.py
 """
@@ -10,6 +10,11 @@ from numpy import ndarray as Array
 
 from tinyft.errors import ShapeError
 from tinyft.tensor import Tensor
+
+
+def data_of(tensor: Tensor | None) -> Array | None:
+    """The array of an argument that may be absent."""
+    return None if tensor is None else tensor.data
 
 
 def expect_shape(

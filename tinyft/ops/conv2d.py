@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 
-from tinyft.ops.checks import expect_same_dtype, expect_shape, expect_window
+from tinyft.ops.checks import data_of, expect_same_dtype, expect_shape, expect_window
 from tinyft.tensor import op
 
 
@@ -33,7 +33,7 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, residual=None, relu=Fal
 
     backend, window = x.backend, {"stride": stride, "padding": padding}
     out = backend.conv2d(
-        x.data, weight.data, _data(bias), residual=_data(residual), relu=relu, **window
+        x.data, weight.data, data_of(bias), residual=data_of(residual), relu=relu, **window
     )
     x_shape, weight_shape = x.shape, weight.shape
     kept_weight = weight.data if x.requires_grad else None
@@ -75,7 +75,3 @@ def _check_shapes(x, weight, bias, residual, stride, padding):
     expect_shape("conv2d", "bias", bias, (F,))
     P, Q = (H + 2 * padding - R) // stride + 1, (W + 2 * padding - S) // stride + 1
     expect_shape("conv2d", "residual", residual, (N, P, Q, F))
-
-
-def _data(tensor):
-    return None if tensor is None else tensor.data

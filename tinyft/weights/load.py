@@ -11,7 +11,7 @@ from pathlib import Path
 from tinyft.errors import WeightsError
 from tinyft.weights.cache import fetch
 from tinyft.weights.model import Weights
-from tinyft.weights.read import HEADS, read_weights
+from tinyft.weights.read import HEAD_PREFIXES, read_weights
 from tinyft.weights.registry import find
 from tinyft.weights.safetensors import write_safetensors
 
@@ -22,15 +22,16 @@ def load_weights(
     source: str | os.PathLike[str],
     *,
     arch: str | None = None,
-    expect_different: tuple[str, ...] = HEADS,
+    expect_different: tuple[str, ...] = HEAD_PREFIXES,
     ignore_unknown: bool = False,
 ) -> Weights:
     """The weights of a file, of a published id, or of an architecture's published default.
 
     A file's content decides its format: tinyft's HDF5, a torch checkpoint, or safetensors.
     ``arch`` is recognised from the tensors unless given.  Names that begin with one of
-    ``expect_different`` may be absent, additional or of another shape.  ``ignore_unknown`` reads
-    a torch checkpoint that mentions unknown classes, and leaves those objects out.
+    ``expect_different`` may be absent or additional; a classifier may have any number of classes.
+    ``ignore_unknown`` reads a torch checkpoint that mentions unknown classes, and leaves those
+    objects out.
 
     Shapes: each array as in Weights; every name but those of ``expect_different`` is there.
     Raises: WeightsError if nothing is so called, or the file is hostile, damaged, of another

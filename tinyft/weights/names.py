@@ -73,7 +73,7 @@ def find_state_dict(content: object) -> StateDict:
 
 
 def _is_state_dict(content: Mapping[object, object]) -> bool:
-    """Whether nearly all values are tensors (or what a tensor was refused as)."""
+    """Whether most values are tensors (or what a tensor was refused as)."""
     tensors = sum(isinstance(value, (StoredTensor, Inert)) for value in content.values())
     real = sum(isinstance(value, StoredTensor) for value in content.values())
     return real > 0 and 2 * tensors > len(content)

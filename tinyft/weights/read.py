@@ -38,7 +38,7 @@ from tinyft.weights.torch_pickle import (
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _HEAD = 512
 # The last layer may have any number of classes, and a fine-tuned one may be a module of its own.
-HEADS = ("fc.", "head.")
+HEAD_PREFIXES = ("fc.", "head.")
 
 
 @dataclass
@@ -55,7 +55,7 @@ def read_weights(
     entry: Entry | None = None,
     *,
     arch: str | None = None,
-    expect_different: tuple[str, ...] = HEADS,
+    expect_different: tuple[str, ...] = HEAD_PREFIXES,
     ignore_unknown: bool = False,
 ) -> Weights:
     """The weights in a file; its content decides the format.

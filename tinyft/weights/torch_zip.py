@@ -26,7 +26,7 @@ from tinyft.weights.torch_tensors import Storage, storage_from_id
 
 # A state dict has some 1,000 members, an optimizer three times as many.
 _MOST_MEMBERS = 20_000
-# Weights deflate by a tenth; what inflates a hundredfold is a bomb.
+# Weights deflate by a tenth; what inflates sixteenfold is no weights, and may be a bomb.
 _LARGEST_INFLATION, _ALWAYS_ALLOWED = 16, 64 << 20
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of name and extra field
 

@@ -263,10 +263,10 @@ def test_a_loss_that_is_no_number_is_seen_when_losses_are_read(gpu, tmp_path):
         learner.read_losses()
     assert bits(learner) != before
     learner.step = gpu.steps_between_reads  # a step that looks is taken back
-    saved = [norm.running_mean for norm in learner.norms]
+    saved = [norm.running_mean for norm in learner.batch_norms]
     with pytest.raises(NonFiniteLossError, match=r"step 50 is nan.*nothing changed"):
         learner.train_step(batch, "by hand")
-    assert all(a is norm.running_mean for a, norm in zip(saved, learner.norms, strict=True))
+    assert all(a is norm.running_mean for a, norm in zip(saved, learner.batch_norms, strict=True))
     learner.step = 51
     learner.train_step(batch, "by hand")
     with pytest.raises(NonFiniteLossError):  # no checkpoint of spoilt weights
@@ -300,6 +300,8 @@ def test_tensors_on_two_devices_are_refused_by_name(gpu):
         ft.ops.conv2d(x.to("gpu"), weight)
     with pytest.raises(DeviceError, match="add: a is on cpu, b is on gpu:0"):
         _ = x + x.to("gpu")
+    with pytest.raises(DeviceError, match=r"concatenate: tensors\[0\] .* tensors\[2\] is on gpu:0"):
+        ft.ops.concatenate(x, x, x.to("gpu"))
     with pytest.raises(DeviceError, match="batch_norm_eval: expected arrays on gpu:0, got one"):
         bn = ft.nn.BatchNorm(8).eval()
         ones, x = (ft.Tensor(np.ones(s, np.float32)).to("gpu") for s in (8, (1, 4, 4, 8)))

@@ -124,7 +124,7 @@ def gradients(learner, batch, forced=None, dtype=np.float32):
 def in_float64(learner):
     for _, parameter in learner.model.named_parameters():
         parameter.data = parameter.data.astype(np.float64)
-    for norm in learner.norms:
+    for norm in learner.batch_norms:
         norm.running_mean = norm.running_mean.astype(np.float64)
         norm.running_var = norm.running_var.astype(np.float64)
     return learner
