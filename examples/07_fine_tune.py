@@ -39,7 +39,7 @@ with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "shapes.h5"
     state = teacher.model.state_dict()
     body = {name: array for name, array in state.items() if not name.startswith("head.")}
-    ft.save_weights(file, Weights("resnet10s", body, None, teacher.preprocess))
+    ft.save_weights(file, Weights("resnet10s", body, None, teacher.adjusted_preprocess()))
 
     # The last layer is cut off and a random head attached. What follows is the default recipe:
     # an epoch for the head alone, then eight for everything, the early layers 100 times slower.

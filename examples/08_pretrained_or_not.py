@@ -3,7 +3,7 @@
 A small network knows the 200 classes of Tiny ImageNet. It gets 3, 9 or 27 photos of each animal:
 
 1. nearest mean: nothing is trained; a photo belongs to the class whose mean features are nearest
-2. head alone: a random head is trained on the features of the frozen body
+2. head alone: a random head is trained, the body's convolutions are frozen, its batch norms adapt
 3. fine-tuned: the head alone for an epoch, then everything
 4. from scratch: the same network, head and photos, as many epochs, but random weights
 

@@ -208,8 +208,8 @@ def versions() -> dict[str, str]:
     """What the numbers depend on besides the machine, and the processor."""
     from tinyft.finetune.run import versions as ours
 
-    others = {n: importlib.metadata.version(n) for n in ("torch", "onnxruntime") if installed(n)}
-    return ours() | others
+    others = [name for name in ("torch", "onnxruntime") if installed(name)]
+    return ours() | {name: importlib.import_module(name).__version__ for name in others}
 
 
 def load() -> dict[str, Any]:

@@ -63,7 +63,7 @@ def _constant_factor(analytic: Array, numeric: Array, out_shape: tuple[int, ...]
     sizes = {**_products(out_shape, "output"), **_products(analytic.shape, "input")}
     for size, name in sizes.items():
         if abs(factor - size) < ALIKE * size:
-            return f"{size} times too large ({name}): a mean was not divided by its count, or a sum"
+            return f"{size} times too large ({name}): a mean was not divided by its count"
         if abs(factor * size - 1) < ALIKE:
             return f"{size} times too small ({name}): divided by a count once too often"
     if abs(factor - 2) < ALIKE:

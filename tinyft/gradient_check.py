@@ -52,7 +52,8 @@ def gradcheck(
 
     Raises: GradcheckError for a wrong gradient, with input, element, both values and a likely
     cause; also for a function that gives two results for one input, writes into its inputs, or
-    whose gradients are zero everywhere, so that nothing is checked. TypeError for float32.
+    whose gradients are zero everywhere, so that nothing is checked. TypeError for float32,
+    ValueError for an unknown mode.
     Source: PyTorch `torch.autograd.gradcheck` for fast and full mode
     Example:
         >>> def cube(x):

@@ -1,7 +1,7 @@
 """The kernels' half of the contract: for each kernel of `backends/reference.py`, calls to compare.
 
-Sizes are odd, and different on every axis, so that an exchanged index cannot hide. Letters as in
-`backends/reference.py`.
+Sizes are odd and different on every axis where a kernel allows it, so that an exchanged index
+cannot hide. Letters as in `backends/reference.py`.
 
 Next: tinyft/op_cases.py
 """

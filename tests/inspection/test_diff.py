@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 import tinyft as ft
-from tests.finetune.conftest import small_data, small_learner
+from tests.finetune.conftest import pictures, small_data, small_learner
+from tests.finetune.test_learner import small_learner_of_photos
+from tests.inspection.moments import AfterStep
 from tinyft.errors import RunError, WeightsError
+from tinyft.finetune.run import Run
 from tinyft.inspection import snapshots
 from tinyft.inspection.diff import Move, compare, diff, diff_run, moved_most
 from tinyft.inspection.diff_text import bar_length, bar_range
@@ -179,7 +182,7 @@ def test_later_layers_go_further_where_their_rates_are_higher(run_folder):
 def test_a_run_and_a_checkpoint_stand_for_networks(run_folder):
     checkpoint = run_folder / "checkpoints" / "000003.h5"
     found = diff(checkpoint, run_folder)
-    assert found.titles == [str(checkpoint), "after everything"]
+    assert found.titles == [str(checkpoint), str(run_folder)]
     whole = diff_run(run_folder)
     assert found.stages["layer3"] == [whole.stages["layer3"][1]]
 
@@ -199,6 +202,37 @@ def test_a_run_that_was_cut_off_ends_with_its_newest_checkpoint(run_folder, tmp_
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(RunError, match="no checkpoint after its start"):
         diff_run(tmp_path / "run")
+
+
+def test_half_a_phase_is_not_called_whole(tmp_path):
+    """Ctrl-C after step 5 of 9: there is a checkpoint at just that step."""
+    learner, run = small_learner(), Run.create(tmp_path / "run")
+
+    def stop(learner, record):
+        run.stop_requested = record.step == 4
+
+    with pytest.raises(KeyboardInterrupt):
+        learner.execute(learner.plan(2), observers=[AfterStep(stop), run])
+    titles = diff_run(tmp_path / "run").titles
+    assert titles == ["before", "after head alone", "after the first 5 steps"]
+
+
+@pytest.mark.parametrize("augment", ["default", "crop"])
+def test_a_run_is_compared_on_pictures_as_it_was_judged(augment, tmp_path):
+    learner = small_learner_of_photos(augment)
+    learner.fine_tune(1, freeze_epochs=0, out=tmp_path / "run")
+    sources = (*snapshots.of_run(tmp_path / "run")[0], snapshots.of_source(tmp_path / "run"),
+               snapshots.of_source(tmp_path / "run" / "learner.h5"))  # fmt: skip
+    for found in sources:
+        assert found.preprocess == learner.adjusted_preprocess()
+
+
+def test_too_few_pictures_cost_only_the_similarity(run_folder):
+    x, y = pictures(3)
+    few = ft.ImageArrays((x, y), (x, y), classes=["blue", "green", "red"], size=24, batch_size=2)
+    found = diff_run(run_folder, few)
+    assert found.similarity == {} and found.stages
+    assert "note: 3 pictures are too few to compare features" in str(found)
 
 
 def test_a_learner_that_was_trained_before_is_compared_from_there(tmp_path):

@@ -98,6 +98,16 @@ def test_measuring_changes_no_bit():
     assert len(ledger.steps["step"]) == 6
 
 
+def test_another_plan_begins_another_ledger(tmp_path):
+    learner = small_learner()
+    learner.fine_tune(1, observers=[ft.Ledger(tmp_path)])
+    with pytest.warns(UserWarning, match="ledger of another plan; a new ledger begins with step 6"):
+        learner.fit_one_cycle(1, observers=[ft.Ledger(tmp_path)])
+    book = ft.Ledger.read(tmp_path)
+    assert [proof.title for proof in book.proofs] == ["one cycle"]
+    assert book.steps["step"].tolist() == [6, 7, 8]
+
+
 def test_nobody_pays_who_does_not_ask():
     learner = small_learner()
     learner.fine_tune(0, freeze_epochs=1)

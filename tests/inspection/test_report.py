@@ -16,7 +16,7 @@ from tinyft.errors import RunError
 from tinyft.inspection import report_curves, run_files
 from tinyft.inspection.learned import Judgements
 from tinyft.inspection.report import report_html, save_report
-from tinyft.inspection.report_mistakes import learned
+from tinyft.inspection.report_mistakes import learned, mistakes
 from tinyft.inspection.run_files import RunFiles, read_metrics
 from tinyft.nn import build
 
@@ -249,6 +249,15 @@ def test_bins_are_means_and_few_columns_stay():
     assert report_curves.binned(values, 10) is values
     assert report_curves.binned(values, 5).tolist() == [[0.5, 2.5, 4.5, 6.5, 8.5]]
     assert report_curves.binned(np.arange(7.0)[None], 3).tolist() == [[0.5, 2.5, 5.0]]
+
+
+def test_what_was_right_is_no_mistake():
+    sure = np.array([[0.9, 0.1], [0.2, 0.8]])
+    judged = Judgements(["cat", "dog"], ["0.png", "1.png"], np.array([0, 1]), sure)
+    assert (
+        mistakes(None, judged)
+        == "<p>It was right about every picture, and more than half sure.</p>"
+    )
 
 
 def test_a_hundred_classes_have_a_picture_for_a_matrix():

@@ -11,6 +11,7 @@ from typing import Any
 
 from tinyft.cli.failures import RequestError
 from tinyft.cli.output import percent, say
+from tinyft.display import counted
 
 Show = Callable[[str], None]
 
@@ -57,7 +58,9 @@ def frozen(show: Show, args: argparse.Namespace, torch: bool) -> list[dict[str, 
         case = bench_frozen.FrozenCase(data, bn, epochs, options)
         say(f"measuring a frozen phase, {PRESETS[bn]}")
         measured = bench_frozen.measure(case, args.rounds, alone=args.alone or not torch)
-        show(f"\nfrozen phase, {epochs} epochs of {data.n_train} pictures; {PRESETS[bn]}")
+        show(
+            f"\nfrozen phase, {counted(epochs, 'epoch')} of {data.n_train} pictures; {PRESETS[bn]}"
+        )
         _show_frozen(show, measured)
         found.append(measured)
     return found

@@ -36,11 +36,13 @@ def run(args: argparse.Namespace) -> int:
 
     result(f"tinyft {__version__}, Python {platform.python_version()} ({sys.executable})")
     result(f"processor: {versions()['processor']} on {platform.system()}")
-    missing = [name for name in PACKAGES if not _version(name)]
     result("packages: " + ", ".join(f"{n} {_version(n) or 'MISSING'}" for n in PACKAGES))
-    healthy = _backends() and not missing
+    if not all(map(_version, PACKAGES)):
+        result("something is missing: install tinyft again with pip")
+        return 1
+    healthy = _backends()
     result(f"fetched weights are kept in {cache_folder()}")
-    result("all is well" if healthy else "something is missing: install tinyft again with pip")
+    result("all is well" if healthy else "a backend does not work: please report it with the above")
     return 0 if healthy else 1
 
 

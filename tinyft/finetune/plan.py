@@ -96,8 +96,10 @@ def facts_of(learner: Learner) -> list[str]:
     square = f"the middle square at {p.crop} px"
     if p.resize > p.crop:
         square = f"the middle {p.crop} px of a short side of {p.resize} px"
-    head = learner.facts.get("head", "of the caller's own")
-    state = "random" if learner.step == 0 else f"after {learner.step} steps"
+    named = learner.facts.get("head")
+    head, state = named or "of the caller's own", f"after {learner.step} steps"
+    if learner.step == 0:
+        state = "random" if named else "as given"
     return [
         f"network: {learner.arch}, {learner.model.count_parameters():,} parameters, "
         f"{learner.dtype}; body: {learner.facts.get('weights', 'as given')}",

@@ -21,6 +21,7 @@ from tinyft.nn.resnet import build
 
 if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner
+    from tinyft.weights import Preprocess, Weights
 
 
 def save(learner: Learner, path: str | os.PathLike[str], *, training: str = "") -> None:
@@ -68,7 +69,9 @@ def load_learner(
     body = cut(build(weights.arch))
     if head is None:
         if settings["head"] not in HEADS:
-            raise WeightsError(f"{path} was saved with a head of its own; pass it as head=")
+            raise WeightsError(
+                f"{path} was saved with a head of its own: ft.load_learner(path, head=...) takes it"
+            )
         head = HEADS[settings["head"]](body.num_features, len(weights.classes))
     attach(body, head).load_state_dict(weights.arrays)
     return Learner(
@@ -87,6 +90,15 @@ def load_learner(
         whole_squares=settings["whole_squares"],
         facts={"head": settings["head"], "weights": str(path)},
     )
+
+
+def judged_preprocess(path: str | os.PathLike[str], weights: Weights) -> Preprocess:
+    """How pictures are prepared that a file's network judges: a learner may see whole squares."""
+    preprocess = weights.preprocess
+    if "learner" not in weights.extra:
+        return preprocess
+    settings = _settings(path, weights.extra["learner"])
+    return preprocess.whole_square() if settings["whole_squares"] else preprocess
 
 
 def _settings(path: str | os.PathLike[str], text: str) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def heat_map(
     left = 14 + 6.2 * max(map(len, names), default=0)  # a letter's width at 11 px, about
     step = max(12.0, min(26.0, 200 / max(1, len(rows))))
     bottom = TOP + step * len(rows)
-    x_axis = Axis(columns[0], max(columns[1], columns[0] + 1), left, WIDTH - RIGHT)
+    x_axis = Axis(columns[0], columns[1] + 1, left, WIDTH - RIGHT)  # a column reaches to the next
     parts = [
         f'<image href="{data_uri(pixels)}" x="{left:.0f}" y="{TOP}" '
         f'width="{WIDTH - RIGHT - left:.0f}" height="{bottom - TOP:.0f}" '

@@ -22,7 +22,7 @@ from tinyft.data.loader import PictureData
 from tinyft.data.prepare import prepare
 from tinyft.errors import WeightsError
 from tinyft.inspection import snapshots as moments
-from tinyft.inspection.similarity import features_by_layer, gram, linear_cka
+from tinyft.inspection.similarity import LEAST_PICTURES, features_by_layer, gram, linear_cka
 from tinyft.inspection.snapshots import Snapshot
 from tinyft.tensor import Tensor, no_grad
 from tinyft.weights import Preprocess
@@ -150,7 +150,11 @@ def compare(
         spans.append((0, len(snapshots) - 1))
     common, unmatched = _common(snapshots)
     pictures = _pictures(data, snapshots[0].preprocess) if data is not None else None
-    similarity = {} if pictures is None else _similarity(snapshots, spans, pictures, device)
+    notices, similarity = [], {}
+    if pictures is not None and len(pictures) < LEAST_PICTURES:
+        notices.append(f"{len(pictures)} pictures are too few to compare features")
+    elif pictures is not None:
+        similarity = _similarity(snapshots, spans, pictures, device)
     ends = snapshots[0].arrays["conv1.weight"], snapshots[-1].arrays["conv1.weight"]
     return Diff(
         [snapshot.title for snapshot in snapshots],
@@ -162,6 +166,7 @@ def compare(
         0 if pictures is None else len(pictures),
         (ends[0].copy(), ends[1].copy()),
         unmatched,
+        notices,
     )
 
 
@@ -271,12 +276,13 @@ def _similarity(
 
 def _grams(snapshot: Snapshot, pictures: np.ndarray, device: str) -> dict[str, np.ndarray]:
     """The Gram matrix of each layer's features, (N, N)."""
-    model, preprocess = snapshot.network(), snapshot.preprocess
+    device, preprocess = backends.resolve(device), snapshot.preprocess
+    model = snapshot.network().to(device)
     with no_grad(), backends.use(device):
-        backend = backends.of(pictures)
+        pictures = backends.place(pictures, device)
         mean, std = (np.array(v, np.float32) for v in (preprocess.mean, preprocess.std))
-        x = Tensor.wrap(backend.images(pictures, mean, std, np.dtype(np.float32)))
-        return {name: gram(out.data) for name, out in features_by_layer(model, x)}
+        x = Tensor.wrap(backends.of(pictures).images(pictures, mean, std, np.dtype(np.float32)))
+        return {name: gram(backends.host(y.data)) for name, y in features_by_layer(model, x)}
 
 
 def _pictures(data: PictureData, preprocess: Preprocess) -> np.ndarray:

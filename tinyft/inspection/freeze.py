@@ -207,8 +207,7 @@ class Changes:
         title = f"{self.title}: " if self.title else ""
         head = f"{title}{len(self.identical)} tensors bit-identical, {len(self.moved)} moved"
         lines = [
-            f"  {layer:8} {identical + moved:4} {'moved by up to ' + relative if moved else '':24}"
-            f"{why}"
+            f"  {layer:8} {identical + moved:4} {'moved ' + relative if moved else '':24}{why}"
             for layer, identical, moved, relative, why in self.rows()
         ]
         return "\n".join([head, *lines, *(f"note: {text}" for text in self.diagnosis())])
@@ -271,9 +270,11 @@ def _bits(array: Any) -> bytes:
 
 
 def _most(relative: list[float]) -> str:
-    """The largest, of those that had a size before."""
+    """The largest, of those that had a size before, in words behind "moved"."""
     finite = [value for value in relative if np.isfinite(value)]
-    return f"{max(finite):.1e}" if finite else "?" if np.isnan(relative).any() else "all"
+    if finite:
+        return f"by up to {max(finite):.1e}"
+    return "by ?" if np.isnan(relative).any() else "from 0"
 
 
 def _parent(name: str) -> str:

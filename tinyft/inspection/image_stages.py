@@ -39,7 +39,7 @@ EXIF_ORIENTATION = 0x0112  # the tag's number: EXIF 2.32, table 4
 class Stage:
     """One stage: what was done, in words; the array that came out; and a picture of it.
 
-    Shapes: array (H, W, 3) uint8, for the last stage float; shown (h, w, 3) uint8
+    Shapes: array (H, W, 3) uint8, float where it is normalised; shown (h, w, 3) uint8
     """
 
     name: str

@@ -218,7 +218,9 @@ class Ledger(Displayed):
         if self.path is None or not self.path.exists():
             return {}
         try:
-            kept, _ = ledger_file.read(self.path)
+            kept, description = ledger_file.read(self.path)
+            if description["phases"] != self.phases:
+                raise RunError(f"{self.path} is the ledger of another plan")
         except RunError as error:
             warnings.warn(f"{error}; a new ledger begins with step {step}", stacklevel=2)
             return {}

@@ -43,6 +43,7 @@ from tinyft.inspection.open_node import (
 from tinyft.nn.module import Module
 from tinyft.tensor import Node, Tensor, kept_arrays, observe
 
+NOT_RECORDED = "under no_grad nothing is recorded"
 PACKAGE = Path(tinyft.tensor.__file__).parent
 
 
@@ -98,8 +99,9 @@ class TracedNode:
     @property
     def parameter_gradient_norm(self) -> float | None:
         """The norm over the gradients of all leaves (weights and biases) of this op."""
-        norms = [i.gradient_norm for i in self.inputs if i.made_by is None and i.gradient_norm]
-        return float(np.sqrt(sum(n * n for n in norms))) if norms else None
+        norms = [i.gradient_norm for i in self.inputs if i.made_by is None]
+        known = [norm for norm in norms if norm is not None]
+        return float(np.sqrt(sum(norm * norm for norm in known))) if known else None
 
     def _repr_html_(self) -> str:
         from tinyft.inspection.trace_page import node_html
@@ -333,9 +335,8 @@ class _Recorder:
     def _why_no_gradient(self, tensor: Tensor, made_by: int | None) -> str:
         if made_by is not None:
             maker = self.trace.nodes[made_by]
-            return (
-                "made under no_grad" if "no_grad" in _stops(maker) else "nothing before it trains"
-            )
+            has_gradients = any(not i.stop or i.stop == NOT_RECORDED for i in maker.inputs)
+            return NOT_RECORDED if has_gradients else "nothing before it trains"
         if id(tensor) in self.parameters:
             return "frozen"
         return "a constant: it asks for no gradient"
@@ -358,16 +359,12 @@ class _Recorder:
             for given in node.inputs:
                 if given.gradient_norm is None and not given.stop:
                     given.stop = (
-                        "under no_grad nothing is recorded"
+                        NOT_RECORDED
                         if not node.recorded
                         else "backward did not come here"
                         if node.backward is None
                         else "the op gives it no gradient"
                     )
-
-
-def _stops(node: TracedNode) -> str:
-    return " ".join(given.stop for given in node.inputs)
 
 
 def _milliseconds(calls: list[KernelCall], seconds: float) -> float:

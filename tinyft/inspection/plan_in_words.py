@@ -132,10 +132,11 @@ def _momentum(phase: Phase) -> str:
 def _cache(plan: Plan, number: int) -> list[str]:
     if not plan.cached_bytes[number : number + 1] or not plan.cached_bytes[number]:
         return []
+    others = plan.phases[number].epochs - 1
+    saved = f", and {counted(others, 'epoch')} cost the head alone" if others else ""
     return [
         f"The body cannot change and pictures are not augmented, so its features are kept "
-        f"({plan.cached_bytes[number] / 1e6:.0f} MB): each picture passes through it once, and "
-        f"{counted(plan.phases[number].epochs - 1, 'epoch')} cost the head alone."
+        f"({plan.cached_bytes[number] / 1e6:.0f} MB): each picture passes through it once{saved}."
     ]
 
 
@@ -171,7 +172,7 @@ def _decay(plan: Plan) -> str:
         "learning rate; batch norms and biases do not (tinyft/finetune/groups.py)."
     )
     lost = {
-        state.name: int(sum((_kept(plan, phase.lr[:, g]) == 1).sum() for phase in plan.phases))
+        state.name: sum(_without_decay(plan, number, g) for number in range(len(plan.phases)))
         for g, state in enumerate(plan.states[0])
     }
     if plan.weight_decay and any(lost.values()):
@@ -185,9 +186,12 @@ def _decay(plan: Plan) -> str:
     return text
 
 
-def _kept(plan: Plan, lr: np.ndarray) -> np.ndarray:
-    """What each step leaves of a weight, rounded as the optimizer rounds it."""
-    return np.float32(1 - lr * plan.weight_decay)
+def _without_decay(plan: Plan, number: int, g: int) -> int:
+    """In how many steps of a phase a group trains whose decay float32 rounds away."""
+    if plan.states[number][g].frozen:
+        return 0
+    kept = np.float32(1 - plan.phases[number].lr[:, g] * plan.weight_decay)
+    return int((kept == 1).sum())
 
 
 def _rate(value: float) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tinyft.display import counted
 from tinyft.errors import TinyftError
 from tinyft.inspection.diff_page import diff_section
 from tinyft.inspection.html import Markup, escape, page, table
@@ -116,7 +117,7 @@ def _title(run: RunFiles) -> str:
 def _head(run: RunFiles) -> str:
     """The title, and the four numbers that are asked first."""
     description = run.description
-    tiles = [(f"{len(run.steps):,}", f"steps in {len(run.phases)} phases")]
+    tiles = [(f"{len(run.steps):,}", f"steps in {counted(len(run.phases), 'phase')}")]
     if (seconds := description.get("seconds")) is not None:
         tiles.append((_duration(seconds), "from first to last step"))
     accuracy = run.metrics["valid_accuracy"][np.isfinite(run.metrics["valid_accuracy"])]
@@ -174,10 +175,14 @@ def _in_words(run: RunFiles) -> list[Markup]:
         text = (
             f"{end - start} steps{held}. The "
             f"learning rate of the {run.groups[-1]} rises from {rate[0]:.2g} to {rate[peak]:.2g} "
-            f"in {peak + 1} steps{falls}; momentum goes the other way, {momentum[0]:.2f} to "
-            f"{np.nanmin(momentum):.2f}{back}."
+            f"in {peak + 1} steps{falls}"
         )
-        said.append(Markup(f"<b>Phase {number}, {escape(name)}</b>: {escape(text)}"))
+        if momentum.any():
+            text += (
+                f"; momentum goes the other way, {momentum[0]:.2f} to "
+                f"{np.nanmin(momentum):.2f}{back}"
+            )
+        said.append(Markup(f"<b>Phase {number}, {escape(name)}</b>: {escape(text)}."))
     return said
 
 
@@ -203,6 +208,8 @@ def _proofs(run: RunFiles) -> str:
         "in training. A tensor that the plan says is frozen and that moved would have stopped the "
         "run.</p>"
     )
+    if not run.ledger.proofs:
+        return words + _not_shown("no phase is finished yet")
     shown = []
     for proof in run.ledger.proofs:
         counts = f"{len(proof.identical)} tensors bit-identical, {len(proof.moved)} moved"

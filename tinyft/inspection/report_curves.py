@@ -25,8 +25,8 @@ HOW_TO_READ = (
     "column is a step, and bright is large. The update ratio is |update| / |weights|: about 1e-3 "
     "in a step is usual (CS231n notes, Neural networks 3); 1e-2 and more says that the learning "
     "rate is probably too high, 1e-6 that the layer hardly moves. In fine-tuning it should get "
-    "brighter downwards, since early layers have smaller rates. An empty cell is a layer that got "
-    "no gradient because it was frozen: nothing vanished there."
+    "brighter downwards, since early layers have smaller rates. An empty cell is a layer "
+    "that was frozen, or a number that is exactly 0."
 )
 
 

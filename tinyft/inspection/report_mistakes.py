@@ -52,7 +52,9 @@ def mistakes(learner: Learner, judged: Judgements) -> str:
 
     Raises: DataError if a picture cannot be read any more
     """
-    worst = judged.top_losses(SHOWN)
+    worst = [i for i in judged.top_losses(SHOWN) if _wrong_or_unsure(judged, int(i))]
+    if not worst:
+        return "<p>It was right about every picture, and more than half sure.</p>"
     preprocess = learner.adjusted_preprocess()
     images = np.stack([prepare(learner.data.source("valid", int(i)), preprocess) for i in worst])
     said, true = judged.predicted[worst], judged.labels[worst]
@@ -62,11 +64,17 @@ def mistakes(learner: Learner, judged: Judgements) -> str:
         for index, image, a, b in zip(worst, images, for_said, for_true, strict=True)
     ]
     words = (
-        "<p>The pictures that it was most wrong about. Each is shown as the network sees it, then "
-        "with the evidence for what it said and for what is true (Grad-CAM: bright places speak "
-        "for the class). Look at the labels first: a large loss is often a wrong label.</p>"
+        "<p>The pictures that it was most wrong or least sure about. Each is shown as the network "
+        "sees it, then with the evidence for what it said and for what is true (Grad-CAM: bright "
+        "places speak for the class). Look at the labels first: a large loss is often a wrong "
+        "label.</p>"
     )
     return words + "\n".join(figures)
+
+
+def _wrong_or_unsure(judged: Judgements, index: int) -> bool:
+    true = judged.labels[index]
+    return judged.predicted[index] != true or judged.probabilities[index, true] < 0.5
 
 
 def _mistake(

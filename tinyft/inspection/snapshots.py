@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyft import backends
 from tinyft.data.arrays import ImageArrays
 from tinyft.errors import RunError, WeightsError
 from tinyft.finetune.build import vision_learner
 from tinyft.finetune.run import CHECKPOINT, read_description, weights_sha256
+from tinyft.finetune.save import judged_preprocess
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.resnet import ResNet, build
 from tinyft.weights import Preprocess, infer_architecture, load_weights, read_arrays
@@ -59,23 +61,26 @@ class Snapshot:
 
 def of_learner(learner: Learner, title: str) -> Snapshot:
     """A copy of a learner's network as it is now."""
-    arrays = {name: array.copy() for name, array in learner.model.state_dict().items()}
+    state = learner.model.state_dict()
+    arrays = {name: backends.host(array).copy() for name, array in state.items()}
     return Snapshot(title, learner.arch, arrays, learner.adjusted_preprocess())
 
 
 def of_source(source: str | os.PathLike[str]) -> Snapshot:
     """The network that a weights file of any format, a saved learner, a checkpoint or a published
-    name holds; of a run's folder, its last.
+    name holds; of a run's folder, its newest checkpoint.
 
     Raises: WeightsError or RunError if it cannot be read, OSError if the system refuses
     """
     title = os.fspath(source)
     if Path(source).is_dir():
-        return of_run(source)[0][-1]
+        read_description(source)
+        return _of_checkpoint(title, _newest(Path(source)))
     if Path(source).is_file() and _is_checkpoint(source):
         return _of_checkpoint(title, source)
     weights = load_weights(source)
-    return Snapshot(title, weights.arch, _with_head(weights.arrays), weights.preprocess)
+    preprocess = judged_preprocess(source, weights)
+    return Snapshot(title, weights.arch, _with_head(weights.arrays), preprocess)
 
 
 def of_run(path: str | os.PathLike[str]) -> tuple[list[Snapshot], list[str]]:
@@ -89,11 +94,10 @@ def of_run(path: str | os.PathLike[str]) -> tuple[list[Snapshot], list[str]]:
     description = read_description(path)
     start, first = _start(path, description), description["first_step"]
     snapshots, notices = [start], []
-    files = {int(file.stem): file for file in (path / "checkpoints").glob("[0-9]*.h5")}
-    kept = {step: file for step, file in files.items() if step > first}
+    kept = {step: file for step, file in _checkpoints(path).items() if step > first}
     ends = _phase_ends(path)
-    newest = max(kept, default=0)
-    if newest and newest < max(ends.values(), default=0):  # cut off in the middle of a phase
+    newest, made = max(kept, default=0), max(ends.values(), default=0)
+    if newest and (newest < made or made - first < description["steps"]):  # its last phase goes on
         ends = {name: end for name, end in ends.items() if end < newest}
         ends[f"the first {newest - first} steps"] = newest
     for name, end in ends.items():
@@ -104,6 +108,19 @@ def of_run(path: str | os.PathLike[str]) -> tuple[list[Snapshot], list[str]]:
     if len(snapshots) < 2:
         raise RunError(f"{path} has no checkpoint after its start, so there is nothing to compare")
     return snapshots, notices
+
+
+def _checkpoints(path: Path) -> dict[int, Path]:
+    """Those that a run has kept, by how many steps were made."""
+    return {int(file.stem): file for file in (path / "checkpoints").glob("[0-9]*.h5")}
+
+
+def _newest(path: Path) -> Path:
+    """Raises: RunError if there is none"""
+    kept = _checkpoints(path)
+    if not kept:
+        raise RunError(f"{path} has kept no checkpoint, so its network is not known")
+    return kept[max(kept)]
 
 
 def _start(path: Path, description: dict[str, Any]) -> Snapshot:
@@ -118,9 +135,11 @@ def _start(path: Path, description: dict[str, Any]) -> Snapshot:
             f"files: tinyft diff BEFORE.h5 {path}"
         )
     nothing = np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64)
-    size = description["data"].get("arguments", {}).get("size")
-    classes = ImageArrays(nothing, nothing, classes=description["classes"], size=size)
-    learner = vision_learner(classes, **description["learner"])
+    asked = description["data"].get("arguments", {})
+    as_then = {name: asked[name] for name in ("size", "augment") if name in asked}
+    no_pictures = ImageArrays(nothing, nothing, classes=description["classes"], **as_then)
+    no_pictures.exif_transpose = asked.get("exif_transpose", True)
+    learner = vision_learner(no_pictures, **description["learner"] | {"device": "cpu"})
     if weights_sha256(learner) != description["weights_sha256"]:
         raise RunError(
             f"the weights that {path} began with ({learner.facts['weights']}) have changed since; "

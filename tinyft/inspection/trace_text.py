@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tinyft.backends import Backend
-from tinyft.display import aligned
+from tinyft.display import aligned, counted
 
 if TYPE_CHECKING:
     from tinyft.inspection.kernel_watch import KernelCall
@@ -114,7 +114,7 @@ def stop_lines(trace: Trace) -> list[str]:
         numbers = ", ".join(str(node.number) for node in unreached[:8])
         more = ", ..." if len(unreached) > 8 else ""
         groups[
-            f"it did not come to {len(unreached)} nodes that were recorded: {numbers}{more}"
+            f"it did not come to {counted(len(unreached), 'recorded node')}: {numbers}{more}"
         ] = []
     if not groups:
         return ["backward went all the way: every input got a gradient"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -341,6 +343,12 @@ def test_the_commands_of_a_run(gpu, tmp_path, monkeypatch, capsys):
         assert main(["predict", "run", "photos/red/0.png", "--backend", backend]) == 0
         labels.append(capsys.readouterr().out.split()[2])
     assert labels[0] == labels[1]
+    assert main(["diff", "run", "--json"]) == 0
+    compared = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "head" in str(compared)
+    assert main(["report", "run"]) == 0
+    assert "Not shown" not in (tmp_path / "run" / "report.html").read_text()
+    capsys.readouterr()
     assert main(["doctor"]) == 0
     assert "backend: gpu:0 (stand-in, CuPy 14.2.0, convolutions in fp32): works" in (
         capsys.readouterr().out
