@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import filelock
@@ -141,6 +142,16 @@ def test_a_process_that_does_not_go_on_is_waited_for_in_vain(monkeypatch, tmp_pa
     ours._unlock(file)
 
 
+def test_an_interrupted_compilation_does_not_wait_for_itself(tmp_path):
+    file, cache = tmp_path / "k.bin", compile_cache.KernelCache(print)
+    assert cache._lock(file)  # and then Ctrl-C, before anything is kept
+    started = time.monotonic()
+    assert cache._lock(file)
+    assert time.monotonic() - started < compile_cache.PATIENCE / 2
+    cache._unlock(file)
+    assert not list(tmp_path.iterdir())
+
+
 def test_where_there_are_no_locks_kernels_are_compiled(monkeypatch, tmp_path):
     def refuse(*_, **__):
         raise NotImplementedError("no flock")
@@ -168,12 +179,16 @@ def test_hash_changes_with_any_source_and_version(monkeypatch, tmp_path):
     monkeypatch.setattr(numba, "__version__", "0.0")
     assert compile_cache._hash_of_everything() != first
     monkeypatch.undo()
-    shutil.copytree(Path(compile_cache.__file__).parent, tmp_path / "cpu")
+    here = Path(compile_cache.__file__).parent
+    shutil.copytree(here, tmp_path / "cpu")
+    shutil.copy(here.parent / "philox.py", tmp_path)
     monkeypatch.setattr(compile_cache, "__file__", str(tmp_path / "cpu" / "compile_cache.py"))
     assert compile_cache._hash_of_everything() == first
-    with open(tmp_path / "cpu" / "generators.py", "a") as source:
-        source.write("\n")
-    assert compile_cache._hash_of_everything() != first
+    for changed in ("cpu/generators.py", "philox.py"):
+        before = compile_cache._hash_of_everything()
+        with open(tmp_path / changed, "a") as source:
+            source.write("\n")
+        assert compile_cache._hash_of_everything() != before
 
 
 def test_flush_and_disable(monkeypatch, tmp_path):
@@ -207,6 +222,18 @@ def test_functions_over_variables_are_not_kept(monkeypatch, tmp_path):
         return add
 
     assert (adder(1)(1), adder(2)(1)) == (2, 3)
+    assert not list(tmp_path.iterdir())
+
+
+def test_functions_of_no_file_are_not_kept(monkeypatch, tmp_path):
+    """Another version of a notebook's cell begins in the same line."""
+    monkeypatch.setattr(compile_cache, "folder", lambda: tmp_path)
+    found = []
+    for amount in (1, 2):
+        cell = {}
+        exec(compile(f"def add(x):\n    return x + {amount}", "<cell>", "exec"), cell)
+        found.append(compile_cache.kernel(cell["add"])(1))
+    assert found == [2, 3]
     assert not list(tmp_path.iterdir())
 
 

@@ -180,6 +180,35 @@ def test_ctrl_c_waits_for_the_workers():
     assert finished == [1]
 
 
+@pytest.mark.parametrize("where", ["announce_job", "_compute", "wait_until", "Pool._wait_longer"])
+def test_ctrl_c_at_any_place_spoils_no_later_kernel(where, monkeypatch):
+    threads.set_num_threads(2)
+    visits = np.zeros(1000, np.int64)
+    threads.run(visit, visits)
+    owner, name = (threads.Pool, "_wait_longer") if "." in where else (threads, where)
+    original, calls = getattr(owner, name), []
+
+    def interrupted(*arguments):
+        calls.append(name)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    monkeypatch.setattr(threads, "SPIN", 1)
+    late = threading.Event()
+
+    def slow(share):
+        late.wait(0.02 * share[THREAD])
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.run(slow)
+    monkeypatch.undo()
+    for repetition in range(2, 20):
+        threads.run(visit, visits)
+        assert (visits == repetition).all()
+
+
 def test_a_kernel_within_a_kernel_runs_in_place():
     threads.set_num_threads(2)
     visits = np.zeros(10, np.int64)
@@ -195,7 +224,7 @@ def test_a_kernel_within_a_kernel_runs_in_place():
 def test_scratch_is_of_this_thread():
     mine = threads.scratch("test", 100)
     assert threads.scratch("test", 50) is mine
-    assert threads.scratch("test", 100, np.int64) is not mine
+    assert threads.scratch("another", 100) is not mine
     assert mine.ctypes.data % 64 == 0
     large = threads.scratch("test", 200_000)
     assert large.size >= 200_000

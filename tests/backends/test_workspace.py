@@ -280,6 +280,36 @@ def test_released_memory_leaves_the_process():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:This process")
+@pytest.mark.parametrize("method", ["_remove", "_insert", "_cut_open_end"])
+def test_ctrl_c_within_the_lists_forgets_them(method, monkeypatch):
+    """Memory that is lent stays whose it is, and what comes later is whole."""
+    pool = Pool()
+    kept = [pool.lend(SMALL) for _ in range(6)]
+    pool.coming_back.extend([kept[1], kept[3]])
+    original = getattr(Pool, method)
+
+    def interrupted(self, *arguments):
+        original(self, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pool, method, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.coming_back.append(kept[2])  # meets both holes
+        pool.lend(SMALL)
+        pool.lend(100 * SMALL)
+    monkeypatch.undo()
+    assert pool.statistics().lent == 0
+    pool.coming_back.append(kept[0])  # of a forgotten segment
+    later = [pool.lend(SMALL) for _ in range(20)]
+    addresses = sorted(start for start, _, _ in later)
+    assert all(b - a >= SMALL for a, b in itertools.pairwise(addresses))
+    assert pool.statistics().lent == 20 * SMALL
+
+
+def test_no_two_arrays_share_a_page():
+    assert workspace.GRAIN % mmap.PAGESIZE == 0
+
+
 def test_a_forked_child_has_memory_of_its_own():
     array = workspace.empty(BIG)
     array.fill(1)

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from tinyft import backends
 from tinyft.data import augment, resample, resample_kernel
 from tinyft.data.resample import average_area, axis, light, mirror, resample_plain, to_bytes
 
@@ -91,7 +92,7 @@ def test_strong_reduction_takes_the_plain_path(rough, monkeypatch):
 
 
 def test_without_numba_the_definition_is_used(rough, monkeypatch):
-    monkeypatch.setattr(resample, "_has_numba", lambda: False)
+    monkeypatch.setattr(backends, "why_no_numba", lambda: "pip install numba")
     monkeypatch.setattr(resample_kernel, "resample_fast", None)
     np.testing.assert_array_equal(
         resample.resample(rough(9, 9), np.eye(3), 9, 0.5, 1.0), rough(9, 9)

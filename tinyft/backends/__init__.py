@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -30,17 +29,17 @@ _chosen: list[tuple[str, object]] = []  # names given to `use`, innermost last
 
 @functools.cache
 def get(name: str) -> Backend:
-    """The backend of that name. `auto` is `cpu` where Numba is installed, else `reference`.
+    """The backend of that name. `auto` is `cpu` where Numba works, else `reference`.
 
     Raises: DeviceError for a name that does not exist or a backend that does not work here.
     """
     if name == "auto":
-        return get("cpu" if importlib.util.find_spec("numba") else "reference")
+        return get("reference" if why_no_numba() else "cpu")
     if name == "reference":
         return Backend()
     if name == "cpu":
-        if importlib.util.find_spec("numba") is None:
-            raise DeviceError("backend 'cpu' needs Numba: `pip install numba`, or use 'reference'")
+        if why_no_numba():
+            raise DeviceError(f"backend 'cpu' needs Numba: {why_no_numba()}; or use 'reference'")
         from tinyft.backends.cpu import CpuBackend
 
         return CpuBackend()
@@ -51,6 +50,16 @@ def get(name: str) -> Backend:
 
         return GpuBackend(int(name.removeprefix("gpu:")))
     raise DeviceError(f"backend must be auto, {', '.join(NAMES)}, gpu or gpu:NUMBER; got {name!r}")
+
+
+@functools.cache
+def why_no_numba() -> str | None:
+    """Why nothing can be compiled here, and what to do; None if it can."""
+    try:
+        import numba
+    except ImportError as error:
+        return f"`pip install numba` ({error})"
+    return "unset NUMBA_DISABLE_JIT" if numba.config.DISABLE_JIT else None
 
 
 def of(array: object) -> Backend:

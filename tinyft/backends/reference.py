@@ -267,7 +267,7 @@ class Backend:
     ) -> tuple[Array, Array]:
         """The largest pixel of each window, and where in the window it was.
 
-        x (N, H, W, C) -> out (N, P, Q, C), place (N, P, Q, C) uint16: r * kernel + s of the first
+        x (N, H, W, C) -> out (N, P, Q, C), place (N, P, Q, C) unsigned: r * kernel + s of the first
         maximum in row-major order. Padding never wins. A NaN does.
         """
         N, H, W, C = x.shape

@@ -10,10 +10,9 @@ Next: tinyft/data/resample_kernel.py
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-
 import numpy as np
+
+from tinyft import backends
 
 # fastai 2.8.12 clamps pixels to this distance from 0 and 1 before it takes their logit.
 LOGIT_MARGIN = 1e-7
@@ -30,7 +29,7 @@ def resample(
     Shapes:  picture (H, W, 3) uint8; matrix (3, 3) float64; out (size, size, 3) uint8
     Source:  fastai 2.8.12, vision/augment.py: AffineCoordTfm, then LightingTfm
     """
-    if _has_numba() and not _shrinks_too_much(picture.shape, matrix, size):
+    if not backends.why_no_numba() and not _shrinks_too_much(picture.shape, matrix, size):
         from tinyft.data.resample_kernel import resample_fast
 
         return resample_fast(picture, matrix, size, brightness, contrast)
@@ -40,7 +39,7 @@ def resample(
 def resample_plain(
     picture: np.ndarray, matrix: np.ndarray, size: int, brightness: float, contrast: float
 ) -> np.ndarray:
-    """The definition of `resample`, slow and plain; the same arguments, the same bytes."""
+    """The definition of `resample`, slow and plain; the fast one's bytes are within 1 of its."""
     pixels = sample(picture / 255.0, grid(matrix, size, size))
     return to_bytes(light(pixels, brightness, contrast))
 
@@ -121,11 +120,6 @@ def light(pixels: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
 def to_bytes(pixels: np.ndarray) -> np.ndarray:
     """0..1 to 0..255, halves up."""
     return np.floor(pixels * 255 + 0.5).astype(np.uint8)
-
-
-@functools.cache
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
 
 
 def _reduction(shape: tuple[int, ...], points: np.ndarray) -> float:

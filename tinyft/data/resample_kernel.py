@@ -53,7 +53,9 @@ def _mirror(position, last):
     if last == 0.0:
         return 0.0
     position = abs(position) % (2.0 * last)
-    return min(position, 2.0 * last - position)
+    position = min(position, 2.0 * last - position)
+    # NaN, from a degenerate map, may not address outside the picture.
+    return position if 0.0 <= position <= last else 0.0
 
 
 def _sample_and_light_source(picture, matrix, curve, out):
@@ -65,8 +67,7 @@ def _sample_and_light_source(picture, matrix, curve, out):
             x = (matrix[0, 0] * q + matrix[0, 1] * p + matrix[0, 2]) / depth
             y = (matrix[1, 0] * q + matrix[1, 1] * p + matrix[1, 2]) / depth
             x, y = _mirror(x, float(right)), _mirror(y, float(bottom))
-            # No number, not even NaN from a degenerate map, may address outside the picture.
-            left, top = min(max(int(x), 0), right), min(max(int(y), 0), bottom)
+            left, top = int(x), int(y)
             next_left, next_top = min(left + 1, right), min(top + 1, bottom)
             share_x, share_y = np.float32(x - left), np.float32(y - top)
             for c in range(3):

@@ -46,15 +46,10 @@ def test_there_and_back_in_the_same_order_of_memory(gpu, shape, dtype):
 
 @pytest.mark.parametrize("sizes", [(8,) * 5, (8, 8, 3), (2, 8, 8, 2, 9), (1,), ()])
 def test_batches_arrive_in_order_and_whole(gpu, sizes):
-    """Each is right when it is lent and until the next one is asked for."""
     given = list(batches(sizes))
-    previous = None
     for batch, expected in zip(gpu.uploads(iter(given)), given, strict=True):
         assert batch.number == expected.number and batch.images.dtype == np.uint8
         np.testing.assert_array_equal(batch.images.a, expected.images)
-        if previous is not None:  # lent until the next but one
-            np.testing.assert_array_equal(previous.images.a, given[previous.number].images)
-        previous = batch
     assert not standin.waits
 
 

@@ -302,9 +302,9 @@ def differentiate_by_batch(
     """
     gain, factors, own = work[:C], work[C : 4 * C], work[4 * C : 6 * C]
     find_gain(weight, variance, np.float32(eps), gain)
-    sum_gradients(
-        share, dout, x, out, M, C, rows, mean, gain, bias, relu, mean, False, parts, dresidual, dx,
-        large,
+    sum_gradients(  # without a factor for dx yet: `factors` is not looked at
+        share, dout, x, out, M, C, rows, mean, gain, bias, relu, factors, False, parts, dresidual,
+        dx, large,
     )  # fmt: skip
     meet(share)
     join_gradients(parts, M, rows, weight, variance, eps, own[:C], own[C:], factors)

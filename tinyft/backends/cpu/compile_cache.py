@@ -1,6 +1,6 @@
 """How kernels are compiled, and where the compiled code is kept from one process to the next.
 
-    @kernel                     # called from Python, by threads.run
+    @kernel                     # called from Python, most by threads.run
     @helper                     # called by kernels only
 
 Compiling all kernels takes about 10 seconds, loading them from disk half a second. Numba has a
@@ -89,7 +89,8 @@ def kernel(function: Callable, *, reorder: bool = False) -> Callable:
     fastmath = {"reassoc", "contract"} if reorder else False
     options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
     compiled = njit(**options, pipeline_class=KernelCompiler)(function)
-    if function.__closure__ is None:  # else its code depends on what no file says
+    # Kept where a file says all of its code: not a closure's, nor a notebook's cell.
+    if function.__closure__ is None and _content(inspect.getfile(function)):
         compiled._cache = KernelCache(function)
     return compiled
 
@@ -174,7 +175,8 @@ def _hash_of_everything() -> str:
 
 
 def _sources() -> list[Path]:
-    return sorted(Path(__file__).parent.glob("*.py"))
+    here = Path(__file__).parent
+    return sorted([*here.glob("*.py"), *here.parent.glob("philox.py")])  # whose constants it uses
 
 
 def _cpu() -> tuple[str, str]:
@@ -241,7 +243,8 @@ class KernelCache(_Cache):
             _write(file, dumps(compiled._reduce()))
         except Exception as error:  # a full disk, for example: it runs all the same
             self._complain("kept", error)
-        self._unlock(file)
+        finally:
+            self._unlock(file)
 
     def _load(self, file: Path, target_context) -> CompileResult | None:
         payload = _read(file)
@@ -258,7 +261,8 @@ class KernelCache(_Cache):
         """
         from filelock import FileLock  # here: a warm start does without
 
-        lock = FileLock(file.with_suffix(".lock"))
+        self._unlock(file)  # ours, if compiling it was interrupted
+        lock = FileLock(file.with_suffix(".lock"), thread_local=False)
         try:
             lock.acquire(timeout=PATIENCE, poll_interval=0.02)
         except (OSError, NotImplementedError):  # too late, or a file system without locks
@@ -297,7 +301,6 @@ def _prefix(function: Callable) -> str:
     return f"{function.__module__}.{function.__qualname__}".replace("<locals>.", "")
 
 
-@functools.cache
 def _content(file: str) -> bytes:
     try:
         return Path(file).read_bytes()

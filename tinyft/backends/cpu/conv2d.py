@@ -10,7 +10,7 @@ not padded; few_channels.py takes them as they are.
 Letters: N pictures, H W rows and columns in, C channels in, P Q rows and columns out, F filters, R
 S the kernel. Weights come as (F, C, R, S), which is best a view of memory ordered (R, S, C, F).
 
-Next: tinyft/backends/cpu/__init__.py
+Next: tinyft/backends/cpu/items.py
 """
 
 from __future__ import annotations
@@ -158,25 +158,26 @@ def uses_strided_winograd(
     return winograd_strided.suits(R, S, stride, padding, out_shape) and winograd_is_on()
 
 
-_switched: list[bool] = []  # the environment's choice, once it was asked for, and those within it
+_switched: list[list[bool]] = []  # the environment's choice, once asked for, and those within it
 
 
 def winograd_is_on() -> bool:
     """What `switch_winograd` says, else True unless TINYFT_WINOGRAD=0."""
     if not _switched:
-        _switched.append(os.environ.get("TINYFT_WINOGRAD", "1") != "0")
-    return _switched[-1]
+        _switched.append([os.environ.get("TINYFT_WINOGRAD", "1") != "0"])
+    return _switched[-1][0]
 
 
 @contextlib.contextmanager
 def switch_winograd(on: bool) -> Iterator[None]:
     """Within this block Winograd computes what it suits, or nothing."""
     winograd_is_on()
-    _switched.append(on)
+    choice = [on]
+    _switched.append(choice)
     try:
         yield
     finally:
-        _switched.pop()
+        _switched[:] = [other for other in _switched if other is not choice]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -220,17 +220,19 @@ def forward(
 
 
 @functools.lru_cache(maxsize=256)
-def phases(R: int, S: int, stride: int, padding: int) -> list[tuple[int, int, Taps]]:
-    """For each phase (a, b) of the input's pixels: the kernel's places that meet it, and where the
-    outputs of these windows are, seen from pixel number (h // stride, w // stride).
+def phases(
+    R: int, S: int, stride: int, padding: int, H: int, W: int
+) -> list[tuple[int, int, Taps]]:
+    """For each phase (a, b) that the input's H x W pixels have: the kernel's places that meet it,
+    and where the outputs of these windows are, seen from pixel number (h // stride, w // stride).
     """
 
     def meeting(first: int, size: int) -> list[int]:
         return [tap for tap in range(size) if (first + padding - tap) % stride == 0]
 
     found = []
-    for a in range(stride):
-        for b in range(stride):
+    for a in range(min(stride, H)):
+        for b in range(min(stride, W)):
             places = [(r, s) for r in meeting(a, R) for s in meeting(b, S)]
             numbers = np.array([r * S + s for r, s in places], np.int64)
             rows = np.array([(a + padding - r) // stride for r, _ in places], np.int64)
@@ -243,7 +245,7 @@ def input_grad(dout: Array, weight: Array, stride: int, padding: int, dx: Array)
     """dx (N, H, W, C) from dout (N, P, Q, F), weight (R, S, C, F); C and F multiples of LANES."""
     R, S, _, F = weight.shape
     _, H, W, _ = dx.shape
-    parts = [(a, b, taps) for a, b, taps in phases(R, S, stride, padding) if a < H and b < W]
+    parts = phases(R, S, stride, padding, H, W)
     if any(taps.numbers.size == 0 for _, _, taps in parts):
         threads.run(clear, dx.reshape(-1))  # the stride jumps over some pixels
     for a, b, taps in parts:

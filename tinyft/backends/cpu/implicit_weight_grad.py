@@ -9,8 +9,8 @@ two strides of the register block; dout is packed into panels beside them.
 A sum over threads would depend on their number. So the work is cut by the shape alone. Small
 weights are one piece. Of large ones an item has a tap and at most 256 channels and 256 filters: the
 sums (256 KiB) stay in L2 beside the pixels, and each number that is gathered or packed is used 256
-times. Where that gives fewer than eight items, the pixels are cut into *parts*, with sums of their
-own that are added in order at the end.
+times. Where that gives four items or fewer, the pixels are cut into *parts*, with sums of their own
+that are added in order at the end.
 
 The next 128 pixels of dout are fetched while these are multiplied, and those of x where it is read
 in order, in a 1x1 convolution with stride 1.
@@ -35,7 +35,7 @@ PIXELS = 128
 FEW_PANELS = 8  # of dout may lie a power of 2 apart; the lines of more do not fit one set of L1
 SMALL = 100_000  # weights whose sums stay in L2
 SIDE = 256  # channels and filters of an item, at most
-ITEMS = 8  # at least, for equal shares of 2 or 4 threads
+ITEMS = 8  # at most, where pixels are cut: equal shares for 2 or 4 threads
 
 
 @kernel

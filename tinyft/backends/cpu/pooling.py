@@ -81,7 +81,7 @@ def largest_of_windows(share, x, N, H, W, C, kernel_size, stride, padding, P, Q,
                     place = vset1(np.float32(r0 * kernel_size + s0))
                 for r in range(r0, r1):
                     first = ((n * H + row + r) * W + column) * C + c
-                    for s in range(stride):
+                    for s in range(min(stride, kernel_size)):
                         prefetch(x, first + (AHEAD + s) * C)
                     here = vset1(np.float32(r * kernel_size + s0))
                     for s in range(s0, s1):
@@ -173,7 +173,7 @@ class Pooling(Backend):
 
     def max_pool2d(self, x, *, kernel, stride, padding):
         options = {"kernel": kernel, "stride": stride, "padding": padding}
-        if not _suitable_windows(x, **options):
+        if x.ndim != 4 or not suitable_channels([x], []) or not _countable(x.shape, **options):
             return super().max_pool2d(x, **options)
         N, H, W, C = x.shape
         P, Q = output_size(H, kernel, stride, padding), output_size(W, kernel, stride, padding)
@@ -190,7 +190,8 @@ class Pooling(Backend):
         N, H, W, C = x_shape
         P, Q = output_size(H, kernel, stride, padding), output_size(W, kernel, stride, padding)
         if (
-            not _suitable_windows(dout, **options)
+            not suitable_channels([dout], [])
+            or not _countable(x_shape, **options)
             or dout.shape != (N, P, Q, C)
             or place.shape != dout.shape
         ):
@@ -238,13 +239,11 @@ class Pooling(Backend):
         return dx.reshape(x_shape)
 
 
-def _suitable_windows(x, *, kernel, stride, padding) -> bool:
-    """Pictures, channels in registers, places in a byte, and numbers that cannot overflow."""
+def _countable(x_shape, *, kernel, stride, padding) -> bool:
+    """Whether there are windows, whose places fit a byte, and numbers that cannot overflow."""
     return (
-        x.ndim == 4
-        and suitable_channels([x], [])
-        and 0 < kernel <= LARGEST_KERNEL
+        0 < kernel <= LARGEST_KERNEL
         and stride > 0
         and 0 <= padding <= LARGEST_KERNEL
-        and min(output_size(size, kernel, stride, padding) for size in x.shape[1:3]) > 0
+        and min(output_size(size, kernel, stride, padding) for size in x_shape[1:3]) > 0
     )

@@ -6,7 +6,7 @@ threads, and without NumPy's copy of the array in float64. Any number of channel
 Milliseconds for (16, 56, 56, 64): 0.6, the NumPy reference 1.7, PyTorch 2.14.1 (float32 sums) 0.8
 (one thread of an Intel Xeon with AVX-512 that other work shared, minimum of 9).
 
-Next: tinyft/backends/cpu/__init__.py
+Next: tinyft/backends/gpu/__init__.py
 """
 
 from __future__ import annotations

@@ -126,13 +126,17 @@ class Pool:
         without any; return when all have.
         """
         self.job = function, floats, arguments
-        if announce_job(self.flags, self.shares[0], self.size):
-            self._wake_sleeping()
-        finished = False
+        announced, finished = self.flags[JOB], False
         try:
+            if announce_job(self.flags, self.shares[0], self.size):
+                self._wake_sleeping()
             _compute(function, self.shares[0], floats, arguments)
             finished = wait_until(self.flags, DONE, self.size - 1, SPIN)
         except BaseException as error:
+            if self.flags[JOB] == announced:  # a Ctrl-C before anybody heard of the job
+                self.job = None
+                raise
+            self._wake_sleeping()
             self._fail(error)
         while not finished:
             finished = self._wait_longer()
@@ -259,6 +263,8 @@ def _run(function: Callable, floats: int, arguments: tuple) -> None:
                 (_state.pool or _start_pool()).run(function, floats, arguments)
                 return
         finally:
+            if _state.pool is not None and _state.pool.job is not None:
+                _state.pool = None  # a second Ctrl-C: its workers still compute, and keep it
             _state.lock.release()
     _compute_alone(function, floats, arguments)
 
@@ -330,29 +336,31 @@ def _default_threads() -> int:
 _kept = threading.local()
 
 
-def scratch(name: str, size: int, dtype: np.dtype | type = np.float32) -> Array:
-    """A flat buffer of at least `size` elements that nobody else has while this thread computes.
+def scratch(name: str, size: int) -> Array:
+    """A flat buffer of at least `size` floats that nobody else has while this thread computes.
 
-    One per name, dtype and calling thread, kept for the next call and grown when it must: fresh
+    One per name and calling thread, kept for the next call and grown when it must: fresh
     memory would cost a page fault per 4 KiB. Its content is what the last call left. It never
     leaves a kernel's call.
     """
     buffers = _kept.__dict__
-    buffer = buffers.get((name, dtype))
+    buffer = buffers.get(name)
     if buffer is None or buffer.size < size:
-        buffer = buffers[name, dtype] = aligned_empty(size, dtype)
+        buffer = buffers[name] = aligned_empty(size)
     return buffer
 
 
-def aligned_empty(size: int, dtype: np.dtype | type = np.float32) -> Array:
-    """A flat array of at least `size` elements that starts at a cache line; a large one lies in
-    huge pages where the system has them, since kernels walk through it in 36 places at once.
+def aligned_empty(size: int) -> Array:
+    """A flat array of `size` floats that starts at a cache line; a large one lies in huge pages
+    where the system has them, since kernels walk through it in 36 places at once.
+
+    Raises: MemoryError
     """
-    itemsize = np.dtype(dtype).itemsize
-    if size * itemsize >= LARGE:
-        pages = -(-size * itemsize // workspace.HUGE_PAGE)
+    nbytes = 4 * size
+    if nbytes >= LARGE:
+        pages = -(-nbytes // workspace.HUGE_PAGE)
         segment = workspace.Segment(pages * workspace.HUGE_PAGE)
-        return np.frombuffer(segment.memory, dtype, size, segment.start - segment.address)
-    raw = np.empty(size * itemsize + ALIGNMENT, np.uint8)
+        return np.frombuffer(segment.memory, np.float32, size, segment.start - segment.address)
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size * itemsize].view(dtype)
+    return raw[start : start + nbytes].view(np.float32)

@@ -63,9 +63,11 @@ transform_weight_grad = make_two_sided_transform(  # -> the gradients of a group
 
 
 @kernel
-def transform_all_output_tiles(share, work, dout, places, first_tile, count, out, plane, rows):
-    """out[value] = the values of `count` tiles of dout, as packed panels with `rows` rows. An item
-    is TILES_PER_ITEM tiles.
+def transform_all_split_output_tiles(
+    share, work, dout, places, first_tile, count, out, plane, rows
+):
+    """out[value] = the 5x5 values of `count` tiles of dout, as packed panels with `rows` rows. An
+    item is TILES_PER_ITEM tiles.
     """
     transform_output_tiles(share, work, dout, places, first_tile, count, out, plane, rows)
 
@@ -132,7 +134,7 @@ def weight_grad(dout: Array, x: Array, dweight: Array) -> None:
         count = total * (i + 1) // rounds - first
         windows, plane_in, pitch = transformed(x, False, places, first, count)
         threads.run_with_scratch(
-            TILE * TILE * F, transform_all_output_tiles, dout, places, first, count, grads,
+            TILE * TILE * F, transform_all_split_output_tiles, dout, places, first, count, grads,
             plane_grad, tiles,
         )  # fmt: skip
         threads.run_with_scratch(

@@ -8,7 +8,7 @@ The sum over tiles is the product: 36 times (C x tiles) @ (tiles x F). Where the
 they grow decides the schedule:
 
 - up to 64 x 64 weights they fit L2 (590 KB): an item is a *part* of the tiles, which are
-  transformed and multiplied 16 at a time, without a detour through memory;
+  transformed and multiplied 16 or 32 at a time, without a detour through memory;
 - above, all tiles are transformed once for everyone, in rounds of what the shared cache holds, and
   an item is a block of 64 x 64 channel pairs, for all tiles of the round.
 

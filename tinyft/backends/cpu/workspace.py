@@ -29,7 +29,7 @@ system: a phase with small pictures does not keep the memory of one with large o
 **Finalisers run anywhere**: in any thread, inside any allocation, even within this file. They only
 append to a deque, which is atomic; whoever asks for memory next makes holes of what lies there.
 
-Next: tinyft/backends/cpu/batch_norm.py
+Next: tinyft/backends/cpu/arrays.py
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 SMALL = 64 << 10  # bytes below which malloc is as good: it reuses small pieces without page faults
-GRAIN = 4096  # bytes that lent sizes are rounded up to: no two arrays share a page
+GRAIN = max(4096, mmap.PAGESIZE)  # bytes that sizes are rounded up to: no arrays share a page
 HUGE_PAGE = 2 << 20  # bytes of a huge page on x86-64, and on aarch64 with 4 KiB pages
 SEGMENT = 64 << 20  # bytes of the first segment; each further one doubles what there is
 SLACK = 1.25  # the pool may hold this much, over what was lent at once lately
@@ -72,12 +72,16 @@ class Segment:
     """One stretch of addresses; the system provides a page of it when it is first touched."""
 
     def __init__(self, size: int) -> None:
+        """Raises: MemoryError"""
         # Private: with shared memory (the default of mmap) a forked child would write into ours,
         # and Linux gives it no huge pages.
         flags = {}
         if hasattr(mmap, "MAP_PRIVATE"):
             flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
-        self.memory = mmap.mmap(-1, size + HUGE_PAGE, **flags)
+        try:
+            self.memory = mmap.mmap(-1, size + HUGE_PAGE, **flags)
+        except (OSError, ValueError, OverflowError) as error:
+            raise MemoryError(f"no memory for {size} bytes: {error}") from None
         self.address = np.frombuffer(self.memory, np.uint8).ctypes.data  # of its first byte
         self.start = -(-self.address // HUGE_PAGE) * HUGE_PAGE
         self.end = self.start + size
@@ -106,15 +110,20 @@ class Pool:
 
     def __init__(self) -> None:
         self.coming_back: deque[Piece] = deque()  # left by finalisers
-        self.lent = self.peak_ever = self.lendings = self.mapped = self.given_back = 0
-        self.peaks = [0, 0]  # most bytes lent at once, in the last window and in this one
+        self.peak_ever = self.lendings = self.mapped = self.given_back = 0
         self.start_again()
 
     def start_again(self) -> None:
-        """Leave all segments to those who hold arrays in them. In a forked child, where another
-        thread of the parent may have been half-way through the lists.
-        """
+        """In a forked child, where another thread of the parent may have held the lock."""
         self.lock = threading.Lock()
+        self.forget()
+
+    def forget(self) -> None:
+        """Leave all segments to those who hold arrays in them: somebody was stopped half-way
+        through the lists, by a fork or by Ctrl-C.
+        """
+        self.lent = 0
+        self.peaks = [0, 0]  # most bytes lent at once, in the last window and in this one
         self.segments: list[Segment] = []
         self.holes: list[Hole] = []  # the smallest first
         self.starting_at: dict[int, Hole] = {}  # the same ones, by the address where they start ...
@@ -124,22 +133,30 @@ class Pool:
         """A piece with at least that many bytes."""
         size = -(-nbytes // GRAIN) * GRAIN
         with self.lock:
-            if self.coming_back:
-                self._settle()
-            piece = self._fill_hole(size) or self._cut_open_end(size)
-            self.lent += size
-            self.lendings += 1
-            if self.lent > self.peaks[1]:
-                self.peaks[1] = self.lent
-            if self.lendings % WINDOW == 0:
-                self._look_back()
+            try:
+                if self.coming_back:
+                    self._settle()
+                piece = self._fill_hole(size) or self._cut_open_end(size)
+                self.lent += size
+                self.lendings += 1
+                if self.lent > self.peaks[1]:
+                    self.peaks[1] = self.lent
+                if self.lendings % WINDOW == 0:
+                    self._look_back()
+            except KeyboardInterrupt:
+                self.forget()
+                raise
             return piece
 
     def release(self) -> None:
         """Give all memory that is not lent back to the system."""
         with self.lock:
-            self._settle()
-            self._give_back()
+            try:
+                self._settle()
+                self._give_back()
+            except KeyboardInterrupt:
+                self.forget()
+                raise
 
     def statistics(self) -> Statistics:
         """The account, as of now."""
@@ -155,9 +172,9 @@ class Pool:
         """Make holes of what finalisers left, each one with the holes that it meets."""
         while self.coming_back:
             start, end, segment = self.coming_back.popleft()
-            self.lent -= end - start
-            if segment not in self.segments:  # from before a fork
+            if segment not in self.segments:  # from before all was forgotten
                 continue
+            self.lent -= end - start
             before, behind = self.ending_at.get(start), self.starting_at.get(end)
             if before:
                 start = before[1]
@@ -207,12 +224,9 @@ class Pool:
         wanted = max(size, SEGMENT, sum(s.end - s.start for s in self.segments))
         try:
             segment = Segment(wanted)
-        except (OSError, ValueError, OverflowError):
+        except MemoryError:
             self._give_back()
-            try:
-                segment = Segment(size)
-            except (OSError, ValueError, OverflowError) as error:
-                raise MemoryError(f"no memory for an array of {size} bytes: {error}") from None
+            segment = Segment(size)
         self.segments.append(segment)
         self.mapped += 1
         return segment

@@ -9,6 +9,7 @@ Next: tinyft/backends/gpu/measurement.py
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,21 +24,28 @@ ELEMENTS = 2048  # of a block, as long as there are fewer than MOST_BLOCKS
 MOST_BLOCKS = 256  # for each parameter
 
 
+class _PutOff(threading.local):
+    """Per thread: the updates that are made at the end of `together`; None outside of it."""
+
+    updates: list[tuple[str, np.dtype, list[Array | None], dict[str, float]]] | None = None
+
+
+_put_off = _PutOff()
+
+
 class Optimizers(Memory):
     """The optimizer kernels of the backend."""
 
-    _waiting: list[tuple[str, np.dtype, list[Array | None], dict[str, float]]] | None = None
-
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        self._waiting = []
+        _put_off.updates = []
         try:
             yield
-            waiting, self._waiting = self._waiting, None
-            for kind in {(kernel, dtype) for kernel, dtype, *_ in waiting}:
-                self._launch_table(*kind, [entry[2:] for entry in waiting if entry[:2] == kind])
+            updates, _put_off.updates = _put_off.updates, None
+            for kind in {(kernel, dtype) for kernel, dtype, *_ in updates}:
+                self._launch_table(*kind, [entry[2:] for entry in updates if entry[:2] == kind])
         finally:
-            self._waiting = None
+            _put_off.updates = None
 
     def adam_step(
         self, parameter, gradient, average, average_square,
@@ -72,10 +80,10 @@ class Optimizers(Memory):
         self.ready(f"{kernel}'s step", *rows)
         if not parameter.size:
             return
-        if self._waiting is None:
+        if _put_off.updates is None:
             self._launch_table(kernel, parameter.dtype, [(rows, numbers)])
         else:
-            self._waiting.append((kernel, parameter.dtype, rows, numbers))
+            _put_off.updates.append((kernel, parameter.dtype, rows, numbers))
 
     def _launch_table(self, kernel: str, dtype: np.dtype, entries: list[tuple]) -> None:
         """`Update` of optimizers.cu, a line for each parameter."""

@@ -59,7 +59,7 @@ class Uploads:
         self.cupy = cupy
 
     def ahead(self, batches: Iterator) -> Iterator:
-        """The same batches, with `images` on the GPU: lent until the next but one is asked for.
+        """The same batches, with `images` on the GPU: lent until the next one is asked for.
 
         A batch needs an array `images` of bytes, and is a dataclass; its labels stay where they
         are, since the loss checks them before it sends them.
