@@ -180,7 +180,7 @@ def test_ctrl_c_waits_for_the_workers():
     assert finished == [1]
 
 
-@pytest.mark.parametrize("where", ["announce_job", "_compute", "wait_until", "Pool._wait_longer"])
+@pytest.mark.parametrize("where", ["announce_job", "wait_until", "Pool._wait_longer"])
 def test_ctrl_c_at_any_place_spoils_no_later_kernel(where, monkeypatch):
     threads.set_num_threads(2)
     visits = np.zeros(1000, np.int64)

@@ -130,7 +130,8 @@ class Pool:
         try:
             if announce_job(self.flags, self.shares[0], self.size):
                 self._wake_sleeping()
-            _compute(function, self.shares[0], floats, arguments)
+            own = [scratch("work", floats)] if floats else []
+            function(self.shares[0], *own, *arguments)
             finished = wait_until(self.flags, DONE, self.size - 1, SPIN)
         except BaseException as error:
             if self.flags[JOB] == announced:  # a Ctrl-C before anybody heard of the job
@@ -180,7 +181,8 @@ class Pool:
                 return
             function, floats, arguments = self.job
             try:
-                _compute(function, shares[thread], floats, arguments)
+                own = [scratch("work", floats)] if floats else []
+                function(shares[thread], *own, *arguments)
             except BaseException as error:  # raised again in the thread that called `run`
                 self._fail(error)
             del function, arguments
@@ -270,15 +272,8 @@ def _run(function: Callable, floats: int, arguments: tuple) -> None:
 
 
 def _compute_alone(function: Callable, floats: int, arguments: tuple) -> None:
-    _compute(function, make_whole(), floats, arguments)
-
-
-def _compute(function: Callable, share: Array, floats: int, arguments: tuple) -> None:
-    """What one thread does."""
-    if floats:
-        function(share, scratch("work", floats), *arguments)
-    else:
-        function(share, *arguments)
+    own = [scratch("work", floats)] if floats else []
+    function(make_whole(), *own, *arguments)
 
 
 def get_num_threads() -> int:
