@@ -34,17 +34,7 @@ TITLES = {
 }
 ROUNDS, FROZEN_ROUNDS = 7, 3  # a round of --frozen takes minutes
 OF_KIND = {"epochs": "frozen", "seeds": "accuracy", "steps": "accuracy"}
-CPU_ONLY = (
-    "memory",
-    "cold",
-    "overhead",
-    "frozen",
-    "accuracy",
-    "threads",
-    "all",
-    "weights",
-    *OF_KIND,
-)
+CPU_ONLY = ("memory", "cold", "overhead", "frozen", "accuracy", "threads", "all", "weights")
 FEWEST_ROUNDS = 5  # a median of fewer says little
 OTHERS = 0.05  # of the processors; what a system does by itself stays below
 
@@ -142,7 +132,7 @@ def _run_on_gpu(args: argparse.Namespace) -> int:
     from tinyft import backends, bench, bench_gpu
 
     backends.get(args.backend)  # says what is missing, before anything begins
-    for option in CPU_ONLY:
+    for option in (*CPU_ONLY, *OF_KIND):
         if getattr(args, option):
             raise RequestError(f"--{option} is for the CPU, not --backend gpu")
     only = args.arch or args.batch_size or args.size
