@@ -180,33 +180,47 @@ def test_ctrl_c_waits_for_the_workers():
     assert finished == [1]
 
 
-@pytest.mark.parametrize("where", ["announce_job", "wait_until", "Pool._wait_longer"])
-def test_ctrl_c_at_any_place_spoils_no_later_kernel(where, monkeypatch):
-    threads.set_num_threads(2)
+@pytest.mark.parametrize("where", ["announce_job", "wait_until", "_wait_longer"])
+@pytest.mark.parametrize("is_new", [True, False])
+def test_ctrl_c_at_any_place_spoils_no_later_kernel(where, is_new, monkeypatch):
+    """In the place of a call of `where`, while the other thread still computes."""
+    threads.set_num_threads(3)
+    threads.set_num_threads(2)  # a new pool
     visits = np.zeros(1000, np.int64)
-    threads.run(visit, visits)
-    owner, name = (threads.Pool, "_wait_longer") if "." in where else (threads, where)
-    original, calls = getattr(owner, name), []
+    if not is_new:
+        threads.run(visit, visits)
+        visits[:] = 0
+    owner = threads.Pool if hasattr(threads.Pool, where) else threads
+    original, caller, raised = getattr(owner, where), threading.get_ident(), []
 
     def interrupted(*arguments):
-        calls.append(name)
-        if len(calls) == 1:
+        if threading.get_ident() == caller and threads._state.pool.job and not raised:
+            raised.append(where)
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(owner, name, interrupted)
-    monkeypatch.setattr(threads, "SPIN", 1)
-    late = threading.Event()
-
     def slow(share):
-        late.wait(0.02 * share[THREAD])
+        threading.Event().wait(0.1 * share[THREAD])
 
+    if is_new:
+        threads._start_pool()
+    monkeypatch.setattr(threads, "SPIN", 1)
+    monkeypatch.setattr(owner, where, interrupted)
     with pytest.raises(KeyboardInterrupt):
         threads.run(slow)
     monkeypatch.undo()
-    for repetition in range(2, 20):
-        threads.run(visit, visits)
+    for repetition in range(1, 4):
+        assert ends(visit, visits)
         assert (visits == repetition).all()
+        threading.Event().wait(0.15)  # the other thread is done with `slow`, and looks for more
+
+
+def ends(function, *arguments):
+    """Whether a kernel comes to its end within ten seconds."""
+    user = threading.Thread(target=threads.run, args=(function, *arguments), daemon=True)
+    user.start()
+    user.join(10)
+    return not user.is_alive()
 
 
 def test_a_kernel_within_a_kernel_runs_in_place():

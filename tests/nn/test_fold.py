@@ -35,6 +35,17 @@ def test_a_folded_network_is_the_same_function(arch):
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_weights_are_rounded_once():
+    network = nn.build("cifar_resnet20").eval()
+    draw, norm = np.random.default_rng(0), network.bn1
+    norm.running_var[...] = draw.uniform(0.1, 9, 16)
+    norm.weight.data[...] = draw.standard_normal(16)
+    scale = norm.weight.data / np.sqrt(norm.running_var.astype(np.float64) + norm.eps)
+    exact = network.conv1.weight.data * scale[:, None, None, None]
+    folded = nn.fold(network).network.conv1.weight.data
+    np.testing.assert_array_equal(folded, exact.astype(np.float32))
+
+
 def test_a_convolutions_own_bias_is_kept():
     pair = with_random_statistics(nn.Sequential(nn.Conv2d(3, 4, 1, bias=True), nn.BatchNorm(4)))
     pair._children["0"].weight.data[:] = DRAW.normal(size=(4, 3, 1, 1))
