@@ -3,8 +3,11 @@
 import argparse
 import contextlib
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from functools import partial
 from pathlib import Path
@@ -418,6 +421,26 @@ def test_finetune_lets_a_helper_compile(tinyft, draw, tiny, monkeypatch):
     assert f"--batch-size {batch_size}" in " ".join(tiny)
     tinyft("finetune", "pictures", *tiny, "--size", "24")
     assert asked[1][-1] == 24
+
+
+@pytest.mark.parametrize("command", ["warmup", "bench --rounds 1"])
+def test_numba_that_may_not_compile_is_said(command, tmp_path):
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tinyft", *command.split()],
+        capture_output=True, text=True, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "needs Numba: unset NUMBA_DISABLE_JIT" in done.stderr
+
+
+def test_doctor_without_compiling():
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tinyft", "doctor"], capture_output=True, text=True, env=environment
+    )
+    assert "backend: reference (plain NumPy): works" in done.stdout
+    assert "backend cpu: backend 'cpu' needs Numba: unset NUMBA_DISABLE_JIT" in done.stdout
 
 
 def test_doctor(tinyft):

@@ -22,6 +22,8 @@ def test_of_two_files_features_are_compared_on_request(tinyft, trained, pictures
     pair = f"{trained}/best.h5", f"{trained}/learner.h5"
     done = tinyft("diff", *pair)
     assert done.code == 0 and "linear CKA" not in done.out
+    assert "after" not in tinyft("diff", trained, trained).out.splitlines()[0]
+    assert tinyft("diff", trained, f"{trained}/learner.h5").code == 0
     assert "identical" in done.out and "note: --pictures DIR compares the features" in done.out
     done = tinyft("diff", *pair, "--pictures", pictures)
     assert "(linear CKA on 12 pictures, unbiased)" in done.out

@@ -11,6 +11,7 @@ import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
 from tinyft.backends.cpu.conv2d import switch_winograd
 from tinyft.errors import RunError
+from tinyft.finetune.records import Evaluation
 from tinyft.finetune.resume import resume
 from tinyft.finetune.run import Run
 
@@ -137,6 +138,23 @@ def test_a_run_never_writes_into_a_folder_that_has_something(tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(RunError, match="exists already"):
         small_learner().fine_tune(1, out=tmp_path / "mine")
+
+
+def test_a_folder_in_which_a_run_never_began_is_taken(tmp_path):
+    """The disk was full before anything was written."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / ".lock").touch()
+    with pytest.raises(RunError, match=r"no run\.json; start it anew"):
+        resume(tmp_path / "run")
+    small_learner().fine_tune(1, out=tmp_path / "run")
+    with pytest.raises(RunError, match="exists already"):
+        small_learner().fine_tune(1, out=tmp_path / "run")
+
+
+def test_an_epoch_whose_loss_is_no_number_is_not_the_best(tmp_path):
+    run = Run.create(tmp_path / "run")
+    assert run._is_best(Evaluation(9, 0.1, 2.0))
+    assert not run._is_best(Evaluation(9, 0.9, float("nan")))
 
 
 def test_what_a_run_leaves(tmp_path):

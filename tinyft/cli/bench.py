@@ -80,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError(f"--backend is gpu or left out for the CPU; got {args.backend}")
     if args.out:
         raise RequestError("--out needs --backend gpu; results of the CPU are printed")
-    from tinyft import bench
+    from tinyft import backends, bench
+
+    backends.get("cpu")  # says what is missing
     from tinyft.backends.cpu.threads import get_num_threads, set_num_threads
     from tinyft.cli import bench_photos
 

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     healthy = _backends()
     result(f"fetched weights are kept in {cache_folder()}")
-    result("all is well" if healthy else "a backend does not work: please report it with the above")
+    result("all is well" if healthy else "a backend does not work, as said above")
     return 0 if healthy else 1
 
 
@@ -66,7 +66,8 @@ def _backends() -> bool:
     for name in (*backends.NAMES, *(() if no_gpu else ("gpu",))):
         try:
             with backends.use(name):
-                out = ops.conv2d(Tensor(x).to(name), Tensor(weight).to(name)).to("cpu").data
+                out = ops.conv2d(Tensor(x).to(name), Tensor(weight).to(name))
+                out = backends.host(out.data)
             right = np.allclose(out, 16 * 3 * 3)
             result(f"{describe_backend(name)}: {'works' if right else 'COMPUTES WRONG RESULTS'}")
             healthy &= right

@@ -41,6 +41,7 @@ _SPELLINGS = {
     "on_error='skip'": "--on-error skip",
     "ignore_unknown=True": "--ignore-unknown (weights convert)",
     "valid_fraction": "--valid-fraction",
+    "weights=None": "--weights none",
     "epochs and freeze_epochs": "--epochs and --freeze-epochs",
 }
 

@@ -113,6 +113,7 @@ def _train(
 
 def _report(args: argparse.Namespace, learner: Learner, training: Run) -> None:
     """Where it ended, where it is, and what to type next."""
+    args.on_interrupt = ""  # there is nothing to go on with
     last = learner.validation
     figures = {
         "valid_accuracy": last.accuracy,

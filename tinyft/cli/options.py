@@ -32,7 +32,12 @@ def add_training_options(parser: Parser) -> None:
     """Data, network, recipe: all that decides what is trained, and how."""
     add_network_options(parser)
     add = parser.add_argument_group("recipe").add_argument
-    add("--epochs", type=whole(0), metavar="N", help="epochs of the whole network (3)")
+    add(
+        "--epochs",
+        type=whole(0),
+        metavar="N",
+        help="epochs of the whole network (3; of the sample 9)",
+    )
     add("--freeze-epochs", type=whole(0), metavar="N", help="epochs of the head alone, first (1)")
     add("--lr", type=positive, metavar="RATE", help="learning rate of the head (0.002)")
 

@@ -31,10 +31,12 @@ def run(args: argparse.Namespace) -> int:
     """A step and an evaluation of each phase, of random weights on empty pictures."""
     import numpy as np
 
+    from tinyft import backends
     from tinyft.data import ImageArrays
     from tinyft.finetune import vision_learner
     from tinyft.weights import Preprocess
 
+    backends.get("cpu")  # says what is missing
     size = args.size or Preprocess.for_architecture(args.arch).crop
     pictures = np.zeros((args.batch_size, size, size, 3), np.uint8)
     labels = np.arange(args.batch_size) % 2

@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import time
@@ -31,7 +32,7 @@ from tinyft.finetune.state import capture
 if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner
     from tinyft.finetune.plan import Plan
-    from tinyft.finetune.records import StepRecord
+    from tinyft.finetune.records import Evaluation, StepRecord
 
 CHECKPOINT = "tinyft-checkpoint"
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -55,10 +56,10 @@ class Run:
     def create(cls, path: str | os.PathLike[str], **settings: Any) -> Run:
         """A new run folder. Raises: RunError if it exists and is not empty"""
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not _never_began(path):
             raise RunError(f"{path} exists already; give another folder, or resume it")
         try:
-            (path / "checkpoints").mkdir(parents=True)
+            (path / "checkpoints").mkdir(parents=True, exist_ok=(path / "checkpoints").exists())
         except FileExistsError:  # another process took the folder since
             raise RunError(f"{path} exists already; give another folder, or resume it") from None
         return cls(path, settings)
@@ -94,7 +95,7 @@ class Run:
         if due or self.stop_requested:  # what a checkpoint has behind it must be in metrics.csv
             learner.read_losses()
         self._append(record)
-        if record.validation and record.validation.accuracy > self.best_accuracy:
+        if record.validation and self._is_best(record.validation):
             self.best_accuracy = record.validation.accuracy
             save(
                 learner, self.path / "best.h5", training=f"epoch {record.epoch} of {self.path.name}"
@@ -103,6 +104,9 @@ class Run:
             self.checkpoint(learner, keep=record.validation is not None)
         if self.stop_requested:
             raise KeyboardInterrupt
+
+    def _is_best(self, found: Evaluation) -> bool:
+        return found.accuracy > self.best_accuracy and math.isfinite(found.loss)
 
     def end(self, learner: Learner) -> None:
         """Save the learner, and say in run.json that the run is complete."""
@@ -228,6 +232,16 @@ def _processor() -> str:
     return next(models, platform.processor() or platform.machine())
 
 
+def _never_began(path: Path) -> bool:
+    """Whether a folder is empty, or has only what a run makes before its first file: the disk may
+    have been full.
+    """
+    if not path.is_dir():
+        return False
+    left = {file.name for file in path.rglob("*")}
+    return left <= {"checkpoints", ".lock"}
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Replace a JSON file whole."""
     from tinyft.weights.files import replacing
@@ -243,7 +257,8 @@ def read_description(run: Path) -> dict[str, Any]:
         description = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(
-            f"{run} is no run, or was stopped before its first step: it has no run.json"
+            f"{run} is no run, or was stopped before its first step: it has no run.json; start it "
+            "anew"
         ) from None
     except ValueError as error:
         raise RunError(f"{path} is damaged: {error}") from None

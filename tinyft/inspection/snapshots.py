@@ -74,7 +74,7 @@ def of_source(source: str | os.PathLike[str]) -> Snapshot:
     """
     title = os.fspath(source)
     if Path(source).is_dir():
-        read_description(source)
+        read_description(Path(source))
         return _of_checkpoint(title, _newest(Path(source)))
     if Path(source).is_file() and _is_checkpoint(source):
         return _of_checkpoint(title, source)
@@ -139,7 +139,10 @@ def _start(path: Path, description: dict[str, Any]) -> Snapshot:
     as_then = {name: asked[name] for name in ("size", "augment") if name in asked}
     no_pictures = ImageArrays(nothing, nothing, classes=description["classes"], **as_then)
     no_pictures.exif_transpose = asked.get("exif_transpose", True)
-    learner = vision_learner(no_pictures, **description["learner"] | {"device": "cpu"})
+    try:
+        learner = vision_learner(no_pictures, **description["learner"] | {"device": "cpu"})
+    except OSError as error:
+        raise RunError(f"the weights that {path} began with cannot be read: {error}") from None
     if weights_sha256(learner) != description["weights_sha256"]:
         raise RunError(
             f"the weights that {path} began with ({learner.facts['weights']}) have changed since; "

@@ -154,7 +154,10 @@ def _placed_by_hand(entry: Entry) -> tuple[Entry, Path] | None:
 def _by_hand(entry: Entry) -> str:
     source = sources(entry)[-1]
     path = _published_path(entry, source)
-    return f"to place it by hand, download {source.url} and save it as {path}"
+    return (
+        f"to place it by hand, download {source.url} and save it as {path}; resnet10s is here "
+        "without a network"
+    )
 
 
 def _announcement(entry: Entry, source: Entry) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from tinyft.bundled import bundled
 from tinyft.errors import WeightsError
+from tinyft.nn.resnet import ARCHITECTURES
 from tinyft.weights.preprocess import Preprocess
 
 _REGISTRY = "weights/registry.toml"
@@ -107,6 +108,8 @@ def find(name: str) -> Entry:
     defaults = _defaults()
     if name in defaults:
         return defaults[name]
+    if name in ARCHITECTURES:
+        raise WeightsError(f"no weights of {name} are published: give a file, or weights=None")
     known = [*defaults, *by_id]
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or list(defaults)
     raise WeightsError(

@@ -19,6 +19,7 @@ from tinyft.backends.cpu.pooling import Pooling
 from tinyft.backends.cpu.reductions import Reductions
 from tinyft.backends.cpu.threads import get_num_threads
 from tinyft.backends.reference import Backend
+from tinyft.display import counted
 
 
 def _fast(*arrays: Array | None) -> bool:
@@ -33,7 +34,7 @@ class CpuBackend(BatchNorm, Pooling, Elementwise, Optimizers, Measurement, Reduc
     name = "cpu"
 
     def description(self) -> str:
-        return f"cpu (Numba kernels), {get_num_threads()} threads"
+        return f"cpu (Numba kernels), {counted(get_num_threads(), 'thread')}"
 
     # ---------------------------------------------------------------------------------- convolution
 

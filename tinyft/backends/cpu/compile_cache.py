@@ -115,7 +115,8 @@ class Announcement:
         with self.lock:
             first, self.made = not self.made, True
         if first:
-            self.say("tinyft: compiling kernels for this CPU, once: about 10 s")
+            once = ", once" if folder() is not None else ""
+            self.say(f"tinyft: compiling kernels for this CPU{once}: about 10 s")
 
 
 announcement = Announcement()
