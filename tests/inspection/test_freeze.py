@@ -150,6 +150,12 @@ def test_how_far_by_hand():
     assert change.name == "conv1.weight" and not change.identical
 
 
+def test_a_bias_that_was_zero_moves_from_there():
+    before, after = {"head.linear.bias": np.zeros(3)}, {"head.linear.bias": np.ones(3)}
+    changes = Changes.between(before, after, {"head.linear.bias": ("gradient",)})
+    assert "moved from 0" in str(changes) and "by up to" not in str(changes)
+
+
 def test_one_bit_is_enough_and_the_sign_of_zero_is_one():
     model = ft.cifar_resnet20(seed=0)
     model.bn1.bias.data[0] = 0.0

@@ -30,6 +30,7 @@ from tinyft.nn.module import Module
 REASONS = ("gradient", "weight decay", "momentum", "running statistics", "unknown")
 COLUMNS = ("identical", "distance", "largest", "relative", *REASONS)
 
+FROM_ZERO = "from 0"  # how far: no size before to compare with
 # A float32 weight that is only scaled is off by roundings; c has to be told from them.
 ROUNDING = 2.0**-23
 PROPORTIONAL = 0.01  # of the distance: what may be left of a move that is called pure decay
@@ -207,7 +208,7 @@ class Changes:
         title = f"{self.title}: " if self.title else ""
         head = f"{title}{len(self.identical)} tensors bit-identical, {len(self.moved)} moved"
         lines = [
-            f"  {layer:8} {identical + moved:4} {'moved ' + relative if moved else '':24}{why}"
+            f"  {layer:8} {identical + moved:4} {_moved(relative) if moved else '':24}{why}"
             for layer, identical, moved, relative, why in self.rows()
         ]
         return "\n".join([head, *lines, *(f"note: {text}" for text in self.diagnosis())])
@@ -270,11 +271,13 @@ def _bits(array: Any) -> bytes:
 
 
 def _most(relative: list[float]) -> str:
-    """The largest, of those that had a size before, in words behind "moved"."""
+    """The largest, of those that had a size before."""
     finite = [value for value in relative if np.isfinite(value)]
-    if finite:
-        return f"by up to {max(finite):.1e}"
-    return "by ?" if np.isnan(relative).any() else "from 0"
+    return f"{max(finite):.1e}" if finite else "?" if np.isnan(relative).any() else FROM_ZERO
+
+
+def _moved(most: str) -> str:
+    return f"moved {most}" if most == FROM_ZERO else f"moved by up to {most}"
 
 
 def _parent(name: str) -> str:
