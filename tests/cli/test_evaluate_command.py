@@ -18,3 +18,15 @@ def test_pictures_that_changed_or_were_arrays_are_not_evaluated(tinyft, trained,
     done = tinyft("evaluate", trained)
     assert done.code == 2
     assert "was trained on arrays in memory, which only Python can bring back" in done.error
+
+
+def test_a_run_that_is_not_finished_says_how_to_go_on(tinyft, trained):
+    Path(trained, "learner.h5").unlink()
+    done = tinyft("evaluate", trained)
+    assert done.code == 2
+    assert f"yet: finish it with tinyft finetune --resume {trained}, or take its" in done.error
+    described = Path(trained, "run.json")
+    content = json.loads(described.read_text())
+    content["data"]["kind"] = "arrays"
+    described.write_text(json.dumps(content))
+    assert "finish it with Python, which has its arrays" in tinyft("evaluate", trained).error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinyft.cli.failures import RequestError, naming
+from tinyft.cli.resuming import resume_command
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner
@@ -42,12 +43,11 @@ def _file_of_run(run: Path, best: bool) -> Path:
     """The run's last learner, or its best."""
     from tinyft.finetune.run import read_description
 
-    read_description(run)
+    in_memory = read_description(run)["data"].get("kind") == "arrays"
     path = run / ("best.h5" if best else "learner.h5")
     if not path.exists():
         other = run / "best.h5"
         instead = ", or take its best epoch with --best" if other.exists() else ""
-        raise RequestError(
-            f"{run} has no {path.name} yet: finish it with tinyft finetune --resume {run}{instead}"
-        )
+        how = "Python, which has its arrays" if in_memory else resume_command(run)
+        raise RequestError(f"{run} has no {path.name} yet: finish it with {how}{instead}")
     return path
