@@ -34,7 +34,7 @@ def test_each_picture_passes_once(batch_size, expected):
     data = small_data(augment=None, batch_size=batch_size)
     learner = small_learner(data, bn="frozen")
     learner.freeze()
-    cache, passes = feature_cache.feature_cache_of(learner), []
+    cache, passes = feature_cache.FeatureCache(learner), []
 
     def body(x):
         passes.append(len(x.data))
@@ -75,7 +75,7 @@ def test_each_picture_is_judged_by_one_pass_of_the_body(monkeypatch):
 
 def test_a_broken_validation_is_not_taken_for_a_whole_one():
     learner = small_learner(small_data(augment=None), bn="frozen")
-    cache = feature_cache.feature_cache_of(learner)
+    cache = feature_cache.FeatureCache(learner)
     whole = list(learner.data.valid_batches(learner.preprocess))
 
     def broken():

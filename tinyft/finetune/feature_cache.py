@@ -22,7 +22,6 @@ from tinyft.tensor import Tensor, no_grad
 
 if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner
-    from tinyft.weights.preprocess import Preprocess
 
 BUDGET = 1 << 30  # bytes; a body's output beyond that is computed anew each time
 
@@ -32,15 +31,9 @@ class FeatureCache:
     for the validation pictures, batch by batch: (N, h, w, C) with their labels.
     """
 
-    def __init__(
-        self,
-        body: Callable[[Tensor], Tensor],
-        prepare: Callable[[np.ndarray], Tensor],
-        data: PictureData,
-        preprocess: Preprocess,
-    ):
-        self.body, self.prepare = body, prepare
-        self.data, self.preprocess = data, preprocess
+    def __init__(self, learner: Learner):
+        self.body, self.prepare = learner.model.features, learner.input
+        self.data, self.preprocess = learner.data, learner.preprocess
         self.kept: dict[int, np.ndarray] = {}
         self.validation: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -93,11 +86,6 @@ class FeatureCache:
             computed.append((features.data, batch.labels))
             yield features, batch.labels
         self.validation = computed  # only if there was no error
-
-
-def feature_cache_of(learner: Learner) -> FeatureCache:
-    """An empty one, for the learner's body and pictures."""
-    return FeatureCache(learner.model.features, learner.input, learner.data, learner.preprocess)
 
 
 def cacheable_bytes(

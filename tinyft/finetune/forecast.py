@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tinyft import backends
 from tinyft.data.loader import Batch
-from tinyft.finetune.feature_cache import FeatureCache, feature_cache_of
+from tinyft.finetune.feature_cache import FeatureCache
 from tinyft.finetune.judge import judge_batch
 from tinyft.finetune.lr_find import endless_batches
 from tinyft.finetune.recipe import Phase
@@ -78,11 +78,11 @@ def _with_cache(learner: Learner, phase: Phase) -> float:
     def step(batch: Batch, cache: FeatureCache) -> None:
         learner.train_step(batch, phase.name, cache=cache)
 
-    cache = feature_cache_of(learner)
+    cache = FeatureCache(learner)
     batch = next(batches)
     step(batch, cache)
     kept = _seconds(learner, lambda: step(batch, cache))
-    new = _seconds(learner, lambda: step(next(batches), feature_cache_of(learner)))
+    new = _seconds(learner, lambda: step(next(batches), FeatureCache(learner)))
     return phase.steps_per_epoch * new + (phase.steps - phase.steps_per_epoch) * kept
 
 

@@ -20,7 +20,7 @@ from tinyft.data.loader import Batch, PictureData
 from tinyft.errors import DataError, NonFiniteLossError
 from tinyft.finetune import groups as layer_groups
 from tinyft.finetune.describe import Description, describe
-from tinyft.finetune.feature_cache import FeatureCache, cacheable_bytes, feature_cache_of
+from tinyft.finetune.feature_cache import FeatureCache, cacheable_bytes
 from tinyft.finetune.forecast import Forecast, forecast
 from tinyft.finetune.judge import evaluate, predict
 from tinyft.finetune.lr_find import LrFinding, lr_find
@@ -301,7 +301,7 @@ class Learner:
         for phase, cached_bytes in zip(plan.phases, plan.cached_bytes, strict=True):
             if start < done + phase.steps:
                 self.enter(phase, plan, resumed=start > done)
-                self.cache = feature_cache_of(self) if cached_bytes else None
+                self.cache = FeatureCache(self) if cached_bytes else None
                 try:
                     yield from self._phase(phase, norms, max(0, start - done), self.cache)
                 finally:

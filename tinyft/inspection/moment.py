@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tinyft.data.loader import Batch, PictureData
 from tinyft.errors import RunError
-from tinyft.finetune.feature_cache import feature_cache_of
+from tinyft.finetune.feature_cache import FeatureCache
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.plan import Plan
 from tinyft.finetune.recipe import Phase
@@ -117,7 +117,7 @@ class Moment:
         number = next(i for i, phase in enumerate(self.plan.phases) if phase is self.phase)
         cache = None
         if self.plan.cached_bytes[number]:
-            cache = feature_cache_of(self.learner)
+            cache = FeatureCache(self.learner)
         return self.learner.train_step(self.batch, self.phase.name, norms=norms, cache=cache)
 
     def restore(self) -> None:
