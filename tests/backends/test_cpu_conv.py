@@ -21,6 +21,7 @@ from tinyft.backends.cpu import (
     CpuBackend,
     threads,
     winograd,
+    winograd_stem,
     winograd_strided,
     winograd_strided_weight_grad,
     winograd_weight_grad,
@@ -109,6 +110,14 @@ STRIDED = [  # Winograd with stride 2
     ((20, 32, 32, 96), 144, 3, 3, 2, 1),  # more than one round
     ((22, 17, 15, 32), 16, 3, 3, 2, 1),  # short tiles that reach beyond dx have followers
 ]
+STEMS = [  # Winograd by rows, for few channels
+    ((9, 33, 24, 3), 16, 7, 7, 2, 3),  # more tiles than parts, a last one of one row
+    ((1, 30, 33, 2), 37, 8, 7, 2, 0),  # as many taps for odd lines as for even ones
+    ((2, 40, 37, 1), 20, 11, 5, 3, 4),  # three phases, the last with a tap less
+    ((2, 13, 20, 4), 16, 4, 3, 1, 1),  # one phase
+    ((3, 4, 9, 3), 64, 7, 7, 2, 5),  # lower than a tile's window, more padding than needed
+    ((1, 16, 7, 3), 96, 7, 3, 2, 0),  # fewer columns than a block has rows
+]
 MANY_FILTERS = [  # rows of results that are not left 4 KiB apart, more panels than a set has lines
     ((2, 9, 8, 32), 1024, 1, 1, 1, 0),
     ((2, 7, 7, 112), 1024, 1, 1, 1, 0),
@@ -119,7 +128,7 @@ MANY_WEIGHTS = [  # of which an item of the weight gradient has a part of the ch
     ((2, 17, 9, 528), 272, 1, 1, 2, 0),
     ((1, 9, 8, 272), 272, 2, 2, 1, 0),
 ]
-CASES += WHOLE_MAPS + SORTED_TILES + STRIDED + MANY_FILTERS + MANY_WEIGHTS
+CASES += WHOLE_MAPS + SORTED_TILES + STRIDED + STEMS + MANY_FILTERS + MANY_WEIGHTS
 
 
 def make(case, seed=0):
@@ -159,8 +168,13 @@ def assert_close(actual, expected, terms, squares, winograd=False, name=""):
     assert error <= limit, f"{name}: error {error:.1e}, limit {limit:.1e}"
 
 
-def may_use_tiles(window, map_shape, out_shape):
-    suits = winograd.suits(*window, map_shape) or winograd_strided.suits(*window, out_shape)
+def may_use_tiles(window, map_shape, x_shape, out_shape):
+    R, _, stride, _ = window
+    suits = (
+        winograd.suits(*window, map_shape)
+        or winograd_strided.suits(*window, out_shape)
+        or winograd_stem.suits(R, stride, x_shape, out_shape)
+    )
     return suits and conv2d_module.winograd_is_on()
 
 
@@ -172,7 +186,8 @@ def assert_equals_definition(case, actual, x, weight, dout):
     terms = R * S * C, R * S * F, dout.size // F
     maps = dout.shape, x.shape, dout.shape
     for name, shape, *result in zip(NAMES, maps, actual, expected, terms, squares, strict=True):
-        assert_close(*result, may_use_tiles((R, S, stride, padding), shape, dout.shape), name)
+        tiles = may_use_tiles((R, S, stride, padding), shape, x.shape, dout.shape)
+        assert_close(*result, tiles, name)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -202,7 +217,7 @@ def test_bias_residual_and_relu(case, parts):
     actual = FAST.conv2d(x, weight, bias, residual=residual, **options)
     in_double = [None if a is None else a.astype(np.float64) for a in (bias, residual)]
     expected = REFERENCE.conv2d(*doubles(x, weight), in_double[0], residual=in_double[1], **options)
-    tiles = may_use_tiles((*weight.shape[2:], stride, padding), dout.shape, dout.shape)
+    tiles = may_use_tiles((*weight.shape[2:], stride, padding), dout.shape, x.shape, dout.shape)
     # What is added afterwards is rounded, too.
     squares = REFERENCE.conv2d(*doubles(x**2, weight**2), stride=stride, padding=padding) + 2
     assert_close(actual, expected, weight[0].size, squares, tiles)
@@ -294,7 +309,7 @@ def test_an_item_writes_only_its_own_tiles(case, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "case", [((9, 14, 14, 64), 128, 3, 3, 1, 1), STRIDED[0], STRIDED[-1]], ids=str
+    "case", [((9, 14, 14, 64), 128, 3, 3, 1, 1), STRIDED[0], STRIDED[-1], STEMS[0]], ids=str
 )
 def test_past_the_caches_come_the_same_bits(case, monkeypatch):
     x, weight, _ = arrays = make(case)
@@ -444,7 +459,10 @@ def test_results_do_not_depend_on_strides(case):
 
 @pytest.mark.parametrize(
     "case",
-    [*(CASES[i] for i in (5, 10, 14, 19, 22)), WHOLE_MAPS[1], *SORTED_TILES[:2], STRIDED[0]],
+    [
+        *(CASES[i] for i in (5, 10, 14, 19, 22)),
+        *(WHOLE_MAPS[1], *SORTED_TILES[:2], STRIDED[0], STEMS[0]),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -498,15 +516,15 @@ def test_the_environment_chooses_winograd(monkeypatch, value, on):
     assert conv2d_module.winograd_is_on() is on
 
 
-@pytest.mark.parametrize("case", [CASES[5], STRIDED[0]], ids=str)
+@pytest.mark.parametrize("case", [CASES[5], STRIDED[0], STEMS[0]], ids=str)
 def test_winograd_can_be_turned_off(case):
     arrays = make(case)
     tiles = run(FAST, case, *arrays)
     with conv2d_module.switch_winograd(False):
         direct = run(FAST, case, *arrays)
     assert_equals_definition(case, direct, *arrays)
-    for a, b in zip(tiles, direct, strict=True):
-        assert (a != b).any()
+    for name, a, b in zip(NAMES, tiles, direct, strict=True):
+        assert (a != b).any() or (case in STEMS and name == "conv2d_input_grad")
 
 
 @pytest.mark.parametrize(
@@ -610,6 +628,18 @@ def test_winograd_with_stride_2_amplifies_rounding_less():
         both = np.concatenate([evaluate, evaluate[:, :-1]], axis=1)
         found = amplification_of(both, g, winograd_strided.split_inputs(interpolate))
         assert found == pytest.approx(expected, abs=0.005)
+
+
+def test_winograds_points_for_the_stem_amplify_rounding_as_little_as_any():
+    def in_one_direction(a, b, c):
+        matrices = winograd_matrices((a, -a, b, -b, c, -c), winograd_stem.TAPS)
+        return np.sqrt(amplification_of(*matrices) * 3 / winograd_stem.TAPS)
+
+    assert winograd_stem.POINTS[::2] == (2 / 7, 5 / 6, 7 / 4)
+    assert in_one_direction(2 / 7, 5 / 6, 7 / 4) == pytest.approx(3.02, abs=0.005)
+    assert in_one_direction(1 / 2, 1, 2) == pytest.approx(3.85, abs=0.005)
+    near = itertools.product(np.arange(0.2, 0.5, 0.04), np.arange(0.6, 1, 0.04), (1.6, 1.75, 1.9))
+    assert min(in_one_direction(*points) for points in near) > 3.01
 
 
 def test_wrong_shapes_are_refused():

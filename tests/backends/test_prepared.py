@@ -6,13 +6,13 @@ import weakref
 import numpy as np
 import pytest
 
-from tinyft.backends.cpu import CpuBackend, gemm, prepared, winograd
+from tinyft.backends.cpu import CpuBackend, gemm, prepared, winograd, winograd_stem
 from tinyft.backends.reference import Backend
 from tinyft.nn import build, fold
 
 FAST, REFERENCE = CpuBackend(), Backend()
 
-# C, F, kernel, stride, padding, size: Winograd's two schedules, direct, padded channels, the stem
+# C, F, kernel, stride, padding, size: Winograd's two schedules, direct, padded channels, pictures
 SHAPES = {
     "tiles": (32, 32, 3, 1, 1, 12),
     "filters": (256, 256, 3, 1, 1, 7),
@@ -20,7 +20,8 @@ SHAPES = {
     "direct": (32, 48, 3, 2, 1, 12),
     "whole maps": (32, 48, 3, 1, 1, 2),
     "odd channels": (10, 37, 3, 1, 1, 9),
-    "few channels": (3, 16, 7, 2, 3, 60),
+    "few channels": (3, 16, 3, 2, 1, 60),
+    "stem": (3, 16, 7, 2, 3, 60),
 }
 
 
@@ -28,8 +29,8 @@ SHAPES = {
 def count_passes(monkeypatch):
     """How often weights were packed or transformed."""
     passes = []
-    for module in (gemm, winograd):
-        for name in ("pack_panels", "transform_all_filters"):
+    for module in (gemm, winograd, winograd_stem):
+        for name in ("pack_panels", "transform_all_filters", "transform_stem_filters"):
             if hasattr(module, name):
                 kernel = getattr(module, name)
 

@@ -29,6 +29,7 @@ from tinyft.backends.cpu import (
     prepared,
     whole_maps,
     winograd,
+    winograd_stem,
     winograd_strided,
     winograd_strided_weight_grad,
     winograd_weight_grad,
@@ -72,7 +73,9 @@ def conv2d(
         None if residual is None else padded(residual, y.shape),
         relu,
     )
-    if few:
+    if few and winograd_stem.suits(R, stride, x.shape, out_shape) and winograd_is_on():
+        winograd_stem.forward(x, weight, stride, padding, y, epilogue)
+    elif few:
         few_channels.forward(x, weight, stride, padding, y, epilogue)
     elif whole_maps.suits(x.shape, R, S, stride, padding):
         whole_maps.forward(x, weight, padding, y, epilogue)
@@ -125,7 +128,9 @@ def conv2d_weight_grad(
     dout = padded(dout, (*out_shape[:3], full_f))
     x = padded(x, (*x.shape[:3], full_c))
     dweight = workspace.empty((R, S, full_c, full_f))
-    if few:
+    if few and winograd_stem.suits(R, stride, x.shape, out_shape) and winograd_is_on():
+        winograd_stem.weight_grad(dout, x, stride, padding, dweight)
+    elif few:
         few_channels.weight_grad(dout, x, stride, padding, dweight)
     elif whole_maps.suits(x.shape, R, S, stride, padding):
         whole_maps.weight_grad(dout, x, padding, dweight)

@@ -1,4 +1,4 @@
-"""Convolutions of pictures with fewer channels than a register has lanes: the RGB stem.
+"""Convolutions of pictures with fewer channels than a register has lanes: an RGB stem.
 
 Defined by `Backend.conv2d` and `conv2d_weight_grad` of tinyft/backends/reference.py.
 
@@ -8,6 +8,8 @@ run of numbers, and the next window's run starts stride * C numbers later. So th
 of outputs are a matrix that already lies in memory, with rows that overlap: the register block
 reads it by its two strides, and R products (one per row of the kernel) make a row of outputs,
 without gathering.
+
+A 7x7 stem with stride 2 is computed by winograd_stem.py, unless that is turned off.
 
 Versions, forward and weight gradient of 7x7 stride 2 on (16, 224, 224, 3) -> 64: gathered 24.9 and
 25.8 ms, in place 19.3 and 22 ms (AMD Zen 4, two threads); 31.7 and 31.7, 27.1 and 27.5 ms (Intel

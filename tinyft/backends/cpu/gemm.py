@@ -98,9 +98,9 @@ block_narrow_rest, _ = in_pieces(REST_ROWS, 1)
 
 
 @helper
-def multiply(
+def multiply_ahead(
     a, a_offset, a_row, a_step, b, b_offset, b_rows, b_first, c, c_offset, c_row, M, N, K,
-    accumulate, ahead_a, ahead_b, ahead_a_row=0, ahead_b_row=0,
+    accumulate, ahead_a, ahead_b, ahead_a_row, ahead_b_row,
 ):  # fmt: skip
     """c (M, N) (+)= A (M, K) @ B[b_first : b_first + K] (K, N).
 
@@ -109,8 +109,9 @@ def multiply(
 
     If not 0, ahead_a and ahead_b say how many floats from here the A and the panel of B lie that
     are needed next and not in L2. They are fetched meanwhile: the next A while the first panel is
-    multiplied, and a panel's successor while it is multiplied by the first rows; line after line,
-    or, if they are K rows of a matrix that are so many floats apart, a line of each row.
+    multiplied, and a panel's successor while it is multiplied by the first rows. ahead_a_row and
+    ahead_b_row: 0 if they lie line after line; for K rows of a matrix, of each of which a line is
+    fetched, how many floats these are apart.
     """
     full = M // BLOCK_ROWS * BLOCK_ROWS
     line_a, step_a = (LINE, ahead_a_row) if ahead_a_row else (K * LINE, LINE)
@@ -152,6 +153,18 @@ def multiply(
                 a, a_offset + i * a_row, a_row, a_step, b, panel,
                 c, c_offset + i * c_row + j, c_row, K, accumulate,
             )  # fmt: skip
+
+
+@helper
+def multiply(
+    a, a_offset, a_row, a_step, b, b_offset, b_rows, b_first, c, c_offset, c_row, M, N, K,
+    accumulate, ahead_a, ahead_b,
+):  # fmt: skip
+    """The same, where what is fetched lies line after line."""
+    multiply_ahead(
+        a, a_offset, a_row, a_step, b, b_offset, b_rows, b_first, c, c_offset, c_row, M, N, K,
+        accumulate, ahead_a, ahead_b, 0, 0,
+    )  # fmt: skip
 
 
 @helper

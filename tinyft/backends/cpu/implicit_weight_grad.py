@@ -24,7 +24,7 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu import threads
 from tinyft.backends.cpu.compile_cache import kernel
-from tinyft.backends.cpu.gemm import multiply, panel_offset, round_up, row_apart, sum_parts
+from tinyft.backends.cpu.gemm import multiply_ahead, panel_offset, round_up, row_apart, sum_parts
 from tinyft.backends.cpu.implicit_gemm import Taps, gather, window_taps
 from tinyft.backends.cpu.items import next_item
 from tinyft.backends.cpu.simd import LANES, PANEL, REST_ROWS
@@ -87,7 +87,7 @@ def multiply_windows_transposed(
                 if in_order:
                     ahead_x = seen_from(work, 0, x_flat, following * C + first_channel)
                 ahead_dout = seen_from(work, packed, dout_flat, following * F + first_filter)
-            multiply(
+            multiply_ahead(
                 work, 0, 1, pitch, work, packed, panel_rows, 0,
                 sums, to, sums_pitch, rows, filter_count, pixels, block - start,
                 ahead_x, ahead_dout, x_apart, dout_apart,

@@ -14,7 +14,7 @@ pairs, whose sums (at most 410 KB) stay in L2.
 
 Few tiles do not pay: with 2 pictures of 14x14x256 the direct kernel takes 0.6 instead of 0.8 ms.
 
-Next: tinyft/backends/cpu/conv2d.py
+Next: tinyft/backends/cpu/winograd_stem.py
 """
 
 from __future__ import annotations
