@@ -70,10 +70,10 @@ transform_taps_back = make_two_sided_transform((G.T, ONE), (G[:, :-1].T, ONE))  
 
 
 @helper
-def clear_start(a, count):
-    """a[:count] = 0, and up to a register more."""
-    for at in range(0, count, LANES):
-        vstore(a, at, vset1(np.float32(0)))
+def clear_floats(a, at, count):
+    """a[at : at + count] = 0, and up to a register more."""
+    for i in range(at, at + count, LANES):
+        vstore(a, i, vset1(np.float32(0)))
 
 
 @helper
@@ -81,14 +81,12 @@ def copy_lines(x, picture, top, count, to, at):
     """to[at :] = lines top : top + count of a picture, zeros above and below it."""
     _, H, W, C = x.shape
     x_flat, size = x.reshape(x.size), W * C
-    for i in range(count):
-        source, inside = (picture * H + top + i) * size, 0 <= top + i < H
+    clear_floats(to, at, count * size)
+    for line in range(max(top, 0), min(top + count, H)):
+        source, target = (picture * H + line) * size, at + (line - top) * size
         for first in range(0, size, LANES):
             place = min(first, size - LANES)
-            value = vset1(np.float32(0))
-            if inside:
-                value = vload(x_flat, source + place)
-            vstore(to, at + i * size + place, value)
+            vstore(to, target + place, vload(x_flat, source + place))
 
 
 @helper
@@ -148,7 +146,7 @@ def convolve_lines(
     columns = (Q + REST_ROWS - 1) // REST_ROWS * REST_ROWS
     sums = VALUES * stride * line  # places in `work`
     results = sums + VALUES * plane
-    clear_start(work, sums)  # the borders
+    clear_floats(work, 0, sums)  # the borders
     lowest = vset1(low)
     tiles = (P + TILE - 1) // TILE
     item = next_item(share, N * tiles)
@@ -189,7 +187,7 @@ def multiply_lines_transposed(
     grads = VALUES * stride * line  # places in `work`
     totals = grads + VALUES * plane
     edge = totals + VALUES * stride * depth * F
-    clear_start(work, grads)  # the borders
+    clear_floats(work, 0, grads)  # the borders
     tiles = (P + TILE - 1) // TILE
     part = next_item(share, parts)
     while part < parts:
