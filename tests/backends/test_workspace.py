@@ -12,7 +12,7 @@ import pytest
 
 from tinyft import tensor
 from tinyft.backends.cpu import workspace
-from tinyft.backends.cpu.workspace import SLACK, SMALL, WINDOW, Pool
+from tinyft.backends.cpu.workspace import SLACK, SMALL, WINDOW, MemoryPool
 
 BIG = (4, SMALL // 4)  # 256 KiB of float32
 
@@ -170,7 +170,7 @@ def test_a_finaliser_inside_the_pool_does_not_wait_for_itself():
 
 
 def test_pieces_never_overlap_and_holes_merge():
-    pool, random, lent = Pool(), np.random.default_rng(0), []
+    pool, random, lent = MemoryPool(), np.random.default_rng(0), []
     for _ in range(2000):
         if random.random() < 0.52:
             lent.append(pool.lend(int(random.integers(1, 40 * SMALL))))
@@ -197,7 +197,7 @@ def test_pieces_never_overlap_and_holes_merge():
 
 
 def test_the_smallest_hole_is_taken_and_the_open_end_last():
-    pool = Pool()
+    pool = MemoryPool()
     pieces = [pool.lend(n * SMALL) for n in (9, 1, 5, 1, 7, 1)]
     first = pieces[0][0]
     pool.coming_back.extend(pieces[i] for i in (0, 2, 4))
@@ -239,7 +239,7 @@ def test_other_shapes_use_the_same_memory():
 
 
 def test_what_a_big_phase_left_goes_back_during_a_small_one():
-    pool = Pool()
+    pool = MemoryPool()
     pool.coming_back.extend([pool.lend(64 * SMALL) for _ in range(10)])
     assert pool.statistics().idle == 640 * SMALL
     kept = pool.lend(SMALL)
@@ -283,16 +283,16 @@ def test_released_memory_leaves_the_process():
 @pytest.mark.parametrize("method", ["_remove", "_insert", "_cut_open_end"])
 def test_ctrl_c_within_the_lists_forgets_them(method, monkeypatch):
     """Memory that is lent stays whose it is, and what comes later is whole."""
-    pool = Pool()
+    pool = MemoryPool()
     kept = [pool.lend(SMALL) for _ in range(6)]
     pool.coming_back.extend([kept[1], kept[3]])
-    original = getattr(Pool, method)
+    original = getattr(MemoryPool, method)
 
     def interrupted(self, *arguments):
         original(self, *arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Pool, method, interrupted)
+    monkeypatch.setattr(MemoryPool, method, interrupted)
     with pytest.raises(KeyboardInterrupt):
         pool.coming_back.append(kept[2])  # meets both holes
         pool.lend(SMALL)

@@ -52,7 +52,7 @@ from tinyft.backends.cpu.vectors import (
 # them has so many numbers, and what was asked for meanwhile is still in L1 when its turn comes.
 # Small blocks are many additions to a piece's sums: with 512 numbers a bias' gradient was 1.2 times
 # as wrong. (README.md, Errors, says what such choices do to a recorded run.)
-BLOCK_ROWS, MOMENTS_BLOCK, GRADIENTS_BLOCK = 32, 512, 2048
+SUMMED_ROWS, MOMENTS_BLOCK, GRADIENTS_BLOCK = 32, 512, 2048
 # Gradients in strips of fewer: behind an average pool all pixels bring the same number, and a long
 # sum of equal numbers is rounded the same way each time (error 2.3e-7 -> 1.1e-7 of the result).
 STRIP = 4
@@ -65,7 +65,7 @@ NO_RELU, BY_OUT, BY_X = 0, 1, 2
 @helper
 def rows_of_block(numbers, C):
     """Rows of C numbers each that are summed in a register, whole strips."""
-    return max(STRIP, min(BLOCK_ROWS, numbers // C // STRIP * STRIP))
+    return max(STRIP, min(SUMMED_ROWS, numbers // C // STRIP * STRIP))
 
 
 @helper

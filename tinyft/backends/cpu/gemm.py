@@ -38,7 +38,7 @@ LINE = 16  # floats of a cache line
 SAME_SET = 1024  # floats; so far apart lines fall into one set of the L1 cache
 IN_L2 = 1 << 18  # floats (1 MiB) of B that are still in L2 when the next rows of A need them
 ROWS_PER_ITEM = 8 * BLOCK_ROWS  # 96 rows of A with AVX-512: some 200 KiB at K = 512
-PIECE = 32  # products that are added up in registers before they join the rest of their sum
+SHORT_SUM = 32  # products that are added up in registers before they join the rest of their sum
 
 
 def round_up(number: int, multiple: int) -> int:
@@ -57,7 +57,7 @@ def panel_offset(row, column, rows, columns):
 
 
 def in_pieces(rows: int, registers: int):
-    """A register block, and one that fetches ahead, with sums made of pieces of PIECE products.
+    """A register block, and one that fetches ahead, with sums made of pieces of SHORT_SUM products.
 
     Each addition rounds by up to half a unit in the last place of what has grown so far, so that a
     sum of K random products, added one by one, is wrong by some 0.2 sqrt(K) units of its size.
@@ -70,10 +70,10 @@ def in_pieces(rows: int, registers: int):
 
     @helper
     def block(a, a_offset, a_row, a_step, b, b_offset, c, c_offset, c_row, K, accumulate):
-        for k in range(0, K, PIECE):
+        for k in range(0, K, SHORT_SUM):
             plain(
                 a, a_offset + k * a_step, a_row, a_step, b, b_offset + k * width,
-                c, c_offset, c_row, min(PIECE, K - k), accumulate + k,
+                c, c_offset, c_row, min(SHORT_SUM, K - k), accumulate + k,
             )  # fmt: skip
 
     @helper
@@ -81,10 +81,10 @@ def in_pieces(rows: int, registers: int):
         a, a_offset, a_row, a_step, b, b_offset, c, c_offset, c_row, K, accumulate,
         ahead_a, step_a, ahead_b, step_b,
     ):  # fmt: skip
-        for k in range(0, K, PIECE):
+        for k in range(0, K, SHORT_SUM):
             ahead(
                 a, a_offset + k * a_step, a_row, a_step, b, b_offset + k * width,
-                c, c_offset, c_row, min(PIECE, K - k), accumulate + k,
+                c, c_offset, c_row, min(SHORT_SUM, K - k), accumulate + k,
                 ahead_a + k * (step_a - a_step), step_a, ahead_b + k * (step_b - width), step_b,
             )  # fmt: skip
 

@@ -34,7 +34,7 @@ from tinyft.backends.cpu.vectors import seen_from, vload, vstore
 PIXELS = 128
 FEW_PANELS = 8  # of dout may lie a power of 2 apart; the lines of more do not fit one set of L1
 SMALL = 100_000  # weights whose sums stay in L2
-SIDE = 256  # channels and filters of an item, at most
+MOST_CHANNELS = 256  # channels and filters of an item, at most
 ITEMS = 8  # at most, where pixels are cut: equal shares for 2 or 4 threads
 
 
@@ -107,7 +107,7 @@ def sum_windows(dout: Array, x: Array, taps: Taps, run: int, stride: int, dweigh
     total = dout.size // F
     taps_per_item, channels, filters = taps.numbers.size, run, F
     if steps * F > SMALL and run % LANES == 0:
-        taps_per_item, channels, filters = 1, min(run, SIDE), min(F, SIDE)
+        taps_per_item, channels, filters = 1, min(run, MOST_CHANNELS), min(F, MOST_CHANNELS)
     items = -(-taps.numbers.size // taps_per_item) * -(-run // channels) * -(-F // filters)
     parts = max(1, min(ITEMS // items, total // 256))
     pitch = round_up(taps_per_item * channels, 16) + 16

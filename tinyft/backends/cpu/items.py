@@ -50,7 +50,7 @@ from tinyft.backends.cpu.vectors import (
     give_way,
 )
 
-LINE = 8  # int64 numbers per cache line: what different threads count lies on different lines
+APART = 8  # int64 numbers of a cache line: what different threads count lies on different lines
 TAKEN, AGAIN, HERE, THREAD, THREADS = range(5)  # places in a line
 GIVE_WAY = 100  # turns of waiting between two offers of the core to others
 
@@ -58,13 +58,13 @@ GIVE_WAY = 100  # turns of waiting between two offers of the core to others
 def make_shares(threads: int) -> list[Array]:
     """One for each thread, int64: how many items of it were taken, and taken again in a second
     pass; in the first thread's how many threads are `here`; whose it is, and how many there are.
-    LINE numbers further on are those of the next thread.
+    APART numbers further on are those of the next thread.
     """
-    numbers = np.zeros((threads + 1) * LINE, np.int64)
-    start = -numbers.ctypes.data // numbers.itemsize % LINE  # of a cache line
-    lines = numbers[start : start + threads * LINE]
-    lines[THREAD::LINE], lines[THREADS::LINE] = np.arange(threads), threads
-    return [lines[thread * LINE :] for thread in range(threads)]
+    numbers = np.zeros((threads + 1) * APART, np.int64)
+    start = -numbers.ctypes.data // numbers.itemsize % APART  # of a cache line
+    lines = numbers[start : start + threads * APART]
+    lines[THREAD::APART], lines[THREADS::APART] = np.arange(threads), threads
+    return [lines[thread * APART :] for thread in range(threads)]
 
 
 def make_whole() -> Array:
@@ -76,8 +76,8 @@ def make_whole() -> Array:
 def begin_anew(shares, threads):
     """Nothing is taken, and nobody here; `shares` is the first thread's."""
     for thread in range(threads):
-        shares[LINE * thread + TAKEN] = 0
-        shares[LINE * thread + AGAIN] = 0
+        shares[APART * thread + TAKEN] = 0
+        shares[APART * thread + AGAIN] = 0
     shares[HERE] = 0
 
 
@@ -89,7 +89,7 @@ def next_item(share, count, taken=TAKEN):
     thread, threads = share[THREAD], share[THREADS]
     for i in range(threads):
         owner = (thread + i) % threads
-        item = count * owner // threads + atomic_next(share, (owner - thread) * LINE + taken)
+        item = count * owner // threads + atomic_next(share, (owner - thread) * APART + taken)
         if item < count * (owner + 1) // threads:
             return item
     return count
@@ -106,7 +106,7 @@ def next_start(share, step, size, taken=TAKEN):
 @helper
 def meet(share):
     """Wait until all threads are here. A thread that fails before counts as here (threads.py)."""
-    here, turn = HERE - share[THREAD] * LINE, 0
+    here, turn = HERE - share[THREAD] * APART, 0
     atomic_announce(share, here)
     while atomic_load(share, here) < share[THREADS]:
         cpu_pause()

@@ -37,9 +37,9 @@ from numpy import ndarray as Array
 from tinyft.backends.cpu import workspace
 from tinyft.backends.cpu.compile_cache import kernel
 from tinyft.backends.cpu.items import (
+    APART,
     GIVE_WAY,
     HERE,
-    LINE,
     TAKEN,
     begin_anew,
     make_shares,
@@ -72,7 +72,7 @@ def announce(flags, index):
     atomic_announce(flags, index)
 
 
-JOB, DONE, ASLEEP = 0, LINE, 2 * LINE  # places in a pool's flags; one ASLEEP per thread follows
+JOB, DONE, ASLEEP = 0, APART, 2 * APART  # places in a pool's flags; one ASLEEP per thread follows
 
 
 @kernel
@@ -83,7 +83,7 @@ def announce_job(flags, shares, size):
     atomic_announce(flags, JOB)
     sleeping = 0
     for thread in range(1, size):
-        sleeping += atomic_load(flags, ASLEEP + LINE * thread)
+        sleeping += atomic_load(flags, ASLEEP + APART * thread)
     return sleeping
 
 
@@ -97,7 +97,7 @@ def finish_and_wait(flags, finished, number, shares, thread, turns):
     for turn in range(turns):
         if atomic_load(flags, JOB) >= number:
             for _ in range(HOLD_BACK):
-                if atomic_load(shares, LINE * (thread - 1) + TAKEN) > 0:
+                if atomic_load(shares, APART * (thread - 1) + TAKEN) > 0:
                     break
                 cpu_pause()
             return 1
@@ -113,7 +113,7 @@ class Pool:
     def __init__(self, size: int) -> None:
         self.size = size
         self.shares = make_shares(size)
-        self.flags = np.zeros((2 + size) * LINE, np.int64)
+        self.flags = np.zeros((2 + size) * APART, np.int64)
         self.job: tuple | None = None
         self.errors: list[BaseException] = []
         self.wake = [threading.Event() for _ in range(size)]
@@ -168,11 +168,11 @@ class Pool:
 
     def _wake_sleeping(self) -> None:
         for thread in range(1, self.size):
-            if self.flags[ASLEEP + LINE * thread]:
+            if self.flags[ASLEEP + APART * thread]:
                 self.wake[thread].set()
 
     def _work(self, thread: int) -> None:
-        flags, shares, sleeping, jobs = self.flags, self.shares, ASLEEP + LINE * thread, 0
+        flags, shares, sleeping, jobs = self.flags, self.shares, ASLEEP + APART * thread, 0
         while True:
             finished, jobs = jobs > 0, jobs + 1
             if not finish_and_wait(flags, finished, jobs, shares[0], thread, SPIN):
@@ -200,7 +200,7 @@ class Pool:
 
 def _warm_up() -> None:
     """Compile the kernels above before two threads need them at once."""
-    flags = np.zeros(3 * LINE, np.int64)
+    flags = np.zeros(3 * APART, np.int64)
     announce(flags, ASLEEP)
     announce_job(flags, flags, 1)
     wait_until(flags, ASLEEP, 0, 1)

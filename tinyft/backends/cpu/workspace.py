@@ -105,7 +105,7 @@ Piece = tuple[int, int, Segment]  # what is lent: its addresses from, and up to,
 Hole = tuple[int, int, int, Segment]  # what came back between pieces: its size, and the same
 
 
-class Pool:
+class MemoryPool:
     """The segments, the holes in them, and the account of what is lent."""
 
     def __init__(self) -> None:
@@ -253,7 +253,7 @@ class Pool:
 # What is lent: a reference to each owner, by its identity, and the owner's piece. A
 # `weakref.finalize` would do the same, with four calls of Python for each of these.
 _lendings: dict[int, tuple[weakref.ref, Piece]] = {}
-_pool = Pool()
+_pool = MemoryPool()
 
 
 def _end(reference: weakref.ref) -> None:
