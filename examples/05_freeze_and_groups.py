@@ -49,7 +49,7 @@ for record in learner.steps(plan):
 #   data: 48 pictures to train on, 24 to validate, batches of 16; augmentation: default
 #   input: the middle square at 32 px, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225) (assumed)
 #
-#   Phase 1: head alone, 1 epoch of 3 steps (steps 1 to 3)
+#   Phase 1: head alone, 1 epoch of 3 steps (steps 0 to 2)
 #     the optimizer starts empty
 #     group               state   lr start  lr peak   lr end    momentum        numbers that train
 #     stem+layer1+layer2  frozen  8.00e-06  1.54e-04  1.54e-04  0.95 0.87 0.87  576 of 77,216
@@ -58,7 +58,7 @@ for record in learner.steps(plan):
 #     batch norms of stem+layer1+layer2, layer3+layer4, head: by batch statistics, running statistics
 #       move; scale and shift train
 #
-#   Phase 2: everything, 2 epochs of 3 steps (steps 4 to 9)
+#   Phase 2: everything, 2 epochs of 3 steps (steps 3 to 8)
 #     the optimizer starts empty
 #     group               state   lr start  lr peak   lr end    momentum        numbers that train
 #     stem+layer1+layer2  trains  2.00e-06  9.94e-06  1.33e-06  0.95 0.85 0.94  77,216 of 77,216

@@ -23,8 +23,8 @@ def unwrapped(plan) -> str:
 def test_each_phase_with_its_numbers(bn):
     plan = small_learner(bn=bn).plan(2)
     text = unwrapped(plan)
-    assert "Phase 1 of 2, head alone: 1 epoch of 3 steps, steps 1 to 3." in text
-    assert "Phase 2 of 2, everything: 2 epochs of 3 steps, steps 4 to 9." in text
+    assert "Phase 1 of 2, head alone: 1 epoch of 3 steps, steps 0 to 2." in text
+    assert "Phase 2 of 2, everything: 2 epochs of 3 steps, steps 3 to 8." in text
     trained = sum(state.trainable for state in plan.states[0])
     assert f"Gradients reach {trained:,} of 337,424 numbers" in text
     assert "Gradients reach 337,424 of 337,424 numbers" in text

@@ -82,7 +82,7 @@ def test_nothing_is_missing_and_nothing_is_loaded(files, html):
 
 def test_the_recipe_is_told_in_words_and_numbers(html):
     plan = sections_of(html)["plan"]
-    assert "Phase 1 of 2, head alone: 1 epoch of 3 steps, steps 1 to 3. Frozen: stem" in plan
+    assert "Phase 1 of 2, head alone: 1 epoch of 3 steps, steps 0 to 2. Frozen: stem" in plan
     assert "Phase 2 of 2, everything: 1 epoch of 3 steps" in plan
     assert "Learning rates" in plan and "Why:" in plan
     assert "weight decay 0.01" in plan  # of the plan as it was printed

@@ -71,7 +71,7 @@ class Plan(Displayed):
 
     def __str__(self) -> str:
         lines = [_wrapped(fact) for fact in self.facts]
-        first = 1
+        first = 0  # as metrics.csv and the ledger count
         for number, (phase, states) in enumerate(zip(self.phases, self.states, strict=True), 1):
             last = first + phase.steps - 1
             lines += [
