@@ -14,6 +14,7 @@ from tests.finetune.test_run import interrupted, other_data
 from tests.inspection.conftest import everything
 from tinyft.errors import RunError
 from tinyft.finetune.resume import resume
+from tinyft.inspection.diff import diff_run
 from tinyft.inspection.moment import Moment
 
 
@@ -154,6 +155,19 @@ def test_what_cannot_be_made_again_says_why(run_folder, data, tmp_path):
     (run / "run.json").write_text(json.dumps(description))
     with pytest.raises(RunError, match="head or optimizer of its own; only its caller can make"):
         Moment.of_run(run, 0, data)
+
+
+def test_weights_that_are_gone_are_named(run_folder, data, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    description = json.loads((run / "run.json").read_text())
+    description["learner"]["weights"] = str(tmp_path / "gone.h5")
+    (run / "run.json").write_text(json.dumps(description))
+    for read in (lambda: Moment.of_run(run, 0, data), lambda: diff_run(run)):
+        with pytest.raises(
+            RunError, match=r"began with cannot be read: .*gone\.h5.*; put the file"
+        ):
+            read()
 
 
 def test_a_moment_before_steps_that_were_not_made_is_refused(learner):

@@ -66,7 +66,12 @@ def recreate(
             "make it again"
         )
     arguments = description["learner"] | ({} if device is None else {"device": device})
-    learner = vision_learner(data, **arguments)
+    try:
+        learner = vision_learner(data, **arguments)
+    except OSError as error:
+        raise RunError(
+            f"the weights that {path} began with cannot be read: {error}; put the file back"
+        ) from None
     plan = plan_again(learner, description["plan"])
     _check_weights(path, description["weights_sha256"], learner)
     now = versions(learner.device)

@@ -142,7 +142,9 @@ def _start(path: Path, description: dict[str, Any]) -> Snapshot:
     try:
         learner = vision_learner(no_pictures, **description["learner"] | {"device": "cpu"})
     except OSError as error:
-        raise RunError(f"the weights that {path} began with cannot be read: {error}") from None
+        raise RunError(
+            f"the weights that {path} began with cannot be read: {error}; put the file back"
+        ) from None
     if weights_sha256(learner) != description["weights_sha256"]:
         raise RunError(
             f"the weights that {path} began with ({learner.facts['weights']}) have changed since; "
