@@ -20,8 +20,8 @@ For the weight gradient 4 rows of dout become 7 instead, and the sums over a par
 transformed once.
 
 **The points** are +-2/7, +-5/6, +-7/4 and infinity. Roundings reach the result amplified by 3.02
-(see winograd_transforms.py), as by the best six points; +-1/2, +-1, +-2 have 3.85. The error is two
-thirds of PyTorch's on photos, 1.3 times as large on normal numbers.
+(see winograd_transforms.py), as by the best six points; +-1/2, +-1, +-2 have 3.85. The error is three
+quarters of PyTorch's on photos, 1.5 times as large on normal numbers.
 
 Versions for (16, 224, 224, 3) -> 64, two threads of an AMD Zen 5 (AVX-512), in ms:
 
