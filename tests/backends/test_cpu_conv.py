@@ -117,6 +117,10 @@ STEMS = [  # Winograd by rows, for few channels
     ((2, 13, 20, 4), 16, 4, 3, 1, 1),  # one phase
     ((3, 4, 9, 3), 64, 7, 7, 2, 5),  # lower than a tile's window, more padding than needed
     ((1, 16, 7, 3), 96, 7, 3, 2, 0),  # fewer columns than a block has rows
+    ((2, 30, 24, 3), 16, 7, 7, 2, 3),  # a last tile of three rows, and of two
+    ((2, 28, 24, 3), 32, 7, 7, 2, 3),
+    ((2, 30, 1, 3), 16, 7, 3, 2, 2),  # a line that fills no register: not by Winograd
+    ((2, 30, 150, 3), 16, 7, 12, 2, 3),  # sums in pieces, several blocks of columns
 ]
 MANY_FILTERS = [  # rows of results that are not left 4 KiB apart, more panels than a set has lines
     ((2, 9, 8, 32), 1024, 1, 1, 1, 0),
@@ -168,13 +172,12 @@ def assert_close(actual, expected, terms, squares, winograd=False, name=""):
     assert error <= limit, f"{name}: error {error:.1e}, limit {limit:.1e}"
 
 
-def may_use_tiles(window, map_shape, x_shape, out_shape):
+def may_use_tiles(name, window, x_shape, out_shape):
     R, _, stride, _ = window
-    suits = (
-        winograd.suits(*window, map_shape)
-        or winograd_strided.suits(*window, out_shape)
-        or winograd_stem.suits(R, stride, x_shape, out_shape)
-    )
+    map_shape = x_shape if name == "conv2d_input_grad" else out_shape
+    suits = winograd.suits(*window, map_shape) or winograd_strided.suits(*window, out_shape)
+    if x_shape[3] <= conv2d_module.FEW_CHANNELS and name != "conv2d_input_grad":
+        suits = winograd_stem.suits(R, stride, x_shape, out_shape)
     return suits and conv2d_module.winograd_is_on()
 
 
@@ -184,9 +187,8 @@ def assert_equals_definition(case, actual, x, weight, dout):
     expected = run(REFERENCE, case, *arrays)
     squares = run(REFERENCE, case, *(np.square(array) for array in arrays))
     terms = R * S * C, R * S * F, dout.size // F
-    maps = dout.shape, x.shape, dout.shape
-    for name, shape, *result in zip(NAMES, maps, actual, expected, terms, squares, strict=True):
-        tiles = may_use_tiles((R, S, stride, padding), shape, x.shape, dout.shape)
+    for name, *result in zip(NAMES, actual, expected, terms, squares, strict=True):
+        tiles = may_use_tiles(name, (R, S, stride, padding), x.shape, dout.shape)
         assert_close(*result, tiles, name)
 
 
@@ -217,7 +219,7 @@ def test_bias_residual_and_relu(case, parts):
     actual = FAST.conv2d(x, weight, bias, residual=residual, **options)
     in_double = [None if a is None else a.astype(np.float64) for a in (bias, residual)]
     expected = REFERENCE.conv2d(*doubles(x, weight), in_double[0], residual=in_double[1], **options)
-    tiles = may_use_tiles((*weight.shape[2:], stride, padding), dout.shape, x.shape, dout.shape)
+    tiles = may_use_tiles("conv2d", (*weight.shape[2:], stride, padding), x.shape, dout.shape)
     # What is added afterwards is rounded, too.
     squares = REFERENCE.conv2d(*doubles(x**2, weight**2), stride=stride, padding=padding) + 2
     assert_close(actual, expected, weight[0].size, squares, tiles)
@@ -447,7 +449,7 @@ def odd_views(array):
 
 
 @pytest.mark.parametrize(
-    "case", [*(CASES[i] for i in (0, 5, 14, 22)), WHOLE_MAPS[1], STRIDED[1]], ids=str
+    "case", [*(CASES[i] for i in (0, 5, 14, 22)), WHOLE_MAPS[1], STRIDED[1], STEMS[2]], ids=str
 )
 def test_results_do_not_depend_on_strides(case):
     x, weight, dout = make(case)
@@ -709,7 +711,7 @@ CHECK = """
 from tests.backends.test_cpu_conv import *
 assert int(sys.argv[1]) == LANES
 numbers = [*range(6), 8, 9, 11, 14, 15, 16, 18, 19, 22, 23]
-for case in [CASES[i] for i in numbers] + WHOLE_MAPS + SORTED_TILES + STRIDED:
+for case in [CASES[i] for i in numbers] + WHOLE_MAPS + SORTED_TILES + STRIDED + STEMS:
     arrays = make(case)
     assert_equals_definition(case, run(FAST, case, *arrays), *arrays)
 test_matmul(13, 37, 10)

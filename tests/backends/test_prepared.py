@@ -72,6 +72,15 @@ def test_a_constant_gives_the_same_bits_and_is_prepared_once(shape, count_passes
     )
 
 
+def test_a_constant_is_prepared_for_each_stride():
+    x, weight = arrays(3, 16, 16, 60)
+    constant = FAST.constant(weight)
+    for stride in (4, 5):
+        expected = FAST.conv2d(x, weight, stride=stride, padding=0)
+        got = FAST.conv2d(x, constant, stride=stride, padding=0)
+        np.testing.assert_array_equal(got, expected)
+
+
 def test_a_constant_cannot_be_written_to():
     constant = FAST.constant(arrays(8, 8, 3, 5)[1])
     with pytest.raises(ValueError, match="read-only"):

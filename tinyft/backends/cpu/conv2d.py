@@ -5,7 +5,7 @@ Defined by the methods of the same names in tinyft/backends/reference.py.
 Kernels read and write at addresses that they compute, so everything that could lead them astray is
 settled here: arrays become C-contiguous, aligned and writable (a copy, if they are not), shapes are
 compared, and channels are padded with zeros to full registers. Few channels (an RGB picture) are
-not padded; few_channels.py takes them as they are.
+not padded; few_channels.py and winograd_stem.py take them as they are.
 
 Letters: N pictures, H W rows and columns in, C channels in, P Q rows and columns out, F filters, R
 S the kernel. Weights come as (F, C, R, S), which is best a view of memory ordered (R, S, C, F).

@@ -9,7 +9,7 @@ of outputs are a matrix that already lies in memory, with rows that overlap: the
 reads it by its two strides, and R products (one per row of the kernel) make a row of outputs,
 without gathering.
 
-A 7x7 stem with stride 2 is computed by winograd_stem.py, unless that is turned off.
+A 7x7 stem with stride 2 is computed by winograd_stem.py instead, unless Winograd is turned off.
 
 Versions, forward and weight gradient of 7x7 stride 2 on (16, 224, 224, 3) -> 64: gathered 24.9 and
 25.8 ms, in place 19.3 and 22 ms (AMD Zen 4, two threads); 31.7 and 31.7, 27.1 and 27.5 ms (Intel

@@ -5,23 +5,25 @@ Defined by `Backend.conv2d` and `conv2d_weight_grad` of tinyft/backends/referenc
 
 **Why one direction.** 3 channels are too few to pay for transforming every pixel, and each result
 back, in two. Along a line everything stays as in few_channels.py: a row of a window is one run of
-numbers in memory, and is multiplied where it lies. Down the picture Winograd saves products. Of a
-filter's 7 rows 4 meet lines with even numbers and 3 odd ones, and either is a convolution with
-stride 1 (winograd_strided.py):
+numbers in memory, and is multiplied where it lies. Down the picture Winograd saves products. Count
+the lines from the first that a window sees: of a filter's 7 rows 4 meet even lines and 3 odd ones,
+and either is a convolution with stride 1 (winograd_strided.py):
 
     4 rows of results by 4 taps    depend on 7 even lines    7 products of lines, not 16
     4 rows of results by 3 taps    depend on 6 odd lines     6, not 12
 
-Both use the same points, so 13 products are added up to 7 values and transformed back at once.
+Both use the same points, so 13 products are added up to 7 values and transformed back at once. Any
+stride t will do with 3 t < R <= 4 t rows: lines then fall into t *phases* of 4 taps or 3.
 
-**Schedule.** An item is 4 rows of results. Its 14 lines are transformed into the core's cache, full
-registers of neighbouring pixels and channels, between a border of zeros, and are multiplied there.
-For the weight gradient 4 rows of dout become 7 instead, and the sums over a part of all items are
-transformed once.
+**Schedule.** An item is 4 rows of results. Its 14 lines are transformed into the core's cache and
+multiplied there. A register holds neighbouring numbers of a line, whatever pixels and channels they
+are; zeros stand left and right of the line. For the weight gradient 4 rows of dout become 7, and
+are multiplied by the lines; the sums over many items are transformed once.
 
 **The points** are +-2/7, +-5/6, +-7/4 and infinity. Roundings reach the result amplified by 3.02
-(see winograd_transforms.py), as by the best six points; +-1/2, +-1, +-2 have 3.85. The error is three
-quarters of PyTorch's on photos, 1.5 times as large on normal numbers.
+(see winograd_transforms.py), as by the best six points; +-1/2, +-1, +-2 have 3.85. The forward
+pass is wrong by three quarters of PyTorch's error on photos, by 1.5 times as much on normal
+numbers; the weight gradient by a tenth.
 
 Versions for (16, 224, 224, 3) -> 64, two threads of an AMD Zen 5 (AVX-512), in ms:
 
@@ -31,8 +33,11 @@ Versions for (16, 224, 224, 3) -> 64, two threads of an AMD Zen 5 (AVX-512), in 
     rows                                   5.2                6.2
     the next rows of dout fetched                             5.4
 
-Tiles in two directions would need half as many products again, but three times as many numbers on
+Tiles in two directions would halve the products once more, but need three times as many numbers on
 the way to a result. Larger tiles amplify roundings: 5 rows by 4.4, 7 by 10.
+
+Numbers that overflow: infinity spreads over the 4 rows of a tile, in the columns that see it, and
+over the gradients of a filter's rows of one phase.
 
 Next: tinyft/backends/cpu/conv2d.py
 """
@@ -90,8 +95,8 @@ def copy_lines(x, picture, top, count, to, at):
 
 
 @helper
-def transform_tile(x, picture, top, stride, padding, work, line, edge):
-    """work[(value * stride + phase) * line :] = the values of the lines from `top` on, between
+def transform_tile(x, picture, top, stride, padding, work, pitch, edge):
+    """work[(value * stride + phase) * pitch :] = the values of the lines from `top` on, behind
     `padding` pixels that are not written. work[edge :]: room for these lines.
     """
     _, H, W, C = x.shape
@@ -105,14 +110,14 @@ def transform_tile(x, picture, top, stride, padding, work, line, edge):
             place = min(first, size - LANES)
             transform_lines(
                 0, x_flat, source + phase * size + place, stride * size, 0,
-                work, phase * line + padding * C + place, stride * line, 0,
+                work, phase * pitch + padding * C + place, stride * pitch, 0,
             )  # fmt: skip
 
 
 @helper
 def taps_missing(R, stride, phase):
-    """0, or 1 if one tap less than TAPS meets this phase: infinity, where a polynomial's value is
-    its highest coefficient, then is the value of none.
+    """1 if only TAPS - 1 meet this phase, else 0. The value at infinity, which is the last tap's
+    coefficient, then is 0 and has no product.
     """
     return 1 if phase + (TAPS - 1) * stride >= R else 0
 
@@ -138,13 +143,15 @@ def transform_stem_filters(share, weight, stride, out, plane):
 @kernel
 def convolve_lines(
     share, work, x, S, stride, padding, products, filters, plane_filter, y, bias, residual,
-    has_residual, low, line, plane, large,
+    has_residual, low, columns, pitch, plane, large,
 ):  # fmt: skip
-    """y = max(conv(x) + bias + residual, low) by transformed filters. An item is TILE rows of y."""
+    """y = max(conv(x) + bias + residual, low) by transformed filters. An item is TILE rows of y.
+
+    columns: those of y, rounded up to what the register block computes.
+    """
     C = x.shape[3]
     N, P, Q, F = y.shape
-    columns = (Q + REST_ROWS - 1) // REST_ROWS * REST_ROWS
-    sums = VALUES * stride * line  # places in `work`
+    sums = VALUES * stride * pitch  # places in `work`
     results = sums + VALUES * plane
     clear_floats(work, 0, sums)  # the borders
     lowest = vset1(low)
@@ -152,11 +159,11 @@ def convolve_lines(
     item = next_item(share, N * tiles)
     while item < N * tiles:
         picture, row = item // tiles, item % tiles * TILE
-        transform_tile(x, picture, row * stride - padding, stride, padding, work, line, results)
+        transform_tile(x, picture, row * stride - padding, stride, padding, work, pitch, results)
         for number in range(products):
             value, phase = divmod(number, stride)
             multiply(
-                work, number * line, stride * C, 1, filters, number * plane_filter, S * C, 0,
+                work, number * pitch, stride * C, 1, filters, number * plane_filter, S * C, 0,
                 work, sums + value * plane, F, columns, F, S * C, phase, 0, 0,
             )  # fmt: skip
         rows = min(TILE, P - row)
@@ -166,25 +173,25 @@ def convolve_lines(
             for i in range(rows):
                 to = ((picture * P + row + i) * Q + q) * F
                 for f in range(0, F, LANES):
-                    value = vload(work, results + i * F + f) + vload(bias, f)
+                    result = vload(work, results + i * F + f) + vload(bias, f)
                     if has_residual:
-                        value = value + vload(residual, to + f)
-                    vput(y, to + f, vmax(value, lowest), large)
+                        result = result + vload(residual, to + f)
+                    vput(y, to + f, vmax(result, lowest), large)
         item = next_item(share, N * tiles)
     finish_streams()
 
 
 @kernel
 def multiply_lines_transposed(
-    share, work, x, R, S, stride, padding, products, dout, parts, sums, line, plane, depth
+    share, work, x, R, S, stride, padding, products, dout, parts, out, pitch, plane, depth
 ):
-    """sums[part] (R, S * C, F) = the weight gradient over a part of all tiles. An item is a part.
+    """out[part] (R, S * C, F) = the weight gradient over a part of all tiles. An item is a part.
     depth: S * C, rounded up to what the register block computes.
     """
     C = x.shape[3]
     N, P, Q, F = dout.shape
     dout_flat = dout.reshape(dout.size)
-    grads = VALUES * stride * line  # places in `work`
+    grads = VALUES * stride * pitch  # places in `work`
     totals = grads + VALUES * plane
     edge = totals + VALUES * stride * depth * F
     clear_floats(work, 0, grads)  # the borders
@@ -194,7 +201,7 @@ def multiply_lines_transposed(
         start, stop = part * N * tiles // parts, (part + 1) * N * tiles // parts
         for tile in range(start, stop):
             picture, row = tile // tiles, tile % tiles * TILE
-            transform_tile(x, picture, row * stride - padding, stride, padding, work, line, edge)
+            transform_tile(x, picture, row * stride - padding, stride, padding, work, pitch, edge)
             source = (picture * P + row) * Q * F
             if row + TILE > P:
                 copy_lines(dout, picture, row, TILE, work, edge)
@@ -211,7 +218,7 @@ def multiply_lines_transposed(
                     next_row = (picture * P + row + TILE + number) * Q * F
                     ahead = seen_from(work, planes, dout_flat, next_row)
                 multiply(
-                    work, number * line, 1, stride * C, work, planes, Q, 0,
+                    work, number * pitch, 1, stride * C, work, planes, Q, 0,
                     work, totals + number * depth * F, F, depth, F, Q, tile - start, 0, ahead,
                 )  # fmt: skip
         for phase in range(stride):
@@ -219,26 +226,26 @@ def multiply_lines_transposed(
                 transform_taps_back(
                     taps_missing(R, stride, phase),
                     work, totals + phase * depth * F + at, stride * depth * F, 0,
-                    sums, (part * R + phase) * S * C * F + at, stride * S * C * F, 0,
+                    out, (part * R + phase) * S * C * F + at, stride * S * C * F, 0,
                 )  # fmt: skip
         part = next_item(share, parts)
 
 
-def products(R: int, stride: int) -> int:
+def count_products(R: int, stride: int) -> int:
     """Of lines, for a tile: a phase with a tap less has none for infinity."""
     return (VALUES - 1) * stride + (R - 1) % stride + 1
 
 
 @functools.lru_cache(maxsize=256)
 def suits(R: int, stride: int, x_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> bool:
-    """Whether this is what the tiles are made for, and they save something on results (N, P, Q, F):
-    they reach beyond a low map.
+    """Whether this is what the tiles are made for, a line fills a register (its last one overlaps
+    the one before), and the tiles save something: they reach beyond a low map (N, P, Q, F).
     """
     _, _, W, C = x_shape
     P = out_shape[1]
     if -(-R // stride) != TAPS or W * C < LANES:
         return False
-    return -(-P // TILE) * products(R, stride) < P * R
+    return -(-P // TILE) * count_products(R, stride) < P * R
 
 
 def forward(
@@ -253,15 +260,15 @@ def forward(
         threads.run(transform_stem_filters, weight, stride, filters, plane_filter)
         return filters
 
-    filters = prepared.keep(weight, "transformed rows", make)
+    filters = prepared.keep(weight, f"transformed rows, stride {stride}", make)
     columns = round_up(y.shape[2], REST_ROWS)
-    line, room = _lines(x, S, stride, padding, columns)
+    pitch, lines, outer_lines = _sizes(x, stride, padding)
     plane = odd_lines(columns * F)
     bias, residual, has_residual, low = epilogue.arguments(y)
     threads.run_with_scratch(
-        room + VALUES * plane + TILE * F, convolve_lines, x, S, stride, padding,
-        products(R, stride), filters, plane_filter, y, bias, residual, has_residual, low,
-        line, plane, large(y),
+        lines + VALUES * plane + max(outer_lines, TILE * F), convolve_lines, x, S, stride, padding,
+        count_products(R, stride), filters, plane_filter, y, bias, residual, has_residual, low,
+        columns, pitch, plane, large(y),
     )  # fmt: skip
 
 
@@ -269,23 +276,26 @@ def weight_grad(dout: Array, x: Array, stride: int, padding: int, dweight: Array
     """dweight (R, S, C, F) from dout (N, P, Q, F), x (N, H, W, C); F a multiple of LANES."""
     R, S, C, F = dweight.shape
     N, P, Q, _ = dout.shape
-    line, room = _lines(x, S, stride, padding, Q)
+    pitch, lines, outer_lines = _sizes(x, stride, padding)
     depth, plane = round_up(S * C, REST_ROWS), odd_lines(Q * F)
+    size = lines + VALUES * (plane + stride * depth * F) + max(outer_lines, TILE * Q * F)
     parts = min(PARTS, N * -(-P // TILE))
     sums = threads.scratch("parts", parts * dweight.size)
     threads.run_with_scratch(
-        room + TILE * Q * F + VALUES * (plane + stride * depth * F), multiply_lines_transposed,
-        x, R, S, stride, padding, products(R, stride), dout, parts, sums, line, plane, depth,
+        size, multiply_lines_transposed, x, R, S, stride, padding, count_products(R, stride), dout,
+        parts, sums, pitch, plane, depth,
     )  # fmt: skip
     run = S * C * F
     threads.run(sum_parts, sums, parts, dweight.size, run, R, run, dweight.reshape(-1))
 
 
-def _lines(x: Array, S: int, stride: int, padding: int, columns: int) -> tuple[int, int]:
-    """Floats from one transformed line to the next, of which windows of so many columns are read,
-    and of all lines of a tile, before and after they are transformed.
+def _sizes(x: Array, stride: int, padding: int) -> tuple[int, int, int]:
+    """Floats from one transformed line to the next, of all of a tile, and of those before they are
+    transformed, where the picture ends within the tile.
+
+    The last windows, rounded up, reach beyond their line. What they find there, of the following
+    lines or sums, comes to results that nobody reads.
     """
     _, _, W, C = x.shape
-    pixels = max(W + 2 * padding, (columns - 1) * stride + S)
-    line = odd_lines(pixels * C + REST_ROWS)  # the last window, rounded up
-    return line, VALUES * stride * (line + W * C) + LANES
+    pitch = odd_lines((W + 2 * padding) * C)
+    return pitch, VALUES * stride * pitch, VALUES * stride * W * C + LANES
