@@ -73,7 +73,7 @@ def conv2d(
         None if residual is None else padded(residual, y.shape),
         relu,
     )
-    if few and winograd_stem.suits(R, stride, x.shape, out_shape) and winograd_is_on():
+    if uses_stem_winograd(R, stride, x.shape, out_shape):
         winograd_stem.forward(x, weight, stride, padding, y, epilogue)
     elif few:
         few_channels.forward(x, weight, stride, padding, y, epilogue)
@@ -128,7 +128,7 @@ def conv2d_weight_grad(
     dout = padded(dout, (*out_shape[:3], full_f))
     x = padded(x, (*x.shape[:3], full_c))
     dweight = workspace.empty((R, S, full_c, full_f))
-    if few and winograd_stem.suits(R, stride, x.shape, out_shape) and winograd_is_on():
+    if uses_stem_winograd(R, stride, x.shape, out_shape):
         winograd_stem.weight_grad(dout, x, stride, padding, dweight)
     elif few:
         few_channels.weight_grad(dout, x, stride, padding, dweight)
@@ -161,6 +161,14 @@ def uses_strided_winograd(
 ) -> bool:
     """True for what winograd_strided.py can compute, unless it is turned off."""
     return winograd_strided.suits(R, S, stride, padding, out_shape) and winograd_is_on()
+
+
+def uses_stem_winograd(
+    R: int, stride: int, x_shape: tuple[int, ...], out_shape: tuple[int, ...]
+) -> bool:
+    """The same of winograd_stem.py, for the forward pass and the weight gradient."""
+    few = x_shape[3] <= FEW_CHANNELS
+    return few and winograd_stem.suits(R, stride, x_shape, out_shape) and winograd_is_on()
 
 
 _switched: list[list[bool]] = []  # the environment's choice, once asked for, and those within it
