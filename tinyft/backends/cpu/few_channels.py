@@ -28,7 +28,7 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu import threads
 from tinyft.backends.cpu.compile_cache import kernel
-from tinyft.backends.cpu.gemm import multiply, panel_offset, round_up, sum_parts
+from tinyft.backends.cpu.gemm import copy_to_panels, multiply, round_up, sum_parts
 from tinyft.backends.cpu.implicit_gemm import Epilogue, Taps, packed_weight, window_taps, windows
 from tinyft.backends.cpu.implicit_weight_grad import sum_windows
 from tinyft.backends.cpu.items import next_item
@@ -102,8 +102,7 @@ def multiply_rows_in_place_transposed(share, work, x, stride, dout, R, run, rows
         start, stop = part * N * P // parts, (part + 1) * N * P // parts
         for line in range(start, stop):
             for q in range(Q):
-                for f in range(0, F, LANES):
-                    vstore(work, panel_offset(q, f, Q, F), vload(dout, (line * Q + q) * F + f))
+                copy_to_panels(dout, (line * Q + q) * F, F, work, 0, q, Q)
             picture, row = divmod(line, P)
             for r in range(R):
                 at = (picture * H + row * stride + r) * W * C

@@ -56,6 +56,21 @@ def panel_offset(row, column, rows, columns):
     return first * rows + row * width + (column - first)
 
 
+@helper
+def copy_to_panels(x, source, columns, packed, at, row, rows):
+    """Row `row` of a packed matrix with `rows` rows at packed[at :] = x[source : source + columns].
+    (Without divisions: with `panel_offset` a 1x1 convolution's weight gradient took 4 % more.)
+    """
+    column = 0
+    while column + PANEL <= columns:
+        to = at + column * rows + row * PANEL
+        for i in range(0, PANEL, LANES):
+            vstore(packed, to + i, vload(x, source + column + i))
+        column += PANEL
+    if column < columns:
+        vstore(packed, at + column * rows + row * LANES, vload(x, source + column))
+
+
 def in_pieces(rows: int, registers: int):
     """A register block, and one that fetches ahead, with sums made of pieces of SHORT_SUM products.
 

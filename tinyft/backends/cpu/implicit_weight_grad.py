@@ -24,11 +24,11 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu import threads
 from tinyft.backends.cpu.compile_cache import kernel
-from tinyft.backends.cpu.gemm import multiply_ahead, panel_offset, round_up, row_apart, sum_parts
+from tinyft.backends.cpu.gemm import copy_to_panels, multiply_ahead, round_up, row_apart, sum_parts
 from tinyft.backends.cpu.implicit_gemm import Taps, gather, window_taps
 from tinyft.backends.cpu.items import next_item
 from tinyft.backends.cpu.simd import LANES, PANEL, REST_ROWS
-from tinyft.backends.cpu.vectors import seen_from, vload, vstore
+from tinyft.backends.cpu.vectors import seen_from
 
 # Per block. 96 gave an unlucky pitch (Zen 4: 15 ms instead of 10.5); 128 to 256 are equal.
 PIXELS = 128
@@ -78,9 +78,7 @@ def multiply_windows_transposed(
                     last_tap, first_channel, count, work, i * pitch,
                 )  # fmt: skip
                 source = (block + i) * F + first_filter
-                for f in range(0, filter_count, LANES):
-                    at = packed + panel_offset(i, f, panel_rows, filter_count)
-                    vstore(work, at, vload(dout, source + f))
+                copy_to_panels(dout, source, filter_count, work, packed, i, panel_rows)
             ahead_x, ahead_dout = 0, 0
             following = block + PIXELS
             if following < stop:
