@@ -5,8 +5,8 @@ then all that a kernel consists of, with the code of the functions in place of t
 and once more at level 3. Here the first time is short: variables move to registers, and branches
 that lead nowhere go, for without that some loops are 10 % slower in the end. The second time is
 level 1, once, and no loop is unrolled: what has to be wide is written wide (generators.py). A first
-start takes 4.5 of 16 s less (level 2: 2.8, without unrolling 3.9), and a training step is 4 % faster
-with ResNet-18, 1 % with `cifar_resnet20`, level with ResNet-50.
+start takes 4.5 of 16 s less (level 2: 2.8, without unrolling 3.9), and a training step is 4 %
+faster with ResNet-18, 1 % with `cifar_resnet20`, level with ResNet-50.
 
 **A helper ends before machine code.** Numba would make machine code of each function that kernels
 call, of a function that calls others again with their code inside, and of the kernel once more: the
