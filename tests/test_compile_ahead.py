@@ -142,12 +142,14 @@ def test_it_calls_the_kernels_of_a_backward_pass(case):
     ahead = started(lambda: compile_gradients.call_gradients(case.arch, case.batch_size, case.size))
     forward = {
         "average_pictures",
+        "convolve_lines",
         "largest_of_windows",
         "multiply_windows",
         "multiply_rows",
         "multiply_rows_in_place",
         "normalise_by_batch",
         "pack_panels",
+        "transform_stem_filters",
     }
     # not Adam's; of the classifier's bias, which a head lacks; of a shortcut without parameters
     other = {"sgd_with_momentum", "sum_rows", "clear"}
