@@ -66,12 +66,7 @@ def recreate(
             "make it again"
         )
     arguments = description["learner"] | ({} if device is None else {"device": device})
-    try:
-        learner = vision_learner(data, **arguments)
-    except OSError as error:
-        raise RunError(
-            f"the weights that {path} began with cannot be read: {error}; put the file back"
-        ) from None
+    learner = learner_at_start(path, data, arguments)
     plan = plan_again(learner, description["plan"])
     _check_weights(path, description["weights_sha256"], learner)
     now = versions(learner.device)
@@ -88,6 +83,19 @@ def recreate(
             "start a new run"
         )
     return learner, plan, start, notices, progress
+
+
+def learner_at_start(path: Path, data: PictureData, arguments: dict[str, Any]) -> Learner:
+    """The learner that the run at `path` began with, made again from what run.json says of it.
+
+    Raises: RunError if its weights cannot be read any more
+    """
+    try:
+        return vision_learner(data, **arguments)
+    except OSError as error:
+        raise RunError(
+            f"the weights that {path} began with cannot be read: {error}; put the file back"
+        ) from None
 
 
 def plan_again(learner: Learner, recorded: dict[str, Any]) -> Plan:

@@ -21,7 +21,7 @@ import numpy as np
 from tinyft import backends
 from tinyft.data.arrays import ImageArrays
 from tinyft.errors import RunError, WeightsError
-from tinyft.finetune.build import vision_learner
+from tinyft.finetune.resume import learner_at_start
 from tinyft.finetune.run import CHECKPOINT, read_description, weights_sha256
 from tinyft.finetune.save import judged_preprocess
 from tinyft.nn.head import HEADS, attach, cut
@@ -139,12 +139,7 @@ def _start(path: Path, description: dict[str, Any]) -> Snapshot:
     as_then = {name: asked[name] for name in ("size", "augment") if name in asked}
     no_pictures = ImageArrays(nothing, nothing, classes=description["classes"], **as_then)
     no_pictures.exif_transpose = asked.get("exif_transpose", True)
-    try:
-        learner = vision_learner(no_pictures, **description["learner"] | {"device": "cpu"})
-    except OSError as error:
-        raise RunError(
-            f"the weights that {path} began with cannot be read: {error}; put the file back"
-        ) from None
+    learner = learner_at_start(path, no_pictures, description["learner"] | {"device": "cpu"})
     if weights_sha256(learner) != description["weights_sha256"]:
         raise RunError(
             f"the weights that {path} began with ({learner.facts['weights']}) have changed since; "
