@@ -32,9 +32,9 @@ y.backward()
 print("dy/da =", a.grad[0], " dy/db =", b.grad[0])
 
 
-# An operation is one function: arrays in, result out, and beside it a closure that turns the
-# gradient of the result into the gradient of the input. This one is the logistic function
-# s(x) = 1 / (1 + exp(-x)), whose derivative is s (1 - s).
+# An operation is one function: tensors in, an array out, computed from theirs, and beside it a
+# closure that turns the gradient of the result into the gradient of the input. This one is the
+# logistic function s(x) = 1 / (1 + exp(-x)), whose derivative is s (1 - s).
 @ft.op
 def logistic(x):
     out = 1 / (1 + np.exp(-x.data))

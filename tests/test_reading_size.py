@@ -12,6 +12,7 @@ that was compiled or loaded are added to those that Python executes.
 """
 
 import gc
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -23,6 +24,8 @@ import tinyft as ft
 from tinyft.data import Batch
 from tinyft.finetune.groups import Group
 from tinyft.seeds import generator
+
+README = Path(__file__).parents[1] / "README.md"
 
 MOST_FILES, MOST_LINES = 16, 700
 # A learner's step has more to say: schedules, three groups, dropout, a record of the step.
@@ -125,6 +128,11 @@ def test_a_step_is_short_enough_to_be_read(make, most_files, most_lines):
     files = {Path(file).name for file in count.functions}
     assert {"tensor.py", "reference.py", "conv2d.py", "batch_norm.py", "optim.py"} <= files
     assert count.n_lines > 300
+    if make is plain_step:
+        counted = re.search(r"Executed are (\d+) lines in (\d+) files", README.read_text())
+        lines, files = map(int, counted.groups())
+        assert count.n_files == files
+        assert abs(count.n_lines - lines) <= 20  # some are Python's and NumPy's, of any version
 
 
 def kernels_that_ran():

@@ -17,7 +17,7 @@ sides that differ by rounding alone, each is in one case of three the furthest f
 
 A seed picks the photos, the random head, and with both the gradient that arrives.
 
-Next: tinyft/cli/bench.py
+Next: README.md
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ decoded and resized before the time begins (as far as the loader's budget of mem
 weights, building the learner and compiling are not part of the time. What is kept of a picture is
 lost with the learner: each run computes all features anew.
 
-Next: tinyft/bench_accuracy.py
+Next: tinyft/bench_torch_learner.py
 """
 
 from __future__ import annotations

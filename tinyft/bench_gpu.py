@@ -7,7 +7,7 @@ convolutions of a network, each with both gradients; steps are whole training st
 and of the last layer alone. PyTorch stands beside both where it is installed, eager and with its
 defaults: TF32 for convolutions.
 
-Next: tinyft/bench_torch.py
+Next: tinyft/cli/bench_photos.py
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ from tinyft.kernel_cases import KernelCase
 from tinyft.nn import build
 from tinyft.seeds import generator
 from tinyft.tensor import Tensor, no_grad
-from tinyft.testing import KERNEL_CASES, OP_CASES, REFUSALS, ContractError, check_case
+from tinyft.testing import (
+    KERNEL_CASES,
+    OP_CASES,
+    REFUSALS,
+    ContractError,
+    as_float32,
+    check_case,
+)
 
 CASES = (Case("resnet18", 64, 224), Case("resnet50", 64, 224))
 WARM_UPS = 3
@@ -85,7 +92,7 @@ def errors(device: str, name: str) -> dict[str, dict[str, float]]:
 def _error(case: KernelCase, device: str) -> float:
     """The largest error over the results of a case, each as a part of its largest answer."""
     drawn = case.arrays(np.random.default_rng(list(str(case).encode())))
-    arrays = {n: _single(np.asarray(a)) for n, a in drawn.items()}
+    arrays = {n: as_float32(np.asarray(a)) for n, a in drawn.items()}
     exact = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in arrays.items()}
     results = []
     for name, given in (("reference", exact), (device, arrays)):
@@ -96,10 +103,6 @@ def _error(case: KernelCase, device: str) -> float:
         results.append([backends.host(r) for r in several])
     pairs = zip(*results, strict=True)
     return max((_part(got, true) for true, got in pairs if true.dtype.kind == "f"), default=0.0)
-
-
-def _single(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float32) if array.dtype.kind == "f" else array
 
 
 def _part(result: np.ndarray, exact: np.ndarray) -> float:

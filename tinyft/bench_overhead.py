@@ -7,7 +7,7 @@ counts as the kernel's.
 
 Nothing of this is there unless it is asked for.
 
-Next: tinyft/bench_processes.py
+Next: tinyft/bench_gpu.py
 """
 
 from __future__ import annotations

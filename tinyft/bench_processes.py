@@ -1,6 +1,6 @@
 """What can be measured in a new process only: peak memory, and the time to the first step.
 
-Next: tinyft/cli/bench.py
+Next: tinyft/bench_overhead.py
 """
 
 from __future__ import annotations

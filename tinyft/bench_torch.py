@@ -3,7 +3,7 @@
 The network is written as torchvision writes it, with a copy of our weights, so that all sides
 compute the same.
 
-Next: tinyft/bench_onnx.py
+Next: tinyft/bench_torch_kernels.py
 """
 
 from __future__ import annotations

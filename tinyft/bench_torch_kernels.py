@@ -1,7 +1,7 @@
 """Kernel calls computed by PyTorch from the same arrays: the other side of `--accuracy`. Imported
 only if PyTorch is there.
 
-Next: tinyft/bench_accuracy.py
+Next: tinyft/bench_onnx.py
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ It begins where our learner is: a copy of its weights, the same layers frozen, t
 the same rates. Written as PyTorch's users write it: eager, one AdamW, model.train() and
 model.eval(), no kept features, no folded batch norms.
 
-Next: tinyft/bench_frozen.py
+Next: tinyft/bench_accuracy.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The kernels of a backward pass, called with zeros: what the helper of compile_ahead.py does.
 
-Next: tinyft/cli/display.py
+Next: tinyft/cli/opening.py
 """
 
 from __future__ import annotations

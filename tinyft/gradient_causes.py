@@ -4,7 +4,7 @@ A gradient that is twice what it should be, or its negative, or its transpose, w
 few mistakes that everybody makes once. Given what backward returned and what differences measured,
 `likely_cause` says in a sentence which of them fits.
 
-Next: tinyft/testing.py
+Next: tinyft/nn/__init__.py
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Letters as in `backends/reference.py`. Inputs stay away from kinks: no zeros for a ReLU, no ties for
 a max-pool, or there would be no derivative to compare with.
 
-Next: tinyft/tensor.py
+Next: tinyft/backends/cpu/__init__.py
 """
 
 from __future__ import annotations

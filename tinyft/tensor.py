@@ -5,7 +5,7 @@ gradient of the result into the gradients of its inputs. The decorator `@op` is 
 where the tape is written: it puts the closure into a Node that points to the nodes of the inputs.
 Nothing else here knows any mathematics but + - * / and @.
 
-Next: tinyft/ops/activation.py
+Next: tinyft/tensor_text.py
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Tensor(Displayed):
 
     `data` float array; `grad` array of the same shape or None; `requires_grad`; `name`, for
     messages; `node`, the Node that made it, or None for a leaf. Lists and Python numbers become
-    float32, arrays keep their float type.
+    float32, arrays keep their float type. Raises: TypeError if integers should require a gradient
 
     Example:
         >>> x = Tensor([3.0], requires_grad=True)
@@ -102,6 +102,9 @@ class Tensor(Displayed):
     def backward(self, gradient: Array | None = None) -> None:
         """Add d self / d leaf to the `grad` of every leaf that self was made from; see
         `run_backward`.
+
+        Raises: ShapeError if `gradient` has another shape, or is missing where self has not one
+        element; TinyftError if nothing requires a gradient, or the graph was used before
         """
         if gradient is None:
             if self.size != 1:
@@ -232,11 +235,11 @@ _state = _State()
 
 
 def op(function: Callable) -> Callable:
-    """Turn a function of arrays that returns (result, backward) into an op that records itself.
+    """Turn a function of Tensors that returns (array, backward) into an op that records itself.
 
-    `backward(dout)` returns one array or None per Tensor argument, in order: positional ones
-    first, then those passed by name. Each is a new array, or `dout` itself. Of a tuple of results
-    only the first is differentiable.
+    It computes with their `.data`. `backward(dout)` returns one array or None per Tensor argument,
+    in order: positional ones first, then those passed by name. Each is a new array, or `dout`
+    itself. Of a tuple of results only the first is differentiable.
     """
     signature = inspect.signature(function)
     names = list(signature.parameters)
@@ -524,7 +527,7 @@ def neg(a):
 @op
 def matmul(a, b):
     """a @ b for (..., M, K) and (..., K, N). Gradient: dout @ b.T and a.T @ dout. Keeps: b for
-    a's, a for b's.
+    a's, a for b's. Raises: ShapeError, TypeError for mixed dtypes
     """
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise ShapeError(f"matmul: expected (..., M, K) @ (..., K, N), got {a.shape} @ {b.shape}")

@@ -2,7 +2,7 @@
 
     Tensor (16, 32, 32, 16) float32; made by conv2d in layer1.0.conv1; -3.1 to 2.9, mean 0.012
 
-Next: tinyft/ops/activation.py
+Next: tinyft/errors.py
 """
 
 from __future__ import annotations
@@ -31,9 +31,13 @@ def facts(tensor: Tensor) -> str:
         words.append("a leaf that requires a gradient")
     words += _range(backends.host(tensor.data))
     if tensor.grad is not None:
-        norm = float(np.sqrt(np.square(backends.host(tensor.grad), dtype=np.float64).sum()))
-        words.append(f"gradient of norm {norm:.4g}")
+        words.append(f"gradient of norm {norm(tensor.grad):.4g}")
     return "; ".join(words)
+
+
+def norm(array: np.ndarray) -> float:
+    """The Euclidean norm, summed in float64."""
+    return float(np.sqrt(np.square(backends.host(array), dtype=np.float64).sum()))
 
 
 def _range(values: np.ndarray) -> list[str]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -99,16 +100,16 @@ def check_kernel(case: KernelCase, backend: str = "auto") -> None:
 
     def run(name: str, arrays: dict[str, Array]) -> list[Array]:
         given = {n: a.copy() if n in case.written else a for n, a in arrays.items()}
-        backend = backends.get(name)
-        placed = {n: backend.upload(a) for n, a in given.items()}
-        with backend.current(), np.errstate(all="ignore"):
-            result = case.call(backend, **placed)
+        computing = backends.get(name)
+        placed = {n: computing.upload(a) for n, a in given.items()}
+        with computing.current(), np.errstate(all="ignore"):
+            result = case.call(computing, **placed)
         _show_changes(given, placed)
         return _on_host(result if isinstance(result, tuple) else [result])
 
     arrays = _draw(case)
     found = _Findings(case, backend)
-    found.common(run, arrays, [case.any_order] * 9)
+    found.common(run, arrays, itertools.repeat(case.any_order))
     found.own_memory(run, arrays)
     found.raise_if_any()
 
@@ -132,9 +133,7 @@ def check_op(case: OpCase, backend: str = "auto") -> None:
     arrays = _draw(case)
     with backends.use("reference"), no_grad():
         out = _first(case.call(**_tensors(case, arrays)))
-    arrays["upstream"] = _as_float32(
-        np.asarray(np.random.default_rng(1).standard_normal(out.shape))
-    )
+    arrays["upstream"] = as_float32(np.asarray(np.random.default_rng(1).standard_normal(out.shape)))
     found = _Findings(case, backend)
     differentiable = [n for n, t in _tensors(case, arrays).items() if isinstance(t, Tensor)]
     found.common(run, arrays, [False, *(n in case.any_order for n in differentiable)])
@@ -232,10 +231,11 @@ def _draw(case: KernelCase | OpCase) -> dict[str, Array]:
     """The arrays of a case in float32, drawn with a seed of its own."""
     seed = list(str(case).encode())
     arrays = case.arrays(np.random.default_rng(seed))
-    return {name: _as_float32(np.asarray(array)) for name, array in arrays.items()}
+    return {name: as_float32(np.asarray(array)) for name, array in arrays.items()}
 
 
-def _as_float32(array: Array) -> Array:
+def as_float32(array: Array) -> Array:
+    """A float array in float32; any other as it is."""
     return array.astype(np.float32) if array.dtype.kind == "f" else array
 
 
@@ -314,7 +314,7 @@ class _Findings:
         if self.lines:
             raise ContractError("\n".join(self.lines))
 
-    def common(self, run: Run, arrays: dict[str, Array], any_order: list[bool]) -> None:
+    def common(self, run: Run, arrays: dict[str, Array], any_order: Iterable[bool]) -> None:
         """The promises that kernels and ops share."""
         exact = run("reference", _as_float64(arrays))
         spread = rounding_spread(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tinyft.cli import finetune
-from tinyft.cli.failures import RequestError, Stopped, explain
+from tinyft.cli.failures import RequestError, Stopped, exit_code_and_line
 from tinyft.cli.main import main
 from tinyft.cli.output import duration, one_line
 from tinyft.errors import DataError, NetworkError, NonFiniteLossError, RunError
@@ -41,7 +41,7 @@ from tinyft.weights import files
     ],
 )
 def test_each_error_has_its_code_and_line(error, working, code, words):
-    found, line = explain(error, working=working, on_interrupt="; go on")
+    found, line = exit_code_and_line(error, working=working, on_interrupt="; go on")
     assert found == code
     assert words in line
     assert "\n" not in line
@@ -126,8 +126,8 @@ def test_a_picture_that_turns_out_to_be_cut_off(tinyft, pictures, tiny):
 
 def test_an_option_that_a_command_lacks_is_not_advised():
     error = DataError("cat/0.png: broken")
-    assert "--on-error skip" in explain(error, working=True, can_skip=True)[1]
-    assert explain(error, working=True)[1] == "cat/0.png: broken"
+    assert "--on-error skip" in exit_code_and_line(error, working=True, can_skip=True)[1]
+    assert exit_code_and_line(error, working=True)[1] == "cat/0.png: broken"
 
 
 def test_the_option_is_named_as_it_is_typed(tinyft, pictures, tiny):

@@ -9,7 +9,7 @@ from tests.inspection.conftest import everything
 from tests.inspection.moments import SIDE, linear_moment, moment_of
 from tinyft.inspection.moment import Moment
 from tinyft.inspection.what_if import PLANNED, usual_changes, what_if
-from tinyft.inspection.why import explain
+from tinyft.inspection.why import explain_step
 
 
 def test_plain_gradient_descent_is_linear_in_the_rate():
@@ -23,7 +23,7 @@ def test_plain_gradient_descent_is_linear_in_the_rate():
 
 def test_the_planned_step_is_the_one_that_the_run_makes():
     moment = moment_of(4)
-    planned, explained = what_if(moment, {})[PLANNED], explain(moment)
+    planned, explained = what_if(moment, {})[PLANNED], explain_step(moment)
     assert planned.predicted == explained.predicted
     assert planned.training[1] - planned.training[0] == explained.in_training
     assert planned.evaluation[1] - planned.evaluation[0] == explained.in_evaluation

@@ -12,7 +12,7 @@ from tinyft.inspection.jump import STATES, jump
 from tinyft.inspection.moment import Moment
 from tinyft.inspection.probe import MODES, look
 from tinyft.inspection.what_if import what_if
-from tinyft.inspection.why import explain, signed
+from tinyft.inspection.why import explain_step, signed
 
 
 def head_gradient(moment):
@@ -34,7 +34,7 @@ def test_gradient_descent_predicts_minus_rate_times_the_squared_gradient():
     moment = linear_moment()
     weight, bias = head_gradient(moment)
     square = (weight**2).sum() + (bias**2).sum()
-    body_early, body_late, head = explain(moment).groups
+    body_early, body_late, head = explain_step(moment).groups
     assert head.predicted == pytest.approx(-head.lr * square, rel=1e-9)
     assert (body_early.predicted, body_late.predicted) == (0, 0)
     assert (body_early.alone, body_late.distance) == (0, 0) and body_early.frozen
@@ -43,7 +43,7 @@ def test_gradient_descent_predicts_minus_rate_times_the_squared_gradient():
 
 def test_the_smaller_the_step_the_better_the_prediction():
     """The gap is the second order: a tenth of the step, a hundredth of the gap."""
-    found = [explain(linear_moment(base_lr=rate)) for rate in (1e-3, 1e-4)]
+    found = [explain_step(linear_moment(base_lr=rate)) for rate in (1e-3, 1e-4)]
     large, small = found
     assert small.in_training / small.predicted == pytest.approx(1, abs=1e-3)
     assert large.curvature / small.curvature == pytest.approx(100, rel=1e-2)
@@ -51,24 +51,24 @@ def test_the_smaller_the_step_the_better_the_prediction():
 
 
 def test_without_dropout_and_batch_statistics_training_is_evaluation():
-    found = explain(linear_moment())
+    found = explain_step(linear_moment())
     assert (found.dropout, found.batch_norm, found.statistics) == (0, 0, 0)
     assert found.in_evaluation == found.in_training < 0
 
 
 def test_frozen_batch_norms_leave_dropout_as_the_only_difference():
     """A fastai head has batch norms of its own, so only a head without them has no gap."""
-    assert explain(moment_of(head="linear", bn="torch")).batch_norm != 0
-    found = explain(moment_of(head="linear", bn="frozen"))
+    assert explain_step(moment_of(head="linear", bn="torch")).batch_norm != 0
+    found = explain_step(moment_of(head="linear", bn="frozen"))
     assert found.batch_norm == found.statistics == 0
-    assert explain(moment_of(dropout=0.0)).dropout == 0
-    assert explain(moment_of(dropout=0.5)).dropout != 0
+    assert explain_step(moment_of(dropout=0.0)).dropout == 0
+    assert explain_step(moment_of(dropout=0.5)).dropout != 0
 
 
 def test_what_weight_decay_adds_to_the_prediction():
     moment = linear_moment(weight_decay=0.5)
     weight, bias = head_gradient(moment)
-    head = explain(moment).groups[-1]
+    head = explain_step(moment).groups[-1]
     pull = (moment.learner.model.state_dict()["head.linear.weight"] * weight).sum()
     assert head.by_decay == pytest.approx(-head.lr * 0.5 * pull, rel=1e-6)
     square = (weight**2).sum() + (bias**2).sum()
@@ -76,8 +76,8 @@ def test_what_weight_decay_adds_to_the_prediction():
 
 
 def test_adams_first_step_moves_every_weight_by_about_its_rate():
-    first = explain(moment_of(3)).groups  # the first of everything: its memory is new
-    later = explain(moment_of(5)).groups
+    first = explain_step(moment_of(3)).groups  # the first of everything: its memory is new
+    later = explain_step(moment_of(5)).groups
     assert all(0.7 < group.of_rate <= 1.0 for group in first)
     assert later[0].of_rate < first[0].of_rate
 
@@ -88,7 +88,7 @@ def test_adams_first_step_moves_every_weight_by_about_its_rate():
 @pytest.mark.parametrize("step", [0, 3, 5])
 def test_the_parts_add_up_and_agree_with_the_step_itself(step):
     moment = moment_of(step)
-    found = explain(moment)
+    found = explain_step(moment)
     parts = (found.predicted, found.curvature, found.dropout, found.batch_norm, found.statistics)
     assert sum(parts) == pytest.approx(found.in_evaluation, abs=1e-12)
     assert all(part != 0 for part in parts)
@@ -102,10 +102,10 @@ def test_the_parts_add_up_and_agree_with_the_step_itself(step):
 
 
 def test_a_group_alone_is_the_whole_step_if_the_others_stand_still():
-    found = explain(moment_of(head="linear", bn="frozen"))
+    found = explain_step(moment_of(head="linear", bn="frozen"))
     assert found.groups[-1].alone == pytest.approx(found.in_training, abs=1e-14)
     moment = moment_of(3)
-    both = explain(moment)
+    both = explain_step(moment)
     assert sum(group.alone for group in both.groups) != both.in_training  # they interact
     for i, group in enumerate(both.groups):  # the others stand still if their rate is 0
 
@@ -120,7 +120,7 @@ def test_a_group_alone_is_the_whole_step_if_the_others_stand_still():
 def test_a_step_that_moves_nothing_changes_nothing_though_dropout_is_random():
     """The same masks before and after, or the difference would be theirs."""
     moment = moment_of(3, plan={"base_lr": 0.0})
-    found = explain(moment)
+    found = explain_step(moment)
     assert (found.predicted, found.in_training) == (0, 0) and found.statistics != 0
     assert (found.picture_changes == 0).all()
 
@@ -139,7 +139,7 @@ def test_looking_leaves_no_trace():
         look(moment.learner, moment.batch, "eval", step=0)
 
 
-@pytest.mark.parametrize("question", [explain, jump, what_if])
+@pytest.mark.parametrize("question", [explain_step, jump, what_if])
 def test_everything_is_put_back_bit_for_bit(question):
     moment = moment_of(3)
     before, loss = everything(moment.learner), moment.take().loss
@@ -151,13 +151,13 @@ def test_everything_is_put_back_bit_for_bit(question):
 
 def test_class_weights_and_label_smoothing_are_part_of_the_loss():
     moment = moment_of(label_smoothing=0.1, class_weights=np.array([1.0, 2.0, 5.0]))
-    found = explain(moment)
+    found = explain_step(moment)
     assert found.before["training"].loss == pytest.approx(moment.take().loss, abs=1e-12)
 
 
 def test_of_a_run_on_disk(run_folder, data):
     moment = Moment.of_run(run_folder, 5, data)
-    found = explain(moment)
+    found = explain_step(moment)
     assert found.before["training"].loss == pytest.approx(moment.take().loss, abs=1e-6)
     # computed in float64, from float32 logits
     assert float(np.float32(found.before["training"].loss)) != found.before["training"].loss
@@ -178,7 +178,7 @@ def test_of_a_run_on_disk(run_folder, data):
 def test_the_jump_after_unfreezing_is_split_into_its_causes():
     moment = moment_of(3)  # the first step of everything
     found = jump(moment)
-    explained = explain(moment)
+    explained = explain_step(moment)
     training = found.parts(found.training)
     assert training["the switch of modes alone"] == 0  # tinyft switches no batch norm there
     whole = found.training["whole step"] - found.training["before"]

@@ -6,7 +6,7 @@ where they need it.
 
 Source: Salmon, Moraes, Dror and Shaw, Parallel random numbers: as easy as 1, 2, 3 (2011).
 
-Next: tinyft/backends/reference.py
+Next: tinyft/ops/__init__.py
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ MASK = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 
 
+# differs from fastai, whose masks are drawn by PyTorch's generator
 def philox4x32(counter: list[Array], key: tuple[int, int]) -> list[Array]:
     """Four uint64 arrays that hold 32-bit counters -> four that hold 32-bit random words."""
     for turn in range(10):

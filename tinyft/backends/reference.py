@@ -8,7 +8,7 @@ Letters: N pictures, H W rows and columns in, C channels in, P Q rows and column
 (channels out), R S rows and columns of the kernel. Activations are (N, H, W, C), convolution
 weights (F, C, R, S).
 
-Next: tinyft/ops/conv2d.py
+Next: tinyft/backends/philox.py
 """
 
 from __future__ import annotations

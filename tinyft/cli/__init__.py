@@ -1,4 +1,4 @@
 """The command line: each command parses, calls the library and prints; nothing is computed here.
 
-Next: tinyft/cli/main.py
+Next: tinyft/__main__.py
 """

@@ -1,6 +1,6 @@
 """`tinyft diff`: what training changed, from layer to layer and from phase to phase.
 
-Next: tinyft/inspection/diff.py
+Next: tinyft/cli/report.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is seen of a training run: a bar where there is a terminal, plain lines elsewhere.
 
-Next: tinyft/cli/predict.py
+Next: tinyft/cli/finetune.py
 """
 
 from __future__ import annotations

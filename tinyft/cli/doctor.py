@@ -1,6 +1,6 @@
 """`tinyft doctor`: what this machine and this installation offer.
 
-Next: tinyft/bundled.py
+Next: tinyft/testing.py
 """
 
 from __future__ import annotations

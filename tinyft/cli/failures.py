@@ -1,6 +1,6 @@
 """From an exception to one line and an exit code.
 
-Next: tinyft/cli/output.py
+Next: tinyft/cli/parser.py
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def naming(source: str) -> Iterator[None]:
         raise type(error)(f"{source}: {error}") from error
 
 
-def explain(
+def exit_code_and_line(
     error: BaseException, *, working: bool, can_skip: bool = False, on_interrupt: str = ""
 ) -> tuple[int, str]:
     """(exit code, line). `working` says that the request was understood and work had begun,

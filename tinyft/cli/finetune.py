@@ -3,7 +3,7 @@
 A run is a folder. Ctrl-C ends it after the step in progress with a checkpoint; `--resume` goes on
 from there, and ends as if nothing had happened.
 
-Next: tinyft/compile_ahead.py
+Next: tinyft/cli/sample.py
 """
 
 from __future__ import annotations

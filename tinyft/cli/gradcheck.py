@@ -1,6 +1,6 @@
 """`tinyft gradcheck`: compare gradients with differences, of tinyft's ops or of your own.
 
-Next: tinyft/gradient_check.py
+Next: tinyft/cli/weights.py
 """
 
 from __future__ import annotations

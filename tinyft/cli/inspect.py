@@ -1,6 +1,6 @@
 """`tinyft inspect`: one step of a run under the microscope, made again to the bit.
 
-Next: tinyft/inspection/microscope.py
+Next: tinyft/cli/why.py
 """
 
 from __future__ import annotations

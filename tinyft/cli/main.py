@@ -10,7 +10,7 @@ Whatever goes wrong, the command line says it in one line on stderr and ends wit
 `--traceback` shows the rest. Nothing heavy is imported before a command needs it, so that --help
 is quick.
 
-Next: tinyft/cli/finetune.py
+Next: tinyft/cli/interrupts.py
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tinyft.cli import (
     warmup,
     weights,
 )
-from tinyft.cli.failures import RequestError, explain
+from tinyft.cli.failures import RequestError, exit_code_and_line
 from tinyft.cli.interrupts import heard
 from tinyft.cli.output import one_line, say
 from tinyft.cli.parser import Parser
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if args.traceback:
             traceback.print_exc()
-        code, line = explain(
+        code, line = exit_code_and_line(
             error,
             working=args.working,
             can_skip=hasattr(args, "on_error"),

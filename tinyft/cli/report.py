@@ -1,6 +1,6 @@
 """`tinyft report`: a run as one HTML page.
 
-Next: tinyft/inspection/report.py
+Next: tinyft/cli/gradcheck.py
 """
 
 from __future__ import annotations

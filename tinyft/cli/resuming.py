@@ -1,7 +1,7 @@
 """What `--resume` accepts beside it: nothing that contradicts how the run began. Another
 `--backend` does not: files do not know on which device they were made.
 
-Next: tinyft/finetune/resume.py
+Next: tinyft/compile_ahead.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A fine-tuning run in a few sentences, for somebody who sees one for the first time.
 
-Next: tinyft/cli/display.py
+Next: tinyft/cli/resuming.py
 """
 
 from __future__ import annotations

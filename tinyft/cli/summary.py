@@ -1,6 +1,6 @@
 """`tinyft summary`: a network's layers, what comes out of each, and their parameters.
 
-Next: tinyft/nn/summary.py
+Next: tinyft/cli/inspect.py
 """
 
 from __future__ import annotations

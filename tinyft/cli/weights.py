@@ -1,6 +1,6 @@
 """`tinyft weights ...`: published weights, and files between their format and tinyft's.
 
-Next: tinyft/weights/__init__.py
+Next: tinyft/cli/warmup.py
 """
 
 from __future__ import annotations

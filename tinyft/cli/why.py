@@ -1,7 +1,7 @@
 """`tinyft inspect RUN --step K --why` and `--what-if`: why a step changed the loss, and what other
 steps would have done.
 
-Next: tinyft/inspection/why.py
+Next: tinyft/cli/diff.py
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def answer(args: argparse.Namespace, moment: Moment, previous: float | None) -> 
     """Answer what was asked. `previous` is the loss recorded for the step before, if known."""
     from tinyft.inspection.jump import jump
     from tinyft.inspection.what_if import what_if
-    from tinyft.inspection.why import explain
+    from tinyft.inspection.why import explain_step
 
     texts, found = [], {"where": moment.where, "ids": moment.batch.ids.tolist()}
     if args.why:
-        explanation, looks = explain(moment), jump(moment, previous)
+        explanation, looks = explain_step(moment), jump(moment, previous)
         texts += [str(explanation), str(looks)]
         found |= {"why": plain_explanation(explanation), "jump": plain_jump(looks)}
     if args.what_if:

@@ -1,6 +1,6 @@
 """Pictures that are already in memory, as arrays of bytes.
 
-Next: tinyft/finetune/learner.py
+Next: tinyft/seeds.py
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ FLIP_PROBABILITY = 0.5
 AFFINE_PROBABILITY = 0.75
 LIGHTING_PROBABILITY = 0.75
 
-# RandomResizedCrop. fastai's own min_scale is 0.08; its book fine-tunes with 0.35.
+# RandomResizedCrop
+# differs from fastai, whose own min_scale is 0.08; its book fine-tunes with 0.35
 MIN_SCALE = 0.35
 RATIO = (3 / 4, 4 / 3)  # width / height
 ATTEMPTS = 10

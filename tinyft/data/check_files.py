@@ -18,7 +18,8 @@ from tinyft.errors import DataError
 def unreadable(paths: Sequence[Path], *, whole: bool, workers: int) -> dict[Path, str]:
     """The files that are no usable picture, each with the reason.
 
-    Reads the first bytes of each file, about 0.2 ms; with `whole`, decodes all of it in threads.
+    Opens each file and reads its first bytes, about 0.2 ms; with `whole`, decodes all of it in
+    threads.
     """
     check = _decode_file if whole else _open_file
     with ThreadPoolExecutor(max(1, workers)) as pool:

@@ -114,6 +114,7 @@ def _upright(picture: Picture) -> Picture:
     """Turned as the EXIF orientation says. An unknown orientation leaves it as it is."""
     from PIL import ImageOps
 
+    # differs from fastai, which ignores the orientation
     return ImageOps.exif_transpose(picture)
 
 
@@ -123,6 +124,7 @@ def _to_rgb(picture: Picture) -> np.ndarray:
     if picture.mode == "F":
         raise DataError("floating-point pixels have no known range; save the picture with 8 bits")
     if picture.has_transparency_data:
+        # differs from fastai, which shows the colours that transparent pixels hide
         picture = _over_white(picture)
     return np.array(picture.convert("RGB"))
 
@@ -134,6 +136,7 @@ def _grey16_to_rgb(grey: np.ndarray) -> np.ndarray:
             f"32-bit pixels from {grey.min()} to {grey.max()} do not fit 16 bits; "
             f"save the picture with 8 or 16 bits"
         )
+    # differs from fastai, which clips
     return np.repeat((grey >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
 
 

@@ -51,7 +51,7 @@ class ImageFolder(PictureData):
         path: str | os.PathLike,
         *,
         size: int | None = None,
-        batch_size: int = 16,
+        batch_size: int = 16,  # differs from fastai: 64
         shuffle: bool = True,
         augment: str | bool | None = "default",
         seed: int = 0,

@@ -109,7 +109,8 @@ class PictureData:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch. The last short one is dropped: BatchNorm dislikes it.
+        """Whole batches in an epoch. The last short one is dropped: a few pictures have poor
+        statistics, which batch norm would normalise with.
 
         Raises:  DataError if there are no training pictures
         """
@@ -217,6 +218,7 @@ class PictureData:
                 f"a training batch needs at least two pictures, because BatchNorm compares them; "
                 f"batch_size is {size} and there are {self.n_train} training pictures"
             )
+        # differs from fastai, whose epoch then has no step
         if 0 < self.n_train < size:
             self.notices.append(
                 f"batch size {size} reduced to {self.n_train}: there are no more training pictures"

@@ -119,6 +119,7 @@ def light(pixels: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
 
 def to_bytes(pixels: np.ndarray) -> np.ndarray:
     """0..1 to 0..255, halves up."""
+    # differs from fastai, whose pixels stay floating point
     return np.floor(pixels * 255 + 0.5).astype(np.uint8)
 
 

@@ -6,7 +6,7 @@ once per picture and interpolated linearly. Interpolated pixels are not whole nu
 one grey level the curve is steep, hence 16 knots per level: the error stays below 0.1 level
 there, below 0.001 elsewhere.
 
-Next: tinyft/data/loader.py
+Next: tinyft/data/cache.py
 """
 
 from __future__ import annotations

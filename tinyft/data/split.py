@@ -70,6 +70,7 @@ def set_aside(pictures: ByClass, fraction: float, seed: int) -> tuple[ByClass, B
             f"a class with one picture cannot be split: {', '.join(single)}; add pictures, or "
             f"make train/ and valid/ folders yourself"
         )
+    # differs from fastai, which draws from all pictures at once
     train, valid = {}, {}
     for name, files in pictures.items():
         order = generator(seed, "split", zlib.crc32(name.encode())).permutation(len(files))

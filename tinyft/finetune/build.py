@@ -1,7 +1,7 @@
 """From data and an architecture's name to a learner: pretrained body, classifier cut off, random
 head attached.
 
-Next: tinyft/finetune/learner.py
+Next: tinyft/finetune/groups.py
 """
 
 from __future__ import annotations

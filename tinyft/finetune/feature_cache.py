@@ -5,7 +5,7 @@ augmented, the body is a function of the picture alone. Its output is then compu
 and kept, for validation too; the head trains and is judged on what is kept. The plan says where
 that happens and what it saves.
 
-Next: tinyft/finetune/learner.py
+Next: tinyft/finetune/lr_find.py
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a plan will cost, from a short measurement: a few steps of each phase and a few batches of
 validation, whose traces are removed.
 
-Next: tinyft/finetune/run.py
+Next: tinyft/inspection/__init__.py
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def _group(name: str, model: Module, children: tuple[str, ...]) -> Group:
 
 
 def trains(group: Group, name: str, frozen: bool, bn: str) -> bool:
-    """Whether a parameter of the group gets a gradient, if the group is frozen or not."""
+    """Whether a parameter of the group gets a gradient; `frozen` says whether the group is."""
     return not frozen or (bn == "fastai" and name in group.norm_parameters)
 
 
@@ -91,6 +91,7 @@ def norm_switches(bn: str, in_body: bool) -> tuple[str, bool]:
     """Which statistics a batch norm normalises with in training, and whether its running ones
     move.
     """
+    # differs from fastai: "frozen" is not among its choices
     return ("running", False) if bn == "frozen" and in_body else ("batch", True)
 
 
@@ -107,6 +108,7 @@ def freeze_to(
         group.frozen = i < first_trainable
         for name, parameter in group.parameters.items():
             parameter.requires_grad = trains(group, name, group.frozen, bn)
+            # differs from fastai, where zeros are what all frozen parameters have
             if not parameter.requires_grad:
                 zeros = parameter.backend.zeros_like
                 parameter.grad = zeros(parameter.data) if name in stale else None

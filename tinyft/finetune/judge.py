@@ -3,7 +3,7 @@ ones.
 
 Both run a copy whose batch norms are folded, and both prepare pictures as in training's validation.
 
-Next: tinyft/finetune/save.py
+Next: tinyft/finetune/describe.py
 """
 
 from __future__ import annotations

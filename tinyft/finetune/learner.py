@@ -3,7 +3,7 @@
 `steps` is the whole of training: it walks through a plan and yields a record after each optimizer
 step. `fine_tune` is a loop over it, and so may be the reader's own.
 
-Next: tinyft/finetune/proof.py
+Next: tinyft/finetune/records.py
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 from tinyft import backends
 from tinyft.data.loader import Batch, PictureData
 from tinyft.errors import DataError, NonFiniteLossError
-from tinyft.finetune import groups as layer_groups
 from tinyft.finetune.describe import Description, describe
 from tinyft.finetune.feature_cache import FeatureCache, cacheable_bytes
 from tinyft.finetune.forecast import Forecast, forecast
+from tinyft.finetune.groups import BN_PRESETS, freeze_to, layer_groups
 from tinyft.finetune.judge import evaluate, predict
 from tinyft.finetune.lr_find import LrFinding, lr_find
 from tinyft.finetune.norms import UpdateMeasure, UpdateSums, group_records
@@ -63,17 +63,17 @@ class Learner:
     label_smoothing: float = 0.0
     class_weights: np.ndarray | None = None
     dtype: str = "float32"
-    whole_squares: bool = False  # of pictures are judged, since training showed such
+    whole_squares: bool = False  # judge pictures' whole middle squares, as training showed them
     facts: dict[str, Any] = field(default_factory=dict)  # where the weights came from, which head
     lr: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.bn not in layer_groups.BN_PRESETS:
-            known = ", ".join(layer_groups.BN_PRESETS)
+        if self.bn not in BN_PRESETS:
+            known = ", ".join(BN_PRESETS)
             raise ValueError(f"bn must be one of {known}; got {self.bn!r}")
         if self.class_weights is not None:
             self.class_weights = np.asarray(self.class_weights, self.dtype)
-        self.groups = layer_groups.layer_groups(self.model)
+        self.groups = layer_groups(self.model)
         for group in self.groups:
             group.weight_decay = self.weight_decay
         self.optimizer = self.optimizer_class(self.groups)
@@ -117,6 +117,7 @@ class Learner:
         """Freeze the groups before this one (negative: from the end); the optimizer forgets all.
 
         With `stale_gradients`, frozen parameters that once trained decay on, as in fastai.
+        Raises: ValueError for a group that is not there
         """
         n = len(self.groups)
         if not -n <= first_trainable <= n:
@@ -124,7 +125,7 @@ class Learner:
         if first_trainable < 0:
             first_trainable += n
         stale = self.trained if stale_gradients else frozenset()
-        layer_groups.freeze_to(self.groups, first_trainable, self.bn, stale)
+        freeze_to(self.groups, first_trainable, self.bn, stale)
         self.optimizer.clear()
 
     def freeze(self) -> None:
@@ -151,6 +152,7 @@ class Learner:
 
         `schedule` may hold lr_mult, pct_start, div, div_final and moms, with fastai's meaning and
         defaults.
+        Raises: ValueError, also if there are no epochs; DataError without pictures for an epoch
         """
         options = {"base_lr": base_lr, "freeze_epochs": freeze_epochs, **schedule}
         steps, n_groups = self._own_data().steps_per_epoch, len(self.groups)
@@ -172,6 +174,7 @@ class Learner:
     ) -> Plan:
         """What `fit_one_cycle` would do, with the groups before `first_trainable` frozen (default:
         as now).
+        Raises: ValueError, DataError as `plan`
         """
         if first_trainable is None:
             first_trainable = sum(group.frozen for group in self.groups)
@@ -410,6 +413,7 @@ class Learner:
         wrong = self.losses.take_wrong()
         if wrong is None:
             return
+        # differs from fastai, which trains on
         outcome = "nothing changed"
         if wrong.step < self.step:  # the device was further than what had been read
             outcome = f"seen before step {self.step}: the weights are spoilt, go on from a copy"
@@ -440,13 +444,14 @@ class Learner:
         return predict(self, [images])[0]
 
     def adjusted_preprocess(self) -> Preprocess:
-        """How pictures are prepared that are judged, whoever brings them: the weights'
-        preprocessing, at the size that the learner works with.
+        """How validation and prediction prepare a picture: the weights' preprocessing, at the size
+        that the learner works with.
 
         Where training showed whole squares, so does this. A centre crop of 224 out of 256 pixels
         would show all things larger than in training: of twelve kinds of flowers 93.6 % were named
         right so, and 94.4 % as whole squares (ResNet-18, six seeds).
         """
+        # differs from fastai: it resizes to 256 pixels and samples 224 from those
         preprocess = self.data.adjusted(self.preprocess) if self.data else self.preprocess
         return preprocess.whole_square() if self.whole_squares else preprocess
 

@@ -66,6 +66,7 @@ def lr_find(
     """
     if num_it < 1:
         raise ValueError(f"num_it must be at least 1; got {num_it}")
+    # differs from fastai: counters and gradients are restored too
     with undone(learner):
         lrs, losses, smooth = _sweep(learner, start_lr, end_lr, num_it, stop_div)
     kept = slice(num_it // 10, -5)
@@ -109,7 +110,10 @@ def endless_batches(learner: Learner) -> Iterator[Batch]:
 
 
 def suggest(lrs: np.ndarray, losses: np.ndarray) -> dict[str, Suggestion]:
-    """What fastai's four rules read from a curve (float32, float32), cut at the first NaN."""
+    """What fastai's four rules read from a curve (float32, float32), cut at the first NaN.
+
+    Raises: RunError if fewer than two points are left
+    """
     holes = np.flatnonzero(np.isnan(losses))
     if len(holes):
         lrs, losses = lrs[: holes[0]], losses[: holes[0]]

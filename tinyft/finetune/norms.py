@@ -3,7 +3,7 @@
 With w the weights before, v those after, d = v - w and g the gradient, eight sums say everything
 that the ledger prints. They add up: those of a layer group are the sums of its parameters' sums.
 
-Next: tinyft/finetune/learner.py
+Next: tinyft/finetune/proof.py
 """
 
 from __future__ import annotations
@@ -61,12 +61,6 @@ class UpdateSums(NamedTuple):
     def update_ratio(self) -> float:
         """|update| / |weights before|; 0 / 0 is 0."""
         return _ratio(self.update_norm, self.weight_norm_before)
-
-    @property
-    def decay_share(self) -> float:
-        """How much of the update's way is decay, from 0 to 1: |decay| / (|decay| + |rest|)"""
-        decay, rest = math.sqrt(self.decay), math.sqrt(self.rest)
-        return _ratio(decay, decay + rest)
 
     @property
     def cosine(self) -> float:

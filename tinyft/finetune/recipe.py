@@ -56,6 +56,8 @@ def one_cycle_phase(
 ) -> Phase:
     """One cycle: rates rise from lr_max / div to lr_max, then fall to lr_max / div_final; momentum
     mirrors them.
+
+    Raises: ValueError for numbers of epochs or groups that cannot be
     """
     if epochs < 0 or not 0 <= first_trainable <= n_groups:
         raise ValueError(

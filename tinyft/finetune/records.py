@@ -1,6 +1,6 @@
 """What training leaves behind: a record of every step, evaluations, predictions.
 
-Next: tinyft/finetune/proof.py
+Next: tinyft/finetune/norms.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Going on with a run that was interrupted, so that it ends as if it had not been.
 
-Next: tinyft/cli/finetune.py
+Next: tinyft/finetune/forecast.py
 """
 
 from __future__ import annotations

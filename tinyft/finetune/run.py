@@ -8,7 +8,7 @@
 Every file but metrics.csv is written under another name and renamed, so that a kill leaves the old
 one whole.
 
-Next: tinyft/finetune/resume.py
+Next: tinyft/finetune/run_pictures.py
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ def save(learner: Learner, path: str | os.PathLike[str], *, training: str = "") 
     """
     from tinyft.weights import Weights, save_weights
 
+    # differs from fastai, which pickles the learner
     state = {name: backends.host(array) for name, array in learner.model.state_dict().items()}
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in state.items()}
     settings = {"arch": learner.arch, "head": learner.facts.get("head"), "bn": learner.bn,

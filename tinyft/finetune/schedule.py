@@ -20,14 +20,14 @@ def cosine(start: float, end: float, position: float) -> float:
 
 
 def one_cycle(
-    position: float, peak: float, values: tuple[float, float, float] | Sequence[float]
+    position: float, pct_start: float, values: tuple[float, float, float] | Sequence[float]
 ) -> float:
-    """values[0] to values[1] over the first `peak` (a fraction) of training, then to values[2].
+    """values[0] to values[1] over the first `pct_start` (a fraction) of training, then values[2].
 
     Source: Smith, Super-convergence (2018); fastai's `combined_cos`
     """
     single = np.float32
-    borders = [single(0), single(peak), single(single(peak) + single(1 - peak))]
+    borders = [single(0), single(pct_start), single(single(pct_start) + single(1 - pct_start))]
     piece = 1 if single(position) >= borders[1] else 0
     done = (single(position) - borders[piece]) / (borders[piece + 1] - borders[piece])
     return cosine(values[piece], values[piece + 1], float(done))

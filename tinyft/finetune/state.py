@@ -2,7 +2,7 @@
 
 What is not here is computed from the plan and the seed: batches, dropout masks, what is frozen.
 
-Next: tinyft/finetune/run.py
+Next: tinyft/finetune/save.py
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ that needs 5 others in all, and would bake its colours in: these follow the page
 and their text stays text. A chart is narrow, so that a phone shows it whole and readable and a wide
 screen several in a row.
 
-Next: tinyft/inspection/report.py
+Next: tinyft/cli/__init__.py
 """
 
 from __future__ import annotations

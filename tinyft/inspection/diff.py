@@ -21,9 +21,8 @@ from tinyft import backends
 from tinyft.data.loader import PictureData
 from tinyft.data.prepare import prepare
 from tinyft.errors import WeightsError
-from tinyft.inspection import snapshots as moments
 from tinyft.inspection.similarity import LEAST_PICTURES, features_by_layer, gram, linear_cka
-from tinyft.inspection.snapshots import Snapshot
+from tinyft.inspection.snapshots import Snapshot, of_run, of_source
 from tinyft.tensor import Tensor, no_grad
 from tinyft.weights import Preprocess
 
@@ -118,7 +117,7 @@ def diff(
 
     Raises: WeightsError if they are not of one architecture or cannot be read
     """
-    pair = [moments.of_source(source) for source in (before, after)]
+    pair = [of_source(source) for source in (before, after)]
     return compare(pair, data, device=device)
 
 
@@ -129,7 +128,7 @@ def diff_run(
 
     Raises: RunError if its start cannot be made again
     """
-    snapshots, notices = moments.of_run(path)
+    snapshots, notices = of_run(path)
     found = compare(snapshots, data, device=device)
     found.notices.extend(notices)
     return found

@@ -1,6 +1,6 @@
 """A comparison of networks as one HTML page: bars by layer, filters as pictures, similarity.
 
-Next: tinyft/cli/diff.py
+Next: tinyft/inspection/run_files.py
 """
 
 from __future__ import annotations

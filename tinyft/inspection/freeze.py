@@ -9,7 +9,7 @@ went on with what it remembered (momentum); or, for a batch norm's running stati
 batches passed through the layer in training. The last three happen to frozen layers too, and no
 setting called "frozen" shows them.
 
-Next: tinyft/inspection/ledger.py
+Next: tinyft/inspection/plan_in_words.py
 """
 
 from __future__ import annotations

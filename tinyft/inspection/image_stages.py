@@ -6,7 +6,7 @@ use, so that what is shown is what the network gets.
 
 Letters: S, the side of the network's input; H and W, a picture's rows and columns.
 
-Next: tinyft/inspection/html.py
+Next: tinyft/display.py
 """
 
 from __future__ import annotations

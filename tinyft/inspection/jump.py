@@ -19,7 +19,7 @@ import itertools
 from dataclasses import dataclass
 
 from tinyft.display import aligned
-from tinyft.finetune import groups as layer_groups
+from tinyft.finetune.groups import freeze_to
 from tinyft.inspection.moment import Moment
 from tinyft.inspection.probe import look, put_weights, weights_of
 from tinyft.inspection.why import measured_step, signed
@@ -94,7 +94,7 @@ def jump(moment: Moment, previous: float | None = None) -> Jump:
         training[state], evaluation[state] = (_loss(moment, m) for m in ("training", "evaluation"))
 
     try:
-        layer_groups.freeze_to(learner.groups, _frozen_before(moment), learner.bn)
+        freeze_to(learner.groups, _frozen_before(moment), learner.bn)
         note("before")
         dry = _loss(moment, "no dropout")
         moment.restore()

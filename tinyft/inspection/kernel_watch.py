@@ -60,7 +60,7 @@ class KernelCall:
         """
         args, options, result = self.arguments
         reference = getattr(backends.get("reference"), self.kernel)
-        expected = reference(*_as_float64(args), **_as_float64(options))
+        expected = reference(*as_float64(args), **as_float64(options))
         pairs = zip(_floats(result), _floats(expected), strict=True)
         self.difference = max((_relative(a, b) for a, b in pairs), default=0.0)
 
@@ -152,12 +152,12 @@ def _inside_an_op() -> bool:
     return frame is not None
 
 
-def _as_float64(value: Any) -> Any:
+def as_float64(value: Any) -> Any:
     """The same with every array in main memory, and floats in float64."""
     if isinstance(value, dict):
-        return {name: _as_float64(item) for name, item in value.items()}
+        return {name: as_float64(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(_as_float64, value))
+        return type(value)(map(as_float64, value))
     if not hasattr(value, "dtype"):
         return value
     value = backends.host(value)

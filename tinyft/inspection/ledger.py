@@ -34,7 +34,7 @@ The file, `ledger.h5`, holds tables of plain numbers (rows, columns, ...), which
 read; each table's attribute `columns` names them. The newest steps of a run that is at work, or was
 killed, are in the table `recent` (ledger_file.py).
 
-Next: tinyft/inspection/ledger_file.py
+Next: tinyft/inspection/ledger_rows.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A ledger that was read: columns by name, the check that its books balance, and a summary.
 
-Next: tinyft/inspection/freeze.py
+Next: tinyft/inspection/moment.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The rows of the ledger: from what was measured to columns of numbers.
 
-Next: tinyft/inspection/ledger_reading.py
+Next: tinyft/inspection/ledger_file.py
 """
 
 from __future__ import annotations

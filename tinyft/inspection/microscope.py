@@ -42,6 +42,7 @@ from tinyft.inspection.open_node import (
 )
 from tinyft.nn.module import Module
 from tinyft.tensor import Node, Tensor, kept_arrays, observe
+from tinyft.tensor_text import norm
 
 NOT_RECORDED = "under no_grad nothing is recorded"
 PACKAGE = Path(tinyft.tensor.__file__).parent
@@ -100,8 +101,8 @@ class TracedNode:
     def parameter_gradient_norm(self) -> float | None:
         """The norm over the gradients of all leaves (weights and biases) of this op."""
         norms = [i.gradient_norm for i in self.inputs if i.made_by is None]
-        known = [norm for norm in norms if norm is not None]
-        return float(np.sqrt(sum(norm * norm for norm in known))) if known else None
+        known = [one for one in norms if one is not None]
+        return float(np.sqrt(sum(one * one for one in known))) if known else None
 
     def _repr_html_(self) -> str:
         from tinyft.inspection.trace_page import node_html
@@ -295,9 +296,9 @@ class _Recorder:
                 return
             traced.backward = calls
             traced.backward_ms = _milliseconds(calls, seconds)
-            traced.gradient_norm = _norm(gradient)
+            traced.gradient_norm = norm(gradient)
             for given, found in zip(traced.inputs, input_gradients, strict=True):
-                given.gradient_norm = None if found is None else _norm(found)
+                given.gradient_norm = None if found is None else norm(found)
             if traced.number in self.opened:
                 opened = self.opened.pop(traced.number)
                 seed = traced.number
@@ -369,11 +370,6 @@ class _Recorder:
 
 def _milliseconds(calls: list[KernelCall], seconds: float) -> float:
     return sum(call.milliseconds for call in calls) if calls else seconds * 1e3
-
-
-def _norm(array: np.ndarray) -> float:
-    """The Euclidean norm, summed in float64."""
-    return float(np.sqrt(np.square(backends.host(array), dtype=np.float64).sum()))
 
 
 def _address(array: np.ndarray) -> int:

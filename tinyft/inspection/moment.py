@@ -5,7 +5,7 @@ seed and the step, and a checkpoint holds the rest. What-if steps, explanations 
 microscope all begin with a moment; `take` makes the step, `restore` undoes it, as often as you
 like.
 
-Next: tinyft/inspection/kernel_watch.py
+Next: tinyft/inspection/probe.py
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tinyft import backends
+from tinyft.inspection.kernel_watch import as_float64
 from tinyft.seeds import generator
 from tinyft.tensor import Tensor
 
@@ -125,10 +126,7 @@ def _float64(value: Any) -> Any:
         copy = Tensor.wrap(_float64(value.data).copy())
         copy.requires_grad = value.requires_grad
         return copy
-    if not hasattr(value, "dtype"):
-        return value
-    value = backends.host(value)
-    return value.astype(np.float64) if value.dtype.kind == "f" else value
+    return as_float64(value)
 
 
 def _places(gradient: np.ndarray, seed: int) -> list[tuple[int, ...]]:

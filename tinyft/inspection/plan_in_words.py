@@ -39,8 +39,8 @@ BN_FROZEN = {
     "fastai": (
         "Their batch norms are not frozen: they normalise with each batch's own statistics, their "
         "running statistics follow, and their scales and shifts train ({numbers} numbers), as in "
-        'fastai. Why: the new pictures have other statistics than ImageNet. bn="torch" or "frozen" '
-        "would hold them."
+        "fastai. Why: the new pictures have other statistics than those seen before. "
+        'bn="torch" or "frozen" would hold them.'
     ),
     "torch": (
         "Their batch norms normalise with each batch's own statistics and their running statistics "

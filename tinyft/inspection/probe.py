@@ -3,7 +3,7 @@
 Nothing moves: no gradient, no running statistic, no counter. So the same network can be looked at
 again and again, and a difference between two looks has one cause.
 
-Next: tinyft/inspection/why.py
+Next: tinyft/inspection/kernel_watch.py
 """
 
 from __future__ import annotations

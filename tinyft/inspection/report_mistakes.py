@@ -1,6 +1,6 @@
 """The report's last word: what the network is right and wrong about, with the pictures.
 
-Next: tinyft/cli/report.py
+Next: tinyft/inspection/learned.py
 """
 
 from __future__ import annotations

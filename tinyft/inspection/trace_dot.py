@@ -2,7 +2,7 @@
 
 Source: the DOT language, https://graphviz.org/doc/info/lang.html
 
-Next: tinyft/cli/inspect.py
+Next: tinyft/inspection/why.py
 """
 
 from __future__ import annotations

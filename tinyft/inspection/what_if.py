@@ -4,7 +4,7 @@ Each counterfactual changes the learner's settings, makes the step, looks at the
 everything to the bit. The evaluation columns are common ground: there every step begins with the
 same loss, whatever it does to batch norms.
 
-Next: tinyft/cli/diff.py
+Next: tinyft/inspection/similarity.py
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tinyft.display import aligned
-from tinyft.finetune import groups as layer_groups
+from tinyft.finetune.groups import freeze_to as freeze_groups
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.norms import total
 from tinyft.inspection.moment import Moment
@@ -97,7 +97,7 @@ def usual_changes(moment: Moment) -> dict[str, Change]:
 
     def freeze_to(first_trainable: int, bn: str) -> Change:
         """As the plan would, but the optimizer keeps its memory: one change at a time."""
-        return lambda learner: layer_groups.freeze_to(learner.groups, first_trainable, bn, stale)
+        return lambda learner: freeze_groups(learner.groups, first_trainable, bn, stale)
 
     changes: dict[str, Change] = {
         "all rates x 10": lambda learner: _scale_rates(learner, 10),

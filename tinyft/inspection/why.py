@@ -159,7 +159,7 @@ class Explanation:
         return [verdict, f"{before:.4f} -> {after:.4f}", signed(after - before), self.names[i]]
 
 
-def explain(moment: Moment) -> Explanation:
+def explain_step(moment: Moment) -> Explanation:
     """Take the moment's step, look at its batch from all sides, and undo everything.
 
     Raises: NonFiniteLossError if the loss before the step is no number

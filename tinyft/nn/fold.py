@@ -6,7 +6,7 @@ do by itself:
 
     norm(conv(x)) = conv(x) * scale + (bias - mean * scale),  scale = weight / sqrt(variance + eps)
 
-Next: tinyft/finetune/learner.py
+Next: tinyft/nn/summary.py
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def fold(network: Module) -> FoldedNetwork:
     convolution before it, whose weight then never changes. A head, which may be anybody's, stays as
     it is.
 
-    Before it means: registered right before it in the same module, and called with it by
-    `conv_norm`, as in every network of resnet.py.
+    Before it means: registered right before it in the same module, and run right before it, by
+    `conv_norm` or in a `Sequential`, as in every network of resnet.py.
     """
     network = copy.deepcopy(network)
     for path, module in network.named_modules():

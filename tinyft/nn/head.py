@@ -1,6 +1,6 @@
 """Cutting off a pretrained network's classifier, and the random head that takes its place.
 
-Next: tinyft/finetune/learner.py
+Next: tinyft/nn/fold.py
 """
 
 from __future__ import annotations

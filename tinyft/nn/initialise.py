@@ -1,6 +1,6 @@
 """Random weights to start from, drawn from a seed and the layer's name.
 
-Next: tinyft/nn/head.py
+Next: tinyft/nn/resnet.py
 """
 
 from __future__ import annotations

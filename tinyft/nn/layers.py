@@ -1,6 +1,6 @@
 """The layers of a residual network, each an op with the parameters that it needs.
 
-Next: tinyft/nn/resnet.py
+Next: tinyft/nn/initialise.py
 """
 
 from __future__ import annotations

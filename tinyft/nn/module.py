@@ -3,9 +3,9 @@
 Assigning is registering. A Module becomes a child: `self.conv1 = Conv2d(...)`. A leaf Tensor that
 requires a gradient becomes a parameter: `self.weight = Tensor(..., requires_grad=True)`. Any other
 Tensor, a constant or the result of an op, is an attribute like a number or an array, neither
-trained nor saved. Under the name of a parameter another leaf takes its place, frozen ones too;
-whatever else is assigned there, such as None, ends it. The names joined with dots are those of the
-published files: `layer3.0.conv1.weight`.
+trained nor saved. Another leaf that is assigned to a parameter's name replaces it, even one that
+requires no gradient; anything else, such as None, unregisters it. The names joined with dots are
+those of the published files: `layer3.0.conv1.weight`.
 
 Next: tinyft/nn/layers.py
 """

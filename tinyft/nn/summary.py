@@ -3,7 +3,7 @@
 No number is computed: a batch of no pictures runs through the network, which has every shape, and
 an observer writes down each op.
 
-Next: tinyft/nn/fold.py
+Next: tinyft/weights/__init__.py
 """
 
 from __future__ import annotations

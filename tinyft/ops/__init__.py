@@ -1,6 +1,6 @@
 """The differentiable operations: each one function, forward and backward on one screen.
 
-Next: tinyft/ops/activation.py
+Next: tinyft/ops/checks.py
 """
 
 from tinyft.ops.activation import relu

@@ -61,7 +61,7 @@ def mean(x, axis=None, keepdims=False):
 @op
 def reshape(x, shape):
     """The same elements under another shape, shared where possible. Gradient: dout, shaped back.
-    Keeps: nothing.
+    Keeps: nothing. Raises: ShapeError
     """
     before = x.shape
     try:
@@ -73,7 +73,10 @@ def reshape(x, shape):
 
 @op
 def concatenate(*tensors, axis=-1):
-    """Tensors side by side along one axis. Gradient: each gets its part of dout. Keeps: nothing."""
+    """Tensors side by side along one axis. Gradient: each gets its part of dout. Keeps: nothing.
+
+    Raises: ShapeError, TypeError for mixed dtypes
+    """
     if not tensors:
         raise ShapeError("concatenate: give at least one tensor")
     expect_same_dtype("concatenate", **{f"tensor {i}": x for i, x in enumerate(tensors)})

@@ -109,9 +109,8 @@ def batch_norm_train(x, weight, bias, *, eps, residual=None, relu=False):
     kept_bias = bias.data if relu and residual is None else None
     needs = _needs(x, weight, bias, residual)
 
-    # With n = (x - mean) / std over M values per channel:
-    # dbias = sum dout, dweight = sum dout * n, dx = weight / std * (dout - dbias / M - n * dweight
-    # / M)
+    # With n = (x - mean) / std over M values per channel: dbias = sum dout, dweight = sum dout * n,
+    # dx = weight / std * (dout - dbias / M - n * dweight / M)
     def backward(dout):
         gradients = backend.batch_norm_train_grad(
             dout, kept_x, scale, mean, variance, eps, out=kept_out, bias=kept_bias

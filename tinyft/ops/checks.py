@@ -1,7 +1,7 @@
 """What several ops do with their arguments, above all checks. Every message says op, argument, what
 was expected and what came.
 
-Next: tinyft/ops/conv2d.py
+Next: tinyft/ops/arithmetic.py
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, residual=None, relu=Fal
     needs_residual = None if residual is None else residual.requires_grad
 
     # out = relu(conv(x, weight) + bias + residual); what is left of dout behind the ReLU reaches
-    # all four. dx sends each output's gradient back through its window; dweight meets each window
-    # with its output's gradient.
+    # all four. dx sends each output's gradient back through its window; dweight sums, over all
+    # windows, a window's pixels times its output's gradient.
     def backward(dout):
         if kept_out is not None:
             dout = backend.relu_grad(dout, kept_out)

@@ -1,6 +1,6 @@
 """The linear layer.
 
-Next: tinyft/ops/loss.py
+Next: tinyft/ops/dropout.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The loss of a classifier.
 
-Next: tinyft/nn/module.py
+Next: tinyft/gradient_check.py
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def cross_entropy(logits, labels, *, label_smoothing=0.0, class_weights=None):
         logits.data, labels, label_smoothing, class_weights
     )
 
-    # d loss / d logits = (probabilities - target) / N
+    # With t what a row's targets sum to and T what its labels' weights sum to in the batch (without
+    # class weights 1 and N): dlogits = (probabilities * t - target) / T
     def backward(dout):
         dlogits = backend.softmax_cross_entropy_grad(
             log_probabilities, labels, label_smoothing, class_weights

@@ -37,10 +37,14 @@ def max_pool2d(x, *, kernel, stride, padding=0):
 
 @op
 def global_average_pool(x):
-    """The mean of each channel over all pixels: (N, H, W, C) -> (N, C). Keeps: nothing."""
+    """The mean of each channel over all pixels: (N, H, W, C) -> (N, C). Keeps: nothing.
+
+    Raises: ShapeError
+    """
     _check_picture("global_average_pool", x)
     backend, x_shape = x.backend, x.shape
 
+    # dx = dout / (H W) at every pixel
     def backward(dout):
         return (backend.global_average_pool_grad(dout, x_shape),)
 
@@ -51,11 +55,14 @@ def global_average_pool(x):
 def global_max_pool(x):
     """The largest pixel of each channel: (N, H, W, C) -> (N, C). Keeps: where it was, one integer
     per output.
+
+    Raises: ShapeError
     """
     _check_picture("global_max_pool", x)
     backend, x_shape = x.backend, x.shape
     out, place = backend.global_max_pool(x.data)
 
+    # dx = dout at the largest pixel (the first, if several are equal), 0 at all others
     def backward(dout):
         return (backend.global_max_pool_grad(dout, place, x_shape),)
 

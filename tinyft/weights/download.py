@@ -4,7 +4,7 @@ The hash is compared before any parser sees a byte: it is the cheapest of all pr
 of another hash is thrown away, never "used anyway".  What came before a connection broke is kept,
 and the next attempt asks the server for the rest.
 
-Next: tinyft/data/decode.py
+Next: tinyft/data/__init__.py
 """
 
 from __future__ import annotations

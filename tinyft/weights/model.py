@@ -1,6 +1,6 @@
 """A network's weights in memory, with everything that is needed to use them.
 
-Next: tinyft/weights/registry.py
+Next: tinyft/bundled.py
 """
 
 from __future__ import annotations

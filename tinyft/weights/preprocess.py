@@ -69,6 +69,7 @@ class Preprocess:
 
         Source: torchvision 0.29.1's V1 weights; akamaster/pytorch_resnet_cifar10 for CIFAR.
         """
+        # differs from fastai: only a file that says nothing gets ImageNet's mean and deviation
         if arch.startswith("cifar_"):
             return cls(resize=32, crop=32, assumed=True)
         if arch == "resnet10s":

@@ -90,9 +90,9 @@ def multiply_rows_in_place(share, x, R, S, stride, packed, y, plain, bias, low):
 
 
 @kernel
-def multiply_rows_in_place_transposed(share, work, x, stride, dout, R, run, rows, parts, sums):
-    """sums[part] (R, rows, F) = windows' @ dout over the part's rows of outputs; `rows` >= run is
-    what the register block computes. An item is a part.
+def multiply_rows_in_place_transposed(share, work, x, stride, dout, R, rows, parts, sums):
+    """sums[part] (R, rows, F) = windows' @ dout over the part's rows of outputs; `rows` is what the
+    register block computes, S * C or a few more. An item is a part.
     """
     _, H, W, C = x.shape
     N, P, Q, F = dout.shape
@@ -155,7 +155,7 @@ def weight_grad(dout: Array, x: Array, stride: int, padding: int, dweight: Array
     parts, size = max(1, min(16, N * P // 16)), R * rows * F
     sums = threads.scratch("parts", parts * size)
     threads.run_with_scratch(
-        Q * F, multiply_rows_in_place_transposed, padded, stride, dout, R, run, rows, parts, sums
+        Q * F, multiply_rows_in_place_transposed, padded, stride, dout, R, rows, parts, sums
     )
     # of each kernel row `run` of the `rows` that were computed
     threads.run(sum_parts, sums, parts, size, rows * F, R, run * F, dweight.reshape(-1))

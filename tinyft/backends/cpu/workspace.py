@@ -56,13 +56,12 @@ WINDOW = 4096  # lendings between two looks at that
 
 
 class Statistics(NamedTuple):
-    """Bytes that are lent, bytes touched that are not, the most that was ever lent at once; how
-    often memory was lent, mapped from the system and given back to it.
+    """Bytes that are lent, bytes touched that are not; how often memory was lent, mapped from the
+    system and given back to it.
     """
 
     lent: int
     idle: int
-    peak_lent: int
     lendings: int
     mapped: int
     given_back: int
@@ -110,7 +109,7 @@ class MemoryPool:
 
     def __init__(self) -> None:
         self.coming_back: deque[Piece] = deque()  # left by finalisers
-        self.peak_ever = self.lendings = self.mapped = self.given_back = 0
+        self.lendings = self.mapped = self.given_back = 0
         self.start_again()
 
     def start_again(self) -> None:
@@ -162,9 +161,8 @@ class MemoryPool:
         """The account, as of now."""
         with self.lock:
             self._settle()
-            idle, peak = self._held() - self.lent, max(self.peak_ever, *self.peaks)
-            counts = self.lendings, self.mapped, self.given_back
-            return Statistics(self.lent, idle, peak, *counts)
+            idle = self._held() - self.lent
+            return Statistics(self.lent, idle, self.lendings, self.mapped, self.given_back)
 
     # ------------------------------------------------------------- the rest runs under the lock
 
@@ -235,7 +233,6 @@ class MemoryPool:
         return sum(segment.touched - segment.start for segment in self.segments)
 
     def _look_back(self) -> None:
-        self.peak_ever = max(self.peak_ever, self.peaks[1])
         if self._held() > SLACK * max(self.peaks):
             self._give_back()
         self.peaks = [self.peaks[1], self.lent]

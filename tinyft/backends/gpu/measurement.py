@@ -2,7 +2,7 @@
 
 Definition: `update_sums` of `backends/reference.py`.
 
-Next: tinyft/tensor.py
+Next: tinyft/cli/bench.py
 """
 
 from __future__ import annotations
