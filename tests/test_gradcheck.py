@@ -71,6 +71,13 @@ def test_tensors_that_a_function_closes_over_are_moved_too():
     assert weight.data is before and np.array_equal(weight.grad, np.ones((5, 3)))
 
 
+def test_a_modules_parameters_keep_the_gradients_that_they_have():
+    layer = ft.nn.Linear(3, 2).astype("float64")
+    layer.weight.data[:], layer.weight.grad = 1, np.ones((2, 3))
+    gradcheck(layer, [MATRIX])
+    assert np.array_equal(layer.weight.grad, np.ones((2, 3))) and layer.bias.grad is None
+
+
 def test_only_tensors_that_require_a_gradient_are_checked():
     x, y = ft.Tensor(MATRIX, requires_grad=True), ft.Tensor(MATRIX)
     assert [row.name for row in gradcheck(ft.ops.mul, [x, y]).inputs] == ["input 0 (a)"]

@@ -159,6 +159,21 @@ def test_an_op_that_returns_one_array_to_a_leaf_and_to_a_node():
     assert grad_of(a) == [2.0 + 6.0]
 
 
+def test_a_leaf_that_takes_an_array_first_does_not_change_what_waits():
+    @op
+    def mid(a, b):
+        def backward(dout):
+            gradient = dout / 2
+            return gradient, gradient
+
+        return (a.data + b.data) / 2, backward
+
+    a, x = leaf([3.0]), leaf([1.0])
+    older, newer = x * 1.0, a * 10.0
+    (mid(a, older) + newer).backward()  # `newer` adds to a's gradient while `older` waits
+    assert grad_of(a) == [0.5 + 10.0] and grad_of(x) == [0.5]
+
+
 def test_a_second_contribution_leaves_the_other_parent_alone():
     """add hands one array to both parents; while b still waits with it, a receives more."""
     x, w = leaf([1.0]), leaf([1.0])

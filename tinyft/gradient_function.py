@@ -13,7 +13,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.gradient_report import GradcheckError
-from tinyft.tensor import Tensor, check_saved, no_grad
+from tinyft.tensor import Node, Tensor, check_saved, no_grad
 
 
 class CheckedFunction:
@@ -84,16 +84,17 @@ class CheckedFunction:
 
     def gradients(self, upstream: Array) -> list[Array]:
         """What backward gives each checked input for this upstream gradient; zeros for None."""
-        kept = [x.grad for x in self.checked]
         sent = upstream.copy()
+        with check_saved():
+            out = self.call()
+        kept = {x: x.grad for x in {*self.checked, *_leaves(out.node)}}
         try:
-            for x in self.checked:
+            for x in kept:
                 x.grad = None
-            with check_saved():
-                self.call().backward(sent)
+            out.backward(sent)
             found = [x.grad for x in self.checked]
         finally:
-            for x, gradient in zip(self.checked, kept, strict=True):
+            for x, gradient in kept.items():
                 x.grad = gradient
         if not np.array_equal(sent, upstream):
             raise GradcheckError(
@@ -131,6 +132,19 @@ class CheckedFunction:
                 return self.call().data.copy()
         finally:
             x.data = original
+
+
+def _leaves(node: Node) -> set[Tensor]:
+    """All leaves that a result was made from: its inputs, and parameters of a module."""
+    leaves, nodes, seen = set(), [node], set()
+    while nodes:
+        for x in nodes.pop().inputs:
+            if isinstance(x, Tensor):
+                leaves.add(x)
+            elif x is not None and x not in seen:
+                seen.add(x)
+                nodes.append(x)
+    return leaves
 
 
 def _argument_names(fn: Callable, count: int) -> list[str | None]:

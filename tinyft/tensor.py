@@ -303,20 +303,19 @@ def run_backward(root: Tensor, gradient: Array) -> None:
     while newest_first:
         _, node = heapq.heappop(newest_first)
         dout = waiting.pop(node)
-        borrowed = {_owner(dout)}
-        for parent, dinput in zip(node.inputs, _input_gradients(node, dout), strict=True):
+        gradients = _input_gradients(node, dout)
+        owners = [_owner(array) for array in (dout, *gradients) if array is not None]
+        for parent, dinput in zip(node.inputs, gradients, strict=True):
             if parent is None or dinput is None:
                 continue
-            owner = _owner(dinput)
             if isinstance(parent, Tensor):
-                _add_to_leaf(parent, dinput, borrowed=owner in borrowed)
+                _add_to_leaf(parent, dinput, borrowed=owners.count(_owner(dinput)) > 1)
             elif parent in waiting:
                 # a new array: the first may be somebody else's
                 waiting[parent] = backends.of(dinput).add(waiting[parent], dinput)
             else:
                 waiting[parent] = dinput
                 heapq.heappush(newest_first, (-parent.number, parent))
-            borrowed.add(owner)
         node.inputs = []
 
 

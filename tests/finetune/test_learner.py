@@ -13,6 +13,7 @@ from tests.finetune.conftest import bits, pictures, small_data, small_learner
 from tinyft.data import prepare
 from tinyft.data.augment import AugmentDraw, apply
 from tinyft.errors import DataError, NonFiniteLossError, WeightsError
+from tinyft.nn.head import LinearHead
 from tinyft.weights import Preprocess, load_weights, save_weights
 
 
@@ -159,6 +160,7 @@ def test_weights_are_no_learner(tmp_path):
         ({"bn": "wrong"}, "bn must be one of fastai, torch, frozen; got 'wrong'"),
         ({"optimizer": "adamw"}, "optimizer must be one of adam, sgd, momentum; got 'adamw'"),
         ({"head": "wrong"}, "head must be one of fastai, linear, or a Module; got 'wrong'"),
+        ({"dtype": "float16"}, "dtype must be float32 or float64; got float16"),
     ],
 )
 def test_a_wrong_name_is_refused(options, message):
@@ -298,6 +300,78 @@ def test_a_step_that_failed_leaves_the_statistics_as_they_were():
     with np.errstate(all="ignore"), pytest.raises(NonFiniteLossError):
         learner.train_step(batch, "by hand")
     assert bits(learner) == before
+
+
+def test_a_step_after_one_that_failed_has_its_own_gradients():
+    stopped, whole = small_learner(), small_learner()
+    for learner in (stopped, whole):
+        learner.unfreeze()
+    batch = next(whole.data.train_batches(0, whole.preprocess))
+    stopped.loss(stopped.model(stopped.input(batch.images)), batch.labels).backward()
+    for norm, other in zip(stopped.batch_norms, whole.batch_norms, strict=True):
+        norm.running_mean, norm.running_var = other.running_mean, other.running_var
+    for learner in (stopped, whole):
+        learner.model.train()
+        for dropout in learner.dropouts:
+            dropout.step = 0
+        learner.train_step(batch, "by hand")
+    assert bits(stopped) == bits(whole)
+
+
+def test_weights_that_an_earlier_step_spoilt_are_said_to_be():
+    learner = small_learner()
+    learner.model.conv1.weight.data[:] = np.nan
+    with np.errstate(all="ignore"), pytest.raises(NonFiniteLossError, match="spoilt by an earlier"):
+        list(learner.steps(learner.plan(1)))
+
+
+def change_bn(learner):
+    learner.bn = "frozen"
+
+
+def change_data(learner):
+    learner.data = small_data(batch_size=4)
+
+
+@pytest.mark.parametrize("change", [change_bn, change_data])
+def test_a_plan_is_for_the_learner_that_it_was_made_with(change):
+    learner = small_learner()
+    plan = learner.plan(1)
+    change(learner)
+    before = bits(learner)
+    with pytest.raises(ValueError, match="now; make a new plan"):
+        next(learner.steps(plan))
+    assert bits(learner) == before
+
+
+def test_a_head_that_was_exchanged_would_not_train_and_is_refused():
+    learner = small_learner()
+    learner.model.head = LinearHead(learner.model.num_features, 3)
+    with pytest.raises(ValueError, match="other parameters than when the learner was made"):
+        learner.fine_tune(1)
+
+
+class Tempered(LinearHead):
+    def __init__(self, C, classes):
+        super().__init__(C, classes)
+        self.temperature = ft.Tensor(1.0, requires_grad=True)
+
+    def forward(self, x):
+        return super().forward(x) * self.temperature
+
+
+def test_a_parameter_without_axes_is_saved(tmp_path):
+    learner = small_learner(head=Tempered(64, 3))
+    learner.fine_tune(1)
+    learner.save(tmp_path / "learner.h5")
+    assert bits(ft.load_learner(tmp_path / "learner.h5", head=Tempered(64, 3))) == bits(learner)
+
+
+def test_a_plan_of_no_epochs_is_refused():
+    learner = small_learner()
+    for make in (lambda: learner.plan(0, freeze_epochs=0), lambda: learner.one_cycle_plan(0)):
+        with pytest.raises(ValueError, match="nothing to do: epochs"):
+            make()
 
 
 def test_a_group_that_does_not_exist_cannot_be_frozen():

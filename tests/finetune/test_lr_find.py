@@ -8,6 +8,7 @@ import pytest
 from tests.finetune.conftest import bits, small_learner
 from tinyft.errors import RunError
 from tinyft.finetune.lr_find import suggest
+from tinyft.finetune.optim import SGD
 
 
 def test_rules_on_a_curve_given_by_formula(golden):
@@ -56,6 +57,28 @@ def test_everything_is_restored_bit_for_bit(bn):
     assert learner.step == untouched.step and learner.smooth == untouched.smooth
     assert list(map(lambda r: r.loss, steps)) == [r.loss for r in other]
     assert bits(learner) == bits(untouched)
+
+
+class Sluggish(SGD):
+    """An optimizer of the caller's own, which remembers a number for each row."""
+
+    def update(self, name, parameter, group, weight_decay):
+        state = self.state.setdefault(
+            name, {"seen": np.zeros((len(parameter.data), 1), np.float64)}
+        )
+        state["seen"] += 1
+        super().update(name, parameter, group, weight_decay)
+
+
+def test_state_of_another_shape_and_type_is_restored_too():
+    learner = small_learner(optimizer=Sluggish)
+    learner.fine_tune(0)
+    before = {name: state["seen"].copy() for name, state in learner.optimizer.state.items()}
+    learner.lr_find(num_it=20)
+    assert before.keys() == learner.optimizer.state.keys()
+    for name, state in learner.optimizer.state.items():
+        assert state["seen"].dtype == np.float64
+        np.testing.assert_array_equal(state["seen"], before[name])
 
 
 def test_the_longest_fall_begins_with_a_point_of_the_curve():

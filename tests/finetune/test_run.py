@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 
 import tinyft as ft
@@ -123,6 +124,44 @@ def test_what_cannot_be_resumed_says_why(tmp_path):
     (tmp_path / "cut" / "run.json").write_text("{")
     with pytest.raises(RunError, match="damaged"):
         resume(tmp_path / "cut", small_data())
+
+
+def set_bn(learner):
+    learner.bn = "torch"
+
+
+def set_loss(learner):
+    learner.loss = lambda logits, labels: ft.ops.mean(logits)
+
+
+def set_optimizer(learner):
+    learner.optimizer = ft.SGD(learner.groups)
+
+
+@pytest.mark.parametrize("change", [set_bn, set_loss, set_optimizer])
+def test_a_learner_that_was_set_otherwise_is_its_callers_own(tmp_path, change):
+    learner = small_learner()
+    change(learner)
+    run = Run.create(tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        learner.execute(learner.plan(2), observers=[StopAfter(run, 2), run])
+    with pytest.raises(RunError, match="only its caller can make it again"):
+        resume(tmp_path / "cut", small_data())
+
+
+def test_weights_that_were_set_by_hand_are_in_the_first_checkpoint(tmp_path):
+    learner = small_learner()
+    learner.model.conv1.weight.data[:] *= 2
+    Run.create(tmp_path / "run").begin(learner, learner.plan(1))
+    resumed, *_ = resume(tmp_path / "run", small_data())
+    assert bits(resumed) == bits(learner)
+
+
+def test_numbers_of_numpy_can_be_written(tmp_path):
+    learner = small_learner(seed=np.int64(3), dtype=np.float32, label_smoothing=np.float32(0.1))
+    learner.fine_tune(np.int64(0), base_lr=np.float32(1e-3), moms=np.array([0.9, 0.8, 0.9]),
+                      out=tmp_path / "run")  # fmt: skip
+    assert ft.load_learner(tmp_path / "run" / "learner.h5").seed == 3
 
 
 def other_data() -> ft.ImageArrays:

@@ -74,6 +74,21 @@ def test_a_tensor_that_requires_a_gradient_is_a_parameter_and_no_other():
     assert module.astype("float64").mean.dtype == np.float32  # a constant is nobody's business
 
 
+def test_a_layer_under_two_names_trains_once_and_is_saved_under_both():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module.last = module._children["0"]
+    assert parameters(module) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert module.count_parameters() == 2 * 6
+    assert {"0.weight", "last.weight"} <= set(module.state_dict())
+
+
+def test_another_float_type_is_for_floats_alone():
+    module = Scaled()
+    module.order, module.buffer_names = np.array([2, 0, 1]), ("order",)
+    assert module.astype("float64").order.dtype == np.int64
+    assert module.scale.dtype == np.float64
+
+
 def test_another_leaf_takes_a_parameters_place_and_anything_else_ends_it():
     module = nn.Sequential(nn.Linear(2, 3))
     layer = module._children["0"]

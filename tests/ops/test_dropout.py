@@ -74,3 +74,9 @@ def test_a_dropped_nan_or_infinity_is_gone():
 def test_impossible_probabilities(probability):
     with pytest.raises(ValueError, match="dropout: probability must be at least 0 and below 1"):
         drop(ones(2), probability)
+
+
+@pytest.mark.parametrize("stream", [5, (5,), (1, 2, 3)])
+def test_a_stream_is_two_numbers(stream):
+    with pytest.raises(ValueError, match="stream must be two integers"):
+        drop(ones(2), stream=stream)

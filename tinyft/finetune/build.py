@@ -17,6 +17,7 @@ from tinyft.data.loader import PictureData
 from tinyft.errors import WeightsError
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.optim import SGD, Adam, Optimizer
+from tinyft.finetune.run import settings_of
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import build
@@ -72,6 +73,7 @@ def vision_learner(
     )  # fmt: skip
     if weights is not None:
         learner.freeze()
+    learner.facts["as_made"] = settings_of(learner)
     return learner
 
 
@@ -135,7 +137,10 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:
     arguments["optimizer"] = names.get(arguments["optimizer"], arguments["optimizer"])
     if not isinstance(arguments["optimizer"], str):
         return None
-    arguments["seed"] = int(arguments["seed"])
+    arguments["seed"], arguments["dtype"] = (
+        int(arguments["seed"]),
+        np.dtype(arguments["dtype"]).name,
+    )
     if arguments["class_weights"] is not None:
         arguments["class_weights"] = [float(w) for w in arguments["class_weights"]]
     return arguments

@@ -26,7 +26,7 @@ from tinyft.finetune.judge import evaluate, predict
 from tinyft.finetune.lr_find import LrFinding, lr_find
 from tinyft.finetune.norms import UpdateMeasure, UpdateSums, group_records
 from tinyft.finetune.optim import Adam
-from tinyft.finetune.plan import Plan, describe_groups, facts_of
+from tinyft.finetune.plan import Plan, describe_groups, expect_unchanged, facts_of
 from tinyft.finetune.proof import digests, expected_identical, prove
 from tinyft.finetune.recipe import Phase, fine_tune_phases, one_cycle_phase
 from tinyft.finetune.records import (
@@ -71,6 +71,11 @@ class Learner:
         if self.bn not in BN_PRESETS:
             known = ", ".join(BN_PRESETS)
             raise ValueError(f"bn must be one of {known}; got {self.bn!r}")
+        self.dtype = np.dtype(self.dtype).name  # "float64", also from np.float64
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype must be float32 or float64; got {self.dtype}")
+        self.seed, self.weight_decay = int(self.seed), float(self.weight_decay)
+        self.label_smoothing = float(self.label_smoothing)
         if self.class_weights is not None:
             self.class_weights = np.asarray(self.class_weights, self.dtype)
         self.groups = layer_groups(self.model)
@@ -195,8 +200,9 @@ class Learner:
         stale_gradients: bool,
         arguments: dict[str, Any],
     ) -> Plan:
-        if not phases:
-            raise ValueError("there is nothing to do: epochs and freeze_epochs are both 0")
+        if not any(phase.steps for phase in phases):
+            zero = "epochs is 0" if phases else "epochs and freeze_epochs are both 0"
+            raise ValueError(f"there is nothing to do: {zero}")
         if self.data.n_valid == 0:
             raise DataError("each epoch ends with validation, and there are no pictures for it")
         if not self.optimizer.has_momentum:  # the schedule's means nothing to it
@@ -298,8 +304,10 @@ class Learner:
         `self.updates`, which costs a few percent of a step.
         `start` continues a plan whose first steps were made before, with the state that they left
         behind.
-        Raises: NonFiniteLossError, RunError if a frozen tensor moved
+        Raises: NonFiniteLossError, RunError if a frozen tensor moved, ValueError if the learner was
+        changed since the plan was made
         """
+        expect_unchanged(self, plan)
         done = 0  # steps of the phases before this one
         for phase, cached_bytes in zip(plan.phases, plan.cached_bytes, strict=True):
             if start < done + phase.steps:
@@ -370,6 +378,7 @@ class Learner:
             step_loss = self.losses.add(self.step, loss.data, self.smooth, rates)
             if self.step % backends.get(self.device).steps_between_reads == 0:
                 self.read_losses(statistics)
+            self.optimizer.zero_grad()  # of a step that was stopped, or the caller's own
             loss.backward()
             self.optimizer.step(self.measure if norms else None)
         self.updates = self.measure.take() if norms else None
@@ -381,7 +390,7 @@ class Learner:
             step_loss,
             group_records(self.groups, self.updates),
         )
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad()  # the next forward pass can use their memory
         self.trained |= self.optimizer.visited
         self.step += 1
         return record
@@ -420,6 +429,10 @@ class Learner:
         else:
             for norm, mean, variance in statistics:
                 norm.running_mean, norm.running_var = mean, variance
+            if not all(
+                np.isfinite(backends.host(a)).all() for a in self.model.state_dict().values()
+            ):
+                outcome = "the weights were spoilt by an earlier step, go on from a copy"
         pairs = zip(self.groups, wrong.rates, strict=True)
         rates = ", ".join(f"{group.name} {lr:.2e}" for group, lr in pairs)
         raise NonFiniteLossError(

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tinyft import backends
 from tinyft.errors import RunError
 from tinyft.finetune.save import save
@@ -69,7 +71,8 @@ class Run:
         self.last_checkpoint = time.monotonic()
         if not (self.path / "run.json").exists():
             self.describe(learner, plan)
-            if learner.step:  # trained before this run: a resumed one cannot begin at the weights
+            # trained or filled by hand before this run: a resumed one cannot begin at the file's
+            if learner.step or learner.facts.get("as_made", {}).get("weights") != sums_of(learner):
                 self.checkpoint(learner, keep=True)
 
     def describe(self, learner: Learner, plan: Plan) -> None:
@@ -78,7 +81,7 @@ class Run:
             "settings": self.settings,
             "arch": learner.arch,
             "weights_sha256": weights_sha256(learner),
-            "learner": learner.facts.get("arguments"),
+            "learner": arguments_of(learner),
             "data": learner.data.describe(),
             "plan": plan.arguments,
             "first_step": learner.step,
@@ -193,6 +196,31 @@ def metrics_row(record: StepRecord) -> dict[str, Any]:
     }
 
 
+def settings_of(learner: Learner) -> dict[str, Any]:
+    """What a caller may set on a learner after `vision_learner` has made it."""
+    names = ("bn", "seed", "dtype", "label_smoothing", "whole_squares", "preprocess", "classes")
+    class_weights = learner.class_weights
+    return {
+        **{name: getattr(learner, name) for name in names},
+        "class_weights": None if class_weights is None else class_weights.tolist(),
+        "optimizer": type(learner.optimizer),
+        "loss": getattr(learner.loss, "__func__", learner.loss),
+        "dropout": [dropout.probability for dropout in learner.dropouts],
+        "weights": sums_of(learner),
+    }
+
+
+def sums_of(learner: Learner) -> list[float]:
+    """A number for each array of the network, by which one that was changed is noticed."""
+    return [float(array.sum(dtype=np.float64)) for array in learner.model.state_dict().values()]
+
+
+def arguments_of(learner: Learner) -> dict[str, Any] | None:
+    """What `vision_learner` was called with; None if that would not make this learner again."""
+    made = {**learner.facts.get("as_made", {}), "weights": sums_of(learner)}
+    return learner.facts.get("arguments") if made == settings_of(learner) else None
+
+
 def weights_sha256(learner: Learner) -> str:
     """The hash of the arrays, or else of the file, that the body came from; empty for random
     weights.
@@ -247,7 +275,12 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     from tinyft.weights.files import replacing
 
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.write_text(json.dumps(value, indent=1, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number or array as JSON holds it."""
+    return value.tolist()
 
 
 def read_description(run: Path) -> dict[str, Any]:

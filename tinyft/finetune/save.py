@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 def save(learner: Learner, path: str | os.PathLike[str], *, training: str = "") -> None:
-    """Write weights, classes, preprocessing and settings; an old file of that name is replaced
-    whole.
+    """Write weights (as float32), classes, preprocessing and settings; an old file of that name is
+    replaced whole.
     """
     from tinyft.weights import Weights, save_weights
 
     # differs from fastai, which pickles the learner
     state = {name: backends.host(array) for name, array in learner.model.state_dict().items()}
-    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in state.items()}
+    arrays = {name: np.asarray(array, np.float32, order="C") for name, array in state.items()}
     settings = {"arch": learner.arch, "head": learner.facts.get("head"), "bn": learner.bn,
                 "seed": learner.seed, "label_smoothing": learner.label_smoothing,
                 "weight_decay": learner.weight_decay, "dtype": learner.dtype,

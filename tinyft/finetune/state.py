@@ -133,8 +133,11 @@ def _optimizer_state(
     for full_name, array in arrays.items():
         owner, _, key = full_name.removeprefix("optimizer.").rpartition(".")
         if full_name.startswith("optimizer.") and owner == name:
-            state[key] = backends.of(like).zeros_like(like)
-            backends.assign(state[key], array)
+            if (array.shape, array.dtype) == (like.shape, like.dtype):
+                state[key] = backends.of(like).zeros_like(like)
+                backends.assign(state[key], array)
+            else:  # an optimizer of the caller's own, with a number for each filter, say
+                state[key] = backends.beside(array.copy(), like)
     return state
 
 

@@ -84,10 +84,16 @@ class Module(Displayed):
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """All parameters with their dotted names, in the order of the published files."""
+        """All parameters with their dotted names, in the order of the published files; one that two
+        layers share, once, under its first name.
+        """
+        seen = set()
         for prefix, module in self.named_modules():
             for name in module._parameter_names:
-                yield (f"{prefix}.{name}" if prefix else name), getattr(module, name)
+                parameter = getattr(module, name)
+                if parameter not in seen:
+                    seen.add(parameter)
+                    yield (f"{prefix}.{name}" if prefix else name), parameter
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Every parameter and buffer: name -> the array itself, in the published shape."""
@@ -132,14 +138,16 @@ class Module(Displayed):
 
     def astype(self, dtype: str | np.dtype) -> Module:
         """Change the float type of every parameter and buffer, for example to float64 for a
-        check.
+        check. Integers stay what they are.
         """
         for _, module in self.named_modules():
             for name in module._parameter_names:
                 parameter = getattr(module, name)
                 parameter.data = parameter.data.astype(dtype, order="K")
             for name in module.buffer_names:
-                setattr(module, name, getattr(module, name).astype(dtype))
+                buffer = getattr(module, name)
+                if buffer.dtype.kind == "f":
+                    setattr(module, name, buffer.astype(dtype))
         return self
 
     def to(self, device: str) -> Module:

@@ -18,11 +18,13 @@ def dropout(x, probability, *, seed, stream):
     nothing else.
 
     Shapes: x any -> the same
-    Raises: ValueError unless 0 <= probability < 1
+    Raises: ValueError unless 0 <= probability < 1 and `stream` has two numbers
     Keeps: nothing: backward draws the same mask again
     """
     if not 0 <= probability < 1:
         raise ValueError(f"dropout: probability must be at least 0 and below 1, got {probability}")
+    if not isinstance(stream, tuple | list) or len(stream) != 2:
+        raise ValueError(f"dropout: stream must be two integers, as (step, layer); got {stream!r}")
     backend = x.backend
 
     # the mask multiplies, so it multiplies the gradient too
