@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -72,6 +73,15 @@ def test_dropout_is_the_fastai_heads_and_is_refused_elsewhere():
             small_learner(head=head, dropout=0.2)
     with pytest.raises(ValueError, match=r"dropout probability .* below 1; got 1.0"):
         small_learner(dropout=1.0)
+
+
+def test_a_copy_trains_as_the_learner_itself():
+    learner = small_learner()
+    learner.fine_tune(0)
+    copied = copy.deepcopy(learner)
+    for each in (learner, copied):
+        each.fit_one_cycle(1)
+    assert bits(copied) == bits(learner)
 
 
 def test_planning_changes_nothing():

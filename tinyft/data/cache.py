@@ -33,6 +33,10 @@ class PictureCache:
         self._pictures: dict[tuple[str, int], np.ndarray] = {}
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple:
+        """Whoever copies its owner, by copy.deepcopy or pickle, gets an empty one."""
+        return PictureCache, (self.budget,)
+
     def get(
         self, part: str, index: int, settings: Hashable, make: Callable[[], np.ndarray]
     ) -> np.ndarray:
