@@ -129,6 +129,21 @@ def test_nonsense_is_damage(data):
         read(data)
 
 
+@pytest.mark.parametrize(
+    ("function", "argument"),
+    [
+        ("torch.Size", "a long text"),
+        ("torch.Size", {1: 2}),
+        ("torch.Size", (1,) * 9),
+        ("collections.OrderedDict", {"ab": 1}),
+    ],
+)
+def test_only_short_sequences_are_copied(function, argument):
+    assert read(whole(Call("torch.Size", ((2, 3),)))) == (2, 3)
+    with pytest.raises(WeightsError, match="damaged"):
+        read(whole(Call(function, (argument,))))
+
+
 def _nested_tuples(depth: int) -> bytes:
     return b"\x80\x02)" + b"\x85" * depth
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from tinyft.errors import WeightsError
 from tinyft.weights.torch_tensors import (
+    MOST_DIMENSIONS,
     UNTYPED,
     StorageType,
     StoredTensor,
@@ -68,6 +69,8 @@ def plain_key(key: object) -> object:
 
 def _ordered_dict(pairs: object = ()) -> dict[object, object]:
     """collections.OrderedDict: empty, or (as Python 2 wrote it) with a list of pairs."""
+    if not isinstance(pairs, (list, tuple)):
+        raise TypeError(f"an OrderedDict is made of a list of pairs, not of a {describe(pairs)}")
     return {plain_key(key): value for key, value in pairs}
 
 
@@ -97,7 +100,12 @@ def _parameter(tensor, *_):
 
 
 def _size(dimensions: object = ()) -> tuple[object, ...]:
-    """torch.Size: a tuple."""
+    """torch.Size: a tuple.
+
+    Nothing else is copied: through the memo, one long text could become a million tuples.
+    """
+    if not isinstance(dimensions, (list, tuple)) or len(dimensions) > MOST_DIMENSIONS:
+        raise TypeError(f"a torch.Size is at most {MOST_DIMENSIONS} numbers")
     return tuple(dimensions)
 
 

@@ -35,7 +35,7 @@ _DTYPES = {
     "Bool": "?",
 }
 UNTYPED = "Untyped"
-_MOST_DIMENSIONS = 8
+MOST_DIMENSIONS = 8
 # A view may repeat elements (stride 0), so its size is no sign of the bytes behind it.  An expanded
 # BatchNorm vector is fine; a million million floats over four bytes are not.
 _LARGEST_EXPANSION = 1 << 20
@@ -128,7 +128,7 @@ def _is_count(value: object) -> bool:
 
 
 def _are_counts(values: object) -> bool:
-    if not isinstance(values, tuple) or len(values) > _MOST_DIMENSIONS:
+    if not isinstance(values, tuple) or len(values) > MOST_DIMENSIONS:
         return False
     return all(_is_count(value) for value in values)
 
