@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from torch_assembler import Global, state_dict_legacy, state_dict_zip, write
+from torch_assembler import Global, state_dict_legacy, state_dict_zip, storage, tensor, write
 
 from tinyft.errors import WeightsError
 from tinyft.weights import (
@@ -168,6 +168,18 @@ def test_weights_that_do_not_fit(message, arrays, tmp_path):
             wrong[name] = np.ascontiguousarray(change(array))
     path = write(tmp_path, "a.pt", state_dict_zip(wrong))
     with pytest.raises(WeightsError, match=message):
+        load_weights(path)
+
+
+def test_views_that_repeat_a_few_numbers_without_end(arrays, tmp_path):
+    """Each is below the limit of one tensor; none of them is ever read."""
+
+    def with_heads(state):
+        view = tensor(storage("0", "Float", arrays["conv1.weight"].size), 0, (1 << 20,), (0,))
+        return {**state, **{f"head.{i}": view for i in range(40)}}
+
+    path = write(tmp_path, "a.pt", state_dict_zip(arrays, with_heads))
+    with pytest.raises(WeightsError, match=r"would take 168,\d+,\d+ in memory.*contiguous"):
         load_weights(path)
 
 

@@ -10,6 +10,7 @@ Next: tinyft/weights/files.py
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,10 @@ from tinyft.weights.torch_pickle import (
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _HEAD = 512
+# float32 takes twice the bytes of float16, and deflated members unpack to a few times their size;
+# what takes more than that repeats itself.
+_LARGEST_EXPANSION, _ALWAYS_ALLOWED = 16, 64 << 20
+_ITEMSIZE = np.dtype(np.float32).itemsize  # of every array in memory
 # The last layer may have any number of classes, and a fine-tuned one may be a module of its own.
 HEAD_PREFIXES = ("fc.", "head.")
 
@@ -135,7 +140,18 @@ def _open_foreign(path: Path, kind: str, ignore_unknown: bool) -> Iterator[_Foun
         checkpoint = open_checkpoint(file, ignore_unknown)
         state = find_state_dict(checkpoint.content)
         lazy = {name: checkpoint.lazy(tensor) for name, tensor in state.tensors.items()}
+        _check_total(lazy, os.path.getsize(path))
         yield _Found(lazy, state.ignored, state.notes)
+
+
+def _check_total(lazy: Mapping[str, LazyArray], file_size: int) -> None:
+    """Many views of the same few numbers can take any memory. Raises: WeightsError for such."""
+    total = _ITEMSIZE * sum(math.prod(item.shape) for item in lazy.values())
+    if total > _LARGEST_EXPANSION * file_size + _ALWAYS_ALLOWED:
+        raise WeightsError(
+            f"the tensors of a file of {file_size:,} bytes would take {total:,} in memory: they "
+            f"repeat their numbers; call .contiguous() on each before saving"
+        )
 
 
 def _load_foreign(found: _Found, arch: str | None, expect_different: tuple[str, ...]) -> Weights:
