@@ -149,6 +149,10 @@ WRONG = {
     "negative variances": {"bn1.running_var": np.negative},
     r"shape: fc.weight: expected \(10, 64\), found \(64, 10\)": {"fc.weight": np.transpose},
     r"fc.weight: expected \(9, 64\)": {"fc.bias": lambda a: a[:9]},
+    r"fc.bias: expected \(10,\), found \(10, 1\)": {"fc.bias": lambda a: a[:, None]},
+    r"fc.bias: expected \(1,\), found \(1, 10\)": {"fc.bias": lambda a: a[None]},
+    "missing from the file: fc.bias": {"fc.bias": None},
+    "missing from the file: fc.weight": {"fc.weight": None},
     r"layer1.0.conv1.weight: expected \(16, 16, 3, 3\)": {
         "layer1.0.conv1.weight": lambda a: a[:, :8]
     },

@@ -44,6 +44,7 @@ _LARGEST_EXPANSION, _ALWAYS_ALLOWED = 16, 64 << 20
 _ITEMSIZE = np.dtype(np.float32).itemsize  # of every array in memory
 # The last layer may have any number of classes, and a fine-tuned one may be a module of its own.
 HEAD_PREFIXES = ("fc.", "head.")
+_LAST_LAYER = ("fc.bias", "fc.weight")
 
 
 @dataclass
@@ -174,16 +175,23 @@ def _checked_report(
 ) -> LoadReport:
     """The comparison with the architecture; its number of classes is the file's own.
 
-    So a wrong shape is a fault in each tensor, ``fc`` included; names may differ as announced.
+    So a wrong shape is a fault in each tensor, ``fc`` included, and so is half a last layer; other
+    names may differ as announced.
     """
     shapes = {name: item.shape for name, item in lazy.items()}
-    last = shapes.get("fc.bias", ())
-    expected = expected_shapes(arch, last[0] if len(last) == 1 else None)
-    report = compare(expected, shapes, expect_different)
-    report = replace(report, mismatched=compare(expected, shapes).mismatched)
+    expected = expected_shapes(arch, _count_outputs(shapes))
+    report, strict = compare(expected, shapes, expect_different), compare(expected, shapes)
+    missing = [name for name in strict.missing if name in (*report.missing, *_LAST_LAYER)]
+    report = replace(report, missing=missing, mismatched=strict.mismatched)
     if not report.fits:
         raise WeightsError(f"the file does not fit {arch}:\n{report}")
     return report
+
+
+def _count_outputs(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Of the last layer, as far as its tensors agree; None without one."""
+    found = [shapes[name] for name in _LAST_LAYER if name in shapes]
+    return next((shape[0] for shape in found if shape), 1) if found else None
 
 
 def _rounding(lazy: Mapping[str, LazyArray]) -> list[str]:
