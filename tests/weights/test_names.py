@@ -24,6 +24,12 @@ def test_a_nested_one_and_what_lies_beside_it():
     assert found.tensors == STATE and found.ignored == ["epoch=89", "optimizer"]
 
 
+def test_tensors_beside_a_nested_one_are_no_weights():
+    """An accuracy and an epoch may be tensors, and then they are most of the checkpoint."""
+    found = find_state_dict({"state_dict": STATE, "best_acc1": TENSOR, "epoch": TENSOR})
+    assert found.tensors == STATE and found.ignored == ["best_acc1", "epoch"]
+
+
 def test_of_several_the_first_of_the_order_is_taken():
     found = find_state_dict({"state_dict_ema": {}, "model": {}, "state_dict": STATE})
     assert found.tensors == STATE

@@ -57,9 +57,9 @@ def find_state_dict(content: object) -> StateDict:
     for _ in range(_DEEPEST):
         if not isinstance(content, dict):
             raise WeightsError(f"expected a dict of tensors, found {describe(content)}")
-        if _is_state_dict(content):
-            return StateDict(_tensors(content, ignored), ignored, notes)
         candidates = [key for key in _CANDIDATES if isinstance(content.get(key), dict)]
+        if not candidates and _is_state_dict(content):
+            return StateDict(_tensors(content, ignored), ignored, notes)
         if not candidates:
             keys = ", ".join(f"{key!r:.40}" for key in list(content)[:8])
             raise WeightsError(f"no state dict in the file; its keys are {keys or 'none'}")
