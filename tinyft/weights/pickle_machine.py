@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from tinyft.errors import WeightsError
-from tinyft.weights.pickle_names import Inert, Rebuilder, check_names, meaning_of, plain_key
+from tinyft.weights.pickle_names import Inert, Rebuilder, check_names, is_plain_key, meaning_of
 from tinyft.weights.torch_tensors import StoredTensor
 
 # ResNet-152 needs about 30,000 opcodes in 115 kB.  Each opcode may cost some 200 bytes of memory.
@@ -140,7 +140,8 @@ class _Machine:
         target = self.stack[-1]
         if isinstance(target, dict):
             for key, value in zip(values[::2], values[1::2], strict=True):
-                target[plain_key(key)] = value
+                if is_plain_key(key):
+                    target[key] = value
         elif not isinstance(target, Inert):
             raise TypeError(f"cannot set items of a {type(target).__name__}")
 
@@ -169,7 +170,8 @@ class _Machine:
             raise TypeError(f"a {type(self.stack[-1]).__name__} has no state")
 
 
-# The whole language: what torch.save writes, and two string opcodes of Python 2.
+# The whole language: what torch.save writes, and two string opcodes of Python 2.  POP and POP_MARK
+# belong to tuples that contain themselves.
 _DO: dict[str, Callable[[_Machine, object], None]] = {
     "PROTO": _Machine.nothing,
     "STOP": _Machine.nothing,
@@ -181,12 +183,15 @@ _DO: dict[str, Callable[[_Machine, object], None]] = {
     "BININT1": _Machine.push,
     "BININT2": _Machine.push,
     "LONG1": _Machine.push,
+    "LONG4": lambda machine, _: machine.push(Inert("an integer of more than 255 bytes")),
     "BINFLOAT": _Machine.push,
     "BINUNICODE": _Machine.push,
     "BINSTRING": _Machine.push,
     "SHORT_BINSTRING": _Machine.push,
     # Containers
     "MARK": lambda machine, _: machine.push(_MARK),
+    "POP": _Machine.pop,
+    "POP_MARK": lambda machine, _: machine.pop_to_mark(),
     "EMPTY_TUPLE": lambda machine, _: machine.push(()),
     "TUPLE1": lambda machine, _: machine.make_tuple(1),
     "TUPLE2": lambda machine, _: machine.make_tuple(2),

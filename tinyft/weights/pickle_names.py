@@ -60,18 +60,16 @@ _KEY_TYPES = (str, int, float, bool, type(None))
 _LARGEST_KEY = 1 << 63
 
 
-def plain_key(key: object) -> object:
-    """The key, if it is one that a checkpoint's dict may have; else a TypeError."""
-    if not isinstance(key, _KEY_TYPES) or (isinstance(key, int) and abs(key) > _LARGEST_KEY):
-        raise TypeError(f"a {type(key).__name__} is no key of a checkpoint's dict")
-    return key
+def is_plain_key(key: object) -> bool:
+    """Whether a key may be hashed; an item of any other key is of no use here, and left out."""
+    return isinstance(key, _KEY_TYPES) and not (isinstance(key, int) and abs(key) > _LARGEST_KEY)
 
 
 def _ordered_dict(pairs: object = ()) -> dict[object, object]:
     """collections.OrderedDict: empty, or (as Python 2 wrote it) with a list of pairs."""
     if not isinstance(pairs, (list, tuple)):
         raise TypeError(f"an OrderedDict is made of a list of pairs, not of a {describe(pairs)}")
-    return {plain_key(key): value for key, value in pairs}
+    return {key: value for key, value in pairs if is_plain_key(key)}
 
 
 def _tensor(storage, offset, size, stride, *rest) -> StoredTensor | Inert:
