@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from torch_assembler import Global, state_dict_legacy, state_dict_zip, storage, tensor, write
+from torch_assembler import (
+    MAGIC_NUMBER,
+    Global,
+    state_dict_legacy,
+    state_dict_zip,
+    storage,
+    tensor,
+    write,
+)
 
 from tinyft.errors import WeightsError
 from tinyft.weights import (
@@ -104,6 +113,16 @@ def test_torch_files(make, wrapping, arrays, tmp_path):
     assert found.arch == "cifar_resnet20" and found.preprocess.assumed and found.classes is None
     assert found.metadata["source_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert "preprocessing assumed: 32/32" in str(found.report)
+
+
+def test_newer_pickles_in_the_old_container(arrays, tmp_path):
+    """Protocol 3 spells a state dict as protocol 2 does; 4 and 5 have opcodes of their own."""
+    third = state_dict_legacy(arrays).replace(b"\x80\x02", b"\x80\x03", 4)
+    assert_same(load_weights(write(tmp_path, "a.pth", third)).arrays, arrays)
+    for protocol in (4, 5):
+        path = write(tmp_path, "b.pth", pickle.dumps(MAGIC_NUMBER, protocol=protocol))
+        with pytest.raises(WeightsError, match=r"opcode FRAME.*save it again with torch\.save"):
+            load_weights(path)
 
 
 def test_safetensors_round_trip(weights, tmp_path):
@@ -321,6 +340,9 @@ def test_formats_are_told_by_content(tmp_path):
     assert detect_format(write(tmp_path, "a.pth", user_block)) == "tinyft"
     assert detect_format(write(tmp_path, "b.h5", b"PK\x03\x04")) == "torch"
     assert detect_format(write(tmp_path, "c.h5", b"\x08" + b"\0" * 7 + b"{}")) == "safetensors"
+    length_that_looks_like_a_pickle = b"\x80\x02" + b"\0" * 6 + b"{}"
+    path = write(tmp_path, "c.h5", length_that_looks_like_a_pickle)
+    assert detect_format(path) == "safetensors"
     for data in (b"", b"\xff\xd8\xff\xe0 a picture"):
         with pytest.raises(WeightsError, match="neither HDF5, nor a torch checkpoint"):
             detect_format(write(tmp_path, "d.h5", data))

@@ -29,7 +29,7 @@ from tinyft.weights.registry import Entry, imagenet_classes, with_digest
 from tinyft.weights.report import LoadReport
 from tinyft.weights.safetensors import is_safetensors, open_safetensors
 from tinyft.weights.torch_pickle import (
-    PICKLE_MAGIC,
+    PICKLE_MAGICS,
     TAR_MAGIC,
     TAR_MAGIC_AT,
     ZIP_MAGIC,
@@ -91,12 +91,14 @@ def detect_format(path: str | os.PathLike[str]) -> str:
     """
     with open(path, "rb") as file:
         head = file.read(_HEAD)
-        if head.startswith((ZIP_MAGIC, PICKLE_MAGIC)) or head[TAR_MAGIC_AT:].startswith(TAR_MAGIC):
+        if head.startswith(ZIP_MAGIC) or head[TAR_MAGIC_AT:].startswith(TAR_MAGIC):
             return "torch"
         if _is_hdf5(file):
             return "tinyft"
     if is_safetensors(head):
         return "safetensors"
+    if head.startswith(PICKLE_MAGICS):  # a safetensors file's length may begin so, too
+        return "torch"
     raise WeightsError(
         f"{path} begins with {head[:8]!r}: neither HDF5, nor a torch checkpoint, nor safetensors"
     )

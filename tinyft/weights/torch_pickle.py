@@ -20,7 +20,7 @@ from tinyft.weights.torch_tensors import Storage, StoredTensor, to_array
 from tinyft.weights.torch_zip import ZipFile
 
 ZIP_MAGIC = b"PK\x03\x04"
-PICKLE_MAGIC = b"\x80\x02"
+PICKLE_MAGICS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # by protocol
 TAR_MAGIC, TAR_MAGIC_AT = b"ustar", 257
 
 
@@ -63,7 +63,7 @@ def open_checkpoint(file: BinaryIO, ignore_unknown: bool = False) -> Checkpoint:
             "this is a tar checkpoint of torch 0.1, which tinyft does not read; load it and save "
             "it again with any torch from 0.4 on"
         )
-    elif head.startswith(PICKLE_MAGIC):
+    elif head.startswith(PICKLE_MAGICS):
         container = LegacyFile(file, ignore_unknown)
     else:
         raise WeightsError("this is no torch checkpoint (neither a zip nor a pickle)")
