@@ -62,11 +62,12 @@ def test_the_hash_depends_on_name_dtype_shape_and_numbers():
     base = {"a": np.zeros(4, np.float32)}
     others = [
         {"b": base["a"]},
+        {"\ud800": base["a"]},  # no text, but safetensors and torch files may name a tensor so
         {"a": np.zeros(4, np.int32)},
         {"a": base["a"].reshape(2, 2)},
         {"a": np.ones(4, np.float32)},
     ]
-    assert len({content_sha256(arrays) for arrays in (base, *others)}) == 5
+    assert len({content_sha256(arrays) for arrays in (base, *others)}) == 6
 
 
 def test_a_repacked_file_is_read_and_keeps_its_identity(tmp_path):
@@ -99,6 +100,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
 def test_an_unknown_dtype_is_refused_before_writing(tmp_path):
     with pytest.raises(WeightsError, match="w is complex64"):
         write_arrays(tmp_path / "a.h5", "x", {"w": np.ones(2, np.complex64)})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["head.my layer", "head.\x1b[31mred", "head.a\nb", "head.a\0b", "head." + "x" * 101, "head.a/b",
+     "head.", "head..x", "head./../../x", "head.\ud800", "head" + ".a" * 12, "head.a.b"],
+)  # fmt: skip
+def test_a_name_that_no_reader_would_take_is_refused_before_writing(name, tmp_path):
+    with pytest.raises(WeightsError, match=r"cannot hold .*'head.*rename"):
+        write_arrays(tmp_path / "a.h5", "x", {name: np.ones(2), "head.a": np.ones(2)})
     assert not list(tmp_path.iterdir())
 
 

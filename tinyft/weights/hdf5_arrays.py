@@ -30,7 +30,7 @@ import numpy as np
 from tinyft.errors import WeightsError
 from tinyft.weights.files import LazyArray, damage_is_an_error, replacing
 from tinyft.weights.hdf5_disk import new_hdf5
-from tinyft.weights.hdf5_guard import read_attributes, walk
+from tinyft.weights.hdf5_guard import check_names, read_attributes, walk
 
 if TYPE_CHECKING:
     import h5py
@@ -80,7 +80,7 @@ def content_sha256(arrays: Mapping[str, np.ndarray]) -> str:
     for path, array in sorted((_path(name), array) for name, array in arrays.items()):
         stored = _little_endian(array)
         shape = ",".join(str(size) for size in stored.shape)
-        digest.update(f"{path}\0{stored.dtype.str}\0{shape}\0".encode())
+        digest.update(_encoded(f"{path}\0{stored.dtype.str}\0{shape}\0"))
         digest.update(stored.tobytes())
     return digest.hexdigest()
 
@@ -94,9 +94,11 @@ def write_arrays(
 ) -> str:
     """Write a file that read_arrays reads, replacing an old one whole; its content_sha256.
 
-    Raises: WeightsError for a dtype other than float16/32/64, int32/64, uint8; OSError if the
-    disk is full, in which case an old file of that name is untouched.
+    Raises: WeightsError for a dtype other than float16/32/64, int32/64, uint8, and for a name that
+    read_arrays would refuse; OSError if the disk is full, in which case an old file of that name is
+    untouched.
     """
+    check_names(arrays)
     for name, array in arrays.items():
         if _little_endian(array).dtype.str not in _DTYPES:
             raise WeightsError(f"{name} is {array.dtype}, which tinyft's files do not hold")
@@ -149,7 +151,7 @@ def _write_text(file: h5py.File, name: str, text: Text) -> None:
 
 
 def _encoded(text: str) -> bytes:
-    """UTF-8; of a file name that is no text, the bytes spelt out."""
+    """UTF-8; of a name that is no text, the bytes spelt out."""
     return text.encode("utf-8", "backslashreplace")
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from tinyft.errors import WeightsError
@@ -119,6 +120,26 @@ def _check_spelling(path: str) -> None:
     name = path.rpartition("/")[2]
     if path and not _NAME.fullmatch(name):
         raise WeightsError(f"{path[:160]!r}: names in a tinyft file consist of A-Z a-z 0-9 _ -")
+
+
+def check_names(names: Collection[str]) -> None:
+    """What the walk through a file with arrays of these dotted names would refuse.
+
+    Raises: WeightsError naming the first array whose name no tinyft file can hold
+    """
+    for name in names:
+        parts = name.split(".")
+        if len(parts) > _DEEPEST or not all(map(_NAME.fullmatch, parts)):
+            raise WeightsError(
+                f"a tinyft file cannot hold the name {name!r:.160}: expected at most {_DEEPEST} "
+                f"parts with a dot between them, each of 1 to 100 of A-Z a-z 0-9 _ -; rename it"
+            )
+        above = [".".join(parts[:count]) for count in range(1, len(parts))]
+        if clash := [parent for parent in above if parent in names]:
+            raise WeightsError(
+                f"a tinyft file cannot hold {name!r:.160} beside {clash[0]!r:.160}, which would be "
+                f"an array and a folder at once; rename one of the tensors"
+            )
 
 
 def check_dataset(path: str, dataset: h5py.Dataset, file_size: int) -> None:
