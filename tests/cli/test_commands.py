@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pytest
 from tinyft.cli import doctor
 from tinyft.cli.main import COMMANDS, build_parser
 from tinyft.nn import build
-from tinyft.weights import Preprocess, Weights, load_weights, save_weights
+from tinyft.weights import Preprocess, Weights, export_safetensors, load_weights, save_weights
 
 FUNCTIONS = """
 import numpy as np
@@ -371,6 +372,15 @@ def test_verify_finds_what_was_changed(tinyft, tmp_path):
     assert done.code == 1
     assert "a.h5" in done.error
     assert tinyft("weights", "verify", "gone.h5").code == 2
+
+
+def test_names_from_a_file_do_not_steer_the_terminal(tinyft, tmp_path):
+    weights = load_weights(published(tmp_path / "a.h5"))
+    arrays = weights.arrays | {"head.\x1b[2J\nsha256 0": np.zeros(1, np.float32)}
+    export_safetensors(replace(weights, arrays=arrays), tmp_path / "a.safetensors")
+    done = tinyft("weights", "verify", "a.safetensors")
+    assert done.code == 0, done.err
+    assert r"extra head.\x1b[2J sha256 0" in done.out.splitlines()[2]
 
 
 def test_list(tinyft):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinyft.cli.failures import RequestError, naming
-from tinyft.cli.output import json_result, result
+from tinyft.cli.output import json_result, one_line, result
 from tinyft.cli.parser import add_command, add_json
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def convert(args: argparse.Namespace) -> int:
         weights = load_weights(args.source, **options)
     args.working = True
     digest = save_weights(args.out, weights, half=args.half)
-    result(str(weights.report))
+    _show_report(weights)
     result(f"{args.out}: {_describe(weights)}; content sha256 {digest}")
     return 0
 
@@ -169,7 +169,7 @@ def verify_file(args: argparse.Namespace) -> int:
     checked = "matches the content" if kind == "tinyft" else "is in no file of this format"
     result(f"{args.source}: {_describe(weights)}; every number is finite")
     result(f"format {kind}; the content's hash {checked}")
-    result(str(weights.report))
+    _show_report(weights)
     result(f"sha256 {digest}")
     return 0
 
@@ -181,6 +181,12 @@ def _check_out(args: argparse.Namespace, suffixes: tuple[str, ...], what: str) -
         raise RequestError(f"{what}, so its name should end in {suffixes[0]}; got {args.out}")
     if out.exists() and Path(args.source).exists() and out.samefile(args.source):
         raise RequestError(f"{args.out} is the file to be read; choose another name")
+
+
+def _show_report(weights: Weights) -> None:
+    """The names in it come from the file: none of them is to move the cursor or begin a line."""
+    for line in weights.report.lines():
+        result(one_line(line))
 
 
 def _describe(weights: Weights) -> str:

@@ -32,7 +32,8 @@ class LoadReport:
         """Whether there is no fault."""
         return not (self.missing or self.unexpected or self.mismatched)
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
+        """What there is to say.  Names are as in the file: a line may hold any character."""
         lines = [
             _line("missing from the file", self.missing),
             _line("not in the network", self.unexpected),
@@ -42,8 +43,10 @@ class LoadReport:
             f"prefix taken off each name: {self.prefix}" if self.prefix else "",
             *self.notes,
         ]
-        text = "\n".join(line for line in lines if line)
-        return text or "every name and shape is as expected"
+        return [line for line in lines if line] or ["every name and shape is as expected"]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
 
 
 def _line(title: str, names: list[str]) -> str:
