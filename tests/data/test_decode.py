@@ -16,14 +16,12 @@ from tinyft.errors import DataError
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
 
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png(width, height, depth, colour_type, raw, extra=b""):
     """A PNG written by hand, so that the header may say anything."""
-
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     body = chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + body
@@ -49,6 +47,20 @@ def test_exif_orientation_turns_the_picture(kind, encode):
 
 def test_unknown_orientation_is_left_alone(encode):
     assert decode(oriented("PNG", 77, encode)).shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("exif", "shape"),
+    [
+        (b"garbage!", (1, 2, 3)),
+        # Orientation 6, and a resolution unit of a type that no program can write again.
+        (b"II*\0\x08\0\0\0\2\0" + struct.pack("<HHIIHHII", 0x112, 3, 1, 6, 0x128, 8, 1, 0xFFFF)
+         + bytes(4), (2, 1, 3)),
+    ],
+)  # fmt: skip
+def test_damage_beside_the_orientation_is_no_damage(exif, shape):
+    raw = b"\0" + bytes(6)
+    assert decode(png(2, 1, 8, 2, raw, chunk(b"eXIf", exif))).shape == shape
 
 
 def test_alpha_is_composited_over_white(encode):

@@ -34,6 +34,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+# EXIF 2.32, section 4.6.4: the tag, and how a picture of each orientation is turned upright.
+ORIENTATION = 0x0112
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 MAX_PIXELS = 64_000_000  # 192 MB as RGB; the largest phone cameras crop their 200 Mpixel to 50
 MAX_ASPECT = 20  # long side / short side; bounds the resized picture at 20 * resize * resize pixels
 
@@ -111,11 +122,23 @@ def _open(stream: BinaryIO) -> Picture:
 
 
 def _upright(picture: Picture) -> Picture:
-    """Turned as the EXIF orientation says. An unknown orientation leaves it as it is."""
-    from PIL import ImageOps
+    """Turned as the EXIF orientation says. An unknown orientation leaves it as it is.
+
+    ImageOps.exif_transpose would write the other tags anew, and fail on one that it cannot write.
+    """
+    from PIL import Image
 
     # differs from fastai, which ignores the orientation
-    return ImageOps.exif_transpose(picture)
+    turn = TURNS.get(_orientation(picture))
+    return picture.transpose(Image.Transpose[turn]) if turn else picture
+
+
+def _orientation(picture: Picture) -> object:
+    """What the EXIF block says, or None: a damaged block is no damage to the pixels."""
+    try:
+        return picture.getexif().get(ORIENTATION)
+    except Exception:  # as in decode: Pillow raises nearly anything
+        return None
 
 
 def _to_rgb(picture: Picture) -> np.ndarray:
