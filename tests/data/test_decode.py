@@ -99,6 +99,12 @@ def test_grey16_keeps_the_high_byte(encode):
     assert (out == out[..., :1]).all()
 
 
+def test_transparency_key_of_grey16_needs_both_bytes():
+    raw = b"\0" + np.array([1000, 1001, 50000], ">u2").tobytes()
+    out = decode(png(3, 1, 16, 0, raw, chunk(b"tRNS", struct.pack(">H", 1000))))
+    assert out[0, :, 0].tolist() == [255, 3, 195]
+
+
 def test_big_endian_grey16_is_the_same():
     values = np.array([[0, 1000, 65535]], ">u2")
     out = decode(b"P5 3 1 65535\n" + values.tobytes())

@@ -6,6 +6,7 @@ Everything that a picture file can surprise with is decided here, once:
 | -------------------------------- | ------------------------------------------------------------ |
 | EXIF orientation                 | the picture right side up (switch: `exif_transpose`)         |
 | transparency (alpha or a key)    | composited over white, so that hidden colours do not show    |
+| a key of 2, 4 or 3x16 bits (PNG) | as Pillow compares it, with 8-bit pixels: it seldom matches  |
 | 16-bit grey                      | the high byte, as Pillow reduces 16-bit colour               |
 | 32-bit integers                  | as 16-bit grey if they fit 0..65535, else refused            |
 | floating point                   | refused: nobody knows its range                              |
@@ -143,7 +144,7 @@ def _orientation(picture: Picture) -> object:
 
 def _to_rgb(picture: Picture) -> np.ndarray:
     if picture.mode.startswith("I"):  # I;16, I;16B, I;16L, I;16N and 32-bit I
-        return _grey16_to_rgb(np.asarray(picture))
+        return _grey16_to_rgb(np.asarray(picture), picture.info.get("transparency", -1))
     if picture.mode == "F":
         raise DataError("floating-point pixels have no known range; save the picture with 8 bits")
     if picture.has_transparency_data:
@@ -152,15 +153,18 @@ def _to_rgb(picture: Picture) -> np.ndarray:
     return np.array(picture.convert("RGB"))
 
 
-def _grey16_to_rgb(grey: np.ndarray) -> np.ndarray:
-    """The high byte, three times. Pillow's own convert would clip at 255: nearly all white."""
+def _grey16_to_rgb(grey: np.ndarray, transparent: int) -> np.ndarray:
+    """The high byte, three times, and white where all of a pixel is `transparent`. Pillow's own
+    convert would clip at 255: nearly all white.
+    """
     if grey.min() < 0 or grey.max() > 65535:
         raise DataError(
             f"32-bit pixels from {grey.min()} to {grey.max()} do not fit 16 bits; "
             f"save the picture with 8 or 16 bits"
         )
     # differs from fastai, which clips
-    return np.repeat((grey >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    shown = np.where(grey == transparent, 255, grey >> 8)
+    return np.repeat(shown.astype(np.uint8)[:, :, None], 3, axis=2)
 
 
 def _over_white(picture: Picture) -> Picture:
