@@ -276,6 +276,15 @@ def test_a_file_with_settings_that_no_learner_has_is_refused(name, value, tmp_pa
         ft.load_learner(tmp_path / "learner.h5")
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 9999 + "]" * 9999])
+def test_a_file_whose_settings_are_no_json_object_is_refused(text, tmp_path):
+    small_learner().save(tmp_path / "learner.h5")
+    weights = load_weights(tmp_path / "learner.h5")
+    save_weights(tmp_path / "learner.h5", replace(weights, extra={"learner": text}))
+    with pytest.raises(WeightsError, match="should be JSON with bn, class_weights"):
+        ft.load_learner(tmp_path / "learner.h5")
+
+
 def test_a_loaded_learner_says_that_it_has_no_pictures(tmp_path):
     small_learner().save(tmp_path / "learner.h5")
     loaded = ft.load_learner(tmp_path / "learner.h5")

@@ -121,9 +121,10 @@ def test_what_cannot_be_resumed_says_why(tmp_path):
         resume(tmp_path / "cut", other_data())
     with pytest.raises(RunError, match="differ in batch_size, augment"):
         resume(tmp_path / "cut", small_data(batch_size=4, augment=None))
-    (tmp_path / "cut" / "run.json").write_text("{")
-    with pytest.raises(RunError, match="damaged"):
-        resume(tmp_path / "cut", small_data())
+    for text in ("{", "[" * 9999):
+        (tmp_path / "cut" / "run.json").write_text(text)
+        with pytest.raises(RunError, match="damaged"):
+            resume(tmp_path / "cut", small_data())
 
 
 def set_bn(learner):

@@ -13,11 +13,11 @@ from tests.finetune.conftest import pictures, small_data, small_learner
 from tests.finetune.test_learner import small_learner_of_photos
 from tests.inspection.moments import AfterStep
 from tinyft.errors import RunError, WeightsError
-from tinyft.finetune.run import Run
+from tinyft.finetune.run import CHECKPOINT, Run
 from tinyft.inspection import snapshots
 from tinyft.inspection.diff import Move, compare, diff, diff_run, moved_most
 from tinyft.inspection.diff_text import bar_length, bar_range
-from tinyft.weights import Preprocess, Weights, export_safetensors, save_weights
+from tinyft.weights import Preprocess, Weights, export_safetensors, save_weights, write_arrays
 
 
 def layers_of(found):
@@ -255,6 +255,13 @@ def test_a_checkpoint_knows_how_pictures_are_prepared(run_folder, learner):
     found = snapshots.of_source(run_folder / "checkpoints" / "000003.h5")
     assert found.preprocess == learner.adjusted_preprocess()
     assert found.preprocess.crop == 24
+
+
+@pytest.mark.parametrize("texts", [{}, {"state": "[]"}, {"state": "[" * 9999}])
+def test_a_checkpoint_whose_state_is_something_else_is_refused(texts, tmp_path):
+    write_arrays(tmp_path / "a.h5", CHECKPOINT, {"model.conv1.weight": np.ones(1)}, None, texts)
+    with pytest.raises(WeightsError, match=r"a\.h5: the file is damaged"):
+        snapshots.of_source(tmp_path / "a.h5")
 
 
 def test_a_start_that_cannot_be_made_again_says_what_to_do(run_folder, tmp_path):

@@ -293,7 +293,7 @@ def read_description(run: Path) -> dict[str, Any]:
             f"{run} is no run, or was stopped before its first step: it has no run.json; start it "
             "anew"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
     expected = {
         **dict.fromkeys(("settings", "data", "plan", "versions"), dict),

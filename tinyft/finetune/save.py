@@ -120,7 +120,7 @@ def _settings(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
     }
     try:
         settings = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # lists within lists a thousand deep are the latter
         settings = None
     if not isinstance(settings, dict) or not expected.keys() <= settings.keys():
         raise WeightsError(f"{path}: its learner should be JSON with {', '.join(sorted(expected))}")

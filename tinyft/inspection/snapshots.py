@@ -27,6 +27,7 @@ from tinyft.finetune.save import judged_preprocess
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.resnet import ResNet, build
 from tinyft.weights import Preprocess, infer_architecture, load_weights, read_arrays
+from tinyft.weights.files import damage_is_an_error
 from tinyft.weights.hdf5_arrays import open_arrays
 
 if TYPE_CHECKING:
@@ -171,7 +172,8 @@ def _of_checkpoint(title: str, path: str | os.PathLike[str]) -> Snapshot:
     """A checkpoint holds the optimizer's memory too, and does not name the architecture."""
     arrays, _, texts = read_arrays(path, CHECKPOINT)
     own = {n.removeprefix("model."): a for n, a in arrays.items() if n.startswith("model.")}
-    preprocess = Preprocess.from_dict(json.loads(texts["state"])["preprocess"])
+    with damage_is_an_error(path):
+        preprocess = Preprocess.from_dict(json.loads(texts["state"])["preprocess"])
     return Snapshot(title, infer_architecture(_shapes(own)), own, preprocess)
 
 
