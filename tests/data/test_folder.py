@@ -130,6 +130,20 @@ def test_pictures_below_a_class_belong_to_it(folder):
     assert data.labels["valid"].tolist() == [0, 0, 0, 1, 1]
 
 
+def test_pictures_however_deep_below_a_class(folder):
+    path = folder({"cat": 2, "dog": 2})
+    deepest = path / "cat"
+    for _ in range(1100):  # more than Python's functions may be nested
+        deepest /= "d"
+        deepest.mkdir()
+    deep = (path / "cat" / "1.png").rename(deepest / "1.png")
+    try:
+        assert scan_classes(path).pictures["cat"] == [path / "cat" / "0.png", deep]
+    finally:
+        deep.unlink()
+        os.removedirs(deepest)  # which shutil.rmtree, and so pytest, could not
+
+
 def test_a_class_only_in_validation_is_an_error_with_its_name(folder):
     with pytest.raises(DataError, match=r"valid has classes .*: mouse; expected only cat, dog"):
         ImageFolder(folder({**SPLIT, "valid/mouse": 1}))

@@ -74,9 +74,11 @@ def scan_classes(root: Path) -> Scan:
 def pictures_below(folder: str | Path, scan: Scan) -> list[Path]:
     """The pictures in a folder and below it, by name; what is passed over is counted in `scan`."""
     found = []
-    for entry in _entries(folder, scan):
+    ahead = _entries(folder, scan)[::-1]  # a stack, next entry last: folders may be nested deeply
+    while ahead:
+        entry = ahead.pop()
         if entry.is_dir():
-            found += pictures_below(entry.path, scan)
+            ahead += _entries(entry.path, scan)[::-1]
         elif _is_picture(entry):
             found.append(Path(entry.path))
         else:
