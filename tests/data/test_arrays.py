@@ -68,6 +68,19 @@ def test_validation_labels_must_be_known():
         ImageArrays((X, Y), (X[:1], np.array([3])), batch_size=2)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": ["a", "b", "a"]}, "'a' comes twice"),
+        ({"augment": ["crop"]}, r"one of default, crop, shift, or None; got \['crop'\]"),
+        ({"augment": 1.5}, "one of default"),
+    ],
+)
+def test_wrong_options_say_what_is_expected(options, message):
+    with pytest.raises(DataError, match=message):
+        ImageArrays((X, Y), (X, Y), batch_size=2, **options)
+
+
 def test_a_lone_array_is_no_pair():
     with pytest.raises(DataError, match="must be a pair"):
         ImageArrays(X, (X, Y))

@@ -6,6 +6,7 @@ Next: tinyft/seeds.py
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +25,8 @@ class ImageArrays(PictureData):
     training label. The arrays are not copied.
 
     Shapes:  train and valid are pairs of (N, H, W, 3) uint8 and (N,) integers
-    Raises:  DataError for a wrong dtype, shape or label, or for data that cannot be trained on
+    Raises:  DataError for a wrong dtype, shape or label, for classes of one name, or for data that
+             cannot be trained on
 
     Example:
         >>> pictures, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1])
@@ -53,6 +55,7 @@ class ImageArrays(PictureData):
         labels = {split: np.asarray(pair[1]).astype(np.int64) for split, pair in pairs.items()}
         if classes is None:
             classes = [str(label) for label in range(labels["train"].max(initial=-1) + 1)]
+        _check_classes(classes)
         for split in pairs:
             _check_labels(split, labels[split], classes)
         self._pictures = {split: pair[0] for split, pair in pairs.items()}
@@ -125,6 +128,12 @@ def _check_pictures(split: str, pictures: np.ndarray, labels: np.ndarray) -> Non
             f"{split} labels must be {shape[0]} integers, one for each picture; "
             f"got {labels.dtype} {labels.shape}"
         )
+
+
+def _check_classes(classes: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if twice:
+        raise DataError(f"classes must have different names; {twice[0]!r} comes twice, rename one")
 
 
 def _check_labels(split: str, labels: np.ndarray, classes: Sequence[str]) -> None:

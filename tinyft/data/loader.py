@@ -243,7 +243,7 @@ def _checked_augment(augment: str | bool | None) -> str | None:
         return "default"
     if augment is False or augment is None:
         return None
-    if augment not in AUGMENTATIONS:
+    if not isinstance(augment, str) or augment not in AUGMENTATIONS:
         raise DataError(
             f"augment must be one of {', '.join(AUGMENTATIONS)}, or None; got {augment!r}"
         )
