@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import h5py
 import numpy as np
 import pytest
@@ -72,6 +74,21 @@ def huge_contiguous_shape(file):
 
 def gzip_bomb(file):
     file.create_dataset("w", data=np.zeros(10**7, "f4"), compression="gzip", compression_opts=9)
+
+
+def bomb_behind_a_chunk(file):
+    """As many bytes as promised, and behind them, in the same stream, ever more."""
+    dataset = file.create_dataset("w", (100,), "f4", chunks=(100,), compression="gzip")
+    dataset.id.write_direct_chunk((0,), zlib.compress(np.arange(100, dtype="f4").tobytes() * 100))
+
+
+def packed_twice(file):
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_chunk((4,))
+    settings.set_deflate(9)
+    settings.set_deflate(9)
+    space, kind = h5py.h5s.create_simple((4,)), h5py.h5t.IEEE_F32LE
+    h5py.Dataset(h5py.h5d.create(file.id, b"w", kind, space, settings))[...] = 1
 
 
 def huge_chunk(file):
@@ -170,6 +187,8 @@ HAZARDS = {
     huge_shape: "claims",
     huge_contiguous_shape: "claims",
     gzip_bomb: "claims 40,000,000 bytes",
+    bomb_behind_a_chunk: "a chunk of 400 bytes that unpacks to more",
+    packed_twice: r"packed by filters \[1, 1\]",
     huge_chunk: "chunks larger than itself",
     partial_chunks: "not wholly stored",
     never_written: "not wholly stored",

@@ -5,18 +5,18 @@ plugins that are loaded to decompress, and headers that can promise any size.  t
 use none of that.  ``walk`` goes through the whole tree, one component of a path at a time, reads no
 array, and refuses whatever a plain file of plain arrays does not have.
 
-Next: tinyft/weights/hdf5_disk.py
+Next: tinyft/weights/hdf5_chunks.py
 """
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from tinyft.errors import WeightsError
+from tinyft.weights.hdf5_chunks import check_chunks
 
 if TYPE_CHECKING:
     import h5py
@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 _MOST_OBJECTS = 10_000
 _DEEPEST = 12
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32"}  # built in; others load a plugin
 # Weights deflate by a tenth; what inflates 64-fold is a bomb (deflate can reach 1030).
 _LARGEST_INFLATION, _ALWAYS_ALLOWED = 64, 64 << 10
-_LARGEST_CHUNK = 1 << 20  # bytes that one chunk of a tiny dataset may unpack to
 _LARGEST_TOTAL = 8 << 30  # bytes of all arrays; ResNet-152 with its optimizer has 0.7 GB
 _MOST_ATTRIBUTES = 64
 _LARGEST_ATTRIBUTE = 64 << 10  # HDF5's own limit for a compactly stored attribute
@@ -154,7 +152,6 @@ def check_dataset(path: str, dataset: h5py.Dataset, file_size: int) -> None:
     if dataset.is_virtual:
         raise WeightsError(f"{path} is put together from other files (virtual); refused")
     _check_dtype(path, dataset)
-    _check_filters(path, dataset)
     stored, nbytes = dataset.id.get_storage_size(), dataset.nbytes
     if nbytes > _LARGEST_INFLATION * stored + _ALWAYS_ALLOWED or stored > file_size:
         raise WeightsError(
@@ -174,32 +171,13 @@ def _check_dtype(path: str, dataset: h5py.Dataset) -> None:
         raise WeightsError(f"{path} has the type {dtype!r:.80}, expected numbers or fixed text")
 
 
-def _check_filters(path: str, dataset: h5py.Dataset) -> None:
-    settings = dataset.id.get_create_plist()
-    for i in range(settings.get_nfilters()):
-        number = settings.get_filter(i)[0]
-        if number not in _FILTERS:
-            raise WeightsError(
-                f"{path} is packed with filter {number}, whose decoder would be loaded from a "
-                f"plugin; repack it with gzip (h5repack -f GZIP=1)"
-            )
-
-
 def _check_complete(path: str, dataset: h5py.Dataset, file_size: int) -> None:
     """Missing pieces read as zeros without an error, so the stored bytes are counted instead."""
-    import h5py
-
-    nbytes, layout = dataset.nbytes, dataset.id.get_create_plist().get_layout()
-    if layout == h5py.h5d.CHUNKED:
-        counts = zip(dataset.shape, dataset.chunks, strict=True)
-        expected = math.prod(math.ceil(size / chunk) for size, chunk in counts)
-        if math.prod(dataset.chunks) * dataset.dtype.itemsize > max(4 * nbytes, _LARGEST_CHUNK):
-            raise WeightsError(f"{path} has chunks larger than itself; the file is refused")
-        complete = dataset.id.get_num_chunks() == expected
-    else:
-        offset = dataset.id.get_offset() or 0
-        complete = dataset.id.get_storage_size() == nbytes and offset + nbytes <= file_size
-    if not complete:
+    if dataset.chunks is not None:
+        check_chunks(path, dataset)
+        return
+    offset, nbytes = dataset.id.get_offset() or 0, dataset.nbytes
+    if dataset.id.get_storage_size() != nbytes or offset + nbytes > file_size:
         raise WeightsError(f"{path} is not wholly stored in the file; write it again")
 
 
