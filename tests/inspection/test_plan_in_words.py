@@ -81,6 +81,14 @@ def test_stale_gradients_are_said():
     assert "-         -" not in str(plan)
 
 
+def test_steps_are_numbered_on_from_those_that_were_made():
+    learner = small_learner()
+    learner.fine_tune(0, freeze_epochs=1)
+    plan = learner.plan(1)
+    assert "(steps 3 to 5)" in str(plan) and "(steps 6 to 8)" in str(plan)
+    assert "steps 3 to 5. Frozen" in unwrapped(plan) and "steps 6 to 8. " in unwrapped(plan)
+
+
 def test_a_trained_head_is_not_called_random():
     learner = small_learner()
     assert "begins with random weights" in unwrapped(learner.plan(1))

@@ -174,6 +174,7 @@ def test_a_run_is_told_as_it_began(tmp_path, monkeypatch):
         found = RunFiles.read(out, small_data())
         plan = told(found)
         assert "The optimizer has no momentum" in plan
+        assert ("steps 0 to 2." if is_random else "steps 3 to 5.") in plan
         assert ("begins with random weights" in plan) == is_random
         found.plan = None  # then metrics.csv and the ledger tell
         assert ("the random head's first errors" in told(found)) == is_random

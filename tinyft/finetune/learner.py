@@ -216,6 +216,7 @@ class Learner:
             facts_of(self),
             arguments,
             [0 if stale_gradients else self._cacheable_bytes(phase) for phase in phases],
+            first_step=self.step,
         )
 
     def _cacheable_bytes(self, phase: Phase) -> int:

@@ -35,7 +35,9 @@ class GroupState:
 
 @dataclass(frozen=True)
 class Plan(Displayed):
-    """Phases in order; `states[i][g]` says what group g does in phase i."""
+    """Phases in order; `states[i][g]` says what group g does in phase i. `first_step` is the number
+    of its first step, as metrics.csv and the ledger count.
+    """
 
     phases: list[Phase]
     states: list[list[GroupState]]
@@ -45,6 +47,7 @@ class Plan(Displayed):
     facts: list[str] = field(default_factory=list)
     arguments: dict[str, Any] = field(default_factory=dict)  # of Learner.plan, to make it again
     cached_bytes: list[int] = field(default_factory=list)  # per phase: kept features, 0 for none
+    first_step: int = 0
 
     @property
     def steps(self) -> int:
@@ -71,7 +74,7 @@ class Plan(Displayed):
 
     def __str__(self) -> str:
         lines = [_wrapped(fact) for fact in self.facts]
-        first = 0  # as metrics.csv and the ledger count
+        first = self.first_step
         for number, (phase, states) in enumerate(zip(self.phases, self.states, strict=True), 1):
             last = first + phase.steps - 1
             lines += [

@@ -57,7 +57,7 @@ BN_FROZEN = {
 def explain(plan: Plan) -> str:
     """The whole plan as text of at most 100 columns."""
     parts = ["\n".join(map(_paragraph, plan.facts))]
-    first = 0  # as metrics.csv and the ledger count
+    first = plan.first_step
     for number, phase in enumerate(plan.phases):
         parts.append(_phase(plan, number, first))
         first += phase.steps

@@ -166,7 +166,8 @@ def _plan(learner: Learner, description: dict[str, Any]) -> Plan:
     if optimizer in OPTIMIZERS:  # a saved learner has none
         learner.optimizer = OPTIMIZERS[optimizer](learner.groups)
     facts = description["plan_text"].partition("\n\n")[0].replace("\n    ", " ").splitlines()
-    return replace(plan_again(learner, description["plan"]), facts=facts)
+    plan = plan_again(learner, description["plan"])
+    return replace(plan, facts=facts, first_step=description["first_step"])
 
 
 def _pictures(path: Path, data: PictureData | None) -> PictureData:
