@@ -57,6 +57,11 @@ def test_it_counts_the_steps_in_which_float32_loses_the_decay():
     assert "nothing shrinks" not in unwrapped(small_learner(weight_decay=0.0).plan(3))
 
 
+def test_float64_loses_no_decay():
+    plan = small_learner(weight_decay=0.01, dtype="float64").plan(3)
+    assert "float64; body" in unwrapped(plan) and "nothing shrinks" not in unwrapped(plan)
+
+
 def test_an_optimizer_without_momentum_is_given_none():
     learner = small_learner(optimizer="sgd")
     plan = learner.plan(1)

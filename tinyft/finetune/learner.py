@@ -217,6 +217,7 @@ class Learner:
             arguments,
             [0 if stale_gradients else self._cacheable_bytes(phase) for phase in phases],
             first_step=self.step,
+            dtype=self.dtype,
         )
 
     def _cacheable_bytes(self, phase: Phase) -> int:

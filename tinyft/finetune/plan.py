@@ -36,7 +36,7 @@ class GroupState:
 @dataclass(frozen=True)
 class Plan(Displayed):
     """Phases in order; `states[i][g]` says what group g does in phase i. `first_step` is the number
-    of its first step, as metrics.csv and the ledger count.
+    of its first step, as metrics.csv and the ledger count; `dtype` that of the weights.
     """
 
     phases: list[Phase]
@@ -48,6 +48,7 @@ class Plan(Displayed):
     arguments: dict[str, Any] = field(default_factory=dict)  # of Learner.plan, to make it again
     cached_bytes: list[int] = field(default_factory=list)  # per phase: kept features, 0 for none
     first_step: int = 0
+    dtype: str = "float32"
 
     @property
     def steps(self) -> int:

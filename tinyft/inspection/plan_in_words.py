@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import textwrap
 
-import numpy as np
-
 from tinyft.display import counted
 from tinyft.finetune.plan import GroupState, Plan
 from tinyft.finetune.recipe import Phase
@@ -178,7 +176,8 @@ def _decay(plan: Plan) -> str:
     if plan.weight_decay and any(lost.values()):
         listed = ", ".join(f"{name} in {n}" for name, n in lost.items() if n)
         text += (
-            f" Where the rate is small, 1 minus that product is 1 in float32 and nothing shrinks: "
+            f" Where the rate is small, 1 minus that product is 1 in {plan.dtype} and nothing "
+            "shrinks: "
             f"{listed} of {plan.steps} steps."
         )
     if plan.stale_gradients:
@@ -187,10 +186,10 @@ def _decay(plan: Plan) -> str:
 
 
 def _without_decay(plan: Plan, number: int, g: int) -> int:
-    """In how many steps of a phase a group trains whose decay float32 rounds away."""
+    """In how many steps of a phase a group trains whose decay is rounded away."""
     if plan.states[number][g].frozen:
         return 0
-    kept = np.float32(1 - plan.phases[number].lr[:, g] * plan.weight_decay)
+    kept = (1 - plan.phases[number].lr[:, g] * plan.weight_decay).astype(plan.dtype)
     return int((kept == 1).sum())
 
 
