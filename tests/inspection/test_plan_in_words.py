@@ -28,7 +28,7 @@ def test_each_phase_with_its_numbers(bn):
     trained = sum(state.trainable for state in plan.states[0])
     assert f"Gradients reach {trained:,} of 337,424 numbers" in text
     assert "Gradients reach 337,424 of 337,424 numbers" in text
-    said = {"fastai": "train (1,376 numbers)", "torch": "although no weight does"}
+    said = {"fastai": "train (1,376 numbers)", "torch": "although no weight learns"}
     assert said.get(bn, "not one bit of these layers changes") in text
     for phase in plan.phases:
         lr = phase.lr[:, -1]
@@ -83,6 +83,8 @@ def test_a_group_in_which_nothing_moves_has_no_rate():
 def test_stale_gradients_are_said():
     plan = small_learner(bn="frozen").plan(1, stale_gradients=True)
     assert "Frozen weights that once trained decay on" in unwrapped(plan)
+    assert "so only weight decay changes these layers" in unwrapped(plan)
+    assert "not one bit" not in unwrapped(plan)
     assert "-         -" not in str(plan)
 
 

@@ -42,14 +42,16 @@ BN_FROZEN = {
     ),
     "torch": (
         "Their batch norms normalise with each batch's own statistics and their running statistics "
-        "move although no weight does, as in PyTorch with requires_grad=False and model.train(): "
+        "move although no weight learns, as in PyTorch with requires_grad=False and model.train(): "
         'the network predicts differently afterwards. bn="frozen" would hold them.'
     ),
     "frozen": (
         "Their batch norms are frozen too: running statistics normalise and stay, as with Keras's "
-        "trainable=False, so not one bit of these layers changes."
+        "trainable=False, so {unchanged}."
     ),
 }
+UNCHANGED = "not one bit of these layers changes"
+UNCHANGED_BUT_DECAY = "only weight decay changes these layers (stale_gradients=True)"
 
 
 def explain(plan: Plan) -> str:
@@ -86,7 +88,10 @@ def _phase(plan: Plan, number: int, first: int) -> str:
 
 def _frozen(plan: Plan, frozen: list[GroupState]) -> str:
     names, count = " and ".join(s.name for s in frozen), sum(s.total for s in frozen)
-    norms = BN_FROZEN[plan.bn].format(numbers=f"{sum(s.trainable for s in frozen):,}")
+    norms = BN_FROZEN[plan.bn].format(
+        numbers=f"{sum(s.trainable for s in frozen):,}",
+        unchanged=UNCHANGED_BUT_DECAY if plan.stale_gradients else UNCHANGED,
+    )
     return f"Frozen: {names}, {count:,} numbers. {norms}"
 
 
