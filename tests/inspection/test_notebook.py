@@ -11,6 +11,7 @@ import pytest
 import tinyft as ft
 from tests.finetune.conftest import small_learner
 from tinyft import display
+from tinyft.inspection import notebook
 
 
 class Text(HTMLParser):
@@ -106,6 +107,15 @@ def test_a_plan_has_its_text_and_its_curves(trained):
     html = plan._repr_html_()
     assert str(plan).splitlines()[-1][:40] in shown(plan)
     assert html.count("<svg") == 2 and "layer2+layer3" in html
+
+
+def test_a_plans_curves_count_as_its_text_does(monkeypatch, trained):
+    def first_and_borders(title, lines, borders, **options):
+        return f"{lines[0].x[0]} {borders}"
+
+    monkeypatch.setattr(notebook, "line_chart", first_and_borders)
+    shown_twice = "6 [(6.0, 'head alone'), (9.0, 'everything')]"
+    assert trained[0].plan(1)._repr_html_().count(shown_twice) == 2
 
 
 def test_a_step_has_its_groups(trained):

@@ -30,6 +30,8 @@ def test_each_phase_with_its_numbers(bn):
     assert "Gradients reach 337,424 of 337,424 numbers" in text
     said = {"fastai": "train (1,376 numbers)", "torch": "although no weight learns"}
     assert said.get(bn, "not one bit of these layers changes") in text
+    top = 3 + plan.phases[1].lr[:, -1].argmax()
+    assert f"Learning rates rise until step {top}, then fall" in text
     for phase in plan.phases:
         lr = phase.lr[:, -1]
         assert f"head from {lr[0]:.2g} to {lr.max():.2g} to {lr[-1]:.2g}" in text

@@ -55,7 +55,8 @@ def _plan(plan: Plan) -> str:
     """The plan's text, and the curves that it stands for."""
     lr = np.concatenate([phase.lr for phase in plan.phases])  # (steps, groups)
     momentum = np.concatenate([phase.momentum for phase in plan.phases])
-    steps, first, borders = np.arange(1, len(lr) + 1), 1, []
+    first, borders = plan.first_step, []
+    steps = np.arange(first, first + len(lr))
     for phase in plan.phases:
         borders.append((float(first), phase.name))
         first += phase.steps

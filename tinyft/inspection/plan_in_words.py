@@ -76,7 +76,7 @@ def _phase(plan: Plan, number: int, first: int) -> str:
         *([_frozen(plan, frozen)] if frozen else [_norms(plan.bn)]),
         _what_trains(states),
         _why(plan, number, frozen),
-        *_rates(phase, states, plan.stale_gradients),
+        *_rates(phase, states, first, plan.stale_gradients),
         WHY_CYCLE,
         _momentum(phase),
         *_cache(plan, number),
@@ -109,15 +109,16 @@ def _norms(bn: str) -> str:
     return "All batch norms normalise with the batch, their statistics follow, their scales train."
 
 
-def _rates(phase: Phase, states: list[GroupState], stale: bool) -> list[str]:
-    """The learning rates of the groups that move."""
+def _rates(phase: Phase, states: list[GroupState], first: int, stale: bool) -> list[str]:
+    """The learning rates of the groups that move, in a phase that begins with step `first`."""
     moving = [g for g, state in enumerate(states) if state.trainable or stale]
     texts = [f"{states[g].name} from {_rate(phase.lr[0, g])} to {_rate(phase.lr[:, g].max())} to "
              f"{_rate(phase.lr[-1, g])}" for g in moving]  # fmt: skip
     if not moving:
         return []
-    peak = int(phase.lr[:, moving[-1]].argmax()) + 1
-    way = "rise to the end" if peak == phase.steps else f"rise until step {peak}, then fall"
+    peak = int(phase.lr[:, moving[-1]].argmax())
+    rises = peak == phase.steps - 1
+    way = "rise to the end" if rises else f"rise until step {first + peak}, then fall"
     found = [f"Learning rates {way}: {'; '.join(texts)}."]
     if len(moving) > 1 and phase.lr[0, moving[0]] < phase.lr[0, moving[-1]]:
         times = phase.lr[0, moving[-1]] / phase.lr[0, moving[0]]
