@@ -106,6 +106,22 @@ def test_a_trained_head_is_not_called_random():
     assert "everything trains at once" in unwrapped(learner.plan(1, freeze_epochs=0))
 
 
+def test_reasons_are_those_of_the_case():
+    learner = small_learner()
+    plan = unwrapped(learner.plan(1))
+    assert (
+        "the body begins with random weights too" in plan and "pretrained layers know" not in plan
+    )
+    assert "everything has to be learnt from these pictures" in plan
+    assert "random ones have as much to learn as the head" in plan and "old task" not in plan
+    learner.facts["weights"] = "published"
+    plan = unwrapped(learner.plan(1))
+    assert "undo what the pretrained layers know" in plan and "the old task" in plan
+    in_part = unwrapped(learner.one_cycle_plan(1, first_trainable=1))
+    assert "what the first layers detect serves any picture" in in_part
+    assert "the head begins" not in in_part and "a head can follow" not in in_part
+
+
 # ------------------------------------------------------------------------------ learner.describe()
 
 

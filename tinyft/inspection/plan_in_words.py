@@ -22,12 +22,21 @@ WHY_UNFROZEN = (
     "Why: the head now sends gradients that mean something, and the pretrained layers can bend "
     "towards these pictures."
 )
+WHY_FROZEN_RANDOM = (
+    "Why: it was asked for; the body begins with random weights too, and they know nothing that "
+    "freezing would keep."
+)
+WHY_UNFROZEN_RANDOM = (
+    "Why: the body's weights are random, so everything has to be learnt from these pictures."
+)
 WHY_ALL_AT_ONCE = "Why: no phase of the head alone was asked for, so everything trains at once."
 WHY_RATES = (
     "Early layers detect edges and textures that any picture has and need little change, late ones "
     "are specific to the old task: hence smaller rates further down (Yosinski et al., 2014)."
 )
+RATES_RANDOM = "That suits pretrained layers; random ones have as much to learn as the head."
 WHY_FROZEN_AGAIN = "Why: a head can follow the body's features without changing them."
+WHY_FROZEN_IN_PART = "Why: what the first layers detect serves any picture, so it can stay."
 WHY_CYCLE = (
     "The rise lets the optimizer settle before large steps, a fall lets the weights settle at the "
     "end (Smith, 2018)."
@@ -37,7 +46,7 @@ BN_FROZEN = {
     "fastai": (
         "Their batch norms are not frozen: they normalise with each batch's own statistics, their "
         "running statistics follow, and their scales and shifts train ({numbers} numbers), as in "
-        "fastai. Why: the new pictures have other statistics than those seen before. "
+        "fastai. Why: the new pictures have statistics of their own. "
         'bn="torch" or "frozen" would hold them.'
     ),
     "torch": (
@@ -75,8 +84,8 @@ def _phase(plan: Plan, number: int, first: int) -> str:
         f"of {counted(phase.steps_per_epoch, 'step')}, steps {first} to {last}.",
         *([_frozen(plan, frozen)] if frozen else [_norms(plan.bn)]),
         _what_trains(states),
-        _why(plan, number, frozen),
-        *_rates(phase, states, first, plan.stale_gradients),
+        *_why(plan, number, frozen),
+        *_rates(plan, number, first),
         WHY_CYCLE,
         _momentum(phase),
         *_cache(plan, number),
@@ -109,9 +118,10 @@ def _norms(bn: str) -> str:
     return "All batch norms normalise with the batch, their statistics follow, their scales train."
 
 
-def _rates(phase: Phase, states: list[GroupState], first: int, stale: bool) -> list[str]:
+def _rates(plan: Plan, number: int, first: int) -> list[str]:
     """The learning rates of the groups that move, in a phase that begins with step `first`."""
-    moving = [g for g, state in enumerate(states) if state.trainable or stale]
+    phase, states = plan.phases[number], plan.states[number]
+    moving = [g for g, state in enumerate(states) if state.trainable or plan.stale_gradients]
     texts = [f"{states[g].name} from {_rate(phase.lr[0, g])} to {_rate(phase.lr[:, g].max())} to "
              f"{_rate(phase.lr[-1, g])}" for g in moving]  # fmt: skip
     if not moving:
@@ -122,7 +132,8 @@ def _rates(phase: Phase, states: list[GroupState], first: int, stale: bool) -> l
     found = [f"Learning rates {way}: {'; '.join(texts)}."]
     if len(moving) > 1 and phase.lr[0, moving[0]] < phase.lr[0, moving[-1]]:
         times = phase.lr[0, moving[-1]] / phase.lr[0, moving[0]]
-        found.append(f"The last group learns {times:.0f} times as fast as the first. {WHY_RATES}")
+        why = RATES_RANDOM if _knows_nothing(plan) else WHY_RATES
+        found.append(f"The last group learns {times:.0f} times as fast as the first. {why}")
     return found
 
 
@@ -144,11 +155,32 @@ def _cache(plan: Plan, number: int) -> list[str]:
     ]
 
 
-def _why(plan: Plan, number: int, frozen: list[GroupState]) -> str:
-    if frozen:
-        is_random = number == 0 and any(", random, " in fact for fact in plan.facts)
-        return WHY_FROZEN if is_random else WHY_FROZEN_AGAIN
-    return WHY_UNFROZEN if number else WHY_ALL_AT_ONCE
+def _why(plan: Plan, number: int, frozen: list[GroupState]) -> list[str]:
+    """The reason for what is frozen; freezing everything has none."""
+    if not frozen:
+        return [_why_unfrozen(plan, number)]
+    if _knows_nothing(plan):
+        return [WHY_FROZEN_RANDOM]
+    training = len(plan.states[number]) - len(frozen)
+    if training == 1:
+        has_random_head = number == 0 and _is_said(plan, ", random, ")
+        return [WHY_FROZEN if has_random_head else WHY_FROZEN_AGAIN]
+    return [WHY_FROZEN_IN_PART] if training else []
+
+
+def _why_unfrozen(plan: Plan, number: int) -> str:
+    if number == 0:
+        return WHY_ALL_AT_ONCE
+    return WHY_UNFROZEN_RANDOM if _knows_nothing(plan) else WHY_UNFROZEN
+
+
+def _knows_nothing(plan: Plan) -> bool:
+    """Whether the body begins with random weights that no step has trained."""
+    return plan.first_step == 0 and _is_said(plan, "body: random weights")
+
+
+def _is_said(plan: Plan, words: str) -> bool:
+    return any(words in fact for fact in plan.facts)
 
 
 def _where(cached: bool) -> str:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tinyft.data.loader import PictureData
 
 FROZEN = " with {} frozen: no gradient reaches their convolutions"
-RANDOM_HEAD = ", so that the random head's first errors cannot spoil what was learnt before"
+RANDOM_HEAD = ", so that the random head's first errors do not move them"
 TILE_STYLE = """<style>
 .tile { background: var(--panel); border-radius: 8px; padding: 0.7rem 1rem; min-width: 9rem; }
 .tile b { display: block; font-size: 1.5rem; line-height: 1.25; }
