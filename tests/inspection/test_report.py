@@ -198,7 +198,16 @@ def test_an_unfinished_run_is_reported(copied, monkeypatch):
     assert found.steps.tolist() == [0, 1, 2, 3]  # the line that was cut off does not count
     text = sections_of(report_html(found))
     assert "This run is not finished." in text["head"]
-    assert "loss" in text["mistakes"]  # of best.h5
+    best = "Judged with the best epoch's network (best.h5), since the run is not finished."
+    assert best in text["learned"] and best in text["mistakes"]
+
+
+def test_a_run_without_an_epoch_that_counts_has_no_network_to_judge(copied, monkeypatch):
+    monkeypatch.setattr(run_files, "diff_run", lambda *_, **__: None)
+    for name in ("learner.h5", "best.h5"):
+        (copied / name).unlink()
+    text = sections_of(report_html(RunFiles.read(copied, small_data())))
+    assert "no epoch has ended with a finite loss" in text["learned"]
 
 
 def test_what_is_no_run_is_refused(tmp_path, copied):

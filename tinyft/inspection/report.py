@@ -226,11 +226,19 @@ def _changes(run: RunFiles) -> str:
 
 
 def _learned(run: RunFiles) -> str:
-    return learned(run.judged)
+    return _judged_with(run) + learned(run.judged)
 
 
 def _mistakes(run: RunFiles) -> str:
-    return mistakes(run.learner, run.judged)
+    return _judged_with(run) + mistakes(run.learner, run.judged)
+
+
+def _judged_with(run: RunFiles) -> str:
+    """Which network was judged, where it is not the last."""
+    if run.judged_file == "learner.h5":
+        return ""
+    why = "learner.h5 is gone" if run.description["finished"] else "the run is not finished"
+    return f"<p>Judged with the best epoch's network ({escape(run.judged_file)}), since {why}.</p>"
 
 
 def _environment(run: RunFiles) -> str:

@@ -35,10 +35,13 @@ if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner
     from tinyft.finetune.plan import Plan
 
+NETWORKS = ("learner.h5", "best.h5")  # the last one; of an unfinished run, its best epoch's
+
 
 @dataclass
 class RunFiles:
-    """A run as its report needs it. `missing` says why a part is None, by the part's name.
+    """A run as its report needs it. `missing` says why a part is None, by the part's name;
+    `judged_file` which of the run's networks `learner` is.
 
     `metrics` has the columns of metrics.csv: lists of text for `phase`, else float arrays with NaN
     for what a step did not measure.
@@ -48,6 +51,7 @@ class RunFiles:
     description: dict[str, Any]
     metrics: dict[str, Any]
     ledger: LedgerReading | None = None
+    judged_file: str = ""
     learner: Learner | None = None
     plan: Plan | None = None
     judged: Judgements | None = None
@@ -67,7 +71,8 @@ class RunFiles:
         run = cls(path, read_description(path), read_metrics(path / "metrics.csv"))
         run.ledger = run._part("ledger", lambda: _ledger(path))
         pictures = run._part("pictures", lambda: _pictures(path, data))
-        run.learner = run._part("learner", lambda: _learner(path, device))
+        run.judged_file = next((n for n in NETWORKS if (path / n).exists()), "")
+        run.learner = run._part("learner", lambda: _learner(path, run.judged_file, device))
         if run.learner is not None and pictures is not None:
             run.learner.data = pictures
             run.plan = run._part("plan", lambda: _plan(run.learner, run.description))
@@ -150,12 +155,10 @@ def _ledger(path: Path) -> LedgerReading:
     return Ledger.read(path / "ledger.h5")
 
 
-def _learner(path: Path, device: str) -> Learner:
-    """The run's last learner, or of an unfinished run its best epoch's."""
-    for name in ("learner.h5", "best.h5"):
-        if (path / name).exists():
-            return load_learner(path / name, device=device)
-    raise RunError("the run has not finished an epoch, so there is no network to judge yet")
+def _learner(path: Path, name: str, device: str) -> Learner:
+    if not name:
+        raise RunError("no epoch has ended with a finite loss, so there is no network to judge yet")
+    return load_learner(path / name, device=device)
 
 
 def _plan(learner: Learner, description: dict[str, Any]) -> Plan:
