@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tests.finetune.conftest import small_data, small_learner
@@ -116,6 +117,20 @@ def test_a_step_that_diverges_is_shown_as_such():
     found = what_if(moment_of(0, plan={"weight_decay": 0.0}), {"absurd": far_too_fast})
     assert not found["absurd"].evaluation[1] < 1e50  # NaN, too
     assert "absurd" in str(found)
+
+
+def test_only_the_steps_that_cannot_be_made_are_shown_as_nan():
+    def spoil(learner):
+        learner.model.state_dict()["conv1.weight"][...] = np.nan
+
+    moment = moment_of(0)
+    before = everything(moment.learner)
+    found = what_if(moment, {"spoilt": spoil})
+    assert np.isfinite(found[PLANNED].training).all()
+    spoilt = found["spoilt"]
+    assert np.isnan([*spoilt.training, spoilt.predicted, *spoilt.distances.values()]).all()
+    assert "nan" in next(line for line in str(found).splitlines() if line.startswith("spoilt"))
+    assert everything(moment.learner) == before
 
 
 def test_the_text_is_a_table(run_folder, data):

@@ -172,6 +172,12 @@ def test_of_a_run_on_disk(run_folder, data):
     assert max(map(len, text.splitlines())) <= 110
 
 
+def test_a_loss_that_is_no_number_is_neither_better_nor_worse():
+    moment = moment_of(0, optimizer="sgd", plan={"base_lr": 1e300, "weight_decay": 0.0})
+    text = str(explain_step(moment))
+    assert "0 of 8 pictures got better, 0 worse; of 8 the loss is no number any more" in text
+
+
 # -------------------------------------------------------------------------------------------- jumps
 
 
@@ -219,5 +225,5 @@ def test_the_loss_that_was_recorded_before_is_compared():
 
 
 def test_numbers_are_shown_with_their_sign():
-    shown = [signed(value) for value in (0.0, -0.25, 1e-3, 3e-7)]
-    assert shown == [" 0", "-0.250000", "+0.001000", "+3.00e-07"]
+    shown = [signed(value) for value in (0.0, -0.25, 1e-3, 3e-7, np.nan)]
+    assert shown == [" 0", "-0.250000", "+0.001000", "+3.00e-07", " nan"]

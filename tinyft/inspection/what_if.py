@@ -9,10 +9,12 @@ Next: tinyft/inspection/similarity.py
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tinyft.display import aligned
+from tinyft.errors import NonFiniteLossError
 from tinyft.finetune.groups import freeze_to as freeze_groups
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.norms import total
@@ -31,7 +33,7 @@ class Outcome:
 
     Losses are (before, after) of the step's own batch, in training (same dropout masks) and in
     evaluation. `predicted` is <gradient, update>; `distance` |update| / |weights| over everything,
-    `distances` by group.
+    `distances` by group. A step whose loss is no number is not made: all that follows is NaN.
     """
 
     name: str
@@ -129,7 +131,10 @@ def _outcome(moment: Moment, name: str, change: Change) -> Outcome:
     try:
         change(learner)
         before = losses()
-        sums = measured_step(moment)
+        try:
+            sums = measured_step(moment)
+        except NonFiniteLossError:
+            return _not_made(name, before, [group.name for group in learner.groups])
         after = losses()
         by_group = {g.name: total(sums[n] for n in g.parameters) for g in learner.groups}
     finally:
@@ -143,6 +148,12 @@ def _outcome(moment: Moment, name: str, change: Change) -> Outcome:
         whole.update_ratio,
         {group: found.update_ratio for group, found in by_group.items()},
     )
+
+
+def _not_made(name: str, before: list[float], groups: list[str]) -> Outcome:
+    """The outcome of a step that stopped at its own loss."""
+    pairs = [(loss, math.nan) for loss in before]
+    return Outcome(name, *pairs, math.nan, math.nan, dict.fromkeys(groups, math.nan))
 
 
 def _scale_rates(learner: Learner, factor: float) -> None:

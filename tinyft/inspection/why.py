@@ -146,12 +146,14 @@ class Explanation:
         """The pictures whose loss fell and rose most."""
         changes = self.picture_changes
         order = np.argsort(changes)
-        better = [i for i in order[:PICTURES] if changes[i] < 0]
-        worse = [i for i in order[::-1][:PICTURES] if changes[i] > 0]
+        better = [i for i in order if changes[i] < 0][:PICTURES]
+        worse = [i for i in order[::-1] if changes[i] > 0][:PICTURES]
         count = int((changes < 0).sum())
         rows = [self._picture("better", i) for i in better]
         rows += [self._picture("worse", i) for i in worse]
         header = f"{count} of {len(changes)} pictures got better, {int((changes > 0).sum())} worse"
+        if lost := int(np.isnan(changes).sum()):
+            header += f"; of {lost} the loss is no number any more"
         return [header, *aligned(rows)] if rows else [header]
 
     def _picture(self, verdict: str, i: int) -> list[str]:
@@ -245,6 +247,6 @@ def group_lines(groups: list[GroupEffect]) -> list[str]:
 
 def signed(value: float) -> str:
     """A change of a loss: with its sign, three digits at least, and no exponent for usual sizes."""
-    if value == 0:
-        return " 0"
+    if value == 0 or math.isnan(value):
+        return " nan" if value else " 0"
     return f"{value:+.6f}" if abs(value) >= 1e-4 else f"{value:+.2e}"
