@@ -198,7 +198,9 @@ def test_a_phase_whose_checkpoint_is_gone_is_left_out_with_a_notice(run_folder, 
 def test_a_run_that_was_cut_off_ends_with_its_newest_checkpoint(run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "000009.h5").unlink()
-    assert diff_run(tmp_path / "run").titles[-1] == "after the first 6 steps"
+    found = diff_run(tmp_path / "run")
+    assert found.titles[-1] == "after everything so far, to step 5"
+    assert found.spans == ["head alone", "everything so far, to step 5", "in all"]
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(RunError, match="no checkpoint after its start"):
         diff_run(tmp_path / "run")
@@ -214,7 +216,9 @@ def test_half_a_phase_is_not_called_whole(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         learner.execute(learner.plan(2), observers=[AfterStep(stop), run])
     titles = diff_run(tmp_path / "run").titles
-    assert titles == ["before", "after head alone", "after the first 5 steps"]
+    assert titles == ["before", "after head alone", "after everything so far, to step 4"]
+    (tmp_path / "run" / "checkpoints" / "000003.h5").unlink()
+    assert diff_run(tmp_path / "run").titles == ["before", "after everything so far, to step 4"]
 
 
 @pytest.mark.parametrize("augment", ["default", "crop"])

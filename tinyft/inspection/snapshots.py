@@ -99,8 +99,10 @@ def of_run(path: str | os.PathLike[str]) -> tuple[list[Snapshot], list[str]]:
     ends = _phase_ends(path)
     newest, made = max(kept, default=0), max(ends.values(), default=0)
     if newest and (newest < made or made - first < description["steps"]):  # its last phase goes on
-        ends = {name: end for name, end in ends.items() if end < newest}
-        ends[f"the first {newest - first} steps"] = newest
+        whole = {name: end for name, end in ends.items() if end < newest}
+        so_far = [f"{name} so far, to step {newest - 1}" for name in ends if name not in whole]
+        title = so_far[0] if whole and so_far else f"the first {newest - first} steps"
+        ends = whole | {title: newest}
     for name, end in ends.items():
         if end in kept:
             snapshots.append(_of_checkpoint(f"after {name}", kept[end]))
