@@ -34,7 +34,15 @@ def test_pictures_that_are_gone_cost_only_the_similarity(tinyft, trained, pictur
     shutil.rmtree(pictures)
     done = tinyft("diff", trained)
     assert done.code == 0 and "linear CKA" not in done.out
-    assert "note: features are not compared, since the run's pictures are gone" in done.out
+    assert "note: features are not compared: the run's pictures cannot be used: " in done.out
+
+
+def test_pictures_that_were_replaced_are_said(tinyft, trained, pictures):
+    assert "pictures have changed" not in tinyft("diff", trained).out
+    shutil.copy(pictures / "cat" / "0.png", pictures / "cat" / "1.png")
+    done = tinyft("diff", trained)
+    assert "linear CKA" in done.out
+    assert "note: the run's pictures have changed since it began" in done.out
 
 
 def test_requests_that_make_no_sense(tinyft, trained, pictures):

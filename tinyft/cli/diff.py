@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace) -> tuple[PictureData | None, list[str]]:
-    """The pictures to compare features on, and why there are none."""
+    """The pictures to compare features on, and why there are none or what is wrong with them."""
     if args.pictures:
         return open_folder(args.pictures, valid_fraction=1.0), []
     if args.after is not None:
@@ -78,9 +78,12 @@ def _data(args: argparse.Namespace) -> tuple[PictureData | None, list[str]]:
         return None, ["the run's pictures were arrays, so its features are not compared"]
     arguments = dict(recorded.get("arguments", {}))
     try:
-        return open_folder(arguments.pop("path", None), **arguments), []
+        data = open_folder(arguments.pop("path", None), **arguments)
     except (DataError, OSError) as error:
-        return None, [f"features are not compared, since the run's pictures are gone: {error}"]
+        return None, [f"features are not compared: the run's pictures cannot be used: {error}"]
+    if data.describe()["sha256"] != recorded.get("sha256"):
+        return data, ["the run's pictures have changed since it began; features are of today's"]
+    return data, []
 
 
 def plain(found: Diff) -> dict[str, Any]:
