@@ -30,6 +30,12 @@ def test_of_two_files_features_are_compared_on_request(tinyft, trained, pictures
     assert "stem         1.000" in done.out.splitlines()
 
 
+def test_pictures_of_one_class_are_enough_to_compare_on(tinyft, trained, draw):
+    one = draw({"cat": 6}, "one")
+    done = tinyft("diff", f"{trained}/best.h5", f"{trained}/learner.h5", "--pictures", one)
+    assert done.code == 0 and "(linear CKA on 6 pictures, unbiased)" in done.out
+
+
 def test_pictures_that_are_gone_cost_only_the_similarity(tinyft, trained, pictures):
     shutil.rmtree(pictures)
     done = tinyft("diff", trained)

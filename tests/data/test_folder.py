@@ -165,9 +165,8 @@ def test_given_classes_keep_their_order(folder):
         ImageFolder(path, classes=["cat", "mouse"], valid_fraction=1)
 
 
-def test_one_class_or_one_picture_is_an_error(folder):
-    with pytest.raises(DataError, match="at least two classes"):
-        ImageFolder(folder({"one/cat": 4}) / "one", batch_size=2)
+def test_one_class_is_enough_to_look_at_and_one_picture_is_an_error(folder):
+    assert ImageFolder(folder({"one/cat": 4}) / "one", batch_size=2).classes == ["cat"]
     with pytest.raises(DataError, match="one picture cannot be split: dog"):
         ImageFolder(folder({"two/cat": 4, "two/dog": 1}) / "two")
 

@@ -293,6 +293,13 @@ def test_a_loaded_learner_says_that_it_has_no_pictures(tmp_path):
             call()
 
 
+def test_one_class_is_nothing_to_learn():
+    x, y = pictures()
+    one = ft.ImageArrays((x, 0 * y), (x, 0 * y), classes=["blue"])
+    with pytest.raises(DataError, match="at least two classes; found only blue"):
+        small_learner(one)
+
+
 def test_evaluation_refuses_other_classes_and_no_pictures():
     learner = small_learner()
     with pytest.raises(DataError, match=r"knows the classes blue.*have a, b, c.*classes="):

@@ -80,10 +80,6 @@ class PictureData:
         self.notices: list[str] = []
         self.requested_batch_size = checked_int("batch_size", batch_size, 1)
         self.batch_size = self._effective_batch_size()
-        if len(self.classes) < 2:
-            raise DataError(
-                f"training needs at least two classes; found only {', '.join(self.classes)}"
-            )
 
     @property
     def num_classes(self) -> int:

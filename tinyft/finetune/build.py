@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinyft.data.loader import PictureData
-from tinyft.errors import WeightsError
+from tinyft.errors import DataError, WeightsError
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.optim import SGD, Adam, Optimizer
 from tinyft.finetune.run import settings_of
@@ -56,10 +56,11 @@ def vision_learner(
     Pretrained weights are frozen at first, so that only the head trains; see `unfreeze`.
 
     Raises: ValueError for an unknown name or a `dropout` that the head has no place for,
-    WeightsError for a file that does not fit
+    DataError for fewer than two classes, WeightsError for a file that does not fit
     Source: fastai 2.8.12 `vision_learner`
     """
     arguments = _checked(locals())
+    _expect_classes(data)
     network, preprocess, facts = _network(arch, arguments["weights"], seed)
     if isinstance(head, str):
         facts |= {"head": head, "arguments": _plain(arguments)}
@@ -75,6 +76,14 @@ def vision_learner(
         learner.freeze()
     learner.facts["as_made"] = settings_of(learner)
     return learner
+
+
+def _expect_classes(data: PictureData) -> None:
+    """Raises: DataError for fewer than two, of which there is nothing to tell apart"""
+    if data.num_classes < 2:
+        raise DataError(
+            f"training needs at least two classes; found only {', '.join(data.classes)}"
+        )
 
 
 def _optimizer_class(optimizer: str | Callable[..., Optimizer]) -> Callable[..., Optimizer]:
