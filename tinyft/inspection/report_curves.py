@@ -68,7 +68,7 @@ def inside_steps(ledger: LedgerReading, borders: Sequence[tuple[float, str]]) ->
         groups = ledger.steps[column].T
         lines = [Line(n, steps, values) for n, values in zip(ledger.groups, groups, strict=True)]
         charts.append(line_chart(f"{title} of each group", lines, log=True, borders=borders))
-    names, members = rows_of(ledger.parameters)
+    names, members = rows_of(ledger.parameters, ledger.norms)
     for title, column in columns:
         values = binned(combined(ledger.layers, column, members))
         span = float(steps[0]), float(steps[-1])
@@ -83,12 +83,13 @@ def inside_steps(ledger: LedgerReading, borders: Sequence[tuple[float, str]]) ->
     return f'<p>{escape(HOW_TO_READ)}</p><div class="row">{"".join(charts)}</div>{books}'
 
 
-def rows_of(parameters: Sequence[str]) -> tuple[list[str], list[list[int]]]:
-    """A heat map's rows: each convolution's and linear layer's weight; of a deep network, those of
-    each block together. Names, and the places of each row's parameters.
+def rows_of(parameters: Sequence[str], norms: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+    """A heat map's rows: the weight of each layer that is not among the batch norms; of a deep
+    network, those of each block together. Names, and the places of each row's parameters.
     """
-    matrices = [(i, name.rpartition(".")[0]) for i, name in enumerate(parameters)
-                if _is_matrix(name)]  # fmt: skip
+    layers = [(i, name.removesuffix(".weight")) for i, name in enumerate(parameters)
+              if name.endswith(".weight")]  # fmt: skip
+    matrices = [(i, layer) for i, layer in layers if layer not in norms]
     rows: dict[str, list[int]] = {}
     for i, layer in matrices:
         is_deep = len(matrices) > MOST_ROWS and layer.startswith("layer")
@@ -104,14 +105,24 @@ def combined(
     Shapes: layers[column] (steps, parameters) -> (rows, steps)
     """
 
-    def norms(name: str) -> np.ndarray:
-        squares = np.square(layers[name], dtype=np.float64)
+    def norms(values: np.ndarray) -> np.ndarray:
+        squares = np.square(values, dtype=np.float64)
         return np.sqrt(np.stack([squares[:, row].sum(axis=1) for row in members]))
 
     if column != "update_ratio":
-        return norms(column)
-    weights = norms("weight_norm")  # after the step, which is off by less than the ratio itself
-    return np.divide(norms("update_norm"), weights, out=np.zeros_like(weights), where=weights > 0)
+        return norms(layers[column])
+    updates, weights = norms(layers["update_norm"]), norms(_norms_before(layers))
+    return np.divide(updates, weights, out=np.zeros_like(weights), where=weights > 0)
+
+
+def _norms_before(layers: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The weights' norms before each step. The ledger has those after it, which are the same only
+    for a parameter at rest.
+
+    Shapes: out (steps, parameters) float64
+    """
+    ratios, after = layers["update_ratio"], layers["weight_norm"].astype(np.float64)
+    return np.divide(layers["update_norm"], ratios, out=after, where=ratios > 0)
 
 
 def binned(values: np.ndarray, most: int = MOST_COLUMNS) -> np.ndarray:
@@ -123,12 +134,3 @@ def binned(values: np.ndarray, most: int = MOST_COLUMNS) -> np.ndarray:
         return values
     edges = np.linspace(0, values.shape[1], most + 1).astype(int)
     return np.add.reduceat(values, edges[:-1], axis=1) / np.diff(edges)
-
-
-def _is_matrix(name: str) -> bool:
-    """Whether a parameter is a convolution's or a linear layer's weight, not a batch norm's: those
-    are called bn, or stand second in a shortcut.
-    """
-    module, _, kind = name.rpartition(".")
-    last = module.rpartition(".")[2]
-    return kind == "weight" and not last.startswith("bn") and not module.endswith("downsample.1")
