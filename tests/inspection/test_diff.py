@@ -60,6 +60,11 @@ def test_identical_means_every_bit():
     assert Move.between([(zero, zero + 1)]).distance == math.inf
 
 
+def test_of_numbers_that_diverged_nothing_is_known():
+    move = Move.between([(np.ones(2), np.array([np.inf, 1.0]))])
+    assert math.isnan(move.cosine) and not move.identical
+
+
 def test_the_filters_that_moved_most_are_named_in_order():
     before = np.ones((4, 2, 1, 1))
     after = before.copy()

@@ -43,6 +43,7 @@ class Move:
     identical: bool
 
     @classmethod
+    @np.errstate(all="ignore")  # numbers of a run that diverged: their distance is NaN
     def between(cls, pairs: Sequence[Pair]) -> Move:
         """Of all arrays of (before, after) taken together as one long vector, in float64."""
         dots = np.zeros(4)  # before.before, after.after, before.after, change.change
