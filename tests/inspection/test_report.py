@@ -153,6 +153,7 @@ def test_without_its_pictures_the_rest_is_shown(copied):
     assert "trained on arrays in memory, which only Python can bring back" in text["learned"]
     assert "trained on arrays in memory" in text["mistakes"]
     assert "Layer by layer" in text["changes"]
+    assert "features are not compared: " in text["changes"]
     assert "Phase 1, head alone: 3 steps with stem+layer1 and layer2+layer3 frozen" in text["plan"]
     assert "Phase 2, everything: 3 steps. The learning rate of the head rises" in text["plan"]
 

@@ -78,6 +78,9 @@ class RunFiles:
             run.plan = run._part("plan", lambda: _plan(run.learner, run.description))
             run.judged = run._part("judged", lambda: judge_pictures(run.learner))
         run.changes = run._part("changes", lambda: diff_run(path, pictures, device=device))
+        if run.changes is not None and pictures is None:
+            reason = run.missing["pictures"]
+            run.changes.notices.append(f"features are not compared: {reason}")
         return run
 
     def frozen(self, start: int) -> list[str]:
