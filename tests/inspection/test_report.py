@@ -108,7 +108,7 @@ def test_what_it_learned_is_what_the_network_does(run, files, html):
 
 def test_how_to_make_it_again(run, html):
     again = sections_of(html)["again"]
-    assert "learner.plan(epochs=1, weight_decay=0.01" in again
+    assert "learner.execute(learner.plan(epochs=1, weight_decay=0.01" in again
     assert json.loads((run / "run.json").read_text())["data"]["sha256"] in again
     assert np.__version__ in again
 
@@ -180,6 +180,18 @@ def test_a_run_is_told_as_it_began(tmp_path, monkeypatch):
         found.plan = None  # then metrics.csv and the ledger tell
         assert ("the random head's first errors" in told(found)) == is_random
         assert "layer2+layer3 frozen" in told(found)
+
+
+def test_a_group_in_which_nothing_moves_has_no_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_files, "diff_run", lambda *_, **__: None)
+    one_step = small_data(batch_size=24)
+    small_learner(one_step, bn="frozen").fine_tune(1, out=tmp_path / "run", observers=[ft.Ledger()])
+    found = RunFiles.read(tmp_path / "run", one_step)
+    html, head = report_html(found), "<td>head alone</td><td>"
+    assert f"{head}stem+layer1</td><td>-</td><td>-</td><td>-</td>" in html
+    assert f"{head}head</td><td>-</td>" not in html
+    found.plan = None
+    assert "head alone: 1 step with stem+layer1" in told(found) and "in 1 step;" in told(found)
 
 
 def told(files):

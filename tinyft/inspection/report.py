@@ -140,9 +140,11 @@ def _recipe(run: RunFiles) -> str:
     """The recipe in words, then the plan as it was printed before the first step."""
     rows = []
     for name, start, end in run.phases:
+        resting = run.resting(start)  # a rate means nothing there
         for group in run.groups:
             lr = run.metrics[f"lr {group}"][start:end]
-            rows.append([name, group, float(lr[0]), float(np.nanmax(lr)), float(lr[-1])])
+            rates = [float(lr[0]), float(np.nanmax(lr)), float(lr[-1])]
+            rows.append([name, group, *(["-"] * 3 if group in resting else rates)])
     return "\n".join(
         [
             *(f"<p>{paragraph}</p>" for paragraph in _in_words(run)),
@@ -173,9 +175,9 @@ def _in_words(run: RunFiles) -> list[Markup]:
         if frozen and number == 1 and not run.description["first_step"]:
             held += RANDOM_HEAD
         text = (
-            f"{end - start} steps{held}. The "
+            f"{counted(end - start, 'step')}{held}. The "
             f"learning rate of the {run.groups[-1]} rises from {rate[0]:.2g} to {rate[peak]:.2g} "
-            f"in {peak + 1} steps{falls}"
+            f"in {counted(peak + 1, 'step')}{falls}"
         )
         if momentum.any():
             text += (
@@ -254,7 +256,7 @@ def _environment(run: RunFiles) -> str:
     how = (
         f"<p>The command:</p><pre>{escape(shlex.join(command))}</pre>"
         if command
-        else f"<p>It was started from Python, with learner.{escape(_call(description['plan']))}</p>"
+        else f"<p>It was started from Python, with {escape(_call(description['plan']))}</p>"
     )
     bits = (
         "<p>With the same versions, processor, weights and pictures it ends in the same bits.</p>"
@@ -268,9 +270,9 @@ def _digest_covers(data: dict) -> str:
 
 
 def _call(plan: dict) -> str:
-    """The call that made a plan."""
+    """The call that made a plan and executed it."""
     arguments = ", ".join(f"{name}={value!r}" for name, value in plan.items() if name != "method")
-    return f"{plan.get('method', 'plan')}({arguments})"
+    return f"learner.execute(learner.{plan.get('method', 'plan')}({arguments}))"
 
 
 def _duration(seconds: float) -> str:

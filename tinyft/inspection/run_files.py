@@ -90,6 +90,11 @@ class RunFiles:
         frozen = [] if self.ledger is None else self.ledger.steps["frozen"][start : start + 1]
         return [name for row in frozen for name, on in zip(self.groups, row, strict=True) if on]
 
+    def resting(self, start: int) -> list[str]:
+        """The groups of which the step at place `start` updates nothing; as `frozen`."""
+        counts = [] if self.ledger is None else self.ledger.steps["updated"][start : start + 1]
+        return [name for row in counts for name, n in zip(self.groups, row, strict=True) if n == 0]
+
     def _part(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` returns, or None and a reason."""
         try:
