@@ -31,4 +31,4 @@ def test_what_cannot_be_done_is_one_line(tinyft, trained, tmp_path):
     assert "is no run" in tinyft("report", tmp_path).error
     assert "required: RUN" in tinyft("report").error
     done = tinyft("report", trained, "--out", tmp_path / "nowhere" / "page.html")
-    assert done.code == 1 and "nowhere" in done.error
+    assert done.code == 1 and "nowhere/page.html: No such file" in done.error

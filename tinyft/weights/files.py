@@ -62,7 +62,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The bytes are on the disk before the name changes, so that a reader, or the next start after a
     crash, sees the old file or the new one and never half of either.  On any failure, Ctrl-C
-    included, the temporary file is removed and ``path`` is as it was.
+    included, the temporary file is removed and ``path`` is as it was; an OSError names ``path``.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -70,6 +70,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         _flush_to_disk(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename == os.fspath(temporary):
+            error.filename = os.fspath(path)  # the name that the user gave
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
