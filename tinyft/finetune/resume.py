@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def recreate(
         )
     arguments = description["learner"] | ({} if device is None else {"device": device})
     learner = learner_at_start(path, data, arguments)
-    plan = plan_again(learner, description["plan"])
+    plan = plan_again(learner, description)
     _check_weights(path, description["weights_sha256"], learner)
     now = versions(learner.device)
     notices = [
@@ -98,11 +99,12 @@ def learner_at_start(path: Path, data: PictureData, arguments: dict[str, Any]) -
         ) from None
 
 
-def plan_again(learner: Learner, recorded: dict[str, Any]) -> Plan:
+def plan_again(learner: Learner, description: dict[str, Any]) -> Plan:
     """The plan of a run, made again from what its run.json says of it."""
     makers = {"plan": learner.plan, "one_cycle_plan": learner.one_cycle_plan}
-    arguments = {name: value for name, value in recorded.items() if name != "method"}
-    return makers[recorded["method"]](**arguments)
+    arguments = dict(description["plan"])
+    plan = makers[arguments.pop("method")](**arguments)
+    return replace(plan, first_step=description["first_step"])
 
 
 def _pictures(path: Path, arguments: dict[str, Any], data: PictureData | None) -> PictureData:

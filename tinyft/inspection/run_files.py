@@ -177,8 +177,7 @@ def _plan(learner: Learner, description: dict[str, Any]) -> Plan:
     if optimizer in OPTIMIZERS:  # a saved learner has none
         learner.optimizer = OPTIMIZERS[optimizer](learner.groups)
     facts = description["plan_text"].partition("\n\n")[0].replace("\n    ", " ").splitlines()
-    plan = plan_again(learner, description["plan"])
-    return replace(plan, facts=facts, first_step=description["first_step"])
+    return replace(plan_again(learner, description), facts=facts)
 
 
 def _pictures(path: Path, data: PictureData | None) -> PictureData:
