@@ -53,6 +53,12 @@ def test_integers_have_no_gradient():
         Tensor(np.arange(3), requires_grad=True)
 
 
+def test_a_list_of_tensors_and_text_are_no_tensor():
+    for value in ([Tensor([1.0]), Tensor([2.0])], "text", None):
+        with pytest.raises(TypeError, match="a tensor holds numbers; got"):
+            Tensor(value)
+
+
 def test_what_a_tensor_says_of_itself():
     x = leaf([[1.0, 2.0, 3.0]])
     assert (x.shape, x.ndim, x.size) == ((1, 3), 2, 3)
@@ -508,6 +514,12 @@ def test_two_forwards_and_backwards_add_up_exactly():
     for _ in range(2):
         (w * 0.5).backward(once[0] * 2)
     assert np.array_equal(w.grad, once[0] * 3)
+
+
+def test_the_upstream_gradient_may_be_a_tensor():
+    a = leaf([1.0, 2.0])
+    (a * 3).backward(Tensor([1.0, 10.0]))
+    assert grad_of(a) == [3.0, 30.0]
 
 
 def test_a_vector_needs_an_upstream_gradient():

@@ -38,7 +38,8 @@ class Tensor(Displayed):
 
     `data` float array; `grad` array of the same shape or None; `requires_grad`; `name`, for
     messages; `node`, the Node that made it, or None for a leaf. Lists and Python numbers become
-    float32, arrays keep their float type. Raises: TypeError if integers should require a gradient
+    float32, arrays keep their float type. Raises: TypeError for what is no number, and if integers
+    should require a gradient
 
     Example:
         >>> x = Tensor([3.0], requires_grad=True)
@@ -55,6 +56,8 @@ class Tensor(Displayed):
         array = np.array(data) if is_number else data.copy()
         if not is_array and array.dtype.kind in "iuf":
             array = array.astype(np.float32)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"a tensor holds numbers; got {array.dtype} from {type(data).__name__}")
         if requires_grad and array.dtype.kind != "f":
             raise TypeError(f"only float tensors have gradients; got {array.dtype}")
         self.data = array
@@ -99,7 +102,7 @@ class Tensor(Displayed):
         """
         return move(self, device)
 
-    def backward(self, gradient: Array | None = None) -> None:
+    def backward(self, gradient: Array | Tensor | None = None) -> None:
         """Add d self / d leaf to the `grad` of every leaf that self was made from; see
         `run_backward`.
 
@@ -114,6 +117,8 @@ class Tensor(Displayed):
                 )
             gradient = self.backend.zeros_like(self.data)
             gradient += 1
+        if isinstance(gradient, Tensor):
+            gradient = gradient.data
         if not self.requires_grad:
             raise TinyftError(
                 "backward: nothing that this tensor was made from requires a gradient (gradients "

@@ -170,6 +170,7 @@ def test_weights_are_no_learner(tmp_path):
         ({"bn": "wrong"}, "bn must be one of fastai, torch, frozen; got 'wrong'"),
         ({"optimizer": "adamw"}, "optimizer must be one of adam, sgd, momentum; got 'adamw'"),
         ({"head": "wrong"}, "head must be one of fastai, linear, or a Module; got 'wrong'"),
+        ({"head": LinearHead}, "head must be one of fastai, linear, or a Module; got <class"),
         ({"dtype": "float16"}, "dtype must be float32 or float64; got float16"),
     ],
 )

@@ -65,6 +65,11 @@ def test_concatenate_and_reshape_by_hand():
     assert a.grad.tolist() == [[0], [3]] and b.grad.tolist() == [[1, 2], [4, 5]]
 
 
+def test_concatenate_takes_tensors_not_a_list_of_them():
+    with pytest.raises(TypeError, match=r"one after the other: concatenate\(a, b\)"):
+        ops.concatenate([leaf([1.0]), leaf([2.0])])
+
+
 def test_concatenate_gives_gradients_only_where_needed():
     a, b = Tensor([[1.0]]), leaf([[2.0]])
     ops.concatenate(a, b).backward(np.array([[5, 7]], np.float32))

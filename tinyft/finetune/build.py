@@ -95,9 +95,11 @@ def _optimizer_class(optimizer: str | Callable[..., Optimizer]) -> Callable[...,
 
 def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `vision_learner`, with weights as text, a file's as its whole path: a run
-    may be resumed from anywhere. Raises: ValueError for a dropout without effect
+    may be resumed from anywhere. Raises: ValueError for no head, or a dropout without effect
     """
     dropout, head, weights = arguments["dropout"], arguments["head"], arguments["weights"]
+    if not isinstance(head, Module) and head not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}, or a Module; got {head!r}")
     if dropout is not None and head != "fastai":
         kind = repr(head) if isinstance(head, str) else "a Module of your own"
         raise ValueError(
@@ -110,9 +112,6 @@ def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _random_head(kind: str, C: int, num_classes: int, dropout: float | None, seed: int) -> Module:
-    """The head called `kind`. Raises: ValueError if there is none"""
-    if kind not in HEADS:
-        raise ValueError(f"head must be one of {', '.join(HEADS)}, or a Module; got {kind!r}")
     options = {} if dropout is None else {"dropout": dropout}
     return HEADS[kind](C, num_classes, seed=seed, **options)
 

@@ -79,6 +79,8 @@ def concatenate(*tensors, axis=-1):
     """
     if not tensors:
         raise ShapeError("concatenate: give at least one tensor")
+    if not all(isinstance(x, Tensor) for x in tensors):
+        raise TypeError("concatenate: give tensors, one after the other: concatenate(a, b)")
     expect_same_dtype("concatenate", **{f"tensor {i}": x for i, x in enumerate(tensors)})
     backend = tensors[0].backend
     shapes = [x.shape for x in tensors]
