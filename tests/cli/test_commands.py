@@ -17,9 +17,10 @@ import h5py
 import numpy as np
 import pytest
 
-from tinyft.cli import doctor
+from tinyft.cli import doctor, gradcheck
 from tinyft.cli.main import COMMANDS, build_parser
 from tinyft.nn import build
+from tinyft.op_cases import OP_CASES
 from tinyft.weights import Preprocess, Weights, export_safetensors, load_weights, save_weights
 
 FUNCTIONS = """
@@ -210,6 +211,14 @@ def test_gradcheck_of_an_op(tinyft):
     done = tinyft("gradcheck", "relux")
     assert done.code == 2
     assert "there is no op 'relux'; there are add, " in done.error
+
+
+def test_gradcheck_draws_numbers_that_a_relu_lets_through():
+    small = [c for c in OP_CASES if "one channel" in c.label and c.label[-4:] in ("used", "relu")]
+    assert len(small) == 6
+    for case in small:
+        for seed in range(10):  # of one pixel, seed 1 gives a number below zero
+            assert gradcheck._check_case(case, argparse.Namespace(seed=seed, mode=None)) < 1
 
 
 def test_gradcheck_of_an_own_function(tinyft, tmp_path):
