@@ -23,7 +23,7 @@ def split_of(data: ImageFolder) -> dict[str, list[str]]:
     return {split: data.files(split) for split in ("train", "valid")}
 
 
-@pytest.mark.parametrize("valid", ["valid", "val", "test"])
+@pytest.mark.parametrize("valid", ["valid", "val", "validation", "test", "Valid"])
 def test_a_folder_with_its_own_split(valid, folder):
     counts = {name.replace("valid", valid): count for name, count in SPLIT.items()}
     data = ImageFolder(folder(counts), batch_size=2)
@@ -37,6 +37,14 @@ def test_a_folder_with_its_own_split(valid, folder):
 def test_valid_is_preferred_to_test(folder):
     data = ImageFolder(folder({**SPLIT, "test/cat": 9}), batch_size=2)
     assert data.n_valid == 3
+
+
+def test_parts_may_be_links_and_written_in_any_case(folder):
+    path = folder({"Train/cat": 4, "Train/dog": 3, "elsewhere/valid/cat": 2}).resolve()
+    (path / "Val").symlink_to(path / "elsewhere" / "valid")
+    data = ImageFolder(path, batch_size=2)
+    assert (data.classes, data.n_train) == (["cat", "dog"], 7)
+    assert data.files("valid") == ["Val/cat/0.png", "Val/cat/1.png"]
 
 
 def test_a_random_split_has_the_same_share_of_each_class(folder):

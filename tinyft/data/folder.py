@@ -1,9 +1,9 @@
 """A folder of pictures as training and validation data.
 
-Two layouts. `train/CLASS/*` with `valid/`, `val/` or `test/` beside it; or `CLASS/*` alone, of
-which a share of each class is set aside. The vocabulary is that of the training part, sorted by
-code point: a class that is missing from validation shifts nothing, one that only validation has
-is an error.
+Two layouts. `train/CLASS/*` with `valid/`, `val/`, `validation/` or `test/` beside it; or `CLASS/*`
+alone, of which a share of each class is set aside. The vocabulary is that of the training part,
+sorted by code point: a class that is missing from validation shifts nothing, one that only
+validation has is an error.
 
 Construction lists names (scan.py), divides them (split.py) and reads every file's first bytes
 (check_files.py), so that a web page called rose.jpg is found now; a photograph that is cut off at

@@ -92,14 +92,9 @@ def class_name(folder_name: str) -> str:
     return unicodedata.normalize("NFC", printable(folder_name))
 
 
-def is_folder(path: Path) -> bool:
-    """A real folder, not a link to one."""
-    return path.is_dir() and not path.is_symlink()
-
-
 def has_folders(path: Path) -> bool:
     """Whether there is anything that could be a class."""
-    return is_folder(path) and any(entry.is_dir() for entry in _entries(path, Scan()))
+    return path.is_dir() and any(entry.is_dir() for entry in _entries(path, Scan()))
 
 
 def _is_picture(entry: os.DirEntry) -> bool:

@@ -13,30 +13,40 @@ import zlib
 from pathlib import Path
 
 from tinyft.data.prepare import printable
-from tinyft.data.scan import Scan, has_folders, is_folder, scan_classes
+from tinyft.data.scan import Scan, has_folders, scan_classes
 from tinyft.errors import DataError
 from tinyft.seeds import generator
 
 ByClass = dict[str, list[Path]]
 
-VALID_NAMES = ("valid", "val", "test")  # in this order of preference
+VALID_NAMES = ("valid", "val", "validation", "test")  # in this order of preference
 LAYOUTS = (
-    "expected train/CLASS/*.jpg with valid/CLASS/*.jpg beside it, or CLASS/*.jpg (then a share of "
-    "each class is set aside for validation)"
+    "expected train/CLASS/*.jpg with valid/CLASS/*.jpg beside it (or val, validation, test), or "
+    "CLASS/*.jpg (then a share of each class is set aside for validation)"
 )
 
 
 def find_parts(path: Path) -> dict[str, Path]:
     """The folders that hold classes: "train" and "valid", or only "train", which is to be split.
 
+    The case of their names does not matter, and a link to a folder is one: within a part none is
+    followed, so it cannot form a loop.
+
     Raises:  DataError if `path` is not a folder
     """
     if not path.is_dir():
         raise DataError(f"{printable(path)} is not a folder; {LAYOUTS}")
-    if not has_folders(path / "train"):
+    train = _folder_called("train", path)
+    if train is None or not has_folders(train):
         return {"train": path}
-    beside = [path / name for name in VALID_NAMES if is_folder(path / name)]
-    return {"train": path / "train"} | ({"valid": beside[0]} if beside else {})
+    beside = [found for name in VALID_NAMES if (found := _folder_called(name, path))]
+    return {"train": train} | ({"valid": beside[0]} if beside else {})
+
+
+def _folder_called(name: str, path: Path) -> Path | None:
+    """The folder of that name, or else one that differs from it in case alone."""
+    others = sorted(found for found in path.iterdir() if found.name.lower() == name)
+    return next((found for found in (path / name, *others) if found.is_dir()), None)
 
 
 def scan_part(root: Path) -> Scan:
