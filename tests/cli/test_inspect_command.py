@@ -86,6 +86,16 @@ def test_runs_that_cannot_be_made_again(tinyft, trained, pictures):
     assert "the pictures of" in tinyft("inspect", trained, "--step", 0).error
 
 
+def test_metrics_that_are_damaged_are_named_and_a_line_cut_short_is_left_out(tinyft, trained):
+    metrics = Path(trained, "metrics.csv")
+    text = metrics.read_bytes()
+    metrics.write_bytes(text + b"1,0,every")
+    assert "to the bit the loss" in tinyft("inspect", trained, "--step", 1).out
+    metrics.write_bytes(text + b"\xff")
+    for command in (("inspect", trained, "--step", 1), ("report", trained), ("diff", trained)):
+        assert f"{trained}/metrics.csv is damaged: 'utf-8' codec" in tinyft(*command).error
+
+
 def test_without_checkpoints_it_is_replayed_from_the_seed(tinyft, trained):
     shutil.rmtree(Path(trained, "checkpoints"))
     done = tinyft("inspect", trained, "--step", 1)

@@ -15,6 +15,7 @@ from tinyft.errors import RunError
 from tinyft.finetune.records import Evaluation
 from tinyft.finetune.resume import resume
 from tinyft.finetune.run import Run
+from tinyft.finetune.run_reading import checkpoints
 
 
 class StopAfter:
@@ -83,6 +84,25 @@ def test_without_a_checkpoint_a_run_starts_anew(tmp_path):
         path.unlink()
     *_, start, notices = resume(tmp_path / "cut", small_data())
     assert start == 0 and notices == ["no checkpoint: the run starts anew"]
+
+
+def test_what_others_put_beside_the_checkpoints_is_none(tmp_path):
+    interrupted(tmp_path / "cut", 4)
+    for name in ("000004 (conflicted copy).h5", "._000004.h5"):
+        (tmp_path / "cut" / "checkpoints" / name).write_bytes(b"")
+    learner, plan, run, start, notices = resume(tmp_path / "cut", small_data())
+    assert start == 4 and notices == []
+    learner.execute(plan, observers=[run], start=start)
+    assert list(checkpoints(tmp_path / "cut")) == [3, 6, 9]
+
+
+def test_an_empty_metrics_file_is_as_good_as_none(tmp_path):
+    interrupted(tmp_path / "cut", 4)
+    (tmp_path / "cut" / "metrics.csv").write_text("")
+    learner, plan, run, start, _ = resume(tmp_path / "cut", small_data())
+    learner.execute(plan, observers=[run], start=start)
+    lines = (tmp_path / "cut" / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step", "4", "5", "6", "7", "8"]
 
 
 def test_resume_names_what_else_the_bits_depend_on(tmp_path):

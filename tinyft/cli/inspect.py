@@ -6,7 +6,6 @@ Next: tinyft/cli/why.py
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import shutil
 from pathlib import Path
@@ -78,13 +77,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def recorded_loss(run: Path, step: int) -> float | None:
-    """What metrics.csv has for a step; None if it does not have the step."""
-    try:
-        with (run / "metrics.csv").open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["step"] == str(step)]
-    except OSError:
-        rows = []
-    return float(rows[-1]["loss"]) if rows else None
+    """What metrics.csv has for a step; None if it does not have the step.
+
+    Raises: RunError if it is damaged
+    """
+    from tinyft.finetune.run_reading import metrics_lines
+
+    head, *lines = metrics_lines(run / "metrics.csv") or [[]]
+    rows = [dict(zip(head, line, strict=True)) for line in lines]
+    found = [row["loss"] for row in rows if row.get("step") == str(step)]
+    return float(found[-1]) if found else None
 
 
 def comparison(run: Path, step: int, loss: float) -> str:

@@ -19,6 +19,7 @@ from tinyft.finetune.learner import Learner
 from tinyft.finetune.plan import Plan
 from tinyft.finetune.run import CHECKPOINT, Run, read_description, versions, weights_sha256
 from tinyft.finetune.run_pictures import pictures_of_run
+from tinyft.finetune.run_reading import checkpoints, metrics_lines
 from tinyft.finetune.state import restore
 
 
@@ -142,8 +143,8 @@ def _restore_newest(
     """
     from tinyft.weights import read_arrays
 
-    for checkpoint in sorted((path / "checkpoints").glob("*.h5"), reverse=True):
-        if last is not None and int(checkpoint.stem) > last:
+    for step, checkpoint in reversed(checkpoints(path).items()):
+        if last is not None and step > last:
             continue
         try:
             arrays, _, texts = read_arrays(checkpoint, CHECKPOINT)
@@ -164,12 +165,11 @@ def _cut_metrics(path: Path, steps: int) -> None:
     """Drop the lines of steps that will be made again."""
     from tinyft.weights.files import replacing
 
-    if steps == 0:
+    lines = metrics_lines(path) if steps else []
+    if not lines:  # or else its next line would have no head above it
         path.unlink(missing_ok=True)
-    if not path.exists():
         return
-    with path.open(newline="") as file:
-        head, *rows = csv.reader(file)
-    whole = [row for row in rows if len(row) == len(head) and row[0].isdigit()]
+    head, *rows = lines
+    whole = [row for row in rows if row[0].isdigit()]
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         csv.writer(file).writerows([head, *(row for row in whole if int(row[0]) < steps)])

@@ -8,7 +8,7 @@
 Every file but metrics.csv is written under another name and renamed, so that a kill leaves the old
 one whole.
 
-Next: tinyft/finetune/run_pictures.py
+Next: tinyft/finetune/run_reading.py
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.errors import RunError
+from tinyft.finetune.run_reading import checkpoints
 from tinyft.finetune.save import save
 from tinyft.finetune.state import capture
 
@@ -158,9 +159,9 @@ class Run:
         budget.
         """
         kept = 0
-        for path in sorted((self.path / "checkpoints").glob("*.h5"), reverse=True):
+        for step, path in reversed(checkpoints(self.path).items()):
             kept += path.stat().st_size
-            of_epoch = int(path.stem) in self.epoch_steps
+            of_epoch = step in self.epoch_steps
             if path.name != newest and (not of_epoch or kept > EPOCH_CHECKPOINT_BYTES):
                 path.unlink()
 

@@ -8,7 +8,6 @@ Next: tinyft/inspection/report.py
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import warnings
@@ -25,6 +24,7 @@ from tinyft.finetune.build import OPTIMIZERS
 from tinyft.finetune.resume import plan_again
 from tinyft.finetune.run import read_description
 from tinyft.finetune.run_pictures import pictures_of_run
+from tinyft.finetune.run_reading import metrics_lines
 from tinyft.finetune.save import load_learner
 from tinyft.inspection.diff import Diff, diff_run
 from tinyft.inspection.learned import Judgements, judge_pictures
@@ -131,14 +131,9 @@ class RunFiles:
 def read_metrics(path: Path) -> dict[str, Any]:
     """The columns of a metrics.csv. A last line that a kill cut off is left out.
 
-    Raises: RunError if there is none or it holds no step
+    Raises: RunError if there is none, or it is damaged or holds no step
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            head, *lines = [*csv.reader(file)] or [[]]
-    except FileNotFoundError:
-        lines, head = [], []
-    rows = [row for row in lines if len(row) == len(head)]
+    head, *rows = metrics_lines(path) or [[]]
     if not rows or not {"step", "phase", "loss", "smooth_loss", "valid_loss"} <= set(head):
         raise RunError(
             f"{path.parent} has no step to report yet: its metrics.csv is missing or empty"

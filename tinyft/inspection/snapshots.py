@@ -8,7 +8,6 @@ Next: tinyft/inspection/diff.py
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from tinyft.data.arrays import ImageArrays
 from tinyft.errors import RunError, WeightsError
 from tinyft.finetune.resume import learner_at_start
 from tinyft.finetune.run import CHECKPOINT, read_description, weights_sha256
+from tinyft.finetune.run_reading import checkpoints, metrics_lines
 from tinyft.finetune.save import judged_preprocess
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.resnet import ResNet, build
@@ -95,7 +95,7 @@ def of_run(path: str | os.PathLike[str]) -> tuple[list[Snapshot], list[str]]:
     description = read_description(path)
     start, first = _start(path, description), description["first_step"]
     snapshots, notices = [start], []
-    kept = {step: file for step, file in _checkpoints(path).items() if step > first}
+    kept = {step: file for step, file in checkpoints(path).items() if step > first}
     ends = _phase_ends(path)
     newest, made = max(kept, default=0), max(ends.values(), default=0)
     if newest and (newest < made or made - first < description["steps"]):  # its last phase goes on
@@ -113,14 +113,9 @@ def of_run(path: str | os.PathLike[str]) -> tuple[list[Snapshot], list[str]]:
     return snapshots, notices
 
 
-def _checkpoints(path: Path) -> dict[int, Path]:
-    """Those that a run has kept, by how many steps were made."""
-    return {int(file.stem): file for file in (path / "checkpoints").glob("[0-9]*.h5")}
-
-
 def _newest(path: Path) -> Path:
     """Raises: RunError if there is none"""
-    kept = _checkpoints(path)
+    kept = checkpoints(path)
     if not kept:
         raise RunError(f"{path} has kept no checkpoint, so its network is not known")
     return kept[max(kept)]
@@ -153,12 +148,11 @@ def _start(path: Path, description: dict[str, Any]) -> Snapshot:
 
 def _phase_ends(path: Path) -> dict[str, int]:
     """Each phase's name and how many steps were made at its end, from metrics.csv."""
-    try:
-        with (path / "metrics.csv").open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if (row["step"] or "").isdigit()]
-    except (OSError, KeyError, csv.Error):
-        raise RunError(f"{path} has no readable metrics.csv: no step of it is known") from None
-    return {row["phase"]: int(row["step"]) + 1 for row in rows}
+    head, *lines = metrics_lines(path / "metrics.csv") or [[]]
+    if not {"step", "phase"} <= set(head):
+        raise RunError(f"{path} has no readable metrics.csv: no step of it is known")
+    step, phase = head.index("step"), head.index("phase")
+    return {line[phase]: int(line[step]) + 1 for line in lines if line[step].isdigit()}
 
 
 def _is_checkpoint(path: str | os.PathLike[str]) -> bool:
