@@ -182,7 +182,12 @@ def test_stopping_leaves_a_checkpoint_and_says_how_to_go_on(tinyft, pictures, ti
 def test_a_run_whose_name_is_no_text(tinyft, pictures, tiny):
     done = tinyft("finetune", pictures, *tiny, "--out", os.fsdecode(b"run-\xff"))
     assert done.code == 0, done.err
-    assert Path(os.fsdecode(b"run-\xff"), "learner.h5").exists()
+    run = Path(os.fsdecode(b"run-\xff"))
+    assert (run / "learner.h5").exists()
+    pages = ("report", run), ("diff", run, "--html", "d"), ("inspect", run, "--step=0", "--html=i")
+    for page in pages:
+        assert tinyft(*page).code == 0
+    assert "run-\\udcff" in (run / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a folder in use cannot be deleted there")

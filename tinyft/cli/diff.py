@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         found = diff(args.before, args.after, data, device=device)
     found.notices.extend(notices)
     if args.html:
-        Path(args.html).write_text(found.html(), encoding="utf-8")
+        Path(args.html).write_text(found.html(), encoding="utf-8", errors="backslashreplace")
         say(f"wrote {args.html}")
     if args.json:
         json_result(plain(found))

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     found.facts.append(comparison(Path(args.run_folder), args.step, found.loss))
     for file, text in ((args.html, found.html), (args.dot, found.dot)):
         if file:
-            Path(file).write_text(text(), encoding="utf-8")
+            Path(file).write_text(text(), encoding="utf-8", errors="backslashreplace")
             say(f"wrote {file}")
     if args.json:
         json_result(plain(found, nodes))

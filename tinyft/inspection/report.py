@@ -63,7 +63,7 @@ def save_report(run: RunFiles, out: str | os.PathLike[str] | None = None) -> Pat
     path = run.path / "report.html" if out is None else Path(out)
     text = report_html(run)
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 
