@@ -17,6 +17,7 @@ from tinyft.cli.main import main
 from tinyft.cli.output import duration, one_line
 from tinyft.errors import DataError, NetworkError, NonFiniteLossError, RunError
 from tinyft.finetune import Learner
+from tinyft.finetune.records import Evaluation
 from tinyft.finetune.run import Run
 from tinyft.weights import files
 
@@ -102,6 +103,14 @@ def test_a_loss_that_is_no_number(tinyft, pictures, tiny, monkeypatch):
     done = tinyft("finetune", pictures, *tiny)
     assert done.code == 1
     assert done.error == "tinyft finetune: the loss is nan"
+
+
+def test_a_last_validation_that_is_no_number_is_said(tinyft, pictures, tiny, monkeypatch):
+    found = Evaluation(n=2, accuracy=0.5, loss=float("nan"))
+    monkeypatch.setattr(Learner, "evaluate", lambda *_, **__: found)
+    done = tinyft("finetune", pictures, *tiny)
+    assert done.code == 0
+    assert "note: the validation loss is nan, so what it predicts means nothing" in done.err
 
 
 def test_a_mistake_of_ours_shows_its_traceback_on_request_only(tinyft, pictures, tiny, monkeypatch):

@@ -76,8 +76,8 @@ def test_the_filters_that_moved_most_are_named_in_order():
 def test_bars_are_logarithmic_between_powers_of_ten():
     low, high = bar_range([2e-4, 0.03, 0.0, math.inf])
     assert (low, high) == (1e-4, 0.1)
-    assert [bar_length(d, low, high, 30) for d in (0, 1e-4, 1e-3, 0.1, math.inf)] == [
-        0, 1, 10, 30, 30
+    assert [bar_length(d, low, high, 30) for d in (0, 1e-4, 1e-3, 0.1, math.inf, math.nan)] == [
+        0, 1, 10, 30, 30, 0
     ]  # fmt: skip
     assert bar_range([0.0]) == (1.0, 10.0)
 

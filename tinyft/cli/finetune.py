@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import re
 import shlex
 import signal
@@ -129,6 +130,11 @@ def _report(args: argparse.Namespace, learner: Learner, training: Run) -> None:
         result(
             f"accuracy {percent(last.accuracy)}, loss {last.loss:.4f} on {last.n} pictures after "
             f"{duration(training.seconds)}; saved in {one_line(str(training.path))}"
+        )
+    if not math.isfinite(last.loss):
+        say(
+            f"note: the validation loss is {last.loss}, so what it predicts means nothing; start a "
+            "new run with a smaller --lr (a tenth is a good try)"
         )
     if compared := comparison(learner.history, last.accuracy, len(learner.classes)):
         say(compared)

@@ -97,8 +97,10 @@ def bar_range(distances: Sequence[float]) -> tuple[float, float]:
 
 
 def bar_length(distance: float, low: float, high: float, most: int) -> int:
-    """How much of `most` a bar takes on the logarithmic scale; 0 only for what did not move."""
-    if distance <= 0:
+    """How much of `most` a bar takes on the logarithmic scale; 0 only for what did not move, or to
+    where there are no numbers.
+    """
+    if not distance > 0:
         return 0
     share = math.log(min(distance, high) / low) / math.log(high / low)
     return max(1, round(share * most))
