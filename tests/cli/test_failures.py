@@ -212,7 +212,8 @@ def test_a_current_folder_that_is_gone(tinyft, tmp_path, monkeypatch):
 
 
 def test_words():
-    assert one_line("a\tb\n c\x07") == "a b c\\x07"
+    assert one_line("a\tb\n c\x07\n") == "a b c\\x07"
+    assert one_line("my  photos 12.30\u202fPM ") == "my  photos 12.30\u202fPM "
     assert [duration(s) for s in (0.4, 59.6, 185, 7800)] == [
         "0 s",
         "1 min 00 s",

@@ -8,8 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import sys
+import unicodedata
 from typing import Any
+
+# All that str.splitlines breaks at, or a tab, with the spaces around.
+_BREAK = re.compile(r" *[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+ *")
 
 
 def say(text: str) -> None:
@@ -37,10 +42,15 @@ def _finite(value: Any) -> Any:
 
 
 def one_line(text: str) -> str:
-    """Text with line breaks as spaces and other control characters spelt out: a file's name may
-    hold any.
+    """Text with line breaks and tabs as spaces and other control characters spelt out: a file's name
+    may hold any. All other spaces stay, or a command that is printed names another file.
     """
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+    return "".join(_printable(c) for c in _BREAK.sub(" ", text.strip("\r\n")))
+
+
+def _printable(character: str) -> str:
+    is_space = unicodedata.category(character) == "Zs"  # only the plain one counts as printable
+    return character if character.isprintable() or is_space else repr(character)[1:-1]
 
 
 def percent(fraction: float) -> str:
