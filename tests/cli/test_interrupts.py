@@ -4,8 +4,10 @@ import os
 import signal
 import time
 import weakref
+from types import SimpleNamespace
 
 import pytest
+from numba.core.typing.context import BaseContext
 
 from tinyft.cli.interrupts import heard, interrupt
 
@@ -62,6 +64,22 @@ def test_in_a_callback_of_the_compiler_it_waits(tmp_path):
     reached = []
     with pytest.raises(KeyboardInterrupt), heard():
         exec(code, {"press": press, "reached": reached})
+        wait()
+    assert reached == ["the end"]
+
+
+def test_where_numba_forgets_a_global_it_waits():
+    reached = []
+
+    class Globals(dict):
+        def pop(self, reference):
+            press()
+            reached.append("the end")
+
+    with pytest.raises(KeyboardInterrupt), heard():
+        thing = Something()
+        BaseContext._insert_global(SimpleNamespace(_globals=Globals()), thing, "its type")
+        del thing
         wait()
     assert reached == ["the end"]
 

@@ -17,8 +17,13 @@ from collections.abc import Iterator
 from types import FrameType
 
 LATER = 0.02  # s
-# Files whose functions are called from where an exception goes nowhere.
-_DEAF = (f"{os.sep}llvmlite{os.sep}", f"{os.sep}weakref.py")
+# Files whose functions are called from where an exception goes nowhere; of Numba's, what a global
+# that is gone calls.
+_DEAF = (
+    f"{os.sep}llvmlite{os.sep}",
+    f"{os.sep}weakref.py:",
+    os.sep + os.path.join("numba", "core", "typing", "context.py:on_disposal"),
+)
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
@@ -31,7 +36,8 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 def _is_deaf(frame: FrameType | None) -> bool:
     while frame is not None:
-        if any(place in frame.f_code.co_filename for place in _DEAF):
+        function = f"{frame.f_code.co_filename}:{frame.f_code.co_name}"
+        if any(place in function for place in _DEAF):
             return True
         frame = frame.f_back
     return False
