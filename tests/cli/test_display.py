@@ -1,5 +1,7 @@
 """What is seen while a run goes on, without a terminal."""
 
+import errno
+import io
 import re
 from types import SimpleNamespace
 
@@ -27,6 +29,22 @@ def test_the_time_left_forgets_the_first_step_which_compiles(monkeypatch):
         shown.after_step(None, record)
         left.append(shown.time_left())
     assert left == ["1 min 45 s left", "12 s left", "10 s left"]
+
+
+def test_a_terminal_that_goes_away_does_not_stop_the_bar(monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(display, "has_terminal", lambda: True)
+    monkeypatch.setattr("sys.stderr", Gone())
+    plan = SimpleNamespace(steps=10, phases=[SimpleNamespace(name="head alone")])
+    with display.display(plan, 0) as bar:
+        bar.line("epoch 1 of 2")
+        bar.progress.refresh()
 
 
 def test_an_infinite_loss_is_no_json(capsys):

@@ -167,6 +167,12 @@ def test_the_first_signal_asks_and_the_second_stops(capsys):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_under_nohup_a_terminal_that_goes_away_stops_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert signal.SIGHUP not in finetune._stopping()
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_stopping_leaves_a_checkpoint_and_says_how_to_go_on(tinyft, pictures, tiny, tmp_path):
     stop = Run.after_step
 

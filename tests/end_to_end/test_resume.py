@@ -152,7 +152,7 @@ def test_killed_at_any_time_and_several_times(folder, reference, start_in, run_i
     assert_same(run, reference)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_politely(folder, reference, start_in, run_in, tmp_path, number):
     run = tmp_path / "run"
     process = start_in(folder, "finetune", "pictures", *OPTIONS, "--out", run)

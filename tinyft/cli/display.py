@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tinyft.cli.output import duration, one_line, percent, say, shown
+from tinyft.cli.output import Unheeded, duration, one_line, percent, say, shown
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner, Plan, StepRecord
@@ -100,7 +100,7 @@ class BarDisplay(PlainDisplay):
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
-            console=Console(stderr=True),
+            console=Console(file=Unheeded(sys.stderr)),
         )
         self.task = self.progress.add_task(
             plan.phases[0].name, total=plan.steps, completed=start, figures=""

@@ -191,6 +191,16 @@ def _locked(path: Path) -> Iterator[None]:
         raise RequestError(f"another process is at work on {path}; wait for its end") from None
 
 
+def _stopping() -> list[int]:
+    """The signals that ask for an end: Ctrl-C, a scheduler's, and that of a terminal which goes
+    away, unless `nohup` had it ignored.
+    """
+    found = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        found.append(signal.SIGHUP)
+    return found
+
+
 @contextlib.contextmanager
 def _signals(training: Run) -> Iterator[list[int]]:
     """Ctrl-C (or a polite kill) asks the run to stop after its step; the second stops at once.
@@ -207,7 +217,7 @@ def _signals(training: Run) -> Iterator[list[int]]:
             return
         say("\nstopping after this step, with a checkpoint; once more stops at once")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in _stopping()}
     try:
         yield received
     finally:

@@ -5,7 +5,8 @@ Whatever goes wrong, the command line says it in one line on stderr and ends wit
     0    done
     1    the run failed
     2    the request was wrong: a name, a folder, an option
-    130  Ctrl-C (143 where a scheduler asked it to end: 128 and the signal's number)
+    130  Ctrl-C (143 where a scheduler asked it to end, 129 where the terminal went away: 128 and
+         the signal's number)
 
 `--traceback` shows the rest. Nothing heavy is imported before a command needs it, so that --help
 is quick.

@@ -11,7 +11,7 @@ import math
 import re
 import sys
 import unicodedata
-from typing import Any
+from typing import Any, TextIO
 
 # All that str.splitlines breaks at, or a tab, with the spaces around.
 _BREAK = re.compile(r" *[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+ *")
@@ -21,6 +21,24 @@ def say(text: str) -> None:
     """A line on stderr. That nobody reads it is no reason to stop."""
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
+
+
+class Unheeded:
+    """A stream that somebody else writes to, with no more care for readers than `say` has."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def result(text: str) -> None:
@@ -42,8 +60,8 @@ def _finite(value: Any) -> Any:
 
 
 def one_line(text: str) -> str:
-    """Text with line breaks and tabs as spaces and other control characters spelt out: a file's name
-    may hold any. All other spaces stay, or a command that is printed names another file.
+    """Text with line breaks and tabs as spaces and other control characters spelt out: a file's
+    name may hold any. All other spaces stay, or a command that is printed names another file.
     """
     return "".join(_printable(c) for c in _BREAK.sub(" ", text.strip("\r\n")))
 
