@@ -33,7 +33,7 @@ from tinyft.weights import files
         (FileNotFoundError(errno.ENOENT, "No such file", "x"), False, 2, "x: No such file"),
         (PermissionError(errno.EACCES, "Permission denied", "x"), True, 1, "x: Permission denied"),
         (BrokenPipeError(), True, 1, "output was closed"),
-        (MemoryError("cannot allocate 3 GiB"), False, 1, "smaller --batch-size or --size"),
+        (MemoryError("cannot allocate 3 GiB"), False, 1, "enough (cannot allocate 3 GiB)"),
         (KeyboardInterrupt(), True, 130, "interrupted; go on"),
         (Stopped(signal.SIGTERM), True, 143, "interrupted; go on"),
         (KeyError("x"), True, 1, "an error in tinyft, KeyError: 'x'; --traceback shows where"),
@@ -42,7 +42,7 @@ from tinyft.weights import files
     ],
 )
 def test_each_error_has_its_code_and_line(error, working, code, words):
-    found, line = exit_code_and_line(error, working=working, on_interrupt="; go on")
+    found, line = exit_code_and_line(error, working=working, options={}, on_interrupt="; go on")
     assert found == code
     assert words in line
     assert "\n" not in line
@@ -128,6 +128,8 @@ def test_a_picture_that_turns_out_to_be_cut_off(tinyft, pictures, tiny):
     assert done.code == 1
     assert "cat/0.png" in done.error
     assert "--on-error skip leaves out such pictures" in done.error
+    resumed = tinyft("finetune", "--resume", "runs/pictures-cifar_resnet20-1")
+    assert resumed.error.endswith("restore the file, or start a new run with --on-error skip")
     done = tinyft("finetune", pictures, *tiny, "--on-error", "skip", "--json")
     assert done.code == 0, done.err
     assert "note: skipped: 1 of 12 pictures cannot be used: cat/0.png" in done.err
@@ -135,8 +137,13 @@ def test_a_picture_that_turns_out_to_be_cut_off(tinyft, pictures, tiny):
 
 def test_an_option_that_a_command_lacks_is_not_advised():
     error = DataError("cat/0.png: broken")
-    assert "--on-error skip" in exit_code_and_line(error, working=True, can_skip=True)[1]
-    assert exit_code_and_line(error, working=True)[1] == "cat/0.png: broken"
+    skips = {"on_error": None}
+    assert "--on-error skip" in exit_code_and_line(error, working=True, options=skips)[1]
+    assert exit_code_and_line(error, working=True, options={})[1] == "cat/0.png: broken"
+    _, line = exit_code_and_line(MemoryError(), working=True, options=skips | {"batch_size": None})
+    assert line == "the memory is not enough; use a smaller --batch-size"
+    _, line = exit_code_and_line(MemoryError(), working=True, options=skips)
+    assert line == "the memory is not enough"
 
 
 def test_the_option_is_named_as_it_is_typed(tinyft, pictures, tiny):

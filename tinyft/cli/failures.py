@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from tinyft.cli.output import one_line
 from tinyft.errors import DataError, NetworkError, TinyftError, WeightsError
@@ -44,6 +45,7 @@ _SPELLINGS = {
     "weights=None": "--weights none",
     "epochs and freeze_epochs": "--epochs and --freeze-epochs",
 }
+_RESTORE = "restore the file, or start a new run with --on-error skip"
 
 
 @contextlib.contextmanager
@@ -58,11 +60,11 @@ def naming(source: str) -> Iterator[None]:
 
 
 def exit_code_and_line(
-    error: BaseException, *, working: bool, can_skip: bool = False, on_interrupt: str = ""
+    error: BaseException, *, working: bool, options: Mapping[str, Any], on_interrupt: str = ""
 ) -> tuple[int, str]:
     """(exit code, line). `working` says that the request was understood and work had begun,
-    `can_skip` that the command can leave out pictures, `on_interrupt` how to go on with what was
-    stopped by no fault of its own.
+    `options` are the command's, as they were given or not, and `on_interrupt` says how to go on
+    with what was stopped by no fault of its own.
     """
     code = FAILED if working else WRONG
     if isinstance(error, KeyboardInterrupt):
@@ -73,8 +75,7 @@ def exit_code_and_line(
     if isinstance(error, BrokenPipeError):
         return FAILED, "the output was closed before everything was written"
     if isinstance(error, MemoryError):
-        advice = "use a smaller --batch-size or --size"
-        return FAILED, one_line(f"the memory is not enough ({error or 'no detail'}); {advice}")
+        return FAILED, one_line(f"the memory is not enough{_of_memory(error, options)}")
     if isinstance(error, OSError):
         if error.errno in _MACHINE:
             return FAILED, one_line(_of_system(error) + on_interrupt)
@@ -82,19 +83,36 @@ def exit_code_and_line(
     if isinstance(error, NetworkError):  # no other request would have helped
         return FAILED, one_line(str(error))
     if isinstance(error, TinyftError | ValueError):
-        return code, one_line(_in_options(error, working and can_skip))
+        return code, one_line(_in_options(error, working, options))
     kind = type(error).__name__
     return FAILED, one_line(f"an error in tinyft, {kind}: {error}; --traceback shows where")
 
 
-def _in_options(error: Exception, can_skip: bool) -> str:
+def _of_memory(error: MemoryError, options: Mapping[str, Any]) -> str:
+    """What could not be had, and the options that the command has against it."""
+    smaller = {"batch_size": "--batch-size", "size": "--size"}
+    has = [option for name, option in smaller.items() if name in options]
+    advice = "" if _resumes(options) else " or ".join(has)
+    detail = f" ({error})" if str(error) else ""
+    return detail + (f"; use a smaller {advice}" if advice else "")
+
+
+def _in_options(error: Exception, working: bool, options: Mapping[str, Any]) -> str:
     """The library's message in the words of the command line."""
     text = str(error)
-    if can_skip and isinstance(error, DataError):
-        text += "; --on-error skip leaves out such pictures"
+    if working and "on_error" in options and isinstance(error, DataError):
+        skip = "--on-error skip leaves out such pictures"
+        text += f"; {_RESTORE if _resumes(options) else skip}"
+    if _resumes(options):
+        text = text.replace("remove them, or leave them out with on_error='skip'", _RESTORE)
     for argument, option in _SPELLINGS.items():
         text = text.replace(argument, option)
     return text
+
+
+def _resumes(options: Mapping[str, Any]) -> bool:
+    """Whether a run goes on, which it only does with the pictures and options that it had."""
+    return options.get("resume") is not None
 
 
 def _of_system(error: OSError) -> str:

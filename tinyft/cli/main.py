@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, line = exit_code_and_line(
             error,
             working=args.working,
-            can_skip=hasattr(args, "on_error"),
+            options=vars(args),
             on_interrupt=args.on_interrupt,
         )
         say(f"{args.prog}: {line}")
