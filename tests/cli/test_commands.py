@@ -282,6 +282,15 @@ def test_predict_names_or_skips_what_it_cannot_read(tinyft, trained, tmp_path):
     assert "skipped gone.jpg" in done.err
 
 
+@pytest.mark.skipif(os.name != "posix", reason="no pipes with names, no files with holes there")
+def test_predict_refuses_a_pipe_and_what_is_larger_than_the_memory(tinyft, trained, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert "pipe.jpg: not a regular file but a pipe" in tinyft("predict", trained, "pipe.jpg").error
+    with open(tmp_path / "big.jpg", "wb") as file:
+        file.truncate(1 << 40)
+    assert "big.jpg: not a picture of a known format" in tinyft("predict", trained, "big.jpg").error
+
+
 def test_predict_passes_over_in_folders_what_training_passes_over(tinyft, trained, pictures):
     for leftover in (".hidden.png", "cat/._0.png", "__MACOSX/0.png"):
         (pictures / leftover).parent.mkdir(exist_ok=True)

@@ -47,6 +47,8 @@ def _reason(check: Callable[[Path], None], path: Path) -> str | None:
         check(path)
     except (DataError, OSError) as error:
         return str(error) if isinstance(error, DataError) else f"cannot be opened: {error.strerror}"
+    except MemoryError:
+        return "the file is larger than the memory"
     return None
 
 
@@ -56,7 +58,13 @@ def _open_file(path: Path) -> None:
 
 
 def _decode_file(path: Path) -> None:
-    decode(path.read_bytes())
+    """The first bytes first: what is no picture may be larger than the memory."""
+    if path.exists() and not path.is_file():  # a pipe gives its bytes once, and is read twice
+        raise DataError("not a regular file but a pipe, device or folder")
+    with path.open("rb") as stream:
+        check_header(stream)
+        stream.seek(0)
+        decode(stream.read())
 
 
 def _by_size(paths: Iterable[Path]) -> dict[int, list[Path]]:
