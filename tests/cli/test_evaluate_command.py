@@ -22,11 +22,12 @@ def test_pictures_that_changed_or_were_arrays_are_not_evaluated(tinyft, trained,
 
 def test_a_run_that_is_not_finished_says_how_to_go_on(tinyft, trained):
     Path(trained, "learner.h5").unlink()
+    described = Path(trained, "run.json")
+    content = json.loads(described.read_text()) | {"finished": False}
+    described.write_text(json.dumps(content))
     done = tinyft("evaluate", trained)
     assert done.code == 2
-    assert f"yet: finish it with tinyft finetune --resume {trained}, or take its" in done.error
-    described = Path(trained, "run.json")
-    content = json.loads(described.read_text())
+    assert f"yet: finish it with tinyft finetune --resume {trained}; or take its" in done.error
     content["data"]["kind"] = "arrays"
     described.write_text(json.dumps(content))
     assert "finish it with Python, which has its arrays" in tinyft("evaluate", trained).error

@@ -1,5 +1,6 @@
 """Requests that cannot be fulfilled end in one line that says what to do, and the code 2."""
 
+import h5py
 import pytest
 
 from tinyft.errors import NetworkError
@@ -139,10 +140,31 @@ def test_what_was_trained_must_be_there(tinyft, tmp_path, command):
 
 def test_a_run_that_is_not_finished_says_how_to_finish_it(tinyft, trained, tmp_path):
     (tmp_path / trained / "learner.h5").unlink()
+    described = tmp_path / trained / "run.json"
+    described.write_text(described.read_text().replace('"finished": true', '"finished": false'))
     done = tinyft("predict", trained, "pictures/cat/0.png")
     assert done.code == 2
-    assert f"tinyft finetune --resume {trained}, or take its best epoch with --best" in done.error
+    assert f"tinyft finetune --resume {trained}; or take its best epoch with --best" in done.error
     assert tinyft("predict", trained, "pictures/cat/0.png", "--best").code == 0
+
+
+def test_a_learner_that_is_gone_or_damaged_is_named(tinyft, trained, tmp_path):
+    file = tmp_path / trained / "learner.h5"
+    with h5py.File(file, "r+") as content:
+        content["weights/conv1/weight"][0, 0, 0, 0] += 1
+    done = tinyft("predict", trained, "pictures/cat/0.png")
+    assert done.error.startswith(f"tinyft predict: {trained}/learner.h5: the arrays' sha256 is ")
+    assert done.error.endswith("get it again; or take its best epoch with --best")
+    file.unlink()
+    done = tinyft("predict", trained, "pictures/cat/0.png")
+    words = f"{trained} is finished, and its learner.h5 is gone: put it back; or take its best"
+    assert words in done.error
+
+
+def test_pictures_that_were_moved_are_asked_for(tinyft, trained, pictures):
+    pictures.rename(pictures.parent / "moved")
+    done = tinyft("inspect", trained, "--step", 0)
+    assert f"{trained} began with the pictures in {pictures}, which is no longer" in done.error
 
 
 def test_classes_that_the_network_does_not_know(tinyft, trained, draw):

@@ -83,7 +83,7 @@ def test_an_edited_file_is_refused(tmp_path):
     write_arrays(tmp_path / "a.h5", "x", ARRAYS)
     with h5py.File(tmp_path / "a.h5", "a") as file:
         file["weights/conv/weight"][0, 0, 0, 0] = 99
-    with pytest.raises(WeightsError, match=r"sha256 is .* the file says"):
+    with pytest.raises(WeightsError, match=r"\.h5: the arrays' sha256 is .* the file says"):
         read_arrays(tmp_path / "a.h5", "x")
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from tinyft.data import ImageFolder
 from tinyft.data.loader import PictureData
-from tinyft.errors import RunError
+from tinyft.data.prepare import printable
+from tinyft.errors import DataError, RunError
 from tinyft.finetune.run import read_description
 
 
@@ -36,6 +37,12 @@ def pictures_of_run(
             raise RunError(
                 f"{path} was trained on arrays in memory, which only Python can bring back: pass "
                 "them there as data="
+            )
+        folder = Path(recorded["arguments"]["path"])
+        if not folder.is_dir():
+            raise DataError(
+                f"{path} began with the pictures in {printable(folder)}, which is no longer there; "
+                "put them back"
             )
         data = ImageFolder(**recorded["arguments"] | options)
     if data.describe()["sha256"] != recorded.get("sha256"):

@@ -47,11 +47,13 @@ Text = str | list[str]
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """The content of a file: arrays not read yet, attributes and texts, under dotted names.
+    """The content of the file at `path`: arrays not read yet, attributes and texts, under dotted
+    names.
 
     A plain text and a list of texts are told apart by the dataset's shape.
     """
 
+    path: str
     arrays: dict[str, LazyArray]
     attributes: dict[str, object]
     texts: dict[str, Text]
@@ -65,8 +67,8 @@ class ArrayFile:
         found, stored = content_sha256(arrays), self.attributes.get(_HASH)
         if found != stored:
             raise WeightsError(
-                f"the arrays' sha256 is {found}, the file says {stored}; it is damaged or was "
-                f"edited; get it again"
+                f"{self.path}: the arrays' sha256 is {found}, the file says {stored}; it is "
+                f"damaged or was edited; get it again"
             )
         return arrays
 
@@ -175,6 +177,7 @@ def open_arrays(path: str | os.PathLike[str], format: str) -> Iterator[ArrayFile
         attributes = _attributes(groups)
         _check_format(path, format, attributes)
         yield ArrayFile(
+            path=os.fspath(path),
             arrays={
                 _dotted(name): LazyArray(item.shape, item.dtype.str, partial(_read, item))
                 for name, item in datasets.items()
