@@ -66,6 +66,7 @@ def test_json(tinyft, trained):
     [
         (("--step", 99), "has no step 99: its steps are 0 to "),
         (("--step", 0, "--node", 999), "--node 999: the step has nodes 0 to 50"),
+        (("--step", 0, "--html", "x", "--dot", "./x"), "would both be written to x; name two"),
         (("--step", -1), "expected a whole number >= 0"),
         ((), "required: --step"),
     ],

@@ -32,3 +32,5 @@ def test_what_cannot_be_done_is_one_line(tinyft, trained, tmp_path):
     assert "required: RUN" in tinyft("report").error
     done = tinyft("report", trained, "--out", tmp_path / "nowhere" / "page.html")
     assert done.code == 1 and "nowhere/page.html: No such file" in done.error
+    done = tinyft("report", trained, "--out", tmp_path)
+    assert done.code == 2 and f"--out {tmp_path} is a folder; name a file in it" in done.error

@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
 
     nodes = sorted(set(args.node or []))
     explains = why.asked(args)
+    if args.html and args.dot and Path(args.html).resolve() == Path(args.dot).resolve():
+        raise RequestError(f"--html and --dot would both be written to {args.html}; name two files")
     say(f"making step {args.step} of {args.run_folder} again")
     moment = Moment.of_run(args.run_folder, args.step)
     args.working = True
