@@ -221,6 +221,18 @@ def test_gradcheck_draws_numbers_that_a_relu_lets_through():
             assert gradcheck._check_case(case, argparse.Namespace(seed=seed, mode=None)) < 1
 
 
+@pytest.mark.parametrize(
+    ("label", "seed"),
+    [
+        ("batch_norm 64 channels", 22),  # rounding that looked like a kink
+        ("batch_norm_eval 64 channels, residual, relu", 281),  # a kink at a third of the step
+    ],
+)
+def test_gradcheck_raises_no_false_alarm(label, seed):
+    (case,) = [case for case in OP_CASES if str(case) == label]
+    assert gradcheck._check_case(case, argparse.Namespace(seed=seed, mode=None)) < 1
+
+
 def test_gradcheck_of_an_own_function(tinyft, tmp_path):
     (tmp_path / "own.py").write_text(FUNCTIONS)
     assert "gradcheck double: passed" in tinyft("gradcheck", "own.py:double").out
