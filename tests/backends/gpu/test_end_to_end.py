@@ -19,7 +19,7 @@ from tinyft.finetune.run import Run
 from tinyft.finetune.state import capture, restore
 from tinyft.inspection.microscope import trace_step
 from tinyft.inspection.moment import Moment
-from tinyft.inspection.why import explain
+from tinyft.inspection.why import explain_step
 
 
 def resnet(device, **options):
@@ -266,7 +266,7 @@ def test_a_loss_that_is_no_number_is_seen_when_losses_are_read(gpu, tmp_path):
     assert bits(learner) != before
     learner.step = gpu.steps_between_reads  # a step that looks is taken back
     saved = [norm.running_mean for norm in learner.batch_norms]
-    with pytest.raises(NonFiniteLossError, match=r"step 50 is nan.*nothing changed"):
+    with pytest.raises(NonFiniteLossError, match=r"step 50 is nan.*spoilt by an earlier step"):
         learner.train_step(batch, "by hand")
     assert all(a is norm.running_mean for a, norm in zip(saved, learner.batch_norms, strict=True))
     learner.step = 51
@@ -406,4 +406,4 @@ def test_a_step_under_the_microscope(gpu):
     text = str(trace_step(moment, open=[2]))
     assert "gpu:0" in text and "running_average" in text
     moment.restore()
-    assert "before and after" in str(explain(moment))
+    assert "before and after" in str(explain_step(moment))
