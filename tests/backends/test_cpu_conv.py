@@ -177,7 +177,7 @@ def may_use_tiles(name, window, x_shape, out_shape):
     map_shape = x_shape if name == "conv2d_input_grad" else out_shape
     suits = winograd.suits(*window, map_shape) or winograd_strided.suits(*window, out_shape)
     if x_shape[3] <= conv2d_module.FEW_CHANNELS and name != "conv2d_input_grad":
-        return conv2d_module.uses_stem_winograd(R, stride, x_shape, out_shape)
+        suits = winograd_stem.suits(R, stride, x_shape, out_shape)
     return suits and conv2d_module.winograd_is_on()
 
 

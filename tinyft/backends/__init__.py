@@ -66,8 +66,10 @@ def of(array: object) -> Backend:
     """The backend that computes with `array`. In main memory that is the innermost that `use`
     chose by name, else `auto`; an array on a GPU leaves no choice.
     """
-    device = device_of(array)
-    if device == "cpu":
+    device = getattr(array, "device", "cpu")
+    if device != "cpu":
+        device = device_of(array)
+    else:
         device = "auto"
         for name, _ in _chosen:
             device = device if name == "auto" else name

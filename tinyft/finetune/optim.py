@@ -48,7 +48,7 @@ class Optimizer:
                     continue
                 with measure.update(name, parameter, group.lr * decay):
                     self.update(name, parameter, group, decay)
-        self.visited = frozenset(name for _, name, _ in moving)
+        self.visited = frozenset([name for _, name, _ in moving])
 
     def update(self, name: str, parameter: Tensor, group: Group, weight_decay: float) -> None:
         raise NotImplementedError

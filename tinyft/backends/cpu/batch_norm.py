@@ -69,8 +69,8 @@ class BatchNorm(Backend):
         mean, variance = np.empty(C, np.float32), np.empty(C, np.float32)
         run_pieces(
             normalise_by_batch, pieces, x, M, C, rows, parts,
-            *_norm(eps, weight, bias, x, residual, relu), mean, variance, flat(out), large(out),
-            scratch=3 * C,
+            *_norm(eps, weight, bias, x, residual, relu), mean, variance, out.reshape(-1),
+            large(out), scratch=3 * C,
         )  # fmt: skip
         return out, mean, variance
 
@@ -83,8 +83,8 @@ class BatchNorm(Backend):
         out, x = workspace.empty(x.shape), flat(x)
         run_pieces(
             normalise_as_given, pieces, x, M, C, rows,
-            *_norm(eps, weight, bias, x, residual, relu), flat(mean), flat(variance), flat(out),
-            large(out), scratch=C,
+            *_norm(eps, weight, bias, x, residual, relu), flat(mean), flat(variance),
+            out.reshape(-1), large(out), scratch=C,
         )  # fmt: skip
         return out
 
@@ -123,13 +123,13 @@ def _gradients(kernel, dout, x, weight, mean, variance, eps, out, bias):
     kept_out = left_flat = arriving  # any arrays will do, but where the result tells
     if told_by == BY_OUT:
         left = workspace.empty(x.shape)
-        kept_out, left_flat = flat(out), flat(left)
+        kept_out, left_flat = flat(out), left.reshape(-1)
     weight = flat(weight)
     bias_flat = flat(bias) if told_by == BY_X else weight
     dweight, dbias = np.empty(C, np.float32), np.empty(C, np.float32)
     run_pieces(
         kernel, pieces, arriving, flat(x), kept_out, M, C, rows, parts, flat(mean), flat(variance),
-        eps, weight, bias_flat, told_by, left_flat, dweight, dbias, flat(dx), large(dx),
+        eps, weight, bias_flat, told_by, left_flat, dweight, dbias, dx.reshape(-1), large(dx),
         scratch=6 * C,
     )  # fmt: skip
     return dx, dweight, dbias, left if bias is None else None

@@ -18,7 +18,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 from numpy import ndarray as Array
 
@@ -59,33 +61,18 @@ def conv2d(
     Shapes: x (N, H, W, C), weight (F, C, R, S), bias (F,), residual (N, P, Q, F) -> (N, P, Q, F)
     Raises: ShapeError
     """
-    F, C, R, S = weight.shape
-    out_shape = _check_window("conv2d", x.shape, weight.shape, stride, padding)
+    way = _forward_way(x.shape, weight.shape, stride, padding, winograd_is_on())
+    F = way.out_shape[3]
     _check_shape("conv2d", "bias", bias, (F,))
-    _check_shape("conv2d", "residual", residual, out_shape)
-    few = C <= FEW_CHANNELS
-    full_c, full_f = C if few else round_up(C, LANES), round_up(F, LANES)
-    x = padded(x, (*x.shape[:3], full_c))
-    weight = _as_it_lies(weight, full_c, full_f)
-    y = workspace.empty((*out_shape[:3], full_f))
+    _check_shape("conv2d", "residual", residual, way.out_shape)
+    y = workspace.empty(way.result_shape)
     epilogue = Epilogue(
-        None if bias is None else padded(bias, (full_f,)),
+        None if bias is None else padded(bias, y.shape[3:]),
         None if residual is None else padded(residual, y.shape),
         relu,
     )
-    if uses_stem_winograd(R, stride, x.shape, out_shape):
-        winograd_stem.forward(x, weight, stride, padding, y, epilogue)
-    elif few:
-        few_channels.forward(x, weight, stride, padding, y, epilogue)
-    elif whole_maps.suits(x.shape, R, S, stride, padding):
-        whole_maps.forward(x, weight, padding, y, epilogue)
-    elif winograd.suits(R, S, stride, padding, out_shape) and winograd_is_on():
-        winograd.convolve(x, weight, False, padding, y, epilogue)
-    elif uses_strided_winograd(R, S, stride, padding, out_shape) and winograd_strided.pays(C, F):
-        winograd_strided.convolve(x, weight, False, y, epilogue)
-    else:
-        implicit_gemm.forward(x, weight, stride, padding, y, epilogue)
-    return y if full_f == F else copied(y[..., :F])
+    way.compute(padded(x, way.full_shape), _as_it_lies(weight, way.full_c, way.full_f), y, epilogue)
+    return y if way.full_f == F else copied(y[..., :F])
 
 
 def conv2d_input_grad(
@@ -95,22 +82,12 @@ def conv2d_input_grad(
 
     Raises: ShapeError
     """
-    F, C, R, S = weight.shape
-    out_shape = _check_window("conv2d_input_grad", x_shape, weight.shape, stride, padding)
-    _check_shape("conv2d_input_grad", "dout", dout, out_shape)
-    full_c, full_f = round_up(C, LANES), round_up(F, LANES)
-    dout = padded(dout, (*out_shape[:3], full_f))
-    weight = _as_it_lies(weight, full_c, full_f)
-    dx = workspace.empty((*x_shape[:3], full_c))
-    if whole_maps.suits(x_shape, R, S, stride, padding):
-        whole_maps.input_grad(dout, weight, padding, dx)
-    elif winograd.suits(R, S, stride, padding, x_shape) and winograd_is_on():
-        winograd.convolve(dout, weight, True, 2 - padding, dx, Epilogue())
-    elif uses_strided_winograd(R, S, stride, padding, out_shape):
-        winograd_strided.convolve(dout, weight, True, dx, Epilogue())
-    else:
-        implicit_gemm.input_grad(dout, weight, stride, padding, dx)
-    return dx if full_c == C else copied(dx[..., :C])
+    way = _input_grad_way(x_shape, weight.shape, stride, padding, winograd_is_on())
+    _check_shape("conv2d_input_grad", "dout", dout, way.out_shape)
+    dx = workspace.empty(way.result_shape)
+    way.compute(padded(dout, way.full_shape), _as_it_lies(weight, way.full_c, way.full_f), dx)
+    C = x_shape[3]
+    return dx if way.full_c == C else copied(dx[..., :C])
 
 
 def conv2d_weight_grad(
@@ -120,31 +97,106 @@ def conv2d_weight_grad(
 
     Raises: ShapeError
     """
-    F, C, R, S = weight_shape
-    out_shape = _check_window("conv2d_weight_grad", x.shape, weight_shape, stride, padding)
-    _check_shape("conv2d_weight_grad", "dout", dout, out_shape)
-    few = C <= FEW_CHANNELS
-    full_c, full_f = C if few else round_up(C, LANES), round_up(F, LANES)
-    dout = padded(dout, (*out_shape[:3], full_f))
-    x = padded(x, (*x.shape[:3], full_c))
-    dweight = workspace.empty((R, S, full_c, full_f))
-    if uses_stem_winograd(R, stride, x.shape, out_shape):
-        winograd_stem.weight_grad(dout, x, stride, padding, dweight)
-    elif few:
-        few_channels.weight_grad(dout, x, stride, padding, dweight)
-    elif whole_maps.suits(x.shape, R, S, stride, padding):
-        whole_maps.weight_grad(dout, x, padding, dweight)
-    elif winograd_weight_grad.suits(R, S, stride, padding, out_shape) and winograd_is_on():
-        winograd_weight_grad.weight_grad(dout, x, padding, dweight)
-    elif uses_strided_winograd(
-        R, S, stride, padding, out_shape
-    ) and winograd_strided_weight_grad.pays(dout, dweight):
-        winograd_strided_weight_grad.weight_grad(dout, x, dweight)
-    else:
-        implicit_weight_grad.weight_grad(dout, x, stride, padding, dweight)
-    if dweight.shape[2:] != (C, F):
+    way = _weight_grad_way(x.shape, weight_shape, stride, padding, winograd_is_on())
+    _check_shape("conv2d_weight_grad", "dout", dout, way.out_shape)
+    dweight = workspace.empty(way.result_shape)
+    full_dout = padded(dout, (*way.out_shape[:3], way.full_f))
+    way.compute(full_dout, padded(x, way.full_shape), dweight)
+    F, C, _, _ = weight_shape
+    if (way.full_c, way.full_f) != (C, F):
         dweight = copied(dweight[:, :, :C, :F])
     return dweight.transpose(3, 2, 0, 1)
+
+
+# ------------------------------------------------------------------------------- which kernel it is
+
+
+class _Way(NamedTuple):
+    """How the convolutions of one kind are computed: found once, since each step asks for the same.
+
+    `full_c` and `full_f` are C and F padded to registers, `full_shape` that of the pictures that
+    are read (dout's for the input gradient), `result_shape` that of what is written, padded alike.
+    """
+
+    out_shape: tuple[int, ...]
+    full_c: int
+    full_f: int
+    full_shape: tuple[int, ...]
+    result_shape: tuple[int, ...]
+    compute: Callable[..., None]
+
+
+@functools.lru_cache(maxsize=1024)
+def _forward_way(x_shape, weight_shape, stride, padding, winograd_on) -> _Way:
+    """compute(x, weight, y, epilogue). Raises: ShapeError"""
+    F, C, R, S = weight_shape
+    out_shape = _check_window("conv2d", x_shape, weight_shape, stride, padding)
+    few = C <= FEW_CHANNELS
+    full_c, full_f = C if few else round_up(C, LANES), round_up(F, LANES)
+    if few and winograd_on and winograd_stem.suits(R, stride, x_shape, out_shape):
+        compute = partial(winograd_stem.forward, stride=stride, padding=padding)
+    elif few:
+        compute = partial(few_channels.forward, stride=stride, padding=padding)
+    elif whole_maps.suits(x_shape, R, S, stride, padding):
+        compute = partial(whole_maps.forward, padding=padding)
+    elif winograd_on and winograd.suits(R, S, stride, padding, out_shape):
+        compute = partial(winograd.convolve, turned=False, padding=padding)
+    elif (
+        winograd_on
+        and winograd_strided.suits(R, S, stride, padding, out_shape)
+        and winograd_strided.pays(C, F)
+    ):
+        compute = partial(winograd_strided.convolve, turned=False)
+    else:
+        compute = partial(implicit_gemm.forward, stride=stride, padding=padding)
+    full_shape, result_shape = (*x_shape[:3], full_c), (*out_shape[:3], full_f)
+    return _Way(out_shape, full_c, full_f, full_shape, result_shape, compute)
+
+
+@functools.lru_cache(maxsize=1024)
+def _input_grad_way(x_shape, weight_shape, stride, padding, winograd_on) -> _Way:
+    """compute(dout, weight, dx). Raises: ShapeError"""
+    F, C, R, S = weight_shape
+    out_shape = _check_window("conv2d_input_grad", x_shape, weight_shape, stride, padding)
+    full_c, full_f = round_up(C, LANES), round_up(F, LANES)
+    turned = {"epilogue": Epilogue(), "turned": True}
+    if whole_maps.suits(x_shape, R, S, stride, padding):
+        compute = partial(whole_maps.input_grad, padding=padding)
+    elif winograd_on and winograd.suits(R, S, stride, padding, x_shape):
+        compute = partial(winograd.convolve, padding=2 - padding, **turned)
+    elif winograd_on and winograd_strided.suits(R, S, stride, padding, out_shape):
+        compute = partial(winograd_strided.convolve, **turned)
+    else:
+        compute = partial(implicit_gemm.input_grad, stride=stride, padding=padding)
+    full_shape, result_shape = (*out_shape[:3], full_f), (*x_shape[:3], full_c)
+    return _Way(out_shape, full_c, full_f, full_shape, result_shape, compute)
+
+
+@functools.lru_cache(maxsize=1024)
+def _weight_grad_way(x_shape, weight_shape, stride, padding, winograd_on) -> _Way:
+    """compute(dout, x, dweight). Raises: ShapeError"""
+    F, C, R, S = weight_shape
+    out_shape = _check_window("conv2d_weight_grad", x_shape, weight_shape, stride, padding)
+    few = C <= FEW_CHANNELS
+    full_c, full_f = C if few else round_up(C, LANES), round_up(F, LANES)
+    if few and winograd_on and winograd_stem.suits(R, stride, x_shape, out_shape):
+        compute = partial(winograd_stem.weight_grad, stride=stride, padding=padding)
+    elif few:
+        compute = partial(few_channels.weight_grad, stride=stride, padding=padding)
+    elif whole_maps.suits(x_shape, R, S, stride, padding):
+        compute = partial(whole_maps.weight_grad, padding=padding)
+    elif winograd_on and winograd_weight_grad.suits(R, S, stride, padding, out_shape):
+        compute = partial(winograd_weight_grad.weight_grad, padding=padding)
+    elif (
+        winograd_on
+        and winograd_strided.suits(R, S, stride, padding, out_shape)
+        and winograd_strided_weight_grad.pays(full_c, (*out_shape[:3], full_f))
+    ):
+        compute = winograd_strided_weight_grad.weight_grad
+    else:
+        compute = partial(implicit_weight_grad.weight_grad, stride=stride, padding=padding)
+    full_shape, result_shape = (*x_shape[:3], full_c), (R, S, full_c, full_f)
+    return _Way(out_shape, full_c, full_f, full_shape, result_shape, compute)
 
 
 def _as_it_lies(weight: Array, full_c: int, full_f: int) -> Array:
@@ -154,21 +206,6 @@ def _as_it_lies(weight: Array, full_c: int, full_f: int) -> Array:
         return padded(weight.transpose(2, 3, 1, 0), shape)
     lying = prepared.memory(weight).transpose(2, 3, 1, 0)
     return prepared.keep(weight, f"{shape}", lambda: padded(lying, shape))
-
-
-def uses_strided_winograd(
-    R: int, S: int, stride: int, padding: int, out_shape: tuple[int, ...]
-) -> bool:
-    """True for what winograd_strided.py can compute, unless it is turned off."""
-    return winograd_strided.suits(R, S, stride, padding, out_shape) and winograd_is_on()
-
-
-def uses_stem_winograd(
-    R: int, stride: int, x_shape: tuple[int, ...], out_shape: tuple[int, ...]
-) -> bool:
-    """The same of winograd_stem.py, for the forward pass and the weight gradient."""
-    few = x_shape[3] <= FEW_CHANNELS
-    return few and winograd_stem.suits(R, stride, x_shape, out_shape) and winograd_is_on()
 
 
 _switched: list[list[bool]] = []  # the environment's choice, once asked for, and those within it
@@ -193,7 +230,6 @@ def switch_winograd(on: bool) -> Iterator[None]:
         _switched[:] = [other for other in _switched if other is not choice]
 
 
-@functools.lru_cache(maxsize=1024)
 def _check_window(name, x_shape, weight_shape, stride, padding) -> tuple[int, int, int, int]:
     """The shape of the output, (N, P, Q, F)."""
     N, H, W, C = x_shape

@@ -128,7 +128,7 @@ def with_border(x: Array, padding: int) -> Array:
 
 
 def forward(
-    x: Array, weight: Array, stride: int, padding: int, y: Array, epilogue: Epilogue
+    x: Array, weight: Array, y: Array, epilogue: Epilogue, stride: int, padding: int
 ) -> None:
     """y (N, P, Q, F) from x (N, H, W, C), weight (R, S, C, F); F a multiple of LANES."""
     R, S, C, _ = weight.shape
@@ -143,7 +143,7 @@ def forward(
         windows(padded, row_taps(R), S * C, stride, packed, y, (P, Q, 1, 0, 0), epilogue)
 
 
-def weight_grad(dout: Array, x: Array, stride: int, padding: int, dweight: Array) -> None:
+def weight_grad(dout: Array, x: Array, dweight: Array, stride: int, padding: int) -> None:
     """dweight (R, S, C, F) from dout (N, P, Q, F), x (N, H, W, C); F a multiple of LANES."""
     R, S, C, F = dweight.shape
     N, P, Q, _ = dout.shape

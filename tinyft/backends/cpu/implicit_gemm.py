@@ -210,7 +210,7 @@ def packed_weight(weight: Array, taps: Taps) -> Array:
 
 
 def forward(
-    x: Array, weight: Array, stride: int, padding: int, y: Array, epilogue: Epilogue
+    x: Array, weight: Array, y: Array, epilogue: Epilogue, stride: int, padding: int
 ) -> None:
     """y (N, P, Q, F) from x (N, H, W, C), weight (R, S, C, F); C and F multiples of LANES."""
     R, S, C, _ = weight.shape
@@ -241,7 +241,7 @@ def phases(
     return found
 
 
-def input_grad(dout: Array, weight: Array, stride: int, padding: int, dx: Array) -> None:
+def input_grad(dout: Array, weight: Array, dx: Array, stride: int, padding: int) -> None:
     """dx (N, H, W, C) from dout (N, P, Q, F), weight (R, S, C, F); C and F multiples of LANES."""
     R, S, _, F = weight.shape
     _, H, W, _ = dx.shape

@@ -93,7 +93,7 @@ def multiply_windows_transposed(
         item = next_item(share, items)
 
 
-def weight_grad(dout: Array, x: Array, stride: int, padding: int, dweight: Array) -> None:
+def weight_grad(dout: Array, x: Array, dweight: Array, stride: int, padding: int) -> None:
     """dweight (R, S, C, F) from dout (N, P, Q, F), x (N, H, W, C); C and F multiples of LANES."""
     R, S, C, _ = dweight.shape
     sum_windows(dout, x, window_taps(R, S, padding), C, stride, dweight)

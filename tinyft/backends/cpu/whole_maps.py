@@ -143,16 +143,16 @@ def pairs_of_taps(R: int, S: int, padding: int) -> tuple[Array, Array]:
     return pairs, np.cumsum([0, *map(len, found)])
 
 
-def forward(x: Array, weight: Array, padding: int, y: Array, epilogue: Epilogue) -> None:
+def forward(x: Array, weight: Array, y: Array, epilogue: Epilogue, padding: int) -> None:
     """y (N, P, Q, F) from x (N, H, W, C), weight (R, S, C, F); C and F multiples of LANES."""
     R, S, C, _ = weight.shape
     packed = packed_weight(weight, window_taps(R, S, padding))
     taps = tap_table(R, S, padding)
     if not _multiply_maps(x, packed, R * S * C, taps, y, epilogue):
-        implicit_gemm.forward(x, weight, 1, padding, y, epilogue)
+        implicit_gemm.forward(x, weight, y, epilogue, 1, padding)
 
 
-def input_grad(dout: Array, weight: Array, padding: int, dx: Array) -> None:
+def input_grad(dout: Array, weight: Array, dx: Array, padding: int) -> None:
     """dx (N, H, W, C) from dout (N, P, Q, F), weight (R, S, C, F); C and F multiples of LANES."""
     R, S, _, F = weight.shape
     packed = pack(weight, np.arange(R * S), True, "packed weight")
@@ -178,12 +178,12 @@ def _multiply_maps(x, packed, packed_rows, taps, y, epilogue) -> bool:
     return not zeros.any()
 
 
-def weight_grad(dout: Array, x: Array, padding: int, dweight: Array) -> None:
+def weight_grad(dout: Array, x: Array, dweight: Array, padding: int) -> None:
     """dweight (R, S, C, F) from dout (N, P, Q, F), x (N, H, W, C); C and F multiples of LANES."""
     R, S, C, F = dweight.shape
     N, P, Q, _ = dout.shape
     if not np.isfinite(dout).all():
-        implicit_weight_grad.weight_grad(dout, x, 1, padding, dweight)
+        implicit_weight_grad.weight_grad(dout, x, dweight, 1, padding)
         return
     results = np.ascontiguousarray(dout.transpose(1, 2, 0, 3))  # (P, Q, N, F)
     packed = pack(results, np.arange(P * Q), False, "packed dout")

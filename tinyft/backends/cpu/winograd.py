@@ -192,7 +192,7 @@ def suits(R: int, S: int, stride: int, padding: int, map_shape: tuple[int, ...])
 
 
 def convolve(
-    x: Array, weight: Array, turned: bool, padding: int, y: Array, epilogue: Epilogue
+    x: Array, weight: Array, y: Array, epilogue: Epilogue, turned: bool, padding: int
 ) -> None:
     """y (N, P, Q, F) from x (N, H, W, C), weight (3, 3, C, F). turned: the input gradient, x is
     dout and y is dx, weight (3, 3, F, C). C and F are multiples of LANES.

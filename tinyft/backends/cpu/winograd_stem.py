@@ -249,7 +249,7 @@ def suits(R: int, stride: int, x_shape: tuple[int, ...], out_shape: tuple[int, .
 
 
 def forward(
-    x: Array, weight: Array, stride: int, padding: int, y: Array, epilogue: Epilogue
+    x: Array, weight: Array, y: Array, epilogue: Epilogue, stride: int, padding: int
 ) -> None:
     """y (N, P, Q, F) from x (N, H, W, C), weight (R, S, C, F); F a multiple of LANES."""
     R, S, C, F = weight.shape
@@ -272,7 +272,7 @@ def forward(
     )  # fmt: skip
 
 
-def weight_grad(dout: Array, x: Array, stride: int, padding: int, dweight: Array) -> None:
+def weight_grad(dout: Array, x: Array, dweight: Array, stride: int, padding: int) -> None:
     """dweight (R, S, C, F) from dout (N, P, Q, F), x (N, H, W, C); F a multiple of LANES."""
     R, S, C, F = dweight.shape
     N, P, Q, _ = dout.shape

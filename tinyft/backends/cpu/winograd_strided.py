@@ -254,7 +254,7 @@ def convolve_windows(
     finish_streams()
 
 
-def convolve(x: Array, weight: Array, turned: bool, y: Array, epilogue: Epilogue) -> None:
+def convolve(x: Array, weight: Array, y: Array, epilogue: Epilogue, turned: bool) -> None:
     """y (N, P, Q, F) from x (N, H, W, C), weight (3, 3, C, F). turned: the input gradient, x is
     dout and y is dx, weight (3, 3, F, C). C and F are multiples of LANES.
     """

@@ -114,9 +114,9 @@ def multiply_groups(
         item = next_item(share, items)
 
 
-def pays(dout: Array, dweight: Array) -> bool:
+def pays(C: int, out_shape: tuple[int, ...]) -> bool:
     """Whether so many products with each number are worth their transforms."""
-    return winograd_strided.pays(*dweight.shape[2:]) and tile_count(dout.shape) >= LEAST_TILES
+    return winograd_strided.pays(C, out_shape[3]) and tile_count(out_shape) >= LEAST_TILES
 
 
 def weight_grad(dout: Array, x: Array, dweight: Array) -> None:

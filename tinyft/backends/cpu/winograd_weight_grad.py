@@ -229,7 +229,7 @@ def suits(R: int, S: int, stride: int, padding: int, out_shape: tuple[int, ...])
     return winograd.suits(R, S, stride, padding, out_shape) and min(out_shape[1:3]) >= TILE
 
 
-def weight_grad(dout: Array, x: Array, padding: int, dweight: Array) -> None:
+def weight_grad(dout: Array, x: Array, dweight: Array, padding: int) -> None:
     """dweight (3, 3, C, F) from dout (N, P, Q, F), x (N, H, W, C); C and F multiples of LANES."""
     C, F = dweight.shape[2:]
     compute = _by_parts if C * F <= FEW_WEIGHTS else _by_blocks
