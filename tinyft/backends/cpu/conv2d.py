@@ -63,14 +63,14 @@ def conv2d(
     """
     way = _forward_way(x.shape, weight.shape, stride, padding, winograd_is_on())
     F = way.out_shape[3]
-    _check_shape("conv2d", "bias", bias, (F,))
-    _check_shape("conv2d", "residual", residual, way.out_shape)
     y = workspace.empty(way.result_shape)
-    epilogue = Epilogue(
-        None if bias is None else padded(bias, y.shape[3:]),
-        None if residual is None else padded(residual, y.shape),
-        relu,
-    )
+    if bias is not None:
+        _check_shape("conv2d", "bias", bias, (F,))
+        bias = padded(bias, y.shape[3:])
+    if residual is not None:
+        _check_shape("conv2d", "residual", residual, way.out_shape)
+        residual = padded(residual, y.shape)
+    epilogue = Epilogue(bias, residual, relu)
     way.compute(padded(x, way.full_shape), _as_it_lies(weight, way.full_c, way.full_f), y, epilogue)
     return y if way.full_f == F else copied(y[..., :F])
 
@@ -248,6 +248,6 @@ def _check_window(name, x_shape, weight_shape, stride, padding) -> tuple[int, in
     return N, P, Q, F
 
 
-def _check_shape(name: str, argument: str, array: Array | None, expected: tuple) -> None:
-    if array is not None and array.shape != expected:
+def _check_shape(name: str, argument: str, array: Array, expected: tuple) -> None:
+    if array.shape != expected:
         raise ShapeError(f"{name}: {argument} must have shape {expected}; got {array.shape}")

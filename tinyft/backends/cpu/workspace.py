@@ -135,7 +135,8 @@ class MemoryPool:
             try:
                 if self.coming_back:
                     self._settle()
-                piece = self._fill_hole(size) or self._cut_open_end(size)
+                fits = self.holes and self.holes[-1][0] >= size
+                piece = self._fill_hole(size) if fits else self._cut_open_end(size)
                 self.lent += size
                 self.lendings += 1
                 if self.lent > self.peaks[1]:
@@ -194,13 +195,10 @@ class MemoryPool:
         del self.starting_at[start], self.ending_at[end]
         del self.holes[bisect.bisect_left(self.holes, hole)]
 
-    def _fill_hole(self, size: int) -> Piece | None:
-        """The front of the hole where least is left over."""
-        index = bisect.bisect_left(self.holes, (size,))
-        if index == len(self.holes):
-            return None
-        _, start, end, segment = hole = self.holes[index]
-        self._remove(hole)
+    def _fill_hole(self, size: int) -> Piece:
+        """The front of the hole where least is left over; one is large enough."""
+        _, start, end, segment = self.holes.pop(bisect.bisect_left(self.holes, (size,)))
+        del self.starting_at[start], self.ending_at[end]
         if start + size < end:
             self._insert(start + size, end, segment)
         return start, start + size, segment
