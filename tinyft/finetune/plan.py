@@ -97,21 +97,23 @@ def expect_unchanged(learner: Learner, plan: Plan) -> None:
     """Raises: ValueError if the learner was changed since the plan was made, or since it was made
     itself
     """
-    epoch = learner.data.steps_per_epoch
-    planned = [phase.steps_per_epoch for phase in plan.phases]
     if plan.bn != learner.bn:
-        changed = f"the plan has bn={plan.bn!r}, the learner has {learner.bn!r}"
-    elif planned != [epoch] * len(planned):
-        changed = f"epochs of the plan have {planned[0]} steps, those of the learner's data {epoch}"
-    else:
-        trained = {p for group in learner.groups for p in group.parameters.values()}
-        if trained == {p for _, p in learner.model.named_parameters()}:
-            return
+        raise ValueError(
+            f"the plan has bn={plan.bn!r}, the learner has {learner.bn!r} now; make a new plan"
+        )
+    epoch = learner.data.steps_per_epoch
+    planned = next((p.steps_per_epoch for p in plan.phases if p.steps_per_epoch != epoch), epoch)
+    if planned != epoch:
+        raise ValueError(
+            f"epochs of the plan have {planned} steps, those of the learner's data {epoch} now; "
+            "make a new plan"
+        )
+    trained = {p for group in learner.groups for p in group.parameters.values()}
+    if trained != {p for _, p in learner.model.named_parameters()}:
         raise ValueError(
             "the network has other parameters than when the learner was made, which would not "
             "train; make a learner with the network as it is now (head=... takes a Module)"
         )
-    raise ValueError(f"{changed} now; make a new plan")
 
 
 def facts_of(learner: Learner) -> list[str]:
