@@ -62,8 +62,7 @@ def conv2d(
     Raises: ShapeError
     """
     way = _forward_way(x.shape, weight.shape, stride, padding, winograd_is_on())
-    F = way.out_shape[3]
-    y = workspace.empty(way.result_shape)
+    y, F = workspace.empty(way.full_out), way.out_shape[3]
     if bias is not None:
         _check_shape("conv2d", "bias", bias, (F,))
         bias = padded(bias, y.shape[3:])
@@ -71,8 +70,8 @@ def conv2d(
         _check_shape("conv2d", "residual", residual, way.out_shape)
         residual = padded(residual, y.shape)
     epilogue = Epilogue(bias, residual, relu)
-    way.compute(padded(x, way.full_shape), _as_it_lies(weight, way.full_c, way.full_f), y, epilogue)
-    return y if way.full_f == F else copied(y[..., :F])
+    way.compute(padded(x, way.full_x), _as_it_lies(weight, way.full_weight), y, epilogue)
+    return y if y.shape == way.out_shape else copied(y[..., :F])
 
 
 def conv2d_input_grad(
@@ -84,10 +83,9 @@ def conv2d_input_grad(
     """
     way = _input_grad_way(x_shape, weight.shape, stride, padding, winograd_is_on())
     _check_shape("conv2d_input_grad", "dout", dout, way.out_shape)
-    dx = workspace.empty(way.result_shape)
-    way.compute(padded(dout, way.full_shape), _as_it_lies(weight, way.full_c, way.full_f), dx)
-    C = x_shape[3]
-    return dx if way.full_c == C else copied(dx[..., :C])
+    dx = workspace.empty(way.full_x)
+    way.compute(padded(dout, way.full_out), _as_it_lies(weight, way.full_weight), dx)
+    return dx if dx.shape == x_shape else copied(dx[..., : x_shape[3]])
 
 
 def conv2d_weight_grad(
@@ -99,11 +97,10 @@ def conv2d_weight_grad(
     """
     way = _weight_grad_way(x.shape, weight_shape, stride, padding, winograd_is_on())
     _check_shape("conv2d_weight_grad", "dout", dout, way.out_shape)
-    dweight = workspace.empty(way.result_shape)
-    full_dout = padded(dout, (*way.out_shape[:3], way.full_f))
-    way.compute(full_dout, padded(x, way.full_shape), dweight)
+    dweight = workspace.empty(way.full_weight)
+    way.compute(padded(dout, way.full_out), padded(x, way.full_x), dweight)
     F, C, _, _ = weight_shape
-    if (way.full_c, way.full_f) != (C, F):
+    if dweight.shape[2:] != (C, F):
         dweight = copied(dweight[:, :, :C, :F])
     return dweight.transpose(3, 2, 0, 1)
 
@@ -114,25 +111,32 @@ def conv2d_weight_grad(
 class _Way(NamedTuple):
     """How the convolutions of one kind are computed: found once, since each step asks for the same.
 
-    `full_c` and `full_f` are C and F padded to registers, `full_shape` that of the pictures that
-    are read (dout's for the input gradient), `result_shape` that of what is written, padded alike.
+    `full_x` (N, H, W, C), `full_weight` (R, S, C, F) and `full_out` (N, P, Q, F) are the shapes
+    that kernels read and write, with C and F padded to registers.
     """
 
     out_shape: tuple[int, ...]
-    full_c: int
-    full_f: int
-    full_shape: tuple[int, ...]
-    result_shape: tuple[int, ...]
+    full_x: tuple[int, ...]
+    full_weight: tuple[int, ...]
+    full_out: tuple[int, ...]
     compute: Callable[..., None]
+
+
+def _shapes(name, x_shape, weight_shape, stride, padding, *, pad_c=True) -> tuple:
+    """All of a way but `compute`. Raises: ShapeError"""
+    F, C, R, S = weight_shape
+    out_shape = _check_window(name, x_shape, weight_shape, stride, padding)
+    full_c, full_f = round_up(C, LANES) if pad_c else C, round_up(F, LANES)
+    return out_shape, (*x_shape[:3], full_c), (R, S, full_c, full_f), (*out_shape[:3], full_f)
 
 
 @functools.lru_cache(maxsize=1024)
 def _forward_way(x_shape, weight_shape, stride, padding, winograd_on) -> _Way:
     """compute(x, weight, y, epilogue). Raises: ShapeError"""
     F, C, R, S = weight_shape
-    out_shape = _check_window("conv2d", x_shape, weight_shape, stride, padding)
     few = C <= FEW_CHANNELS
-    full_c, full_f = C if few else round_up(C, LANES), round_up(F, LANES)
+    shapes = _shapes("conv2d", x_shape, weight_shape, stride, padding, pad_c=not few)
+    out_shape = shapes[0]
     if few and winograd_on and winograd_stem.suits(R, stride, x_shape, out_shape):
         compute = partial(winograd_stem.forward, stride=stride, padding=padding)
     elif few:
@@ -149,16 +153,15 @@ def _forward_way(x_shape, weight_shape, stride, padding, winograd_on) -> _Way:
         compute = partial(winograd_strided.convolve, turned=False)
     else:
         compute = partial(implicit_gemm.forward, stride=stride, padding=padding)
-    full_shape, result_shape = (*x_shape[:3], full_c), (*out_shape[:3], full_f)
-    return _Way(out_shape, full_c, full_f, full_shape, result_shape, compute)
+    return _Way(*shapes, compute)
 
 
 @functools.lru_cache(maxsize=1024)
 def _input_grad_way(x_shape, weight_shape, stride, padding, winograd_on) -> _Way:
     """compute(dout, weight, dx). Raises: ShapeError"""
-    F, C, R, S = weight_shape
-    out_shape = _check_window("conv2d_input_grad", x_shape, weight_shape, stride, padding)
-    full_c, full_f = round_up(C, LANES), round_up(F, LANES)
+    _, _, R, S = weight_shape
+    shapes = _shapes("conv2d_input_grad", x_shape, weight_shape, stride, padding)
+    out_shape = shapes[0]
     turned = {"epilogue": Epilogue(), "turned": True}
     if whole_maps.suits(x_shape, R, S, stride, padding):
         compute = partial(whole_maps.input_grad, padding=padding)
@@ -168,17 +171,16 @@ def _input_grad_way(x_shape, weight_shape, stride, padding, winograd_on) -> _Way
         compute = partial(winograd_strided.convolve, **turned)
     else:
         compute = partial(implicit_gemm.input_grad, stride=stride, padding=padding)
-    full_shape, result_shape = (*out_shape[:3], full_f), (*x_shape[:3], full_c)
-    return _Way(out_shape, full_c, full_f, full_shape, result_shape, compute)
+    return _Way(*shapes, compute)
 
 
 @functools.lru_cache(maxsize=1024)
 def _weight_grad_way(x_shape, weight_shape, stride, padding, winograd_on) -> _Way:
     """compute(dout, x, dweight). Raises: ShapeError"""
-    F, C, R, S = weight_shape
-    out_shape = _check_window("conv2d_weight_grad", x_shape, weight_shape, stride, padding)
+    _, C, R, S = weight_shape
     few = C <= FEW_CHANNELS
-    full_c, full_f = C if few else round_up(C, LANES), round_up(F, LANES)
+    shapes = _shapes("conv2d_weight_grad", x_shape, weight_shape, stride, padding, pad_c=not few)
+    out_shape, full_x, _, full_out = shapes
     if few and winograd_on and winograd_stem.suits(R, stride, x_shape, out_shape):
         compute = partial(winograd_stem.weight_grad, stride=stride, padding=padding)
     elif few:
@@ -190,18 +192,16 @@ def _weight_grad_way(x_shape, weight_shape, stride, padding, winograd_on) -> _Wa
     elif (
         winograd_on
         and winograd_strided.suits(R, S, stride, padding, out_shape)
-        and winograd_strided_weight_grad.pays(full_c, (*out_shape[:3], full_f))
+        and winograd_strided_weight_grad.pays(full_x[3], full_out)
     ):
         compute = winograd_strided_weight_grad.weight_grad
     else:
         compute = partial(implicit_weight_grad.weight_grad, stride=stride, padding=padding)
-    full_shape, result_shape = (*x_shape[:3], full_c), (R, S, full_c, full_f)
-    return _Way(out_shape, full_c, full_f, full_shape, result_shape, compute)
+    return _Way(*shapes, compute)
 
 
-def _as_it_lies(weight: Array, full_c: int, full_f: int) -> Array:
-    """weight (F, C, R, S) -> (R, S, full_c, full_f), which is its memory if nothing is missing."""
-    shape = (*weight.shape[2:], full_c, full_f)
+def _as_it_lies(weight: Array, shape: tuple[int, ...]) -> Array:
+    """weight (F, C, R, S) -> `shape` (R, S, C, F), which is its memory if nothing is missing."""
     if not prepared.is_constant(weight):
         return padded(weight.transpose(2, 3, 1, 0), shape)
     lying = prepared.memory(weight).transpose(2, 3, 1, 0)
