@@ -168,8 +168,9 @@ def test_an_address_needs_a_contiguous_array():
 @pytest.mark.parametrize("rows", [BLOCK_ROWS, REST_ROWS, 1])
 @pytest.mark.parametrize("registers", [BLOCK_REGISTERS, 1])
 @pytest.mark.parametrize("ahead", [False, True])
-def test_register_block(rows, registers, ahead):
-    block = make_register_block(rows, registers, ahead)
+@pytest.mark.parametrize("unroll", [1, 4])
+def test_register_block(rows, registers, ahead, unroll):
+    block = make_register_block(rows, registers, ahead=ahead, unroll=unroll)
 
     @kernel
     def plain(a, a_row, a_step, b, c, steps, accumulate):
@@ -183,7 +184,7 @@ def test_register_block(rows, registers, ahead):
     product = fetching if ahead else plain
 
     rng = np.random.default_rng(0)
-    for steps in (1, 2, 17):
+    for steps in (1, 2, 8, 17):
         a = rng.integers(-4, 5, (rows, steps)).astype(np.float32)  # whole numbers: no rounding
         b = rng.integers(-4, 5, (steps, registers * LANES)).astype(np.float32)
         c = np.full((rows, registers * LANES), NAN, np.float32)

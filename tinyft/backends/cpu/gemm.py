@@ -71,7 +71,7 @@ def copy_to_panels(x, source, columns, packed, at, row, rows):
         vstore(packed, at + column * rows + row * LANES, vload(x, source + column))
 
 
-def in_pieces(rows: int, registers: int):
+def in_pieces(rows: int, registers: int, unroll: int = 1):
     """A register block, and one that fetches ahead, with sums made of pieces of SHORT_SUM products.
 
     Each addition rounds by up to half a unit in the last place of what has grown so far, so that a
@@ -81,7 +81,8 @@ def in_pieces(rows: int, registers: int):
     (README.md, Errors).
     """
     width = registers * LANES
-    plain, ahead = (make_register_block(rows, registers, ahead) for ahead in (False, True))
+    plain = make_register_block(rows, registers, unroll=unroll)
+    ahead = make_register_block(rows, registers, ahead=True, unroll=unroll)
 
     @helper
     def block(a, a_offset, a_row, a_step, b, b_offset, c, c_offset, c_row, K, accumulate):
@@ -106,7 +107,7 @@ def in_pieces(rows: int, registers: int):
     return block, block_ahead
 
 
-block_wide, block_wide_ahead = in_pieces(BLOCK_ROWS, BLOCK_REGISTERS)
+block_wide, block_wide_ahead = in_pieces(BLOCK_ROWS, BLOCK_REGISTERS, unroll=4)
 block_wide_rest, _ = in_pieces(REST_ROWS, BLOCK_REGISTERS)
 block_narrow, _ = in_pieces(BLOCK_ROWS, 1)
 block_narrow_rest, _ = in_pieces(REST_ROWS, 1)

@@ -32,12 +32,12 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import prepared, threads
-from tinyft.backends.cpu.arrays import LOWEST, ZERO
+from tinyft.backends.cpu.arrays import LOWEST, ZERO, large
 from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.gemm import multiply, next_panel, pack, round_up, row_apart
 from tinyft.backends.cpu.items import next_start
 from tinyft.backends.cpu.simd import BLOCK_ROWS, LANES, REST_ROWS
-from tinyft.backends.cpu.vectors import vload, vmax, vset1, vstore
+from tinyft.backends.cpu.vectors import finish_streams, vload, vmax, vput, vset1, vstore
 
 CLEARED = 1 << 15  # numbers of an item of `clear`
 STEPS = 512  # rows of the packed weights per pass: 64 KiB of a panel
@@ -70,7 +70,7 @@ def gather(
 @kernel
 def multiply_windows(
     share, work, x, tap_rows, tap_columns, run, stride, packed, y, grid,
-    bias, residual, has_residual, low, plain, pixels, pitch,
+    bias, residual, has_residual, low, plain, pixels, pitch, large,
 ):  # fmt: skip
     """y = max(windows @ weights + bias + residual, low) at the pixels of a grid in y; an item is
     `pixels` of them.
@@ -121,8 +121,9 @@ def multiply_windows(
                     value = vload(work, results + i * (F + LANES) + f) + vload(bias, f)
                     if has_residual:
                         value = value + vload(residual, at + f)
-                    vstore(y, at + f, vmax(value, lowest))
+                    vput(y, at + f, vmax(value, lowest), large)
         item = next_start(share, pixels, total)
+    finish_streams()
 
 
 @kernel
@@ -190,7 +191,7 @@ def windows(x: Array, taps: Taps, run: int, stride: int, packed: Array, y: Array
     size = pixels * (pitch + F + LANES) + 4 * LANES
     threads.run_with_scratch(
         size, multiply_windows, x, taps.rows, taps.columns, run, stride, packed, y, grid,
-        *epilogue.arguments(y), plain, pixels, pitch,
+        *epilogue.arguments(y), plain, pixels, pitch, large(y),
     )  # fmt: skip
 
 
