@@ -57,6 +57,10 @@ PATIENCE = 20  # seconds that a kernel may take which another process compiles
 UNFINISHED = "unfinished-"  # a file that is being written: this, the process, something random
 
 
+# error_model numpy: no test for division by zero before every // and %.
+OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+
+
 def helper(function: Callable) -> Callable:
     """Compiles `function` where kernels call it, and puts its code in place of the call.
 
@@ -64,10 +68,8 @@ def helper(function: Callable) -> Callable:
     call is a type of its own: `multiply` alone was compiled nine times. So a number counts as what
     it is, an int64, which takes 6 s off a first start; LLVM sees at the call which number it is.
     """
-    # error_model numpy: no test for division by zero before every // and %.
-    options = {"nogil": True, "error_model": "numpy", "forceinline": True}
-    without = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    compiled = njit(**options, **without, pipeline_class=HelperCompiler)(function)
+    options = {**OPTIONS, "forceinline": True, "no_cpython_wrapper": True}
+    compiled = njit(**options, pipeline_class=HelperCompiler)(function)
     resolve = compiled.get_call_template
 
     def without_literals(arguments, named):
@@ -87,8 +89,7 @@ def kernel(function: Callable, *, reorder: bool = False) -> Callable:
     code. NaN and infinity keep their meaning.
     """
     fastmath = {"reassoc", "contract"} if reorder else False
-    options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
-    compiled = njit(**options, pipeline_class=KernelCompiler)(function)
+    compiled = njit(**OPTIONS, fastmath=fastmath, pipeline_class=KernelCompiler)(function)
     # Kept where a file says all of its code: not a closure's, nor a notebook's cell.
     if function.__closure__ is None and _content(inspect.getfile(function)):
         compiled._cache = KernelCache(function)
