@@ -343,6 +343,8 @@ def test_results_that_cannot_be_checked():
     assert "no input requires a gradient" in failure(ft.ops.relu, [ft.Tensor(MATRIX)])
     with pytest.raises(ValueError, match="mode must be"):
         gradcheck(ft.ops.relu, [MATRIX], mode="slow")
+    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
+        gradcheck(lambda x: x * 2, [MATRIX], rounds=0)
 
 
 def test_the_public_name_is_the_function_whatever_was_imported_first():

@@ -91,6 +91,12 @@ def test_no_step_at_all_is_refused():
         small_learner().lr_find(num_it=0)
 
 
+@pytest.mark.parametrize(("start_lr", "end_lr"), [(0, 10), (1, 1e-3), (1e-7, np.inf), (np.nan, 1)])
+def test_rates_that_do_not_rise_from_above_zero_are_refused(start_lr, end_lr):
+    with pytest.raises(ValueError, match="expected 0 < start_lr < end_lr; got"):
+        small_learner().lr_find(start_lr=start_lr, end_lr=end_lr)
+
+
 def test_a_curve_without_points_says_so():
     with pytest.raises(RunError, match="only 0 usable points"):
         suggest(np.array([1e-3], np.float32), np.array([np.nan], np.float32))

@@ -59,6 +59,8 @@ def test_one_rate_becomes_one_per_group():
     assert per_group([1], 2) == [1.0, 1.0]
     with pytest.raises(ValueError, match="each of the 3 groups, got 2"):
         per_group([1, 2], 3)
+    with pytest.raises(ValueError, match=r"expected slice\(high\) or slice\(low, high\)"):
+        per_group(slice(None), 3)
 
 
 def test_a_phase_without_epochs_is_left_out():

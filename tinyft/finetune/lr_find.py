@@ -62,10 +62,13 @@ def lr_find(
     It stops when the smoothed loss exceeds four times its best (unless stop_div=False) or is no
     number. The learner is left exactly as it was, optimizer state and batch norm statistics
     included.
-    Raises: ValueError for less than one step; RunError if there were too few to read anything from
+    Raises: ValueError for less than one step, or rates that do not rise from above zero; RunError
+    if there were too few steps to read anything from
     """
     if num_it < 1:
         raise ValueError(f"num_it must be at least 1; got {num_it}")
+    if not 0 < start_lr < end_lr < math.inf:
+        raise ValueError(f"expected 0 < start_lr < end_lr; got {start_lr} and {end_lr}")
     # differs from fastai: counters and gradients are restored too
     with undone(learner):
         lrs, losses, smooth = _sweep(learner, start_lr, end_lr, num_it, stop_div)

@@ -59,9 +59,11 @@ def per_group(value: float | slice | Sequence[float], n: int) -> list[float]:
 
     A number: the same for all. slice(high): high / 10 for all but the last. slice(low, high): even
     multiples.
-    Raises: ValueError for a sequence of another length than n
+    Raises: ValueError for a sequence of another length than n, a slice without its highest rate
     """
     if isinstance(value, slice):
+        if value.stop is None:
+            raise ValueError(f"expected slice(high) or slice(low, high); got {value}")
         if value.start:
             return even_mults(value.start, value.stop, n)
         return [value.stop / 10] * (n - 1) + [value.stop]
