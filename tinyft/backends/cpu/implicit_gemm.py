@@ -77,7 +77,7 @@ def multiply_windows(
 
     grid: rows, columns, distance, first row, first column. plain: nothing is added, and the grid is
     all of y. run: floats per tap. pitch: floats per gathered row, not a power of 2, so that rows do
-    not fall into the same set of the cache.
+    not fall into the same set of the cache. large: y is written past the caches, unless plain.
     """
     N, C = x.shape[0], x.shape[3]
     _, P, Q, F = y.shape
