@@ -81,6 +81,22 @@ def test_compiled_once_announced_once(start):
     assert len(kept_files(start.home)) == 1
 
 
+def test_loading_imports_nothing_that_only_compiling_needs(tmp_path):
+    code = (
+        "import sys, numpy, tinyft; tinyft.ops.relu(tinyft.Tensor(numpy.ones(3, 'float32')));"
+        "print('numba.np.linalg' in sys.modules)"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def start():
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=environment, check=True, capture_output=True).stdout
+
+    assert start() == b"True\n"
+    assert start() == b"False\n"
+
+
 def damage_nothing_left(file):
     shutil.rmtree(file.parent)
 
