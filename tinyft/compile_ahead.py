@@ -70,7 +70,7 @@ def _start(arch: str, batch_size: int, size: int) -> subprocess.Popen | None:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {MARK: "1"},
+            env=os.environ | {MARK: "1", "TINYFT_NUM_THREADS": "1"},  # no pool to wait for
         )
         # It is done long before a run is: waited for here, it leaves no zombie.
         threading.Thread(target=helper.wait, daemon=True).start()

@@ -3,9 +3,9 @@
     @kernel                     # called from Python, most by threads.run
     @helper                     # called by kernels only
 
-Compiling all kernels takes about 10 seconds, loading them from disk a quarter of a second. Numba has a
-cache of its own, but it looks at the file of the kernel alone (an edit in generators.py would go
-unnoticed), stops on a damaged file or a folder that it may not write, and is configured by one
+Compiling all kernels takes about 10 seconds, loading them from disk a quarter of a second. Numba
+has a cache of its own, but it looks at the file of the kernel alone (an edit in generators.py would
+go unnoticed), stops on a damaged file or a folder that it may not write, and is configured by one
 variable for all of a program's functions, the user's own among them. So each of our kernels gets a
 `KernelCache`, and nothing global is touched.
 

@@ -78,11 +78,11 @@ def in_pieces(rows: int, registers: int, unroll: int = 1):
     sum of K random products, added one by one, is wrong by some 0.2 sqrt(K) units of its size.
     Pieces are short, and there are few of them: the best size is near sqrt(K), 8 to 23 for a
     ResNet's channels. 16 is hardly better than 32, which has half as many additions in memory
-    (README.md, Errors).
+    (README.md, Errors). The block that fetches runs rarely: `unroll` is for the other one.
     """
     width = registers * LANES
     plain = make_register_block(rows, registers, unroll=unroll)
-    ahead = make_register_block(rows, registers, ahead=True, unroll=unroll)
+    ahead = make_register_block(rows, registers, ahead=True)
 
     @helper
     def block(a, a_offset, a_row, a_step, b, b_offset, c, c_offset, c_row, K, accumulate):
