@@ -36,10 +36,10 @@ Backward = Callable[[Array], tuple[Array | None, ...]]
 class Tensor(Displayed):
     """An array, its gradient, and how it was made.
 
-    `data` float array; `grad` array of the same shape or None; `requires_grad`; `name`, for
+    `data` array of numbers; `grad` array of the same shape or None; `requires_grad`; `name`, for
     messages; `node`, the Node that made it, or None for a leaf. Lists and Python numbers become
-    float32, arrays keep their float type. Raises: TypeError for what is no number, and if integers
-    should require a gradient
+    float32, arrays keep their dtype. Raises: TypeError for what is no number, and if anything but
+    floats should require a gradient
 
     Example:
         >>> x = Tensor([3.0], requires_grad=True)

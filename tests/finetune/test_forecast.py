@@ -8,7 +8,7 @@ from tests.finetune.conftest import bits, small_data, small_learner
 from tinyft import backends
 from tinyft.finetune import forecast as module
 
-FULL, NEW, KEPT, JUDGED, FOLDED = 100.0, 40.0, 1.0, 7.0, 3.0  # seconds
+FULL, NEW, KEPT, JUDGED, FOLDED = 100.0, 40.0, 1.0, 7.0, 3.0  # seconds; JUDGED: of a picture
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def clock(monkeypatch):
             cache.kept.update(dict.fromkeys(batch.ids.tolist()))
 
     def judge_batch(learner, network, batch):
-        now[0] += JUDGED
+        now[0] += JUDGED * len(batch.ids)
 
     def fold(model):
         now[0] += FOLDED
@@ -44,7 +44,7 @@ def test_every_step_costs_the_same_without_kept_features(clock):
     learner = small_learner()
     found = learner.forecast(learner.plan(2))
     assert found.training_seconds == 3 * FULL + 6 * FULL
-    assert found.validation_seconds == 3 * (FOLDED + 2 * JUDGED)  # three epochs, 9 pictures of 8
+    assert found.validation_seconds == 3 * (FOLDED + 9 * JUDGED)  # three epochs, batches of 8 and 1
 
 
 def test_with_kept_features_one_epoch_passes_through_the_body(clock):
@@ -52,14 +52,22 @@ def test_with_kept_features_one_epoch_passes_through_the_body(clock):
     plan = learner.plan(2, freeze_epochs=5)
     found = learner.forecast(plan)
     assert found.training_seconds == (3 * NEW + 12 * KEPT) + 6 * FULL
-    assert found.validation_seconds == 3 * (FOLDED + 2 * JUDGED)
+    assert found.validation_seconds == 3 * (FOLDED + 9 * JUDGED)
+
+
+@pytest.mark.parametrize(("size", "judged"), [(9, 9), (4, 9), (3, 9), (2, 10)])
+def test_a_short_last_batch_is_not_taken_for_a_full_one(clock, size, judged):
+    data = small_data(batch_size=size)  # 9 pictures in 1, 3, 3 and 5 batches
+    learner = small_learner(data)
+    found = learner.forecast(learner.plan(0, freeze_epochs=1))
+    assert found.validation_seconds == FOLDED + judged * JUDGED
 
 
 def test_one_batch_is_enough(clock):
     learner = small_learner(small_data(augment=None, batch_size=24), bn="frozen")
     found = learner.forecast(learner.plan(0, freeze_epochs=4))
     assert found.training_seconds == NEW + 3 * KEPT
-    assert found.validation_seconds == FOLDED + JUDGED
+    assert found.validation_seconds == FOLDED + 9 * JUDGED
 
 
 def test_memory_that_is_yet_to_be_filled_is_added(monkeypatch):

@@ -31,6 +31,12 @@ def test_rules_on_a_recorded_curve(golden):
     assert {rule: s.lr for rule, s in found.items()} == recorded["suggestions"]
 
 
+def test_slide_says_if_it_slid_off_the_curve():
+    rates, steeper = np.logspace(-6, 0, 30), -0.02 * np.arange(30.0) ** 2
+    assert suggest(rates, steeper)["slide"].working.startswith("the slope is even nowhere")
+    assert "even from point" in suggest(rates, np.linspace(2, 1.999, 30))["slide"].working
+
+
 def test_the_tried_rates_are_fastais(golden):
     found = small_learner().lr_find()
     recorded = golden["lr_find"]["recorded_lrs"]
@@ -57,6 +63,18 @@ def test_everything_is_restored_bit_for_bit(bn):
     assert learner.step == untouched.step and learner.smooth == untouched.smooth
     assert list(map(lambda r: r.loss, steps)) == [r.loss for r in other]
     assert bits(learner) == bits(untouched)
+
+
+def test_the_network_is_left_in_the_mode_that_it_was_in():
+    learner = small_learner()
+    learner.fine_tune(0)
+    learner.model.eval()
+    learner.model.layer1.train()
+    modes = {name: module.training for name, module in learner.model.named_modules()}
+    masks = [dropout.step for dropout in learner.dropouts]
+    learner.lr_find(num_it=20)
+    assert modes == {name: module.training for name, module in learner.model.named_modules()}
+    assert masks == [dropout.step for dropout in learner.dropouts]
 
 
 class Sluggish(SGD):

@@ -141,7 +141,11 @@ def test_what_cannot_be_resumed_says_why(tmp_path):
         resume(tmp_path / "cut", other_data())
     with pytest.raises(RunError, match="differ in batch_size, augment"):
         resume(tmp_path / "cut", small_data(batch_size=4, augment=None))
-    for text in ("{", "[" * 9999):
+    whole = json.loads((tmp_path / "cut" / "run.json").read_text())
+    without = {name: {key: value for key, value in whole.items() if key != name} for name in whole}
+    damaged = [json.dumps(without[name]) for name in ("learner", "versions", "finished")]
+    damaged += [json.dumps(whole | {name: {}}) for name in ("data", "plan")]
+    for text in ("{", "[" * 9999, *damaged):
         (tmp_path / "cut" / "run.json").write_text(text)
         with pytest.raises(RunError, match="damaged"):
             resume(tmp_path / "cut", small_data())

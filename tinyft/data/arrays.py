@@ -22,11 +22,11 @@ class ImageArrays(PictureData):
     """Training and validation pictures given as arrays, with integer labels.
 
     `classes` names the labels 0, 1, ...; without it they are called "0", "1", ... up to the largest
-    training label. The arrays are not copied.
+    training label. The arrays are not copied. The other options are those of `ImageFolder`.
 
     Shapes:  train and valid are pairs of (N, H, W, 3) uint8 and (N,) integers
-    Raises:  DataError for a wrong dtype, shape or label, for classes of one name, or for data that
-             cannot be trained on
+    Raises:  DataError for a wrong dtype, shape or label, for two classes of one name, or for data
+             that cannot be trained on
 
     Example:
         >>> pictures, labels = np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 0, 1])
@@ -80,7 +80,9 @@ class ImageArrays(PictureData):
         return self._pictures[split][index]
 
     def describe(self) -> dict:
-        """All options, and the sha256 of pictures and labels, which the caller must bring again."""
+        """The options that decide what batches hold, and the sha256 of pictures and labels, which
+        the caller must bring again.
+        """
         return {
             "kind": "arrays",
             "arguments": {

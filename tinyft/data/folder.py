@@ -42,6 +42,11 @@ class ImageFolder(PictureData):
     and its order, for a network that was trained before. `on_error` is "raise" or "skip": what
     becomes of files that are no whole picture; `skipped` then has them, with the reason.
 
+    `size` is the side of the network's input in pixels (None: the weights file's). `augment` is
+    "default" (fastai's `aug_transforms`), "crop" (random resized crops), "shift" or None. `workers`
+    threads prepare pictures ahead of the step (0: none; None: at most two). Decoded pictures stay
+    in memory up to `cache_bytes` (None: a quarter of what is free, at most 1 GiB).
+
     Raises:  DataError for a folder, file or option that cannot be used, saying what was found;
              OSError if the system will not list a folder
     """
@@ -96,7 +101,9 @@ class ImageFolder(PictureData):
         return self._paths[split][index]
 
     def describe(self) -> dict:
-        """All options, and the sha256 of the names and sizes of all files, as a check."""
+        """The options that decide what batches hold, and the sha256 of the names and sizes of all
+        files, as a check.
+        """
         return {
             "kind": "folder",
             "arguments": {

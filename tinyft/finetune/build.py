@@ -49,14 +49,15 @@ def vision_learner(
     architecture's published weights, an id or a path, None for random weights from `seed`. `head`:
     "fastai", "linear" or a Module. `dropout`: of head="fastai" (0.5), the only one that has it.
     `bn`: see groups.py.
-    `optimizer`: adam, sgd, momentum (sgd with 0.9), or what makes one from groups.
+    `optimizer`: adam, sgd, momentum (sgd with the schedule's), or what makes one from groups.
     `device`: auto (a GPU if one works, else the CPU), cpu, reference, gpu, gpu:1.
     `dtype="float64"` runs on the reference backend, or on a GPU.
 
     Pretrained weights are frozen at first, so that only the head trains; see `unfreeze`.
 
-    Raises: ValueError for an unknown name or a `dropout` that the head has no place for,
-    DataError for fewer than two classes, WeightsError for a file that does not fit
+    Raises: ValueError for an unknown name or a `dropout` that the head has no place for; DataError
+    for fewer than two classes; WeightsError for an `arch` or id without published weights, or a
+    file that does not fit; NetworkError if they cannot be fetched; OSError
     Source: fastai 2.8.12 `vision_learner`
     """
     arguments = _checked(locals())

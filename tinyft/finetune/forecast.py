@@ -97,9 +97,10 @@ def _evaluation(learner: Learner) -> float:
         folding = _seconds(learner, lambda: fold(learner.model), 1)
         network = fold(learner.model)
         judge_batch(learner, network, next(batches))
-        whole = min(MEASURED, max(count - 1, 1))  # batches of the full size, if there are such
+        # Batch 0 is past, and the last one may be short: all of them once, or full ones only.
+        times = count if count <= MEASURED + 1 else MEASURED
         return folding + count * _seconds(
-            learner, lambda: judge_batch(learner, network, next(batches)), whole
+            learner, lambda: judge_batch(learner, network, next(batches)), times
         )
 
 

@@ -158,7 +158,13 @@ def slide(lrs: np.ndarray, losses: np.ndarray) -> Suggestion:
     while left >= -len(losses) and abs(slope[right] - slope[left]) > 0.005:
         found = lrs[left]
         right, left = right - 1, left - 1
-    return Suggestion(float(found), f"the slope is even from point {len(losses) + left} leftwards")
+    point = len(losses) + left
+    working = (
+        f"the slope is even from point {point} leftwards"
+        if point >= 0
+        else "the slope is even nowhere: the first rate of the curve"
+    )
+    return Suggestion(float(found), working)
 
 
 def minimum(lrs: np.ndarray, losses: np.ndarray) -> Suggestion:

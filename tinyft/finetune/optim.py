@@ -51,6 +51,10 @@ class Optimizer:
         self.visited = frozenset([name for _, name, _ in moving])
 
     def update(self, name: str, parameter: Tensor, group: Group, weight_decay: float) -> None:
+        """Move `parameter.data` in place, one step along `parameter.grad`, by group.lr and
+        group.momentum; `weight_decay` is 0 for what does not decay. What is to be remembered,
+        arrays and counts, goes into self.state[name].
+        """
         raise NotImplementedError
 
     def zero_grad(self) -> None:
@@ -112,8 +116,8 @@ class Adam(Optimizer):
 class SGD(Optimizer):
     """Stochastic gradient descent with decoupled weight decay.
 
-    As in fastai, whether there is momentum is decided here: with momentum=0 the schedule's
-    momentum is ignored.
+    As in fastai, `momentum` says only whether there is any: with 0 the group's momentum is ignored,
+    with any other number it is used. How large it is, the schedule says at each step.
 
     Source: fastai 2.8.12 `SGD`
     """

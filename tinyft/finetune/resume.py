@@ -149,7 +149,7 @@ def _restore_newest(
         try:
             arrays, _, texts = read_arrays(checkpoint, CHECKPOINT)
         except (WeightsError, OSError) as error:
-            notices.append(f"{checkpoint.name} cannot be read ({error}); an older one is used")
+            notices.append(f"{checkpoint.name} cannot be read ({error}); an older one is tried")
             continue
         values = json.loads(texts["state"])
         restore(learner, arrays, values)

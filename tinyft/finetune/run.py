@@ -299,9 +299,19 @@ def read_description(run: Path) -> dict[str, Any]:
     expected = {
         **dict.fromkeys(("settings", "data", "plan", "versions"), dict),
         **dict.fromkeys(("format", "weights_sha256"), str),
-        **{"first_step": int, "steps": int, "finished": bool},
+        **{"first_step": int, "steps": int, "finished": bool, "learner": dict | None},
+        **{"data.arguments": dict, "plan.method": str},
     }
     for name, kind in expected.items():
-        if not isinstance(description, dict) or not isinstance(description.get(name), kind):
+        if not isinstance(_entry(description, name.split(".")), kind):
             raise RunError(f"{path} is damaged: {name} is missing or of a wrong kind")
+    return description
+
+
+def _entry(description: Any, names: list[str]) -> Any:
+    """What stands under these names, each within the one before; Ellipsis if nothing does."""
+    for name in names:
+        if not isinstance(description, dict) or name not in description:
+            return ...
+        description = description[name]
     return description

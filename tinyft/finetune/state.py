@@ -82,7 +82,8 @@ def restore(learner: Learner, arrays: Arrays, values: dict[str, Any]) -> None:
 def bookmark(learner: Learner) -> Callable[[], None]:
     """A function that puts the learner back as it is now, bit for bit, as often as it is called.
 
-    Unlike a checkpoint this covers gradients, what is frozen, and the history of records too.
+    Unlike a checkpoint this covers gradients, what is frozen, which modules train, and the history
+    of records too.
     """
     saved = capture(learner)
     groups = [(group, group.frozen) for group in learner.groups]
@@ -92,6 +93,8 @@ def bookmark(learner: Learner) -> Callable[[], None]:
         for p in group.parameters.values()
     ]
     norms = [(norm, norm.statistics, norm.updates) for norm in learner.batch_norms]
+    modes = [(module, module.training) for _, module in learner.model.named_modules()]
+    masks = [(dropout, dropout.step) for dropout in learner.dropouts]
     history, weight_decay = list(learner.history), learner.weight_decay
     last_step = learner.updates, learner.optimizer.visited
 
@@ -104,6 +107,10 @@ def bookmark(learner: Learner) -> Callable[[], None]:
             parameter.grad = None if grad is None else grad.copy("K")
         for norm, statistics, updates in norms:
             norm.statistics, norm.updates = statistics, updates
+        for module, training in modes:
+            module.training = training
+        for dropout, step in masks:
+            dropout.step = step
         learner.history[:], learner.weight_decay = history, weight_decay
         learner.updates, learner.optimizer.visited = last_step
 

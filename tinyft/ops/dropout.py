@@ -14,8 +14,8 @@ from tinyft.tensor import op
 def dropout(x, probability, *, seed, stream):
     """Zero each element with `probability`, and divide the others by 1 - probability.
 
-    Which ones depends on `seed` and `stream` (two integers, for example a step and a layer) and on
-    nothing else.
+    Which ones depends on `probability`, `seed` and `stream` alone; the latter are an integer and a
+    pair of them, for example step and layer.
 
     Shapes: x any -> the same
     Raises: ValueError unless 0 <= probability < 1 and `stream` has two numbers

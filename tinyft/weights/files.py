@@ -21,8 +21,6 @@ import numpy as np
 
 from tinyft.errors import TinyftError, WeightsError
 
-_HASH_BLOCK = 1 << 20
-
 
 @dataclass(frozen=True)
 class LazyArray:
@@ -88,8 +86,5 @@ def _flush_to_disk(path: Path) -> None:
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """The sha256 of a file's bytes, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -116,7 +116,8 @@ _REBUILDERS: dict[str, Rebuilder] = {
     "torch.Size": Rebuilder(_size),
 }
 
-# Names met in training checkpoints; ending in a dot, whole modules.
+# Names met in training checkpoints; ending in a dot, whole modules, in _rebuild_, whatever torch
+# rebuilds.
 _HARMLESS = (
     "__builtin__.bytearray",
     "__builtin__.complex",
