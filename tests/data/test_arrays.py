@@ -71,6 +71,7 @@ def test_validation_labels_must_be_known():
     ("options", "message"),
     [
         ({"classes": ["a", "b", "a"]}, "'a' comes twice"),
+        ({"classes": [10, 20, 30]}, r"classes must be names, as text; got 10: give str\(10\)"),
         ({"augment": ["crop"]}, r"one of default, crop, shift, or None; got \['crop'\]"),
         ({"augment": 1.5}, "one of default"),
     ],

@@ -159,6 +159,8 @@ def test_weights_are_no_learner(tmp_path):
     save_weights(path, Weights("cifar_resnet20", arrays, None, preprocess))
     with pytest.raises(WeightsError, match="no learner; use vision_learner"):
         ft.load_learner(path)
+    with pytest.raises(WeightsError, match=r"is a folder; a run's learner is its file learner\.h5"):
+        ft.load_learner(tmp_path)
     body = ft.vision_learner(small_data(), weights=path).model  # but a learner can start from them
     np.testing.assert_array_equal(body.conv1.weight.data, model.conv1.weight.data)
     assert [g.frozen for g in ft.vision_learner(small_data(), weights=path).groups][-1] is False

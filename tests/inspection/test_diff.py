@@ -259,6 +259,15 @@ def test_a_learner_that_was_trained_before_is_compared_from_there(tmp_path):
         snapshots.of_run(tmp_path / "run")
 
 
+def test_a_learner_whose_weights_were_set_is_compared_from_there(tmp_path):
+    learner = small_learner()
+    for _, parameter in learner.model.named_parameters():
+        parameter.data *= np.float32(1.01)
+    learner.fine_tune(1, out=tmp_path / "run")
+    moves = layers_of(diff_run(tmp_path / "run"))["conv1"].moves
+    assert moves[0].identical and not moves[1].identical
+
+
 def test_a_checkpoint_knows_how_pictures_are_prepared(run_folder, learner):
     """At the run's 24 pixels, not at the architecture's 32."""
     found = snapshots.of_source(run_folder / "checkpoints" / "000003.h5")

@@ -14,6 +14,7 @@ import pytest
 import tinyft as ft
 from tests.finetune.conftest import small_data, small_learner
 from tests.inspection.moments import AfterStep
+from tinyft.errors import RunError
 from tinyft.finetune.resume import resume
 from tinyft.finetune.run import Run
 from tinyft.inspection import ledger_file
@@ -94,6 +95,23 @@ def test_a_kill_after_any_step_loses_no_row(tmp_path):
         assert found["ids"].dtype == np.int64
     file.close()
     assert len(ledger_file.read(file.path)[0]["ids"]) == n + 1
+
+
+def test_damage_in_a_file_left_by_a_kill_is_told_at_once(tmp_path):
+    """Opened as a file that grows, HDF5 would wait for hours for its end."""
+    file = steps_file(tmp_path / "ledger.h5")
+    for n in range(1, 2 * RECENT):
+        file.append_step(steps=[n, n], ids=[n, n, n])
+    whole = file.path.read_bytes()
+    damaged, told = tmp_path / "damaged.h5", 0
+    for start in range(512, len(whole), 512):
+        damaged.write_bytes(whole[:start] + bytes(512) + whole[start + 512 :])
+        try:
+            ledger_file.read(damaged)
+        except RunError as error:
+            assert "is damaged or no ledger" in str(error)
+            told += 1
+    assert told > 2
 
 
 @pytest.mark.parametrize("end", [0, -1])

@@ -133,6 +133,9 @@ def _check_pictures(split: str, pictures: np.ndarray, labels: np.ndarray) -> Non
 
 
 def _check_classes(classes: Sequence[str]) -> None:
+    for name in classes:
+        if not isinstance(name, str):
+            raise DataError(f"classes must be names, as text; got {name!r}: give str({name!r})")
     twice = [name for name, count in Counter(classes).items() if count > 1]
     if twice:
         raise DataError(f"classes must have different names; {twice[0]!r} comes twice, rename one")

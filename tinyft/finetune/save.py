@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,6 +64,8 @@ def load_learner(
     from tinyft.finetune.learner import Learner
     from tinyft.weights import load_weights
 
+    if Path(path).is_dir():
+        raise WeightsError(f"{path} is a folder; a run's learner is its file learner.h5")
     weights = load_weights(path)
     if "learner" not in weights.extra or weights.classes is None:
         raise WeightsError(f"{path} holds weights but no learner; use vision_learner(weights=...)")

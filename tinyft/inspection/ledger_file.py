@@ -20,6 +20,7 @@ Next: tinyft/inspection/ledger_reading.py
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -42,6 +43,7 @@ FORMAT, VERSION = "tinyft-ledger", 2
 CHUNK_BYTES = 32 << 10  # of a table; it grows on the disk by so much at a time
 RECENT = 64  # steps that may be in no table yet
 MOST_BYTES = 8 << 30  # of one table that is read
+COPIES = 20  # of a file that somebody writes, at most, to have one from between two writes
 # HDF5 file format specification, superblock version 3: signature and version, byte 11 says whether
 # a writer has the file open, bytes 28 to 35 how long it is.
 SUPERBLOCK, SUPERBLOCK_BYTES = b"\x89HDF\r\n\x1a\n\x03", 48
@@ -182,8 +184,8 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if own is not None:  # HDF5 does not open a file twice in one process
         return own.contents()
     try:
-        options = {"swmr": True} if _left_open(path) else {}
-        with h5py.File(path, "r", libver="latest", locking="best-effort", **options) as file:
+        source = io.BytesIO(_bytes_at_rest(path)) if _left_open(path) else path
+        with h5py.File(source, "r", libver="latest", locking="best-effort") as file:
             return contents(file)
     except FileNotFoundError:
         raise RunError(f"there is no ledger {path}: was the run made without one?") from None
@@ -196,8 +198,8 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 def _left_open(path: Path) -> bool:
     """Whether a writer is at work on the file, or was when it was killed.
 
-    Only then may it be opened as a reader of a growing file: such a reader takes damage for a write
-    in progress and waits for its end, for hours.
+    HDF5 opens such a file as one that grows, or not at all, and then takes damage for a write in
+    progress and waits for its end, for hours. So it gets a copy of the bytes, as of any file.
     Raises: RunError if the file is shorter than its writer had made it
     """
     with path.open("rb") as file:
@@ -208,6 +210,18 @@ def _left_open(path: Path) -> bool:
     if size < int.from_bytes(start[28:36], "little"):
         raise RunError(f"{path} is damaged or no ledger (its end is missing)")
     return bool(start[11])
+
+
+def _bytes_at_rest(path: Path) -> bytes:
+    """The file as it is between two writes: read until two copies are equal. Where writes never
+    pause, the last copy: it may lack the newest steps.
+    """
+    found = path.read_bytes()
+    for _ in range(COPIES):
+        before, found = found, path.read_bytes()
+        if found == before:
+            break
+    return found
 
 
 def close_written(path: Path) -> None:

@@ -122,9 +122,11 @@ def _newest(path: Path) -> Path:
 
 
 def _start(path: Path, description: dict[str, Any]) -> Snapshot:
-    """The network before the run's first step. One that was trained before, the run has kept."""
+    """The network before the run's first step. The run has kept one that cannot be made again: it
+    was trained, or its weights were set, before.
+    """
     first = path / "checkpoints" / f"{description['first_step']:06}.h5"
-    if description["first_step"] and first.exists():
+    if first.exists():
         return _of_checkpoint("before", first)
     if description["learner"] is None or description["first_step"]:
         raise RunError(

@@ -198,7 +198,8 @@ def read_attributes(path: str, item: h5py.Group) -> dict[str, object]:
         plain = kind in (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING, h5py.h5t.ENUM)
         if not _plain_text(name) or not small or not plain or attribute.dtype.hasobject:
             raise WeightsError(
-                f"{path}: the attribute {name!r:.80} is no number, boolean or fixed-length text"
+                f"{path or 'the root'}: the attribute {name!r:.80} is no number, boolean or "
+                "fixed-length text; the file is refused"
             )
         values[name] = _plain_value(item.attrs[name])
     return values
