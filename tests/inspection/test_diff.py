@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 
@@ -224,6 +225,15 @@ def test_half_a_phase_is_not_called_whole(tmp_path):
     assert titles == ["before", "after head alone", "after everything so far, to step 4"]
     (tmp_path / "run" / "checkpoints" / "000003.h5").unlink()
     assert diff_run(tmp_path / "run").titles == ["before", "after everything so far, to step 4"]
+
+
+def test_a_damaged_checkpoint_is_left_out(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    *_, last = sorted((tmp_path / "run" / "checkpoints").glob("*.h5"))
+    os.truncate(last, last.stat().st_size // 2)
+    found, notices = snapshots.of_run(tmp_path / "run")
+    assert found[-1].title == "after everything so far, to step 5"
+    assert notices == [f"{last.name} cannot be read, so it is left out"]
 
 
 @pytest.mark.parametrize("augment", ["default", "crop"])

@@ -94,8 +94,11 @@ def of_run(path: str | os.PathLike[str]) -> tuple[list[Snapshot], list[str]]:
     path = Path(path)
     description = read_description(path)
     start, first = _start(path, description), description["first_step"]
-    snapshots, notices = [start], []
-    kept = {step: file for step, file in checkpoints(path).items() if step > first}
+    later = {step: file for step, file in checkpoints(path).items() if step > first}
+    kept = {step: file for step, file in later.items() if _is_checkpoint(file)}
+    damaged = [file.name for step, file in later.items() if step not in kept]
+    notices = [f"{name} cannot be read, so it is left out" for name in damaged]
+    snapshots = [start]
     ends = _phase_ends(path)
     newest, made = max(kept, default=0), max(ends.values(), default=0)
     if newest and (newest < made or made - first < description["steps"]):  # its last phase goes on
