@@ -51,7 +51,7 @@ def call_gradients(arch: str, batch_size: int, size: int) -> None:
 
 def _calls(arch: str, batch_size: int, size: int) -> list[Call]:
     """Those of a forward pass, each kind once."""
-    network = build(arch)
+    network = build(arch, seed=None)
     modules, found = dict(network.named_modules()), {}
     for node in forward_nodes(network, (size, size, 3)):
         layer = modules[node.layer]

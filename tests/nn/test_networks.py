@@ -158,6 +158,14 @@ def test_each_layer_is_drawn_for_itself():
     np.testing.assert_array_equal(more_classes["conv1.weight"], first["conv1.weight"])
 
 
+def test_without_a_seed_nothing_is_drawn():
+    bare, drawn = (nn.build("cifar_resnet20", seed=seed) for seed in (None, 1))
+    assert not any(bare.state_dict()[name].any() for name in ("conv1.weight", "fc.weight"))
+    bare.load_state_dict(drawn.state_dict())
+    for name, array in bare.state_dict().items():
+        np.testing.assert_array_equal(array, drawn.state_dict()[name])
+
+
 @pytest.mark.parametrize(("C", "std"), [(512, 0.0442), (2048, 0.0221)])
 def test_a_new_head_has_fastais_spread(C, std):
     head = nn.FastaiHead(C, 10)

@@ -27,5 +27,5 @@ def run(args: argparse.Namespace) -> int:
     from tinyft.nn import build
 
     shape = (args.size, args.size, 3) if args.size else None
-    result(str(build(args.arch).summary(shape)))
+    result(str(build(args.arch, seed=None).summary(shape)))
     return 0

@@ -128,7 +128,7 @@ def published_learner(weights: Weights, classes: list[str], *, device: str = "au
             f"expected a classifier of {len(classes)} classes, and the weights have "
             f"{f'one of {count}' if count else 'none (no fc.weight and fc.bias)'}"
         )
-    body = cut(build(weights.arch))
+    body = cut(build(weights.arch, seed=None))
     attach(body, HEADS["linear"](body.num_features, count))
     body.load_state_dict({n.replace("fc.", "head.linear."): a for n, a in weights.arrays.items()})
     facts = {"head": "linear", "metadata": dict(weights.metadata)}
@@ -165,7 +165,7 @@ def _network(
         return build(arch, seed=seed), Preprocess.for_architecture(arch), facts
     source = (arch or "resnet18") if weights == "default" else weights
     loaded = load_weights(source, arch=arch)
-    network = cut(build(loaded.arch, seed=seed))
+    network = cut(build(loaded.arch, seed=None))
     body = {n: a for n, a in loaded.arrays.items() if n.split(".")[0] not in ("fc", "head")}
     network.load_state_dict(body)
     facts = {"arch": loaded.arch, "weights": source, "metadata": dict(loaded.metadata)}

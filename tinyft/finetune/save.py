@@ -70,7 +70,7 @@ def load_learner(
     if "learner" not in weights.extra or weights.classes is None:
         raise WeightsError(f"{path} holds weights but no learner; use vision_learner(weights=...)")
     settings = _settings(path, weights.extra["learner"])
-    body = cut(build(weights.arch))
+    body = cut(build(weights.arch, seed=None))
     if head is None:
         if settings["head"] not in HEADS:
             raise WeightsError(

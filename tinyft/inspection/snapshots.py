@@ -48,7 +48,7 @@ class Snapshot:
 
     def network(self) -> ResNet:
         """The network itself, in evaluation mode; without its head if that is the caller's own."""
-        model = cut(build(self.arch))
+        model = cut(build(self.arch, seed=None))
         own = {n.removeprefix("head."): a for n, a in self.arrays.items() if n.startswith("head.")}
         classes = len(own.get("linear.weight", own.get("linear2.weight", ())))
         for kind in HEADS.values() if classes else ():
