@@ -144,11 +144,14 @@ def test_what_cannot_be_resumed_says_why(tmp_path):
     whole = json.loads((tmp_path / "cut" / "run.json").read_text())
     without = {name: {key: value for key, value in whole.items() if key != name} for name in whole}
     damaged = [json.dumps(without[name]) for name in ("learner", "versions", "finished")]
-    damaged += [json.dumps(whole | {name: {}}) for name in ("data", "plan")]
+    damaged.append(json.dumps(whole | {"data": {}}))
     for text in ("{", "[" * 9999, *damaged):
         (tmp_path / "cut" / "run.json").write_text(text)
         with pytest.raises(RunError, match="damaged"):
             resume(tmp_path / "cut", small_data())
+    (tmp_path / "cut" / "run.json").write_text(json.dumps(whole | {"plan": {}}))
+    with pytest.raises(RunError, match="a plan of its caller's own"):
+        resume(tmp_path / "cut", small_data())
 
 
 def set_bn(learner):

@@ -76,7 +76,7 @@ def _data(args: argparse.Namespace) -> tuple[PictureData | None, list[str]]:
     recorded = read_description(Path(args.before))["data"]
     if recorded.get("kind") != "folder":
         return None, ["the run's pictures were arrays, so its features are not compared"]
-    arguments = dict(recorded.get("arguments", {}))
+    arguments = dict(recorded["arguments"])
     try:
         data = open_folder(arguments.pop("path", None), **arguments)
     except (DataError, OSError) as error:

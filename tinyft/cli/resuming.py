@@ -49,7 +49,7 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
 
 def _recorded(description: dict[str, Any]) -> dict[str, Any]:
     """What run.json says, under the names of the options."""
-    data = description["data"].get("arguments", {})
+    data = description["data"]["arguments"]
     learner, plan = description["learner"] or {}, description["plan"]
     recorded = {name: data[name] for name in DATA if name in data}
     recorded |= {name: learner[name] for name in LEARNER if name in learner}

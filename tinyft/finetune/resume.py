@@ -101,11 +101,18 @@ def learner_at_start(path: Path, data: PictureData, arguments: dict[str, Any]) -
 
 
 def plan_again(learner: Learner, description: dict[str, Any]) -> Plan:
-    """The plan of a run, made again from what its run.json says of it."""
+    """The plan of a run, made again from what its run.json says of it.
+
+    Raises: RunError if it was a plan of the caller's own
+    """
     makers = {"plan": learner.plan, "one_cycle_plan": learner.one_cycle_plan}
     arguments = dict(description["plan"])
-    plan = makers[arguments.pop("method")](**arguments)
-    return replace(plan, first_step=description["first_step"])
+    method = arguments.pop("method", None)
+    if method not in makers:
+        raise RunError(
+            "the run followed a plan of its caller's own, and only that can make it again"
+        )
+    return replace(makers[method](**arguments), first_step=description["first_step"])
 
 
 def _pictures(path: Path, arguments: dict[str, Any], data: PictureData | None) -> PictureData:

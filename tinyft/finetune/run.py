@@ -300,7 +300,7 @@ def read_description(run: Path) -> dict[str, Any]:
         **dict.fromkeys(("settings", "data", "plan", "versions"), dict),
         **dict.fromkeys(("format", "weights_sha256"), str),
         **{"first_step": int, "steps": int, "finished": bool, "learner": dict | None},
-        **{"data.arguments": dict, "plan.method": str},
+        "data.arguments": dict,
     }
     for name, kind in expected.items():
         if not isinstance(_entry(description, name.split(".")), kind):

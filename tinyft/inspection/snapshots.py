@@ -138,7 +138,7 @@ def _start(path: Path, description: dict[str, Any]) -> Snapshot:
             f"files: tinyft diff BEFORE.h5 {path}"
         )
     nothing = np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64)
-    asked = description["data"].get("arguments", {})
+    asked = description["data"]["arguments"]
     as_then = {name: asked[name] for name in ("size", "augment") if name in asked}
     no_pictures = ImageArrays(nothing, nothing, classes=description["classes"], **as_then)
     no_pictures.exif_transpose = asked.get("exif_transpose", True)
