@@ -114,6 +114,18 @@ def test_damage_in_a_file_left_by_a_kill_is_told_at_once(tmp_path):
     assert told > 2
 
 
+def test_a_file_that_is_written_is_read_between_two_writes(tmp_path, monkeypatch):
+    file = steps_file(tmp_path / "ledger.h5")
+    file.append_step(steps=[1, 1], ids=[1, 1, 1])
+    whole = file.path.read_bytes()
+    copies = iter([whole[:512] + bytes(len(whole) - 512), whole[:-1] + b"x", whole, whole])
+    copied = tmp_path / "copied.h5"
+    copied.write_bytes(whole)
+    monkeypatch.setattr("pathlib.Path.read_bytes", lambda path: next(copies))
+    assert ledger_file.read(copied)[0]["steps"].tolist() == [[0.5, 0.5], [1, 1]]
+    assert next(copies, None) is None
+
+
 @pytest.mark.parametrize("end", [0, -1])
 def test_a_step_that_is_written_in_part_is_none(tmp_path, end):
     file = steps_file(tmp_path / "ledger.h5")
