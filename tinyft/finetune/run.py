@@ -300,18 +300,11 @@ def read_description(run: Path) -> dict[str, Any]:
         **dict.fromkeys(("settings", "data", "plan", "versions"), dict),
         **dict.fromkeys(("format", "weights_sha256"), str),
         **{"first_step": int, "steps": int, "finished": bool, "learner": dict | None},
-        "data.arguments": dict,
     }
+    absent = object()  # of no kind; a learner may be None
     for name, kind in expected.items():
-        if not isinstance(_entry(description, name.split(".")), kind):
+        if not isinstance(description, dict) or not isinstance(description.get(name, absent), kind):
             raise RunError(f"{path} is damaged: {name} is missing or of a wrong kind")
-    return description
-
-
-def _entry(description: Any, names: list[str]) -> Any:
-    """What stands under these names, each within the one before; Ellipsis if nothing does."""
-    for name in names:
-        if not isinstance(description, dict) or name not in description:
-            return ...
-        description = description[name]
+    if not isinstance(description["data"].get("arguments"), dict):
+        raise RunError(f"{path} is damaged: data has no arguments")
     return description
