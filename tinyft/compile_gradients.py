@@ -11,6 +11,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft import backends
+from tinyft.backends.cpu import routines
 from tinyft.nn import BatchNorm, Conv2d, Module, build
 from tinyft.nn.summary import forward_nodes
 
@@ -29,11 +30,12 @@ def call_gradients(arch: str, batch_size: int, size: int) -> None:
     """What the backward pass of a network's body and Adam call, with zeros, each kind of layer
     once.
     """
+    routines.load_all()  # which the kernels of both processes call
     calls = _calls(arch, batch_size, size)
     convolutions = [call for call in calls if isinstance(call.layer, Conv2d)]
-    # What the forward pass will want late, too: kernels for strides, and for the smallest maps.
+    # What the forward pass will want late, too: kernels for strides.
     for call in convolutions[1:]:
-        if call.layer.stride > 1 or call is convolutions[-1]:
+        if call.layer.stride > 1:
             _call_input_grad(call)
     # What the backward pass wants last.
     for call in calls:

@@ -195,6 +195,7 @@ def _cpu() -> tuple[str, str]:
 
 # -------------------------------------------------------------------------------------------- cache
 
+called_by_name: dict[str, Callable] = {}  # routines.py: what makes ready what machine code calls
 _complaints: set[tuple] = set()
 
 
@@ -252,6 +253,9 @@ class KernelCache(_Cache):
     def _load(self, file: Path, target_context) -> CompileResult | None:
         payload = _read(file)
         if payload is not None:
+            for name, load in called_by_name.items():
+                if name.encode() in payload:
+                    load()
             try:
                 return CompileResult._rebuild(target_context, *pickle.loads(payload))
             except Exception as error:  # whatever is wrong with it, it can be compiled

@@ -25,13 +25,23 @@ Next: tinyft/backends/cpu/prepared.py
 from __future__ import annotations
 
 import numpy as np
+from numba import carray
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import prepared, threads, workspace
 from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.generators import make_register_block
 from tinyft.backends.cpu.items import next_item, next_start
-from tinyft.backends.cpu.simd import BLOCK_REGISTERS, BLOCK_ROWS, LANES, PANEL, REST_ROWS
+from tinyft.backends.cpu.routines import routine
+from tinyft.backends.cpu.simd import (
+    ADDRESS,
+    BLOCK_REGISTERS,
+    BLOCK_ROWS,
+    INT,
+    LANES,
+    PANEL,
+    REST_ROWS,
+)
 from tinyft.backends.cpu.vectors import vload, vstore, vtranspose
 
 LINE = 16  # floats of a cache line
@@ -113,15 +123,15 @@ block_narrow, _ = in_pieces(BLOCK_ROWS, 1)
 block_narrow_rest, _ = in_pieces(REST_ROWS, 1)
 
 
-@helper
+@routine(ADDRESS, INT, INT, ADDRESS, INT, INT, ADDRESS, *(INT,) * 9)
 def multiply_ahead(
-    a, a_offset, a_row, a_step, b, b_offset, b_rows, b_first, c, c_offset, c_row, M, N, K,
+    a, a_row, a_step, b, b_rows, b_first, c, c_row, M, N, K,
     accumulate, ahead_a, ahead_b, ahead_a_row, ahead_b_row,
 ):  # fmt: skip
     """c (M, N) (+)= A (M, K) @ B[b_first : b_first + K] (K, N).
 
-    M is a multiple of REST_ROWS, N of LANES, K >= 1. A's element (i, k) is at a_offset + i * a_row
-    + k * a_step. B is a packed matrix of `b_rows` rows that starts at b_offset.
+    M is a multiple of REST_ROWS, N of LANES, K >= 1. A's element (i, k) is at a + i * a_row + k *
+    a_step. B is a packed matrix of `b_rows` rows that starts at b.
 
     If not 0, ahead_a and ahead_b say how many floats from here the A and the panel of B lie that
     are needed next and not in L2. They are fetched meanwhile: the next A while the first panel is
@@ -129,46 +139,43 @@ def multiply_ahead(
     ahead_b_row: 0 if they lie line after line; for K rows of a matrix, of each of which a line is
     fetched, how many floats these are apart.
     """
+    a, b, c = carray(a, 1), carray(b, 1), carray(c, 1)
     full = M // BLOCK_ROWS * BLOCK_ROWS
     line_a, step_a = (LINE, ahead_a_row) if ahead_a_row else (K * LINE, LINE)
     step_b = ahead_b_row if ahead_b_row else PANEL
     j = 0
     while j + PANEL <= N:
-        panel = b_offset + j * b_rows + b_first * PANEL
+        panel = j * b_rows + b_first * PANEL
         next_b = ahead_b + (j - j * b_rows if ahead_b_row else 0)
         for i in range(0, full, BLOCK_ROWS):
             fetch_a, fetch_b = ahead_a != 0 and j == 0, ahead_b != 0 and i == 0
             if fetch_a or fetch_b:
                 next_a = ahead_a + i // BLOCK_ROWS * line_a - i * a_row
                 block_wide_ahead(
-                    a, a_offset + i * a_row, a_row, a_step, b, panel,
-                    c, c_offset + i * c_row + j, c_row, K, accumulate,
+                    a, i * a_row, a_row, a_step, b, panel,
+                    c, i * c_row + j, c_row, K, accumulate,
                     next_a if fetch_a else 0, step_a if fetch_a else 0,
                     next_b if fetch_b else 0, step_b if fetch_b else 0,
                 )  # fmt: skip
             else:
                 block_wide(
-                    a, a_offset + i * a_row, a_row, a_step, b, panel,
-                    c, c_offset + i * c_row + j, c_row, K, accumulate,
-                )  # fmt: skip
+                    a, i * a_row, a_row, a_step, b, panel, c, i * c_row + j, c_row, K, accumulate
+                )
         for i in range(full, M, REST_ROWS):
             block_wide_rest(
-                a, a_offset + i * a_row, a_row, a_step, b, panel,
-                c, c_offset + i * c_row + j, c_row, K, accumulate,
-            )  # fmt: skip
+                a, i * a_row, a_row, a_step, b, panel, c, i * c_row + j, c_row, K, accumulate
+            )
         j += PANEL
     if j < N:
-        panel = b_offset + j * b_rows + b_first * LANES
+        panel = j * b_rows + b_first * LANES
         for i in range(0, full, BLOCK_ROWS):
             block_narrow(
-                a, a_offset + i * a_row, a_row, a_step, b, panel,
-                c, c_offset + i * c_row + j, c_row, K, accumulate,
-            )  # fmt: skip
+                a, i * a_row, a_row, a_step, b, panel, c, i * c_row + j, c_row, K, accumulate
+            )
         for i in range(full, M, REST_ROWS):
             block_narrow_rest(
-                a, a_offset + i * a_row, a_row, a_step, b, panel,
-                c, c_offset + i * c_row + j, c_row, K, accumulate,
-            )  # fmt: skip
+                a, i * a_row, a_row, a_step, b, panel, c, i * c_row + j, c_row, K, accumulate
+            )
 
 
 @helper

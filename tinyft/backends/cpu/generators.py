@@ -15,7 +15,7 @@ code is written, so a coefficient of 0 costs no instruction, 1 an addition, and 
 in signs only share their halves. (Of the largest, which Winograd with stride 2 has, it writes two
 loops over lines instead.)
 
-Next: tinyft/backends/cpu/gemm.py
+Next: tinyft/backends/cpu/routines.py
 """
 
 from __future__ import annotations
