@@ -338,3 +338,34 @@ def test_garbage_is_collected_as_before_once_a_kernel_is_compiled(collecting):
     finally:
         (gc.enable if before else gc.disable)()
     assert set(during) == {False}
+
+
+def test_what_compiling_leaves_is_not_searched_as_young(monkeypatch):
+    @compile_cache.kernel
+    def increment(number):
+        return number + 1
+
+    young, enable = [], gc.enable
+
+    def count_and_enable():
+        young.append(len(gc.get_objects(generation=0)))
+        enable()
+
+    monkeypatch.setattr(gc, "enable", count_and_enable)
+    increment(2)
+    assert len(young) == 1
+    assert young[0] < 100
+
+
+def test_what_a_program_has_frozen_stays_frozen():
+    @compile_cache.kernel
+    def increment(number):
+        return number + 1
+
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        increment(2)
+        assert gc.get_freeze_count() >= 0.99 * frozen > 0  # some were freed
+    finally:
+        gc.unfreeze()

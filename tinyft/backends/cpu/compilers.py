@@ -18,7 +18,8 @@ None, arithmetic on whole arrays and functions to be written out, and makes an e
 13.2 s (Intel Xeon).
 
 **No search for garbage meanwhile.** Compiling makes millions of small objects, and Python would
-look through all that it has, again and again: another 0.7 s.
+look through all that it has, again and again: another 0.7 s. Nor afterwards, when all that is left
+would be searched as young: another 0.65 s, for 140 MiB until the next full search (AMD Zen 4).
 
 Next: tinyft/backends/cpu/cpu_features.py
 """
@@ -112,6 +113,7 @@ class KernelCompiler(CompilerBase):
             return super()._compile_core()
         finally:
             if collecting:
+                _count_all_as_old()
                 gc.enable()
 
     def extend(self, passes):
@@ -126,3 +128,10 @@ class HelperCompiler(KernelCompiler):
     def extend(self, passes):
         self.state.flags.no_compile = True
         passes.add_pass_after(OfferToKernels, NativeLowering)
+
+
+def _count_all_as_old() -> None:
+    """Leave the objects that exist now to the next full search for garbage."""
+    if gc.get_freeze_count() == 0:  # what a program has frozen itself stays frozen
+        gc.freeze()
+        gc.unfreeze()
