@@ -93,7 +93,7 @@ def bookmark(learner: Learner) -> Callable[[], None]:
         for p in group.parameters.values()
     ]
     norms = [(norm, norm.statistics, norm.updates) for norm in learner.batch_norms]
-    modes = [(module, module.training) for _, module in learner.model.named_modules()]
+    put_modes_back = learner.model.remember_modes()
     masks = [(dropout, dropout.step) for dropout in learner.dropouts]
     history, weight_decay = list(learner.history), learner.weight_decay
     last_step = learner.updates, learner.optimizer.visited
@@ -107,8 +107,7 @@ def bookmark(learner: Learner) -> Callable[[], None]:
             parameter.grad = None if grad is None else grad.copy("K")
         for norm, statistics, updates in norms:
             norm.statistics, norm.updates = statistics, updates
-        for module, training in modes:
-            module.training = training
+        put_modes_back()
         for dropout, step in masks:
             dropout.step = step
         learner.history[:], learner.weight_decay = history, weight_decay

@@ -56,8 +56,7 @@ def look(learner: Learner, batch: Batch, mode: str, *, step: int) -> Look:
 @contextlib.contextmanager
 def _mode(learner: Learner, mode: str, step: int) -> Iterator[None]:
     """Within this block the network is in that mode and none of its statistics moves."""
-    modules = [module for _, module in learner.model.named_modules()]
-    training = [module.training for module in modules]
+    put_modes_back = learner.model.remember_modes()
     updates = [norm.updates for norm in learner.batch_norms]
     steps = [dropout.step for dropout in learner.dropouts]
     learner.model.train(mode != "evaluation")
@@ -69,8 +68,7 @@ def _mode(learner: Learner, mode: str, step: int) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, was in zip(modules, training, strict=True):
-            module.training = was
+        put_modes_back()
         for norm, was in zip(learner.batch_norms, updates, strict=True):
             norm.updates = was
         for dropout, was in zip(learner.dropouts, steps, strict=True):

@@ -12,7 +12,7 @@ Next: tinyft/nn/layers.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -135,6 +135,16 @@ class Module(Displayed):
 
     def eval(self) -> Module:
         return self.train(False)
+
+    def remember_modes(self) -> Callable[[], None]:
+        """A function that puts this module and all below it into the modes that they are in now."""
+        modes = [(module, module.training) for _, module in self.named_modules()]
+
+        def put_back() -> None:
+            for module, training in modes:
+                module.training = training
+
+        return put_back
 
     def astype(self, dtype: str | np.dtype) -> Module:
         """Change the float type of every parameter and buffer, for example to float64 for a

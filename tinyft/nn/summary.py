@@ -128,18 +128,17 @@ def summary(model: Module, shape: tuple[int, ...] | None = None) -> Summary:
 def forward_nodes(model: Module, shape: tuple[int, ...]) -> list[Node]:
     """The nodes of a forward pass of no pictures of `shape`, in evaluation."""
     listener = _Listener()
-    modes = [(module, module.training) for _, module in model.named_modules()]
     nothing = np.zeros((0, *shape), np.float32)
     first = next((parameter for _, parameter in model.named_parameters()), None)
     if first is not None:  # of its type, and where it is
         nothing = backends.beside(nothing.astype(first.dtype), first.data)
+    put_modes_back = model.remember_modes()
     model.eval()
     try:
         with no_grad(), backends.use("reference"), observe(listener):
             model(Tensor.wrap(nothing))
     finally:
-        for module, training in modes:
-            module.training = training
+        put_modes_back()
     return listener.seen
 
 
