@@ -171,6 +171,10 @@ def test_given_classes_keep_their_order(folder):
     assert data.labels["valid"].tolist() == [2, 2, 0, 0]
     with pytest.raises(DataError, match="dog"):
         ImageFolder(path, classes=["cat", "mouse"], valid_fraction=1)
+    with pytest.raises(DataError, match="'cat' comes twice"):
+        ImageFolder(path, classes=["cat", "dog", "cat"], valid_fraction=1)
+    with pytest.raises(DataError, match="as text; got 1"):
+        ImageFolder(path, classes=["cat", "dog", 1], valid_fraction=1)
 
 
 def test_one_class_is_enough_to_look_at_and_one_picture_is_an_error(folder):

@@ -12,6 +12,7 @@ import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
 from tinyft.backends.cpu.conv2d import switch_winograd
 from tinyft.errors import RunError
+from tinyft.finetune import run as finetune_run
 from tinyft.finetune.records import Evaluation
 from tinyft.finetune.resume import resume
 from tinyft.finetune.run import Run
@@ -84,6 +85,19 @@ def test_without_a_checkpoint_a_run_starts_anew(tmp_path):
         path.unlink()
     *_, start, notices = resume(tmp_path / "cut", small_data())
     assert start == 0 and notices == ["no checkpoint: the run starts anew"]
+
+
+def test_a_checkpoint_that_is_dropped_takes_no_room_from_those_of_epochs(tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune_run, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    small_learner().fine_tune(2, out=tmp_path / "one")
+    kept = checkpoints(tmp_path / "one")
+    assert list(kept) == [3, 6, 9]
+    sizes = [path.stat().st_size for path in kept.values()]
+    enough, too_little = sum(sizes) + 1000, sum(sizes) - sizes[0] // 2
+    for budget, expected in [(enough, [3, 6, 9]), (too_little, [6, 9]), (0, [9])]:
+        monkeypatch.setattr(finetune_run, "EPOCH_CHECKPOINT_BYTES", budget)
+        small_learner().fine_tune(2, out=tmp_path / str(budget))
+        assert list(checkpoints(tmp_path / str(budget))) == expected
 
 
 def test_what_others_put_beside_the_checkpoints_is_none(tmp_path):

@@ -115,6 +115,19 @@ def test_a_learner_that_was_looked_at_ends_as_one_that_was_not():
     assert everything(looked_at) == everything(alone)
 
 
+def test_the_steps_of_a_second_plan_are_counted_from_its_start():
+    learner = small_learner()
+    learner.fine_tune(1)
+    plan = learner.plan(1)
+    with pytest.raises(ValueError, match=r"has made 6 steps; before step 4 .* it has made 10"):
+        Moment.of(learner, plan, 4)
+    moment = Moment.of(learner, plan, 0)
+    assert (moment.step, moment.step_in_phase) == (6, 0)
+    next(learner.steps(plan))
+    with pytest.raises(ValueError, match=r"has made 7 steps; before step 0 .* it has made 6"):
+        Moment.of(learner, plan, 0)
+
+
 def test_a_run_of_a_learner_that_was_trained_before(tmp_path):
     learner = small_learner()
     learner.fine_tune(1, freeze_epochs=0)
@@ -172,9 +185,8 @@ def test_weights_that_are_gone_are_named(run_folder, data, tmp_path):
 
 def test_a_moment_before_steps_that_were_not_made_is_refused(learner):
     plan = learner.plan(1)
-    with pytest.raises(ValueError, match="has made 0 steps; it cannot stand before step 2"):
+    with pytest.raises(ValueError, match="has made 0 steps; before step 2 of a plan"):
         Moment.of(learner, plan, 2)
-    learner.step = 100
     with pytest.raises(ValueError, match="step should be from 0 to 5, the plan's last; got 6"):
         Moment.of(learner, plan, 6)
 

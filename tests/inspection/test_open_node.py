@@ -22,6 +22,9 @@ OPS = {
     "batch_norm": lambda: ft.ops.batch_norm(
         leaf(3, 4, 4, 16), leaf(16), leaf(16), residual=leaf(3, 4, 4, 16)
     )[0],
+    "batch_norm_eval": lambda: ft.ops.batch_norm_eval(
+        leaf(3, 4, 4, 16), leaf(16), leaf(16), np.zeros(16, np.float32), np.ones(16, np.float32)
+    ),
     "max_pool2d": lambda: ft.ops.max_pool2d(leaf(2, 8, 8, 16), kernel=3, stride=2, padding=1),
     "linear": lambda: ft.ops.linear(leaf(4, 16), leaf(8, 16), leaf(8)),
     "concatenate": lambda: ft.ops.concatenate(leaf(2, 3), leaf(2, 5)),

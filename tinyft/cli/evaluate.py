@@ -39,7 +39,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "part (default: the run's own)",
     )  # fmt: skip
     parser.add_argument("--best", action="store_true", help="the run's best epoch, not its last")
-    add_reading_options(parser)
+    add_reading_options(parser, "; of a run's own pictures as in the run")
     add_backend(parser)
     add_json(parser)
 

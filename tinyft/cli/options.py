@@ -62,11 +62,11 @@ def add_network_options(parser: Parser) -> None:
     add_backend(parser)
 
 
-def add_reading_options(parser: Parser) -> None:
-    """How pictures are read, in training and in evaluation."""
-    add = parser.add_argument
-    add("--batch-size", type=whole(1), metavar="N", help="pictures in a batch (16)")
-    add("--on-error", choices=("raise", "skip"), help="what to do with unreadable pictures (raise)")
+def add_reading_options(parser: Parser, otherwise: str = "") -> None:
+    """How pictures are read, in training and in evaluation; `otherwise`: when a default is none."""
+    add, what = parser.add_argument, "what to do with unreadable pictures"
+    add("--batch-size", type=whole(1), metavar="N", help=f"pictures in a batch (16{otherwise})")
+    add("--on-error", choices=("raise", "skip"), help=f"{what} (raise{otherwise})")
 
 
 def add_backend(parser: Parser) -> None:

@@ -6,7 +6,6 @@ Next: tinyft/seeds.py
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,7 +54,6 @@ class ImageArrays(PictureData):
         labels = {split: np.asarray(pair[1]).astype(np.int64) for split, pair in pairs.items()}
         if classes is None:
             classes = [str(label) for label in range(labels["train"].max(initial=-1) + 1)]
-        _check_classes(classes)
         for split in pairs:
             _check_labels(split, labels[split], classes)
         self._pictures = {split: pair[0] for split, pair in pairs.items()}
@@ -130,15 +128,6 @@ def _check_pictures(split: str, pictures: np.ndarray, labels: np.ndarray) -> Non
             f"{split} labels must be {shape[0]} integers, one for each picture; "
             f"got {labels.dtype} {labels.shape}"
         )
-
-
-def _check_classes(classes: Sequence[str]) -> None:
-    for name in classes:
-        if not isinstance(name, str):
-            raise DataError(f"classes must be names, as text; got {name!r}: give str({name!r})")
-    twice = [name for name, count in Counter(classes).items() if count > 1]
-    if twice:
-        raise DataError(f"classes must have different names; {twice[0]!r} comes twice, rename one")
 
 
 def _check_labels(split: str, labels: np.ndarray, classes: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyft.data.check_files import duplicates, unreadable
-from tinyft.data.loader import PictureData, checked_int
+from tinyft.data.loader import PictureData, checked_classes, checked_int
 from tinyft.data.prefetch import default_workers
 from tinyft.data.prepare import printable
 from tinyft.data.split import ByClass, find_parts, scan_part, set_aside
@@ -71,7 +71,7 @@ class ImageFolder(PictureData):
         self.valid_fraction = _checked_fraction(valid_fraction)
         self.on_error = _checked_on_error(on_error)
         self.skipped: dict[str, str] = {}
-        self._given_classes = None if classes is None else list(classes)
+        self._given_classes = None if classes is None else checked_classes(classes)
         self._found: list[str] = []  # notices, until the base class has its own
         workers = default_workers() if workers is None else checked_int("workers", workers, 0)
         parts = self._parts(checked_int("seed", seed, 0), workers)

@@ -13,6 +13,7 @@ Next: tinyft/data/folder.py
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -67,7 +68,7 @@ class PictureData:
 
         Raises:  DataError for an option out of range or data that cannot be trained on
         """
-        self.classes = list(classes)
+        self.classes = checked_classes(classes)
         self.labels = labels
         self.size = checked_int("size", size, 1) if size is not None else None
         self.seed = checked_int("seed", seed, 0)
@@ -232,6 +233,17 @@ def checked_int(name: str, value: object, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise DataError(f"{name} must be a whole number of at least {least}; got {value!r}")
     return int(value)
+
+
+def checked_classes(classes: Sequence[str]) -> list[str]:
+    """The names, which are texts and all different."""
+    for name in classes:
+        if not isinstance(name, str):
+            raise DataError(f"classes must be names, as text; got {name!r}: give str({name!r})")
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if twice:
+        raise DataError(f"classes must have different names; {twice[0]!r} comes twice, rename one")
+    return list(classes)
 
 
 def _checked_augment(augment: str | bool | None) -> str | None:

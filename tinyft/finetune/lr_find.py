@@ -142,10 +142,8 @@ def valley(lrs: np.ndarray, losses: np.ndarray) -> Suggestion:
                 start = best - length[best]  # as fastai: one too early
     third = (best - start) / 3
     index = start + int(third) + int(third / 2)
-    working = (
-        f"the longest fall goes from point {max(start, 0)} to {best}; point {index} lies halfway "
-        "down it"
-    )
+    first, last = lrs[max(start, 0)], lrs[best]
+    working = f"the longest fall goes from {first:.2e} to {last:.2e}; this lies halfway down it"
     return Suggestion(float(lrs[index]), working)
 
 
@@ -158,12 +156,10 @@ def slide(lrs: np.ndarray, losses: np.ndarray) -> Suggestion:
     while left >= -len(losses) and abs(slope[right] - slope[left]) > 0.005:
         found = lrs[left]
         right, left = right - 1, left - 1
-    point = len(losses) + left
-    working = (
-        f"the slope is even from point {point} leftwards"
-        if point >= 0
-        else "the slope is even nowhere: the first rate of the curve"
-    )
+    if left >= -len(losses):
+        working = "coming from the right, the slope over 15 points becomes even here"
+    else:
+        working = "the slope over 15 points is even nowhere: the first rate of the curve"
     return Suggestion(float(found), working)
 
 
@@ -179,7 +175,7 @@ def steep(lrs: np.ndarray, losses: np.ndarray) -> Suggestion:
     """The rate at which the loss falls fastest per multiple of the rate."""
     slope = (losses[1:] - losses[:-1]) / (np.log(lrs[1:]) - np.log(lrs[:-1]))
     index = int(slope.argmin())
-    return Suggestion(float(lrs[index]), f"the loss falls fastest at point {index}")
+    return Suggestion(float(lrs[index]), "the loss falls fastest per multiple of the rate")
 
 
 RULES: dict[str, Callable[[np.ndarray, np.ndarray], Suggestion]] = {

@@ -160,9 +160,11 @@ class Run:
         """
         kept = 0
         for step, path in reversed(checkpoints(self.path).items()):
-            kept += path.stat().st_size
+            with_it = kept + path.stat().st_size
             of_epoch = step in self.epoch_steps
-            if path.name != newest and (not of_epoch or kept > EPOCH_CHECKPOINT_BYTES):
+            if path.name == newest or (of_epoch and with_it <= EPOCH_CHECKPOINT_BYTES):
+                kept = with_it
+            else:
                 path.unlink()
 
     def _append(self, record: StepRecord) -> None:

@@ -87,14 +87,14 @@ class Moment:
         """The moment before step `step` of `plan` (from 0), for a learner that has made the steps
         before it. It enters the step's phase, as it would by itself.
 
-        Raises: ValueError if the plan has no such step or the learner has made fewer
+        Raises: ValueError if the plan has no such step, or the learner has made more or fewer
         """
-        if learner.step < step:
-            raise ValueError(
-                f"the learner has made {learner.step} steps; it cannot stand before step {step} "
-                "of its plan"
-            )
         number, i = plan.at(step)
+        if learner.step != plan.first_step + step:
+            raise ValueError(
+                f"the learner has made {learner.step} steps; before step {step} of a plan that "
+                f"began with step {plan.first_step} it has made {plan.first_step + step}"
+            )
         phase = plan.phases[number]
         learner.enter(phase, plan, resumed=i > 0)
         learner.set_rates(phase, i)

@@ -97,9 +97,9 @@ def check_entries(
     The op is evaluated in float64 by the reference kernels, at the very arrays of the step;
     `dout` is the gradient that arrived.
     """
-    copies = {id(t): _float64(t) for t in [*args, *options.values()] if isinstance(t, Tensor)}
-    args = tuple(copies.get(id(a), a) for a in args)
-    options = {name: copies.get(id(a), _float64(a)) for name, a in options.items()}
+    copies = {id(value): _float64(value) for value in [*args, *options.values()]}
+    args = tuple(copies[id(value)] for value in args)
+    options = {name: copies[id(value)] for name, value in options.items()}
     tensors = [a for a in args if isinstance(a, Tensor)]
     tensors += [options[n] for n in names if n in options and isinstance(options[n], Tensor)]
     dout = backends.host(dout).astype(np.float64)
