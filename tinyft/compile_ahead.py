@@ -3,9 +3,10 @@
 Compiling holds a lock, so threads cannot share it; processes can, through the folder where kernels
 are kept (tinyft/backends/cpu/compile_cache.py). A first training step meets the kernels of the
 forward pass first. Meanwhile a helper calls those of the backward pass, with zeros of the same
-shapes. The step goes through the backward pass from the last layer to the first, so the helper does
-it the other way round, and they meet in the middle; it begins with kernels that the forward pass
-will want later. What both want at the same time, one compiles and the other waits for.
+shapes: there, a call compiles and does not compute. The step goes through the backward pass from
+the last layer to the first, so the helper does it the other way round, and they meet in the middle;
+it begins with kernels that the forward pass will want later. What both want at the same time, one
+compiles and the other waits for.
 
 Next: tinyft/compile_gradients.py
 """
@@ -81,8 +82,10 @@ def _start(arch: str, batch_size: int, size: int) -> subprocess.Popen | None:
 def child(arch: str, batch_size: str, size: str) -> None:
     """What the helper does."""
     threading.Thread(target=_end_with_stdin, daemon=True).start()
+    from tinyft.backends.cpu import threads
     from tinyft.compile_gradients import call_gradients
 
+    threads.only_compile()
     call_gradients(arch, int(batch_size), int(size))
 
 

@@ -272,6 +272,21 @@ def convolve(seed, out):
         out.append(FAST.conv2d(x, weight, stride=2).copy())
 
 
+def test_a_process_that_only_compiles_runs_no_kernel(monkeypatch):
+    @kernel
+    def fill(share, work, out):
+        out[:] = work[0] = 1
+
+    monkeypatch.setattr(threads._state, "only_compiles", False)
+    out = np.zeros(3, np.float32)
+    threads.only_compile()
+    threads.run_alone(8, fill, out)
+    assert (len(fill.overloads), out.sum()) == (1, 0)
+    monkeypatch.undo()
+    threads.run_alone(8, fill, out)
+    assert (len(fill.overloads), out.sum()) == (1, 3)
+
+
 def test_a_users_own_threads():
     """Six threads convolve at once, while another changes the size of the pool."""
     threads.set_num_threads(2)

@@ -31,6 +31,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import numba
 import numpy as np
 from numpy import ndarray as Array
 
@@ -217,6 +218,7 @@ class _State:
         self.lock = threading.Lock()
         self.pool: Pool | None = None
         self.wanted = 0  # threads asked for by set_num_threads; 0: not yet
+        self.only_compiles = False
 
 
 _state = _State()
@@ -273,7 +275,18 @@ def _run(function: Callable, floats: int, arguments: tuple) -> None:
 
 def _compute_alone(function: Callable, floats: int, arguments: tuple) -> None:
     own = [scratch("work", floats)] if floats else []
-    function(make_whole(), *own, *arguments)
+    arguments = make_whole(), *own, *arguments
+    if _state.only_compiles:
+        function.compile(tuple(map(numba.typeof, arguments)))
+    else:
+        function(*arguments)
+
+
+def only_compile() -> None:
+    """From now on, where one thread computes, it compiles kernels for the arguments that they get
+    and does not run them: in the process that compiles ahead of another.
+    """
+    _state.only_compiles = True
 
 
 def get_num_threads() -> int:
