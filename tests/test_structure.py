@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     ["errors", "bundled", "display", "seeds"],
     ["backends"],
-    ["tensor", "tensor_text"],
+    ["tensor", "op_mistakes", "tensor_text"],
     ["ops"],
     [
         "gradient_causes",

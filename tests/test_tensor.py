@@ -761,3 +761,65 @@ def test_leaving_a_backend_leaves_the_others_as_they_are():
     second.__exit__(None, None, None)
     with backends.use("reference"), backends.use("auto"):
         assert backends.of(None).name == "reference"
+
+
+def op_that_returns(made):
+    @ft.op
+    def careless(x):
+        return made(x)
+
+    return careless
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda x: x.data * 2, "careless: an op returns two things.* got ndarray"),
+        (lambda x: (x.data * 2, None), r"got \(ndarray, NoneType\)"),
+        (lambda x: (x * 2, lambda dout: (dout,)), r"got \(Tensor, function\)"),
+        (lambda x: ([1.0, 2.0], lambda dout: (dout,)), r"got \(list, function\)"),
+        (lambda x: (x.data, lambda dout: (dout,), 3), r"got \(ndarray, function, int\)"),
+    ],
+)
+def test_an_op_that_returns_something_else_says_so(made, words):
+    with pytest.raises(TinyftError, match=words):
+        op_that_returns(made)(Tensor([1.0, 2.0], requires_grad=True))
+
+
+@pytest.mark.parametrize(
+    ("backward", "words"),
+    [
+        (lambda x, dout: dout * 2, "careless: backward should return a tuple.* got ndarray"),
+        (lambda x, dout: None, "should return a tuple.* got NoneType"),
+        (lambda x, dout: ([2.0, 2.0],), "for argument 0 it returned a list"),
+        (lambda x, dout: (x * dout,), "it returned a Tensor; compute with x.data"),
+        (lambda x, dout: (dout, dout), "returned 2 gradients for 1 tensor arguments"),
+        (lambda x, dout: (dout[:1],), r"a gradient of shape \(1,\) for argument 0 of shape \(2,\)"),
+    ],
+)
+def test_a_backward_that_returns_something_else_says_so(backward, words):
+    careless = op_that_returns(lambda x: (x.data * 2, lambda dout: backward(x, dout)))
+    out = careless(Tensor([1.0, 2.0], requires_grad=True))
+    with pytest.raises(TinyftError, match=words):
+        out.backward(np.ones(2, np.float32))
+
+
+def test_an_array_in_place_of_a_tensor_is_told_where_it_came():
+    with pytest.raises(TypeError, match=r"relu: expected a Tensor.*; got x ndarray"):
+        ft.ops.relu(np.ones(3, np.float32))
+    with pytest.raises(TypeError, match="is a Tensor already"):
+        Tensor(Tensor([1.0]))
+    with pytest.raises(TypeError, match=r"expected an array of shape \(\); got 1.0"):
+        ft.ops.sum(Tensor([1.0], requires_grad=True)).backward(1.0)
+
+
+@pytest.mark.parametrize("value", [None, "3", [None, 1.0], 1j])
+def test_what_is_no_number_is_refused_in_arithmetic(value):
+    with pytest.raises(TypeError, match="which is no number"):
+        Tensor([1.0, 2.0]) + value
+
+
+def test_an_integer_that_does_not_fit_is_refused():
+    with pytest.raises(OverflowError):
+        Tensor(np.array([1], np.uint8)) + 300
+    assert (Tensor(np.array([1], np.uint8)) + 200).data.tolist() == [201]

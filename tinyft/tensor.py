@@ -23,9 +23,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy import ndarray as Array
 
-from tinyft import backends, tensor_text
+from tinyft import backends, op_mistakes, tensor_text
 from tinyft.display import Displayed
-from tinyft.errors import DeviceError, ShapeError, TinyftError
+from tinyft.errors import ShapeError, TinyftError
 
 Backward = Callable[[Array], tuple[Array | None, ...]]
 
@@ -51,6 +51,8 @@ class Tensor(Displayed):
     __slots__ = ("__weakref__", "data", "grad", "name", "node", "requires_grad")
 
     def __init__(self, data: Any, requires_grad: bool = False, name: str | None = None):
+        if isinstance(data, Tensor):
+            raise TypeError("this is a Tensor already; x.detach() has the same array, no history")
         is_array = hasattr(data, "dtype")
         is_number = not is_array or (data.shape == () and backends.device_of(data) == "cpu")
         array = np.array(data) if is_number else data.copy()
@@ -116,6 +118,8 @@ class Tensor(Displayed):
             gradient += 1
         if isinstance(gradient, Tensor):
             gradient = gradient.data
+        if not hasattr(gradient, "dtype"):
+            raise TypeError(f"backward: expected an array of shape {self.shape}; got {gradient!r}")
         if not self.requires_grad:
             raise TinyftError(
                 "backward: nothing that this tensor was made from requires a gradient (gradients "
@@ -173,10 +177,12 @@ def as_tensor(value: Any, like: Tensor) -> Tensor:
     dtype = like.dtype
     is_array = hasattr(value, "dtype")
     array = value if is_array else np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"a tensor cannot take {value!r}, which is no number")
     if array.dtype.kind == "f" and dtype.kind != "f":
         raise TypeError(f"a tensor of {dtype} cannot take {value!r}; make it a float tensor first")
     if not is_array or array.ndim == 0 or array.dtype.kind != "f":
-        array = np.asarray(backends.host(array), dtype)
+        array = np.asarray(backends.host(array) if is_array else value, dtype)
     return Tensor.wrap(backends.beside(array, like.data))
 
 
@@ -253,8 +259,12 @@ def op(function: Callable) -> Callable:
     def call(*args: Any, **kwargs: Any) -> Any:
         inputs = [a for a in (*args, *map(kwargs.get, names)) if isinstance(a, Tensor)]
         if {type(x.data) for x in inputs} != {Array}:  # all in main memory: the usual case
-            _expect_one_device(function.__name__, signature.bind(*args, **kwargs).arguments)
-        result, backward = function(*args, **kwargs)
+            arguments = signature.bind(*args, **kwargs).arguments
+            op_mistakes.expect_one_device(function.__name__, arguments)
+        made = function(*args, **kwargs)
+        if not _is_made_by_an_op(made):
+            raise op_mistakes.wrong_result(function.__name__, made)
+        result, backward = made
         first, *others = result if isinstance(result, tuple) else (result,)
         out = Tensor.wrap(first)
         if _state.recording or _state.observers:
@@ -264,17 +274,12 @@ def op(function: Callable) -> Callable:
     return call
 
 
-def _expect_one_device(op: str, arguments: dict[str, Any]) -> None:
-    """Raises: DeviceError that says which argument is where, unless all are in one place"""
-    places = {}
-    for name, value in arguments.items():
-        several = value if isinstance(value, tuple) else (value,)  # *tensors
-        for i, x in enumerate(several):
-            if isinstance(x, Tensor):
-                places[f"{name}[{i}]" if value is several else name] = backends.device_of(x.data)
-    if len(set(places.values())) > 1:
-        found = ", ".join(f"{name} is on {place}" for name, place in places.items())
-        raise DeviceError(f"{op}: {found}; move one of them with .to()")
+def _is_made_by_an_op(made: Any) -> bool:
+    """Whether it is (array, backward), or ((array, more arrays), backward)."""
+    if not isinstance(made, tuple) or len(made) != 2 or not callable(made[1]):
+        return False
+    results = made[0] if isinstance(made[0], tuple) else made[:1]
+    return all([hasattr(array, "dtype") and not isinstance(array, Tensor) for array in results])
 
 
 def _record(name: str, inputs: list[Tensor], out: Tensor, backward: Backward) -> None:
@@ -332,20 +337,19 @@ def _input_gradients(node: Node, dout: Array) -> tuple[Array | None, ...]:
         )
     gradients = node.backward(dout)
     node.backward = None
-    if len(gradients) != len(node.inputs):
-        raise TinyftError(
-            f"{node.op}: backward returned {len(gradients)} gradients "
-            f"for {len(node.inputs)} tensor arguments"
-        )
-    for i, (gradient, shape) in enumerate(zip(gradients, node.shapes, strict=True)):
-        if gradient is not None and gradient.shape != shape:
-            raise ShapeError(
-                f"{node.op}: backward returned a gradient of shape {gradient.shape} "
-                f"for argument {i} of shape {shape}"
-            )
+    if not _fit(gradients, node.shapes):
+        raise op_mistakes.wrong_gradients(node, gradients)
     for observer in _state.observers:
         observer.after_backward(node, dout, gradients)
     return gradients
+
+
+def _fit(gradients: Any, shapes: list[tuple[int, ...]]) -> bool:
+    """Whether they are a tuple of an array of its input's shape, or None, for each input."""
+    if not isinstance(gradients, tuple) or len(gradients) != len(shapes):
+        return False
+    pairs = zip(gradients, shapes, strict=True)
+    return all([g is None or (hasattr(g, "nbytes") and g.shape == shape) for g, shape in pairs])
 
 
 def _add_to_leaf(leaf: Tensor, gradient: Array, borrowed: bool) -> None:

@@ -2,7 +2,7 @@
 
     Tensor (16, 32, 32, 16) float32; made by conv2d in layer1.0.conv1; -3.1 to 2.9, mean 0.012
 
-Next: tinyft/errors.py
+Next: tinyft/op_mistakes.py
 """
 
 from __future__ import annotations

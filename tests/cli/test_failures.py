@@ -140,6 +140,8 @@ def test_an_option_that_a_command_lacks_is_not_advised():
     skips = {"on_error": None}
     assert "--on-error skip" in exit_code_and_line(error, working=True, options=skips)[1]
     assert exit_code_and_line(error, working=True, options={})[1] == "cat/0.png: broken"
+    _, line = exit_code_and_line(error, working=True, options={"on_error": "skip"})
+    assert line == "cat/0.png: broken; it could be read when the folder was opened"
     _, line = exit_code_and_line(MemoryError(), working=True, options=skips | {"batch_size": None})
     assert line == "the memory is not enough; use a smaller --batch-size"
     _, line = exit_code_and_line(MemoryError(), working=True, options=skips)

@@ -215,3 +215,21 @@ def test_a_damaged_run(tinyft, tmp_path, text):
     done = tinyft("finetune", "--resume", "run")
     assert done.code == 2
     assert "run.json is damaged" in done.error
+
+
+@pytest.mark.parametrize(
+    "command", [["finetune", ""], ["predict", "run", ""], ["evaluate", "", "x"]]
+)
+def test_an_empty_name_is_not_the_current_folder(tinyft, command):
+    done = tinyft(*command)
+    assert done.code == 2
+    assert "an argument is empty; is it a variable that is not set?" in done.error
+
+
+@pytest.mark.parametrize("place", ["raise SystemExit(0)", "def f(x): raise SystemExit(0)"])
+def test_a_checked_file_that_ends_python_is_no_success(tinyft, tmp_path, place):
+    file = tmp_path / "mine.py"
+    file.write_text(f"{place}\n")
+    done = tinyft("gradcheck", f"{file}:f", "--shapes", "2")
+    assert done.code == 2
+    assert "SystemExit: 0" in done.error

@@ -278,7 +278,6 @@ def test_orientation_can_be_switched_off_for_comparisons(folder):
         ({"seed": 1.5}, "seed must be a whole number"),
         ({"workers": -1}, "workers must be"),
         ({"batch_size": 0}, "batch_size must be"),
-        ({"batch_size": 1}, "at least two pictures"),
         ({"size": 0}, "size must be"),
         ({"augment": "mixup"}, "augment must be one of default, crop, shift, or None"),
     ],
@@ -294,3 +293,24 @@ def test_real_photographs(shared):
     assert data.notices == [] and data.steps_per_epoch == 27
     batch = next(data.train_batches(0, Preprocess(resize=256, crop=224)))
     assert batch.images.shape == (16, 224, 224, 3) and batch.images.std() > 20
+
+
+def test_folders_named_as_keras_does(folder):
+    path = folder({"training/a": 2, "training/b": 2, "validation/a": 1, "validation/b": 1})
+    data = ImageFolder(path, batch_size=2)
+    assert data.classes == ["a", "b"]
+    assert (data.n_train, data.n_valid) == (4, 2)
+
+
+def test_validation_parts_alone_are_no_classes(folder):
+    path = folder({"valid/a": 2, "valid/b": 2, "test/a": 2, "test/b": 2})
+    with pytest.raises(DataError, match="has valid/ and no train/; expected train/CLASS"):
+        ImageFolder(path)
+    flat = folder({"photos/valid": 2, "photos/invalid": 2}) / "photos"
+    assert ImageFolder(flat, batch_size=2).classes == ["invalid", "valid"]
+
+
+def test_folders_beside_the_parts_are_named(folder):
+    path = folder({"train/steam": 4, "train/diesel": 4, "car": 3, "bus": 3, ".hidden": 1})
+    assert "beside train/, and not used: bus, car" in ImageFolder(path, batch_size=2).notices
+    assert not any("beside" in n for n in ImageFolder(path / "train", batch_size=2).notices)

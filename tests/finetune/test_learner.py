@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
 from tinyft.data import prepare
 from tinyft.data.augment import AugmentDraw, apply
-from tinyft.errors import DataError, NonFiniteLossError, WeightsError
+from tinyft.errors import DataError, NonFiniteLossError, ShapeError, WeightsError
 from tinyft.nn.head import LinearHead
 from tinyft.weights import Preprocess, load_weights, save_weights
 
@@ -408,3 +409,78 @@ def test_a_group_that_does_not_exist_cannot_be_frozen():
         small_learner().freeze_to(4)
     with pytest.raises(ValueError, match="epochs should be at least 0"):
         small_learner().plan(-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"base_lr": -1.0}, "base_lr should be a finite number of at least 0; got -1.0"),
+        ({"base_lr": math.nan}, "base_lr should be a finite number"),
+        ({"base_lr": slice(1e-3)}, "base_lr should be"),
+        ({"lr_mult": 0}, "lr_mult should be a finite number above 0; got 0"),
+        ({"div": -3}, "div should be a finite number above 0"),
+        ({"div_final": 0}, "div_final should be"),
+        ({"pct_start": 2}, "pct_start should be a finite number from 0 to 1; got 2"),
+        ({"moms": 0.9}, "moms should be three momentums"),
+        ({"moms": (1.5, 0.9, 0.9)}, "a momentum should be a finite number from 0 to 1; got 1.5"),
+        ({"weight_decay": math.nan}, "weight_decay should be"),
+        ({"epochs": 1.5}, "both whole numbers; got 1.5"),
+    ],
+)
+def test_numbers_of_the_recipe_that_cannot_be(options, words):
+    with pytest.raises(ValueError, match=words):
+        small_learner().plan(**{"epochs": 1} | options)
+
+
+@pytest.mark.parametrize("lr_max", [-1e-2, math.inf, slice(-1e-3, 1e-3), [1e-3, "2", 1e-3], "1e-3"])
+def test_rates_that_cannot_be(lr_max):
+    with pytest.raises(ValueError, match="a learning rate should be a finite number"):
+        small_learner().one_cycle_plan(1, lr_max)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"class_weights": [1.0]}, "class_weights should be 3 numbers, one for each class"),
+        ({"class_weights": [1.0, 1.0, -1.0]}, "a class weight should be .* got -1.0"),
+        ({"class_weights": [0.0, 0.0, 0.0]}, "the sum of class_weights should be .* above 0"),
+        ({"label_smoothing": 2}, "label_smoothing should be a finite number from 0 to 1"),
+        ({"weight_decay": -1}, "weight_decay should be"),
+    ],
+)
+def test_losses_that_cannot_be(options, words):
+    with pytest.raises(ValueError, match=words):
+        small_learner(**options)
+
+
+def test_a_plan_in_which_nothing_trains_is_refused():
+    learner = small_learner(bn="torch")
+    learner.freeze_to(3)
+    with pytest.raises(ValueError, match="'one cycle' nothing would train"):
+        learner.one_cycle_plan(1)
+
+
+def test_what_is_frozen_within_a_phase_is_the_plans():
+    learner = small_learner()
+    with pytest.raises(ValueError, match=r"within the phase 'head alone'; .* is the plan's"):
+        for _ in learner.steps(learner.plan(1)):
+            learner.unfreeze()
+
+
+def test_data_of_other_classes_is_refused_before_a_step():
+    learner = small_learner()
+    plan = learner.plan(1)
+    learner.data = small_data(classes=["three", "other", "names"])
+    with pytest.raises(ValueError, match="its data has three, other, names now"):
+        learner.fine_tune(1)
+    with pytest.raises(ValueError, match="its data has three, other, names now"):
+        next(learner.steps(plan))
+    assert learner.step == 0
+
+
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_a_head_for_another_number_of_classes_is_refused_before_a_step(outputs):
+    learner = small_learner(head=LinearHead(64, outputs))
+    with pytest.raises(ShapeError, match=f"gives {outputs} numbers .* there are 3 classes"):
+        learner.fine_tune(1)
+    assert learner.step == 0

@@ -262,3 +262,49 @@ def test_a_run_of_a_learner_that_was_trained_before(tmp_path):
     assert start == 2 and plan.first_step == 3
     learner.execute(plan, observers=[run], start=start)
     assert bits(learner) == bits(whole)
+
+
+def changed_rates(learner):
+    plan = learner.plan(2)
+    plan.phases[1].lr[:] = 1e-4
+    return plan
+
+
+def changed_eps(learner):
+    learner.optimizer.eps = 1e-3
+    return learner.plan(2)
+
+
+def changed_momentum(learner):
+    learner.batch_norms[0].momentum = 0.5
+    return learner.plan(2)
+
+
+def changed_decay(learner):
+    learner.groups[0].undecayed = frozenset()
+    return learner.plan(2)
+
+
+def changed_data(learner):
+    learner.data = small_data(augment=None)
+    return learner.plan(2)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (changed_rates, "a plan of its caller's own"),
+        (changed_eps, "only its caller can make it again"),
+        (changed_momentum, "only its caller can make it again"),
+        (changed_decay, "only its caller can make it again"),
+        (changed_data, "only its caller can make it again"),
+    ],
+)
+def test_what_a_caller_has_changed_cannot_be_made_again(tmp_path, change, words):
+    """Or else it would be resumed as something else, without a word."""
+    learner = small_learner()
+    run = Run.create(tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        learner.execute(change(learner), observers=[StopAfter(run, 2), run])
+    with pytest.raises(RunError, match=words):
+        resume(tmp_path / "cut", learner.data)

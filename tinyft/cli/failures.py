@@ -101,8 +101,12 @@ def _in_options(error: Exception, working: bool, options: Mapping[str, Any]) -> 
     """The library's message in the words of the command line."""
     text = str(error)
     if working and "on_error" in options and isinstance(error, DataError):
-        skip = "--on-error skip leaves out such pictures"
-        text += f"; {_RESTORE if _resumes(options) else skip}"
+        if _resumes(options):
+            text += f"; {_RESTORE}"
+        elif options["on_error"] == "skip":
+            text += "; it could be read when the folder was opened"
+        else:
+            text += "; --on-error skip leaves out such pictures"
     if _resumes(options):
         text = text.replace("remove them, or leave them out with on_error='skip'", _RESTORE)
     for argument, option in _SPELLINGS.items():

@@ -86,7 +86,7 @@ def _check_function(args: argparse.Namespace) -> int:
         report = gradcheck(function, inputs, mode=args.mode or "fast", seed=args.seed)
     except (TinyftError, ValueError):
         raise  # says what is wrong
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         kind = type(error).__name__
         raise RequestError(
             f"{args.op} cannot be checked ({kind}: {error}); see --traceback"
@@ -105,7 +105,7 @@ def _run_file(path: Path) -> Any:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         kind = type(error).__name__
         raise RequestError(f"{path} cannot be run ({kind}: {error}); see --traceback") from error
     return module

@@ -16,6 +16,7 @@ Next: tinyft/cli/interrupts.py
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _warnings_as_notes(), heard():
             _check_folder()
+            _check_names(args)
             code = args.run(args)
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
@@ -112,6 +114,12 @@ def _check_folder() -> None:
         os.getcwd()
     except FileNotFoundError:
         raise RequestError("the current folder no longer exists; go to one that does") from None
+
+
+def _check_names(args: argparse.Namespace) -> None:
+    """Raises: RequestError for an empty name, which Python would take for the current folder"""
+    if "" in args.arguments:
+        raise RequestError("an argument is empty; is it a variable that is not set?")
 
 
 def _open_missing_streams() -> None:

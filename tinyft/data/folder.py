@@ -28,7 +28,7 @@ from tinyft.data.check_files import duplicates, unreadable
 from tinyft.data.loader import PictureData, checked_classes, checked_int
 from tinyft.data.prefetch import default_workers
 from tinyft.data.prepare import printable
-from tinyft.data.split import ByClass, find_parts, scan_part, set_aside
+from tinyft.data.split import ByClass, find_parts, scan_part, set_aside, unused_folders
 from tinyft.errors import DataError
 
 SHOWN = 10  # files named in one message
@@ -127,8 +127,12 @@ class ImageFolder(PictureData):
 
     def _parts(self, seed: int, workers: int) -> dict[str, ByClass]:
         """Readable pictures of "train" and "valid", by class."""
-        parts = {}
-        for split, root in find_parts(self.path).items():
+        parts, roots = {}, find_parts(self.path)
+        unused = unused_folders(self.path, roots)
+        if unused:
+            names = ", ".join(map(printable, unused))
+            self._found.append(f"beside {roots['train'].name}/, and not used: {names}")
+        for split, root in roots.items():
             scan = scan_part(root)
             if scan.skipped or scan.empty:
                 empty = f"; without pictures: {', '.join(scan.empty)}" if scan.empty else ""

@@ -109,10 +109,16 @@ class PictureData:
         """Whole batches in an epoch. The last short one is dropped: a few pictures have poor
         statistics, which batch norm would normalise with.
 
-        Raises:  DataError if there are no training pictures
+        Raises:  DataError if there are no training pictures, or one at a time
         """
         if self.n_train == 0:
             raise DataError("there are no training pictures (valid_fraction=1 only evaluates)")
+        if self.batch_size < 2:
+            raise DataError(
+                "a training batch needs at least two pictures, because BatchNorm compares them; "
+                f"batch_size is {self.requested_batch_size} and there are {self.n_train} training "
+                "pictures"
+            )
         return self.n_train // self.batch_size
 
     def files(self, split: str) -> list[str]:
@@ -210,11 +216,6 @@ class PictureData:
     def _effective_batch_size(self) -> int:
         """The requested one, or all training pictures if they are fewer: an epoch has a step."""
         size = self.requested_batch_size
-        if self.n_train and min(size, self.n_train) < 2:
-            raise DataError(
-                f"a training batch needs at least two pictures, because BatchNorm compares them; "
-                f"batch_size is {size} and there are {self.n_train} training pictures"
-            )
         # differs from fastai, whose epoch then has no step
         if 0 < self.n_train < size:
             self.notices.append(

@@ -10,6 +10,7 @@ Next: tinyft/data/check_files.py
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from tinyft.data.prepare import printable
@@ -19,6 +20,7 @@ from tinyft.seeds import generator
 
 ByClass = dict[str, list[Path]]
 
+TRAIN_NAMES = ("train", "training")
 VALID_NAMES = ("valid", "val", "validation", "test")  # in this order of preference
 LAYOUTS = (
     "expected train/CLASS/*.jpg with valid/CLASS/*.jpg beside it (or val, validation, test), or "
@@ -32,15 +34,32 @@ def find_parts(path: Path) -> dict[str, Path]:
     The case of their names does not matter, and a link to a folder is one: within a part none is
     followed, so it cannot form a loop.
 
-    Raises:  DataError if `path` is not a folder
+    Raises:  DataError if `path` is not a folder, or has folders for validation alone
     """
     if not path.is_dir():
         raise DataError(f"{printable(path)} is not a folder; {LAYOUTS}")
-    train = _folder_called("train", path)
+    train, valid = _first_called(TRAIN_NAMES, path), _first_called(VALID_NAMES, path)
     if train is None or not has_folders(train):
+        if valid and has_folders(valid) and not _others(path):
+            raise DataError(f"{printable(path)} has {valid.name}/ and no train/; {LAYOUTS}")
         return {"train": path}
-    beside = [found for name in VALID_NAMES if (found := _folder_called(name, path))]
-    return {"train": train} | ({"valid": beside[0]} if beside else {})
+    return {"train": train} | ({"valid": valid} if valid else {})
+
+
+def unused_folders(path: Path, parts: dict[str, Path]) -> list[str]:
+    """The names of folders that lie beside the parts and are none."""
+    return [] if path in parts.values() else _others(path)
+
+
+def _others(path: Path) -> list[str]:
+    """The folders that are not called as parts are."""
+    names = [found.name for found in path.iterdir() if found.is_dir()]
+    parts = (*TRAIN_NAMES, *VALID_NAMES)
+    return sorted(n for n in names if n.lower() not in parts and not n.startswith("."))
+
+
+def _first_called(names: Sequence[str], path: Path) -> Path | None:
+    return next((found for name in names if (found := _folder_called(name, path))), None)
 
 
 def _folder_called(name: str, path: Path) -> Path | None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.data.loader import Batch, PictureData
-from tinyft.errors import DataError, NonFiniteLossError
+from tinyft.errors import DataError, NonFiniteLossError, ShapeError
 from tinyft.finetune.describe import Description, describe
 from tinyft.finetune.feature_cache import FeatureCache, cacheable_bytes
 from tinyft.finetune.forecast import Forecast, forecast
@@ -38,7 +38,7 @@ from tinyft.finetune.records import (
     Watcher,
 )
 from tinyft.finetune.save import save
-from tinyft.finetune.schedule import per_group
+from tinyft.finetune.schedule import expect_number, per_group
 from tinyft.nn.layers import Dropout
 from tinyft.nn.resnet import ResNet
 from tinyft.ops import cross_entropy
@@ -74,10 +74,12 @@ class Learner:
         self.dtype = np.dtype(self.dtype).name  # "float64", also from np.float64
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be float32 or float64; got {self.dtype}")
+        expect_number("weight_decay", self.weight_decay)
+        expect_number("label_smoothing", self.label_smoothing, 1)
         self.seed, self.weight_decay = int(self.seed), float(self.weight_decay)
         self.label_smoothing = float(self.label_smoothing)
         if self.class_weights is not None:
-            self.class_weights = np.asarray(self.class_weights, self.dtype)
+            self.class_weights = _class_weights(self.class_weights, len(self.classes), self.dtype)
         self.groups = layer_groups(self.model)
         for group in self.groups:
             group.weight_decay = self.weight_decay
@@ -200,6 +202,7 @@ class Learner:
         stale_gradients: bool,
         arguments: dict[str, Any],
     ) -> Plan:
+        expect_number("weight_decay", weight_decay)
         if not any(phase.steps for phase in phases):
             zero = "epochs is 0" if phases else "epochs and freeze_epochs are both 0"
             raise ValueError(f"there is nothing to do: {zero}")
@@ -207,9 +210,16 @@ class Learner:
             raise DataError("each epoch ends with validation, and there are no pictures for it")
         if not self.optimizer.has_momentum:  # the schedule's means nothing to it
             phases = [replace(phase, momentum=0 * phase.momentum) for phase in phases]
+        states = [describe_groups(self.groups, phase, self.bn) for phase in phases]
+        for phase, groups in zip(phases, states, strict=True):
+            if not stale_gradients and not any(group.trainable for group in groups):
+                raise ValueError(
+                    f"in the phase {phase.name!r} nothing would train: all groups are frozen; "
+                    "unfreeze one"
+                )
         return Plan(
             phases,
-            [describe_groups(self.groups, phase, self.bn) for phase in phases],
+            states,
             weight_decay,
             self.bn,
             stale_gradients,
@@ -346,7 +356,13 @@ class Learner:
         end.
         """
         expected = expected_identical(self.groups)
+        frozen = [group.frozen for group in self.groups]
         for i in range(start, phase.steps):
+            if [group.frozen for group in self.groups] != frozen:
+                raise ValueError(
+                    f"groups were frozen or unfrozen within the phase {phase.name!r}; what is "
+                    "frozen is the plan's: end here, and make a plan for what is to follow"
+                )
             in_epoch = i % phase.steps_per_epoch
             if in_epoch == 0 or i == start:
                 batches = self.data.train_batches(self.epoch, self.preprocess, in_epoch)
@@ -407,6 +423,11 @@ class Learner:
         return Tensor.wrap(backend.images(images, mean, std, np.dtype(self.dtype)))
 
     def loss(self, logits: Tensor, labels: np.ndarray) -> Tensor:
+        if logits.shape[-1] != len(self.classes):
+            raise ShapeError(
+                f"the head gives {logits.shape[-1]} numbers for each picture, and there are "
+                f"{len(self.classes)} classes; attach a head for these"
+            )
         return cross_entropy(
             logits,
             labels,
@@ -486,3 +507,17 @@ class Learner:
     def save(self, path: str | Path) -> None:
         """Write the learner as a weights file that `load_learner` reads; see save.py."""
         save(self, path)
+
+
+def _class_weights(weights: Any, classes: int, dtype: str) -> np.ndarray:
+    """(classes,) in the learner's dtype. Raises: ValueError for weights that cannot be"""
+    weights = np.asarray(weights, dtype)
+    if weights.shape != (classes,):
+        raise ValueError(
+            f"class_weights should be {classes} numbers, one for each class; got the shape "
+            f"{weights.shape}"
+        )
+    for weight in weights:
+        expect_number("a class weight", weight.item())
+    expect_number("the sum of class_weights", weights.sum().item(), above_0=True)
+    return weights

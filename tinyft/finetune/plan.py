@@ -7,12 +7,13 @@ Next: tinyft/finetune/learner.py
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyft.display import Displayed, counted
+from tinyft.errors import RunError
 from tinyft.finetune.groups import Group, norm_switches, trains
 from tinyft.finetune.recipe import Phase
 
@@ -93,6 +94,37 @@ class Plan(Displayed):
         return "\n".join([*lines, "", _wrapped(decay + " and biases" + stale)])
 
 
+def remade(learner: Learner, arguments: dict[str, Any], first_step: int) -> Plan:
+    """The plan that the learner makes from a plan's `arguments`.
+
+    Raises: RunError if they name no method: it was a plan of the caller's own
+    """
+    makers = {"plan": learner.plan, "one_cycle_plan": learner.one_cycle_plan}
+    arguments = dict(arguments)
+    method = arguments.pop("method", None)
+    if method not in makers:
+        raise RunError(
+            "the run followed a plan of its caller's own, and only that can make it again"
+        )
+    return replace(makers[method](**arguments), first_step=first_step)
+
+
+def is_made_by_its_arguments(plan: Plan, learner: Learner) -> bool:
+    """Whether `remade` makes this plan; a caller may have changed what a method had made."""
+
+    def content(plan: Plan) -> list:
+        phases = [
+            (p.name, p.first_trainable, p.epochs, p.steps_per_epoch, p.lr.tolist(), [*p.momentum])
+            for p in plan.phases
+        ]
+        return [phases, plan.weight_decay, plan.bn, plan.stale_gradients]
+
+    try:
+        return content(plan) == content(remade(learner, plan.arguments, plan.first_step))
+    except RunError:
+        return False
+
+
 def expect_unchanged(learner: Learner, plan: Plan) -> None:
     """Raises: ValueError if the learner was changed since the plan was made, or since it was made
     itself
@@ -100,6 +132,11 @@ def expect_unchanged(learner: Learner, plan: Plan) -> None:
     if plan.bn != learner.bn:
         raise ValueError(
             f"the plan has bn={plan.bn!r}, the learner has {learner.bn!r} now; make a new plan"
+        )
+    if learner.data.classes != learner.classes:
+        raise ValueError(
+            f"the learner knows the classes {', '.join(learner.classes)}, its data has "
+            f"{', '.join(learner.data.classes)} now; make a learner with that data"
         )
     epoch = learner.data.steps_per_epoch
     planned = next((p.steps_per_epoch for p in plan.phases if p.steps_per_epoch != epoch), epoch)

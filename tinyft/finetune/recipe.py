@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinyft.finetune.schedule import one_cycle, per_group, positions
+from tinyft.finetune.schedule import expect_number, one_cycle, per_group, positions
 
 MOMENTUMS = (0.95, 0.85, 0.95)
 
@@ -57,13 +57,21 @@ def one_cycle_phase(
     """One cycle: rates rise from lr_max / div to lr_max, then fall to lr_max / div_final; momentum
     mirrors them.
 
-    Raises: ValueError for numbers of epochs or groups that cannot be
+    Raises: ValueError for numbers that cannot be
     """
-    if epochs < 0 or not 0 <= first_trainable <= n_groups:
+    counts = isinstance(epochs, int | np.integer) and isinstance(first_trainable, int | np.integer)
+    if not counts or epochs < 0 or not 0 <= first_trainable <= n_groups:
         raise ValueError(
-            f"epochs should be at least 0 and first_trainable from 0 to {n_groups}; "
-            f"got {epochs} and {first_trainable}"
+            f"epochs should be at least 0 and first_trainable from 0 to {n_groups}, both whole "
+            f"numbers; got {epochs!r} and {first_trainable!r}"
         )
+    expect_number("pct_start", pct_start, 1)
+    expect_number("div", div, above_0=True)
+    expect_number("div_final", div_final, above_0=True)
+    if np.shape(moms) != (3,):
+        raise ValueError(f"moms should be three momentums: start, middle, end; got {moms!r}")
+    for momentum in moms:
+        expect_number("a momentum", momentum, 1)
     peaks = per_group(lr_max, n_groups)
     at = positions(epochs, steps_per_epoch)
     lr = [
@@ -93,7 +101,12 @@ def fine_tune_phases(
     div_final: float = 1e5,
     moms: tuple[float, float, float] = MOMENTUMS,
 ) -> list[Phase]:
-    """The two phases of `fine_tune`; freeze_epochs=0 leaves out the first, epochs=0 the second."""
+    """The two phases of `fine_tune`; freeze_epochs=0 leaves out the first, epochs=0 the second.
+
+    Raises: ValueError for numbers that cannot be
+    """
+    expect_number("base_lr", base_lr)
+    expect_number("lr_mult", lr_mult, above_0=True)
     frozen = one_cycle_phase(
         "head alone",
         freeze_epochs,

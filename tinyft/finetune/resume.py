@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from tinyft.data.loader import PictureData
 from tinyft.errors import RunError, WeightsError
 from tinyft.finetune.build import vision_learner
 from tinyft.finetune.learner import Learner
-from tinyft.finetune.plan import Plan
+from tinyft.finetune.plan import Plan, remade
 from tinyft.finetune.run import CHECKPOINT, Run, read_description, versions, weights_sha256
 from tinyft.finetune.run_pictures import pictures_of_run
 from tinyft.finetune.run_reading import checkpoints, metrics_lines
@@ -69,7 +68,7 @@ def recreate(
         )
     arguments = description["learner"] | ({} if device is None else {"device": device})
     learner = learner_at_start(path, data, arguments)
-    plan = plan_again(learner, description)
+    plan = remade(learner, description["plan"], description["first_step"])
     _check_weights(path, description["weights_sha256"], learner)
     now = versions(learner.device)
     notices = [
@@ -98,21 +97,6 @@ def learner_at_start(path: Path, data: PictureData, arguments: dict[str, Any]) -
         raise RunError(
             f"the weights that {path} began with cannot be read: {error}; put the file back"
         ) from None
-
-
-def plan_again(learner: Learner, description: dict[str, Any]) -> Plan:
-    """The plan of a run, made again from what its run.json says of it.
-
-    Raises: RunError if it was a plan of the caller's own
-    """
-    makers = {"plan": learner.plan, "one_cycle_plan": learner.one_cycle_plan}
-    arguments = dict(description["plan"])
-    method = arguments.pop("method", None)
-    if method not in makers:
-        raise RunError(
-            "the run followed a plan of its caller's own, and only that can make it again"
-        )
-    return replace(makers[method](**arguments), first_step=description["first_step"])
 
 
 def _pictures(path: Path, arguments: dict[str, Any], data: PictureData | None) -> PictureData:

@@ -28,6 +28,7 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.errors import RunError
+from tinyft.finetune.plan import is_made_by_its_arguments
 from tinyft.finetune.run_reading import checkpoints
 from tinyft.finetune.save import save
 from tinyft.finetune.state import capture
@@ -84,7 +85,7 @@ class Run:
             "weights_sha256": weights_sha256(learner),
             "learner": arguments_of(learner),
             "data": learner.data.describe(),
-            "plan": plan.arguments,
+            "plan": plan.arguments if is_made_by_its_arguments(plan, learner) else {},
             "first_step": learner.step,
             "steps": plan.steps,
             "plan_text": str(plan),
@@ -202,11 +203,15 @@ def metrics_row(record: StepRecord) -> dict[str, Any]:
 def settings_of(learner: Learner) -> dict[str, Any]:
     """What a caller may set on a learner after `vision_learner` has made it."""
     names = ("bn", "seed", "dtype", "label_smoothing", "whole_squares", "preprocess", "classes")
-    class_weights = learner.class_weights
+    class_weights, optimizer = learner.class_weights, vars(learner.optimizer)
     return {
         **{name: getattr(learner, name) for name in names},
+        "shows_whole_squares": learner.data.shows_whole_squares,
         "class_weights": None if class_weights is None else class_weights.tolist(),
         "optimizer": type(learner.optimizer),
+        "optimizer's": {n: value for n, value in optimizer.items() if isinstance(value, float)},
+        "batch norms": [(norm.momentum, norm.eps) for norm in learner.batch_norms],
+        "undecayed": [group.undecayed for group in learner.groups],
         "loss": getattr(learner.loss, "__func__", learner.loss),
         "dropout": [dropout.probability for dropout in learner.dropouts],
         "weights": sums_of(learner),

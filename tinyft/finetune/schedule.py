@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 
@@ -54,19 +55,35 @@ def even_mults(low: float, high: float, n: int) -> list[float]:
     return [low * ratio**i for i in range(n)]
 
 
+def expect_number(
+    name: str, value: float, most: float = math.inf, *, above_0: bool = False
+) -> None:
+    """Raises: ValueError unless the value is a finite number from 0 to `most`, or above 0"""
+    fits = isinstance(value, Real) and math.isfinite(value) and 0 <= value <= most
+    if not fits or (above_0 and value == 0):
+        least = "above 0" if above_0 else "of at least 0"
+        limits = least if most == math.inf else f"from 0 to {most:g}"
+        raise ValueError(f"{name} should be a finite number {limits}; got {value!r}")
+
+
 def per_group(value: float | slice | Sequence[float], n: int) -> list[float]:
     """One value per layer group, by fastai's rules.
 
     A number: the same for all. slice(high): high / 10 for all but the last. slice(low, high): even
     multiples.
-    Raises: ValueError for a sequence of another length than n, a slice without its highest rate
+    Raises: ValueError for a sequence of another length than n, a slice without its highest rate,
+    what is no rate
     """
     if isinstance(value, slice):
         if value.stop is None:
             raise ValueError(f"expected slice(high) or slice(low, high); got {value}")
+        for rate in (value.start or 0, value.stop):
+            expect_number("a learning rate", rate)
         if value.start:
             return even_mults(value.start, value.stop, n)
         return [value.stop / 10] * (n - 1) + [value.stop]
+    for rate in np.atleast_1d(value):
+        expect_number("a learning rate", rate)
     if np.ndim(value) == 0:
         return [float(value)] * n
     values = [float(v) for v in value]

@@ -21,7 +21,7 @@ import numpy as np
 from tinyft.data.loader import PictureData
 from tinyft.errors import RunError, TinyftError
 from tinyft.finetune.build import OPTIMIZERS
-from tinyft.finetune.resume import plan_again
+from tinyft.finetune.plan import remade
 from tinyft.finetune.run import read_description
 from tinyft.finetune.run_pictures import pictures_of_run
 from tinyft.finetune.run_reading import metrics_lines
@@ -172,7 +172,8 @@ def _plan(learner: Learner, description: dict[str, Any]) -> Plan:
     if optimizer in OPTIMIZERS:  # a saved learner has none
         learner.optimizer = OPTIMIZERS[optimizer](learner.groups)
     facts = description["plan_text"].partition("\n\n")[0].replace("\n    ", " ").splitlines()
-    return replace(plan_again(learner, description), facts=facts)
+    plan = remade(learner, description["plan"], description["first_step"])
+    return replace(plan, facts=facts)
 
 
 def _pictures(path: Path, data: PictureData | None) -> PictureData:

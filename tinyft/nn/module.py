@@ -47,6 +47,8 @@ class Module(Displayed):
         self.name = ""
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, list | tuple | dict):
+            self._expect_no_parts(name, value)
         if isinstance(value, Module):
             value.name = name
             self._children[name] = value
@@ -59,6 +61,16 @@ class Module(Displayed):
         elif is_leaf and value.requires_grad:
             self._parameter_names.append(name)
         super().__setattr__(name, value)
+
+    def _expect_no_parts(self, name: str, values: list | tuple | dict) -> None:
+        """Raises: TypeError if modules or parameters are among them: they would not train"""
+        for value in values.values() if isinstance(values, dict) else values:
+            if isinstance(value, Module) or (isinstance(value, Tensor) and value.requires_grad):
+                raise TypeError(
+                    f"{type(self).__name__}.{name} is a {type(values).__name__} that holds a "
+                    f"{type(value).__name__}, which would neither train nor be saved; use "
+                    "nn.Sequential(...), or an attribute for each"
+                )
 
     def __delattr__(self, name: str) -> None:
         setattr(self, name, None)  # which ends what it was registered as
