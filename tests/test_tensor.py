@@ -823,3 +823,25 @@ def test_an_integer_that_does_not_fit_is_refused():
     with pytest.raises(OverflowError):
         Tensor(np.array([1], np.uint8)) + 300
     assert (Tensor(np.array([1], np.uint8)) + 200).data.tolist() == [201]
+
+
+def test_a_thread_keeps_the_backend_that_it_chose():
+    x, found = Tensor([1.0]), {}
+
+    def other():
+        found["before"] = x.backend.name
+        with backends.use("cpu"):
+            inside.set()
+            found["own"] = x.backend.name
+            left.wait(10)
+        found["after"] = x.backend.name
+
+    inside, left = threading.Event(), threading.Event()
+    with backends.use("reference"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert inside.wait(10)
+        found["here"] = x.backend.name
+        left.set()
+        thread.join()
+    assert found == {"before": "reference", "own": "cpu", "here": "reference", "after": "reference"}

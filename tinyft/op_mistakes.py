@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def expect_one_device(op: str, arguments: dict[str, Any]) -> None:
     """Raises: DeviceError that says which argument is where, unless all are in one place;
-    TypeError if none is a Tensor
+    TypeError if there are some and none is a Tensor
     """
     places, in_lists = {}, False
     for name, value in arguments.items():
@@ -27,7 +27,7 @@ def expect_one_device(op: str, arguments: dict[str, Any]) -> None:
                 places[f"{name}[{i}]" if value is several else name] = backends.device_of(x.data)
     if in_lists:
         raise TypeError(f"{op}: give tensors, not a list, one after the other: {op}(a, b)")
-    if not places:
+    if arguments and not places:
         kinds = ", ".join(f"{name} {_kinds(value)}" for name, value in arguments.items())
         raise TypeError(f"{op}: expected a Tensor, as ft.Tensor(array) makes one; got {kinds}")
     if len(set(places.values())) > 1:

@@ -57,3 +57,8 @@ def test_requests_that_make_no_sense(tinyft, trained, pictures):
     assert "has no run.json" in tinyft("diff", pictures).error
     done = tinyft("diff", f"{trained}/learner.h5", "nothing.h5")
     assert done.code != 0 and "nothing.h5: No such file" in done.error
+
+
+def test_names_of_nothing_are_a_wrong_request(tinyft, trained):
+    for names in (["gone", "gone.h5"], [f"{trained}/learner.h5", "gone.h5"]):
+        assert tinyft("diff", *names).code == 2

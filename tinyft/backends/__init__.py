@@ -24,7 +24,8 @@ from tinyft.errors import DeviceError
 
 NAMES = ("reference", "cpu")  # those that compute in main memory
 
-_chosen: list[tuple[str, object]] = []  # names given to `use`, innermost last
+# What was given to `use`, innermost last: a name, the thread, and what tells it from its equals.
+_chosen: list[tuple[str, int, object]] = []
 
 
 @functools.cache
@@ -64,15 +65,18 @@ def why_no_numba() -> str | None:
 
 def of(array: object) -> Backend:
     """The backend that computes with `array`. In main memory that is the innermost that `use`
-    chose by name, else `auto`; an array on a GPU leaves no choice.
+    chose by name in this thread, else in any, else `auto`; an array on a GPU leaves no choice.
     """
     device = getattr(array, "device", "cpu")
     if device != "cpu":
         device = device_of(array)
     else:
-        device = "auto"
-        for name, _ in _chosen:
-            device = device if name == "auto" else name
+        here = threading.get_ident()
+        own = others = None
+        for name, thread, _ in _chosen:
+            if name != "auto":
+                own, others = (name, others) if thread == here else (own, name)
+        device = own or others or "auto"
     backend = get(device)
     return _watched.by(backend) if _watched.by else backend
 
@@ -93,10 +97,10 @@ def arithmetic(name: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def use(name: str) -> Iterator[Backend]:
-    """Within this block every op runs on the backend called `name`, in all threads; `auto` leaves
-    the choice to the blocks around it.
+    """Within this block every op runs on the backend called `name`, in this thread and in those
+    that chose none themselves; `auto` leaves the choice to the blocks around it.
     """
-    entry = name, object()  # the object tells it from others of the same name
+    entry = name, threading.get_ident(), object()
     backend = get(name)
     _chosen.append(entry)
     try:
@@ -176,7 +180,7 @@ def resolve(device: str) -> str:
     Raises: DeviceError for a name that does not exist or a backend that does not work here
     """
     if device == "auto":
-        chosen = any(name != "auto" for name, _ in _chosen)
+        chosen = any(name != "auto" for name, _, _ in _chosen)
         return "gpu:0" if not chosen and gpu_available() else "auto"
     return get(device).name
 

@@ -41,20 +41,21 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tinyft.inspection.diff import diff, diff_run
+    from tinyft.inspection.diff import compare
+    from tinyft.inspection.snapshots import of_run, of_source
 
     if args.after is None and not Path(args.before).is_dir():
         raise RequestError(
             f"{args.before} is no run; to compare two files give both: tinyft diff A.h5 B.h5"
         )
     data, notices = _data(args)
-    device = args.backend or "auto"
-    args.working = True
     if args.after is None:
-        found = diff_run(args.before, data, device=device)
+        snapshots, missing = of_run(args.before)
     else:
-        found = diff(args.before, args.after, data, device=device)
-    found.notices.extend(notices)
+        snapshots, missing = [of_source(args.before), of_source(args.after)], []
+    args.working = True
+    found = compare(snapshots, data, device=args.backend or "auto")
+    found.notices.extend([*missing, *notices])
     if args.html:
         Path(args.html).write_text(found.html(), encoding="utf-8", errors="backslashreplace")
         say(f"wrote {args.html}")

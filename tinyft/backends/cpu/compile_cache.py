@@ -195,7 +195,7 @@ def _cpu() -> tuple[str, str]:
 
 # -------------------------------------------------------------------------------------------- cache
 
-called_by_name: dict[str, Callable] = {}  # routines.py: what makes ready what machine code calls
+called_by_name: dict[str, Callable] = {}  # each routine, and what makes it ready: routines.py
 _complaints: set[tuple] = set()
 
 
