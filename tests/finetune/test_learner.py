@@ -471,9 +471,9 @@ def test_data_of_other_classes_is_refused_before_a_step():
     learner = small_learner()
     plan = learner.plan(1)
     learner.data = small_data(classes=["three", "other", "names"])
-    with pytest.raises(ValueError, match="its data has three, other, names now"):
+    with pytest.raises(DataError, match="the pictures have three, other, names"):
         learner.fine_tune(1)
-    with pytest.raises(ValueError, match="its data has three, other, names now"):
+    with pytest.raises(DataError, match="the pictures have three, other, names"):
         next(learner.steps(plan))
     assert learner.step == 0
 

@@ -15,6 +15,7 @@ import numpy as np
 from tinyft.display import Displayed, counted
 from tinyft.errors import RunError
 from tinyft.finetune.groups import Group, norm_switches, trains
+from tinyft.finetune.judge import expect_judgeable
 from tinyft.finetune.recipe import Phase
 
 if TYPE_CHECKING:
@@ -127,17 +128,13 @@ def is_made_by_its_arguments(plan: Plan, learner: Learner) -> bool:
 
 def expect_unchanged(learner: Learner, plan: Plan) -> None:
     """Raises: ValueError if the learner was changed since the plan was made, or since it was made
-    itself
+    itself; DataError if its data has other classes now
     """
     if plan.bn != learner.bn:
         raise ValueError(
             f"the plan has bn={plan.bn!r}, the learner has {learner.bn!r} now; make a new plan"
         )
-    if learner.data.classes != learner.classes:
-        raise ValueError(
-            f"the learner knows the classes {', '.join(learner.classes)}, its data has "
-            f"{', '.join(learner.data.classes)} now; make a learner with that data"
-        )
+    expect_judgeable(learner, learner.data)  # or training would fail at the end of its first epoch
     epoch = learner.data.steps_per_epoch
     planned = next((p.steps_per_epoch for p in plan.phases if p.steps_per_epoch != epoch), epoch)
     if planned != epoch:
