@@ -2,6 +2,7 @@
 
 import gc
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import filelock
+import llvmlite.binding as llvm
 import numba
 import numpy as np
 import pytest
@@ -274,6 +276,37 @@ def test_a_helper_has_one_version_for_numbers_written_and_computed():
     add_three_ways(x, 3)
     assert x[0] == 6
     assert len(add.signatures) == 1
+
+
+def test_a_kernel_is_not_called_by_another():
+    @compile_cache.kernel
+    def inner(x):
+        return x + 1
+
+    @compile_cache.kernel
+    def outer(x):
+        return inner(x)
+
+    with pytest.raises(numba.TypingError, match="inner is a kernel, which Python calls"):
+        outer(1)
+
+
+def test_the_llvm_code_of_a_kernel_is_not_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(compile_cache, "folder", lambda: tmp_path)
+
+    @compile_cache.kernel
+    def triple(x):
+        return 3 * x
+
+    assert triple(2) == 6
+    (file,) = tmp_path.glob("*.bin")
+    (_, kind, (machine_code, llvm_code)), *_ = pickle.loads(compile_cache._read(file))
+    assert kind == "object" and machine_code
+    functions = llvm.parse_bitcode(llvm_code).functions
+    assert {len(list(function.blocks)) for function in functions} == {1}  # return, and no more
+    again = compile_cache.kernel(triple.py_func)
+    assert again(2) == 6
+    assert again._cache_hits
 
 
 def test_a_full_disk_is_told_once(start, monkeypatch):

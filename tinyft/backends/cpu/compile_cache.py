@@ -45,6 +45,7 @@ import platformdirs
 from numba import njit, types
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
+from numba.core.errors import TypingError
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
@@ -62,15 +63,19 @@ UNFINISHED = "unfinished-"  # a file that is being written: this, the process, s
 OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 
 
-def helper(function: Callable) -> Callable:
+def helper(function: Callable, *, reorder: bool = False) -> Callable:
     """Compiles `function` where kernels call it, and puts its code in place of the call.
+
+    `reorder` lets LLVM add up floats in another order than written, so that a sum becomes vector
+    code. NaN and infinity keep their meaning.
 
     Numba makes one version of it per set of argument types, and to Numba a number written at the
     call is a type of its own: `multiply` alone was compiled nine times. So a number counts as what
     it is, an int64, which takes 6 s off a first start; LLVM sees at the call which number it is.
     """
     options = {**OPTIONS, "forceinline": True, "no_cpython_wrapper": True}
-    compiled = njit(**options, pipeline_class=HelperCompiler)(function)
+    fastmath = {"reassoc", "contract"} if reorder else False
+    compiled = njit(**options, fastmath=fastmath, pipeline_class=HelperCompiler)(function)
     resolve = compiled.get_call_template
 
     def without_literals(arguments, named):
@@ -83,18 +88,23 @@ def helper(function: Callable) -> Callable:
     return compiled
 
 
-def kernel(function: Callable, *, reorder: bool = False) -> Callable:
+def kernel(function: Callable) -> Callable:
     """Compiles `function` when it is first called, without the GIL, and keeps the code on disk.
 
-    `reorder` lets LLVM add up floats in another order than written, so that a sum becomes vector
-    code. NaN and infinity keep their meaning.
+    Another kernel cannot call it: what is kept is machine code, of which nothing can become a part
+    of another kernel's.
     """
-    fastmath = {"reassoc", "contract"} if reorder else False
-    compiled = njit(**OPTIONS, fastmath=fastmath, pipeline_class=KernelCompiler)(function)
+    compiled = njit(**OPTIONS, pipeline_class=KernelCompiler)(function)
+    compiled.get_call_template = functools.partial(_refuse_call, function)
     # Kept where a file says all of its code: not a closure's, nor a notebook's cell.
     if function.__closure__ is None and _content(inspect.getfile(function)):
         compiled._cache = KernelCache(function)
     return compiled
+
+
+def _refuse_call(function: Callable, *types_of_arguments) -> None:
+    name = function.__name__
+    raise TypingError(f"{name} is a kernel, which Python calls; what kernels call is a @helper")
 
 
 # ------------------------------------------------------------------------------------ announcement

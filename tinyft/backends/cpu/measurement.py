@@ -31,7 +31,7 @@ import numpy as np
 
 from tinyft.backends.cpu import workspace
 from tinyft.backends.cpu.arrays import PIECE, in_memory_order, run_pieces
-from tinyft.backends.cpu.compile_cache import kernel
+from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.items import next_start
 from tinyft.backends.reference import Backend
 
@@ -58,7 +58,7 @@ def _sum_up(before, after, gradient, sums):
     sums[4], sums[5], sums[6], sums[7] = gg, gd, gw, moved
 
 
-sum_up = kernel(_sum_up, reorder=True)
+sum_up = helper(_sum_up, reorder=True)
 
 
 @kernel
