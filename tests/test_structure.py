@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lowest first: a module may import from its own line and from the lines above it.
 ORDER = [
-    ["errors", "bundled", "display", "seeds"],
+    ["errors", "bundled", "display", "lookup", "seeds"],
     ["backends"],
     ["tensor", "op_mistakes", "tensor_text"],
     ["ops"],
@@ -189,6 +189,20 @@ def test_importing_tinyft_loads_neither_numba_nor_h5py_nor_pillow():
         f"print(sorted({heavy} & set(sys.modules)))"
     )
     assert in_a_new_process(code) == "[]"
+
+
+def test_an_optimizer_comes_without_what_reads_pictures_and_weights():
+    code = (
+        "import sys, tinyft as ft; ft.SGD, ft.finetune.Group\n"
+        "print({'tinyft.data', 'tinyft.weights', 'tinyft.finetune.learner'} & set(sys.modules))"
+    )
+    assert in_a_new_process(code) == "set()"
+
+
+@pytest.mark.parametrize("name", tinyft.finetune.__all__)
+def test_every_name_for_fine_tuning_is_there(name):
+    assert getattr(tinyft.finetune, name) is not None
+    assert name in dir(tinyft.finetune)
 
 
 @pytest.mark.parametrize("name", tinyft.__all__)

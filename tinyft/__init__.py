@@ -11,6 +11,7 @@ import importlib
 from typing import Any
 
 from tinyft import display
+from tinyft.lookup import looked_up_in
 
 __version__ = "0.1.0"
 
@@ -35,31 +36,19 @@ _HOME = {
         ["cifar_resnet20", "cifar_resnet32", "cifar_resnet44", "cifar_resnet56", "cifar_resnet110"],
         "nn.resnet",
     ),
+    "backends": "backends",
+    "data": "data",
+    "errors": "errors",
+    "finetune": "finetune",
+    "inspection": "inspection",
+    "nn": "nn",
+    "ops": "ops",
+    "testing": "testing",
+    "weights": "weights",
 }
-_MODULES = (
-    "backends",
-    "data",
-    "errors",
-    "finetune",
-    "inspection",
-    "nn",
-    "ops",
-    "testing",
-    "weights",
-)
 
-__all__ = [*_HOME, *_MODULES, "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(f"tinyft.{_HOME[name]}"), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"tinyft.{name}")
-    else:
-        raise AttributeError(f"module 'tinyft' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+__all__ = [*_HOME, "__version__"]
+__getattr__ = looked_up_in(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

@@ -13,7 +13,6 @@ Next: tinyft/bench_torch.py
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import statistics

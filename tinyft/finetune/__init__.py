@@ -1,29 +1,31 @@
 """Fine-tuning: the recipe, the plan, and the learner that executes it.
 
-Next: tinyft/finetune/build.py
+Importing this loads none of it: an optimizer comes without what reads pictures and weights.
+
+Next: tinyft/lookup.py
 """
 
-from tinyft.finetune.build import vision_learner
-from tinyft.finetune.groups import Group, layer_groups
-from tinyft.finetune.learner import Learner
-from tinyft.finetune.lr_find import LrFinding
-from tinyft.finetune.optim import SGD, Adam, Optimizer
-from tinyft.finetune.plan import Plan
-from tinyft.finetune.records import Evaluation, Prediction, StepRecord
-from tinyft.finetune.save import load_learner
+from tinyft.lookup import looked_up_in
 
-__all__ = [
-    "SGD",
-    "Adam",
-    "Evaluation",
-    "Group",
-    "Learner",
-    "LrFinding",
-    "Optimizer",
-    "Plan",
-    "Prediction",
-    "StepRecord",
-    "layer_groups",
-    "load_learner",
-    "vision_learner",
-]
+_HOME = {
+    "SGD": "optim",
+    "Adam": "optim",
+    "Evaluation": "records",
+    "Group": "groups",
+    "Learner": "learner",
+    "LrFinding": "lr_find",
+    "Optimizer": "optim",
+    "Plan": "plan",
+    "Prediction": "records",
+    "StepRecord": "records",
+    "layer_groups": "groups",
+    "load_learner": "save",
+    "vision_learner": "build",
+}
+
+__all__ = [*_HOME]
+__getattr__ = looked_up_in(__name__, _HOME)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,7 +6,9 @@ Next: tinyft/nn/resnet.py
 from __future__ import annotations
 
 import math
+import os
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 from tinyft.nn.layers import Conv2d, Linear
 from tinyft.nn.module import Module
@@ -19,7 +21,8 @@ def initialise(model: Module, seed: int) -> None:
     Convolutions: normal, variance 2 / fan-out (He et al., Delving deep into rectifiers, 2015).
     Linear layers: uniform within 1 / sqrt(fan-in), PyTorch's default.
     """
-    for name, layer in model.named_modules():
+
+    def fill(name: str, layer: Module) -> None:
         draw = generator(seed, "initialise", zlib.crc32(name.encode()))
         if isinstance(layer, Conv2d):
             F, _, R, S = layer.weight.shape
@@ -29,6 +32,10 @@ def initialise(model: Module, seed: int) -> None:
             layer.weight.data[...] = draw.uniform(-bound, bound, layer.weight.shape)
             if layer.bias is not None:
                 layer.bias.data[...] = draw.uniform(-bound, bound, layer.bias.shape)
+
+    # NumPy draws without the GIL, and each layer has a generator of its own.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(fill, *zip(*model.named_modules(), strict=True)))
 
 
 def initialise_head(head: Module, seed: int) -> None:
