@@ -108,27 +108,25 @@ def sum_moments(share, x, M, C, rows, parts):
 
 @helper
 def join_moments(parts, M, rows, mean, variance):
-    """All pieces' moments -> mean and variance of each channel (C,), in float64."""
+    """All pieces' moments -> mean and variance of each channel (C,), in float64.
+
+    A channel after the other: sums of all at once would be arrays, which take 0.2 s to compile.
+    """
     C, pieces = mean.size, (M + rows - 1) // rows
-    total, centred = np.zeros(C), np.zeros(C)
-    for piece in range(pieces):
-        n, rough, first = min(rows, M - piece * rows), piece * 3 * C, (piece * 3 + 1) * C
-        for c in range(C):
-            total[c] += n * np.float64(parts[rough + c])
-            if not np.isnan(parts[first + c]):  # infinity - infinity: the rough mean says it all
-                total[c] += parts[first + c]
     for c in range(C):
-        total[c] /= M
-    for piece in range(pieces):
-        n, rough = min(rows, M - piece * rows), piece * 3 * C
-        first, second = rough + C, rough + 2 * C
-        for c in range(C):
-            d = np.float64(parts[first + c])
-            away = parts[rough + c] + d / n - total[c]
-            centred[c] += parts[second + c] - d * d / n + n * away * away
-    for c in range(C):
-        mean[c] = total[c]
-        variance[c] = centred[c] / M
+        total = centred = 0.0
+        for piece in range(pieces):
+            n, rough = min(rows, M - piece * rows), piece * 3 * C + c
+            total += n * np.float64(parts[rough])
+            if not np.isnan(parts[rough + C]):  # infinity - infinity: the rough mean says it all
+                total += parts[rough + C]
+        total /= M
+        for piece in range(pieces):
+            n, rough = min(rows, M - piece * rows), piece * 3 * C + c
+            d = np.float64(parts[rough + C])
+            away = parts[rough] + d / n - total
+            centred += parts[rough + 2 * C] - d * d / n + n * away * away
+        mean[c], variance[c] = total, centred / M
 
 
 @helper
@@ -258,18 +256,17 @@ def join_gradients(parts, M, rows, weight, variance, eps, dweight, dbias, factor
     dx = scale * (dout - dbias / M - normalised * dweight / M), scale = weight / std
     """
     C, pieces = weight.size, (M + rows - 1) // rows
-    sums = np.zeros((2, C))
-    for which in range(2):
-        for piece in range(pieces):
-            for c in range(C):
-                sums[which, c] += parts[(piece * 2 + which) * C + c]
     for c in range(C):
+        total = products = 0.0
+        for piece in range(pieces):
+            total += parts[piece * 2 * C + c]
+            products += parts[(piece * 2 + 1) * C + c]
         inverse_std = 1 / np.sqrt(variance[c] + eps)
         scale = weight[c] * inverse_std
-        dweight[c], dbias[c] = sums[1, c] * inverse_std, sums[0, c]
+        dweight[c], dbias[c] = products * inverse_std, total
         factors[c] = scale
-        factors[C + c] = -scale * (inverse_std * inverse_std) * sums[1, c] / M
-        factors[2 * C + c] = -scale * sums[0, c] / M
+        factors[C + c] = -scale * (inverse_std * inverse_std) * products / M
+        factors[2 * C + c] = -scale * total / M
 
 
 @helper

@@ -51,7 +51,6 @@ def multiply_windows_transposed(
     tap_groups = (tap_rows.size + taps - 1) // taps
     channel_groups = (run + channels - 1) // channels
     filter_groups = (F + filters - 1) // filters
-    x_flat, dout_flat = x.reshape(x.size), dout.reshape(dout.size)
     in_order = tap_rows.size == stride == 1  # the pixels of x
     x_apart, dout_apart = C if channels < C else 0, F if filters < F else 0
     packed = PIXELS * pitch  # where in `work` the panels of dout are
@@ -83,8 +82,8 @@ def multiply_windows_transposed(
             following = block + PIXELS
             if following < stop:
                 if in_order:
-                    ahead_x = seen_from(work, 0, x_flat, following * C + first_channel)
-                ahead_dout = seen_from(work, packed, dout_flat, following * F + first_filter)
+                    ahead_x = seen_from(work, 0, x, following * C + first_channel)
+                ahead_dout = seen_from(work, packed, dout, following * F + first_filter)
             multiply_ahead(
                 work, 0, 1, pitch, work, packed, panel_rows, 0,
                 sums, to, sums_pitch, rows, filter_count, pixels, block - start,

@@ -85,13 +85,13 @@ def clear_floats(a, at, count):
 def copy_lines(x, picture, top, count, to, at):
     """to[at :] = lines top : top + count of a picture, zeros above and below it."""
     _, H, W, C = x.shape
-    x_flat, size = x.reshape(x.size), W * C
+    size = W * C
     clear_floats(to, at, count * size)
     for line in range(max(top, 0), min(top + count, H)):
         source, target = (picture * H + line) * size, at + (line - top) * size
         for first in range(0, size, LANES):
             place = min(first, size - LANES)
-            vstore(to, target + place, vload(x_flat, source + place))
+            vstore(to, target + place, vload(x, source + place))
 
 
 @helper
@@ -100,16 +100,16 @@ def transform_tile(x, picture, top, stride, padding, work, pitch, edge):
     `padding` pixels that are not written. work[edge :]: room for these lines.
     """
     _, H, W, C = x.shape
-    x_flat, size, count = x.reshape(x.size), W * C, VALUES * stride
+    size, count = W * C, VALUES * stride
     source = (picture * H + top) * size
     if top < 0 or top + count > H:
         copy_lines(x, picture, top, count, work, edge)
-        source = seen_from(x_flat, 0, work, edge)
+        source = seen_from(x, 0, work, edge)
     for phase in range(stride):
         for first in range(0, size, LANES):
             place = min(first, size - LANES)
             transform_lines(
-                0, x_flat, source + phase * size + place, stride * size, 0,
+                0, x, source + phase * size + place, stride * size, 0,
                 work, phase * pitch + padding * C + place, stride * pitch, 0,
             )  # fmt: skip
 
@@ -190,7 +190,6 @@ def multiply_lines_transposed(
     """
     C = x.shape[3]
     N, P, Q, F = dout.shape
-    dout_flat = dout.reshape(dout.size)
     grads = VALUES * stride * pitch  # places in `work`
     totals = grads + VALUES * plane
     edge = totals + VALUES * stride * depth * F
@@ -205,18 +204,18 @@ def multiply_lines_transposed(
             source = (picture * P + row) * Q * F
             if row + TILE > P:
                 copy_lines(dout, picture, row, TILE, work, edge)
-                source = seen_from(dout_flat, 0, work, edge)
+                source = seen_from(dout, 0, work, edge)
             for q in range(Q):
                 for f in range(0, F, LANES):
                     transform_rows(
-                        0, dout_flat, source + q * F + f, Q * F, 0,
+                        0, dout, source + q * F + f, Q * F, 0,
                         work, grads + panel_offset(q, f, Q, F), plane, 0,
                     )  # fmt: skip
             for number in range(products):
                 planes, ahead = grads + number // stride * plane, 0
                 if number < TILE:  # fetch a row of the next tile's dout
                     next_row = (picture * P + row + TILE + number) * Q * F
-                    ahead = seen_from(work, planes, dout_flat, next_row)
+                    ahead = seen_from(work, planes, dout, next_row)
                 multiply(
                     work, number * pitch, 1, stride * C, work, planes, Q, 0,
                     work, totals + number * depth * F, F, depth, F, Q, tile - start, 0, ahead,
