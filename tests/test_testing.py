@@ -178,7 +178,7 @@ def test_bits_that_depend_on_the_number_of_threads(install, monkeypatch):
         yield
         count[0] = 1
 
-    monkeypatch.setattr(testing, "_threads", threads)
+    monkeypatch.setattr(testing, "working_with_threads", threads)
     monkeypatch.setattr(testing, "_has_threads", lambda backend: True)
     racing = spoilt("relu", lambda r: r if count[0] != 4 else np.nextafter(r, r.dtype.type(2)))
     assert "4 threads give other bits" in broken_promise(install, racing, RELU)

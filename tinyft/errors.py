@@ -25,7 +25,7 @@ class TinyftError(Exception):
 
 
 class ShapeError(TinyftError, ValueError):
-    """Arrays whose shapes or dtypes do not fit the operation that was asked of them."""
+    """Arrays whose shapes do not fit the operation that was asked of them."""
 
 
 class DeviceError(TinyftError):

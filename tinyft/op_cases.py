@@ -371,6 +371,8 @@ REFUSALS: list[Refusal] = [
     Refusal("reshape", "another size", lambda: ops.reshape(_zeros(2, 3), (4,)), ("(2, 3)", "(4,)")),
     Refusal("concatenate", "other shapes",
             lambda: ops.concatenate(_zeros(2, 3), _zeros(3, 3), axis=1), ("axis 1", "(3, 3)")),
+    Refusal("concatenate", "other numbers of axes",
+            lambda: ops.concatenate(_zeros(2, 3, 4), _zeros(2, 3), axis=2), ("axis 2", "(2, 3)")),
     Refusal("concatenate", "mixed dtypes",
             lambda: ops.concatenate(_zeros(2, 3), _zeros(2, 3, dtype="float64")),
             ("float32", "float64"), TypeError),

@@ -105,8 +105,9 @@ class Tensor(Displayed):
         """Add d self / d leaf to the `grad` of every leaf that self was made from; see
         `run_backward`.
 
-        Raises: ShapeError if `gradient` has another shape, or is missing where self has not one
-        element; TinyftError if nothing requires a gradient, or the graph was used before
+        Raises: TypeError for a `gradient` that is no array; ShapeError if it has another shape, or
+        is missing where self has not one element; TinyftError if nothing requires a gradient, or
+        the graph was used before
         """
         if gradient is None:
             if self.size != 1:

@@ -277,7 +277,7 @@ def _first(result: Any) -> Tensor:
 
 
 @contextlib.contextmanager
-def _threads(backend: str, count: int) -> Iterator[None]:
+def working_with_threads(backend: str, count: int) -> Iterator[None]:
     """Within this block the backend works with `count` threads."""
     threads = importlib.import_module(f"tinyft.backends.{backend}.threads")
     before = threads.get_num_threads()
@@ -340,8 +340,8 @@ class _Findings:
         if result.shape != truth.shape:
             self.add(f"result {i} has shape {result.shape}, expected {truth.shape}")
         kind = np.dtype(np.float32) if truth.dtype.kind == "f" else truth.dtype
-        same = result.dtype.kind == kind.kind if kind.kind in "iu" else result.dtype == kind
-        if not same and {result.dtype.kind, kind.kind} - set("iu"):
+        both_integers = {result.dtype.kind, kind.kind} <= set("iu")
+        if result.dtype != kind and not both_integers:
             self.add(f"result {i} is {result.dtype}, expected {kind}")
         if not any_order and not result.flags.c_contiguous:
             self.add(f"result {i} is not C-contiguous")
@@ -354,7 +354,7 @@ class _Findings:
 
     def _strides(self, run: Run, arrays: dict, exact: list, spread: list) -> None:
         every = {n: layouts(a) for n, a in arrays.items()}
-        for kind in ("transposed", "sliced", "offset", "read-only"):
+        for kind in next(iter(every.values())):
             results = run(self.backend, {n: every[n][kind] for n in arrays})
             self._values(f" of {kind} inputs", results, exact, spread)
 
@@ -379,7 +379,7 @@ class _Findings:
         if not _has_threads(self.backend):
             return
         for count in THREADS:
-            with _threads(self.backend, count):
+            with working_with_threads(self.backend, count):
                 if not _equal(run(self.backend, arrays), results):
                     self.add(f"{count} threads give other bits")
 

@@ -291,8 +291,9 @@ def test_a_file_whose_settings_are_no_json_object_is_refused(text, tmp_path):
 
 def test_a_loaded_learner_says_that_it_has_no_pictures(tmp_path):
     small_learner().save(tmp_path / "learner.h5")
-    loaded = ft.load_learner(tmp_path / "learner.h5")
-    for call in (loaded.evaluate, lambda: loaded.plan(1), loaded.lr_find):
+    loaded, plan = ft.load_learner(tmp_path / "learner.h5"), small_learner().plan(1)
+    carry_out, forecast = lambda: next(loaded.steps(plan)), lambda: loaded.forecast(plan)
+    for call in (loaded.evaluate, lambda: loaded.plan(1), loaded.lr_find, carry_out, forecast):
         with pytest.raises(DataError, match="has no pictures"):
             call()
 
@@ -374,6 +375,14 @@ def test_a_plan_is_for_the_learner_that_it_was_made_with(change):
     assert bits(learner) == before
 
 
+def test_a_plan_is_carried_out_once():
+    learner = small_learner()
+    plan = learner.plan(1)
+    learner.execute(plan)
+    with pytest.raises(ValueError, match=f"from step 0, .* made {plan.steps} steps; make a new"):
+        learner.execute(plan)
+
+
 def test_a_head_that_was_exchanged_would_not_train_and_is_refused():
     learner = small_learner()
     learner.model.head = LinearHead(learner.model.num_features, 3)
@@ -443,7 +452,7 @@ def test_rates_that_cannot_be(lr_max):
     [
         ({"class_weights": [1.0]}, "class_weights should be 3 numbers, one for each class"),
         ({"class_weights": [1.0, 1.0, -1.0]}, "a class weight should be .* got -1.0"),
-        ({"class_weights": [0.0, 0.0, 0.0]}, "the sum of class_weights should be .* above 0"),
+        ({"class_weights": [1.0, 1.0, 0.0]}, "a class weight should be .* above 0; got 0.0"),
         ({"label_smoothing": 2}, "label_smoothing should be a finite number from 0 to 1"),
         ({"weight_decay": -1}, "weight_decay should be"),
     ],

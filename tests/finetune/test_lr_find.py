@@ -104,6 +104,12 @@ def test_the_longest_fall_begins_with_a_point_of_the_curve():
     assert "from 1.00e+00 to 6.00e+00; this lies halfway" in found["valley"].working
 
 
+def test_valley_says_if_there_is_no_fall():
+    rates = np.logspace(-6, 0, 5)
+    assert "falls nowhere: the first rate" in suggest(rates, np.arange(5.0))["valley"].working
+    assert "too short a curve" in suggest(rates[:2], np.array([2.0, 1.0]))["valley"].working
+
+
 def test_no_step_at_all_is_refused():
     with pytest.raises(ValueError, match="num_it must be at least 1; got 0"):
         small_learner().lr_find(num_it=0)

@@ -285,6 +285,11 @@ def changed_decay(learner):
     return learner.plan(2)
 
 
+def changed_kind(learner):
+    learner.optimizer.has_momentum = False
+    return learner.plan(2)
+
+
 def changed_data(learner):
     learner.data = small_data(augment=None)
     return learner.plan(2)
@@ -297,6 +302,7 @@ def changed_data(learner):
         (changed_eps, "only its caller can make it again"),
         (changed_momentum, "only its caller can make it again"),
         (changed_decay, "only its caller can make it again"),
+        (changed_kind, "only its caller can make it again"),
         (changed_data, "only its caller can make it again"),
     ],
 )

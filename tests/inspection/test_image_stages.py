@@ -67,6 +67,16 @@ def test_a_turned_picture_has_a_stage_for_it(learner):
     assert "EXIF orientation 6, turned" in found.stages[1].words
 
 
+@pytest.mark.parametrize("exif", [b"garbage!", b"Exif\0\0II*\0", 9])
+def test_no_turn_is_told_where_there_is_none(learner, exif):
+    file = io.BytesIO()
+    if isinstance(exif, bytes):
+        Image.new("RGB", (60, 40)).save(file, "JPEG", exif=exif)
+    else:
+        file = io.BytesIO(photograph(orientation=exif))
+    assert names(explain_image(file.getvalue(), learner))[:2] == ["decoded", "resized"]
+
+
 def test_the_frame_is_where_the_crop_is(learner):
     found = explain_image(photograph(), learner)
     resized = found.stages[1]

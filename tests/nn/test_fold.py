@@ -76,5 +76,7 @@ def test_a_head_of_the_callers_own_is_left_alone():
 
 
 def test_a_folded_network_refuses_to_train():
+    folded = nn.fold(nn.build("cifar_resnet20"))
+    assert not any(parameter.requires_grad for _, parameter in folded.named_parameters())
     with pytest.raises(ValueError, match="train the original"):
         nn.fold(nn.build("cifar_resnet20")).train()

@@ -85,8 +85,10 @@ def test_a_layer_under_two_names_trains_once_and_is_saved_under_both():
 def test_another_float_type_is_for_floats_alone():
     module = Scaled()
     module.order, module.buffer_names = np.array([2, 0, 1]), ("order",)
+    module.scale.grad = np.ones(module.scale.shape, np.float32)
     assert module.astype("float64").order.dtype == np.int64
     assert module.scale.dtype == np.float64
+    assert module.scale.grad is None
 
 
 def test_another_leaf_takes_a_parameters_place_and_anything_else_ends_it():
@@ -103,6 +105,8 @@ def test_another_leaf_takes_a_parameters_place_and_anything_else_ends_it():
     layer.bias = Tensor(np.zeros(3), requires_grad=True)
     del layer.bias
     assert parameters(module) == [] and not hasattr(layer, "bias")
+    with pytest.raises(AttributeError):
+        del layer.bias
     setattr(module, "0", 3)
     assert [name for name, _ in module.named_modules()] == [""]
 

@@ -65,6 +65,12 @@ def test_concatenate_and_reshape_by_hand():
     assert a.grad.tolist() == [[0], [3]] and b.grad.tolist() == [[1, 2], [4, 5]]
 
 
+def test_an_axis_may_be_numpys_integer():
+    a = leaf([[1.0, 2.0]])
+    assert ops.sum(a, axis=np.int64(1)).data.tolist() == [3]
+    assert ops.concatenate(a, a, axis=np.int32(0)).shape == (2, 2)
+
+
 def test_concatenate_takes_tensors_not_a_list_of_them():
     with pytest.raises(TypeError, match=r"one after the other: concatenate\(a, b\)"):
         ops.concatenate([leaf([1.0]), leaf([2.0])])

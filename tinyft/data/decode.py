@@ -130,11 +130,11 @@ def _upright(picture: Picture) -> Picture:
     from PIL import Image
 
     # differs from fastai, which ignores the orientation
-    turn = TURNS.get(_orientation(picture))
+    turn = TURNS.get(orientation(picture))
     return picture.transpose(Image.Transpose[turn]) if turn else picture
 
 
-def _orientation(picture: Picture) -> object:
+def orientation(picture: Picture) -> object:
     """What the EXIF block says, or None: a damaged block is no damage to the pixels."""
     try:
         return picture.getexif().get(ORIENTATION)

@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 from tinyft.display import aligned
-from tinyft.finetune.groups import Group, moving_statistics
+from tinyft.finetune.groups import Group
 from tinyft.finetune.norms import total
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _line(learner: Learner, group: Group, layer: str, names: list[str]) -> Layer
         momentum if moves else "-",
         f"{group.weight_decay:g}" if moves and decays else "-",
         "trains" if weight.requires_grad else "frozen",
-        "" if norm is None else "move" if moving_statistics(norm) else "stay",
+        "" if norm is None else "move" if norm.statistics_move else "stay",
         _last_update(learner, names),
     )
 

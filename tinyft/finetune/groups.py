@@ -114,8 +114,3 @@ def freeze_to(
                 parameter.grad = zeros(parameter.data) if name in stale else None
         for norm in group.norms.values():
             norm.statistics, norm.updates = norm_switches(bn, group is not groups[-1])
-
-
-def moving_statistics(norm: BatchNorm) -> bool:
-    """Whether a training step moves this layer's running statistics."""
-    return norm.statistics == "batch" and norm.updates

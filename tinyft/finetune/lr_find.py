@@ -144,6 +144,10 @@ def valley(lrs: np.ndarray, losses: np.ndarray) -> Suggestion:
     index = start + int(third) + int(third / 2)
     first, last = lrs[max(start, 0)], lrs[best]
     working = f"the longest fall goes from {first:.2e} to {last:.2e}; this lies halfway down it"
+    if best == 0:
+        working = "the loss falls nowhere: the first rate of the curve"
+    elif index < 0:
+        working = "the loss falls once, at the start: too short a curve; the last rate of it"
     return Suggestion(float(lrs[index]), working)
 
 

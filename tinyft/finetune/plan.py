@@ -43,12 +43,12 @@ class Plan(Displayed):
 
     phases: list[Phase]
     states: list[list[GroupState]]
+    cached_bytes: list[int]  # per phase: features of the body that are kept, 0 for none
     weight_decay: float
     bn: str
     stale_gradients: bool = False
     facts: list[str] = field(default_factory=list)
     arguments: dict[str, Any] = field(default_factory=dict)  # of Learner.plan, to make it again
-    cached_bytes: list[int] = field(default_factory=list)  # per phase: kept features, 0 for none
     first_step: int = 0
     dtype: str = "float32"
 
@@ -78,7 +78,8 @@ class Plan(Displayed):
     def __str__(self) -> str:
         lines = [_wrapped(fact) for fact in self.facts]
         first = self.first_step
-        for number, (phase, states) in enumerate(zip(self.phases, self.states, strict=True), 1):
+        each = zip(self.phases, self.states, self.cached_bytes, strict=True)
+        for number, (phase, states, cached_bytes) in enumerate(each, 1):
             last = first + phase.steps - 1
             lines += [
                 "",
@@ -87,7 +88,7 @@ class Plan(Displayed):
                 "  the optimizer starts empty",
                 *_table(phase, states, self.stale_gradients),
                 *_norm_lines(states),
-                *_cache_line(self.cached_bytes[number - 1 : number]),
+                *_cache_line(cached_bytes),
             ]
             first = last + 1
         decay = f"weight decay {self.weight_decay:g}, times the learning rate; none on batch norms"
@@ -126,10 +127,15 @@ def is_made_by_its_arguments(plan: Plan, learner: Learner) -> bool:
         return False
 
 
-def expect_unchanged(learner: Learner, plan: Plan) -> None:
+def expect_unchanged(learner: Learner, plan: Plan, start: int) -> None:
     """Raises: ValueError if the learner was changed since the plan was made, or since it was made
-    itself; DataError if its data has other classes now
+    itself, or is not at the plan's step `start`; DataError if its data has other classes now
     """
+    if learner.step != plan.first_step + start:
+        raise ValueError(
+            f"the plan would go on from step {plan.first_step + start}, and the learner has made "
+            f"{counted(learner.step, 'step')}; make a new plan"
+        )
     if plan.bn != learner.bn:
         raise ValueError(
             f"the plan has bn={plan.bn!r}, the learner has {learner.bn!r} now; make a new plan"
@@ -242,8 +248,8 @@ def _wrapped(line: str) -> str:
     )
 
 
-def _cache_line(cached_bytes: list[int]) -> list[str]:
-    if not any(cached_bytes):
+def _cache_line(cached_bytes: int) -> list[str]:
+    if not cached_bytes:
         return []
-    size = f"{cached_bytes[0] / 1e6:.0f} MB"
+    size = f"{cached_bytes / 1e6:.0f} MB"
     return [f"  features of the body are kept ({size}): each picture passes through it once"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tinyft import backends
 from tinyft.errors import RunError
-from tinyft.finetune.groups import Group, moving_statistics
+from tinyft.finetune.groups import Group
 from tinyft.nn.module import Module
 
 
@@ -47,7 +47,7 @@ def expected_identical(groups: list[Group]) -> set[str]:
     }
     for group in groups:
         for name, norm in group.norms.items():
-            if not moving_statistics(norm):
+            if not norm.statistics_move:
                 names |= {f"{name}.running_mean", f"{name}.running_var"}
     return names
 

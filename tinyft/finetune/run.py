@@ -203,13 +203,14 @@ def metrics_row(record: StepRecord) -> dict[str, Any]:
 def settings_of(learner: Learner) -> dict[str, Any]:
     """What a caller may set on a learner after `vision_learner` has made it."""
     names = ("bn", "seed", "dtype", "label_smoothing", "whole_squares", "preprocess", "classes")
-    class_weights, optimizer = learner.class_weights, vars(learner.optimizer)
+    class_weights, numbers = learner.class_weights, bool | int | float
+    optimizer = {n: v for n, v in vars(learner.optimizer).items() if isinstance(v, numbers)}
     return {
         **{name: getattr(learner, name) for name in names},
         "shows_whole_squares": learner.data.shows_whole_squares,
         "class_weights": None if class_weights is None else class_weights.tolist(),
         "optimizer": type(learner.optimizer),
-        "optimizer's": {n: value for n, value in optimizer.items() if isinstance(value, float)},
+        "optimizer's": optimizer,
         "batch norms": [(norm.momentum, norm.eps) for norm in learner.batch_norms],
         "undecayed": [group.undecayed for group in learner.groups],
         "loss": getattr(learner.loss, "__func__", learner.loss),

@@ -34,7 +34,7 @@ def save(learner: Learner, path: str | os.PathLike[str], *, training: str = "") 
     # differs from fastai, which pickles the learner
     state = {name: backends.host(array) for name, array in learner.model.state_dict().items()}
     arrays = {name: np.asarray(array, np.float32, order="C") for name, array in state.items()}
-    settings = {"arch": learner.arch, "head": learner.facts.get("head"), "bn": learner.bn,
+    settings = {"head": learner.facts.get("head"), "bn": learner.bn,
                 "seed": learner.seed, "label_smoothing": learner.label_smoothing,
                 "weight_decay": learner.weight_decay, "dtype": learner.dtype,
                 "whole_squares": learner.whole_squares,

@@ -8,7 +8,7 @@ Next: tinyft/finetune/save.py
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -48,20 +48,24 @@ def capture(learner: Learner) -> tuple[Arrays, dict[str, Any]]:
     return arrays, values
 
 
+def model_arrays(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """The network's own arrays among those of a captured state, under their names there."""
+    return {n.removeprefix("model."): a for n, a in arrays.items() if n.startswith("model.")}
+
+
 def restore(learner: Learner, arrays: Arrays, values: dict[str, Any]) -> None:
     """Put a captured state back, bit for bit. Gradients and the history of records are not part of
     it.
 
     Raises: RunError if the state is of another network or optimizer
     """
-    model = learner.model.state_dict()
-    found = {name.removeprefix("model.") for name in arrays if name.startswith("model.")}
-    if found != set(model):
+    model, found = learner.model.state_dict(), model_arrays(arrays)
+    if set(found) != set(model):
         raise RunError(
-            f"the state is of another network; they differ in {sorted(found ^ set(model))}"
+            f"the state is of another network; they differ in {sorted(set(found) ^ set(model))}"
         )
     for name, array in model.items():
-        backends.assign(array, arrays[f"model.{name}"])
+        backends.assign(array, found[name])
     learner.losses = Losses()
     learner.optimizer.clear()
     for group in learner.groups:

@@ -3,10 +3,7 @@
 Next: tinyft/inspection/freeze.py
 """
 
-from __future__ import annotations
-
-import importlib
-from typing import Any
+from tinyft.lookup import looked_up_in
 
 _HOME = {
     "Ledger": "ledger",
@@ -19,16 +16,8 @@ _HOME = {
     "write_report": "report",
 }
 
-__all__ = list(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    """A public name, from its file when it is first used: each costs imports of its own."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'tinyft.inspection' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"tinyft.inspection.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__all__ = [*_HOME]
+__getattr__ = looked_up_in(__name__, _HOME)  # each costs imports of its own
 
 
 def __dir__() -> list[str]:

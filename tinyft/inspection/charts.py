@@ -11,7 +11,7 @@ Next: tinyft/cli/__init__.py
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,17 +90,15 @@ def line_chart(
     title: str,
     lines: Sequence[Line],
     *,
-    x_label: str = "step",
     log: bool = False,
     borders: Sequence[tuple[float, str]] = (),
-    shown: Callable[[float], str] = lambda value: f"{value:.3g}",
 ) -> Markup:
-    """Lines over a common x. `borders` are places at which something begins, and its name."""
+    """Lines over the steps. `borders` are places at which something begins, and its name."""
     xs = np.concatenate([line.x for line in lines]) if lines else np.zeros(0)
     ys = np.concatenate([line.y for line in lines]) if lines else np.zeros(0)
     x_axis = Axis.over(np.asarray(xs, float), LEFT, WIDTH - RIGHT)
     y_axis = Axis.over(np.asarray(ys, float), HEIGHT - BOTTOM, TOP, log=log)
-    parts = [_grid(x_axis, y_axis, x_label, shown), *_borders(x_axis, borders)]
+    parts = [_grid(x_axis, y_axis, "step"), *_borders(x_axis, borders)]
     colours = _colours(lines)
     for line in sorted(lines, key=lambda line: not line.thin):
         kind = "stroke-width:1;opacity:0.35" if line.thin else "stroke-width:2"
@@ -121,7 +119,6 @@ def heat_map(
     rows: Sequence[str],
     columns: tuple[float, float],
     *,
-    x_label: str = "step",
     borders: Sequence[tuple[float, str]] = (),
 ) -> Markup:
     """Numbers above 0 as colours on a logarithmic scale, dark to bright; cells that are 0 or not
@@ -151,7 +148,7 @@ def heat_map(
         *(_text(left - 6, TOP + step * (i + 0.5) + 4, name, "end") for i, name in enumerate(names)),
         *_borders(x_axis, borders, bottom),
         *(_text(x_axis(t), bottom + 14, f"{t:g}", "middle") for t in _whole(x_axis.ticks())),
-        _text((left + WIDTH - RIGHT) / 2, bottom + 28, x_label, "middle"),
+        _text((left + WIDTH - RIGHT) / 2, bottom + 28, "step", "middle"),
     ]
     return _figure(title, parts, _legend(scale), height=bottom + 32)
 
@@ -167,7 +164,7 @@ def reliability_chart(
     x_axis = Axis(0, 1, LEFT, WIDTH - RIGHT)
     y_axis = Axis(0, 1, HEIGHT - BOTTOM, TOP)
     parts = [
-        _grid(x_axis, y_axis, "confidence", lambda value: f"{value:.1f}"),
+        _grid(x_axis, y_axis, "confidence"),
         f'<path d="M{LEFT} {HEIGHT - BOTTOM}L{WIDTH - RIGHT} {TOP}" '
         'style="stroke:var(--soft);stroke-dasharray:4 4"/>',
     ]
@@ -181,14 +178,14 @@ def reliability_chart(
     return _figure(title, parts, "accuracy over confidence; the area is the number of pictures")
 
 
-def _grid(x_axis: Axis, y_axis: Axis, x_label: str, shown: Callable[[float], str]) -> str:
+def _grid(x_axis: Axis, y_axis: Axis, x_label: str) -> str:
     """Ticks, their lines and numbers."""
     parts = []
     for tick in y_axis.ticks():
         y = float(y_axis(tick))
         line = f"M{LEFT} {y:.1f}H{WIDTH - RIGHT}"
         parts.append(f'<path d="{line}" style="stroke:var(--line)"/>')
-        parts.append(_text(LEFT - 6, y + 4, shown(tick), "end"))
+        parts.append(_text(LEFT - 6, y + 4, f"{tick:.3g}", "end"))
     for tick in x_axis.ticks():
         parts.append(_text(float(x_axis(tick)), HEIGHT - BOTTOM + 15, f"{tick:g}", "middle"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, x_label, "middle"))

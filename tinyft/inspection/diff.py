@@ -230,9 +230,7 @@ def _layers(
     return changes
 
 
-def moved_most(
-    before: np.ndarray, after: np.ndarray, most: int = FILTERS
-) -> list[tuple[int, float]]:
+def moved_most(before: np.ndarray, after: np.ndarray) -> list[tuple[int, float]]:
     """The filters whose weights moved furthest relative to their length: (number, distance).
 
     Shapes: before and after (F, ...): convolutions (F, C, R, S), linear weights (F, C)
@@ -241,7 +239,7 @@ def moved_most(
     lengths = zip(np.linalg.norm(b - a, axis=1), np.linalg.norm(a, axis=1), strict=True)
     distances = [_ratio(float(moved), float(length)) for moved, length in lengths]
     order = sorted(range(len(distances)), key=lambda f: -distances[f])
-    return [(f, distances[f]) for f in order[:most] if distances[f] > 0]
+    return [(f, distances[f]) for f in order[:FILTERS] if distances[f] > 0]
 
 
 def _stages(

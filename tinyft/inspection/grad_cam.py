@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 # Dark to bright in even steps of lightness, so that it also reads in grey: matplotlib's "inferno"
 # (version 3.9) at 0, 1/4, 1/2, 3/4 and 1.
 HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], float)
+HEAT_SHARE = 0.55  # of a colour, in a picture with its heat map over it
 
 
 def grad_cams(learner: Learner, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -58,8 +59,6 @@ def grad_cams(learner: Learner, images: np.ndarray, classes: np.ndarray) -> np.n
         raise ValueError(f"grad_cams: classes are 0 to {n - 1}; got {classes.tolist()}")
     with backends.use(learner.device):
         network = fold(learner.model).network
-        for _, parameter in network.named_parameters():
-            parameter.requires_grad = False
         with no_grad():
             features = network.features(learner.input(images)).data  # (N, h, w, C)
         leaf = Tensor.wrap(features)
@@ -73,11 +72,10 @@ def grad_cams(learner: Learner, images: np.ndarray, classes: np.ndarray) -> np.n
     return np.maximum(0, heat).astype(np.float32)
 
 
-def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.55) -> np.ndarray:
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """The picture with its heat map over it, brightest where the map is largest.
 
-    `strength` is the share of the colour in the mixture. A map of zeros gives its darkest colour:
-    no place speaks for the class.
+    A map of zeros gives its darkest colour: no place speaks for the class.
 
     Shapes: image (S, S, 3) uint8; heat (h, w) float, not negative; out (S, S, 3) uint8
     """
@@ -87,7 +85,7 @@ def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.55) -> np.n
     scaled = heat / largest if largest > 0 else heat
     small = Image.fromarray(scaled.astype(np.float32))
     large = np.asarray(small.resize(image.shape[1::-1], Image.Resampling.BILINEAR))  # (S, S)
-    mixed = strength * heat_colours(large) + (1 - strength) * image
+    mixed = HEAT_SHARE * heat_colours(large) + (1 - HEAT_SHARE) * image
     return mixed.round().astype(np.uint8)
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinyft import backends
-from tinyft.data.decode import decode
+from tinyft.data.decode import TURNS, decode, orientation
 from tinyft.data.prepare import Source, printable, working_picture
 from tinyft.data.resize import centre_crop, centre_offset, resize_box
 from tinyft.inspection.grad_cam import grad_cams, overlay
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 LARGEST_SHOWN = 448  # pixels; a photograph of 12 million would make a page of 20 MB
 FRAME = (255, 60, 60)  # red
-EXIF_ORIENTATION = 0x0112  # the tag's number: EXIF 2.32, table 4
 
 
 @dataclass(frozen=True)
@@ -121,22 +120,22 @@ def _decoded(source: Source, preprocess: Preprocess) -> list[Stage]:
         return [_stage("given", "an array of pixels", source)]
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     as_stored = decode(data, exif_transpose=False)
-    kind, mode, orientation = _header(data)
+    kind, mode, turn = _header(data)
     words = f"{kind}, {len(data):,} bytes, {_size(as_stored)}, mode {mode}"
     stages = [_stage("decoded", words + ("" if mode == "RGB" else ", as RGB"), as_stored)]
-    if orientation != 1:
+    if turn in TURNS:
         turned = decode(data, exif_transpose=preprocess.exif_transpose)
         done = "turned as it says" if preprocess.exif_transpose else "ignored, as the weights ask"
-        stages.append(_stage("upright", f"EXIF orientation {orientation}, {done}", turned))
+        stages.append(_stage("upright", f"EXIF orientation {turn}, {done}", turned))
     return stages
 
 
-def _header(data: bytes) -> tuple[str, str, int]:
-    """Format, mode and EXIF orientation (1 where there is none) of a file that was decoded."""
+def _header(data: bytes) -> tuple[str, str, object]:
+    """Format, mode and EXIF orientation of a file that was decoded."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as opened:
-        return str(opened.format), opened.mode, opened.getexif().get(EXIF_ORIENTATION, 1)
+        return str(opened.format), opened.mode, orientation(opened)
 
 
 def _resized(resized: np.ndarray, preprocess: Preprocess) -> Stage:
@@ -191,7 +190,7 @@ def _size(pixels: np.ndarray) -> str:
     return f"{pixels.shape[1]} x {pixels.shape[0]} px"
 
 
-def _verdict(classes: list[str], probabilities: np.ndarray, most: int = 3) -> str:
-    order = np.argsort(-probabilities, kind="stable")[:most]
+def _verdict(classes: list[str], probabilities: np.ndarray) -> str:
+    order = np.argsort(-probabilities, kind="stable")[:3]
     shares = ", ".join(f"{classes[i]} {100 * probabilities[i]:.1f} %" for i in order)
     return f"The network says: {shares}"

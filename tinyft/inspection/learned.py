@@ -188,7 +188,7 @@ def judge_pictures(learner: Learner, data: PictureData | None = None) -> Judgeme
     return Judgements(learner.classes, data.files("valid"), labels, np.concatenate(found))
 
 
-def wilson(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
+def wilson(successes: int, trials: int) -> tuple[float, float]:
     """The interval for a share that `successes` of `trials` allow to claim, at 95 %.
 
     Unlike mean +- z * deviation it stays within 0 to 1 and is no point at 0 or all successes:
@@ -198,7 +198,7 @@ def wilson(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
     """
     if trials == 0:
         return 0.0, 1.0
-    share = successes / trials
+    share, z = successes / trials, Z_95
     scale = 1 + z**2 / trials
     centre = (share + z**2 / (2 * trials)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))

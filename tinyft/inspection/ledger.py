@@ -50,6 +50,7 @@ from tinyft import backends
 from tinyft.display import Displayed
 from tinyft.errors import RunError
 from tinyft.finetune.run import CHECKPOINT
+from tinyft.finetune.state import model_arrays
 from tinyft.inspection import ledger_file
 from tinyft.inspection.freeze import ROUNDING, Before, Changes, TensorChange, snapshot
 from tinyft.inspection.ledger_file import LedgerFile
@@ -142,7 +143,7 @@ class Ledger(Displayed):
 
     def _end_epoch(self, learner: Learner, record: StepRecord, phase: int) -> None:
         now = snapshot(learner.model)
-        self.file.append("epoch_layers", self._epoch_layers(learner, now))
+        self.file.append("epoch_layers", self._epoch_layers(now))
         self.file.append("statistics", self._statistics())
         judged = record.validation
         row = [record.epoch, phase, record.step, judged.loss, judged.accuracy]
@@ -166,7 +167,7 @@ class Ledger(Displayed):
         self.file.append("phases", [phase, record.step])
         self.phase_start = now
 
-    def _epoch_layers(self, learner: Learner, now: Before) -> np.ndarray:
+    def _epoch_layers(self, now: Before) -> np.ndarray:
         """(columns, parameters) of the epoch that ended with the last step."""
         ended = self.file.rows("epochs")
         first = int(ended[-1, EPOCH_COLUMNS.index("step")]) + 1 if len(ended) else 0
@@ -287,5 +288,4 @@ def _weights_at(run: Path, step: int) -> Before | None:
     if not path.exists():
         return None
     arrays, _, _ = read_arrays(path, CHECKPOINT)
-    own = {n.removeprefix("model."): a for n, a in arrays.items() if n.startswith("model.")}
-    return Before(own, frozenset())
+    return Before(model_arrays(arrays), frozenset())

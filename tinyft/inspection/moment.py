@@ -110,7 +110,7 @@ class Moment:
             f"{self.step_in_phase} of {self.phase.steps})"
         )
 
-    def take(self, *, norms: bool = False) -> StepRecord:
+    def take(self) -> StepRecord:
         """Make the step. As in a run, but without the validation that ends an epoch, which moves
         nothing.
         """
@@ -118,7 +118,7 @@ class Moment:
         cache = None
         if self.plan.cached_bytes[number]:
             cache = FeatureCache(self.learner)
-        return self.learner.train_step(self.batch, self.phase.name, norms=norms, cache=cache)
+        return self.learner.train_step(self.batch, self.phase.name, cache=cache)
 
     def restore(self) -> None:
         """Put the learner back to just before the step, bit for bit: weights, statistics,

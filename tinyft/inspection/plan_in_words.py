@@ -92,7 +92,7 @@ def _phase(plan: Plan, number: int, first: int) -> str:
         "Before the first step the optimizer forgets what it remembered; after the last the bits "
         "of every tensor that was to stay are compared with those before.",
     ]
-    return _paragraph(" ".join(sentences)) + "\n" + _where(bool(any(plan.cached_bytes)))
+    return _paragraph(" ".join(sentences)) + "\n" + _where(bool(plan.cached_bytes[number]))
 
 
 def _frozen(plan: Plan, frozen: list[GroupState]) -> str:
@@ -145,7 +145,7 @@ def _momentum(phase: Phase) -> str:
 
 
 def _cache(plan: Plan, number: int) -> list[str]:
-    if not plan.cached_bytes[number : number + 1] or not plan.cached_bytes[number]:
+    if not plan.cached_bytes[number]:
         return []
     others = plan.phases[number].epochs - 1
     saved = f", and {counted(others, 'epoch')} cost the head alone" if others else ""

@@ -24,6 +24,7 @@ from tinyft.finetune.resume import learner_at_start
 from tinyft.finetune.run import CHECKPOINT, read_description, weights_sha256
 from tinyft.finetune.run_reading import checkpoints, metrics_lines
 from tinyft.finetune.save import judged_preprocess
+from tinyft.finetune.state import model_arrays
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.resnet import ResNet, build
 from tinyft.weights import Preprocess, infer_architecture, load_weights, read_arrays
@@ -172,7 +173,7 @@ def _is_checkpoint(path: str | os.PathLike[str]) -> bool:
 def _of_checkpoint(title: str, path: str | os.PathLike[str]) -> Snapshot:
     """A checkpoint holds the optimizer's memory too, and does not name the architecture."""
     arrays, _, texts = read_arrays(path, CHECKPOINT)
-    own = {n.removeprefix("model."): a for n, a in arrays.items() if n.startswith("model.")}
+    own = model_arrays(arrays)
     with damage_is_an_error(path):
         preprocess = Preprocess.from_dict(json.loads(texts["state"])["preprocess"])
     return Snapshot(title, infer_architecture(_shapes(own)), own, preprocess)

@@ -43,7 +43,7 @@ def headline(trace: Trace) -> list[str]:
     """The whole in sentences."""
     forward = sum(node.forward_ms for node in trace)
     backward = sum(node.backward_ms or 0 for node in trace)
-    nodes = f"{len(trace)} node" + ("" if len(trace) == 1 else "s")
+    nodes = counted(len(trace), "node")
     keeps = f"; backward keeps {size(trace.kept_bytes)}" if backward else ""
     lines = [
         "; ".join([trace.title, *trace.facts]),

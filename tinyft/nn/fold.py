@@ -42,7 +42,7 @@ class FoldedNetwork(Module):
 def fold(network: Module) -> FoldedNetwork:
     """A copy of `network` for evaluation, with every batch norm of the body folded into the
     convolution before it, whose weight then never changes. A head, which may be anybody's, stays as
-    it is.
+    it is. No parameter requires a gradient.
 
     Before it means: registered right before it in the same module, and run right before it, by
     `conv_norm` or in a `Sequential`, as in every network of resnet.py.
@@ -57,6 +57,8 @@ def fold(network: Module) -> FoldedNetwork:
                 _fold_pair(first, second)
                 setattr(module, name, Folded())
                 first.weight.data = first.weight.backend.constant(first.weight.data)
+    for _, weights in network.named_parameters():
+        weights.requires_grad = False
     return FoldedNetwork(network)
 
 

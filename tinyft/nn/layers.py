@@ -80,6 +80,11 @@ class BatchNorm(Module):
         self.running_mean = np.zeros(C, np.float32)
         self.running_var = np.ones(C, np.float32)
 
+    @property
+    def statistics_move(self) -> bool:
+        """Whether a training step moves the running statistics."""
+        return self.statistics == "batch" and self.updates
+
     def forward(self, x: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         options = {"eps": self.eps, "residual": residual, "relu": relu}
         if not self.training or self.statistics == "running":

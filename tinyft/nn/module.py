@@ -73,7 +73,8 @@ class Module(Displayed):
                 )
 
     def __delattr__(self, name: str) -> None:
-        setattr(self, name, None)  # which ends what it was registered as
+        if name in vars(self):
+            setattr(self, name, None)  # which ends what it was registered as
         super().__delattr__(name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -160,11 +161,13 @@ class Module(Displayed):
 
     def astype(self, dtype: str | np.dtype) -> Module:
         """Change the float type of every parameter and buffer, for example to float64 for a
-        check. Integers stay what they are.
+        check. Integers stay what they are; gradients of the other type are dropped.
         """
         for _, module in self.named_modules():
             for name in module._parameter_names:
                 parameter = getattr(module, name)
+                if parameter.dtype != dtype:
+                    parameter.grad = None
                 parameter.data = parameter.data.astype(dtype, order="K")
             for name in module.buffer_names:
                 buffer = getattr(module, name)

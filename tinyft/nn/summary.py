@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tinyft import backends
-from tinyft.display import Displayed
+from tinyft.display import Displayed, aligned
 from tinyft.nn.layers import BatchNorm
 from tinyft.nn.module import Module
 from tinyft.tensor import Array, Node, Tensor, no_grad, observe
@@ -69,13 +69,10 @@ class Summary(Displayed):
 
     def __str__(self) -> str:
         table = [COLUMNS, *self.cells()]
-        widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
-        lines = [
-            "  ".join([*(cell.ljust(w) for cell, w in zip(row[:-1], widths, strict=False)),
-                       row[-1].rjust(widths[-1])])
-            for row in table
-        ]  # fmt: skip
-        return "\n".join([*lines, self.total])
+        width = max(len(row[-1]) for row in table)
+        return "\n".join(
+            [*aligned([(*row[:-1], row[-1].rjust(width)) for row in table]), self.total]
+        )
 
     __repr__ = __str__  # what an interactive Python shows
 
@@ -158,7 +155,7 @@ def _moves(module: Module) -> str:
     """
     own = [p.requires_grad for name, p in module.named_parameters() if "." not in name]
     found = ["weights"] if any(own) else []
-    if isinstance(module, BatchNorm) and module.statistics == "batch" and module.updates:
+    if isinstance(module, BatchNorm) and module.statistics_move:
         found.append("statistics")
     return ", ".join(found) or ("nothing" if own else "-")
 

@@ -6,6 +6,8 @@ Next: tinyft/ops/activation.py
 
 from __future__ import annotations
 
+import numpy as np
+
 from tinyft.errors import ShapeError
 from tinyft.ops.checks import expect_same_dtype
 from tinyft.tensor import Tensor, add, div, matmul, mul, neg, op, sub
@@ -15,7 +17,7 @@ def _axes(x: Tensor, axis: int | tuple[int, ...] | None, name: str) -> tuple[int
     """`axis` as a tuple of numbers from 0, checked against the shape of x."""
     if axis is None:
         return tuple(range(x.ndim))
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = (axis,) if isinstance(axis, int | np.integer) else tuple(axis)
     if any(not -x.ndim <= a < x.ndim for a in axes):
         raise ShapeError(f"{name}: axis {axis} does not exist in a tensor of shape {x.shape}")
     axes = tuple(a % x.ndim for a in axes)
@@ -85,7 +87,7 @@ def concatenate(*tensors, axis=-1):
     backend = tensors[0].backend
     shapes = [x.shape for x in tensors]
     (axis,) = _axes(tensors[0], axis, "concatenate")
-    if len({s[:axis] + s[axis + 1 :] for s in shapes}) != 1:
+    if len({(len(s), s[:axis] + s[axis + 1 :]) for s in shapes}) != 1:
         raise ShapeError(f"concatenate: shapes may differ along axis {axis} only, got {shapes}")
     needs = [x.requires_grad for x in tensors]
 

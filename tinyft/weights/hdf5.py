@@ -18,13 +18,13 @@ Next: tinyft/weights/names.py
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from tinyft import __version__
 from tinyft.errors import WeightsError
 from tinyft.weights.architectures import architecture
 from tinyft.weights.files import LazyArray
@@ -198,7 +198,7 @@ def _attributes_to_write(weights: Weights) -> dict[str, Attribute]:
     if unknown := sorted(set(given) - set(_METADATA)):
         raise WeightsError(f"a weights file has no metadata {unknown}; known: {list(_METADATA)}")
     count = _count_classes(weights)
-    metadata = {**_METADATA, **given, "created_by": _this_version()}
+    metadata = {**_METADATA, **given, "created_by": f"tinyft {__version__}"}
     preprocess = {
         _PREPROCESS + name: tuple(value) if isinstance(value, list) else value
         for name, value in weights.preprocess.to_dict().items()
@@ -212,10 +212,3 @@ def _count_classes(weights: Weights) -> int:
     if weights.classes is not None and len(weights.classes) != count:
         raise WeightsError(f"{len(weights.classes)} class names for a last layer of {count}")
     return count
-
-
-def _this_version() -> str:
-    try:
-        return f"tinyft {importlib.metadata.version('tinyft')}"
-    except importlib.metadata.PackageNotFoundError:
-        return "tinyft"
