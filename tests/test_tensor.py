@@ -3,7 +3,9 @@
 import contextlib
 import gc
 import itertools
+import sys
 import threading
+import time
 import tracemalloc
 import weakref
 
@@ -823,6 +825,31 @@ def test_an_integer_that_does_not_fit_is_refused():
     with pytest.raises(OverflowError):
         Tensor(np.array([1], np.uint8)) + 300
     assert (Tensor(np.array([1], np.uint8)) + 200).data.tolist() == [201]
+
+
+def test_other_threads_choosing_backends_do_not_disturb():
+    array, done = np.zeros(1, np.float32), threading.Event()
+
+    def choose():
+        while not done.is_set():
+            with backends.use("reference"):
+                time.sleep(1e-5)  # seconds
+
+    interval, others = sys.getswitchinterval(), [threading.Thread(target=choose) for _ in range(3)]
+    sys.setswitchinterval(1e-6)  # seconds
+    try:
+        for other in others:
+            other.start()
+        found = set()
+        for _ in range(2500):  # some hundred of these calls went wrong
+            with backends.use("cpu"):
+                found.update([backends.of(array).name for _ in range(200)])
+    finally:
+        done.set()
+        for other in others:
+            other.join()
+        sys.setswitchinterval(interval)
+    assert found == {"cpu"}
 
 
 def test_a_thread_keeps_the_backend_that_it_chose():

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
+from tinyft.backends.reference import peak_bytes_of_process
 from tinyft.bench import OURS, RIVALS, Case, our_side
 from tinyft.compile_ahead import helped
 from tinyft.errors import TinyftError
@@ -42,26 +42,7 @@ def child(side: str, arch: str, batch_size: str, size: str, threads: str, steps:
         step = dict(bench_torch.sides(case, "training", int(threads)))[side]
     for _ in range(int(steps)):
         step()
-    print(peak_memory(), flush=True)
-
-
-def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes.
-
-    Linux counts what the parent process held into ru_maxrss, and VmHWM without it.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = status.read_text().splitlines()
-        high = next((line for line in lines if line.startswith("VmHWM:")), None)
-        if high:
-            return int(high.split()[1]) << 10
-    try:
-        import resource
-    except ImportError:  # Windows
-        raise TinyftError("this system does not tell a process's peak memory") from None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak << 10
+    print(peak_bytes_of_process(), flush=True)
 
 
 def run_child(
@@ -88,6 +69,8 @@ def run_child(
     if process.returncode:
         said = errors.strip().splitlines() or ["no word"]
         raise TinyftError(f"the process of {side} ended with {process.returncode}: {said[-1]}")
+    if first.strip() == "None":
+        raise TinyftError("this system does not tell a process's peak memory")
     return int(first), seconds
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinyft.backends.cpu import CpuBackend, threads, workspace
+from tinyft.backends.cpu import CpuBackend, pooling, threads, workspace
 from tinyft.backends.reference import Backend
 
 FAST, REFERENCE = CpuBackend(), Backend()
@@ -144,3 +144,12 @@ def test_writing_past_the_caches_changes_no_bit(monkeypatch):
     monkeypatch.setattr("tinyft.backends.cpu.arrays.BEYOND_CACHES", 1)
     actual = FAST.max_pool2d_grad(out, place, x.shape, **options)
     np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_batch_may_have_more_pixels_than_a_float32_can_number(monkeypatch):
+    x = picture((8, 4, 4, 16))
+    expected = REFERENCE.global_max_pool(x)
+    monkeypatch.setattr(pooling, "LARGEST_PICTURE", 16)  # pixels, which each of these has
+    monkeypatch.setattr(Backend, "global_max_pool", None)  # and which needs no help
+    for ours, definition in zip(FAST.global_max_pool(x), expected, strict=True):
+        np.testing.assert_array_equal(ours, definition)

@@ -73,7 +73,7 @@ def of(array: object) -> Backend:
     else:
         here = threading.get_ident()
         own = others = None
-        for name, thread, _ in _chosen:
+        for name, thread, _ in tuple(_chosen):  # other threads add to it and remove from it
             if name != "auto":
                 own, others = (name, others) if thread == here else (own, name)
         device = own or others or "auto"
@@ -180,7 +180,7 @@ def resolve(device: str) -> str:
     Raises: DeviceError for a name that does not exist or a backend that does not work here
     """
     if device == "auto":
-        chosen = any(name != "auto" for name, _, _ in _chosen)
+        chosen = any(name != "auto" for name, _, _ in tuple(_chosen))
         return "gpu:0" if not chosen and gpu_available() else "auto"
     return get(device).name
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import accumulate, product
+from pathlib import Path
 
 import numpy as np
 from numpy import ndarray as Array
@@ -520,10 +521,17 @@ def rows_of(x: Array) -> tuple[int, ...]:
 
 
 def peak_bytes_of_process() -> int | None:
-    """The most main memory that this process has used so far."""
+    """The most main memory that this process has used so far; None if the system does not tell.
+
+    Linux counts what the parent process held into ru_maxrss, and VmHWM without it.
+    """
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
     try:
         import resource
     except ImportError:  # Windows
         return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10

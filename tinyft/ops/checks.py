@@ -6,6 +6,7 @@ Next: tinyft/ops/arithmetic.py
 
 from __future__ import annotations
 
+import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.errors import ShapeError
@@ -44,7 +45,12 @@ def expect_same_dtype(op: str, **arguments: Tensor | Array | None) -> None:
 
 
 def expect_window(op: str, size: int, kernel: int, stride: int, padding: int, axis: str) -> None:
-    """Raise ShapeError unless at least one window fits."""
+    """Raise TypeError unless all are whole numbers, ShapeError unless at least one window fits."""
+    if not all(isinstance(n, int | np.integer) for n in (kernel, stride, padding)):
+        raise TypeError(
+            f"{op}: kernel, stride and padding must be whole numbers, the same for rows and "
+            f"columns; got kernel {kernel!r}, stride {stride!r}, padding {padding!r}"
+        )
     if stride < 1 or padding < 0 or kernel < 1:
         raise ShapeError(
             f"{op}: kernel and stride must be at least 1 and padding at least 0, "

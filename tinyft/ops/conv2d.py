@@ -63,7 +63,7 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, residual=None, relu=Fal
     return out, backward
 
 
-@functools.lru_cache(maxsize=1024)  # each step asks for the same ones
+@functools.lru_cache(maxsize=1024, typed=True)  # each step asks for the same ones
 def _check_shapes(x, weight, bias, residual, stride, padding):
     expect_shape("conv2d", "x", x, ("N", "H", "W", "C"))
     N, H, W, C = x

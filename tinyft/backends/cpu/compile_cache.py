@@ -10,8 +10,8 @@ variable for all of a program's functions, the user's own among them. So each of
 `KernelCache`, and nothing global is touched.
 
 **Folder**: `kernels-HASH` in NUMBA_CACHE_DIR, else in TINYFT_HOME, else in the platform's cache
-folder. The hash covers the sources of this folder, the versions of Numba, llvmlite and NumPy, and
-the CPU.
+folder. The hash covers the sources of this folder and philox.py, the versions of Python, Numba,
+llvmlite and NumPy, and the CPU. Folders of other versions stay: some 2 MB each.
 **File**: one per kernel and signature: a SHA-256 and what it covers. It is written under another
 name and then moved, so two processes may write at once. A file that does not fit its SHA-256, or
 cannot be read, counts as absent: the kernel is compiled and the file replaced.

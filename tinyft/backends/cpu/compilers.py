@@ -25,7 +25,7 @@ would be searched as young: another 0.65 s, for 140 MiB until the next full sear
 take it in, of which there are none, and reads it when it loads the kernel: 0.1 of the 0.23 s that
 loading took.
 
-Next: tinyft/backends/cpu/cpu_features.py
+Next: tinyft/backends/cpu/routines.py
 """
 
 from __future__ import annotations

@@ -5,12 +5,13 @@ Defined by the methods of the same names in tinyft/backends/reference.py.
 Kernels read and write at addresses that they compute, so everything that could lead them astray is
 settled here: arrays become C-contiguous, aligned and writable (a copy, if they are not), shapes are
 compared, and channels are padded with zeros to full registers. Few channels (an RGB picture) are
-not padded; few_channels.py and winograd_stem.py take them as they are.
+not padded, forward and for the weight gradient: few_channels.py and winograd_stem.py take them as
+they are. Their input gradient, which training never asks for, pads them.
 
 Letters: N pictures, H W rows and columns in, C channels in, P Q rows and columns out, F filters, R
 S the kernel. Weights come as (F, C, R, S), which is best a view of memory ordered (R, S, C, F).
 
-Next: tinyft/backends/cpu/items.py
+Next: tinyft/backends/cpu/threads.py
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def _shapes(name, x_shape, weight_shape, stride, padding, *, pad_c=True) -> tupl
     return out_shape, (*x_shape[:3], full_c), (R, S, full_c, full_f), (*out_shape[:3], full_f)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024, typed=True)  # 2.0 is 2, but no stride
 def _forward_way(x_shape, weight_shape, stride, padding, winograd_on) -> _Way:
     """compute(x, weight, y, epilogue). Raises: ShapeError"""
     F, C, R, S = weight_shape
@@ -156,7 +157,7 @@ def _forward_way(x_shape, weight_shape, stride, padding, winograd_on) -> _Way:
     return _Way(*shapes, compute)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024, typed=True)  # 2.0 is 2, but no stride
 def _input_grad_way(x_shape, weight_shape, stride, padding, winograd_on) -> _Way:
     """compute(dout, weight, dx). Raises: ShapeError"""
     _, _, R, S = weight_shape
@@ -174,7 +175,7 @@ def _input_grad_way(x_shape, weight_shape, stride, padding, winograd_on) -> _Way
     return _Way(*shapes, compute)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024, typed=True)  # 2.0 is 2, but no stride
 def _weight_grad_way(x_shape, weight_shape, stride, padding, winograd_on) -> _Way:
     """compute(dout, x, dweight). Raises: ShapeError"""
     _, C, R, S = weight_shape

@@ -4,8 +4,9 @@ Defined by `Backend.matmul` of tinyft/backends/reference.py.
 
 The left matrix A is read where it lies, by two strides. The right one, B, is *packed*: cut into
 panels of PANEL columns, each stored row after row, so that the register block reads it as one
-stream. Within a panel of B (K x 32 numbers, 64 KiB for K = 512) all rows of A pass by, so the panel
-comes from the L2 cache and a block of A from L1.
+stream. All rows of A pass by a panel of B before the next one (K x 32 numbers: 64 KiB for K = 512).
+A short panel stays in the L1 cache; a long one comes from L2, as does A, of which L1 has the line
+that the next steps read. Two loads of B serve 24 multiply-adds, which L2 is fast enough for.
 
 **Fetching ahead.** A larger B (the 9.4 MB of transformed filters of a 14x14x256 layer) comes from
 L3 again for each block of A. So a register block can ask for the lines that are needed next while
@@ -130,8 +131,9 @@ def multiply_ahead(
 ):  # fmt: skip
     """c (M, N) (+)= A (M, K) @ B[b_first : b_first + K] (K, N).
 
-    M is a multiple of REST_ROWS, N of LANES, K >= 1. A's element (i, k) is at a + i * a_row + k *
-    a_step. B is a packed matrix of `b_rows` rows that starts at b.
+    `accumulate` 0 overwrites c, any other number adds to it: callers pass the counter of the loop
+    that they add up over. M is a multiple of REST_ROWS, N of LANES, K >= 1. A's element (i, k) is
+    at a + i * a_row + k * a_step. B is a packed matrix of `b_rows` rows that starts at b.
 
     If not 0, ahead_a and ahead_b say how many floats from here the A and the panel of B lie that
     are needed next and not in L2. They are fetched meanwhile: the next A while the first panel is

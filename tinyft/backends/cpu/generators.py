@@ -1,8 +1,8 @@
 """Two patterns of vector code, written out by Python loops: see simd.py for what LLVM code is.
 
 `make_register_block(12, 2)` gives the innermost loop of every matrix product of this folder. Its
-machine code is 24 multiply-adds, 2 loads, 12 loads that spread a number over a register, and 6
-instructions of bookkeeping per k; nothing is stored until k is done.
+machine code is 24 multiply-adds, 2 loads, 12 loads that spread a number over a register, and 4 to
+5 instructions of bookkeeping per k; nothing is stored until k is done.
 
 Left alone, LLVM computes the addresses of 12 rows of A each from the one before. That is a chain of
 12 additions, as long as the 12 cycles of the multiply-adds and partly on the same units. So every
@@ -15,7 +15,7 @@ code is written, so a coefficient of 0 costs no instruction, 1 an addition, and 
 in signs only share their halves. (Of the largest, which Winograd with stride 2 has, it writes two
 loops over lines instead.)
 
-Next: tinyft/backends/cpu/routines.py
+Next: tinyft/backends/cpu/gemm.py
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ all:
     its weight gradient               11.7     10.5      10.6     10.5
     ResNet-18, inference              82       67        69.6     67.6
 
-Next: tinyft/backends/cpu/threads.py
+Next: tinyft/backends/cpu/cpu_features.py
 """
 
 from __future__ import annotations

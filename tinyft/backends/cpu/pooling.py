@@ -220,9 +220,11 @@ class Pooling(Backend):
         return dx
 
     def global_max_pool(self, x):
-        if x.ndim != 4 or not suitable_channels([x], []) or x.size > LARGEST_PICTURE * x.shape[-1]:
+        if x.ndim != 4 or not suitable_channels([x], []):
             return super().global_max_pool(x)
         N, H, W, C = x.shape
+        if H * W > LARGEST_PICTURE:
+            return super().global_max_pool(x)
         out, places = workspace.empty((N, C)), np.empty((N, C), np.float32)
         run_pieces(
             largest_of_pictures, N, flat(x), N, H * W, C, out.reshape(-1), places.reshape(-1)

@@ -4,7 +4,8 @@ Packed panels and transformed filters cost a pass over the weights: some 7 % of 
 inference for 16 pictures. While a network trains, its weights are others in every call, so this is
 made anew, in scratch memory. The weights of a folded network are promised to stay:
 `Backend.constant` makes them read-only, and what was made of such an array is kept as long as the
-array lives, in up to four times its memory.
+array lives: four times its memory for each way in which it is computed, more where channels are
+padded.
 
 Next: tinyft/backends/cpu/implicit_gemm.py
 """

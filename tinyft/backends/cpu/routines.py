@@ -4,17 +4,17 @@
     def double(x, size): ...
 
 A helper's code becomes a part of each kernel that calls it. For small ones that is best. But the
-product of two matrices is large, and a first training step has ten kernels with a product: LLVM
-would optimise it ten times, and make machine code of it ten times. A routine is compiled once, as a
-function of a C library is, and its callers know no more than its name. That takes 1.1 of 13.5 s off
-a first start, 0.9 of 10.8 s where two processes compile. A call with 16 arguments takes 1 % of a
-step of `cifar_resnet20`, and nothing that could be measured of ResNet-18's (AMD Zen 4).
+product of two matrices is large, and a first training step has eleven kernels with a product: LLVM
+would optimise it eleven times, and make machine code of it as often. A routine is compiled once, as
+a function of a C library is, and its callers know no more than its name. That takes 1.1 of 13.5 s
+off a first start, 0.9 of 10.8 s where two processes compile. A call with 16 arguments takes 1 % of
+a step of `cifar_resnet20`, and nothing that could be measured of ResNet-18's (AMD Zen 4).
 
 LLVM looks names up in a table of the process, when it loads a kernel, and ends the process if one
 is not there. So a routine is made ready before: while a kernel that calls it is compiled, and when
 one is read from disk whose machine code has the routine's name in it.
 
-Next: tinyft/backends/cpu/gemm.py
+Next: tinyft/backends/cpu/arrays.py
 """
 
 from __future__ import annotations

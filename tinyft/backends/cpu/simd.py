@@ -63,10 +63,10 @@ FLOAT = types.float32
 ADDRESS = "address"  # two arguments in a kernel, an array and a flat index, are one pointer here
 
 _FLOAT = ir.FloatType()
-_INT32 = ir.IntType(32)
+INT32 = ir.IntType(32)
 INT64 = ir.IntType(64)
 REGISTER = ir.VectorType(_FLOAT, LANES)
-_INTEGERS = ir.VectorType(_INT32, LANES)
+INTEGERS = ir.VectorType(INT32, LANES)
 FUSE = ("contract",)  # the one freedom we give LLVM: a * b + c may become one fused instruction
 
 
@@ -180,8 +180,8 @@ def write_constant(number: float):
 
 def write_spread(builder, number, kind=REGISTER):
     """A register with `number` in every lane: put it into lane 0, then copy lane 0 everywhere."""
-    first = builder.insert_element(ir.Constant(kind, ir.Undefined), number, _INT32(0))
-    return builder.shuffle_vector(first, first, ir.Constant(_INTEGERS, [0] * LANES))
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), number, INT32(0))
+    return builder.shuffle_vector(first, first, ir.Constant(INTEGERS, [0] * LANES))
 
 
 def write_fma(builder, x, y, z):
@@ -192,8 +192,8 @@ def write_prefetch(builder, pointer, level: int, to_write: bool = False):
     """Ask for the cache line that a pointer lies in, into the cache of this level."""
     pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
     name = "llvm.prefetch.p0" if pointer.type.is_opaque else "llvm.prefetch.p0i8"
-    purpose, data = _INT32(int(to_write)), _INT32(1)
-    write_call(builder, name, ir.VoidType(), pointer, purpose, _INT32(4 - level), data)
+    purpose, data = INT32(int(to_write)), INT32(1)
+    write_call(builder, name, ir.VoidType(), pointer, purpose, INT32(4 - level), data)
 
 
 def write_opaque(builder, pointer):

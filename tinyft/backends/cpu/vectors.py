@@ -17,7 +17,9 @@ from tinyft.backends.cpu.simd import (
     ADDRESS,
     FLOAT,
     INT,
+    INT32,
     INT64,
+    INTEGERS,
     LANES,
     REGISTER,
     VECTOR,
@@ -31,8 +33,6 @@ from tinyft.backends.cpu.simd import (
     write_store,
 )
 
-_INT32 = ir.IntType(32)
-_INTEGERS = ir.VectorType(_INT32, LANES)
 _BYTES = ir.VectorType(ir.IntType(8), LANES)
 
 
@@ -62,7 +62,7 @@ def vstream(builder, pointer, x):
     place = builder.bitcast(pointer, REGISTER.as_pointer())
     store = builder.store(x, place)
     store.align = 4 * LANES
-    store.set_metadata("nontemporal", builder.module.add_metadata([_INT32(1)]))
+    store.set_metadata("nontemporal", builder.module.add_metadata([INT32(1)]))
 
 
 @instruction(types.void)
@@ -131,7 +131,7 @@ def vpick_byte(builder, pointer, number, x, y):
 @instruction(types.void, ADDRESS, VECTOR)
 def vstore_bytes(builder, pointer, x):
     """vstore_bytes(a, i, x): stores whole numbers 0 to 255 as bytes a[i : i + LANES]"""
-    write_store(builder, builder.trunc(builder.fptosi(x, _INTEGERS), _BYTES), pointer, align=1)
+    write_store(builder, builder.trunc(builder.fptosi(x, INTEGERS), _BYTES), pointer, align=1)
 
 
 @instruction(INT, ADDRESS)
@@ -207,8 +207,8 @@ def vtranspose(builder, source, source_row, target, target_row):
         for i in range(LANES):
             if not i & half:
                 pair = rows[i], rows[i | half]
-                rows[i] = builder.shuffle_vector(*pair, ir.Constant(_INTEGERS, low))
-                rows[i | half] = builder.shuffle_vector(*pair, ir.Constant(_INTEGERS, high))
+                rows[i] = builder.shuffle_vector(*pair, ir.Constant(INTEGERS, low))
+                rows[i | half] = builder.shuffle_vector(*pair, ir.Constant(INTEGERS, high))
         half *= 2
     for i in range(LANES):
         write_store(builder, rows[i], row(target, target_row, i))

@@ -29,7 +29,7 @@ system: a phase with small pictures does not keep the memory of one with large o
 **Finalisers run anywhere**: in any thread, inside any allocation, even within this file. They only
 append to a deque, which is atomic; whoever asks for memory next makes holes of what lies there.
 
-Next: tinyft/backends/cpu/arrays.py
+Next: tinyft/backends/cpu/compile_cache.py
 """
 
 from __future__ import annotations
