@@ -56,7 +56,8 @@ CASES = [  # x (N, H, W, C), F, R, S, stride, padding
     ((2, 6, 5, 16), 32, 3, 3, 1, 2),
     ((2, 6, 5, 16), 32, 3, 3, 1, 3),  # padding as large as the kernel
     ((1, 2, 3, 5), 4, 3, 3, 1, 5),  # and larger
-    ((1, 7, 7, 512), 512, 3, 3, 1, 1),  # few tiles, many weights
+    ((1, 7, 7, 512), 512, 3, 3, 1, 1),  # too few tiles for the forward pass
+    ((2, 7, 7, 512), 512, 3, 3, 1, 1),  # few tiles, many weights
     ((2, 7, 7, 200), 184, 3, 3, 1, 1),  # blocks that are not full
     ((1, 14, 14, 96), 160, 3, 3, 1, 1),
     ((24, 16, 16, 80), 144, 3, 3, 1, 1),  # more than one round of tiles
@@ -540,7 +541,7 @@ def test_winograd_computes_what_it_saves_something_on(size, stride, same):
     """Results of 1 x 1, 2 x 2, and with stride 2 of 5 x 5 pixels, do not go through tiles: equal
     bits without Winograd.
     """
-    case = (2, size, size, 64), 128, 3, 3, stride, 1
+    case = (16, size, size, 64), 128, 3, 3, stride, 1
     arrays = make(case)
     with conv2d_module.switch_winograd(False):
         direct = run(FAST, case, *arrays)
@@ -592,13 +593,21 @@ def test_winograd_points_amplify_rounding_as_little_as_any():
     assert amplification_of(A_SHORT, G, B_SHORT) == pytest.approx(3.97, abs=0.005)
 
 
+@pytest.mark.parametrize("side, tiles", [(7, False), (8, False), (9, True)])
+def test_winograd_is_not_for_a_picture_of_four_tiles(side, tiles):
+    x, weight, _ = make(((1, side, side, 16), 16, 3, 3, 1, 1))
+    with conv2d_module.switch_winograd(False):
+        direct = FAST.conv2d(x, weight, padding=1)
+    assert (FAST.conv2d(x, weight, padding=1) != direct).any() == tiles
+
+
 @pytest.mark.parametrize(
     "case, kernels",
     [
         (((4, 14, 14, 64), 128, 3, 3, 2, 1), ("strided", "strided", "strided")),
         (((4, 14, 14, 48), 256, 3, 3, 2, 1), ("direct", "strided", "direct")),
         (((4, 14, 14, 256), 96, 3, 3, 2, 1), ("direct", "strided", "direct")),
-        (((3, 14, 14, 64), 128, 3, 3, 2, 1), ("strided", "strided", "direct")),
+        (((3, 14, 14, 64), 128, 3, 3, 2, 1), ("direct", "strided", "direct")),
         (((4, 10, 10, 64), 128, 3, 3, 2, 1), ("direct", "direct", "direct")),
         (((4, 10, 56, 64), 128, 3, 3, 2, 1), ("strided", "strided", "strided")),
         (((4, 14, 14, 64), 128, 3, 3, 2, 0), ("direct", "direct", "direct")),

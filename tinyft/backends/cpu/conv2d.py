@@ -134,22 +134,26 @@ def _shapes(name, x_shape, weight_shape, stride, padding, *, pad_c=True) -> tupl
 @functools.lru_cache(maxsize=1024, typed=True)  # 2.0 is 2, but no stride
 def _forward_way(x_shape, weight_shape, stride, padding, winograd_on) -> _Way:
     """compute(x, weight, y, epilogue). Raises: ShapeError"""
-    F, C, R, S = weight_shape
+    _, C, R, S = weight_shape
     few = C <= FEW_CHANNELS
     shapes = _shapes("conv2d", x_shape, weight_shape, stride, padding, pad_c=not few)
-    out_shape = shapes[0]
+    out_shape, full_x, _, full_out = shapes
     if few and winograd_on and winograd_stem.suits(R, stride, x_shape, out_shape):
         compute = partial(winograd_stem.forward, stride=stride, padding=padding)
     elif few:
         compute = partial(few_channels.forward, stride=stride, padding=padding)
     elif whole_maps.suits(x_shape, R, S, stride, padding):
         compute = partial(whole_maps.forward, padding=padding)
-    elif winograd_on and winograd.suits(R, S, stride, padding, out_shape):
+    elif (
+        winograd_on
+        and winograd.suits(R, S, stride, padding, out_shape)
+        and winograd.pays(out_shape)
+    ):
         compute = partial(winograd.convolve, turned=False, padding=padding)
     elif (
         winograd_on
         and winograd_strided.suits(R, S, stride, padding, out_shape)
-        and winograd_strided.pays(C, F)
+        and winograd_strided.pays(full_x[3], full_out)
     ):
         compute = partial(winograd_strided.convolve, turned=False)
     else:
@@ -193,7 +197,7 @@ def _weight_grad_way(x_shape, weight_shape, stride, padding, winograd_on) -> _Wa
     elif (
         winograd_on
         and winograd_strided.suits(R, S, stride, padding, out_shape)
-        and winograd_strided_weight_grad.pays(full_x[3], full_out)
+        and winograd_strided.pays(full_x[3], full_out)
     ):
         compute = winograd_strided_weight_grad.weight_grad
     else:

@@ -36,7 +36,8 @@ filters itself. Milliseconds, two threads of an idle AMD Zen 5 (AVX-512), batch 
     28x28, 128 -> 256                 3.72   2.49        3.82   2.70        3.95   2.59
     14x14, 256 -> 512                 3.79   2.53        3.94   2.82        4.11   2.46
 
-Fewer channels or filters do not pay for the transforms of x (`pays`), those of dout always do.
+Fewer channels or filters do not pay for the transforms of x (`pays`); those of dout do, but for a
+picture or two.
 
 Numbers that overflow: infinity spreads over a tile, 4 x 4 results or 8 x 8 pixels of dx, and over
 all 9 gradients of a filter's weights.
@@ -61,7 +62,14 @@ from tinyft.backends.cpu.items import next_item, next_start
 from tinyft.backends.cpu.simd import LANES, PANEL, REST_ROWS
 from tinyft.backends.cpu.vectors import finish_streams, vset1, vstore
 from tinyft.backends.cpu.winograd import whole_blocks
-from tinyft.backends.cpu.winograd_tiles import TILE, place_of, tiles_along, tiles_with, tiling
+from tinyft.backends.cpu.winograd_tiles import (
+    TILE,
+    place_of,
+    tile_count,
+    tiles_along,
+    tiles_with,
+    tiling,
+)
 from tinyft.backends.cpu.winograd_transforms import (
     CHANNELS,
     TILES_PER_ITEM,
@@ -84,6 +92,7 @@ ROUND_FLOATS = 1 << 20  # transformed numbers of a round (4 MiB), unless LEAST_I
 LEAST_ITEMS = 8  # of a round
 ITEM_TILES, ITEM_GRAD_TILES = 96, 64  # at most: 25 sums of a tile and filter, or 81
 SUMS_PITCH = PANEL + LINE  # floats from one tile's sums to the next
+LEAST_TILES = 16  # of the whole batch
 MUST_SAVE = 1.4  # times as many multiplications: 1.15 (10x10 pixels) are 5 to 11 % slower, 1.65 pay
 
 
@@ -101,11 +110,12 @@ def suits(R: int, S: int, stride: int, padding: int, out_shape: tuple[int, ...])
     return 9 * out_shape[1] * out_shape[2] > MUST_SAVE * products
 
 
-def pays(C: int, F: int) -> bool:
+def pays(C: int, out_shape: tuple[int, ...]) -> bool:
     """Whether so many products with each number of x are worth its transform: 32 or 256 channels
-    and 64 filters are 3 to 26 % slower.
+    and 64 filters are 3 to 26 % slower. And whether so many tiles are worth those of the filters: 4
+    tiles of 14x14 pixels are up to twice as slow.
     """
-    return C >= 64 and F >= 128
+    return C >= 64 and out_shape[3] >= 128 and tile_count(out_shape) >= LEAST_TILES
 
 
 def split_inputs(matrix: Array) -> Array:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from numpy import ndarray as Array
 
-from tinyft.backends.cpu import threads, winograd_strided
+from tinyft.backends.cpu import threads
 from tinyft.backends.cpu.compile_cache import kernel
 from tinyft.backends.cpu.gemm import multiply
 from tinyft.backends.cpu.generators import make_two_sided_transform
@@ -38,7 +38,7 @@ from tinyft.backends.cpu.winograd_strided import (
     sorted_tiles,
     transformed,
 )
-from tinyft.backends.cpu.winograd_tiles import TILE, tile_count, tiles_with
+from tinyft.backends.cpu.winograd_tiles import TILE, tiles_with
 from tinyft.backends.cpu.winograd_transforms import CHANNELS, kinds, odd_lines
 from tinyft.backends.cpu.winograd_weight_grad import (
     BLOCK_PITCH,
@@ -51,7 +51,6 @@ from tinyft.backends.cpu.winograd_weight_grad import (
     room_for,
 )
 
-LEAST_TILES = 16  # of the whole batch
 ROUND_FLOATS = 3 << 20  # transformed numbers of a round (12 MiB)
 OUTER, INNER = G_SPLIT[:SIDE].T, G_SPLIT[SIDE:].T  # of taps 0 and 2, of tap 1
 transform_output_tiles = make_transform_output_tiles(  # 4x4 pixels of dout -> 5x5
@@ -112,11 +111,6 @@ def multiply_groups(
                     out, to + a * F + b, 3 * C * F, C * F,
                 )  # fmt: skip
         item = next_item(share, items)
-
-
-def pays(C: int, out_shape: tuple[int, ...]) -> bool:
-    """Whether so many products with each number are worth their transforms."""
-    return winograd_strided.pays(C, out_shape[3]) and tile_count(out_shape) >= LEAST_TILES
 
 
 def weight_grad(dout: Array, x: Array, dweight: Array) -> None:
