@@ -105,12 +105,13 @@ def test_a_loss_that_is_no_number(tinyft, pictures, tiny, monkeypatch):
     assert done.error == "tinyft finetune: the loss is nan"
 
 
-def test_a_last_validation_that_is_no_number_is_said(tinyft, pictures, tiny, monkeypatch):
+def test_a_validation_that_is_no_number_ends_the_run(tinyft, pictures, tiny, monkeypatch):
     found = Evaluation(n=2, accuracy=0.5, loss=float("nan"))
     monkeypatch.setattr(Learner, "evaluate", lambda *_, **__: found)
     done = tinyft("finetune", pictures, *tiny)
-    assert done.code == 0
-    assert "note: the validation loss is nan, so what it predicts means nothing" in done.err
+    assert done.code == 1
+    assert "the validation after step 1 has a loss of nan (learning rates: " in done.error
+    assert "training diverged. Use a smaller learning rate" in done.error
 
 
 def test_a_mistake_of_ours_shows_its_traceback_on_request_only(tinyft, pictures, tiny, monkeypatch):

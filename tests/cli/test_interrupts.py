@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from numba.core.typing.context import BaseContext
 
+from tinyft import __main__
 from tinyft.cli.interrupts import heard, interrupt
 
 
@@ -22,6 +23,12 @@ def foreground():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+def test_while_commands_are_imported(monkeypatch, capsys):
+    monkeypatch.setattr("tinyft.cli.main.main", press)
+    assert __main__.main() == 130
+    assert capsys.readouterr().err == "tinyft: interrupted\n"
 
 
 def press():

@@ -1,6 +1,7 @@
 """`tinyft report`: the page is written, what is missing is said, errors are one line."""
 
 import json
+from pathlib import Path
 
 
 def test_the_report_of_a_run(tinyft, trained, tmp_path):
@@ -31,6 +32,11 @@ def test_what_cannot_be_done_is_one_line(tinyft, trained, tmp_path):
     assert "is no run" in tinyft("report", tmp_path).error
     assert "required: RUN" in tinyft("report").error
     done = tinyft("report", trained, "--out", tmp_path / "nowhere" / "page.html")
-    assert done.code == 1 and "nowhere/page.html: No such file" in done.error
+    assert done.code == 2 and f"there is no folder {tmp_path / 'nowhere'}" in done.error
     done = tinyft("report", trained, "--out", tmp_path)
     assert done.code == 2 and f"--out {tmp_path} is a folder; name a file in it" in done.error
+    for file in ("run.json", "learner.h5", "metrics.csv"):  # what would be lost
+        before = (Path(trained) / file).read_bytes()
+        done = tinyft("report", trained, "--out", f"{trained}/{file}")
+        assert done.code == 2 and "only a file that ends in .html or .htm is replaced" in done.error
+        assert (Path(trained) / file).read_bytes() == before

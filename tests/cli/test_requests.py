@@ -11,7 +11,10 @@ from tinyft.errors import NetworkError
     [
         ((), "COMMAND"),
         (("frobnicate",), "invalid choice: 'frobnicate'"),
-        (("finetune", "x", "--epochs", "-1"), "expected a whole number >= 0, got '-1'"),
+        (("finetune", "x", "--epochs", "-1"), "expected a whole number from 0 to 10,000, got '-1'"),
+        (("plan", "x", "--epochs", "99999999"), "from 0 to 10,000, got '99999999'"),
+        (("gradcheck", "x.py:f", "--shapes=-2x3"), "expected shapes as 2x3,4x5; got '-2x3'"),
+        (("gradcheck", "x.py:f", "--shapes", "0x3"), "expected shapes as 2x3,4x5; got '0x3'"),
         (("finetune", "x", "--epochs", "many"), "got 'many'"),
         (("finetune", "x", "--lr", "0"), "expected a number above 0, got '0'"),
         (("finetune", "x", "--lr", "nan"), "expected a number above 0, got 'nan'"),

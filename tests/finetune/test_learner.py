@@ -317,6 +317,14 @@ def test_evaluation_refuses_other_classes_and_no_pictures():
         small_learner(empty).fine_tune(1)  # before an epoch is lost
 
 
+def test_what_is_no_data_is_said_to_be_none():
+    for call in (ft.vision_learner, small_learner().evaluate):
+        with pytest.raises(TypeError, match=r"expected pictures, as ft.ImageFolder\(...\)"):
+            call("photos/")
+    with pytest.raises(TypeError, match="the first is no snapshot"):
+        ft.changed(small_learner(), ft.snapshot(small_learner()))
+
+
 def test_evaluation_of_other_pictures_is_at_the_learners_size():
     learner = small_learner()
     assert learner.evaluate(small_data(size=None)) == learner.evaluate()
@@ -414,6 +422,8 @@ def test_a_plan_of_no_epochs_is_refused():
 
 
 def test_a_group_that_does_not_exist_cannot_be_frozen():
+    with pytest.raises(ValueError, match=r"a whole number from -3 to 3; got 1\.5"):
+        small_learner().freeze_to(1.5)
     with pytest.raises(ValueError, match="from -3 to 3; got 4"):
         small_learner().freeze_to(4)
     with pytest.raises(ValueError, match="epochs should be at least 0"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import pytest
 import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
 from tinyft.backends.cpu.conv2d import switch_winograd
-from tinyft.errors import RunError
+from tinyft.errors import NonFiniteLossError, RunError
 from tinyft.finetune import run as finetune_run
+from tinyft.finetune.learner import Learner
 from tinyft.finetune.records import Evaluation
 from tinyft.finetune.resume import resume
 from tinyft.finetune.run import Run
@@ -77,6 +79,24 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     newest.write_bytes(newest.read_bytes()[:1000])
     *_, start, notices = resume(tmp_path / "cut", small_data())
     assert start == 3 and "cannot be read" in notices[0]
+
+
+def test_a_checkpoint_of_another_network_is_passed_over(tmp_path):
+    interrupted(tmp_path / "cut", 5)
+    other = small_learner(head="linear")
+    Run.create(tmp_path / "other").checkpoint(other)
+    newest = sorted((tmp_path / "cut" / "checkpoints").glob("*.h5"))[-1]
+    shutil.copy(tmp_path / "other" / "checkpoints" / "000000.h5", newest)
+    notices = resume(tmp_path / "cut", small_data())[-1]
+    assert f"{newest.name} is not of this run (the state is of another network" in notices[0]
+
+
+def test_a_missing_folder_of_checkpoints_is_made_again(tmp_path):
+    interrupted(tmp_path / "cut", 2)
+    shutil.rmtree(tmp_path / "cut" / "checkpoints")
+    learner, plan, run, start, _ = resume(tmp_path / "cut", small_data())
+    learner.execute(plan, observers=[run], start=start)
+    assert checkpoints(tmp_path / "cut")
 
 
 def test_without_a_checkpoint_a_run_starts_anew(tmp_path):
@@ -232,10 +252,11 @@ def test_a_folder_in_which_a_run_never_began_is_taken(tmp_path):
         small_learner().fine_tune(1, out=tmp_path / "run")
 
 
-def test_an_epoch_whose_loss_is_no_number_is_not_the_best(tmp_path):
-    run = Run.create(tmp_path / "run")
-    assert run._is_best(Evaluation(9, 0.1, 2.0))
-    assert not run._is_best(Evaluation(9, 0.9, float("nan")))
+def test_a_run_ends_at_a_validation_whose_loss_is_no_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(Learner, "evaluate", lambda *_, **__: Evaluation(9, 0.9, float("inf")))
+    with pytest.raises(NonFiniteLossError, match="after step 2 has a loss of inf"):
+        small_learner().fine_tune(1, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "best.h5").exists()
 
 
 def test_what_a_run_leaves(tmp_path):

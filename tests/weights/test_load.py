@@ -211,6 +211,8 @@ def test_an_architecture_that_is_not_the_files(arrays, weights, tmp_path):
     with pytest.raises(WeightsError, match="does not fit resnet18"):
         load_weights(path, arch="resnet18")
     save_weights(tmp_path / "a.h5", weights)
+    with pytest.raises(WeightsError, match=r"^resnet10s is a resnet10s, not a resnet50$"):
+        load_weights("resnet10s", arch="resnet50")  # nothing about a file that comes with tinyft
     with pytest.raises(WeightsError, match="holds a cifar_resnet20, not a resnet18"):
         load_weights(tmp_path / "a.h5", arch="resnet18")
 

@@ -124,10 +124,29 @@ def test_the_root_may_have_any_name_and_the_members_may_be_deflated():
 
 def test_wrong_checksums_are_what_torch_may_write():
     data = state_dict_zip({"w": TWELVE})
+    for member in ("data/0", "data.pkl"):
+        data = with_wrong_checksum(data, member)
+    assert np.array_equal(read(data)["w"], TWELVE)
+
+
+def test_one_wrong_checksum_is_damage():
+    with pytest.raises(WeightsError, match="storage 0 does not have its checksum"):
+        read(with_wrong_checksum(state_dict_zip({"w": TWELVE}), "data/0"))
+
+
+def with_wrong_checksum(data, member):
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        checksum = struct.pack("<I", archive.getinfo("archive/data/0").CRC)
+        checksum = struct.pack("<I", archive.getinfo(f"archive/{member}").CRC)
     assert data.count(checksum) == 2
-    assert np.array_equal(read(data.replace(checksum, b"\1\2\3\4"))["w"], TWELVE)
+    return data.replace(checksum, b"\1\2\3\4")
+
+
+def test_a_member_outside_the_file_is_refused():
+    data = bytearray(state_dict_zip({"w": TWELVE}))
+    directory = data.index(b"PK\1\2")
+    data[directory + 42 : directory + 46] = b"\xff\xff\xff\x7f"  # where the first member begins
+    with pytest.raises(WeightsError, match="claims to lie outside the file"):
+        read(bytes(data))
 
 
 def test_old_and_wrapped_rebuilders():

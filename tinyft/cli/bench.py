@@ -127,6 +127,9 @@ def _check_request(args: argparse.Namespace) -> None:
             raise RequestError(f"--{option} is for --{kind}")
     if args.all and (args.frozen or args.accuracy):
         raise RequestError("--all is not for photos; name one network with --arch")
+    for photos in (args.frozen, args.accuracy):
+        if photos and not Path(photos).is_dir():
+            raise RequestError(f"{photos} is no folder of photos")
 
 
 def _run_on_gpu(args: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyft.cli.failures import RequestError
-from tinyft.cli.options import add_backend, open_folder
+from tinyft.cli.options import PAGES, add_backend, expect_replaceable, open_folder
 from tinyft.cli.output import json_result, result, say
 from tinyft.cli.parser import add_command, add_json
 from tinyft.errors import DataError
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError(
             f"{args.before} is no run; to compare two files give both: tinyft diff A.h5 B.h5"
         )
+    expect_replaceable("--html", args.html, PAGES)
     data, notices = _data(args)
     if args.after is None:
         snapshots, missing = of_run(args.before)

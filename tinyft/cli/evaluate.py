@@ -97,6 +97,8 @@ def _names_from_folder(weights: Weights, path: str | None) -> list[str]:
     names = sorted({name for part in parts for name in scan_part(part).pictures})
     if weights.classes and set(names) <= set(weights.classes):
         return weights.classes
+    if not weights.num_classes:
+        raise RequestError("these weights have no classifier (fc.weight and fc.bias), only a body")
     if len(names) != weights.num_classes:
         raise RequestError(
             f"{path} has {len(names)} classes and the weights tell {weights.num_classes} apart: "

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import re
 import shlex
 import signal
@@ -131,18 +130,16 @@ def _report(args: argparse.Namespace, learner: Learner, training: Run) -> None:
             f"accuracy {percent(last.accuracy)}, loss {last.loss:.4f} on {last.n} pictures after "
             f"{duration(training.seconds)}; saved in {one_line(str(training.path))}"
         )
-    if not math.isfinite(last.loss):
-        say(
-            f"note: the validation loss is {last.loss}, so what it predicts means nothing; start a "
-            "new run with a smaller --lr (a tenth is a good try)"
-        )
     if compared := comparison(learner.history, last.accuracy, len(learner.classes)):
         say(compared)
     run = str(training.path)
     say("\nnext, what it says of a picture, all of the run on one page, and one step taken apart:")
-    say(f"  {shlex.join(['tinyft', 'predict', run, str(learner.data.source('valid', 0))])}")
-    say(f"  {shlex.join(['tinyft', 'report', run])}")
-    say(f"  {shlex.join(['tinyft', 'inspect', run, '--step', str(learner.step // 2)])}")
+    for command in (
+        ["predict", run, str(learner.data.source("valid", 0))],
+        ["report", run],
+        ["inspect", run, "--step", str(learner.step // 2)],
+    ):
+        say(f"  {one_line(shlex.join(['tinyft', *command]))}")
 
 
 # ------------------------------------------------------------------------------- the run's folder

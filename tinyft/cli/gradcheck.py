@@ -57,7 +57,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def _add_shapes(parser: Parser) -> None:
     def shapes(text: str) -> list[tuple[int, ...]]:
         try:
-            return [tuple(int(n) for n in shape.split("x")) for shape in text.split(",")]
+            found = [tuple(int(n) for n in shape.split("x")) for shape in text.split(",")]
+            if all(n > 0 for shape in found for n in shape):
+                return found
+            raise ValueError
         except ValueError:
             raise argparse.ArgumentTypeError(f"expected shapes as 2x3,4x5; got {text!r}") from None
 

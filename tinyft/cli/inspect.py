@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tinyft.cli import why
 from tinyft.cli.display import has_terminal
 from tinyft.cli.failures import RequestError
+from tinyft.cli.options import GRAPHS, PAGES, expect_replaceable
 from tinyft.cli.output import json_result, result, say
 from tinyft.cli.parser import add_command, add_json, whole
 
@@ -50,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     explains = why.asked(args)
     if args.html and args.dot and Path(args.html).resolve() == Path(args.dot).resolve():
         raise RequestError(f"--html and --dot would both be written to {args.html}; name two files")
+    expect_replaceable("--html", args.html, PAGES)
+    expect_replaceable("--dot", args.dot, GRAPHS)
     say(f"making step {args.step} of {args.run_folder} again")
     moment = Moment.of_run(args.run_folder, args.step)
     args.working = True

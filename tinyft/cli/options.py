@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyft.cli import sample
-from tinyft.cli.failures import naming
+from tinyft.cli.failures import RequestError, naming
 from tinyft.cli.output import one_line, say
 from tinyft.cli.parser import Parser, device, fraction, positive, whole
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 DATA = ("size", "batch_size", "augment", "seed", "valid_fraction", "on_error")
 LEARNER = ("arch", "weights", "head", "bn", "seed")
+MOST_EPOCHS = 10_000  # a plan has a rate for each step
 RECIPE = ("epochs", "freeze_epochs", "lr")
+PAGES, GRAPHS = (".html", ".htm"), (".dot", ".gv")  # how files end that may be replaced
 
 
 def add_training_options(parser: Parser) -> None:
@@ -34,11 +36,16 @@ def add_training_options(parser: Parser) -> None:
     add = parser.add_argument_group("recipe").add_argument
     add(
         "--epochs",
-        type=whole(0),
+        type=whole(0, MOST_EPOCHS),
         metavar="N",
         help="epochs of the whole network (3; of the sample 9)",
     )
-    add("--freeze-epochs", type=whole(0), metavar="N", help="epochs of the head alone, first (1)")
+    add(
+        "--freeze-epochs",
+        type=whole(0, MOST_EPOCHS),
+        metavar="N",
+        help="epochs of the head alone, first (1)",
+    )
     add("--lr", type=positive, metavar="RATE", help="learning rate of the head (0.002)")
 
 
@@ -76,6 +83,24 @@ def add_backend(parser: Parser) -> None:
         metavar="NAME",
         help="cpu: Numba; reference: plain NumPy; gpu, gpu:1: CuPy (auto: gpu if it works, or cpu)",
     )
+
+
+def expect_replaceable(option: str, file: str | None, suffixes: tuple[str, ...]) -> None:
+    """Raises: RequestError for a file that cannot be written, or that would take the place of
+    another kind of file: a run's own, or a picture
+    """
+    if file is None:
+        return
+    path = Path(file)
+    if path.is_dir():
+        raise RequestError(f"{option} {file} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise RequestError(f"{option} {file}: there is no folder {path.parent}")
+    if path.exists() and path.suffix.lower() not in suffixes:
+        raise RequestError(
+            f"{option} {file} exists, and only a file that ends in {' or '.join(suffixes)} is "
+            "replaced; choose another name"
+        )
 
 
 def given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:

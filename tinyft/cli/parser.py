@@ -46,16 +46,17 @@ def add_json(parser: Parser) -> None:
     )
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """Parses a whole number that is not less than `least`."""
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Parses a whole number that is not less than `least`, nor more than `most`."""
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number >= {least}, got {text!r}")
+        if value < least or (most is not None and value > most):
+            limits = f">= {least}" if most is None else f"from {least} to {most:,}"
+            raise argparse.ArgumentTypeError(f"expected a whole number {limits}, got {text!r}")
         return value
 
     return parse

@@ -6,10 +6,8 @@ Next: tinyft/cli/gradcheck.py
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from tinyft.cli.failures import RequestError
-from tinyft.cli.options import add_backend
+from tinyft.cli.options import PAGES, add_backend, expect_replaceable
 from tinyft.cli.output import json_result, one_line, result, say
 from tinyft.cli.parser import add_command, add_json
 
@@ -34,8 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from tinyft.inspection.run_files import RunFiles
     from tinyft.inspection.trace_text import size
 
-    if args.out and Path(args.out).is_dir():
-        raise RequestError(f"--out {args.out} is a folder; name a file in it")
+    expect_replaceable("--out", args.out, PAGES)
     found = RunFiles.read(args.run_folder, device=args.backend or "auto")
     for reason in found.missing.values():
         say(f"note: {one_line(reason)}")

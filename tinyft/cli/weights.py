@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinyft.cli.failures import RequestError, naming
-from tinyft.cli.output import json_result, one_line, result
+from tinyft.cli.output import json_result, one_line, result, say
 from tinyft.cli.parser import add_command, add_json
 
 if TYPE_CHECKING:
@@ -145,6 +145,8 @@ def export(args: argparse.Namespace) -> int:
     with naming(args.source):
         weights = load_weights(args.source)
     args.working = True
+    if any(name.startswith("head.") and "head.linear." not in name for name in weights.arrays):
+        say("note: head.* are tinyft's own layers; torchvision has a linear one, fc, there")
     export_safetensors(weights, args.out)
     result(f"{args.out}: {_describe(weights)}")
     return 0
@@ -175,10 +177,12 @@ def verify_file(args: argparse.Namespace) -> int:
 
 
 def _check_out(args: argparse.Namespace, suffixes: tuple[str, ...], what: str) -> None:
-    """Raises: RequestError for another suffix, or for the source itself"""
+    """Raises: RequestError for another suffix, no such folder, or the source itself"""
     out = Path(args.out)
     if out.suffix.lower() not in suffixes:
         raise RequestError(f"{what}, so its name should end in {suffixes[0]}; got {args.out}")
+    if not out.parent.is_dir():
+        raise RequestError(f"{args.out}: there is no folder {out.parent}")
     if out.exists() and Path(args.source).exists() and out.samefile(args.source):
         raise RequestError(f"{args.out} is the file to be read; choose another name")
 

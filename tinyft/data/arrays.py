@@ -51,11 +51,13 @@ class ImageArrays(PictureData):
         pairs = {"train": train, "valid": valid}
         for split, pair in pairs.items():
             _check_pictures(split, *_two(split, pair))
-        labels = {split: np.asarray(pair[1]).astype(np.int64) for split, pair in pairs.items()}
+        given = {split: np.asarray(pair[1]) for split, pair in pairs.items()}
         if classes is None:
-            classes = [str(label) for label in range(labels["train"].max(initial=-1) + 1)]
+            count = int(given["train"].max()) + 1 if given["train"].size else 0
+            classes = [str(label) for label in range(count)]
         for split in pairs:
-            _check_labels(split, labels[split], classes)
+            _check_labels(split, given[split], classes)
+        labels = {split: array.astype(np.int64) for split, array in given.items()}
         self._pictures = {split: pair[0] for split, pair in pairs.items()}
         super().__init__(
             classes,

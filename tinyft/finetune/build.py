@@ -18,6 +18,7 @@ from tinyft.errors import DataError, WeightsError
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.optim import SGD, Adam, Optimizer
 from tinyft.finetune.run import settings_of
+from tinyft.finetune.schedule import expect_number
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import build
@@ -55,13 +56,14 @@ def vision_learner(
 
     Pretrained weights are frozen at first, so that only the head trains; see `unfreeze`.
 
-    Raises: ValueError for an unknown name or a `dropout` that the head has no place for; DataError
-    for fewer than two classes; WeightsError for an `arch` or id without published weights, or a
-    file that does not fit; NetworkError if they cannot be fetched; OSError
+    Raises: ValueError for an unknown name or a `dropout` that the head has no place for; TypeError
+    for data that is none; DataError for fewer than two classes; WeightsError for an `arch` or id
+    without published weights, or a file that does not fit; NetworkError if they cannot be fetched;
+    OSError
     Source: fastai 2.8.12 `vision_learner`
     """
     arguments = _checked(locals())
-    _expect_classes(data)
+    _expect_data(data)
     network, preprocess, facts = _network(arch, arguments["weights"], seed)
     if isinstance(head, str):
         facts |= {"head": head, "arguments": _plain(arguments)}
@@ -79,8 +81,14 @@ def vision_learner(
     return learner
 
 
-def _expect_classes(data: PictureData) -> None:
-    """Raises: DataError for fewer than two, of which there is nothing to tell apart"""
+def _expect_data(data: PictureData) -> None:
+    """Raises: TypeError for a path, for example; DataError for fewer than two classes, of which
+    there is nothing to tell apart
+    """
+    if not isinstance(data, PictureData):
+        raise TypeError(
+            f"expected pictures, as ft.ImageFolder(...) or ft.ImageArrays(...); got {data!r:.60}"
+        )
     if data.num_classes < 2:
         raise DataError(
             f"training needs at least two classes; found only {', '.join(data.classes)}"
@@ -101,6 +109,8 @@ def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
     dropout, head, weights = arguments["dropout"], arguments["head"], arguments["weights"]
     if not isinstance(head, Module) and head not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)}, or a Module; got {head!r}")
+    if dropout is not None:
+        expect_number("dropout", dropout, 1)
     if dropout is not None and head != "fastai":
         kind = repr(head) if isinstance(head, str) else "a Module of your own"
         raise ValueError(
@@ -124,9 +134,10 @@ def published_learner(weights: Weights, classes: list[str], *, device: str = "au
     """
     count = len(weights.arrays["fc.bias"]) if "fc.bias" in weights.arrays else 0
     if count == 0 or count != len(classes):
+        expected = f"one for {len(classes)} classes" if classes else "one"
         raise WeightsError(
-            f"expected a classifier of {len(classes)} classes, and the weights have "
-            f"{f'one of {count}' if count else 'none (no fc.weight and fc.bias)'}"
+            f"the weights have {f'a classifier of {count} classes' if count else 'no classifier'} "
+            f"(fc.weight and fc.bias); expected {expected}"
         )
     body = cut(build(weights.arch, seed=None))
     attach(body, HEADS["linear"](body.num_features, count))

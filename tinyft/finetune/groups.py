@@ -17,6 +17,7 @@ Next: tinyft/finetune/optim.py
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tinyft.nn.layers import BatchNorm
@@ -93,6 +94,12 @@ def norm_switches(bn: str, in_body: bool) -> tuple[str, bool]:
     """
     # differs from fastai: "frozen" is not among its choices
     return ("running", False) if bn == "frozen" and in_body else ("batch", True)
+
+
+def rates_in_words(groups: list[Group], rates: Sequence[float]) -> str:
+    """ "learning rates: layer3+layer4 1.00e-04, head 1.00e-03" """
+    pairs = zip(groups, rates, strict=True)
+    return "learning rates: " + ", ".join(f"{group.name} {lr:.2e}" for group, lr in pairs)
 
 
 def freeze_to(

@@ -17,7 +17,8 @@ import numpy as np
 from tinyft import backends
 from tinyft.data.loader import Batch, PictureData
 from tinyft.data.prepare import prepare
-from tinyft.errors import DataError
+from tinyft.errors import DataError, NonFiniteLossError
+from tinyft.finetune.groups import rates_in_words
 from tinyft.finetune.records import Evaluation, Prediction
 from tinyft.nn.fold import fold
 from tinyft.nn.module import Module
@@ -26,6 +27,8 @@ from tinyft.tensor import Tensor, no_grad
 if TYPE_CHECKING:
     from tinyft.finetune.feature_cache import FeatureCache
     from tinyft.finetune.learner import Learner
+
+REMEDY = "Use a smaller learning rate (a tenth is a good try)"
 
 
 def evaluate(learner: Learner, data: PictureData, cache: FeatureCache | None = None) -> Evaluation:
@@ -53,8 +56,24 @@ def evaluate(learner: Learner, data: PictureData, cache: FeatureCache | None = N
     return Evaluation(data.n_valid, right / data.n_valid, loss / data.n_valid)
 
 
+def expect_finite(learner: Learner, found: Evaluation) -> None:
+    """Raises: NonFiniteLossError for a validation in training whose loss is no number"""
+    if not np.isfinite(found.loss):
+        rates = rates_in_words(learner.groups, [group.lr for group in learner.groups])
+        raise NonFiniteLossError(
+            f"the validation after step {learner.step - 1} has a loss of {found.loss} ({rates}): "
+            f"training diverged. {REMEDY}, and start anew"
+        )
+
+
 def expect_judgeable(learner: Learner, data: PictureData) -> None:
-    """Raises: DataError if there are no validation pictures, or of other classes"""
+    """Raises: TypeError for what is no data; DataError if there are no validation pictures, or of
+    other classes
+    """
+    if not isinstance(data, PictureData):
+        raise TypeError(
+            f"expected pictures, as ft.ImageFolder(...) or ft.ImageArrays(...); got {data!r:.60}"
+        )
     if data.classes != learner.classes:
         raise DataError(
             f"the learner knows the classes {', '.join(learner.classes)}, the pictures have "

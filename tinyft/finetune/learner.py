@@ -21,8 +21,8 @@ from tinyft.errors import DataError, NonFiniteLossError, ShapeError
 from tinyft.finetune.describe import Description, describe
 from tinyft.finetune.feature_cache import FeatureCache, cacheable_bytes
 from tinyft.finetune.forecast import Forecast, forecast
-from tinyft.finetune.groups import BN_PRESETS, freeze_to, layer_groups
-from tinyft.finetune.judge import evaluate, predict
+from tinyft.finetune.groups import BN_PRESETS, freeze_to, layer_groups, rates_in_words
+from tinyft.finetune.judge import REMEDY, evaluate, expect_finite, predict
 from tinyft.finetune.lr_find import LrFinding, lr_find
 from tinyft.finetune.norms import UpdateMeasure, UpdateSums, group_records
 from tinyft.finetune.optim import Adam
@@ -127,8 +127,10 @@ class Learner:
         Raises: ValueError for a group that is not there
         """
         n = len(self.groups)
-        if not -n <= first_trainable <= n:
-            raise ValueError(f"first_trainable should be from {-n} to {n}; got {first_trainable}")
+        if not isinstance(first_trainable, int | np.integer) or not -n <= first_trainable <= n:
+            raise ValueError(
+                f"first_trainable should be a whole number from {-n} to {n}; got {first_trainable}"
+            )
         if first_trainable < 0:
             first_trainable += n
         stale = self.trained if stale_gradients else frozenset()
@@ -317,8 +319,8 @@ class Learner:
         `self.updates`, which costs a few percent of a step.
         `start` continues a plan whose first steps were made before, with the state that they left
         behind.
-        Raises: NonFiniteLossError, RunError if a frozen tensor moved, ValueError if the learner was
-        changed since the plan was made
+        Raises: NonFiniteLossError for a loss, also of a validation, that is no number; RunError if
+        a frozen tensor moved; ValueError if the learner was changed since the plan was made
         """
         self._own_data()
         expect_unchanged(self, plan, start)
@@ -374,6 +376,7 @@ class Learner:
             if in_epoch == phase.steps_per_epoch - 1:
                 self.read_losses()
                 record.validation = self.validation = self.evaluate(cache=cache)
+                expect_finite(self, record.validation)
                 self.epoch += 1
             if i == phase.steps - 1:
                 record.proof = prove(self.phase_digests, self.model, expected)
@@ -458,11 +461,10 @@ class Learner:
                 np.isfinite(backends.host(a)).all() for a in self.model.state_dict().values()
             ):
                 outcome = "the weights were spoilt by an earlier step, go on from a copy"
-        pairs = zip(self.groups, wrong.rates, strict=True)
-        rates = ", ".join(f"{group.name} {lr:.2e}" for group, lr in pairs)
+        rates = rates_in_words(self.groups, wrong.rates)
         raise NonFiniteLossError(
-            f"the loss of step {wrong.step} is {wrong.value} (learning rates: {rates}); {outcome}. "
-            "Use a smaller learning rate (a tenth is a good try), or look at this step's pictures"
+            f"the loss of step {wrong.step} is {wrong.value} ({rates}); {outcome}. {REMEDY}, or "
+            "look at this step's pictures"
         )
 
     # ------------------------------------------------------------------------------------- using it

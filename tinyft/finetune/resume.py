@@ -40,6 +40,7 @@ def resume(
     learner, plan, start, notices, progress = recreate(path, data, device=device)
     if not progress:
         notices.append("no checkpoint: the run starts anew")
+    (path / "checkpoints").mkdir(exist_ok=True)  # some programs do not copy empty folders
     _drop_unfinished_files(path)
     run = Run(path, description["settings"], **progress)
     _cut_metrics(path / "metrics.csv", learner.step)
@@ -143,7 +144,11 @@ def _restore_newest(
             notices.append(f"{checkpoint.name} cannot be read ({error}); an older one is tried")
             continue
         values = json.loads(texts["state"])
-        restore(learner, arrays, values)
+        try:
+            restore(learner, arrays, values)
+        except RunError as error:
+            notices.append(f"{checkpoint.name} is not of this run ({error}); an older one is tried")
+            continue
         return {
             "best_accuracy": values["best_accuracy"],
             "seconds_before": values["seconds"],

@@ -16,7 +16,6 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import time
@@ -36,7 +35,7 @@ from tinyft.finetune.state import capture
 if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner
     from tinyft.finetune.plan import Plan
-    from tinyft.finetune.records import Evaluation, StepRecord
+    from tinyft.finetune.records import StepRecord
 
 CHECKPOINT = "tinyft-checkpoint"
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -100,7 +99,7 @@ class Run:
         if due or self.stop_requested:  # what a checkpoint has behind it must be in metrics.csv
             learner.read_losses()
         self._append(record)
-        if record.validation and self._is_best(record.validation):
+        if record.validation and record.validation.accuracy > self.best_accuracy:
             self.best_accuracy = record.validation.accuracy
             save(
                 learner, self.path / "best.h5", training=f"epoch {record.epoch} of {self.path.name}"
@@ -109,9 +108,6 @@ class Run:
             self.checkpoint(learner, keep=record.validation is not None)
         if self.stop_requested:
             raise KeyboardInterrupt
-
-    def _is_best(self, found: Evaluation) -> bool:
-        return found.accuracy > self.best_accuracy and math.isfinite(found.loss)
 
     def end(self, learner: Learner) -> None:
         """Save the learner, and say in run.json that the run is complete."""

@@ -60,10 +60,10 @@ def restore(learner: Learner, arrays: Arrays, values: dict[str, Any]) -> None:
     Raises: RunError if the state is of another network or optimizer
     """
     model, found = learner.model.state_dict(), model_arrays(arrays)
-    if set(found) != set(model):
-        raise RunError(
-            f"the state is of another network; they differ in {sorted(set(found) ^ set(model))}"
-        )
+    shapes, came = ({(n, a.shape) for n, a in state.items()} for state in (model, found))
+    if came != shapes:
+        differing = sorted({name for name, _ in came ^ shapes})
+        raise RunError(f"the state is of another network; they differ in {', '.join(differing)}")
     for name, array in model.items():
         backends.assign(array, found[name])
     learner.losses = Losses()

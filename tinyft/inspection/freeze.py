@@ -72,8 +72,10 @@ def changed(before: Before, model: Module | Learner, optimizer: Optimizer | None
     multiple of itself) or was carried on by momentum. An optimizer, or a learner with its own,
     knows what it did in its last step: then a mixture is told apart, and a weight that somebody
     else wrote into is "unknown".
-    Raises: WeightsError if the tensors are not the same ones
+    Raises: WeightsError if the tensors are not the same ones; TypeError if `before` is no snapshot
     """
+    if not isinstance(before, Before):
+        raise TypeError(f"changed(snapshot, model): the first is no snapshot but {before!r:.60}")
     if isinstance(model, Learner):
         model, optimizer = model.model, optimizer or model.optimizer
     after = {name: backends.host(array) for name, array in model.state_dict().items()}

@@ -42,11 +42,15 @@ def load_weights(
     looks_like_a_path = not isinstance(source, str) or path.suffix in _SUFFIXES
     if path.is_file() or looks_like_a_path:  # a folder may be called resnet18
         return read_weights(path, **options)
-    path = fetch(find(source))
+    entry = find(source)
+    path = fetch(entry)
+    if arch not in (None, entry.arch):
+        raise WeightsError(f"{source} is a {entry.arch}, not a {arch}")
     try:
         return read_weights(path, **options)
     except WeightsError as error:
-        raise WeightsError(f"{error} ({path}; fetched anew once it is deleted)") from error
+        anew = "" if entry.bundled_file else f" ({path}; fetched anew once it is deleted)"
+        raise WeightsError(f"{error}{anew}") from error
 
 
 def export_safetensors(weights: Weights, path: str | os.PathLike[str]) -> None:

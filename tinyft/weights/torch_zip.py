@@ -8,6 +8,7 @@
 
 ``<root>`` is the name that the file had when it was saved.  Stored members are read at their offset
 rather than through ``zipfile``, which insists on checksums that torch can be told not to compute.
+Where the pickle has a right one, so have all others, or the file is damaged.
 
 Next: tinyft/weights/torch_legacy.py
 """
@@ -18,6 +19,7 @@ import io
 import os
 import struct
 import zipfile
+import zlib
 from typing import BinaryIO
 
 from tinyft.errors import WeightsError
@@ -39,14 +41,23 @@ class ZipFile:
         self.members = _members(file)
         self.root = self._find_root()
         self.byte_order = self._find_byte_order()
-        stream = io.BytesIO(self._read_small("data.pkl", LARGEST_PICKLE))
+        data = self._read_small("data.pkl", LARGEST_PICKLE)
+        self.has_checksums = zlib.crc32(data) == self.members[self.root + "data.pkl"].CRC
+        stream = io.BytesIO(data)
         scan(stream, ignore_unknown)
         stream.seek(0)
         self.content = execute(stream, self._storage)
 
     def read(self, storage: Storage) -> bytes:
         """The bytes of one storage."""
-        return self._read_member(self.members[f"{self.root}data/{storage.key}"])
+        member = self.members[f"{self.root}data/{storage.key}"]
+        data = self._read_member(member)
+        if self.has_checksums and zlib.crc32(data) != member.CRC:
+            raise WeightsError(
+                f"storage {storage.key[:40]} does not have its checksum: the file is damaged; get "
+                "it again"
+            )
+        return data
 
     def _storage(self, identity: object) -> Storage:
         """The storage of a persistent id, once the file has as many bytes as it promises."""
@@ -114,6 +125,8 @@ def _members(file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
     for member in members:
         if member.compress_type == zipfile.ZIP_STORED and member.file_size > size:
             raise WeightsError(f"{member.filename[:80]!r} claims to be larger than the file")
+        if not 0 <= member.header_offset < size:
+            raise WeightsError(f"{member.filename[:80]!r} claims to lie outside the file")
     total = sum(member.file_size for member in members)
     if total > size * _LARGEST_INFLATION + _ALWAYS_ALLOWED:
         raise WeightsError(f"a zip of {size:,} bytes that unpacks to {total:,} is refused")
