@@ -196,13 +196,13 @@ def test_a_helped_step(monkeypatch, capsys):
     asked = []
 
     @contextlib.contextmanager
-    def helped(*case):
-        asked.append(case)
+    def helped(*case, optimizer):
+        asked.append((*case, optimizer))
         yield
 
     monkeypatch.setattr(bench_processes, "helped", helped)
     bench_processes.child(bench_processes.HELPED, "cifar_resnet20", "2", "32", "2", "1")
-    assert asked == [("cpu", "cifar_resnet20", 2, 32)]
+    assert asked == [("cpu", "cifar_resnet20", 2, 32, "momentum")]
     assert int(capsys.readouterr().out) > 10 << 20
 
 

@@ -31,7 +31,7 @@ def child(side: str, arch: str, batch_size: str, size: str, threads: str, steps:
     """Run by a new process: some training steps of one side, then its peak memory in bytes."""
     case = Case(arch, int(batch_size), int(size))
     if side == HELPED:
-        with helped("cpu", arch, case.batch_size, case.size):
+        with helped("cpu", arch, case.batch_size, case.size, optimizer="momentum"):
             our_side(case, "training")()
         steps = "0"
     elif side == OURS:

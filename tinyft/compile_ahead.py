@@ -6,7 +6,7 @@ forward pass first. Meanwhile a helper calls those of the backward pass, with ze
 shapes: there, a call compiles and does not compute. The step goes through the backward pass from
 the last layer to the first, so the helper does it the other way round, and they meet in the middle;
 it begins with kernels that the forward pass will want later. What both want at the same time, one
-compiles and the other waits for.
+compiles; the step waits for it, the helper goes on to the next.
 
 Next: tinyft/compile_gradients.py
 """
@@ -23,19 +23,21 @@ from collections.abc import Iterator
 # The helper imports what we import: `-c` alone would look into the current folder first. It ends
 # when its stdin does, and so when this process ends in any way.
 CHILD = (
-    "import sys; sys.path[:] = sys.argv[4:];"
-    "from tinyft.compile_ahead import child; child(*sys.argv[1:4])"
+    "import sys; sys.path[:] = sys.argv[5:];"
+    "from tinyft.compile_ahead import child; child(*sys.argv[1:5])"
 )
 MARK = "TINYFT_COMPILES_AHEAD"  # in a helper's environment: it starts no other
 
 
 @contextlib.contextmanager
-def helped(device: str, arch: str, batch_size: int, size: int) -> Iterator[None]:
-    """Within this block a helper compiles the kernels of the backward pass of `arch`, if this
-    device wants kernels, none of these are kept yet but can be, and more than one thread is to
-    compute.
+def helped(
+    device: str, arch: str, batch_size: int, size: int, optimizer: str = "adam"
+) -> Iterator[None]:
+    """Within this block a helper compiles the kernels of the backward pass of `arch` and of the
+    optimizer (adam, momentum), if this device wants kernels, none of these are kept yet but can be,
+    and more than one thread is to compute.
     """
-    helper = _start(arch, batch_size, size) if _wanted(device) else None
+    helper = _start(arch, str(batch_size), str(size), optimizer) if _wanted(device) else None
     try:
         yield
     finally:
@@ -60,14 +62,13 @@ def _wanted(device: str) -> bool:
     return not compile_cache.is_kept(batch_norm.differentiate_by_batch)
 
 
-def _start(arch: str, batch_size: int, size: int) -> subprocess.Popen | None:
+def _start(*arguments: str) -> subprocess.Popen | None:
     """The helper; None where there is no Python to start, or no other program may be started."""
     if not sys.executable or getattr(sys, "frozen", False):
         return None
-    arguments = [sys.executable, "-c", CHILD, arch, str(batch_size), str(size), *sys.path]
     with contextlib.suppress(OSError):
         helper = subprocess.Popen(
-            arguments,
+            [sys.executable, "-c", CHILD, *arguments, *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -79,14 +80,15 @@ def _start(arch: str, batch_size: int, size: int) -> subprocess.Popen | None:
     return None
 
 
-def child(arch: str, batch_size: str, size: str) -> None:
+def child(arch: str, batch_size: str, size: str, optimizer: str) -> None:
     """What the helper does."""
     threading.Thread(target=_end_with_stdin, daemon=True).start()
-    from tinyft.backends.cpu import threads
+    from tinyft.backends.cpu import routines, threads
     from tinyft.compile_gradients import call_gradients
 
+    routines.load_all()  # which the kernels of both processes call
     threads.only_compile()
-    call_gradients(arch, int(batch_size), int(size))
+    call_gradients(arch, int(batch_size), int(size), optimizer)
 
 
 def _end_with_stdin() -> None:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft import backends
-from tinyft.backends.cpu import routines
 from tinyft.nn import BatchNorm, Conv2d, Module, build
 from tinyft.nn.summary import forward_nodes
 
@@ -26,11 +25,10 @@ class Call(NamedTuple):
     has_residual: bool
 
 
-def call_gradients(arch: str, batch_size: int, size: int) -> None:
-    """What the backward pass of a network's body and Adam call, with zeros, each kind of layer
-    once.
+def call_gradients(arch: str, batch_size: int, size: int, optimizer: str) -> None:
+    """What the backward pass of a network's body and the optimizer call, with zeros, each kind of
+    layer once.
     """
-    routines.load_all()  # which the kernels of both processes call
     calls = _calls(arch, batch_size, size)
     convolutions = [call for call in calls if isinstance(call.layer, Conv2d)]
     # What the forward pass will want late, too: kernels for strides.
@@ -48,7 +46,7 @@ def call_gradients(arch: str, batch_size: int, size: int) -> None:
     for call in calls:
         if isinstance(call.layer, BatchNorm):
             _call_norm_grad(call)
-    _call_adam(convolutions[0].layer.weight.data)
+    _call_optimizer(optimizer, convolutions[0].layer.weight.data)
 
 
 def _calls(arch: str, batch_size: int, size: int) -> list[Call]:
@@ -93,9 +91,13 @@ def _call_pool_grad(call: Call) -> None:
     backend.max_pool2d_grad(call.dout, place, call.x.shape, **window)
 
 
-def _call_adam(weight: Array) -> None:
-    backend = backends.get("cpu")
-    gradient, average, average_square = (np.zeros_like(weight) for _ in range(3))
-    rates = {"lr": 0.0, "momentum": 0.9, "square_momentum": 0.99, "weight_decay": 0.0}
+def _call_optimizer(optimizer: str, weight: Array) -> None:
+    backend, rates = backends.get("cpu"), {"lr": 0.0, "momentum": 0.9, "weight_decay": 0.0}
+    gradient, *state = (np.zeros_like(weight) for _ in range(3))
     with backend.measured(weight, gradient):
-        backend.adam_step(weight, gradient, average, average_square, step=1, eps=1e-5, **rates)
+        if optimizer == "adam":
+            backend.adam_step(
+                weight, gradient, *state, step=1, square_momentum=0.99, eps=1e-5, **rates
+            )
+        else:
+            backend.sgd_step(weight, gradient, state[0], **rates)

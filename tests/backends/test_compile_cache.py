@@ -160,6 +160,18 @@ def test_a_process_that_does_not_go_on_is_waited_for_in_vain(monkeypatch, tmp_pa
     ours._unlock(file)
 
 
+def test_who_compiles_ahead_waits_for_nobody(monkeypatch, tmp_path):
+    file, ours, theirs = tmp_path / "k.bin", *(compile_cache.KernelCache(print) for _ in range(2))
+    monkeypatch.setattr(compile_cache, "_waits", True)
+    compile_cache.wait_for_nobody()
+    assert theirs._lock(file)
+    with pytest.raises(compile_cache.InWork):
+        ours._lock(file)
+    theirs._unlock(file)
+    assert ours._lock(file)
+    ours._unlock(file)
+
+
 def test_an_interrupted_compilation_does_not_wait_for_itself(tmp_path):
     file, cache = tmp_path / "k.bin", compile_cache.KernelCache(print)
     assert cache._lock(file)  # and then Ctrl-C, before anything is kept

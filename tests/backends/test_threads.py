@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from tinyft.backends.cpu import CpuBackend, threads
+from tinyft.backends.cpu import CpuBackend, compile_cache, threads
 from tinyft.backends.cpu.compile_cache import kernel
 from tinyft.backends.cpu.items import (
     AGAIN,
@@ -278,6 +278,7 @@ def test_a_process_that_only_compiles_runs_no_kernel(monkeypatch):
         out[:] = work[0] = 1
 
     monkeypatch.setattr(threads._state, "only_compiles", False)
+    monkeypatch.setattr(compile_cache, "_waits", True)
     out = np.zeros(3, np.float32)
     threads.only_compile()
     threads.run_alone(8, fill, out)

@@ -205,8 +205,19 @@ def _cpu() -> tuple[str, str]:
 
 # -------------------------------------------------------------------------------------------- cache
 
+_waits = True  # for kernels that another process compiles
 called_by_name: dict[str, Callable] = {}  # each routine, and what makes it ready: routines.py
 _complaints: set[tuple] = set()
+
+
+class InWork(Exception):
+    """Another process compiles this kernel just now, and this one waits for nobody."""
+
+
+def wait_for_nobody() -> None:
+    """From now on, a kernel that another process compiles is an InWork."""
+    global _waits
+    _waits = False
 
 
 class KernelCache(_Cache):
@@ -275,13 +286,19 @@ class KernelCache(_Cache):
     def _lock(self, file: Path) -> bool:
         """Whether this process is the one to compile the kernel; another one that does is waited
         for, but not for ever, since it may be stopped.
+
+        Raises: InWork instead, after `wait_for_nobody`
         """
-        from filelock import FileLock  # here: a warm start does without
+        from filelock import FileLock, Timeout  # here: a warm start does without
 
         self._unlock(file)  # ours, if compiling it was interrupted
         lock = FileLock(file.with_suffix(".lock"), thread_local=False)
         try:
-            lock.acquire(timeout=PATIENCE, poll_interval=0.02)
+            lock.acquire(timeout=PATIENCE if _waits else 0, poll_interval=0.02)
+        except Timeout:
+            if not _waits:
+                raise InWork(file.stem) from None
+            return False
         except (OSError, NotImplementedError):  # too late, or a file system without locks
             return False
         self.locks[file] = lock

@@ -26,6 +26,7 @@ Next: tinyft/backends/cpu/workspace.py
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -36,7 +37,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import workspace
-from tinyft.backends.cpu.compile_cache import kernel
+from tinyft.backends.cpu.compile_cache import InWork, kernel, wait_for_nobody
 from tinyft.backends.cpu.items import (
     APART,
     GIVE_WAY,
@@ -277,16 +278,19 @@ def _compute_alone(function: Callable, floats: int, arguments: tuple) -> None:
     own = [scratch("work", floats)] if floats else []
     arguments = make_whole(), *own, *arguments
     if _state.only_compiles:
-        function.compile(tuple(map(numba.typeof, arguments)))
+        with contextlib.suppress(InWork):
+            function.compile(tuple(map(numba.typeof, arguments)))
     else:
         function(*arguments)
 
 
 def only_compile() -> None:
     """From now on, where one thread computes, it compiles kernels for the arguments that they get
-    and does not run them: in the process that compiles ahead of another.
+    and does not run them, nor waits for one that another process compiles: in the process that
+    compiles ahead of another.
     """
     _state.only_compiles = True
+    wait_for_nobody()
 
 
 def get_num_threads() -> int:
