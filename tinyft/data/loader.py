@@ -229,6 +229,14 @@ def _groups(ids: np.ndarray, size: int) -> list[np.ndarray]:
     return [ids[start : start + size] for start in range(0, len(ids), size)]
 
 
+def expect_pictures(data: object) -> None:
+    """Raises: TypeError for what is no source of pictures, as a path"""
+    if not isinstance(data, PictureData):
+        raise TypeError(
+            f"expected pictures, as ft.ImageFolder(...) or ft.ImageArrays(...); got {data!r:.60}"
+        )
+
+
 def checked_int(name: str, value: object, least: int) -> int:
     """`value` as an int, or a DataError that says what the option `name` must be."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:

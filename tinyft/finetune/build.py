@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyft.data.loader import PictureData
+from tinyft.data.loader import PictureData, expect_pictures
 from tinyft.errors import DataError, WeightsError
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.optim import SGD, Adam, Optimizer
@@ -85,10 +85,7 @@ def _expect_data(data: PictureData) -> None:
     """Raises: TypeError for a path, for example; DataError for fewer than two classes, of which
     there is nothing to tell apart
     """
-    if not isinstance(data, PictureData):
-        raise TypeError(
-            f"expected pictures, as ft.ImageFolder(...) or ft.ImageArrays(...); got {data!r:.60}"
-        )
+    expect_pictures(data)
     if data.num_classes < 2:
         raise DataError(
             f"training needs at least two classes; found only {', '.join(data.classes)}"

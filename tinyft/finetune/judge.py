@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyft import backends
-from tinyft.data.loader import Batch, PictureData
+from tinyft.data.loader import Batch, PictureData, expect_pictures
 from tinyft.data.prepare import prepare
 from tinyft.errors import DataError, NonFiniteLossError
 from tinyft.finetune.groups import rates_in_words
@@ -70,10 +70,7 @@ def expect_judgeable(learner: Learner, data: PictureData) -> None:
     """Raises: TypeError for what is no data; DataError if there are no validation pictures, or of
     other classes
     """
-    if not isinstance(data, PictureData):
-        raise TypeError(
-            f"expected pictures, as ft.ImageFolder(...) or ft.ImageArrays(...); got {data!r:.60}"
-        )
+    expect_pictures(data)
     if data.classes != learner.classes:
         raise DataError(
             f"the learner knows the classes {', '.join(learner.classes)}, the pictures have "

@@ -43,9 +43,9 @@ def load_weights(
     if path.is_file() or looks_like_a_path:  # a folder may be called resnet18
         return read_weights(path, **options)
     entry = find(source)
-    path = fetch(entry)
-    if arch not in (None, entry.arch):
+    if arch not in (None, entry.arch):  # before all of it is fetched
         raise WeightsError(f"{source} is a {entry.arch}, not a {arch}")
+    path = fetch(entry)
     try:
         return read_weights(path, **options)
     except WeightsError as error:
