@@ -1,6 +1,7 @@
 """Compiled kernels are kept, found again, and never trusted when damaged."""
 
 import gc
+import operator
 import os
 import pickle
 import shutil
@@ -14,8 +15,10 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 import pytest
+from numba import types
+from numba.core.registry import cpu_target
 
-from tinyft.backends.cpu import compile_cache
+from tinyft.backends.cpu import compile_cache, compilers
 
 SCRIPT = """
 import sys
@@ -301,6 +304,33 @@ def test_a_kernel_is_not_called_by_another():
 
     with pytest.raises(numba.TypingError, match="inner is a kernel, which Python calls"):
         outer(1)
+
+
+def test_a_kernel_makes_no_array():
+    @compile_cache.kernel
+    def turn_round(x):
+        x[:] = x.copy()[::-1]
+
+    with pytest.raises(numba.TypingError, match="NRT required but not enabled"):
+        turn_round(np.ones(2))
+
+
+def test_numba_is_asked_once_which_function_adds(monkeypatch):
+    monkeypatch.setattr(compilers.RememberingTypes, "found", {})
+    context = cpu_target.typing_context
+    add = context.resolve_value_type(operator.add)
+    pairs = [(types.int64, types.int64), (types.int64, types.float32), (types.int64, types.int64)]
+    expected = [context.resolve_function_type(add, pair, {}) for pair in pairs]
+    asked = []
+
+    class Counting:
+        def resolve_function_type(self, function, arguments, named):
+            asked.append(arguments)
+            return context.resolve_function_type(function, arguments, named)
+
+    remembering = compilers.RememberingTypes(Counting())
+    assert [remembering.resolve_function_type(add, pair, {}) for pair in pairs] == expected
+    assert asked == pairs[:2]
 
 
 def test_the_llvm_code_of_a_kernel_is_not_kept(monkeypatch, tmp_path):

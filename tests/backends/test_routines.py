@@ -11,14 +11,13 @@ from tinyft.backends.cpu import routines
 
 SCRIPT = """
 import numpy as np
-from numba import carray
 from tinyft.backends.cpu.compile_cache import helper, kernel
-from tinyft.backends.cpu.routines import routine
+from tinyft.backends.cpu.routines import array_at, routine
 from tinyft.backends.cpu.simd import ADDRESS, INT
 
 @routine(ADDRESS, INT)
 def double(x, size):
-    x = carray(x, size)
+    x = array_at(x)
     for i in range(size):
         x[i] *= 2
 

@@ -46,7 +46,6 @@ from numba import njit, types
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.errors import TypingError
-from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 from tinyft.backends.cpu.compilers import HelperCompiler, KernelCompiler
@@ -60,7 +59,8 @@ UNFINISHED = "unfinished-"  # a file that is being written: this, the process, s
 
 
 # error_model numpy: no test for division by zero before every // and %.
-OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+# _nrt: no array is made in a kernel, and no reference to one counted (compilers.py).
+OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": False}
 
 
 def helper(function: Callable, *, reorder: bool = False) -> Callable:
@@ -247,7 +247,6 @@ class KernelCache(_Cache):
     def load_overload(self, signature, target_context):
         """The compiled kernel, or None, upon which Numba compiles it."""
         if self.enabled and folder() is not None:
-            rtsys.initialize(target_context)  # of refresh() all that loading needs: it takes 0.2 s
             file = self._file(signature, target_context.codegen())
             found = self._load(file, target_context)
             if found is None and self._lock(file):

@@ -26,14 +26,13 @@ Next: tinyft/backends/cpu/prepared.py
 from __future__ import annotations
 
 import numpy as np
-from numba import carray
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu import prepared, threads, workspace
 from tinyft.backends.cpu.compile_cache import helper, kernel
 from tinyft.backends.cpu.generators import make_register_block
 from tinyft.backends.cpu.items import next_item, next_start
-from tinyft.backends.cpu.routines import routine
+from tinyft.backends.cpu.routines import array_at, routine
 from tinyft.backends.cpu.simd import (
     ADDRESS,
     BLOCK_REGISTERS,
@@ -141,7 +140,7 @@ def multiply_ahead(
     ahead_b_row: 0 if they lie line after line; for K rows of a matrix, of each of which a line is
     fetched, how many floats these are apart.
     """
-    a, b, c = carray(a, 1), carray(b, 1), carray(c, 1)
+    a, b, c = array_at(a), array_at(b), array_at(c)
     full = M // BLOCK_ROWS * BLOCK_ROWS
     line_a, step_a = (LINE, ahead_a_row) if ahead_a_row else (K * LINE, LINE)
     step_b = ahead_b_row if ahead_b_row else PANEL

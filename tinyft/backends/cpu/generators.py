@@ -231,18 +231,16 @@ class _Squares(NamedTuple):
     low: Any = None
 
 
-def _at(builder, corner, row, i, column=None, j=None):
-    """A pointer to element (i, j), or to row i."""
-    here = builder.mul(row, i)
-    return builder.gep(corner, [here if j is None else builder.add(here, builder.mul(column, j))])
+def _at(builder, start, step, i):
+    """A pointer to the row, column or element that is i steps from another."""
+    return builder.gep(start, [builder.mul(step, i)])
 
 
 def _left_times_column(builder, left, squares: _Squares, j):
     """left @ column j of x. What meets only zeros is not read."""
-    column = [None] * left.shape[1]
+    column, x = [None] * left.shape[1], _at(builder, squares.x, squares.x_column, j)
     for i in np.flatnonzero(left.any(axis=0)):
-        place = _at(builder, squares.x, squares.x_row, INT64(int(i)), squares.x_column, j)
-        column[i] = write_load(builder, place)
+        column[i] = write_load(builder, _at(builder, x, squares.x_row, INT64(int(i))))
     return _apply(builder, left, column)
 
 

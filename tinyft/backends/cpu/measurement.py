@@ -39,11 +39,18 @@ SUMS = 8
 NOTHING = np.empty((0, SUMS))
 
 
+@helper
+def set_aside(parameter, before):
+    """Array (size,) -> the first `size` numbers of `before`"""
+    for i in range(parameter.size):
+        before[i] = parameter[i]
+
+
 def _sum_up(before, after, gradient, sums):
-    """Arrays (size,) -> sums (SUMS,) float64"""
+    """Arrays (size,), `before` (size,) or longer -> sums (SUMS,) float64"""
     ww = vv = dd = wd = gg = gd = gw = 0.0
     moved = 0
-    for i in range(before.size):
+    for i in range(after.size):
         w, v, g = np.float64(before[i]), np.float64(after[i]), np.float64(gradient[i])
         d = v - w
         ww += w * w

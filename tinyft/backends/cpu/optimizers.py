@@ -9,7 +9,8 @@ are alike: the kernel goes through memory in its own order. A gradient that is o
 copied; state that is, or anything that is no whole piece of memory, is left to the reference.
 
 A step that is measured (measurement.py) is summed up piece by piece, while the piece is in the
-core's cache: `sums` has a row for each piece then, and none otherwise.
+core's cache: `sums` has a row for each piece then, and none otherwise, and `before` (PIECE,) holds
+the piece as it was.
 
 Milliseconds for the 11.7 million parameters of ResNet-18 in one array / in its 62 arrays, float32,
 one thread of an Intel Xeon with AVX-512 that other work shared, minimum of 9:
@@ -30,12 +31,12 @@ import numpy as np
 from tinyft.backends.cpu.arrays import PIECE, in_memory_order, run_pieces
 from tinyft.backends.cpu.compile_cache import kernel
 from tinyft.backends.cpu.items import next_start
-from tinyft.backends.cpu.measurement import Measurement, sum_up
+from tinyft.backends.cpu.measurement import Measurement, set_aside, sum_up
 
 
 @kernel
 def adam(
-    share, sums, parameter, gradient, average, average_square,
+    share, before, sums, parameter, gradient, average, average_square,
     decay, momentum, new, square_momentum, square_new, correction, rate, eps,
 ):  # fmt: skip
     """Arrays (size,), all else float32; `new` is 1 - momentum, `correction` what average_square is
@@ -46,7 +47,8 @@ def adam(
         if start >= parameter.size:
             break
         p, g = parameter[start : start + PIECE], gradient[start : start + PIECE]
-        before = p.copy() if len(sums) else p
+        if len(sums):
+            set_aside(p, before)
         a, s = average[start : start + PIECE], average_square[start : start + PIECE]
         for i in range(p.size):
             a[i] = a[i] * momentum + new * g[i]
@@ -58,14 +60,15 @@ def adam(
 
 
 @kernel
-def sgd(share, sums, parameter, gradient, decay, lr):
+def sgd(share, before, sums, parameter, gradient, decay, lr):
     """Without momentum. Arrays (size,), decay and lr float32."""
     while True:
         start = next_start(share, PIECE, parameter.size)
         if start >= parameter.size:
             break
         p, g = parameter[start : start + PIECE], gradient[start : start + PIECE]
-        before = p.copy() if len(sums) else p
+        if len(sums):
+            set_aside(p, before)
         for i in range(p.size):
             p[i] = p[i] * decay - lr * g[i]
         if len(sums):
@@ -73,14 +76,15 @@ def sgd(share, sums, parameter, gradient, decay, lr):
 
 
 @kernel
-def sgd_with_momentum(share, sums, parameter, gradient, velocity, decay, lr, momentum):
+def sgd_with_momentum(share, before, sums, parameter, gradient, velocity, decay, lr, momentum):
     """With momentum. Arrays (size,), decay, lr and momentum float32."""
     while True:
         start = next_start(share, PIECE, parameter.size)
         if start >= parameter.size:
             break
         p, g = parameter[start : start + PIECE], gradient[start : start + PIECE]
-        before = p.copy() if len(sums) else p
+        if len(sums):
+            set_aside(p, before)
         v = velocity[start : start + PIECE]
         for i in range(p.size):
             v[i] = v[i] * momentum + g[i]
@@ -114,7 +118,8 @@ class Optimizers(Measurement):
             eps,
         )
         pieces = -(-parameter.size // PIECE)
-        run_pieces(adam, pieces, self.sums_of(pieces), *arrays, *map(np.float32, numbers))
+        update = self.sums_of(pieces), *arrays, *map(np.float32, numbers)
+        run_pieces(adam, pieces, *update, scratch=PIECE)
 
     def sgd_step(self, parameter, gradient, velocity, *, lr, momentum, weight_decay):
         state = [] if velocity is None else [velocity]
@@ -128,6 +133,7 @@ class Optimizers(Measurement):
         sums = self.sums_of(pieces)
         decay, lr = np.float32(1 - lr * weight_decay), np.float32(lr)
         if velocity is None:
-            run_pieces(sgd, pieces, sums, *arrays, decay, lr)
+            run_pieces(sgd, pieces, sums, *arrays, decay, lr, scratch=PIECE)
         else:
-            run_pieces(sgd_with_momentum, pieces, sums, *arrays, decay, lr, np.float32(momentum))
+            update = sums, *arrays, decay, lr, np.float32(momentum)
+            run_pieces(sgd_with_momentum, pieces, *update, scratch=PIECE)

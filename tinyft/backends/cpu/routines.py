@@ -27,6 +27,7 @@ from llvmlite import ir
 from numba import types
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
+from numba.extending import intrinsic
 
 from tinyft.backends.cpu.compile_cache import OPTIONS, KernelCache, called_by_name
 from tinyft.backends.cpu.compilers import KernelCompiler
@@ -37,7 +38,7 @@ def routine(*parameters) -> Callable:
     """Compiles a function with these parameters, which are given as to simd.py's `instruction`.
 
     Where one is ADDRESS, a kernel passes an array and a flat index, and the function gets a
-    pointer, of which `carray(pointer, 1)` makes an array again.
+    pointer, of which `array_at` makes an array again.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -56,6 +57,20 @@ def routine(*parameters) -> Callable:
         return instruction(types.void, *parameters)(write)
 
     return decorate
+
+
+@intrinsic
+def array_at(typing_context, pointer):
+    """A flat array that begins at a routine's pointer. It does not know where it ends."""
+    kind = types.Array(pointer.dtype, 1, "C")
+
+    def generate(context, builder, call, arguments):
+        array = context.make_array(kind)(context, builder)
+        array.data = arguments[0]
+        array.itemsize = context.get_constant(types.intp, pointer.dtype.bitwidth // 8)
+        return array._getvalue()
+
+    return kind(pointer), generate
 
 
 @global_compiler_lock

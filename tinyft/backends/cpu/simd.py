@@ -136,16 +136,13 @@ def instruction(result, *parameters):
                 values = []
                 for parameter in parameters:
                     if parameter is ADDRESS:
-                        kind, array, index = (
-                            call.args[len(call.args) - len(arguments)],
-                            *arguments[:2],
-                        )
-                        data = context.make_array(kind)(context, builder, array).data
+                        kind = call.args[len(call.args) - len(arguments)]
+                        array, index, *arguments = arguments
+                        data = context.data_model_manager[kind].get(builder, array, "data")
                         values.append(builder.gep(data, [index]))
-                        arguments = arguments[2:]
                     else:
-                        values.append(arguments[0])
-                        arguments = arguments[1:]
+                        number, *arguments = arguments
+                        values.append(number)
                 value = write(builder, *values)
                 return context.get_dummy_value() if value is None else value
 
