@@ -206,12 +206,13 @@ def test_another_cpu_has_another_folder(start):
     assert len(list(start.home.glob("kernels-*"))) == 2
 
 
-def test_hash_changes_with_any_source_and_version(monkeypatch, tmp_path):
+def test_hash_changes_with_any_source_version_and_setting(monkeypatch, tmp_path):
     first = compile_cache._hash_of_everything()
     assert compile_cache._hash_of_everything() == first
-    monkeypatch.setattr(numba, "__version__", "0.0")
-    assert compile_cache._hash_of_everything() != first
-    monkeypatch.undo()
+    for owner, name, other in ((numba, "__version__", "0.0"), (numba.config, "BOUNDSCHECK", 1)):
+        monkeypatch.setattr(owner, name, other)
+        assert compile_cache._hash_of_everything() != first
+        monkeypatch.undo()
     here = Path(compile_cache.__file__).parent
     shutil.copytree(here, tmp_path / "cpu")
     shutil.copy(here.parent / "philox.py", tmp_path)
@@ -316,7 +317,7 @@ def test_a_kernel_makes_no_array():
 
 
 def test_numba_is_asked_once_which_function_adds(monkeypatch):
-    monkeypatch.setattr(compilers.RememberingTypes, "found", {})
+    monkeypatch.setattr(compilers.RememberingTypingContext, "found", {})
     context = cpu_target.typing_context
     add = context.resolve_value_type(operator.add)
     pairs = [(types.int64, types.int64), (types.int64, types.float32), (types.int64, types.int64)]
@@ -328,7 +329,7 @@ def test_numba_is_asked_once_which_function_adds(monkeypatch):
             asked.append(arguments)
             return context.resolve_function_type(function, arguments, named)
 
-    remembering = compilers.RememberingTypes(Counting())
+    remembering = compilers.RememberingTypingContext(Counting())
     assert [remembering.resolve_function_type(add, pair, {}) for pair in pairs] == expected
     assert asked == pairs[:2]
 

@@ -8,6 +8,7 @@ import llvmlite.binding as llvm
 import pytest
 
 from tinyft.backends.cpu import routines
+from tinyft.backends.cpu.simd import ADDRESS, INT
 
 SCRIPT = """
 import numpy as np
@@ -64,6 +65,24 @@ def test_each_is_compiled_again_if_its_file_is_lost(start, tmp_path, name):
     file.unlink()
     assert "compiling kernels" in start()
     assert start() == ""
+
+
+def test_loading_one_can_be_interrupted(monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(routines, "called_by_name", {})
+
+    @routines.routine(ADDRESS, INT)
+    def interrupted(x, size):
+        """Nothing."""
+
+    load = routines.called_by_name["tinyft_interrupted"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(llvm, "add_symbol", interrupt)
+        load()
+    load()
+    assert llvm.address_of_symbol("tinyft_interrupted")
 
 
 def test_all_are_loaded_at_once():

@@ -11,7 +11,7 @@ variable for all of a program's functions, the user's own among them. So each of
 
 **Folder**: `kernels-HASH` in NUMBA_CACHE_DIR, else in TINYFT_HOME, else in the platform's cache
 folder. The hash covers the sources of this folder and philox.py, the versions of Python, Numba,
-llvmlite and NumPy, and the CPU. Folders of other versions stay: some 2 MB each.
+llvmlite and NumPy, the CPU, and Numba's settings. Folders of other versions stay: some 2 MB each.
 **File**: one per kernel and signature: a SHA-256 and what it covers. It is written under another
 name and then moved, so two processes may write at once. A file that does not fit its SHA-256, or
 cannot be read, counts as absent: the kernel is compiled and the file replaced.
@@ -59,7 +59,7 @@ UNFINISHED = "unfinished-"  # a file that is being written: this, the process, s
 
 
 # error_model numpy: no test for division by zero before every // and %.
-# _nrt: no array is made in a kernel, and no reference to one counted (compilers.py).
+# _nrt: without Numba's runtime, which makes arrays and counts references to them (compilers.py).
 OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": False}
 
 
@@ -92,7 +92,8 @@ def kernel(function: Callable) -> Callable:
     """Compiles `function` when it is first called, without the GIL, and keeps the code on disk.
 
     Another kernel cannot call it: what is kept is machine code, of which nothing can become a part
-    of another kernel's.
+    of another kernel's. Of Numba's Python a kernel or helper has numbers, arrays that it is given,
+    their slices and tuples: it makes no array or list, and defines no function.
     """
     compiled = njit(**OPTIONS, pipeline_class=KernelCompiler)(function)
     compiled.get_call_template = functools.partial(_refuse_call, function)
@@ -182,14 +183,20 @@ def _hash_of_everything() -> str:
     digest = hashlib.sha256()
     for source in _sources():
         digest.update(source.read_bytes())
-    versions = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
-    digest.update(repr((versions, _cpu())).encode())
+    versions = sys.version, numba.__version__, llvmlite.__version__, np.__version__
+    digest.update(repr((versions, _cpu(), _settings())).encode())
     return digest.hexdigest()[:16]
 
 
 def _sources() -> list[Path]:
     here = Path(__file__).parent
     return sorted([*here.glob("*.py"), *here.parent.glob("philox.py")])  # whose constants it uses
+
+
+def _settings() -> list[str]:
+    """Numba's settings, from variables such as NUMBA_BOUNDSCHECK, that change compiled code."""
+    names = "OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "SLP_VECTORIZE"
+    return [f"{name}={getattr(numba.config, name)}" for name in names]
 
 
 def _cpu() -> tuple[str, str]:

@@ -90,7 +90,7 @@ def multiply_windows(
     item = next_start(share, pixels, total)
     while item < total:
         count = min(pixels, total - item)
-        a, a_offset, ahead = work, 0, 0  # choosing an array is slow (`seen_from`), but once an item
+        a, a_offset, ahead = work, 0, 0
         if pitch == C and count % REST_ROWS == 0:  # a 1x1 convolution: see `windows`
             a, a_offset, ahead = x_flat, item * C, BLOCK_ROWS * C
         else:

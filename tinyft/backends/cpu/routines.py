@@ -1,7 +1,9 @@
 """Code that kernels call by its name, instead of each having it inside.
 
     @routine(ADDRESS, INT)      # called by kernels only, as a helper is
-    def double(x, size): ...
+    def double(x, size):
+        x = array_at(x)
+        ...
 
 A helper's code becomes a part of each kernel that calls it. For small ones that is best. But the
 product of two matrices is large, and a first training step has eleven kernels with a product: LLVM
@@ -20,6 +22,7 @@ Next: tinyft/backends/cpu/arrays.py
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 
 import llvmlite.binding as llvm
@@ -28,10 +31,11 @@ from numba import types
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 from tinyft.backends.cpu.compile_cache import OPTIONS, KernelCache, called_by_name
 from tinyft.backends.cpu.compilers import KernelCompiler
-from tinyft.backends.cpu.simd import ADDRESS, FLOAT, instruction, write_call
+from tinyft.backends.cpu.simd import ADDRESS, FLOAT, INT64, instruction, write_call
 
 
 def routine(*parameters) -> Callable:
@@ -61,13 +65,16 @@ def routine(*parameters) -> Callable:
 
 @intrinsic
 def array_at(typing_context, pointer):
-    """A flat array that begins at a routine's pointer. It does not know where it ends."""
+    """A flat array that begins at a routine's pointer; as it cannot know where it ends, of the
+    largest size that there is.
+    """
     kind = types.Array(pointer.dtype, 1, "C")
+    itemsize = pointer.dtype.bitwidth // 8
 
     def generate(context, builder, call, arguments):
         array = context.make_array(kind)(context, builder)
-        array.data = arguments[0]
-        array.itemsize = context.get_constant(types.intp, pointer.dtype.bitwidth // 8)
+        size, step = INT64(sys.maxsize), INT64(itemsize)
+        populate_array(array, arguments[0], [size], [step], step, meminfo=None)
         return array._getvalue()
 
     return kind(pointer), generate
@@ -78,6 +85,7 @@ def _load(name: str, compiled: CFunc) -> None:
     """Put a routine into LLVM's table, compiled or read from disk."""
     if compiled.address is None:
         compiled.compile()
+    if llvm.address_of_symbol(name) is None:  # a Ctrl-C may come between the two
         llvm.add_symbol(name, compiled.address)
 
 

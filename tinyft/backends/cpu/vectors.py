@@ -168,8 +168,8 @@ def prefetch_to_write(builder, pointer):
 def seen_from(builder, pointer, other):
     """seen_from(a, i, b, j): how far b[j] is behind a[i], so that a[i + that] is b[j].
 
-    A kernel that reads from one of two arrays chooses between two indices. If it chose between the
-    arrays themselves, Numba would count references to them, with atomic instructions: 200 cycles.
+    A kernel that reads from one of two arrays chooses between two indices; an array is seven
+    numbers.
     """
     here, there = (builder.ptrtoint(place, INT64) for place in (pointer, other))
     return builder.sdiv(builder.sub(there, here), INT64(4), flags=("exact",))
