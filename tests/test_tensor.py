@@ -1,6 +1,7 @@
 """The engine: what an autograd engine gets wrong, one test each."""
 
 import contextlib
+import copy
 import gc
 import itertools
 import sys
@@ -824,7 +825,16 @@ def test_what_is_no_number_is_refused_in_arithmetic(value):
 def test_an_integer_that_does_not_fit_is_refused():
     with pytest.raises(OverflowError):
         Tensor(np.array([1], np.uint8)) + 300
+    with pytest.raises(TypeError, match="it has no such numbers"):
+        Tensor(np.array([1, 2], np.uint8)) + np.array([300, 1])
     assert (Tensor(np.array([1], np.uint8)) + 200).data.tolist() == [201]
+
+
+def test_a_deep_copy_of_a_result_keeps_its_history():
+    a = Tensor([1.0, 2.0], requires_grad=True)
+    y = a * 2.0
+    ft.ops.sum(y + copy.deepcopy(y)).backward()
+    assert a.grad.tolist() == [4, 4]
 
 
 def test_other_threads_choosing_backends_do_not_disturb():

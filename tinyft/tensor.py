@@ -183,7 +183,9 @@ def as_tensor(value: Any, like: Tensor) -> Tensor:
     if array.dtype.kind == "f" and dtype.kind != "f":
         raise TypeError(f"a tensor of {dtype} cannot take {value!r}; make it a float tensor first")
     if not is_array or array.ndim == 0 or array.dtype.kind != "f":
-        array = np.asarray(backends.host(array) if is_array else value, dtype)
+        given, array = array, np.asarray(backends.host(array) if is_array else value, dtype)
+        if dtype.kind != "f" and not np.array_equal(array, backends.host(given)):
+            raise TypeError(f"a tensor of {dtype} cannot take {value!r}: it has no such numbers")
     return Tensor.wrap(backends.beside(array, like.data))
 
 
@@ -214,6 +216,10 @@ class Node:
             self.shapes.append(x.shape)
         self.backward = backward
         self.output_shape = out.shape
+
+    def __deepcopy__(self, memo: dict) -> Node:
+        """Itself: what happened is not done again for a copy of its result."""
+        return self
 
     def __repr__(self) -> str:
         return f"<node {self.number}: {self.op} {self.layer} -> {self.output_shape}>"

@@ -92,12 +92,25 @@ def test_what_was_made_dies_with_the_constant():
     x, weight = arrays(32, 32, 3, 12)
     constant = FAST.constant(weight)
     FAST.conv2d(x, constant, padding=1)
-    made = [weakref.ref(array) for array in prepared._kept[id(constant)].values()]
+    made = [weakref.ref(array) for array in prepared._made_of(constant).values()]
     assert made
     del constant
     gc.collect()
     assert [ref() for ref in made] == [None] * len(made)
     assert len(prepared._kept) == before
+
+
+def test_an_entry_that_was_not_deleted_holds_for_no_other_array():
+    """As after a Ctrl-C while the constant died: another array has its identity now."""
+    x, weight = arrays(32, 32, 3, 12)
+    expected = FAST.conv2d(x, weight, padding=1)
+    constant = FAST.constant(2 * weight)
+    FAST.conv2d(x, constant, padding=1)
+    prepared._kept[id(weight)] = prepared._kept[id(constant)]
+    del constant
+    gc.collect()
+    np.testing.assert_array_equal(FAST.conv2d(x, weight, padding=1), expected)
+    prepared._kept.pop(id(weight), None)
 
 
 def test_a_weight_that_trains_is_prepared_in_every_call():

@@ -72,6 +72,8 @@ def test_validation_labels_must_be_known():
     [
         ({"classes": ["a", "b", "a"]}, "'a' comes twice"),
         ({"classes": [10, 20, 30]}, r"classes must be names, as text; got 10: give str\(10\)"),
+        ({"classes": ["a\0", "a", "b"]}, "a character that no file can keep"),
+        ({"classes": ["\ud800", "a", "b"]}, "a character that no file can keep"),
         ({"augment": ["crop"]}, r"one of default, crop, shift, or None; got \['crop'\]"),
         ({"augment": 1.5}, "one of default"),
     ],

@@ -442,6 +442,7 @@ def test_a_group_that_does_not_exist_cannot_be_frozen():
         ({"pct_start": 2}, "pct_start should be a finite number from 0 to 1; got 2"),
         ({"moms": 0.9}, "moms should be three momentums"),
         ({"moms": (1.5, 0.9, 0.9)}, "a momentum should be a finite number from 0 to 1; got 1.5"),
+        ({"moms": (1, 1, 1)}, "a momentum should be below 1"),
         ({"weight_decay": math.nan}, "weight_decay should be"),
         ({"epochs": 1.5}, "both whole numbers; got 1.5"),
     ],

@@ -7,6 +7,7 @@ import pytest
 
 from tests.finetune.conftest import bits, small_learner
 from tinyft.errors import RunError
+from tinyft.finetune import state as learner_state
 from tinyft.finetune.lr_find import suggest
 from tinyft.finetune.optim import SGD
 
@@ -111,8 +112,24 @@ def test_valley_says_if_there_is_no_fall():
 
 
 def test_no_step_at_all_is_refused():
-    with pytest.raises(ValueError, match="num_it must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="num_it must be a whole number of at least 1; got 0"):
         small_learner().lr_find(num_it=0)
+    with pytest.raises(ValueError, match=r"got 20\.0"):
+        small_learner().lr_find(num_it=20.0)
+
+
+def test_a_second_ctrl_c_does_not_leave_the_learner_between(monkeypatch):
+    learner = small_learner()
+    before, step, restore = bits(learner), learner.step, learner_state.restore
+
+    def interrupted(learner, *saved):
+        monkeypatch.setattr(learner_state, "restore", restore)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(learner_state, "restore", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        learner.lr_find(num_it=10)
+    assert (bits(learner), learner.step) == (before, step)
 
 
 @pytest.mark.parametrize(("start_lr", "end_lr"), [(0, 10), (1, 1e-3), (1e-7, np.inf), (np.nan, 1)])

@@ -222,7 +222,7 @@ def test_weights_that_were_set_by_hand_are_in_the_first_checkpoint(tmp_path):
 def test_numbers_of_numpy_can_be_written(tmp_path):
     learner = small_learner(seed=np.int64(3), dtype=np.float32, label_smoothing=np.float32(0.1))
     learner.fine_tune(np.int64(0), base_lr=np.float32(1e-3), moms=np.array([0.9, 0.8, 0.9]),
-                      out=tmp_path / "run")  # fmt: skip
+                      weight_decay=np.float32(0.1), out=tmp_path / "run")  # fmt: skip
     assert ft.load_learner(tmp_path / "run" / "learner.h5").seed == 3
 
 

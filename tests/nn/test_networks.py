@@ -145,10 +145,16 @@ def test_wrong_arrays_are_all_listed_and_change_nothing():
     network = ft.cifar_resnet20(seed=1)
     state = {name: array.copy() for name, array in network.state_dict().items()}
     wrong = {**state, "extra": state["bn1.bias"], "fc.weight": state["fc.weight"].T}
+    wrong["fc.bias"] = Tensor(state["fc.bias"])
     del wrong["bn1.weight"]
     with pytest.raises(WeightsError) as error:
         network.load_state_dict(wrong)
-    for part in ("missing: bn1.weight", "unexpected: extra", "fc.weight: expected (10, 64)"):
+    for part in (
+        "missing: bn1.weight",
+        "unexpected: extra",
+        "fc.weight: expected (10, 64)",
+        "fc.bias: expected an array, got a Tensor",
+    ):
         assert part in str(error.value)
     for name, array in network.state_dict().items():
         np.testing.assert_array_equal(array, state[name])

@@ -48,6 +48,23 @@ def test_sum_and_mean_by_hand():
     assert x.grad.tolist() == [[1, 1, 1], [2, 2, 2]]
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool])
+def test_what_cannot_hold_the_result_is_refused(dtype):
+    x = Tensor(np.ones((2, 3), dtype))
+    weight, picture = Tensor(np.ones((4, 3), dtype)), Tensor(np.ones((1, 3, 3, 1), dtype))
+    kernel = Tensor(np.ones((1, 1, 3, 3), dtype))
+    for compute in (
+        lambda: ops.sum(x),
+        lambda: ops.mean(x),
+        lambda: ops.linear(x, weight),
+        lambda: ops.conv2d(picture, kernel),
+        lambda: ops.global_average_pool(picture),
+        lambda: ops.cross_entropy(x, np.array([0, 1])),
+    ):
+        with pytest.raises(TypeError, match="make it a float tensor first"):
+            compute()
+
+
 def test_reductions_of_many_values_keep_their_digits():
     """Ten million times 0.1 in float32, one after the other, gives 1,087,937."""
     x = Tensor(np.full((1000, 10_000), 0.1, np.float32))

@@ -47,8 +47,8 @@ def uniform_bits(size: int, seed: int, stream: tuple[int, int]) -> Array:
     counter = [
         blocks & MASK,
         blocks >> HALF,
-        np.array([stream[0] & 0xFFFFFFFF], np.uint64),  # the same in every block
-        np.array([stream[1] & 0xFFFFFFFF], np.uint64),
+        np.array([int(stream[0]) & 0xFFFFFFFF], np.uint64),  # the same in every block
+        np.array([int(stream[1]) & 0xFFFFFFFF], np.uint64),
     ]
     words = philox4x32(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
     return np.array(words).T.astype(np.uint32).reshape(-1)[:size]

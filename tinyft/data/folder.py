@@ -20,6 +20,7 @@ import os
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -218,7 +219,7 @@ def _first_few(names: list[str]) -> str:
 
 
 def _checked_fraction(fraction: float) -> float:
-    if not 0 < fraction <= 1:
+    if not isinstance(fraction, Real) or not 0 < fraction <= 1:
         raise DataError(f"valid_fraction must be above 0 and at most 1; got {fraction!r}")
     return float(fraction)
 

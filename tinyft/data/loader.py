@@ -13,6 +13,7 @@ Next: tinyft/data/folder.py
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -249,6 +250,8 @@ def checked_classes(classes: Sequence[str]) -> list[str]:
     for name in classes:
         if not isinstance(name, str):
             raise DataError(f"classes must be names, as text; got {name!r}: give str({name!r})")
+        if re.search("[\0\ud800-\udfff]", name):
+            raise DataError(f"the class {name!r} has a character that no file can keep: rename it")
     twice = [name for name, count in Counter(classes).items() if count > 1]
     if twice:
         raise DataError(f"classes must have different names; {twice[0]!r} comes twice, rename one")

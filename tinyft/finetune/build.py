@@ -104,6 +104,9 @@ def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
     may be resumed from anywhere. Raises: ValueError for no head, or a dropout without effect
     """
     dropout, head, weights = arguments["dropout"], arguments["head"], arguments["weights"]
+    seed = arguments["seed"]
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0; got {seed!r}")
     if not isinstance(head, Module) and head not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)}, or a Module; got {head!r}")
     if dropout is not None:

@@ -205,6 +205,7 @@ class Learner:
         arguments: dict[str, Any],
     ) -> Plan:
         expect_number("weight_decay", weight_decay)
+        arguments["weight_decay"] = weight_decay = float(weight_decay)  # as JSON takes it
         if not any(phase.steps for phase in phases):
             zero = "epochs is 0" if phases else "epochs and freeze_epochs are both 0"
             raise ValueError(f"there is nothing to do: {zero}")

@@ -65,8 +65,8 @@ def lr_find(
     Raises: ValueError for less than one step, or rates that do not rise from above zero; RunError
     if there were too few steps to read anything from
     """
-    if num_it < 1:
-        raise ValueError(f"num_it must be at least 1; got {num_it}")
+    if not isinstance(num_it, int | np.integer) or num_it < 1:
+        raise ValueError(f"num_it must be a whole number of at least 1; got {num_it!r}")
     if not 0 < start_lr < end_lr < math.inf:
         raise ValueError(f"expected 0 < start_lr < end_lr; got {start_lr} and {end_lr}")
     # differs from fastai: counters and gradients are restored too

@@ -68,10 +68,7 @@ def one_cycle_phase(
     expect_number("pct_start", pct_start, 1)
     expect_number("div", div, above_0=True)
     expect_number("div_final", div_final, above_0=True)
-    if np.shape(moms) != (3,):
-        raise ValueError(f"moms should be three momentums: start, middle, end; got {moms!r}")
-    for momentum in moms:
-        expect_number("a momentum", momentum, 1)
+    _expect_momentums(moms)
     peaks = per_group(lr_max, n_groups)
     at = positions(epochs, steps_per_epoch)
     lr = [
@@ -86,6 +83,16 @@ def one_cycle_phase(
         np.array(lr, np.float64).reshape(len(at), n_groups),
         np.array([one_cycle(q, pct_start, moms) for q in at], np.float64),
     )
+
+
+def _expect_momentums(moms: Sequence[float]) -> None:
+    """Raises: ValueError unless these are three that an average can be made with"""
+    if np.shape(moms) != (3,):
+        raise ValueError(f"moms should be three momentums: start, middle, end; got {moms!r}")
+    for momentum in moms:
+        expect_number("a momentum", momentum, 1)
+        if momentum == 1:
+            raise ValueError("a momentum should be below 1, or nothing new ever counts; got 1")
 
 
 def fine_tune_phases(

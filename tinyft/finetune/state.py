@@ -129,7 +129,11 @@ def undone(learner: Learner) -> Iterator[None]:
     try:
         yield
     finally:
-        put_back()
+        try:
+            put_back()
+        except KeyboardInterrupt:  # it ended half-way
+            put_back()
+            raise
 
 
 def _optimizer_state(

@@ -129,6 +129,8 @@ class Module(Displayed):
         if strict:
             problems += [f"missing: {name}" for name in state if name not in arrays]
             problems += [f"unexpected: {name}" for name in arrays if name not in state]
+        tensors = [name for name, array in arrays.items() if isinstance(array, Tensor)]
+        problems += [f"{name}: expected an array, got a Tensor; give its .data" for name in tensors]
         problems += [
             f"{name}: expected {state[name].shape}, got {array.shape}"
             for name, array in arrays.items()

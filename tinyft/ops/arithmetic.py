@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinyft.errors import ShapeError
-from tinyft.ops.checks import expect_same_dtype
+from tinyft.ops.checks import expect_floats, expect_same_dtype
 from tinyft.tensor import Tensor, add, div, matmul, mul, neg, op, sub
 
 
@@ -34,6 +34,7 @@ def _kept_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...
 @op
 def sum(x, axis=None, keepdims=False):
     """Sum over an axis, several, or all. Gradient: dout, repeated. Keeps: nothing."""
+    expect_floats("sum", x=x)
     backend, shape = x.backend, x.shape
     axes = _axes(x, axis, "sum")
 
@@ -46,6 +47,7 @@ def sum(x, axis=None, keepdims=False):
 @op
 def mean(x, axis=None, keepdims=False):
     """Mean over an axis, several, or all. Gradient: dout / count, repeated. Keeps: nothing."""
+    expect_floats("mean", x=x)
     backend, shape = x.backend, x.shape
     axes = _axes(x, axis, "mean")
     count = 1

@@ -44,6 +44,13 @@ def expect_same_dtype(op: str, **arguments: Tensor | Array | None) -> None:
         raise TypeError(f"{op}: all tensors must have the same dtype, but {found}")
 
 
+def expect_floats(op: str, **arguments: Tensor) -> None:
+    """Raise TypeError for tensors of integers or bools, in which means and products do not fit."""
+    for name, x in arguments.items():
+        if x.dtype.kind != "f":
+            raise TypeError(f"{op}: {name} is {x.dtype}; make it a float tensor first")
+
+
 def expect_window(op: str, size: int, kernel: int, stride: int, padding: int, axis: str) -> None:
     """Raise TypeError unless all are whole numbers, ShapeError unless at least one window fits."""
     if not all(isinstance(n, int | np.integer) for n in (kernel, stride, padding)):

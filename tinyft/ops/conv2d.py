@@ -10,7 +10,13 @@ from __future__ import annotations
 
 import functools
 
-from tinyft.ops.checks import data_of, expect_same_dtype, expect_shape, expect_window
+from tinyft.ops.checks import (
+    data_of,
+    expect_floats,
+    expect_same_dtype,
+    expect_shape,
+    expect_window,
+)
 from tinyft.tensor import op
 
 
@@ -30,6 +36,7 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, residual=None, relu=Fal
     residual_shape = None if residual is None else residual.shape
     _check_shapes(x.shape, weight.shape, bias_shape, residual_shape, stride, padding)
     expect_same_dtype("conv2d", x=x, weight=weight, bias=bias, residual=residual)
+    expect_floats("conv2d", x=x)
 
     backend, window = x.backend, {"stride": stride, "padding": padding}
     out = backend.conv2d(

@@ -5,7 +5,7 @@ Next: tinyft/ops/dropout.py
 
 from __future__ import annotations
 
-from tinyft.ops.checks import expect_same_dtype, expect_shape
+from tinyft.ops.checks import expect_floats, expect_same_dtype, expect_shape
 from tinyft.tensor import op
 
 
@@ -21,6 +21,7 @@ def linear(x, weight, bias=None):
     expect_shape("linear", "weight", weight.shape, ("F", x.shape[1]), f" (x is {x.shape})")
     expect_shape("linear", "bias", None if bias is None else bias.shape, (weight.shape[0],))
     expect_same_dtype("linear", x=x, weight=weight, bias=bias)
+    expect_floats("linear", x=x)
 
     backend = x.backend
     out = backend.matmul(x.data, weight.data.T)

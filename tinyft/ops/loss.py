@@ -9,7 +9,7 @@ from typing import Any
 
 from tinyft import backends
 from tinyft.errors import ShapeError
-from tinyft.ops.checks import expect_shape
+from tinyft.ops.checks import expect_floats, expect_shape
 from tinyft.tensor import Tensor, op
 
 
@@ -27,6 +27,7 @@ def cross_entropy(logits, labels, *, label_smoothing=0.0, class_weights=None):
     Source: PyTorch `torch.nn.functional.cross_entropy`
     """
     expect_shape("cross_entropy", "logits", logits.shape, ("N", "C"))
+    expect_floats("cross_entropy", logits=logits)
     N, C = logits.shape
     if N == 0:
         raise ShapeError("cross_entropy: the batch is empty, so it has no mean loss")

@@ -6,7 +6,7 @@ Next: tinyft/ops/linear.py
 from __future__ import annotations
 
 from tinyft.errors import ShapeError
-from tinyft.ops.checks import expect_shape, expect_window
+from tinyft.ops.checks import expect_floats, expect_shape, expect_window
 from tinyft.tensor import op
 
 
@@ -42,6 +42,7 @@ def global_average_pool(x):
     Raises: ShapeError
     """
     _check_picture("global_average_pool", x)
+    expect_floats("global_average_pool", x=x)
     backend, x_shape = x.backend, x.shape
 
     # dx = dout / (H W) at every pixel

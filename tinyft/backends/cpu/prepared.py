@@ -19,7 +19,9 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu import threads
 
-_kept: dict[int, dict[str, Array]] = {}  # by the identity of the constant array
+# Of each constant, by its identity, itself and what was made of it. Another array may get a dead
+# one's identity, and a Ctrl-C may come while that is forgotten.
+_kept: dict[int, tuple[weakref.ref, dict[str, Array]]] = {}
 
 
 def constant(array: Array) -> Array:
@@ -32,7 +34,7 @@ def constant(array: Array) -> Array:
 
 def is_constant(weight: Array) -> bool:
     """Whether what is made of it is kept."""
-    return id(weight) in _kept
+    return _made_of(weight) is not None
 
 
 def memory(weight: Array) -> Array:
@@ -42,7 +44,7 @@ def memory(weight: Array) -> Array:
 
 def keep(weight: Array, what: str, make: Callable[[], Array]) -> Array:
     """make(); of a constant only at the first call. What is made of a constant is one, too."""
-    made = _kept.get(id(weight))
+    made = _made_of(weight)
     if made is None:
         return make()
     if what not in made:
@@ -58,7 +60,13 @@ def room(weight: Array, what: str, size: int) -> Array:
     return threads.scratch(what, size)
 
 
+def _made_of(weight: Array) -> dict[str, Array] | None:
+    """What was made of it so far; None unless it is a constant."""
+    itself, made = _kept.get(id(weight), (None, None))
+    return made if itself is not None and itself() is weight else None
+
+
 def _remember(array: Array) -> None:
-    if id(array) not in _kept:
-        _kept[id(array)] = {}
+    if _made_of(array) is None:
+        _kept[id(array)] = weakref.ref(array), {}
         weakref.finalize(array, _kept.pop, id(array), None).atexit = False
