@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import pytest
 
+from tinyft.backends.cpu import measurement
 from tinyft.cli import doctor, gradcheck
 from tinyft.cli.main import COMMANDS, build_parser
 from tinyft.nn import build
@@ -443,12 +444,19 @@ def nobody_helps(asked, *case):
 
 
 def test_warmup(tinyft, monkeypatch):
-    asked = []
+    asked, kernels, run_pieces = [], [], measurement.run_pieces
+
+    def listed(kernel, *arguments, **options):
+        kernels.append(kernel.__name__)
+        run_pieces(kernel, *arguments, **options)
+
+    monkeypatch.setattr(measurement, "run_pieces", listed)
     monkeypatch.setattr("tinyft.cli.warmup.helped", partial(nobody_helps, asked))
     done = tinyft("warmup", "--arch", "cifar_resnet20", "--batch-size", "2")
     assert done.code == 0, done.err
     assert done.out.startswith("ready after")
     assert [case[1:] for case in asked] == [("cifar_resnet20", 2, 32)]
+    assert "sum_pieces" in kernels  # of a run, which measures its steps
 
 
 def test_finetune_lets_a_helper_compile(tinyft, draw, tiny, monkeypatch):

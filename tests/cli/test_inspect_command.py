@@ -18,7 +18,7 @@ def test_a_step_is_shown_op_by_op(tinyft, trained):
     before = contents(trained)
     done = tinyft("inspect", trained, "--step", 1, "--html", "s.html", "--dot", "s.dot")
     assert done.code == 0, done.err
-    assert "step 1, in epoch 0" in done.out
+    assert "step 1, in epoch 1" in done.out
     assert "to the bit the loss of metrics.csv" in done.out
     assert "layer3.2.conv2" in done.out and "cross_entropy" in done.out
     assert "where backward stopped, and why:" in done.out

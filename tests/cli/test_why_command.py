@@ -27,11 +27,11 @@ def test_both_questions_are_answered_about_the_same_step(tinyft, trained):
 
 def test_in_words(tinyft, trained):
     done = tinyft("inspect", trained, "--step", 0, "--why")
-    assert done.out.startswith("why did the loss change in step 0, in epoch 0 ")
+    assert done.out.startswith("why did the loss change in step 0, in epoch 1 ")
     assert "one batch of 4 pictures through step 0" in done.out and "what if" not in done.out
     assert "the step before recorded" not in done.out  # there is none
     done = tinyft("inspect", trained, "--step", 0, "--what-if")
-    assert done.out.startswith("what if step 0, in epoch 0 ") and "why did" not in done.out
+    assert done.out.startswith("what if step 0, in epoch 1 ") and "why did" not in done.out
 
 
 @pytest.mark.parametrize("other", [("--node", 3), ("--html", "a.html"), ("--dot", "a.dot")])

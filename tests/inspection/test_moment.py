@@ -196,4 +196,4 @@ def test_the_batch_is_the_steps_own(run_folder, data):
     whole.fine_tune(2)
     moment = Moment.of_run(run_folder, 4, data)
     np.testing.assert_array_equal(moment.batch.ids, whole.history[4].ids)
-    assert "step 4, in epoch 1 (phase 'everything', its step 1 of 6)" in moment.where
+    assert "step 4, in epoch 2 (phase 'everything', its step 1 of 6)" in moment.where

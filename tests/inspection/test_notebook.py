@@ -121,7 +121,7 @@ def test_a_plans_curves_count_as_its_text_does(monkeypatch, trained):
 def test_a_step_has_its_groups(trained):
     record = trained[0].history[-1]
     text = shown(record)
-    assert f"step 5, epoch 1, everything: loss {record.loss:.4f}" in text
+    assert f"step 5, epoch 2, everything: loss {record.loss:.4f}" in text
     assert f"{record.groups[2].update_norm:.2e}" in text
     assert "validation: accuracy" in text and "tensors bit-identical" in text
     for line in record.facts():

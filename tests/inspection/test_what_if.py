@@ -135,7 +135,7 @@ def test_only_the_steps_that_cannot_be_made_are_shown_as_nan():
 
 def test_the_text_is_a_table(run_folder, data):
     text = str(what_if(Moment.of_run(run_folder, 6, data)))
-    assert text.startswith("what if step 6, in epoch 2 ")
+    assert text.startswith("what if step 6, in epoch 3 ")
     rows = {line[:24].strip() for line in text.splitlines()[4:]}
     assert {PLANNED, "all rates x 10", "no weight decay", "body frozen"} <= rows
     assert max(map(len, text.splitlines())) <= 115

@@ -43,9 +43,14 @@ def test_preprocessing_is_the_entrys_own():
     assert find("timm/resnet34.ra4_e3600_r224_in1k").preprocess.mean == (0.5, 0.5, 0.5)
 
 
+def test_a_folder_is_no_file_of_weights(tmp_path):
+    with pytest.raises(WeightsError, match="is a folder; give a file of weights"):
+        find(str(tmp_path))
+
+
 def test_a_misspelt_name_gets_near_ones():
     with pytest.raises(
-        WeightsError, match=r"'timm/resnet50.a9_in1k' is no file.*near are timm/resnet50"
+        WeightsError, match=r"'timm/resnet50.a9_in1k' is neither a file.*near are timm/resnet50"
     ):
         find("timm/resnet50.a9_in1k")
 

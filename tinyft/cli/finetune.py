@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import shlex
 import signal
@@ -163,7 +164,7 @@ def _next_folder(learner: Learner) -> Path:
     """A new folder runs/DATA-ARCH-NUMBER. Making it is what reserves it, so that two processes
     never share one.
     """
-    name = re.sub(r"[^\w.-]+", "_", learner.data.path.resolve().name) or "data"
+    name = re.sub(r"[^\w.-]+", "_", Path(os.path.abspath(learner.data.path)).name) or "data"
     stem = f"{name}-{learner.arch}-"
     Path("runs").mkdir(exist_ok=True)
     numbers = [path.name.removeprefix(stem) for path in Path("runs").glob(f"{stem}*")]

@@ -46,7 +46,7 @@ from tinyft.tensor import Tensor
 from tinyft.weights.preprocess import Preprocess
 
 
-@dataclass
+@dataclass(repr=False)
 class Learner:
     """A network that can be trained on `data`. Made by `vision_learner`."""
 
@@ -99,6 +99,9 @@ class Learner:
         self.validation: Evaluation | None = None  # the newest
         self.run_folder: Path | None = None  # where the run in progress is written
         self.to(self.device)
+
+    def __repr__(self) -> str:
+        return f"<Learner: {self.arch}, {len(self.classes)} classes, {self.step} steps made>"
 
     def to(self, device: str) -> Learner:
         """Move everything to a device, "cpu", "gpu" or "gpu:1": parameters, statistics, what the

@@ -90,7 +90,7 @@ class StepRecord(Displayed):
 
     def facts(self) -> list[str]:
         """What is true of the whole step, in sentences."""
-        found = [f"step {self.step}, epoch {self.epoch}, {self.phase}: loss {self.loss:.4f}, "
+        found = [f"step {self.step}, epoch {self.epoch + 1}, {self.phase}: loss {self.loss:.4f}, "
                  f"smoothed {self.smooth_loss:.4f}; {len(self.ids)} pictures"]  # fmt: skip
         if self.validation:
             v = self.validation

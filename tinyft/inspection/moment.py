@@ -104,10 +104,12 @@ class Moment:
 
     @property
     def where(self) -> str:
-        """The place of the step in words, counted from 0 as in metrics.csv."""
+        """The place of the step in words: as `finetune` names epochs, and steps from 0 on as in
+        metrics.csv.
+        """
         return (
-            f"step {self.step}, in epoch {self.learner.epoch} (phase {self.phase.name!r}, its step "
-            f"{self.step_in_phase} of {self.phase.steps})"
+            f"step {self.step}, in epoch {self.learner.epoch + 1} (phase {self.phase.name!r}, "
+            f"its step {self.step_in_phase} of {self.phase.steps})"
         )
 
     def take(self) -> StepRecord:

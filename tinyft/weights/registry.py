@@ -13,6 +13,7 @@ import functools
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from tinyft.bundled import bundled
 from tinyft.errors import WeightsError
@@ -111,11 +112,13 @@ def find(name: str) -> Entry:
         return defaults[name]
     if name in ARCHITECTURES:
         raise WeightsError(f"no weights of {name} are published: give a file, or weights=None")
+    if Path(name).is_dir():
+        raise WeightsError(f"{name} is a folder; give a file of weights, of a run its learner.h5")
     known = [*defaults, *by_id]
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or list(defaults)
     raise WeightsError(
-        f"{name!r} is no file, and no published weights are called so; near are "
-        f"{', '.join(near)} (tinyft weights list shows all {len(by_id)})"
+        f"{name!r} is neither a file nor a run's folder, and no published weights are called so; "
+        f"near are {', '.join(near)} (tinyft weights list shows all {len(by_id)})"
     )
 
 

@@ -129,7 +129,7 @@ class Announcement:
             first, self.made = not self.made, True
         if first:
             once = ", once" if folder() is not None else ""
-            self.say(f"tinyft: compiling kernels for this CPU{once}: about 10 s")
+            self.say(f"tinyft: compiling kernels that are new to this CPU{once}: up to 15 s")
 
 
 announcement = Announcement()
