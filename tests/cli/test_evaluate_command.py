@@ -20,6 +20,14 @@ def test_pictures_that_changed_or_were_arrays_are_not_evaluated(tinyft, trained,
     assert "was trained on arrays in memory, which only Python can bring back" in done.error
 
 
+def test_a_part_of_a_folder_is_named(tinyft, trained, draw):
+    draw({"split/train/cat": 1, "split/train/dog": 1, "split/test/cat": 2, "split/test/dog": 2})
+    done = tinyft("evaluate", trained, "pictures/split")
+    assert done.code == 0 and "of 4)" in done.out
+    assert "of pictures/split, the pictures in test/" in done.err
+    assert "the pictures in" not in tinyft("evaluate", trained, "pictures/split/test").err
+
+
 def test_a_run_that_is_not_finished_says_how_to_go_on(tinyft, trained):
     Path(trained, "learner.h5").unlink()
     described = Path(trained, "run.json")

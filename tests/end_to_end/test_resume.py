@@ -126,6 +126,7 @@ def test_killed_and_resumed(
         assert done.code == 0, done.err
         assert f"{begun} of {STEPS} steps were made before" in done.err
         assert json.loads(done.out)["run"] == str(run)
+        assert "the head alone had " in done.err  # also if that was before
     assert_same(run, reference)
     assert not [*run.rglob("*.part")]
 

@@ -83,4 +83,5 @@ def test_printing_a_network_prints_its_summary():
     assert title == "ResNet" and header.startswith("layer ") and "FLOPs" in header
     assert len({len(row) for row in [header, *rows]}) == 1  # columns are aligned
     assert total.startswith("269,722 parameters in all, 269,722 of them train; 81.6 MFLOP ")
+    assert total.endswith("forward for one input (32, 32, 3)")
     assert repr(model.summary()) == str(model.summary())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tinyft.cli.failures import RequestError
 from tinyft.cli.opening import open_trained
 from tinyft.cli.options import add_backend, add_reading_options, given, open_folder
-from tinyft.cli.output import json_result, percent, result, say
+from tinyft.cli.output import json_result, one_line, percent, result, say
 from tinyft.cli.parser import add_command, add_json
 from tinyft.errors import RunError
 
@@ -69,6 +69,11 @@ def _data(args: argparse.Namespace, learner: Learner) -> PictureData:
     """The folder's pictures, or those that the run set aside."""
     options = given(args, ("batch_size", "on_error"))
     if args.dir is not None:
+        from tinyft.data.split import find_parts
+
+        valid = find_parts(Path(args.dir)).get("valid")
+        if valid is not None:
+            say(f"of {one_line(args.dir)}, the pictures in {valid.name}/")
         return open_folder(args.dir, valid_fraction=1.0, classes=learner.classes, **options)
     if not Path(args.source).is_dir():
         raise RequestError("which pictures? Only a run has its own; give a folder")

@@ -114,6 +114,8 @@ def _train(
 
 def _report(args: argparse.Namespace, learner: Learner, training: Run) -> None:
     """Where it ended, where it is, and what to type next."""
+    from tinyft.inspection.run_files import read_metrics
+
     args.on_interrupt = ""  # there is nothing to go on with
     last = learner.validation
     figures = {
@@ -131,7 +133,8 @@ def _report(args: argparse.Namespace, learner: Learner, training: Run) -> None:
             f"accuracy {percent(last.accuracy)}, loss {last.loss:.4f} on {last.n} pictures after "
             f"{duration(training.seconds)}; saved in {one_line(str(training.path))}"
         )
-    if compared := comparison(learner.history, last.accuracy, len(learner.classes)):
+    metrics = read_metrics(training.path / "metrics.csv")
+    if compared := comparison(metrics, last.accuracy, len(learner.classes)):
         say(compared)
     run = str(training.path)
     say("\nnext, what it says of a picture, all of the run on one page, and one step taken apart:")

@@ -5,14 +5,15 @@ Next: tinyft/cli/resuming.py
 
 from __future__ import annotations
 
+import math
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinyft.cli.output import percent, shown
 from tinyft.display import counted
 
 if TYPE_CHECKING:
-    from tinyft.finetune import Learner, Plan, StepRecord
+    from tinyft.finetune import Learner, Plan
 
 WIDTH = 96
 HEAD_TEXTS = {
@@ -73,14 +74,17 @@ def _paragraph(name: str, text: str) -> str:
     )
 
 
-def comparison(history: list[StepRecord], accuracy: float, num_classes: int) -> str:
-    """The accuracy beside that of the head alone and that of guessing; "" if there is nothing to
-    compare.
+def comparison(metrics: dict[str, Any], accuracy: float, num_classes: int) -> str:
+    """The accuracy beside that of the head alone and that of guessing, from all of a run's
+    `read_metrics`; "" if there is nothing to compare.
     """
-    frozen = [record for record in history if record.validation and record.groups[0].frozen]
-    if not frozen or frozen[-1] is history[-1]:
+    from tinyft.finetune.recipe import HEAD_ALONE
+
+    judged = zip(metrics["phase"], metrics["valid_accuracy"], strict=True)
+    of_head = [found for phase, found in judged if phase == HEAD_ALONE and not math.isnan(found)]
+    if not of_head or metrics["phase"][-1] == HEAD_ALONE:
         return ""
-    before = frozen[-1].validation.accuracy
+    before = of_head[-1]
     return (
         f"the head alone had {percent(before)}; training everything made it {percent(accuracy)} "
         f"(guessing: {percent(1 / num_classes)})"

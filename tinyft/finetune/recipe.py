@@ -19,6 +19,7 @@ import numpy as np
 from tinyft.finetune.schedule import expect_number, one_cycle, per_group, positions
 
 MOMENTUMS = (0.95, 0.85, 0.95)
+HEAD_ALONE = "head alone"
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def fine_tune_phases(
     expect_number("base_lr", base_lr)
     expect_number("lr_mult", lr_mult, above_0=True)
     frozen = one_cycle_phase(
-        "head alone",
+        HEAD_ALONE,
         freeze_epochs,
         steps_per_epoch,
         slice(base_lr),

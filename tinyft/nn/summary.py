@@ -46,6 +46,7 @@ class Summary(Displayed):
     rows: list[SummaryRow]
     parameters: int
     trainable: int
+    shape: tuple[int, ...] | None = None  # of one input, if it was put through
 
     @property
     def flops(self) -> int:
@@ -55,8 +56,10 @@ class Summary(Displayed):
     @property
     def total(self) -> str:
         """The sums, as a sentence."""
-        cost = f"; {_short(self.flops)}FLOP forward for a picture" if self.flops else ""
-        return f"{self.parameters:,} parameters in all, {self.trainable:,} of them train{cost}"
+        counts = f"{self.parameters:,} parameters in all, {self.trainable:,} of them train"
+        if not self.flops:
+            return counts
+        return f"{counts}; {_short(self.flops)}FLOP forward for one input {self.shape}"
 
     def cells(self) -> list[tuple[str, ...]]:
         """The table's lines as text, without COLUMNS."""
@@ -119,7 +122,7 @@ def summary(model: Module, shape: tuple[int, ...] | None = None) -> Summary:
             for node in forward_nodes(model, shape)
         ]
     trainable = sum(p.size for _, p in model.named_parameters() if p.requires_grad)
-    return Summary(rows, model.count_parameters(), trainable)
+    return Summary(rows, model.count_parameters(), trainable, shape)
 
 
 def forward_nodes(model: Module, shape: tuple[int, ...]) -> list[Node]:
