@@ -131,6 +131,8 @@ def test_formats_do_not_matter(published, tmp_path):
     export_safetensors(ft.load_weights(path), tmp_path / "a.safetensors")
     found = diff(path, tmp_path / "a.safetensors")
     assert all(move.identical for layer in found.layers for move in layer.moves)
+    assert "\nidentical: what both have is the same, bit for bit" in str(found)
+    assert "logarithmic" not in str(found)
 
 
 def test_heads_of_other_shapes_are_listed_and_left_out(published):

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found over n pictures: the share that was right, and the mean loss."""
+    """What `evaluate` found over n pictures: the share that was right, and the mean loss.
+
+    With class weights that is, as fastai's, the mean of the batches' weighted means: other batches,
+    another loss.
+    """
 
     n: int
     accuracy: float

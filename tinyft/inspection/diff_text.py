@@ -19,7 +19,11 @@ BAR = 24  # characters
 
 def as_text(diff: Diff) -> str:
     """Everything that `tinyft diff` prints."""
-    lines = [f"{diff.arch}: {' -> '.join(diff.titles)}", *_stage_lines(diff), *_layer_lines(diff)]
+    lines = [f"{diff.arch}: {' -> '.join(diff.titles)}"]
+    if _nothing_moved(diff):
+        lines += ["", "identical: what both have is the same, bit for bit"]
+    else:
+        lines += [*_stage_lines(diff), *_layer_lines(diff)]
     if diff.similarity:
         lines += _similarity_lines(diff)
     if diff.unmatched:
@@ -27,6 +31,11 @@ def as_text(diff: Diff) -> str:
         lines += ["", f"not compared (on one side only, or of another shape): "
                   f"{', '.join(diff.unmatched[:4])}{more}"]  # fmt: skip
     return "\n".join([*lines, *(f"note: {notice}" for notice in diff.notices)])
+
+
+def _nothing_moved(diff: Diff) -> bool:
+    moves = [move for layer in diff.layers for move in (*layer.moves, *layer.statistics)]
+    return all(move.identical for move in moves)
 
 
 def _stage_lines(diff: Diff) -> list[str]:
