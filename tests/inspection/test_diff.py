@@ -1,5 +1,6 @@
 """Before and after: distances with known answers, runs phase by phase, files of any format."""
 
+import dataclasses
 import json
 import math
 import os
@@ -133,6 +134,8 @@ def test_formats_do_not_matter(published, tmp_path):
     assert all(move.identical for layer in found.layers for move in layer.moves)
     assert "\nidentical: what both have is the same, bit for bit" in str(found)
     assert "logarithmic" not in str(found)
+    nothing_compared = dataclasses.replace(found, layers=[])
+    assert "identical: what both have" not in str(nothing_compared)
 
 
 def test_heads_of_other_shapes_are_listed_and_left_out(published):

@@ -62,8 +62,8 @@ def lr_find(
     It stops when the smoothed loss exceeds four times its best (unless stop_div=False) or is no
     number. The learner is left exactly as it was, optimizer state and batch norm statistics
     included.
-    Raises: ValueError for less than one step, or rates that do not rise from above zero; RunError
-    if there were too few steps to read anything from
+    Raises: ValueError for no whole number of steps, or rates that do not rise from above zero;
+    RunError if there were too few steps to read anything from
     """
     if not isinstance(num_it, int | np.integer) or num_it < 1:
         raise ValueError(f"num_it must be a whole number of at least 1; got {num_it!r}")

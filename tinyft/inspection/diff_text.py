@@ -35,7 +35,7 @@ def as_text(diff: Diff) -> str:
 
 def _nothing_moved(diff: Diff) -> bool:
     moves = [move for layer in diff.layers for move in (*layer.moves, *layer.statistics)]
-    return all(move.identical for move in moves)
+    return bool(moves) and all(move.identical for move in moves)
 
 
 def _stage_lines(diff: Diff) -> list[str]:

@@ -121,8 +121,8 @@ class Module(Displayed):
     def load_state_dict(self, arrays: Mapping[str, np.ndarray], strict: bool = True) -> None:
         """Copy arrays into the parameters and buffers of the same names.
 
-        Raises: WeightsError that lists names that are missing or unexpected (if strict) and shapes
-        that differ; nothing is changed then
+        Raises: WeightsError that lists names that are missing or unexpected (if strict), Tensors in
+        place of arrays and shapes that differ; nothing is changed then
         """
         state = self.state_dict()
         problems = []

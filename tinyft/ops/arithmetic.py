@@ -33,7 +33,10 @@ def _kept_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...
 
 @op
 def sum(x, axis=None, keepdims=False):
-    """Sum over an axis, several, or all. Gradient: dout, repeated. Keeps: nothing."""
+    """Sum over an axis, several, or all. Gradient: dout, repeated. Keeps: nothing.
+
+    Raises: TypeError for integers, whose sum may not fit
+    """
     expect_floats("sum", x=x)
     backend, shape = x.backend, x.shape
     axes = _axes(x, axis, "sum")
@@ -46,7 +49,10 @@ def sum(x, axis=None, keepdims=False):
 
 @op
 def mean(x, axis=None, keepdims=False):
-    """Mean over an axis, several, or all. Gradient: dout / count, repeated. Keeps: nothing."""
+    """Mean over an axis, several, or all. Gradient: dout / count, repeated. Keeps: nothing.
+
+    Raises: TypeError for integers, ShapeError for the mean of nothing
+    """
     expect_floats("mean", x=x)
     backend, shape = x.backend, x.shape
     axes = _axes(x, axis, "mean")

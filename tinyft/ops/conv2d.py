@@ -28,7 +28,7 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, residual=None, relu=Fal
     Shapes:
         x (N, H, W, C), weight (F, C, R, S), bias (F,), residual (N, P, Q, F)
         -> (N, P, Q, F) with P = (H + 2 padding - R) // stride + 1, Q likewise
-    Raises: ShapeError for shapes that do not fit, TypeError for mixed dtypes
+    Raises: ShapeError for shapes that do not fit, TypeError for mixed dtypes or integers
     Keeps: weight for dx; x for dweight; the result if rectified. Nothing for an input that needs
     no gradient.
     """

@@ -21,8 +21,9 @@ def cross_entropy(logits, labels, *, label_smoothing=0.0, class_weights=None):
     each picture counts as much as its label's weight.
 
     Shapes: logits (N, C), labels (N,) integer array, class_weights (C,) array -> ()
-    Raises: TypeError for labels or weights that are no such array, ShapeError for an empty batch,
-    another shape or a label that is no class, ValueError for a smoothing outside 0 to 1
+    Raises: TypeError for integer logits, and labels or weights that are no such array, ShapeError
+    for an empty batch, another shape or a label that is no class, ValueError for a smoothing
+    outside 0 to 1
     Keeps: log-probabilities
     Source: PyTorch `torch.nn.functional.cross_entropy`
     """

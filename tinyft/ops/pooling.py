@@ -39,7 +39,7 @@ def max_pool2d(x, *, kernel, stride, padding=0):
 def global_average_pool(x):
     """The mean of each channel over all pixels: (N, H, W, C) -> (N, C). Keeps: nothing.
 
-    Raises: ShapeError
+    Raises: ShapeError, TypeError for integers
     """
     _check_picture("global_average_pool", x)
     expect_floats("global_average_pool", x=x)
