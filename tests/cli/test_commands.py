@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from tinyft.backends.cpu import measurement
-from tinyft.cli import doctor, gradcheck
+from tinyft.cli import doctor, gradcheck, lr_find
 from tinyft.cli.main import COMMANDS, build_parser
+from tinyft.finetune import LrFinding
 from tinyft.nn import build
 from tinyft.op_cases import OP_CASES
 from tinyft.weights import Preprocess, Weights, export_safetensors, load_weights, save_weights
@@ -175,6 +176,12 @@ def test_lr_find(tinyft, pictures, tiny):
     found = json.loads(tinyft("lr-find", pictures, *tiny[:6], "--steps", "30", "--json").out)
     assert len(found["lr"]) == len(found["loss"]) == len(found["smooth_loss"])
     assert found["suggestions"]["minimum"]["lr"] > 0
+
+
+def test_the_loss_that_explodes_does_not_flatten_the_curve_before_it():
+    losses = np.array([3, 2, 1, 100], np.float32)
+    rows = lr_find._curve(LrFinding(np.logspace(-4, -1, 4), losses, losses, {}))[1:]
+    assert [row.count("#") for row in rows] == [40, 20, 0, 40]
 
 
 @pytest.mark.parametrize("arch", ["resnet10s", "resnet18", "resnet50", "cifar_resnet20"])
@@ -417,7 +424,9 @@ def test_names_from_a_file_do_not_steer_the_terminal(tinyft, tmp_path):
 def test_list(tinyft):
     done = tinyft("weights", "list", "--arch", "resnet50")
     assert done.code == 0
-    assert all("resnet50" in line for line in done.out.splitlines())
+    header, *rows = done.out.splitlines()
+    assert header.split() == ["name", "architecture", "accuracy", "size", "licence"]
+    assert len(rows) > 10 and all("resnet50" in row for row in rows)
     assert len(json.loads(tinyft("weights", "list", "--json").out)) > 10
     assert tinyft("weights", "list", "--arch", "resnet10s").out.endswith("(comes with tinyft)\n")
     assert tinyft("weights", "list", "--arch", "vgg16").code == 2

@@ -49,13 +49,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _curve(finding: LrFinding) -> list[str]:
-    """Rate, smoothed loss and a bar, every few steps."""
-    lowest, highest = float(finding.smooth_losses.min()), float(finding.smooth_losses.max())
+    """Rate, smoothed loss and a bar, every few steps.
+
+    The longest bar is that of the highest loss before the lowest: behind it the loss explodes,
+    and beside such bars all others would look alike.
+    """
+    losses = finding.smooth_losses
+    lowest = losses.min()
+    fall = losses[: losses.argmin() + 1].max() - lowest or 1.0
     lines = ["lr        loss"]
-    for i in range(0, len(finding.lrs), max(1, len(finding.lrs) // ROWS)):
-        loss = float(finding.smooth_losses[i])
-        share = (loss - lowest) / (highest - lowest) if highest > lowest else 0.0
-        lines.append(f"{finding.lrs[i]:.2e}  {loss:<8.4f}  {'#' * round(share * BAR)}".rstrip())
+    for i in range(0, len(losses), max(1, len(losses) // ROWS)):
+        bar = "#" * round(BAR * min(1.0, (losses[i] - lowest) / fall))
+        lines.append(f"{finding.lrs[i]:.2e}  {losses[i]:<8.4f}  {bar}".rstrip())
     return lines
 
 

@@ -105,8 +105,9 @@ def list_published(args: argparse.Namespace) -> int:
                       "licence": e.licence, "url": e.url} for e in chosen])  # fmt: skip
         return 0
     width = max(len(entry.id) for entry in chosen)
+    result(f"{'name':{width}}  {'architecture':15}  {'accuracy':>8}  {'size':>9}  licence")
     for entry in chosen:
-        accuracy = f"{entry.top1:5.2f} %" if entry.top1 else "      -"
+        accuracy = f"{entry.top1:5.2f} %" if entry.top1 else "       -"
         size = f"{entry.size / 1e6:6.1f} MB" if entry.size else "        -"
         here = "  (fetched)" if cached_path(entry).exists() else ""
         here = "  (comes with tinyft)" if entry.bundled_file else here
