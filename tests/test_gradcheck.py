@@ -343,6 +343,10 @@ def test_results_that_cannot_be_checked():
     assert "no input requires a gradient" in failure(ft.ops.relu, [ft.Tensor(MATRIX)])
     with pytest.raises(ValueError, match="mode must be"):
         gradcheck(ft.ops.relu, [MATRIX], mode="slow")
+    with pytest.raises(ValueError, match="eps must be above 0, got 0"):
+        gradcheck(ft.ops.relu, [MATRIX], eps=0)
+    with pytest.raises(ValueError, match="one for each of the 2 inputs, got 1"):
+        gradcheck(ft.ops.add, [MATRIX, MATRIX], names=["a"])
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
         gradcheck(lambda x: x * 2, [MATRIX], rounds=0)
 

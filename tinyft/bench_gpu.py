@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from tinyft import backends
+from tinyft.backends.reference import output_size
 from tinyft.bench import Case, Side, installed, our_side
 from tinyft.kernel_cases import KernelCase
 from tinyft.nn import build
@@ -169,7 +170,7 @@ def layers(case: Case, device: str, rounds: int, torch: bool) -> Iterator[dict[s
 
             sides |= bench_torch.layer_sides(*layer)
         F, C, R, S = weight_shape
-        P = (picture[0] + 2 * padding - R) // stride + 1
+        P = output_size(picture[0], R, stride, padding)
         gflop = 2e-9 * case.batch_size * P * P * F * C * R * S
         yield {
             "layer": {"picture": picture, "weight": weight_shape, "stride": stride},

@@ -24,6 +24,12 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def first_few(names: Sequence[str], most: int = 4) -> str:
+    """ "cougar, dalmatian, dolphin, nautilus and 4 more" """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def counted(number: int, noun: str) -> str:
     """ "1 epoch", "2 epochs" """
     return f"{number} {noun}" + ("" if number == 1 else "s")

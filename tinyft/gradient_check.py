@@ -53,7 +53,7 @@ def gradcheck(
     Raises: GradcheckError for a wrong gradient, with input, element, both values and a likely
     cause; also for a function that gives two results for one input, writes into its inputs, or
     whose gradients are zero everywhere, so that nothing is checked. TypeError for float32,
-    ValueError for an unknown mode, or no rounds.
+    ValueError for an unknown mode, no rounds, an `eps` that is not above 0, or not one name each.
     Source: PyTorch `torch.autograd.gradcheck` for fast and full mode
     Example:
         >>> def cube(x):
@@ -65,6 +65,8 @@ def gradcheck(
         raise ValueError(f"gradcheck: mode must be 'fast' or 'full', got {mode!r}")
     if rounds < 1:
         raise ValueError(f"gradcheck: rounds must be at least 1, got {rounds}")
+    if not eps > 0:
+        raise ValueError(f"gradcheck: eps must be above 0, got {eps}")
     function = CheckedFunction(fn, inputs, names)
     base = function.first_calls()
     rng = np.random.default_rng(seed)

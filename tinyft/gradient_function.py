@@ -31,7 +31,13 @@ class CheckedFunction:
                 "gradcheck: no input requires a gradient; pass float64 arrays, or Tensors with "
                 "requires_grad=True"
             )
-        names = names or _argument_names(fn, len(self.arguments))
+        if names is None:
+            names = _argument_names(fn, len(self.arguments))
+        if len(names) != len(self.arguments):
+            raise ValueError(
+                f"gradcheck: names must be one for each of the {len(self.arguments)} inputs, "
+                f"got {len(names)}"
+            )
         self.labels = [self._label(n, names) for n in range(len(self.checked))]
         for tensor, label in zip(self.checked, self.labels, strict=True):
             _expect_float64(label, tensor.data)

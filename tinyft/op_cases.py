@@ -16,6 +16,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft import ops
+from tinyft.backends.reference import output_size
 from tinyft.errors import ShapeError
 from tinyft.kernel_cases import (
     CONVOLUTIONS,
@@ -127,8 +128,7 @@ def _convolution_cases() -> list[OpCase]:
     for label, (x_shape, F, kernel, stride, padding) in CONVOLUTIONS.items():
         N, H, W, C = x_shape
         w_shape, window = (F, C, *kernel), {"stride": stride, "padding": padding}
-        P = (H + 2 * padding - kernel[0]) // stride + 1
-        Q = (W + 2 * padding - kernel[1]) // stride + 1
+        P, Q = (output_size(n, k, stride, padding) for n, k in zip((H, W), kernel, strict=True))
         # the longest sum of forward, dx and dweight
         terms = max(C * kernel[0] * kernel[1], F * kernel[0] * kernel[1], N * P * Q)
 
@@ -338,6 +338,8 @@ REFUSALS: list[Refusal] = [
     Refusal("max_pool2d", "a window that is too large", _pool(2, 2, 8, 3), ("kernel of 3 rows",)),
     Refusal("max_pool2d", "too much padding", _pool(*PICTURE, padding=2),
             ("padding 2", "kernel 3")),
+    Refusal("max_pool2d", "places beyond 16 bits", _pool(1, 300, 300, 1, kernel=256),
+            ("at most 255", "got 256")),
     Refusal("max_pool2d", "stride 0", _pool(*PICTURE, stride=0), ("stride 0",)),
     Refusal("global_average_pool", "rows", lambda: ops.global_average_pool(_zeros(2, 3)),
             ("x should be (N, H, W, C)", "(2, 3)")),

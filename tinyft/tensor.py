@@ -163,6 +163,9 @@ class Tensor(Displayed):
     def __matmul__(self, other: Any) -> Tensor:
         return matmul(self, as_tensor(other, self))
 
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return matmul(as_tensor(other, self), self)
+
     def __neg__(self) -> Tensor:
         return neg(self)
 
@@ -183,8 +186,9 @@ def as_tensor(value: Any, like: Tensor) -> Tensor:
     if array.dtype.kind == "f" and dtype.kind != "f":
         raise TypeError(f"a tensor of {dtype} cannot take {value!r}; make it a float tensor first")
     if not is_array or array.ndim == 0 or array.dtype.kind != "f":
-        given, array = array, np.asarray(backends.host(array) if is_array else value, dtype)
-        if dtype.kind != "f" and not np.array_equal(array, backends.host(given)):
+        given = backends.host(array)
+        array = np.asarray(given.astype(dtype))
+        if dtype.kind != "f" and not np.array_equal(array, given):
             raise TypeError(f"a tensor of {dtype} cannot take {value!r}: it has no such numbers")
     return Tensor.wrap(backends.beside(array, like.data))
 
@@ -418,7 +422,10 @@ def check_saved() -> contextlib.AbstractContextManager[None]:
 
 def kept_arrays(backward: Backward) -> list[Array]:
     """The arrays that a backward closure keeps in memory."""
-    values = [cell.cell_contents for cell in backward.__closure__ or ()]
+    values = []
+    for cell in getattr(backward, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # a variable that was never set
+            values.append(cell.cell_contents)
     flat = [v for value in values for v in (value if isinstance(value, tuple | list) else [value])]
     return [v for v in flat if hasattr(v, "nbytes") and hasattr(v, "tobytes")]
 

@@ -6,7 +6,8 @@ import re
 from types import SimpleNamespace
 
 from tinyft.cli import display
-from tinyft.cli.output import json_result, shown
+from tinyft.cli.output import json_result
+from tinyft.display import first_few
 
 
 def test_a_long_epoch_shows_lines_in_between(tinyft, pictures, tiny, monkeypatch):
@@ -57,8 +58,8 @@ def test_an_infinite_loss_is_no_json(capsys):
 
 
 def test_few_names_and_many():
-    assert shown(["a", "b"], 2) == "a, b"
-    assert shown(["a", "b", "c", "d"], 2) == "a, b and 2 more"
+    assert first_few(["a", "b"], 2) == "a, b"
+    assert first_few(["a", "b", "c", "d"], 2) == "a, b and 2 more"
 
 
 def test_colours_need_a_terminal_that_wants_them(monkeypatch):

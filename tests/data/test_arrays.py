@@ -52,7 +52,10 @@ def test_any_integer_labels_will_do():
         (X.transpose(0, 3, 1, 2), Y, r"got uint8 \(6, 3, 8, 8\)"),
         (X, Y[:5], r"6 integers, one for each picture; got int64 \(5,\)"),
         (X, Y / 1, "6 integers"),
-        (X, Y - 1, r"lie in 0\.\.1 .* got -1\.\.1"),
+        (X, Y - 1, "count from 0; the lowest is -1"),
+        (X, Y * 0 - 1, "count from 0; the lowest is -1"),
+        (X, [[0], [0, 1]], "labels are no array"),
+        ([[1], [1, 2]], Y, r"must be uint8 .* got list"),
         (np.zeros((6, 2, 80, 3), np.uint8), Y, "more than 20 times"),
         (np.zeros((6, 0, 8, 3), np.uint8), Y, "no pixels"),
     ],
@@ -63,7 +66,7 @@ def test_wrong_arrays_say_what_is_expected(pictures, labels, message):
 
 
 def test_validation_labels_must_be_known():
-    with pytest.raises(DataError, match=r"valid labels must lie in 0\.\.2 .* got 3\.\.3"):
+    with pytest.raises(DataError, match=r"valid labels must lie in 0\.\.2 .* the highest is 3"):
         ImageArrays((X, Y), (X[:1], np.array([3])), batch_size=2)
 
 

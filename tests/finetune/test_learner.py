@@ -268,7 +268,7 @@ def small_learner_of_photos(augment: str | None) -> ft.Learner:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("bn", "x"), ("bn", []), ("head", []), ("dtype", "y"), ("seed", "1"), ("seed", None),
-     ("class_weights", "1"), ("class_weights", ["a"]), ("label_smoothing", None),
+     ("seed", -1), ("class_weights", "1"), ("class_weights", ["a"]), ("label_smoothing", None),
      ("whole_squares", 1)],
 )  # fmt: skip
 def test_a_file_with_settings_that_no_learner_has_is_refused(name, value, tmp_path):
@@ -277,6 +277,19 @@ def test_a_file_with_settings_that_no_learner_has_is_refused(name, value, tmp_pa
     settings = {**json.loads(weights.extra["learner"]), name: value}
     save_weights(tmp_path / "learner.h5", replace(weights, extra={"learner": json.dumps(settings)}))
     with pytest.raises(WeightsError, match=f"learner's {name} cannot be"):
+        ft.load_learner(tmp_path / "learner.h5")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("label_smoothing", 5), ("weight_decay", float("nan")), ("class_weights", [1])],
+)
+def test_a_file_of_which_no_learner_can_be_made_is_refused(name, value, tmp_path):
+    small_learner().save(tmp_path / "learner.h5")
+    weights = load_weights(tmp_path / "learner.h5")
+    settings = {**json.loads(weights.extra["learner"]), name: value}
+    save_weights(tmp_path / "learner.h5", replace(weights, extra={"learner": json.dumps(settings)}))
+    with pytest.raises(WeightsError, match=f"learner.h5: no learner can be made .* {name}"):
         ft.load_learner(tmp_path / "learner.h5")
 
 

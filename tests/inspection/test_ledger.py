@@ -152,6 +152,10 @@ def test_an_epoch_sums_up_its_steps(run):
         epochs["path"][1], layers["update_norm"][3:6].sum(axis=0, dtype=float), rtol=1e-6
     )
     np.testing.assert_allclose(epochs["weight_norm"][2], layers["weight_norm"][8], rtol=1e-6)
+    np.testing.assert_array_equal(
+        epochs["moved"][1], layers["moved"][3:6].mean(axis=0, dtype=float)
+    )
+    assert (epochs["moved"] % 1).any()
     assert (epochs["distance"] <= epochs["path"] * (1 + 1e-4)).all()
     assert (epochs["distance"][1:] > 0).all()
     decayed = [name not in book.description["undecayed"] for name in book.parameters]
@@ -334,6 +338,15 @@ def test_after_kill_9_what_was_flushed_can_be_read(tmp_path):
     ledger.after_step(learner, record)
     again = ft.Ledger.read(tmp_path / "cut")
     assert again.steps["step"].tolist() == list(range(start + 1)) and again.balance() == []
+
+
+def test_steps_that_were_not_measured_make_no_ledger():
+    learner = small_learner()
+    plan, ledger = learner.plan(1), ft.Ledger()
+    ledger.begin(learner, plan)
+    record = next(learner.steps(plan))
+    with pytest.raises(ValueError, match=r"by learner.steps\(plan, norms=True\)"):
+        ledger.after_step(learner, record)
 
 
 # ------------------------------------------------------------------------------ reading and folders

@@ -126,6 +126,8 @@ def test_only_the_steps_that_cannot_be_made_are_shown_as_nan():
     moment = moment_of(0)
     before = everything(moment.learner)
     found = what_if(moment, {"spoilt": spoil})
+    with pytest.raises(KeyError, match="'spoiled'; there are as planned, spoilt"):
+        found["spoiled"]
     assert np.isfinite(found[PLANNED].training).all()
     spoilt = found["spoilt"]
     assert np.isnan([*spoilt.training, spoilt.predicted, *spoilt.distances.values()]).all()

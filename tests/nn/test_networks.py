@@ -160,6 +160,15 @@ def test_wrong_arrays_are_all_listed_and_change_nothing():
         np.testing.assert_array_equal(array, state[name])
 
 
+def test_a_part_of_the_arrays_may_be_loaded():
+    network, other = ft.cifar_resnet20(seed=1), ft.cifar_resnet20(seed=2)
+    body = {n: a for n, a in other.state_dict().items() if not n.startswith("fc.")}
+    head = network.fc.weight.data.copy()
+    network.load_state_dict({**body, "extra": head}, strict=False)
+    np.testing.assert_array_equal(network.conv1.weight.data, other.conv1.weight.data)
+    np.testing.assert_array_equal(network.fc.weight.data, head)
+
+
 def test_each_layer_is_drawn_for_itself():
     first, again, other = (ft.cifar_resnet20(seed=seed).state_dict() for seed in (1, 1, 2))
     assert all((first[name] == again[name]).all() for name in first)

@@ -53,11 +53,16 @@ def test_what_cannot_hold_the_result_is_refused(dtype):
     x = Tensor(np.ones((2, 3), dtype))
     weight, picture = Tensor(np.ones((4, 3), dtype)), Tensor(np.ones((1, 3, 3, 1), dtype))
     kernel = Tensor(np.ones((1, 1, 3, 3), dtype))
+    normalise = Tensor(np.ones(3, dtype)), Tensor(np.ones(3, dtype))
     for compute in (
         lambda: ops.sum(x),
         lambda: ops.mean(x),
         lambda: ops.linear(x, weight),
         lambda: ops.conv2d(picture, kernel),
+        lambda: ops.batch_norm(x, *normalise),
+        lambda: ops.batch_norm_eval(x, *normalise, normalise[0].data, normalise[0].data),
+        lambda: ops.dropout(x, 0.3, seed=0, stream=(0, 0)),
+        lambda: ops.max_pool2d(picture, kernel=2, stride=2),
         lambda: ops.global_average_pool(picture),
         lambda: ops.cross_entropy(x, np.array([0, 1])),
     ):

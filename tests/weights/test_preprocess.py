@@ -32,6 +32,13 @@ def test_scaled_keeps_the_proportion(arch, size, resize):
     assert (scaled.crop, scaled.resize) == (size, resize)
 
 
+def test_a_size_whose_resize_would_be_too_large_is_refused():
+    whole = Preprocess.for_architecture("resnet18")
+    assert whole.scaled(3584).resize == 4096
+    with pytest.raises(WeightsError, match="at most 3584 pixels here; got 3585"):
+        whole.scaled(3585)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

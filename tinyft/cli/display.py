@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tinyft.cli.output import Unheeded, duration, one_line, percent, say, shown
+from tinyft.cli.output import Unheeded, duration, one_line, percent, say
+from tinyft.display import first_few
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner, Plan, StepRecord
@@ -134,5 +135,5 @@ def _proof(record: StepRecord) -> str:
     if not names:
         return f"{record.phase}: all {total} tensors changed, as planned"
     return one_line(
-        f"{record.phase}: proved unchanged, {len(names)} of {total} tensors: {shown(names, 2)}"
+        f"{record.phase}: proved unchanged, {len(names)} of {total} tensors: {first_few(names, 2)}"
     )

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 MOST_DRAWS = 50  # of one case; an empty one never gives anything
 CONVENTION = """
 your own function:
-  `tinyft gradcheck layer.py:swish` runs layer.py and checks its function swish. The file says
+  `tinyft gradcheck layer.py:gate` runs layer.py and checks its function gate. The file says
   what to call it with: inputs() returns the list of its arguments, float64 arrays those that are
   checked.
 
       import numpy as np
       import tinyft as ft
 
-      def swish(x):
+      def gate(x):
           return x * ft.ops.relu(x)
 
       def inputs():
@@ -45,7 +45,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "gradcheck",
         run,
         help="compare gradients with differences: of all ops, of one, or of a function of yours",
-        example="tinyft gradcheck conv2d\n  tinyft gradcheck layer.py:swish --shapes 2x3",
+        example="tinyft gradcheck conv2d\n  tinyft gradcheck layer.py:gate --shapes 2x3",
     )
     parser.epilog += "\n" + CONVENTION
     parser.add_argument("op", metavar="OP|FILE.py:FUNCTION", nargs="?", help="(default: all ops)")

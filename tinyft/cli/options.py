@@ -130,8 +130,6 @@ def make_learner(args: argparse.Namespace) -> Learner:
     options = given(args, LEARNER)
     if options.get("weights") == "none":
         options["weights"] = None
-    elif "weights" in options and Path(options["weights"]).is_file():
-        options["weights"] = str(Path(options["weights"]).resolve())  # found from anywhere
     with naming(args.weights or ""):
         return vision_learner(data, device=args.backend or "auto", **options)
 

@@ -9,8 +9,8 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from tinyft.cli.output import percent, shown
-from tinyft.display import counted
+from tinyft.cli.output import percent
+from tinyft.display import counted, first_few
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner, Plan
@@ -39,7 +39,7 @@ def beginning(learner: Learner, plan: Plan) -> str:
     head = HEAD_TEXTS.get(facts.get("head", ""), "a module of the caller's, {} classes")
     paragraphs = {
         "pictures": f"{data.n_train} to learn from and {data.n_valid} to be tested on, of "
-        f"{len(data.classes)} classes: {shown(data.classes)}.",
+        f"{len(data.classes)} classes: {first_few(data.classes)}.",
         "network": f"{learner.arch}, {body:,} numbers. {known}.",
         "cut": f"{facts.get('cut', 'The last layer')} is removed, and a new head of random numbers "
         f"put there: {head.format(len(data.classes))}.",

@@ -53,8 +53,8 @@ class ImageArrays(PictureData):
             _check_pictures(split, *_two(split, pair))
         given = {split: np.asarray(pair[1]) for split, pair in pairs.items()}
         if classes is None:
-            count = int(given["train"].max()) + 1 if given["train"].size else 0
-            classes = [str(label) for label in range(count)]
+            highest = int(given["train"].max()) if given["train"].size else -1
+            classes = [str(label) for label in range(highest + 1)]
         for split in pairs:
             _check_labels(split, given[split], classes)
         labels = {split: array.astype(np.int64) for split, array in given.items()}
@@ -116,7 +116,8 @@ def _two(split: str, pair: Pair) -> Pair:
 
 
 def _check_pictures(split: str, pictures: np.ndarray, labels: np.ndarray) -> None:
-    shape, dtype = np.shape(pictures), getattr(pictures, "dtype", type(pictures).__name__)
+    shape = getattr(pictures, "shape", ())
+    dtype = getattr(pictures, "dtype", type(pictures).__name__)
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
         raise DataError(
             f"{split} pictures must be uint8 (N, height, width, 3), values 0..255; "
@@ -124,7 +125,10 @@ def _check_pictures(split: str, pictures: np.ndarray, labels: np.ndarray) -> Non
         )
     if shape[0]:
         check_size(shape[2], shape[1])
-    labels = np.asarray(labels)
+    try:
+        labels = np.asarray(labels)
+    except ValueError as error:  # lists of different lengths
+        raise DataError(f"{split} labels are no array: {error}") from None
     if labels.shape != shape[:1] or (labels.size and labels.dtype.kind not in "iu"):
         raise DataError(
             f"{split} labels must be {shape[0]} integers, one for each picture; "
@@ -133,8 +137,13 @@ def _check_pictures(split: str, pictures: np.ndarray, labels: np.ndarray) -> Non
 
 
 def _check_labels(split: str, labels: np.ndarray, classes: Sequence[str]) -> None:
-    if labels.size and not 0 <= labels.min() <= labels.max() < len(classes):
+    if not labels.size:
+        return
+    lowest, highest = labels.min(), labels.max()
+    if lowest < 0:
+        raise DataError(f"{split} labels must count from 0; the lowest is {lowest}")
+    if highest >= len(classes):
         raise DataError(
             f"{split} labels must lie in 0..{len(classes) - 1} for {len(classes)} classes; "
-            f"got {labels.min()}..{labels.max()}"
+            f"the highest is {highest}"
         )

@@ -105,7 +105,7 @@ def _open(stream: BinaryIO) -> Picture:
         raise DataError("the file is empty (0 bytes)")
     stream.seek(0)
     Image.init()
-    formats = tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF is new in Pillow 11.3
+    formats = tuple(name for name in FORMATS if name in Image.OPEN)  # a Pillow may lack some
     try:
         picture = Image.open(stream, formats=formats)
     except UnidentifiedImageError:

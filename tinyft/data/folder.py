@@ -30,6 +30,7 @@ from tinyft.data.loader import PictureData, checked_classes, checked_int
 from tinyft.data.prefetch import default_workers
 from tinyft.data.prepare import printable
 from tinyft.data.split import ByClass, find_parts, scan_part, set_aside, unused_folders
+from tinyft.display import first_few
 from tinyft.errors import DataError
 
 SHOWN = 10  # files named in one message
@@ -167,11 +168,13 @@ class ImageFolder(PictureData):
         files = defaultdict(list)
         for path, reason in bad.items():
             files[reason].append(self._name(path))
-        return "; ".join(f"{_first_few(names)}: {reason}" for reason, names in files.items())
+        return "; ".join(f"{first_few(names, SHOWN)}: {reason}" for reason, names in files.items())
 
     def _vocabulary(self, parts: dict[str, ByClass]) -> list[str]:
         """Class names in the order of their labels, which is that of `classes` or of training."""
-        classes = self._given_classes or list(parts["train"] or parts["valid"])
+        classes = self._given_classes
+        if classes is None:
+            classes = list(parts["train"] or parts["valid"])
         for split, part in parts.items():
             unknown = [name for name in part if name not in classes]
             if unknown:
@@ -189,7 +192,9 @@ class ImageFolder(PictureData):
         pairs = duplicates(self._paths["train"], self._paths["valid"])
         if pairs:
             names = [f"{self._name(one)} = {self._name(other)}" for one, other in pairs]
-            message = f"{len(pairs)} pictures are in both train and valid: {_first_few(names)}"
+            message = (
+                f"{len(pairs)} pictures are in both train and valid: {first_few(names, SHOWN)}"
+            )
             self._found.append(message)
             warnings.warn(message, stacklevel=3)  # points at the caller of ImageFolder
 
@@ -211,11 +216,6 @@ def _all_files(part: ByClass) -> list[Path]:
 def _labels(part: ByClass, classes: list[str]) -> np.ndarray:
     counts = [len(files) for files in part.values()]
     return np.repeat(np.array([classes.index(name) for name in part], np.int64), counts)
-
-
-def _first_few(names: list[str]) -> str:
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + rest
 
 
 def _checked_fraction(fraction: float) -> float:

@@ -247,6 +247,8 @@ def checked_int(name: str, value: object, least: int) -> int:
 
 def checked_classes(classes: Sequence[str]) -> list[str]:
     """The names, which are texts and all different."""
+    if isinstance(classes, str):
+        raise DataError(f"classes must be a list of names; got {classes!r}: give [{classes!r}]")
     for name in classes:
         if not isinstance(name, str):
             raise DataError(f"classes must be names, as text; got {name!r}: give str({name!r})")

@@ -56,7 +56,7 @@ class FeatureCache:
             for others in self.data.train_pictures(self._missing(len(ids)), self.preprocess):
                 self._keep(others)
         rows = [self.kept[i] for i in ids]
-        return Tensor.wrap(Tensor.wrap(rows[0]).backend.concatenate(rows, 0))
+        return Tensor.wrap(backends.of(rows[0]).concatenate(rows, 0))
 
     def _keep(self, batch: Batch) -> None:
         with no_grad():

@@ -18,7 +18,7 @@ Next: tinyft/finetune/optim.py
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tinyft.nn.layers import BatchNorm
 from tinyft.nn.module import Module
@@ -42,7 +42,7 @@ class Group:
     momentum: float = 0.9
     weight_decay: float = 0.01
     frozen: bool = False
-    norm_parameters: frozenset[str] = field(default_factory=frozenset)
+    norm_parameters: frozenset[str] = frozenset()
 
     @property
     def count(self) -> int:

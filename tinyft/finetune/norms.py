@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from tinyft.finetune.groups import Group
@@ -118,7 +118,7 @@ def group_records(groups: list[Group], found: dict[str, UpdateSums] | None) -> l
     return records
 
 
-def total(sums) -> UpdateSums:
+def total(sums: Iterable[UpdateSums]) -> UpdateSums:
     """The sums of several parameters together."""
     return UpdateSums(*map(sum, zip(*sums, strict=True)))
 

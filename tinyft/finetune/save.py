@@ -78,22 +78,13 @@ def load_learner(
             )
         head = HEADS[settings["head"]](body.num_features, len(weights.classes))
     attach(body, head).load_state_dict(weights.arrays)
-    return Learner(
-        body.astype(settings["dtype"]),
-        None,
-        weights.preprocess,
-        weights.arch,
-        weights.classes,
-        bn=settings["bn"],
-        seed=settings["seed"],
-        device=device,
-        label_smoothing=settings["label_smoothing"],
-        weight_decay=settings["weight_decay"],
-        class_weights=settings["class_weights"],
-        dtype=settings["dtype"],
-        whole_squares=settings["whole_squares"],
-        facts={"head": settings["head"], "weights": str(path)},
-    )
+    options = {name: settings[name] for name in settings if name != "head"}
+    facts = {"head": settings["head"], "weights": str(path)}
+    parts = body.astype(settings["dtype"]), None, weights.preprocess, weights.arch, weights.classes
+    try:
+        return Learner(*parts, device=device, facts=facts, **options)
+    except ValueError as error:
+        raise WeightsError(f"{path}: no learner can be made of its settings: {error}") from None
 
 
 def judged_preprocess(path: str | os.PathLike[str], weights: Weights) -> Preprocess:
@@ -111,7 +102,7 @@ def _settings(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
     expected = {
         "head": lambda value: isinstance(value, str | None),
         "bn": lambda value: value in BN_PRESETS,
-        "seed": lambda value: isinstance(value, int),
+        "seed": lambda value: type(value) is int and value >= 0,
         "label_smoothing": lambda value: isinstance(value, number),
         "weight_decay": lambda value: isinstance(value, number),
         "dtype": lambda value: value in ("float32", "float64"),
@@ -130,7 +121,7 @@ def _settings(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
     for name, is_right in expected.items():
         if not is_right(settings[name]):
             raise WeightsError(f"{path}: its learner's {name} cannot be {settings[name]!r}")
-    return settings
+    return {name: settings[name] for name in expected}
 
 
 def _plain(class_weights: np.ndarray | None) -> list[float] | None:

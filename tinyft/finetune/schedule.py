@@ -20,9 +20,7 @@ def cosine(start: float, end: float, position: float) -> float:
     return start + (1 + math.cos(math.pi * (1 - position))) * (end - start) / 2
 
 
-def one_cycle(
-    position: float, pct_start: float, values: tuple[float, float, float] | Sequence[float]
-) -> float:
+def one_cycle(position: float, pct_start: float, values: Sequence[float]) -> float:
     """values[0] to values[1] over the first `pct_start` (a fraction) of training, then values[2].
 
     Source: Smith, Super-convergence (2018); fastai's `combined_cos`

@@ -57,7 +57,7 @@ def restore(learner: Learner, arrays: Arrays, values: dict[str, Any]) -> None:
     """Put a captured state back, bit for bit. Gradients and the history of records are not part of
     it.
 
-    Raises: RunError if the state is of another network or optimizer
+    Raises: RunError if the state is of another network
     """
     model, found = learner.model.state_dict(), model_arrays(arrays)
     shapes, came = ({(n, a.shape) for n, a in state.items()} for state in (model, found))

@@ -1,8 +1,8 @@
-"""Charts as SVG by hand: lines over steps, a heat map of layers over steps, bars of reliability.
+"""Charts as SVG by hand: lines over steps, a heat map of layers over steps, a reliability diagram.
 
 A few dozen lines for each, where matplotlib would be 60 MB to install for the reports of a package
-that needs 5 others in all, and would bake its colours in: these follow the page's, light or dark,
-and their text stays text. A chart is narrow, so that a phone shows it whole and readable and a wide
+that needs few others, and would bake its colours in: these follow the page's, light or dark, and
+their text stays text. A chart is narrow, so that a phone shows it whole and readable and a wide
 screen several in a row.
 
 Next: tinyft/cli/__init__.py

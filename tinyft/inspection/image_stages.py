@@ -125,7 +125,7 @@ def _decoded(source: Source, preprocess: Preprocess) -> list[Stage]:
     stages = [_stage("decoded", words + ("" if mode == "RGB" else ", as RGB"), as_stored)]
     if turn in TURNS:
         turned = decode(data, exif_transpose=preprocess.exif_transpose)
-        done = "turned as it says" if preprocess.exif_transpose else "ignored, as the weights ask"
+        done = "turned as it says" if preprocess.exif_transpose else "ignored, as was asked"
         stages.append(_stage("upright", f"EXIF orientation {turn}, {done}", turned))
     return stages
 

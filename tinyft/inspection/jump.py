@@ -124,7 +124,7 @@ def _loss(moment: Moment, mode: str) -> float:
 def _frozen_before(moment: Moment) -> int:
     """How many groups were frozen in the step before this one."""
     phases = moment.plan.phases
-    number = next(i for i, phase in enumerate(phases) if phase is moment.phase)
+    number = moment.phase_number
     if moment.step_in_phase == 0 and number > 0:
         number -= 1
     return phases[number].first_trainable

@@ -31,8 +31,8 @@ _HELPERS = ("gemm", "winograd_transforms")
 
 @dataclass
 class KernelCall:
-    """One call of a backend's method. `started` names the compiled functions, "winograd.
-    convolve_tiles"; `difference` is set where the reference was asked as well.
+    """One call of a backend's method. `started` names the compiled functions, as
+    "winograd.convolve_tiles"; `difference` is set where the reference was asked as well.
     """
 
     kernel: str
@@ -84,7 +84,9 @@ class KernelWatch:
         with backends.watch(lambda backend: _StandIn(backend, self)), _listening(self._start):
             yield
 
-    def call(self, backend: Backend, name: str, method: Callable, args: tuple, options: dict):
+    def call(
+        self, backend: Backend, name: str, method: Callable, args: tuple, options: dict
+    ) -> Any:
         """Call a kernel, and note it."""
         self.started = []
         begin = time.perf_counter()

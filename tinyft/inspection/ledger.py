@@ -133,7 +133,7 @@ class Ledger(Displayed):
             self._end_epoch(learner, record, phase)
         if record.proof:
             self._end_phase(learner, record, phase)
-        if record.validation or record.proof:
+        if record.validation:
             self.file.settle()
 
     def end(self, learner: Learner) -> None:
@@ -158,7 +158,7 @@ class Ledger(Displayed):
         first = int(done[-1, 1]) + 1 if len(done) else 0
         chosen = self.file.rows("steps")[:, 0] >= first
         reasons = _reasons(learner, self.file.rows("layers")[chosen])
-        now = self.epoch_start or snapshot(learner.model)
+        now = self.epoch_start  # a phase ends with an epoch
         if self.phase_start is None:
             changes = _by_hashes(record, learner, reasons)
         else:

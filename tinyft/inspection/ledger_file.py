@@ -291,7 +291,7 @@ def _create(
     recent = file.create_dataset("recent", data=np.full((RECENT, sum(of_steps.values()) + 2), -1.0))
     recent.attrs["columns"] = json.dumps(list(of_steps))
     for table in tables:
-        bytes_of_row = int(np.prod(table.row, dtype=int)) * np.dtype(table.dtype).itemsize
+        bytes_of_row = math.prod(table.row) * np.dtype(table.dtype).itemsize
         rows = max(1, CHUNK_BYTES // max(bytes_of_row, 1))
         old = kept.get(table.name, np.zeros((0, *table.row), table.dtype))
         dataset = file.create_dataset(

@@ -24,7 +24,8 @@ from tinyft.inspection.ledger_rows import (
     share,
 )
 
-INTEGERS = ("step", "epoch", "phase", "moved", "updated")
+NUMBERS = ("step", "epoch", "phase")
+COUNTS = ("moved", "updated")  # in an epoch, means over its steps
 CONTINUES = 1e-9  # of a weight norm; both sides are float64 sums of the same float32 numbers
 BALANCES = 1e-6
 LENGTHS = 1e-3  # an update is known to the rounding of the weights that it is added to
@@ -47,8 +48,8 @@ class LedgerReading:
     @cached_property
     def steps(self) -> dict[str, np.ndarray]:
         count = self._count
-        found = _columns(STEP_COLUMNS, self.tables["steps"][:count])
-        found |= _columns(GROUP_COLUMNS, self.tables["groups"][:count])
+        found = _columns(STEP_COLUMNS, self.tables["steps"][:count], integers=NUMBERS)
+        found |= _columns(GROUP_COLUMNS, self.tables["groups"][:count], integers=COUNTS)
         found["frozen"] = found["frozen"].astype(bool)
         found["update_ratio"] = _ratio(found["update_norm"], found["weight_norm_before"])
         found["decay_share"] = share(found["decay_norm"], found["rest_norm"])
@@ -63,7 +64,7 @@ class LedgerReading:
     @cached_property
     def epochs(self) -> dict[str, np.ndarray]:
         count = min(len(self.tables["epochs"]), len(self.tables["epoch_layers"]))
-        found = _columns(EPOCH_COLUMNS, self.tables["epochs"][:count])
+        found = _columns(EPOCH_COLUMNS, self.tables["epochs"][:count], integers=NUMBERS)
         return found | _columns(EPOCH_LAYER_COLUMNS, self.tables["epoch_layers"][:count])
 
     @property
@@ -173,13 +174,12 @@ SHOWN = ("gradient_norm", "weight_norm", "update_norm", "update_ratio", "decay_s
 HEAD = ("steps", "group", "gradient", "weights", "update", "ratio", "decay", "cosine")
 
 
-def _columns(names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """(rows, columns, ...) by name; counts as integers."""
+def _columns(
+    names: Sequence[str], rows: np.ndarray, integers: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """(rows, columns, ...) by name."""
     found = {name: rows[:, i] for i, name in enumerate(names)}
-    return {
-        name: values.astype(np.int64) if name in INTEGERS and values.dtype == np.float64 else values
-        for name, values in found.items()
-    }
+    return found | {name: found[name].astype(np.int64) for name in integers}
 
 
 def _drift(old: np.ndarray, new: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

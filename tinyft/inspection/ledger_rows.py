@@ -67,8 +67,9 @@ def group_rows(record: StepRecord, by_group: list[UpdateSums]) -> np.ndarray:
 
 
 def by_group(learner: Learner) -> list[UpdateSums]:
-    """The last step's sums, over each group."""
-    assert learner.updates is not None  # the ledger asks for them
+    """The last step's sums, over each group. Raises: ValueError if they were not measured"""
+    if learner.updates is None:
+        raise ValueError("a ledger needs norms: make the steps by learner.steps(plan, norms=True)")
     return [total(learner.updates[name] for name in g.parameters) for g in learner.groups]
 
 

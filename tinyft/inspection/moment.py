@@ -103,6 +103,11 @@ class Moment:
         return cls(learner, plan, phase, learner.step, i, batch)
 
     @property
+    def phase_number(self) -> int:
+        """The place of the phase among the plan's, from 0."""
+        return next(i for i, phase in enumerate(self.plan.phases) if phase is self.phase)
+
+    @property
     def where(self) -> str:
         """The place of the step in words: as `finetune` names epochs, and steps from 0 on as in
         metrics.csv.
@@ -116,9 +121,8 @@ class Moment:
         """Make the step. As in a run, but without the validation that ends an epoch, which moves
         nothing.
         """
-        number = next(i for i, phase in enumerate(self.plan.phases) if phase is self.phase)
         cache = None
-        if self.plan.cached_bytes[number]:
+        if self.plan.cached_bytes[self.phase_number]:
             cache = FeatureCache(self.learner)
         return self.learner.train_step(self.batch, self.phase.name, cache=cache)
 

@@ -16,7 +16,7 @@ from tinyft.display import as_preformatted
 from tinyft.finetune.plan import Plan
 from tinyft.finetune.records import GROUP_COLUMNS, StepRecord
 from tinyft.inspection.charts import Line, line_chart
-from tinyft.inspection.html import Markup, escape, table
+from tinyft.inspection.html import escape, table
 from tinyft.inspection.ledger import Ledger
 from tinyft.nn.module import Module
 from tinyft.nn.summary import COLUMNS, Summary
@@ -76,7 +76,7 @@ def _step(record: StepRecord) -> str:
 
 
 def _ledger(ledger: Ledger) -> str:
-    return str(Markup(ledger.reading._repr_html_())) if ledger.file else f"<p>{escape(ledger)}</p>"
+    return ledger.reading._repr_html_() if ledger.file else f"<p>{escape(ledger)}</p>"
 
 
 DRAWN: dict[type, Callable[[Any], str]] = {

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tinyft.backends import Backend
-from tinyft.display import aligned, counted
+from tinyft.display import aligned, counted, first_few
 
 if TYPE_CHECKING:
     from tinyft.inspection.kernel_watch import KernelCall
@@ -120,14 +120,8 @@ def stop_lines(trace: Trace) -> list[str]:
         return ["backward went all the way: every input got a gradient"]
     lines = ["where backward stopped, and why:"]
     for reason, labels in groups.items():
-        lines.append(f"  {reason}" + (f" ({len(labels)}): {shown(labels)}" if labels else ""))
+        lines.append(f"  {reason}" + (f" ({len(labels)}): {first_few(labels)}" if labels else ""))
     return lines
-
-
-def shown(labels: Sequence[str], most: int = 4) -> str:
-    """The first few, and how many more there are."""
-    more = f" and {len(labels) - most} more" if len(labels) > most else ""
-    return ", ".join(labels[:most]) + more
 
 
 def node_text(node: TracedNode) -> str:

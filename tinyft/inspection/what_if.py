@@ -52,8 +52,11 @@ class WhatIf:
     outcomes: list[Outcome]
 
     def __getitem__(self, name: str) -> Outcome:
-        """The outcome of that name."""
-        return next(outcome for outcome in self.outcomes if outcome.name == name)
+        """The outcome of that name. Raises: KeyError that lists the names there are"""
+        outcomes = {outcome.name: outcome for outcome in self.outcomes}
+        if name not in outcomes:
+            raise KeyError(f"no outcome is called {name!r}; there are {', '.join(outcomes)}")
+        return outcomes[name]
 
     def __str__(self) -> str:
         groups = list(self.outcomes[0].distances)

@@ -247,6 +247,8 @@ def group_lines(groups: list[GroupEffect]) -> list[str]:
 
 def signed(value: float) -> str:
     """A change of a loss: with its sign, three digits at least, and no exponent for usual sizes."""
-    if value == 0 or math.isnan(value):
-        return " nan" if value else " 0"
+    if math.isnan(value):
+        return " nan"
+    if value == 0:
+        return " 0"
     return f"{value:+.6f}" if abs(value) >= 1e-4 else f"{value:+.2e}"

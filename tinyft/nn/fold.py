@@ -18,6 +18,7 @@ import numpy as np
 
 from tinyft.nn.layers import BatchNorm, Conv2d, Folded, parameter
 from tinyft.nn.module import Module
+from tinyft.tensor import Tensor
 
 
 class FoldedNetwork(Module):
@@ -28,7 +29,7 @@ class FoldedNetwork(Module):
         self.network = network
         super().train(False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
 
     def train(self, mode: bool = True) -> Module:

@@ -109,7 +109,8 @@ class Dropout(Module):
     """Zeroes each element with `probability` in training. The mask depends on (seed, step, layer)
     alone.
 
-    The step counts up by itself; a learner sets it, so that any step can be made again.
+    The step counts up by itself; a learner sets it, so that any step can be made again. Two layers
+    of one seed and one `layer` draw the same masks, so number them; a learner does.
     Raises: ValueError unless 0 <= probability < 1
     """
 

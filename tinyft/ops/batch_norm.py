@@ -18,8 +18,8 @@ from collections.abc import Iterator
 
 from tinyft.errors import ShapeError
 from tinyft.ops.activation import relu as plain_relu
-from tinyft.ops.checks import data_of, expect_same_dtype, expect_shape
-from tinyft.tensor import Tensor, op
+from tinyft.ops.checks import data_of, expect_floats, expect_same_dtype, expect_shape
+from tinyft.tensor import Array, Tensor, op
 
 _fused = [True]
 
@@ -50,7 +50,7 @@ def batch_norm(
         x (N, H, W, C) or (N, C), weight bias (C,), residual like x
         -> out like x, mean (C,), variance (C,)
     Raises: ShapeError, also for one value per channel, which has no variance; TypeError for mixed
-    dtypes
+    dtypes or integers
     Keeps: x, mean, variance, weight; the result if rectified, and then the bias if there is no
     residual
     """
@@ -64,8 +64,8 @@ def batch_norm_eval(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    mean,
-    variance,
+    mean: Array,
+    variance: Array,
     *,
     eps: float = 1e-5,
     residual: Tensor | None = None,
@@ -151,6 +151,7 @@ def _check(name, x, weight, bias, residual):
     residual_shape = None if residual is None else residual.shape
     _check_shapes(name, x.shape, weight.shape, bias.shape, residual_shape)
     expect_same_dtype(name, x=x, weight=weight, bias=bias, residual=residual)
+    expect_floats(name, x=x)
 
 
 @functools.lru_cache(maxsize=1024)  # each step asks for the same ones

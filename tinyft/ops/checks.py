@@ -51,13 +51,18 @@ def expect_floats(op: str, **arguments: Tensor) -> None:
             raise TypeError(f"{op}: {name} is {x.dtype}; make it a float tensor first")
 
 
-def expect_window(op: str, size: int, kernel: int, stride: int, padding: int, axis: str) -> None:
-    """Raise TypeError unless all are whole numbers, ShapeError unless at least one window fits."""
-    if not all(isinstance(n, int | np.integer) for n in (kernel, stride, padding)):
+def expect_whole(op: str, **window: int) -> None:
+    """Raise TypeError unless kernel, stride, padding, as far as given, are whole numbers."""
+    if not all([isinstance(n, int | np.integer) for n in window.values()]):
+        got = ", ".join(f"{name} {value!r}" for name, value in window.items())
         raise TypeError(
-            f"{op}: kernel, stride and padding must be whole numbers, the same for rows and "
-            f"columns; got kernel {kernel!r}, stride {stride!r}, padding {padding!r}"
+            f"{op}: {' and '.join(window)} must be whole numbers, the same for rows and columns; "
+            f"got {got}"
         )
+
+
+def expect_window(op: str, size: int, kernel: int, stride: int, padding: int, axis: str) -> None:
+    """Raise ShapeError unless at least one window fits."""
     if stride < 1 or padding < 0 or kernel < 1:
         raise ShapeError(
             f"{op}: kernel and stride must be at least 1 and padding at least 0, "

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import functools
 
+from tinyft.backends.reference import output_size
 from tinyft.ops.checks import (
     data_of,
     expect_floats,
     expect_same_dtype,
     expect_shape,
+    expect_whole,
     expect_window,
 )
 from tinyft.tensor import op
@@ -34,6 +36,7 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, residual=None, relu=Fal
     """
     bias_shape = None if bias is None else bias.shape
     residual_shape = None if residual is None else residual.shape
+    expect_whole("conv2d", stride=stride, padding=padding)
     _check_shapes(x.shape, weight.shape, bias_shape, residual_shape, stride, padding)
     expect_same_dtype("conv2d", x=x, weight=weight, bias=bias, residual=residual)
     expect_floats("conv2d", x=x)
@@ -70,7 +73,7 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, residual=None, relu=Fal
     return out, backward
 
 
-@functools.lru_cache(maxsize=1024, typed=True)  # each step asks for the same ones
+@functools.lru_cache(maxsize=1024)  # each step asks for the same ones
 def _check_shapes(x, weight, bias, residual, stride, padding):
     expect_shape("conv2d", "x", x, ("N", "H", "W", "C"))
     N, H, W, C = x
@@ -80,5 +83,5 @@ def _check_shapes(x, weight, bias, residual, stride, padding):
     expect_window("conv2d", H, R, stride, padding, "rows")
     expect_window("conv2d", W, S, stride, padding, "columns")
     expect_shape("conv2d", "bias", bias, (F,))
-    P, Q = (H + 2 * padding - R) // stride + 1, (W + 2 * padding - S) // stride + 1
+    P, Q = output_size(H, R, stride, padding), output_size(W, S, stride, padding)
     expect_shape("conv2d", "residual", residual, (N, P, Q, F))

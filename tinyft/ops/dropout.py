@@ -7,6 +7,7 @@ Next: tinyft/ops/loss.py
 
 from __future__ import annotations
 
+from tinyft.ops.checks import expect_floats
 from tinyft.tensor import op
 
 
@@ -18,9 +19,11 @@ def dropout(x, probability, *, seed, stream):
     pair of them, for example step and layer.
 
     Shapes: x any -> the same
-    Raises: ValueError unless 0 <= probability < 1 and `stream` has two numbers
+    Raises: ValueError unless 0 <= probability < 1 and `stream` has two numbers; TypeError for
+    integers
     Keeps: nothing: backward draws the same mask again
     """
+    expect_floats("dropout", x=x)
     if not 0 <= probability < 1:
         raise ValueError(f"dropout: probability must be at least 0 and below 1, got {probability}")
     if not isinstance(stream, tuple | list) or len(stream) != 2:

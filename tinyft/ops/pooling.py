@@ -6,8 +6,10 @@ Next: tinyft/ops/linear.py
 from __future__ import annotations
 
 from tinyft.errors import ShapeError
-from tinyft.ops.checks import expect_floats, expect_shape, expect_window
+from tinyft.ops.checks import expect_floats, expect_shape, expect_whole, expect_window
 from tinyft.tensor import op
+
+LARGEST_WINDOW = 255  # where in a window the largest pixel was is kept in 16 bits
 
 
 @op
@@ -16,15 +18,19 @@ def max_pool2d(x, *, kernel, stride, padding=0):
 
     Shapes: x (N, H, W, C) -> (N, P, Q, C) with P = (H + 2 padding - kernel) // stride + 1, Q
     likewise
-    Raises: ShapeError
+    Raises: ShapeError; TypeError for integers, or a window that is not made of whole numbers
     Keeps: where each maximum was, as a small integer per output
     """
     expect_shape("max_pool2d", "x", x.shape, ("N", "H", "W", "C"))
+    expect_floats("max_pool2d", x=x)
     window = {"kernel": kernel, "stride": stride, "padding": padding}
+    expect_whole("max_pool2d", **window)
     expect_window("max_pool2d", x.shape[1], axis="rows", **window)
     expect_window("max_pool2d", x.shape[2], axis="columns", **window)
     if 2 * padding > kernel:
         raise ShapeError(f"max_pool2d: padding {padding} is more than half of kernel {kernel}")
+    if kernel > LARGEST_WINDOW:
+        raise ShapeError(f"max_pool2d: kernel must be at most {LARGEST_WINDOW}, got {kernel}")
     backend, x_shape = x.backend, x.shape
     out, place = backend.max_pool2d(x.data, **window)
 

@@ -57,7 +57,8 @@ def fetch(entry: Entry, announce: Announce | None = None) -> Path:
     processes that want the same file wait for one another.
 
     Raises: NetworkError if the network fails; WeightsError if ``TINYFT_OFFLINE=1`` forbids it, the
-    cache cannot be written, or a file has not the published hash or size.
+    cache cannot be locked, or a file has not the published hash or size; OSError if it cannot be
+    written, as on a full disk.
     """
     path = cached_path(entry)
     if entry.bundled_file:

@@ -2,8 +2,8 @@
 
 HDF5 is a file system in a file: it has links into other files, datasets whose bytes lie elsewhere,
 plugins that are loaded to decompress, and headers that can promise any size.  tinyft's own files
-use none of that.  ``walk`` goes through the whole tree, one component of a path at a time, reads no
-array, and refuses whatever a plain file of plain arrays does not have.
+use none of that.  ``walk`` goes through the whole tree, one component of a path at a time, and
+refuses whatever a plain file of plain arrays does not have.
 
 Next: tinyft/weights/hdf5_chunks.py
 """

@@ -77,8 +77,15 @@ class Preprocess:
         return cls(resize=256, crop=224, assumed=True)
 
     def scaled(self, size: int) -> Preprocess:
-        """The same preprocessing for another crop; the resize keeps its proportion (256 to 224)."""
-        return replace(self, crop=size, resize=round(self.resize * size / self.crop))
+        """The same preprocessing for another crop; the resize keeps its proportion (256 to 224).
+
+        Raises: WeightsError for a size whose resize is beyond the largest
+        """
+        resize = round(self.resize * size / self.crop)
+        if size <= _LARGEST_SIDE < resize:
+            largest = _LARGEST_SIDE * self.crop // self.resize
+            raise WeightsError(f"the size can be at most {largest} pixels here; got {size}")
+        return replace(self, crop=size, resize=resize)
 
     def whole_square(self) -> Preprocess:
         """The same without the margin that a centre crop leaves out."""
