@@ -19,6 +19,8 @@ Next: tinyft/backends/__init__.py
 
 from __future__ import annotations
 
+import math
+
 
 class TinyftError(Exception):
     """The root: catching it catches every error that tinyft raises on purpose."""
@@ -49,4 +51,10 @@ class RunError(TinyftError):
 
 
 class NonFiniteLossError(TinyftError):
-    """A loss that is NaN or infinite; the message names the step, the rates and a remedy."""
+    """A loss that is NaN or infinite, and is `loss`; the message names the step, the rates and a
+    remedy.
+    """
+
+    def __init__(self, message: str, loss: float = math.nan):
+        super().__init__(message)
+        self.loss = loss

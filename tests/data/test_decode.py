@@ -117,6 +117,8 @@ def test_rgb16_keeps_the_high_byte():
 
 
 def test_32_bit_integers_are_16_bit_grey_or_refused(encode):
+    out = decode(encode(Image.fromarray(np.array([[0, 100, 255]], np.int32)), "TIFF"))
+    assert out[0, :, 0].tolist() == [0, 100, 255]
     out = decode(encode(Image.fromarray(np.array([[0, 1000, 65535]], np.int32)), "TIFF"))
     assert out[0, :, 0].tolist() == [0, 3, 255]
     for value in (-1, 65536):

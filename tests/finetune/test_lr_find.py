@@ -111,6 +111,27 @@ def test_valley_says_if_there_is_no_fall():
     assert "too short a curve" in suggest(rates[:2], np.array([2.0, 1.0]))["valley"].working
 
 
+@pytest.mark.parametrize(("spoilt", "lost"), [(np.nan, 0), (np.inf, 4), (None, 5)])
+def test_the_end_of_the_curve_is_cut_where_fastai_cuts_it(spoilt, lost, monkeypatch):
+    """It leaves out five points. After a NaN it goes on, so that all five are NaN; it stops at an
+    infinite loss, which is one of the five.
+    """
+    seen, learner = [], small_learner()
+    monkeypatch.setattr(
+        "tinyft.finetune.lr_find.suggest", lambda lrs, losses: seen.append(lrs) or {}
+    )
+    compute = learner.loss
+
+    def loss(logits, labels):
+        right = compute(logits, labels)
+        return right if spoilt is None or learner.step < 22 else right * np.float32(spoilt)
+
+    learner.loss = loss
+    found = learner.lr_find(num_it=30, end_lr=1e-3, stop_div=False)
+    assert len(found.lrs) == (30 if spoilt is None else 22)
+    np.testing.assert_array_equal(seen[0], found.lrs.astype(np.float32)[3 : len(found.lrs) - lost])
+
+
 def test_no_step_at_all_is_refused():
     with pytest.raises(ValueError, match="num_it must be a whole number of at least 1; got 0"):
         small_learner().lr_find(num_it=0)

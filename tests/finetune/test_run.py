@@ -285,6 +285,23 @@ def test_a_run_of_a_learner_that_was_trained_before(tmp_path):
     assert bits(learner) == bits(whole)
 
 
+@pytest.mark.parametrize("done", [0, 2])
+def test_a_cycle_that_goes_on_with_the_optimizers_memory_is_resumed_with_it(done, tmp_path):
+    whole, cut = small_learner(), small_learner()
+    for learner in (whole, cut):
+        learner.fit_one_cycle(1)
+    whole.fit_one_cycle(1)
+    run = Run.create(tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        cut.execute(cut.one_cycle_plan(1), observers=[StopAfter(run, 3 + 2), run])
+    if done == 0:
+        (tmp_path / "cut" / "checkpoints" / "000005.h5").unlink()
+    learner, plan, run, start, _ = resume(tmp_path / "cut", small_data())
+    assert start == done
+    learner.execute(plan, observers=[run], start=start)
+    assert bits(learner) == bits(whole)
+
+
 def changed_rates(learner):
     plan = learner.plan(2)
     plan.phases[1].lr[:] = 1e-4

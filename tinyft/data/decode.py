@@ -8,7 +8,7 @@ Everything that a picture file can surprise with is decided here, once:
 | transparency (alpha or a key)    | composited over white, so that hidden colours do not show    |
 | a key of 2, 4 or 3x16 bits (PNG) | as Pillow compares it, with 8-bit pixels: it seldom matches  |
 | 16-bit grey                      | the high byte, as Pillow reduces 16-bit colour               |
-| 32-bit integers                  | as 16-bit grey if they fit 0..65535, else refused            |
+| 32-bit integers                  | as 8-bit or 16-bit grey if they fit, else refused            |
 | floating point                   | refused: nobody knows its range                              |
 | grey, palette, 1-bit, CMYK, ...  | converted to RGB by Pillow                                   |
 | several frames                   | the first                                                    |
@@ -144,7 +144,10 @@ def orientation(picture: Picture) -> object:
 
 def _to_rgb(picture: Picture) -> np.ndarray:
     if picture.mode.startswith("I"):  # I;16, I;16B, I;16L, I;16N and 32-bit I
-        return _grey16_to_rgb(np.asarray(picture), picture.info.get("transparency", -1))
+        grey, transparent = np.asarray(picture), picture.info.get("transparency", -1)
+        if picture.mode == "I" and 0 <= grey.min() <= grey.max() <= 255:
+            grey = grey << 8
+        return _grey16_to_rgb(grey, transparent)
     if picture.mode == "F":
         raise DataError("floating-point pixels have no known range; save the picture with 8 bits")
     if picture.has_transparency_data:

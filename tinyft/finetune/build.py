@@ -39,7 +39,7 @@ def vision_learner(
     dropout: float | None = None,
     label_smoothing: float = 0.0,
     class_weights: np.ndarray | None = None,
-    weight_decay: float = 0.01,
+    weight_decay: float | None = None,
     optimizer: str | Callable[..., Optimizer] = Adam,
     dtype: str = "float32",
 ) -> Learner:
@@ -51,6 +51,7 @@ def vision_learner(
     "fastai", "linear" or a Module. `dropout`: of head="fastai" (0.5), the only one that has it.
     `bn`: see groups.py.
     `optimizer`: adam, sgd, momentum (sgd with the schedule's), or what makes one from groups.
+    `weight_decay`: None for the optimizer's own, 0.01 for adam and 0 for the others.
     `device`: auto (a GPU if one works, else the CPU), cpu, reference, gpu, gpu:1.
     `dtype="float64"` runs on the reference backend, or on a GPU.
 

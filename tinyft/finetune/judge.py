@@ -62,7 +62,8 @@ def expect_finite(learner: Learner, found: Evaluation) -> None:
         rates = rates_in_words(learner.groups, [group.lr for group in learner.groups])
         raise NonFiniteLossError(
             f"the validation after step {learner.step - 1} has a loss of {found.loss} ({rates}): "
-            f"training diverged. {REMEDY}, and start anew"
+            f"training diverged. {REMEDY}, and start anew",
+            found.loss,
         )
 
 

@@ -59,7 +59,7 @@ class Learner:
     seed: int = 0
     device: str = "auto"
     optimizer_class: Any = Adam
-    weight_decay: float = 0.01
+    weight_decay: float | None = None  # None: the optimizer's own
     label_smoothing: float = 0.0
     class_weights: np.ndarray | None = None
     dtype: str = "float32"
@@ -74,16 +74,18 @@ class Learner:
         self.dtype = np.dtype(self.dtype).name  # "float64", also from np.float64
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be float32 or float64; got {self.dtype}")
+        self.groups = layer_groups(self.model)
+        self.optimizer = self.optimizer_class(self.groups)
+        if self.weight_decay is None:
+            self.weight_decay = self.optimizer.default_weight_decay
         expect_number("weight_decay", self.weight_decay)
         expect_number("label_smoothing", self.label_smoothing, 1)
         self.seed, self.weight_decay = int(self.seed), float(self.weight_decay)
         self.label_smoothing = float(self.label_smoothing)
         if self.class_weights is not None:
             self.class_weights = _class_weights(self.class_weights, len(self.classes), self.dtype)
-        self.groups = layer_groups(self.model)
         for group in self.groups:
             group.weight_decay = self.weight_decay
-        self.optimizer = self.optimizer_class(self.groups)
         self.dropouts = [m for _, m in self.model.named_modules() if isinstance(m, Dropout)]
         for layer, dropout in enumerate(self.dropouts, 1):  # each draws its own masks
             dropout.seed, dropout.layer = self.seed, layer
@@ -181,15 +183,20 @@ class Learner:
         lr_max: float | slice | Sequence[float] | None = None,
         *,
         first_trainable: int | None = None,
+        reset_optimizer: bool | None = None,
         weight_decay: float | None = None,
         **schedule: Any,
     ) -> Plan:
         """What `fit_one_cycle` would do, with the groups before `first_trainable` frozen (default:
-        as now).
+        as now). The optimizer goes on with what it remembers, unless other groups are frozen than
+        now or `reset_optimizer` says otherwise.
         Raises: ValueError, DataError as `plan`
         """
+        frozen_now = sum(group.frozen for group in self.groups)
         if first_trainable is None:
-            first_trainable = sum(group.frozen for group in self.groups)
+            first_trainable = frozen_now
+        if reset_optimizer is None:
+            reset_optimizer = first_trainable != frozen_now or not self.optimizer.state
         n_groups = len(self.groups)
         peaks = per_group(self.lr if lr_max is None else lr_max, n_groups)
         options = {"first_trainable": first_trainable, **schedule}
@@ -198,7 +205,9 @@ class Learner:
         if weight_decay is None:
             weight_decay = self.weight_decay
         arguments = {"method": "one_cycle_plan", "epochs": epochs, "weight_decay": weight_decay}
-        return self._plan([phase], weight_decay, False, arguments | {"lr_max": peaks, **options})
+        arguments |= {"lr_max": peaks, "reset_optimizer": reset_optimizer, **options}
+        plan = self._plan([phase], weight_decay, False, arguments)
+        return replace(plan, reset_optimizer=reset_optimizer)
 
     def _plan(
         self,
@@ -282,8 +291,8 @@ class Learner:
         observers: Sequence[Watcher] = (),
         **options: Any,
     ) -> list[Evaluation]:
-        """One cycle with what is frozen now; options: weight_decay, pct_start, div, div_final,
-        moms.
+        """One cycle with what is frozen now; options: see `one_cycle_plan`, and pct_start, div,
+        div_final, moms.
         """
         plan = self.one_cycle_plan(epochs, lr_max, **options)
         return self.execute(plan, out=out, observers=observers)
@@ -340,8 +349,11 @@ class Learner:
             done += phase.steps
 
     def enter(self, phase: Phase, plan: Plan, *, resumed: bool) -> None:
-        """Freeze what the phase says. A new phase starts without optimizer state."""
-        remembered = dict(self.optimizer.state) if resumed else {}
+        """Freeze what the phase says. A new phase starts without optimizer state, unless the plan
+        says otherwise.
+        """
+        keeps = resumed or not plan.reset_optimizer
+        remembered = dict(self.optimizer.state) if keeps else {}
         self.freeze_to(phase.first_trainable, stale_gradients=plan.stale_gradients)
         self.optimizer.state.update(remembered)
         self.measure = UpdateMeasure(self.groups)
@@ -468,7 +480,8 @@ class Learner:
         rates = rates_in_words(self.groups, wrong.rates)
         raise NonFiniteLossError(
             f"the loss of step {wrong.step} is {wrong.value} ({rates}); {outcome}. {REMEDY}, or "
-            "look at this step's pictures"
+            "look at this step's pictures",
+            wrong.value,
         )
 
     # ------------------------------------------------------------------------------------- using it

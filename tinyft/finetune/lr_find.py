@@ -71,8 +71,8 @@ def lr_find(
         raise ValueError(f"expected 0 < start_lr < end_lr; got {start_lr} and {end_lr}")
     # differs from fastai: counters and gradients are restored too
     with undone(learner):
-        lrs, losses, smooth = _sweep(learner, start_lr, end_lr, num_it, stop_div)
-    kept = slice(num_it // 10, -5)
+        lrs, losses, smooth, points = _sweep(learner, start_lr, end_lr, num_it, stop_div)
+    kept = slice(num_it // 10, max(0, points - 5))
     return LrFinding(
         np.array(lrs),
         np.array(losses),
@@ -83,8 +83,10 @@ def lr_find(
 
 def _sweep(
     learner: Learner, start_lr: float, end_lr: float, num_it: int, stop_div: bool
-) -> tuple[list[float], list[float], list[float]]:
-    """The rates that were tried, the loss of each step, and its smoothed value."""
+) -> tuple[list[float], list[float], list[float], int]:
+    """The rates that were tried, the loss of each step, and its smoothed value; and how many points
+    fastai would have: it goes on after a NaN, and stops at the infinite one.
+    """
     lrs, losses, smooth = [], [], []
     learner.smooth = SmoothLoss()
     best = math.inf
@@ -95,15 +97,15 @@ def _sweep(
         try:
             record = learner.train_step(batch, "lr_find")
             learner.read_losses()
-        except NonFiniteLossError:
-            break
+        except NonFiniteLossError as error:
+            return lrs, losses, smooth, num_it if math.isnan(error.loss) else i + 1
         lrs.append(lr)
         losses.append(record.loss)
         smooth.append(record.smooth_loss)
         best = min(best, record.smooth_loss)
         if i + 1 == num_it or (stop_div and record.smooth_loss > 4 * best):
             break
-    return lrs, losses, smooth
+    return lrs, losses, smooth, len(lrs)
 
 
 def endless_batches(learner: Learner) -> Iterator[Batch]:

@@ -23,6 +23,7 @@ class Optimizer:
     """What Adam and SGD share: groups, state by parameter name, and the walk over both."""
 
     has_momentum = True  # or the schedule's momentum means nothing
+    default_weight_decay = 0.0  # fastai's; Adam has another
 
     def __init__(self, groups: list[Group]):
         self.groups = groups
@@ -80,8 +81,10 @@ class Adam(Optimizer):
     """Adam with decoupled weight decay and fastai's constants.
 
     Source: Kingma and Ba (2015); Loshchilov and Hutter (2019); fastai 2.8.12 `Adam(mom=0.9,
-    sqr_mom=0.99, eps=1e-5)`
+    sqr_mom=0.99, eps=1e-5, wd=0.01)`
     """
+
+    default_weight_decay = 0.01
 
     def __init__(self, groups: list[Group], *, square_momentum: float = 0.99, eps: float = 1e-5):
         super().__init__(groups)

@@ -21,6 +21,8 @@ from tinyft.finetune.recipe import Phase
 if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner
 
+REMEMBERS = "goes on with what it remembers"
+
 
 @dataclass(frozen=True)
 class GroupState:
@@ -51,6 +53,7 @@ class Plan(Displayed):
     arguments: dict[str, Any] = field(default_factory=dict)  # of Learner.plan, to make it again
     first_step: int = 0
     dtype: str = "float32"
+    reset_optimizer: bool = True  # at the start of each phase
 
     @property
     def steps(self) -> int:
@@ -85,7 +88,7 @@ class Plan(Displayed):
                 "",
                 f"Phase {number}: {phase.name}, {counted(phase.epochs, 'epoch')} of "
                 f"{counted(phase.steps_per_epoch, 'step')} (steps {first} to {last})",
-                "  the optimizer starts empty",
+                f"  the optimizer {'starts empty' if self.reset_optimizer else REMEMBERS}",
                 *_table(phase, states, self.stale_gradients),
                 *_norm_lines(states),
                 *_cache_line(cached_bytes),
@@ -119,7 +122,7 @@ def is_made_by_its_arguments(plan: Plan, learner: Learner) -> bool:
             (p.name, p.first_trainable, p.epochs, p.steps_per_epoch, p.lr.tolist(), [*p.momentum])
             for p in plan.phases
         ]
-        return [phases, plan.weight_decay, plan.bn, plan.stale_gradients]
+        return [phases, plan.weight_decay, plan.bn, plan.stale_gradients, plan.reset_optimizer]
 
     try:
         return content(plan) == content(remade(learner, plan.arguments, plan.first_step))

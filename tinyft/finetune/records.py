@@ -183,7 +183,7 @@ class Watcher(Protocol):
 @dataclass
 class SmoothLoss:
     """fastai's reported training loss: an exponential mean with bias correction, in single
-    precision.
+    precision and to the last bit.
 
     Source: fastai 2.8.12 `AvgSmoothLoss(beta=0.98)`
     """
@@ -194,5 +194,8 @@ class SmoothLoss:
     def add(self, loss: float) -> float:
         single = np.float32
         self.count += 1
-        self.value = float(single(loss) + single(0.98) * (single(self.value) - single(loss)))
-        return self.value / (1 - 0.98**self.count)
+        old, new, beta = single(self.value), single(loss), single(0.98)
+        # as torch.lerp(new, old, beta): from the nearer end, and the product is not rounded
+        step = np.float64(beta - single(1)) * np.float64(old - new)
+        self.value = float(single(np.float64(old) + step))
+        return float(single(self.value) / single(1 - 0.98**self.count))

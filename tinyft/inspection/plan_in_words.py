@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 
 from tinyft.display import counted
-from tinyft.finetune.plan import GroupState, Plan
+from tinyft.finetune.plan import REMEMBERS, GroupState, Plan
 from tinyft.finetune.recipe import Phase
 
 WIDTH = 100
@@ -89,10 +89,14 @@ def _phase(plan: Plan, number: int, first: int) -> str:
         WHY_CYCLE,
         _momentum(phase),
         *_cache(plan, number),
-        "Before the first step the optimizer forgets what it remembered; after the last the bits "
+        f"Before the first step the optimizer {_optimizer(plan)}; after the last the bits "
         "of every tensor that was to stay are compared with those before.",
     ]
     return _paragraph(" ".join(sentences)) + "\n" + _where(bool(plan.cached_bytes[number]))
+
+
+def _optimizer(plan: Plan) -> str:
+    return "forgets what it remembered" if plan.reset_optimizer else REMEMBERS
 
 
 def _frozen(plan: Plan, frozen: list[GroupState]) -> str:
