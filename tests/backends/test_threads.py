@@ -1,9 +1,12 @@
 """The pool: every item once, errors reach the caller, users' threads and forks are safe."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
+import weakref
 
 import numpy as np
 import pytest
@@ -312,7 +315,7 @@ FORK = """
 import os, sys, threading
 import numpy as np
 from tinyft.backends.cpu import CpuBackend, threads
-threads.set_num_threads(2)
+threads.set_num_threads(3)
 x, weight = np.ones((2, 12, 12, 32), np.float32), np.ones((32, 32, 3, 3), np.float32)
 expected = CpuBackend().conv2d(x, weight, padding=1)
 stop = threading.Event()
@@ -326,7 +329,7 @@ for _ in range(5):
     child = os.fork()
     if child == 0:
         same = np.array_equal(CpuBackend().conv2d(x, weight, padding=1), expected)
-        os._exit(0 if same and threads.get_num_threads() == 2 else 1)
+        os._exit(0 if same and threads.get_num_threads() == 3 else 1)
     children.append(child)
 stop.set()
 user.join()
@@ -339,6 +342,54 @@ assert np.array_equal(CpuBackend().conv2d(x, weight, padding=1), expected)
 def test_a_forked_child_has_a_pool_of_its_own():
     command = [sys.executable, "-W", "ignore", "-c", FORK]
     subprocess.run(command, check=True, timeout=100)
+
+
+CTRL_C = """
+import faulthandler, random, signal, sys, time, weakref
+import numpy as np
+from tinyft.backends.cpu import CpuBackend, threads, workspace
+def stop(number, frame):
+    raise KeyboardInterrupt
+threads.set_num_threads(2)
+array = np.ones(1 << 17, np.float32)
+expected = CpuBackend().relu(array)
+signal.signal(signal.SIGALRM, stop)
+faulthandler.dump_traceback_later(60, exit=True)
+stops, end = 0, time.monotonic() + 3
+while time.monotonic() < end:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(5e-6, 3e-4))
+        for _ in range(50):
+            CpuBackend().relu(array)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        stops += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert not threads._state.lock.locked()
+assert stops > 100, stops
+threads.set_num_threads(1)
+threads.set_num_threads(2)
+assert np.array_equal(CpuBackend().relu(array), expected)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+def test_a_ctrl_c_at_any_instant_leaves_the_pool_usable():
+    command = [sys.executable, "-c", CTRL_C]
+    done = subprocess.run(command, timeout=100, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_worker_that_waits_keeps_no_array_alive():
+    threads.set_num_threads(2)
+    array = np.ones(1000)
+    alive = weakref.ref(array)
+    threads.run(lambda share, array: None, array)
+    del array
+    deadline = time.monotonic() + 10
+    while alive() is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert alive() is None
 
 
 def default_in_new_process(**environment):

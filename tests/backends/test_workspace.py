@@ -5,6 +5,7 @@ import itertools
 import mmap
 import os
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,19 @@ def clean():
     gc.collect()
     workspace.release()
     assert workspace.statistics().lent == before
+
+
+class Owner:
+    """As an array is: something that a reference can wait for."""
+
+
+def come_back(pool, *pieces):
+    """The owners of these pieces are gone."""
+    for piece in pieces:
+        owner = Owner()
+        reference = weakref.ref(owner, pool.coming_back.append)
+        workspace._lendings[id(reference)] = reference, piece
+        del owner
 
 
 def address(array):
@@ -175,7 +189,7 @@ def test_pieces_never_overlap_and_holes_merge():
         if random.random() < 0.52:
             lent.append(pool.lend(int(random.integers(1, 40 * SMALL))))
         elif lent:
-            pool.coming_back.append(lent.pop(random.integers(len(lent))))
+            come_back(pool, lent.pop(random.integers(len(lent))))
         pool.statistics()
         assert pool.holes == sorted(pool.holes)
         assert pool.starting_at == {start: hole for hole in pool.holes for start in hole[1:2]}
@@ -200,7 +214,7 @@ def test_the_smallest_hole_is_taken_and_the_open_end_last():
     pool = MemoryPool()
     pieces = [pool.lend(n * SMALL) for n in (9, 1, 5, 1, 7, 1)]
     first = pieces[0][0]
-    pool.coming_back.extend(pieces[i] for i in (0, 2, 4))
+    come_back(pool, *(pieces[i] for i in (0, 2, 4)))
     assert pool.lend(5 * SMALL)[:2] == (first + 10 * SMALL, first + 15 * SMALL)
     assert pool.lend(5 * SMALL)[0] == first + 16 * SMALL
     assert pool.lend(20 * SMALL)[0] == first + 24 * SMALL
@@ -240,11 +254,11 @@ def test_other_shapes_use_the_same_memory():
 
 def test_what_a_big_phase_left_goes_back_during_a_small_one():
     pool = MemoryPool()
-    pool.coming_back.extend([pool.lend(64 * SMALL) for _ in range(10)])
+    come_back(pool, *[pool.lend(64 * SMALL) for _ in range(10)])
     assert pool.statistics().idle == 640 * SMALL
     kept = pool.lend(SMALL)
     for _ in range(3 * WINDOW):
-        pool.coming_back.append(pool.lend(SMALL))
+        come_back(pool, pool.lend(SMALL))
     assert pool.statistics().idle <= SMALL
     assert kept[2] in pool.segments
 
@@ -278,14 +292,12 @@ def test_released_memory_leaves_the_process():
     assert (kept == 1).all()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:This process")
 @pytest.mark.parametrize("method", ["_remove", "_insert", "_cut_open_end"])
 def test_ctrl_c_within_the_lists_forgets_them(method, monkeypatch):
     """Memory that is lent stays whose it is, and what comes later is whole."""
     pool = MemoryPool()
     kept = [pool.lend(SMALL) for _ in range(6)]
-    pool.coming_back.extend([kept[1], kept[3]])
+    come_back(pool, kept[1], kept[3])
     original = getattr(MemoryPool, method)
 
     def interrupted(self, *arguments):
@@ -294,12 +306,12 @@ def test_ctrl_c_within_the_lists_forgets_them(method, monkeypatch):
 
     monkeypatch.setattr(MemoryPool, method, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        pool.coming_back.append(kept[2])  # meets both holes
+        come_back(pool, kept[2])  # meets both holes
         pool.lend(SMALL)
         pool.lend(100 * SMALL)
     monkeypatch.undo()
     assert pool.statistics().lent == 0
-    pool.coming_back.append(kept[0])  # of a forgotten segment
+    come_back(pool, kept[0])  # of a forgotten segment
     later = [pool.lend(SMALL) for _ in range(20)]
     addresses = sorted(start for start, _, _ in later)
     assert all(b - a >= SMALL for a, b in itertools.pairwise(addresses))
@@ -310,6 +322,8 @@ def test_no_two_arrays_share_a_page():
     assert workspace.GRAIN % mmap.PAGESIZE == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process")
 def test_a_forked_child_has_memory_of_its_own():
     array = workspace.empty(BIG)
     array.fill(1)

@@ -19,7 +19,8 @@ took a call of an empty kernel from 54 to 7 microseconds (Intel Xeon, 2 threads)
 `resnet10s` from 38.6 to 36.4 ms.
 
 **A user's own threads** may call kernels at the same time. One of them gets the pool; the others
-compute in their own thread. A forked child starts a pool of its own.
+compute in their own thread (or wait for one kernel, if they came at the same moment). A forked
+child starts a pool of its own.
 
 Next: tinyft/backends/cpu/workspace.py
 """
@@ -118,7 +119,11 @@ class Pool:
         self.flags = np.zeros((2 + size) * APART, np.int64)
         self.job: tuple | None = None
         self.errors: list[BaseException] = []
-        self.wake = [threading.Event() for _ in range(size)]
+        # A worker sleeps by waiting for its lock, which is taken, until somebody releases it. (A
+        # Ctrl-C within an Event, which is written in Python, can leave a lock taken for ever.)
+        self.wake = [threading.Lock() for _ in range(size)]
+        for lock in self.wake:
+            lock.acquire()
         _warm_up()
         for thread in range(1, size):
             threading.Thread(target=self._work, args=(thread,), daemon=True).start()
@@ -170,8 +175,8 @@ class Pool:
 
     def _wake_sleeping(self) -> None:
         for thread in range(1, self.size):
-            if self.flags[ASLEEP + APART * thread]:
-                self.wake[thread].set()
+            if self.flags[ASLEEP + APART * thread] and self.wake[thread].locked():
+                self.wake[thread].release()
 
     def _work(self, thread: int) -> None:
         flags, shares, sleeping, jobs = self.flags, self.shares, ASLEEP + APART * thread, 0
@@ -195,8 +200,7 @@ class Pool:
         """
         announce(self.flags, sleeping)
         while not wait_until(self.flags, JOB, jobs, 1):
-            self.wake[thread].wait()
-            self.wake[thread].clear()
+            self.wake[thread].acquire()
         self.flags[sleeping] = 0
 
 
@@ -262,15 +266,15 @@ def run_alone(size: int, function: Callable, *arguments) -> None:
 def _run(function: Callable, floats: int, arguments: tuple) -> None:
     for listener in listeners:
         listener(function)
-    if _state.lock.acquire(blocking=False):
-        try:
-            if (_state.wanted or get_num_threads()) > 1:
-                (_state.pool or _start_pool()).run(function, floats, arguments)
-                return
-        finally:
-            if _state.pool is not None and _state.pool.job is not None:
-                _state.pool = None  # a second Ctrl-C: its workers still compute, and keep it
-            _state.lock.release()
+    if not _state.lock.locked():
+        with _state.lock:  # acquire() and try: would leave an instant for a Ctrl-C between them
+            try:
+                if (_state.wanted or get_num_threads()) > 1:
+                    (_state.pool or _start_pool()).run(function, floats, arguments)
+                    return
+            finally:
+                if _state.pool is not None and _state.pool.job is not None:
+                    _state.pool = None  # a second Ctrl-C: its workers still compute, and keep it
     _compute_alone(function, floats, arguments)
 
 

@@ -27,7 +27,8 @@ looks at what was lent at once lately, and if it holds a quarter more it gives a
 system: a phase with small pictures does not keep the memory of one with large ones for long.
 
 **Finalisers run anywhere**: in any thread, inside any allocation, even within this file. They only
-append to a deque, which is atomic; whoever asks for memory next makes holes of what lies there.
+append to a deque, by a function in C, so that no Ctrl-C comes within; whoever asks for memory next
+makes holes of what lies there.
 
 Next: tinyft/backends/cpu/compile_cache.py
 """
@@ -108,7 +109,7 @@ class MemoryPool:
     """The segments, the holes in them, and the account of what is lent."""
 
     def __init__(self) -> None:
-        self.coming_back: deque[Piece] = deque()  # left by finalisers
+        self.coming_back: deque[weakref.ref] = deque()  # left by finalisers
         self.lendings = self.mapped = self.given_back = 0
         self.start_again()
 
@@ -170,7 +171,10 @@ class MemoryPool:
     def _settle(self) -> None:
         """Make holes of what finalisers left, each one with the holes that it meets."""
         while self.coming_back:
-            start, end, segment = self.coming_back.popleft()
+            _, piece = _lendings.pop(id(self.coming_back.popleft()), (None, None))
+            if piece is None:  # a Ctrl-C came before it was noted
+                continue
+            start, end, segment = piece
             if segment not in self.segments:  # from before all was forgotten
                 continue
             self.lent -= end - start
@@ -246,14 +250,9 @@ class MemoryPool:
 
 
 # What is lent: a reference to each owner, by its identity, and the owner's piece. A
-# `weakref.finalize` would do the same, with four calls of Python for each of these.
+# `weakref.finalize` would do the same, with five calls of Python instead of none.
 _lendings: dict[int, tuple[weakref.ref, Piece]] = {}
 _pool = MemoryPool()
-
-
-def _end(reference: weakref.ref) -> None:
-    """The finaliser of an owner."""
-    _pool.coming_back.append(_lendings.pop(id(reference))[1])
 
 
 if hasattr(os, "register_at_fork"):
@@ -271,7 +270,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -> Array:
         return np.empty(shape, dtype)
     piece = start, _, segment = _pool.lend(count * dtype.itemsize)
     array = np.ndarray(shape, dtype, segment.memory, start - segment.address)
-    reference = weakref.ref(array, _end)
+    reference = weakref.ref(array, _pool.coming_back.append)
     _lendings[id(reference)] = reference, piece
     return array
 
