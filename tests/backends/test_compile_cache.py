@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import filelock
+import llvmlite
 import llvmlite.binding as llvm
 import numba
 import numpy as np
@@ -209,10 +210,13 @@ def test_another_cpu_has_another_folder(start):
 def test_hash_changes_with_any_source_version_and_setting(monkeypatch, tmp_path):
     first = compile_cache._hash_of_everything()
     assert compile_cache._hash_of_everything() == first
-    for owner, name, other in ((numba, "__version__", "0.0"), (numba.config, "BOUNDSCHECK", 1)):
-        monkeypatch.setattr(owner, name, other)
-        assert compile_cache._hash_of_everything() != first
-        monkeypatch.undo()
+    settings = ("OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "SLP_VECTORIZE")
+    decide = [(package, "__version__") for package in (numba, llvmlite, np)]
+    decide += [(sys, "version"), *((numba.config, setting) for setting in settings)]
+    for owner, name in decide:
+        with monkeypatch.context() as changed:
+            changed.setattr(owner, name, "another")
+            assert compile_cache._hash_of_everything() != first, name
     here = Path(compile_cache.__file__).parent
     shutil.copytree(here, tmp_path / "cpu")
     shutil.copy(here.parent / "philox.py", tmp_path)

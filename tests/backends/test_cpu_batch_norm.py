@@ -206,8 +206,11 @@ def test_layout_of_the_inputs_changes_nothing(change):
 
 def test_what_does_not_fit_is_the_references_business():
     x, residual, dout, weight, bias = case((3, 4, 5, 16))
+    wide = case((3, 4, 5, 32))[0]
     with pytest.raises(ValueError):
         FAST.batch_norm_train(x, weight[:-1], bias, 1e-5)
+    with pytest.raises(ValueError):
+        FAST.batch_norm_train(wide, weight, bias, 1e-5)  # would read behind the weight
     with pytest.raises(ValueError):
         FAST.batch_norm_train(x, weight, bias, 1e-5, residual=residual[:, :2])
     with pytest.raises(ValueError):

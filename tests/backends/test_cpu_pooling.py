@@ -146,6 +146,15 @@ def test_writing_past_the_caches_changes_no_bit(monkeypatch):
     np.testing.assert_array_equal(actual, expected)
 
 
+def test_a_picture_of_too_many_pixels_is_the_references_business(
+    monkeypatch,
+):
+    x = picture((2, 4, 4, 16))
+    monkeypatch.setattr(pooling, "LARGEST_PICTURE", 15)
+    monkeypatch.setattr(Backend, "global_max_pool", lambda self, x: "the reference's")
+    assert FAST.global_max_pool(x) == "the reference's"
+
+
 def test_a_batch_may_have_more_pixels_than_a_float32_can_number(monkeypatch):
     x = picture((8, 4, 4, 16))
     expected = REFERENCE.global_max_pool(x)

@@ -311,7 +311,7 @@ def test_a_start_that_cannot_be_made_again_says_what_to_do(run_folder, tmp_path)
             diff_run(tmp_path / "run")
 
 
-def test_a_head_of_the_callers_own_is_compared_but_not_run(tmp_path, data):
+def test_a_head_of_the_callers_own_is_compared_but_not_run(data):
     class Own(ft.nn.Module):
         def __init__(self):
             super().__init__()

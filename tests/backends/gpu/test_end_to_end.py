@@ -253,7 +253,7 @@ def test_kept_features_move_too(gpu):
     assert [r.loss for r in other.steps(plan)] == pytest.approx(losses, rel=1e-3)
 
 
-def test_a_loss_that_is_no_number_is_seen_when_losses_are_read(gpu, tmp_path):
+def test_a_loss_that_is_no_number_is_seen_when_losses_are_read(gpu):
     learner = small_learner(device="gpu")
     learner.unfreeze()
     batch = first_batch(learner)

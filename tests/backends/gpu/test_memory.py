@@ -44,6 +44,13 @@ def test_there_and_back_in_the_same_order_of_memory(gpu, shape, dtype):
     assert backends.host(x) is x and backends.beside(x, x) is x
 
 
+def test_an_array_of_another_gpu_is_none_of_this_one(gpu, monkeypatch):
+    there = gpu.upload(np.ones((2, 3), np.float32))
+    monkeypatch.setattr(type(there), "device", standin.cuda.Device(1))
+    with pytest.raises(DeviceError, match="relu: expected arrays on gpu:0, got one on gpu:1"):
+        gpu.relu(there)
+
+
 @pytest.mark.parametrize("sizes", [(8,) * 5, (8, 8, 3), (2, 8, 8, 2, 9), (1,), ()])
 def test_batches_arrive_in_order_and_whole(gpu, sizes):
     given = list(batches(sizes))

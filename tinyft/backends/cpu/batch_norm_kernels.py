@@ -177,9 +177,7 @@ def normalise_by_batch(
         for c in range(C):  # one by one: to compile `mean[:] =` takes ten times as long
             mean[c], variance[c] = own_mean[c], own_variance[c]
     find_gain(weight, own_variance, eps, gain)
-    normalise(
-        share, AGAIN, x, M, C, rows, own_mean, gain, bias, residual, added, low, out, large
-    )  # fmt: skip
+    normalise(share, AGAIN, x, M, C, rows, own_mean, gain, bias, residual, added, low, out, large)
 
 
 @kernel

@@ -1,7 +1,8 @@
 """Which registers this CPU has, and how large a block of results is kept in them.
 
 Numba compiles for the CPU it runs on unless NUMBA_CPU_NAME or NUMBA_CPU_FEATURES say otherwise, so
-the same two variables decide here.
+the same two variables decide here. (NUMBA_ENABLE_AVX=0 does not: each wide register is then several
+narrow ones.)
 
 Measured on an Intel Xeon (Sapphire Rapids, AVX-512, one core, product of matrices that fit L2;
 GFLOP/s of a peak of 230) by rows x registers of the block: 8x2 191, 8x3 222, 6x4 206, 12x2 220,

@@ -54,9 +54,7 @@ class BatchNorm(Memory):
         out = self._normalise(grid, x, weight, bias, statistics, eps, residual, relu)
         return out, mean, variance
 
-    def batch_norm_eval(
-        self, x, weight, bias, mean, variance, eps, *, residual=None, relu=False
-    ):  # fmt: skip
+    def batch_norm_eval(self, x, weight, bias, mean, variance, eps, *, residual=None, relu=False):
         x, weight, bias, mean, variance, residual = self.ready(
             "batch_norm_eval", x, weight, bias, mean, variance, residual
         )

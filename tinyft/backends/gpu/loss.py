@@ -30,9 +30,7 @@ class Loss(Memory):
         self.launch("loss.mean_loss", (1,), (losses, row_weights, loss, N), **options)
         return loss, log_probabilities
 
-    def softmax_cross_entropy_grad(
-        self, log_probabilities, labels, label_smoothing, class_weights
-    ):  # fmt: skip
+    def softmax_cross_entropy_grad(self, log_probabilities, labels, label_smoothing, class_weights):
         kept, weights = self.ready("cross_entropy's gradient", log_probabilities, class_weights)
         N, C = kept.shape
         dlogits = self.empty((N, C), kept.dtype)

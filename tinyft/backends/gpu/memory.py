@@ -105,6 +105,11 @@ class Memory(Backend):
                     f"{kernel}: expected arrays on {self.name}, got one in main memory; move it "
                     f"with backends.place(array, {self.name!r}), or its Tensor with .to()"
                 )
+            if x.device.id != self.gpu.number:
+                raise DeviceError(
+                    f"{kernel}: expected arrays on {self.name}, got one on gpu:{x.device.id}; move "
+                    "it, or its Tensor with .to()"
+                )
             dtypes.add(x.dtype.name)
         if len(dtypes) > 1 or dtypes - {"float32", "float64"}:
             raise TypeError(

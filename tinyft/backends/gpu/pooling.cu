@@ -19,13 +19,13 @@ struct Pool { int N, H, W, C, P, Q, kernel, stride, padding; };
 extern "C" __global__ void max_pool(const real* x, real* out, unsigned short* place, Pool p) {
     EACH(i, (long long)p.N * p.P * p.Q * p.C) {
         int c = i % p.C, q = i / p.C % p.Q, row = i / p.C / p.Q % p.P, n = i / p.C / p.Q / p.P;
-        real best = 0;
-        int found = -1;
+        real best = log((real)0);  // minus infinity, which a window of padding keeps
+        int nothing = p.kernel * p.kernel, found = nothing;
         for (int r = 0; r < p.kernel; r++) for (int s = 0; s < p.kernel; s++) {
             int h = row * p.stride + r - p.padding, w = q * p.stride + s - p.padding;
             if (h < 0 || w < 0 || h >= p.H || w >= p.W) continue;
             real pixel = x[(((long long)n * p.H + h) * p.W + w) * p.C + c];
-            if (found < 0 || pixel > best || (pixel != pixel && best == best)) {
+            if (found == nothing || pixel > best || (pixel != pixel && best == best)) {
                 best = pixel;
                 found = r * p.kernel + s;
             }
