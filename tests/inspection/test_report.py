@@ -108,7 +108,8 @@ def test_what_it_learned_is_what_the_network_does(run, files, html):
 
 def test_how_to_make_it_again(run, html):
     again = sections_of(html)["again"]
-    assert "learner.execute(learner.plan(epochs=1, weight_decay=0.01" in again
+    assert "learner.execute(learner.plan(epochs=1, base_lr=0.002, freeze_epochs=1, " in again
+    assert "weight_decay=0.01" in again
     assert json.loads((run / "run.json").read_text())["data"]["sha256"] in again
     assert np.__version__ in again
 

@@ -9,7 +9,7 @@ Next: tinyft/finetune/records.py
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from tinyft import backends
 from tinyft.data.loader import Batch, PictureData
 from tinyft.errors import DataError, NonFiniteLossError, ShapeError
 from tinyft.finetune.describe import Description, describe
-from tinyft.finetune.feature_cache import FeatureCache, cacheable_bytes
+from tinyft.finetune.feature_cache import FeatureCache
 from tinyft.finetune.forecast import Forecast, forecast
 from tinyft.finetune.groups import BN_PRESETS, freeze_to, layer_groups, rates_in_words
 from tinyft.finetune.judge import REMEDY, evaluate, expect_finite, predict
 from tinyft.finetune.lr_find import LrFinding, lr_find
 from tinyft.finetune.norms import UpdateMeasure, UpdateSums, group_records
 from tinyft.finetune.optim import Adam
-from tinyft.finetune.plan import Plan, describe_groups, expect_unchanged, facts_of
+from tinyft.finetune.plan import Plan, complete_plan, expect_unchanged
 from tinyft.finetune.proof import digests, expected_identical, prove
 from tinyft.finetune.recipe import Phase, fine_tune_phases, one_cycle_phase
 from tinyft.finetune.records import (
@@ -171,11 +171,8 @@ class Learner:
         options = {"base_lr": base_lr, "freeze_epochs": freeze_epochs, **schedule}
         steps, n_groups = self._own_data().steps_per_epoch, len(self.groups)
         phases = fine_tune_phases(epochs, steps, n_groups, **options)
-        if weight_decay is None:
-            weight_decay = self.weight_decay
-        arguments = {"method": "plan", "epochs": epochs, "weight_decay": weight_decay}
-        arguments |= {"stale_gradients": stale_gradients, **options}
-        return self._plan(phases, weight_decay, stale_gradients, arguments)
+        switches = {"weight_decay": weight_decay, "stale_gradients": stale_gradients}
+        return complete_plan(self, "plan", phases, {"epochs": epochs, **options}, **switches)
 
     def one_cycle_plan(
         self,
@@ -202,59 +199,9 @@ class Learner:
         options = {"first_trainable": first_trainable, **schedule}
         steps = self._own_data().steps_per_epoch
         phase = one_cycle_phase("one cycle", epochs, steps, peaks, n_groups, **options)
-        if weight_decay is None:
-            weight_decay = self.weight_decay
-        arguments = {"method": "one_cycle_plan", "epochs": epochs, "weight_decay": weight_decay}
-        arguments |= {"lr_max": peaks, "reset_optimizer": reset_optimizer, **options}
-        plan = self._plan([phase], weight_decay, False, arguments)
-        return replace(plan, reset_optimizer=reset_optimizer)
-
-    def _plan(
-        self,
-        phases: list[Phase],
-        weight_decay: float,
-        stale_gradients: bool,
-        arguments: dict[str, Any],
-    ) -> Plan:
-        expect_number("weight_decay", weight_decay)
-        arguments["weight_decay"] = weight_decay = float(weight_decay)  # as JSON takes it
-        if not any(phase.steps for phase in phases):
-            zero = "epochs is 0" if phases else "epochs and freeze_epochs are both 0"
-            raise ValueError(f"there is nothing to do: {zero}")
-        if self.data.n_valid == 0:
-            raise DataError("each epoch ends with validation, and there are no pictures for it")
-        if not self.optimizer.has_momentum:  # the schedule's means nothing to it
-            phases = [replace(phase, momentum=0 * phase.momentum) for phase in phases]
-        states = [describe_groups(self.groups, phase, self.bn) for phase in phases]
-        for phase, groups in zip(phases, states, strict=True):
-            if not stale_gradients and not any(group.trainable for group in groups):
-                raise ValueError(
-                    f"in the phase {phase.name!r} nothing would train: all groups are frozen; "
-                    "unfreeze one"
-                )
-        return Plan(
-            phases,
-            states,
-            [0 if stale_gradients else self._cacheable_bytes(phase) for phase in phases],
-            weight_decay,
-            self.bn,
-            stale_gradients,
-            facts_of(self),
-            arguments,
-            first_step=self.step,
-            dtype=self.dtype,
-        )
-
-    def _cacheable_bytes(self, phase: Phase) -> int:
-        """What it takes to keep the body's features in this phase; 0 where they may change."""
-        return cacheable_bytes(
-            self.model,
-            self.data,
-            self.adjusted_preprocess().crop,
-            bn=self.bn,
-            body_frozen=phase.first_trainable >= len(self.groups) - 1,
-            itemsize=np.dtype(self.dtype).itemsize,
-        )
+        switches = {"weight_decay": weight_decay, "reset_optimizer": reset_optimizer}
+        arguments = {"epochs": epochs, "lr_max": peaks, **options}
+        return complete_plan(self, "one_cycle_plan", [phase], arguments, **switches)
 
     def describe(self) -> Description:
         """One line a layer: group, rate now, what trains, what moves; prints as a table."""

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyft.display import Displayed, counted
-from tinyft.errors import RunError
+from tinyft.errors import DataError, RunError
+from tinyft.finetune.feature_cache import cacheable_bytes
 from tinyft.finetune.groups import Group, norm_switches, trains
 from tinyft.finetune.judge import expect_judgeable
 from tinyft.finetune.recipe import Phase
+from tinyft.finetune.schedule import expect_number
 
 if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner
@@ -97,6 +99,65 @@ class Plan(Displayed):
         decay = f"weight decay {self.weight_decay:g}, times the learning rate; none on batch norms"
         stale = "; frozen weights that once trained decay on" if self.stale_gradients else ""
         return "\n".join([*lines, "", _wrapped(decay + " and biases" + stale)])
+
+
+def complete_plan(
+    learner: Learner,
+    method: str,
+    phases: list[Phase],
+    arguments: dict[str, Any],
+    *,
+    weight_decay: float | None,
+    **switches: bool,
+) -> Plan:
+    """The plan of these phases for a learner as it is now. `method` and `arguments` say how to make
+    it again; `switches` are stale_gradients and reset_optimizer.
+
+    Raises: ValueError if nothing would be done or trained; DataError without pictures to validate
+    """
+    if weight_decay is None:
+        weight_decay = learner.weight_decay
+    expect_number("weight_decay", weight_decay)
+    weight_decay = float(weight_decay)  # as JSON takes it
+    if not any(phase.steps for phase in phases):
+        zero = "epochs is 0" if phases else "epochs and freeze_epochs are both 0"
+        raise ValueError(f"there is nothing to do: {zero}")
+    if learner.data.n_valid == 0:
+        raise DataError("each epoch ends with validation, and there are no pictures for it")
+    if not learner.optimizer.has_momentum:  # the schedule's means nothing to it
+        phases = [replace(phase, momentum=0 * phase.momentum) for phase in phases]
+    states = [describe_groups(learner.groups, phase, learner.bn) for phase in phases]
+    decays = switches.get("stale_gradients", False)
+    for phase, groups in zip(phases, states, strict=True):
+        if not decays and not any(group.trainable for group in groups):
+            raise ValueError(
+                f"in the phase {phase.name!r} nothing would train: all groups are frozen; "
+                "unfreeze one"
+            )
+    return Plan(
+        phases,
+        states,
+        [0 if decays else _cacheable_bytes(learner, phase) for phase in phases],
+        weight_decay,
+        learner.bn,
+        facts=facts_of(learner),
+        arguments={"method": method, **arguments, "weight_decay": weight_decay, **switches},
+        first_step=learner.step,
+        dtype=learner.dtype,
+        **switches,
+    )
+
+
+def _cacheable_bytes(learner: Learner, phase: Phase) -> int:
+    """What it takes to keep the body's features in a phase; 0 where they may change."""
+    return cacheable_bytes(
+        learner.model,
+        learner.data,
+        learner.adjusted_preprocess().crop,
+        bn=learner.bn,
+        body_frozen=phase.first_trainable >= len(learner.groups) - 1,
+        itemsize=np.dtype(learner.dtype).itemsize,
+    )
 
 
 def remade(learner: Learner, arguments: dict[str, Any], first_step: int) -> Plan:
