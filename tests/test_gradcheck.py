@@ -88,6 +88,23 @@ def test_a_single_array_and_names():
     assert report.inputs[0].name == "input 0 (speed)"
 
 
+@pytest.mark.parametrize("mode", ["fast", "full"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_gradient_that_is_not_finite_is_wrong(mode, value):
+    @ft.op
+    def double(x):
+        def backward(dout):
+            dx = dout * 2
+            dx[0, 1] = value
+            return (dx,)
+
+        return x.data * 2, backward
+
+    message = failure(double, [MATRIX], mode=mode)
+    assert f"input 0 (x) of double is {value} at element (0, 1)" in message
+    assert "backward divides by 0" in message
+
+
 def test_a_small_gradient_is_checked_as_strictly_as_a_large_one():
     for scale in (1e-9, 1.0, 1e9):
         assert gradcheck(lambda x, s=scale: cube(lambda g: g)(x) * s, [MATRIX])

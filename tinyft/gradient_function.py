@@ -121,6 +121,14 @@ class CheckedFunction:
                 f"gradcheck: the gradient of {label} of {self.name} is {gradient.dtype} "
                 f"{gradient.shape}, expected {x.dtype} {x.shape}"
             )
+        if not np.isfinite(gradient).all():
+            place = tuple(int(i) for i in np.argwhere(~np.isfinite(gradient))[0])
+            raise GradcheckError(
+                f"gradcheck: the gradient of {label} of {self.name} is {gradient[place]} at "
+                f"element {place}, where the result is finite\n"
+                "  likely cause: backward divides by 0, or takes a logarithm or root of it; if the "
+                "function has no derivative there, choose other inputs"
+            )
         if np.shares_memory(gradient, x.data):
             raise GradcheckError(
                 f"gradcheck: the gradient of {label} of {self.name} is a view of an input's own "

@@ -30,6 +30,7 @@ from tinyft.weights import files
         (RequestError("no"), True, 2, "no"),
         (OSError(errno.ENOSPC, "No space left", "x.h5"), False, 1, "x.h5: No space left; free"),
         (OSError(errno.ENOSPC, "No space left"), True, 1, "try again; go on"),
+        (OSError(errno.EFBIG, "File too large", "x.h5"), True, 1, "x.h5: File too large; go on"),
         (FileNotFoundError(errno.ENOENT, "No such file", "x"), False, 2, "x: No such file"),
         (PermissionError(errno.EACCES, "Permission denied", "x"), True, 1, "x: Permission denied"),
         (BrokenPipeError(), True, 1, "output was closed"),

@@ -175,7 +175,7 @@ def test_given_classes_keep_their_order(folder):
         ImageFolder(path, classes=["cat", "dog", "cat"], valid_fraction=1)
     with pytest.raises(DataError, match="as text; got 1"):
         ImageFolder(path, classes=["cat", "dog", 1], valid_fraction=1)
-    with pytest.raises(DataError, match="not among the 0 to be learnt"):
+    with pytest.raises(DataError, match="not among the 0 given: cat, dog"):
         ImageFolder(path, classes=[], valid_fraction=1)
     with pytest.raises(DataError, match=r"must be a list of names; got 'dog': give \['dog'\]"):
         ImageFolder(path, classes="dog", valid_fraction=1)

@@ -14,7 +14,7 @@ import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
 from tinyft.data import prepare
 from tinyft.data.augment import AugmentDraw, apply
-from tinyft.errors import DataError, NonFiniteLossError, ShapeError, WeightsError
+from tinyft.errors import DataError, DeviceError, NonFiniteLossError, ShapeError, WeightsError
 from tinyft.nn.head import LinearHead
 from tinyft.weights import Preprocess, load_weights, save_weights
 
@@ -180,6 +180,18 @@ def test_weights_are_no_learner(tmp_path):
 def test_a_wrong_name_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         small_learner(**options)
+
+
+@pytest.mark.parametrize("weights", ["default", None])
+def test_a_wrong_architecture_is_refused_before_weights_are_looked_for(weights):
+    with pytest.raises(ValueError, match="architecture must be one of resnet18, .*; got 'vgg'"):
+        ft.vision_learner(small_data(), "vgg", weights=weights)
+
+
+def test_a_device_that_does_not_work_is_refused_before_weights_are_fetched(monkeypatch):
+    monkeypatch.setattr("tinyft.finetune.build.load_weights", None)
+    with pytest.raises(DeviceError, match="CuPy"):
+        ft.vision_learner(small_data(), "resnet18", device="gpu:9")
 
 
 def test_class_weights_and_label_smoothing_reach_the_loss():

@@ -324,7 +324,7 @@ def test_sources_that_are_not_there(tmp_path):
         load_weights(tmp_path / "none.pth")
     with pytest.raises(FileNotFoundError):
         load_weights("none.pth")
-    with pytest.raises(WeightsError, match="'resnet19' is neither a file"):
+    with pytest.raises(WeightsError, match="no file or folder 'resnet19'"):
         load_weights("resnet19")
     with pytest.raises(OSError):
         load_weights(tmp_path)

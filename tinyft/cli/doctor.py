@@ -9,6 +9,8 @@ import argparse
 import importlib.metadata
 import platform
 import sys
+import tempfile
+from pathlib import Path
 
 from tinyft.cli.options import describe_backend
 from tinyft.cli.output import one_line, result
@@ -16,6 +18,7 @@ from tinyft.cli.parser import add_command
 from tinyft.errors import TinyftError
 
 # What pyproject.toml requires, and llvmlite, whose version decides what the kernels compile to.
+NOT_WRITABLE = ", which cannot be written; set TINYFT_HOME to a folder that can"
 PACKAGES = ("numpy", "numba", "llvmlite", "pillow", "h5py", "rich", "platformdirs", "filelock")
 
 
@@ -40,10 +43,26 @@ def run(args: argparse.Namespace) -> int:
     if not all(map(_version, PACKAGES)):
         result("something is missing: install tinyft again with pip")
         return 1
-    healthy = _backends()
-    result(f"fetched weights are kept in {cache_folder()}")
-    result("all is well" if healthy else "a backend does not work, as said above")
-    return 0 if healthy else 1
+    if not _backends():
+        result("a backend does not work, as said above")
+        return 1
+    weights = _can_be_written(cache_folder())
+    result(f"fetched weights are kept in {cache_folder()}" + ("" if weights else NOT_WRITABLE))
+    from tinyft.backends.cpu.compile_cache import folder  # it says by itself if it is none
+
+    well = weights and folder() is not None
+    result("all is well" if well else "all works, but for a folder that cannot be written")
+    return 0
+
+
+def _can_be_written(path: Path) -> bool:
+    """Whether files can be made in this folder, or the folder itself."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return True
+    except OSError:
+        return False
 
 
 def _version(package: str) -> str:

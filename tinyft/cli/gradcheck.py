@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_function(args: argparse.Namespace) -> int:
-    from tinyft.gradient_check import gradcheck
+    from tinyft.gradient_check import GradcheckError, gradcheck
 
     file, _, name = args.op.rpartition(":")
     module = _run_file(Path(file))
@@ -87,6 +87,9 @@ def _check_function(args: argparse.Namespace) -> int:
     try:
         inputs = _inputs(args, module)
         report = gradcheck(function, inputs, mode=args.mode or "fast", seed=args.seed)
+    except GradcheckError as error:
+        result(str(error))
+        return 1
     except (TinyftError, ValueError):
         raise  # says what is wrong
     except (Exception, SystemExit) as error:

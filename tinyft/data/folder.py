@@ -162,7 +162,8 @@ class ImageFolder(PictureData):
             }
             parts[split] = {name: files for name, files in kept.items() if files}
             if not parts[split]:
-                raise DataError(f"no readable pictures are left for {split}; {summary}")
+                where = f" for {split}" if len(parts) > 1 else ""
+                raise DataError(f"no readable pictures are left{where}; {summary}")
 
     def _by_reason(self, bad: dict[Path, str]) -> str:
         files = defaultdict(list)
@@ -173,13 +174,14 @@ class ImageFolder(PictureData):
     def _vocabulary(self, parts: dict[str, ByClass]) -> list[str]:
         """Class names in the order of their labels, which is that of `classes` or of training."""
         classes = self._given_classes
+        whose = "given"
         if classes is None:
-            classes = list(parts["train"] or parts["valid"])
+            classes, whose = list(parts["train"] or parts["valid"]), "of training"
         for split, part in parts.items():
             unknown = [name for name in part if name not in classes]
             if unknown:
                 raise DataError(
-                    f"{split} has classes that are not among the {len(classes)} to be learnt: "
+                    f"{split} has classes that are not among the {len(classes)} {whose}: "
                     f"{', '.join(unknown)}; expected only {', '.join(classes)}"
                 )
             missing = [name for name in classes if name not in part]

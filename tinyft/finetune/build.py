@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyft import backends
 from tinyft.data.loader import PictureData, expect_pictures
 from tinyft.errors import DataError, WeightsError
 from tinyft.finetune.learner import Learner
@@ -21,7 +22,7 @@ from tinyft.finetune.run import settings_of
 from tinyft.finetune.schedule import expect_number
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.module import Module
-from tinyft.nn.resnet import build
+from tinyft.nn.resnet import build, expect_architecture
 from tinyft.weights import Preprocess, Weights, load_weights
 
 OPTIMIZERS = {"adam": Adam, "sgd": SGD, "momentum": functools.partial(SGD, momentum=0.9)}
@@ -60,7 +61,7 @@ def vision_learner(
     Raises: ValueError for an unknown name or a `dropout` that the head has no place for; TypeError
     for data that is none; DataError for fewer than two classes; WeightsError for an `arch` or id
     without published weights, or a file that does not fit; NetworkError if they cannot be fetched;
-    OSError
+    DeviceError for a `device` that does not work here; OSError
     Source: fastai 2.8.12 `vision_learner`
     """
     arguments = _checked(locals())
@@ -102,10 +103,14 @@ def _optimizer_class(optimizer: str | Callable[..., Optimizer]) -> Callable[...,
 
 def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `vision_learner`, with weights as text, a file's as its whole path: a run
-    may be resumed from anywhere. Raises: ValueError for no head, or a dropout without effect
+    may be resumed from anywhere. Raises: ValueError for no such architecture or head, or a dropout
+    without effect; DeviceError
     """
     dropout, head, weights = arguments["dropout"], arguments["head"], arguments["weights"]
     seed = arguments["seed"]
+    if arguments["arch"] is not None:
+        expect_architecture(arguments["arch"])
+    backends.resolve(arguments["device"])  # before weights are fetched for nothing
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0; got {seed!r}")
     if not isinstance(head, Module) and head not in HEADS:

@@ -109,7 +109,7 @@ def _pictures(path: Path, arguments: dict[str, Any], data: PictureData | None) -
             f"{path} was trained with other options of its data; they differ in "
             f"{', '.join(differing)}: make the data as it was, {arguments}"
         )
-    return pictures_of_run(path, data, otherwise=", so it would not end the same; start a new run")
+    return pictures_of_run(path, data, otherwise="; put them back as they were, or start a new run")
 
 
 def _check_weights(path: Path, recorded: str, learner: Learner) -> None:

@@ -199,14 +199,19 @@ def build(arch: str, num_classes: int | None = None, seed: int | None = 0) -> Re
     1000, for the CIFAR networks 10.
     Raises: ValueError for a name that is not in ARCHITECTURES
     """
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}; got {arch!r}")
+    expect_architecture(arch)
     if num_classes is None:
         num_classes = 10 if arch.startswith("cifar") else 1000
     model = ResNet(ARCHITECTURES[arch], num_classes)
     if seed is not None:
         initialise(model, seed)
     return model
+
+
+def expect_architecture(arch: str) -> None:
+    """Raises: ValueError for a name that is not in ARCHITECTURES"""
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}; got {arch!r}")
 
 
 def _builder(arch: str) -> Callable[..., ResNet]:

@@ -117,7 +117,7 @@ def find(name: str) -> Entry:
     known = [*defaults, *by_id]
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or list(defaults)
     raise WeightsError(
-        f"{name!r} is neither a file nor a run's folder, and no published weights are called so; "
+        f"there is no file or folder {name!r}, and no published weights are called so; "
         f"near are {', '.join(near)} (tinyft weights list shows all {len(by_id)})"
     )
 
