@@ -184,7 +184,7 @@ def test_a_wrong_name_is_refused(options, message):
 
 @pytest.mark.parametrize("weights", ["default", None])
 def test_a_wrong_architecture_is_refused_before_weights_are_looked_for(weights):
-    with pytest.raises(ValueError, match="architecture must be one of resnet18, .*; got 'vgg'"):
+    with pytest.raises(ValueError, match=r"architecture must be one of resnet18, .*; got 'vgg'"):
         ft.vision_learner(small_data(), "vgg", weights=weights)
 
 
