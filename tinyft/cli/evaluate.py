@@ -103,10 +103,9 @@ def _names_from_folder(weights: Weights, path: str | None) -> list[str]:
     if weights.classes and set(names) <= set(weights.classes):
         return weights.classes
     if not weights.num_classes:
-        own = any(name.startswith("head.") for name in weights.arrays)
-        remedy = (
-            "; their head is tinyft's, so give the learner.h5 that they came from" if own else ""
-        )
+        remedy = ""
+        if any(name.startswith("head.") for name in weights.arrays):
+            remedy = "; their head is tinyft's, so give the learner.h5 that they came from"
         raise RequestError(f"these weights have no classifier (fc.weight and fc.bias){remedy}")
     if len(names) != weights.num_classes:
         raise RequestError(

@@ -127,9 +127,9 @@ def complete_plan(
     if not learner.optimizer.has_momentum:  # the schedule's means nothing to it
         phases = [replace(phase, momentum=0 * phase.momentum) for phase in phases]
     states = [describe_groups(learner.groups, phase, learner.bn) for phase in phases]
-    decays = switches.get("stale_gradients", False)
+    stale = switches.get("stale_gradients", False)
     for phase, groups in zip(phases, states, strict=True):
-        if not decays and not any(group.trainable for group in groups):
+        if not stale and not any(group.trainable for group in groups):
             raise ValueError(
                 f"in the phase {phase.name!r} nothing would train: all groups are frozen; "
                 "unfreeze one"
@@ -137,7 +137,7 @@ def complete_plan(
     return Plan(
         phases,
         states,
-        [0 if decays else _cacheable_bytes(learner, phase) for phase in phases],
+        [0 if stale else _cacheable_bytes(learner, phase) for phase in phases],
         weight_decay,
         learner.bn,
         facts=facts_of(learner),
