@@ -32,8 +32,9 @@ from tinyft.testing import (
     OP_CASES,
     REFUSALS,
     ContractError,
-    as_float32,
+    as_float64,
     check_case,
+    draw,
 )
 
 CASES = (Case("resnet18", 64, 224), Case("resnet50", 64, 224))
@@ -92,11 +93,8 @@ def errors(device: str, name: str) -> dict[str, dict[str, float]]:
 
 def _error(case: KernelCase, device: str) -> float:
     """The largest error over the results of a case, each as a part of its largest answer."""
-    drawn = case.arrays(np.random.default_rng(list(str(case).encode())))
-    arrays = {n: as_float32(np.asarray(a)) for n, a in drawn.items()}
-    exact = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in arrays.items()}
-    results = []
-    for name, given in (("reference", exact), (device, arrays)):
+    arrays, results = draw(case), []
+    for name, given in (("reference", as_float64(arrays)), (device, arrays)):
         backend = backends.get(name)
         with backend.current(), np.errstate(all="ignore"):
             result = case.call(backend, **{n: backend.upload(a.copy()) for n, a in given.items()})

@@ -8,6 +8,7 @@ Next: tinyft/bench_torch_kernels.py
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -202,18 +203,28 @@ def layer_sides(
         weight = torch.randn(weight_shape, device=device).contiguous(memory_format=memory)
         dout = torch.randn_like(nn.functional.conv2d(x, weight, None, stride, padding))
 
-        def gradient(*wanted: bool, arrays=(dout, x, weight)) -> torch.Tensor:
-            window = [stride, stride], [padding, padding], [1, 1], False, [0, 0], 1
-            mask = (*wanted, False)
-            return torch.ops.aten.convolution_backward(*arrays, None, *window, mask)
-
+        gradient = functools.partial(convolution_gradients, dout, x, weight, stride, padding)
         passes = (
             lambda x=x, weight=weight: nn.functional.conv2d(x, weight, None, stride, padding),
-            lambda gradient=gradient: gradient(True, False),
-            lambda gradient=gradient: gradient(False, True),
+            functools.partial(gradient, wanted=(True, False)),
+            functools.partial(gradient, wanted=(False, True)),
         )
         sides[f"pytorch_{layout}"] = passes, _waiting_for(device)
     return sides
+
+
+def convolution_gradients(
+    dout: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    stride: int,
+    padding: int,
+    wanted: tuple[bool, bool] = (True, True),
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients of a convolution's input and weight, None for one that is not wanted."""
+    window = [stride, stride], [padding, padding], [1, 1], False, [0, 0], 1
+    found = torch.ops.aten.convolution_backward(dout, x, weight, None, *window, (*wanted, False))
+    return found[:2]
 
 
 def peak_bytes() -> int:

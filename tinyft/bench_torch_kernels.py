@@ -10,7 +10,7 @@ import torch
 from numpy import ndarray as Array
 from torch import Tensor, nn
 
-from tinyft.bench_torch import LAYOUTS
+from tinyft.bench_torch import LAYOUTS, convolution_gradients
 from tinyft.inspection.kernel_watch import KernelCall
 
 aten = torch.ops.aten
@@ -37,12 +37,12 @@ class TorchKernels:
         N, H, W, C = x_shape
         x = torch.empty(N, C, H, W).contiguous(memory_format=self.memory)  # its shape is asked for
         arrays = self._give(dout), x, self._weight(weight)
-        return [_take(_convolution_gradients(*arrays, stride, padding)[0])]
+        return [_take(convolution_gradients(*arrays, stride, padding)[0])]
 
     def conv2d_weight_grad(self, dout, x, weight_shape, *, stride, padding):
         weight = torch.empty(weight_shape).contiguous(memory_format=self.memory)
         arrays = self._give(dout), self._give(x), weight
-        return [_convolution_gradients(*arrays, stride, padding)[1].numpy()]
+        return [convolution_gradients(*arrays, stride, padding)[1].numpy()]
 
     def batch_norm_train(self, x, weight, bias, eps, *, residual, relu):
         given = self._give(x), torch.from_numpy(weight), torch.from_numpy(bias)
@@ -71,11 +71,6 @@ class TorchKernels:
 
     def _weight(self, array: Array) -> Tensor:
         return torch.from_numpy(array.copy()).contiguous(memory_format=self.memory)
-
-
-def _convolution_gradients(dout, x, weight, stride, padding) -> tuple[Tensor, Tensor, None]:
-    window = [stride, stride], [padding, padding], [1, 1], False, [0, 0], 1
-    return aten.convolution_backward(dout, x, weight, None, *window, (True, True, False))
 
 
 def _take(tensor: Tensor) -> Array:

@@ -107,7 +107,7 @@ def check_kernel(case: KernelCase, backend: str = "auto") -> None:
         _show_changes(given, placed)
         return _on_host(result if isinstance(result, tuple) else [result])
 
-    arrays = _draw(case)
+    arrays = draw(case)
     found = _Findings(case, backend)
     found.common(run, arrays, itertools.repeat(case.any_order))
     found.own_memory(run, arrays)
@@ -130,7 +130,7 @@ def check_op(case: OpCase, backend: str = "auto") -> None:
         _show_changes(arrays, placed)
         return _on_host([out.data, *(t.grad for t in tensors.values() if isinstance(t, Tensor))])
 
-    arrays = _draw(case)
+    arrays = draw(case)
     with backends.use("reference"), no_grad():
         out = _first(case.call(**_tensors(case, arrays)))
     arrays["upstream"] = as_float32(np.asarray(np.random.default_rng(1).standard_normal(out.shape)))
@@ -227,7 +227,7 @@ def layouts(array: Array) -> dict[str, Array]:
     }
 
 
-def _draw(case: KernelCase | OpCase) -> dict[str, Array]:
+def draw(case: KernelCase | OpCase) -> dict[str, Array]:
     """The arrays of a case in float32, drawn with a seed of its own."""
     seed = list(str(case).encode())
     arrays = case.arrays(np.random.default_rng(seed))
@@ -239,7 +239,8 @@ def as_float32(array: Array) -> Array:
     return array.astype(np.float32) if array.dtype.kind == "f" else array
 
 
-def _as_float64(arrays: dict[str, Array]) -> dict[str, Array]:
+def as_float64(arrays: dict[str, Array]) -> dict[str, Array]:
+    """The float arrays in float64, all others as they are."""
     return {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in arrays.items()}
 
 
@@ -316,9 +317,9 @@ class _Findings:
 
     def common(self, run: Run, arrays: dict[str, Array], any_order: Iterable[bool]) -> None:
         """The promises that kernels and ops share."""
-        exact = run("reference", _as_float64(arrays))
+        exact = run("reference", as_float64(arrays))
         spread = rounding_spread(
-            lambda a: run("reference", a), _as_float64(arrays), self.case.decisive
+            lambda a: run("reference", a), as_float64(arrays), self.case.decisive
         )
         before = {n: a.copy() for n, a in arrays.items()}
         results = run(self.backend, arrays)
@@ -369,7 +370,7 @@ class _Findings:
             self.add("a second call gives other bits, or changes the first call's result")
 
     def _float64(self, run: Run, arrays: dict, exact: list) -> None:
-        results = run(self.backend, _as_float64(arrays))
+        results = run(self.backend, as_float64(arrays))
         if not all(map(_agree_in_float64, results, exact)):
             self.add("float64 does not give the reference's result")
         if any(a.dtype != b.dtype for a, b in zip(results, exact, strict=True)):
@@ -410,7 +411,7 @@ class _Findings:
 
     def differences(self, arrays: dict, differentiable: list[str]) -> None:
         """Every gradient against differences, in float64."""
-        exact = _as_float64(arrays)
+        exact = as_float64(arrays)
         upload, device = backends.get(self.backend).upload, backends.get(self.backend).device
         fixed = {n: upload(a) for n, a in exact.items() if n not in (*differentiable, "upstream")}
 
@@ -446,8 +447,8 @@ class _Findings:
 
     def unfused(self, run: Run, arrays: dict) -> None:
         """Normalising, adding and rectifying one after the other gives the same."""
-        exact = run("reference", _as_float64(arrays))
-        spread = rounding_spread(lambda a: run("reference", a), _as_float64(arrays), ())
+        exact = run("reference", as_float64(arrays))
+        spread = rounding_spread(lambda a: run("reference", a), as_float64(arrays), ())
         with ops.unfused():
             results = run(self.backend, arrays)
         self._values(", unfused,", results, exact, spread)

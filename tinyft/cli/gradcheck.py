@@ -178,10 +178,12 @@ def _drawn(case: OpCase, seed: int) -> dict[str, Any]:
     """
     import numpy as np
 
+    from tinyft.testing import as_float64
+
     rng = np.random.default_rng(seed)
     for _ in range(MOST_DRAWS):
         arrays = {name: np.asarray(array) for name, array in case.arrays(rng).items()}
-        exact = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in arrays.items()}
+        exact = as_float64(arrays)
         if _result(case, exact).any():
             break
     return exact
