@@ -181,6 +181,13 @@ def test_given_classes_keep_their_order(folder):
         ImageFolder(path, classes="dog", valid_fraction=1)
 
 
+def test_given_classes_are_composed_as_folders_names_are(folder):
+    path = folder({"cafe\u0301": 2, "tea": 2})
+    names = (name for name in ["cafe\u0301", "tea"])
+    data = ImageFolder(path, classes=names, valid_fraction=1)
+    assert data.classes == ["caf\u00e9", "tea"]
+
+
 def test_one_class_is_enough_to_look_at_and_one_picture_is_an_error(folder):
     assert ImageFolder(folder({"one/cat": 4}) / "one", batch_size=2).classes == ["cat"]
     with pytest.raises(DataError, match="one picture cannot be split: dog"):

@@ -302,6 +302,35 @@ def test_a_cycle_that_goes_on_with_the_optimizers_memory_is_resumed_with_it(done
     assert bits(learner) == bits(whole)
 
 
+def test_channels_that_were_exchanged_by_hand_are_in_the_first_checkpoint(tmp_path):
+    whole, cut = small_learner(), small_learner()
+    for learner in (whole, cut):  # the sums of the weights stay as they were
+        weight = learner.model.conv1.weight.data
+        weight[...] = weight[:, ::-1].copy()
+    whole.fine_tune(1)
+    run = Run.create(tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        cut.execute(cut.plan(1), observers=[StopAfter(run, 2), run])
+    for path in (tmp_path / "cut" / "checkpoints").glob("00000[1-9].h5"):
+        path.unlink()
+    learner, plan, run, start, _ = resume(tmp_path / "cut", small_data())
+    assert start == 0
+    learner.execute(plan, observers=[run], start=start)
+    assert bits(learner) == bits(whole)
+
+
+def test_what_a_file_cannot_hold_is_refused_before_training(tmp_path):
+    learner = small_learner()
+    learner.batch_norms[0].eps = 0.1
+    for keep in (
+        lambda: learner.save(tmp_path / "learner.h5"),
+        lambda: learner.fine_tune(1, out=tmp_path / "run"),
+    ):
+        with pytest.raises(ValueError, match=r"bn1 has eps 0.1, and a weights file means 1e-05"):
+            keep()
+    assert learner.step == 0 and not (tmp_path / "learner.h5").exists()
+
+
 def changed_rates(learner):
     plan = learner.plan(2)
     plan.phases[1].lr[:] = 1e-4

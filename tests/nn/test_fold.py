@@ -46,6 +46,20 @@ def test_weights_are_rounded_once():
     np.testing.assert_array_equal(folded, exact.astype(np.float32))
 
 
+@pytest.mark.parametrize("shared", ["weight", "layer"])
+def test_what_two_places_share_is_folded_for_each_or_not_at_all(shared):
+    network = with_random_statistics(nn.build("cifar_resnet20", 7, seed=1))
+    first, second = network.layer1._children["0"], network.layer1._children["1"]
+    if shared == "weight":
+        second.conv1.weight = first.conv1.weight
+    else:
+        second.conv1 = first.conv1
+    x = Tensor(DRAW.normal(size=(2, 16, 16, 3)).astype(np.float32))
+    expected = network(x).data
+    folded = nn.fold(network)(x).data
+    np.testing.assert_allclose(folded, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
+
+
 def test_a_convolutions_own_bias_is_kept():
     pair = with_random_statistics(nn.Sequential(nn.Conv2d(3, 4, 1, bias=True), nn.BatchNorm(4)))
     pair._children["0"].weight.data[:] = DRAW.normal(size=(4, 3, 1, 1))

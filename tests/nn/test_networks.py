@@ -146,6 +146,8 @@ def test_wrong_arrays_are_all_listed_and_change_nothing():
     state = {name: array.copy() for name, array in network.state_dict().items()}
     wrong = {**state, "extra": state["bn1.bias"], "fc.weight": state["fc.weight"].T}
     wrong["fc.bias"] = Tensor(state["fc.bias"])
+    wrong["bn1.bias"] = np.array(["a"] * 16)
+    wrong["bn1.running_mean"] = [0.0] * 16
     del wrong["bn1.weight"]
     with pytest.raises(WeightsError) as error:
         network.load_state_dict(wrong)
@@ -154,6 +156,8 @@ def test_wrong_arrays_are_all_listed_and_change_nothing():
         "unexpected: extra",
         "fc.weight: expected (10, 64)",
         "fc.bias: expected an array, got a Tensor",
+        "bn1.bias: expected an array of numbers, got <U1",
+        "bn1.running_mean: expected an array of numbers, got list",
     ):
         assert part in str(error.value)
     for name, array in network.state_dict().items():

@@ -326,7 +326,7 @@ def test_offline(entry, server, monkeypatch):
     assert f"download {entry.url} and save it as {placed}" in str(caught.value)
     placed.parent.mkdir(parents=True)
     placed.write_bytes(b"something else")
-    with pytest.raises(WeightsError, match="expected sha256"):
+    with pytest.raises(WeightsError, match=rf"expected sha256.*It is {placed}: delete it first"):
         fetch(entry)
     placed.write_bytes(server.content)
     assert load_weights(fetch(entry)).metadata["source_sha256"] == entry.sha256

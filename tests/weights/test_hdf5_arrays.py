@@ -175,3 +175,12 @@ def test_a_disk_that_takes_no_more_is_an_error_and_no_crash(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [*["File too large a.h5"] * 3, "['a.h5']"]
     assert read_arrays(tmp_path / "a.h5", "t")[0]["x"].shape == (3,)  # the old one is whole
+
+
+def test_a_text_that_would_not_come_back_is_refused(tmp_path):
+    path = tmp_path / "a.h5"
+    with pytest.raises(WeightsError, match=r"licence is a text of 70,000 bytes; .*shorten it"):
+        write_arrays(path, "tinyft-weights", ARRAYS, {"licence": "x" * 70_000})
+    with pytest.raises(WeightsError, match="has a NUL, which no file can keep"):
+        write_arrays(path, "tinyft-weights", ARRAYS, {}, {"classes": ["a\0", "b"]})
+    assert not path.exists()

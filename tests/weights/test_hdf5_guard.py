@@ -82,6 +82,21 @@ def bomb_behind_a_chunk(file):
     dataset.id.write_direct_chunk((0,), zlib.compress(np.arange(100, dtype="f4").tobytes() * 100))
 
 
+def short_chunk_with_a_checksum(file):
+    """HDF5 takes its 4 bytes from what is shorter, and crashes."""
+    dataset = file.create_dataset("w", (4,), "f4", chunks=(4,), fletcher32=True)
+    dataset.id.write_direct_chunk((0,), b"\0")
+
+
+def short_stream(file):
+    dataset = file.create_dataset("w", (4,), "f4", chunks=(4,), compression="gzip")
+    dataset.id.write_direct_chunk((0,), zlib.compress(b"\0\0\0\0"))
+
+
+def long_chunk(file):
+    file.create_dataset("w", (4,), "f4", chunks=(4,)).id.write_direct_chunk((0,), bytes(1000))
+
+
 def packed_twice(file):
     settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     settings.set_chunk((4,))
@@ -188,6 +203,9 @@ HAZARDS = {
     huge_contiguous_shape: "claims",
     gzip_bomb: "claims 40,000,000 bytes",
     bomb_behind_a_chunk: "a chunk of 400 bytes that unpacks to more",
+    short_chunk_with_a_checksum: "a chunk of 16 bytes that unpacks to less",
+    short_stream: "a chunk of 16 bytes that unpacks to less",
+    long_chunk: "a chunk that takes 1,000 bytes",
     packed_twice: r"packed by filters \[1, 1\]",
     huge_chunk: "chunks larger than itself",
     partial_chunks: "not wholly stored",

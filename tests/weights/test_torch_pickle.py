@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -25,6 +26,7 @@ from torch_assembler import (
 from tinyft.errors import WeightsError
 from tinyft.weights.pickle_names import Inert
 from tinyft.weights.torch_pickle import open_checkpoint
+from tinyft.weights.torch_zip import ZipFile
 
 TWELVE = np.arange(12, dtype="<f4")
 
@@ -120,6 +122,34 @@ def test_big_endian(data):
 def test_the_root_may_have_any_name_and_the_members_may_be_deflated():
     data = state_dict_zip({"w": TWELVE}, root="a.b.c", compression=zipfile.ZIP_DEFLATED)
     assert np.array_equal(read(data)["w"], TWELVE)
+
+
+def test_a_member_that_unpacks_to_more_than_it_promises_costs_no_memory():
+    zeros = bytes(200 << 20)
+    data = bytearray(zip_bytes(zeros, {}, compression=zipfile.ZIP_DEFLATED))
+    directory = data.index(b"PK\1\2")
+    data[directory + 24 : directory + 28] = struct.pack("<I", 1000)  # what data.pkl unpacks to
+    del zeros
+    tracemalloc.start()
+    with pytest.raises(WeightsError, match="another size than it promises"):
+        read(bytes(data))
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("method", "number"), [(zipfile.ZIP_BZIP2, 12), (zipfile.ZIP_LZMA, 14)])
+def test_other_packings_of_zip_are_refused(method, number):
+    with pytest.raises(WeightsError, match=f"packed by method {number} of zip"):
+        read(state_dict_zip({"w": TWELVE}, compression=method))
+
+
+def test_a_storage_of_many_small_tensors_is_read_once(monkeypatch):
+    parts = {str(i): tensor(storage("0", "Float", 12), i, (1,), (1,)) for i in range(12)}
+    data, reads = zip_bytes(parts, {"0": TWELVE.tobytes()}), []
+    original = ZipFile.read
+    monkeypatch.setattr(ZipFile, "read", lambda *args: reads.append(args) or original(*args))
+    assert [found[0] for found in read(data).values()] == list(range(12))
+    assert len(reads) == 1
 
 
 def test_wrong_checksums_are_what_torch_may_write():

@@ -14,6 +14,7 @@ Next: tinyft/data/folder.py
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -246,18 +247,20 @@ def checked_int(name: str, value: object, least: int) -> int:
 
 
 def checked_classes(classes: Sequence[str]) -> list[str]:
-    """The names, which are texts and all different."""
+    """The names, texts that are all different, in composed characters (NFC) as folders' are."""
     if isinstance(classes, str):
         raise DataError(f"classes must be a list of names; got {classes!r}: give [{classes!r}]")
+    classes = list(classes)
     for name in classes:
         if not isinstance(name, str):
             raise DataError(f"classes must be names, as text; got {name!r}: give str({name!r})")
         if re.search("[\0\ud800-\udfff]", name):
             raise DataError(f"the class {name!r} has a character that no file can keep: rename it")
+    classes = [unicodedata.normalize("NFC", name) for name in classes]
     twice = [name for name, count in Counter(classes).items() if count > 1]
     if twice:
         raise DataError(f"classes must have different names; {twice[0]!r} comes twice, rename one")
-    return list(classes)
+    return classes
 
 
 def _checked_augment(augment: str | bool | None) -> str | None:

@@ -23,13 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tinyft import backends
 from tinyft.errors import RunError
 from tinyft.finetune.plan import is_made_by_its_arguments
+from tinyft.finetune.proof import digests
 from tinyft.finetune.run_reading import checkpoints
-from tinyft.finetune.save import save
+from tinyft.finetune.save import expect_savable, save
 from tinyft.finetune.state import capture
 
 if TYPE_CHECKING:
@@ -68,12 +67,17 @@ class Run:
         return cls(path, settings)
 
     def begin(self, learner: Learner, plan: Plan) -> None:
-        """Write run.json, unless the run goes on."""
+        """Write run.json, unless the run goes on.
+
+        Raises: ValueError if what it will save at its end is no file's to hold
+        """
+        expect_savable(learner)
         self.last_checkpoint = time.monotonic()
         if not (self.path / "run.json").exists():
             self.describe(learner, plan)
             # trained or filled by hand before this run: a resumed one cannot begin at the file's
-            if learner.step or learner.facts.get("as_made", {}).get("weights") != sums_of(learner):
+            as_made = learner.facts.get("as_made", {}).get("weights")
+            if learner.step or as_made != digests(learner.model):
                 self.checkpoint(learner, keep=True)
 
     def describe(self, learner: Learner, plan: Plan) -> None:
@@ -211,18 +215,13 @@ def settings_of(learner: Learner) -> dict[str, Any]:
         "undecayed": [group.undecayed for group in learner.groups],
         "loss": getattr(learner.loss, "__func__", learner.loss),
         "dropout": [dropout.probability for dropout in learner.dropouts],
-        "weights": sums_of(learner),
+        "weights": digests(learner.model),
     }
-
-
-def sums_of(learner: Learner) -> list[float]:
-    """A number for each array of the network, by which one that was changed is noticed."""
-    return [float(array.sum(dtype=np.float64)) for array in learner.model.state_dict().values()]
 
 
 def arguments_of(learner: Learner) -> dict[str, Any] | None:
     """What `vision_learner` was called with; None if that would not make this learner again."""
-    made = {**learner.facts.get("as_made", {}), "weights": sums_of(learner)}
+    made = {**learner.facts.get("as_made", {}), "weights": digests(learner.model)}
     return learner.facts.get("arguments") if made == settings_of(learner) else None
 
 

@@ -17,6 +17,7 @@ from tinyft import backends
 from tinyft.errors import WeightsError
 from tinyft.finetune.groups import BN_PRESETS
 from tinyft.nn.head import HEADS, attach, cut
+from tinyft.nn.layers import BatchNorm
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import build
 
@@ -28,9 +29,12 @@ if TYPE_CHECKING:
 def save(learner: Learner, path: str | os.PathLike[str], *, training: str = "") -> None:
     """Write weights (as float32), classes, preprocessing and settings; an old file of that name is
     replaced whole.
+
+    Raises: ValueError for what such a file cannot hold
     """
     from tinyft.weights import Weights, save_weights
 
+    expect_savable(learner)
     # differs from fastai, which pickles the learner
     state = {name: backends.host(array) for name, array in learner.model.state_dict().items()}
     arrays = {name: np.asarray(array, np.float32, order="C") for name, array in state.items()}
@@ -122,6 +126,21 @@ def _settings(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
         if not is_right(settings[name]):
             raise WeightsError(f"{path}: its learner's {name} cannot be {settings[name]!r}")
     return {name: settings[name] for name in expected}
+
+
+def expect_savable(learner: Learner) -> None:
+    """Raises: ValueError if a batch norm has another eps than the one that weights files mean"""
+    from tinyft.weights.hdf5 import BATCH_NORM_EPSILON
+
+    own_head = learner.facts.get("head") is None  # whose caller makes it again
+    for name, module in learner.model.named_modules():
+        if own_head and name.startswith("head"):
+            continue
+        if isinstance(module, BatchNorm) and module.eps != BATCH_NORM_EPSILON:
+            raise ValueError(
+                f"{name} has eps {module.eps}, and a weights file means {BATCH_NORM_EPSILON}: with "
+                "the file the network would compute something else"
+            )
 
 
 def _plain(class_weights: np.ndarray | None) -> list[float] | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections import Counter
 
 import numpy as np
 
@@ -46,18 +47,20 @@ def fold(network: Module) -> FoldedNetwork:
     it is. No parameter requires a gradient.
 
     Before it means: registered right before it in the same module, and run right before it, by
-    `conv_norm` or in a `Sequential`, as in every network of resnet.py.
+    `conv_norm` or in a `Sequential`, as in every network of resnet.py. A convolution that stands in
+    two places stays as it is.
     """
     network = copy.deepcopy(network)
+    used = Counter(module for _, module in network.named_modules())
     for path, module in network.named_modules():
         if path.split(".")[0] == "head":
             continue
         children = list(module._children.items())
         for (_, first), (name, second) in itertools.pairwise(children):
-            if isinstance(first, Conv2d) and isinstance(second, BatchNorm):
+            together = isinstance(first, Conv2d) and isinstance(second, BatchNorm)
+            if together and used[first] == 1:  # or its other norm would be lost
                 _fold_pair(first, second)
                 setattr(module, name, Folded())
-                first.weight.data = first.weight.backend.constant(first.weight.data)
     for _, weights in network.named_parameters():
         weights.requires_grad = False
     return FoldedNetwork(network)
@@ -69,5 +72,6 @@ def _fold_pair(conv: Conv2d, norm: BatchNorm) -> None:
     scale = norm.weight.data / (variance + norm.eps) ** 0.5  # (F,)
     own = 0 if conv.bias is None else conv.bias.data
     shift = norm.bias.data + (own - norm.running_mean) * scale
-    conv.weight.data[...] = conv.weight.data * scale.reshape(-1, 1, 1, 1)
-    conv.bias = parameter(shift.astype(conv.weight.dtype))
+    scaled = (conv.weight.data * scale.reshape(-1, 1, 1, 1)).astype(conv.weight.dtype)
+    conv.bias = parameter(shift.astype(scaled.dtype))
+    conv.weight = Tensor.wrap(conv.weight.backend.constant(scaled))  # another layer may share it

@@ -121,21 +121,22 @@ class Module(Displayed):
     def load_state_dict(self, arrays: Mapping[str, np.ndarray], strict: bool = True) -> None:
         """Copy arrays into the parameters and buffers of the same names.
 
-        Raises: WeightsError that lists names that are missing or unexpected (if strict), Tensors in
-        place of arrays and shapes that differ; nothing is changed then
+        Raises: WeightsError that lists names that are missing or unexpected (if strict), what is no
+        array of numbers, and shapes that differ; nothing is changed then
         """
         state = self.state_dict()
         problems = []
         if strict:
             problems += [f"missing: {name}" for name in state if name not in arrays]
             problems += [f"unexpected: {name}" for name in arrays if name not in state]
-        tensors = [name for name, array in arrays.items() if isinstance(array, Tensor)]
-        problems += [f"{name}: expected an array, got a Tensor; give its .data" for name in tensors]
-        problems += [
-            f"{name}: expected {state[name].shape}, got {array.shape}"
-            for name, array in arrays.items()
-            if name in state and array.shape != state[name].shape
-        ]
+        for name, array in arrays.items():
+            if isinstance(array, Tensor):
+                problems.append(f"{name}: expected an array, got a Tensor; give its .data")
+            elif not hasattr(array, "dtype") or array.dtype.kind not in "biuf":
+                kind = getattr(array, "dtype", type(array).__name__)
+                problems.append(f"{name}: expected an array of numbers, got {kind}")
+            elif name in state and array.shape != state[name].shape:
+                problems.append(f"{name}: expected {state[name].shape}, got {array.shape}")
         if problems:
             raise WeightsError("the arrays do not fit this network:\n  " + "\n  ".join(problems))
         for name, array in arrays.items():

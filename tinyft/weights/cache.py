@@ -98,7 +98,10 @@ def _fill_cache(entry: Entry, path: Path, announce: Announce) -> None:
         unfinished.unlink()
     if placed := _placed_by_hand(entry):
         source, file = placed
-        check_digest(source, file_sha256(file))
+        try:
+            check_digest(source, file_sha256(file))
+        except WeightsError as error:
+            raise WeightsError(f"{error}. It is {file}: delete it first") from None
         _convert(entry, source, file, path)
         return
     candidates = sources(entry)

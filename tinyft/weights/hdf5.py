@@ -35,13 +35,13 @@ from tinyft.weights.preprocess import Preprocess
 FORMAT = "tinyft-weights"
 _WEIGHTS = "weights."
 _PREPROCESS = "preprocess."
-_BATCH_NORM_EPSILON = 1e-5  # torch.nn.BatchNorm2d's default, which all of torchvision uses
+BATCH_NORM_EPSILON = 1e-5  # torch.nn.BatchNorm2d's default, which all of torchvision uses
 
 # What a file may say about itself beside its architecture, with the default where it may not.
 _METADATA: dict[str, Attribute] = {
     "head": "linear",
     "stride_in_1x1": False,
-    "bn_eps": _BATCH_NORM_EPSILON,
+    "bn_eps": BATCH_NORM_EPSILON,
     "created_by": "",
     "source_url": "",
     "source_sha256": "",
@@ -123,8 +123,8 @@ def _check_variant(attributes: Mapping[str, object]) -> None:
     """Variants of the same shapes that compute something else, which tinyft does not build."""
     if attributes.get("stride_in_1x1", False) is not False:
         raise WeightsError("the file is for bottlenecks with the stride in the 1x1 convolution")
-    epsilon = attributes.get("bn_eps", _BATCH_NORM_EPSILON)
-    if epsilon != _BATCH_NORM_EPSILON:
+    epsilon = attributes.get("bn_eps", BATCH_NORM_EPSILON)
+    if epsilon != BATCH_NORM_EPSILON:
         raise WeightsError(f"the file is for a BatchNorm epsilon of {epsilon}, tinyft has 1e-5")
 
 

@@ -41,6 +41,8 @@ _DTYPES = ("<f4", "<f2", "<f8", "<i8", "<i4", "|u1")
 # What a file system answers that has no locks at all (some network and container mounts).
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
+_LARGEST_ATTRIBUTE = 60_000  # bytes; HDF5 has 64 KiB for an attribute and what describes it
+
 Attribute = str | int | float | bool | tuple[float, ...]
 Text = str | list[str]
 
@@ -96,9 +98,9 @@ def write_arrays(
 ) -> str:
     """Write a file that read_arrays reads, replacing an old one whole; its content_sha256.
 
-    Raises: WeightsError for a dtype other than float16/32/64, int32/64, uint8, and for a name that
-    read_arrays would refuse; OSError if the disk is full, in which case an old file of that name is
-    untouched.
+    Raises: WeightsError for a dtype other than float16/32/64, int32/64, uint8, for a name that
+    read_arrays would refuse, and for a text that would not come back; OSError if the disk is full,
+    in which case an old file of that name is untouched.
     """
     check_names(arrays)
     for name, array in arrays.items():
@@ -139,17 +141,29 @@ def _group(file: h5py.File, name: str) -> h5py.Group:
 def _write_attribute(file: h5py.File, name: str, value: Attribute) -> None:
     owner, last = _group(file, name), name.rpartition(".")[2]
     if isinstance(value, str):
-        text = _encoded(value)
+        text = _to_be_kept(value)
+        if len(text) > _LARGEST_ATTRIBUTE:
+            raise WeightsError(
+                f"{name} is a text of {len(text):,} bytes; a file's attributes can have "
+                f"{_LARGEST_ATTRIBUTE:,}: shorten it"
+            )
         owner.attrs.create(last, np.array(text, dtype=_text_type(len(text))))
     else:
         owner.attrs[last] = np.asarray(value)
 
 
 def _write_text(file: h5py.File, name: str, text: Text) -> None:
-    encoded = _encoded(text) if isinstance(text, str) else [_encoded(item) for item in text]
+    encoded = _to_be_kept(text) if isinstance(text, str) else list(map(_to_be_kept, text))
     longest = len(encoded) if isinstance(encoded, bytes) else max(map(len, encoded), default=1)
     data = np.array(encoded, dtype=_text_type(longest))
     _group(file, name).create_dataset(name.rpartition(".")[2], data=data, track_times=False)
+
+
+def _to_be_kept(text: str) -> bytes:
+    """Raises: WeightsError for a NUL, behind which HDF5 forgets the rest"""
+    if "\0" in text:
+        raise WeightsError(f"the text {text[:80]!r} has a NUL, which no file can keep: remove it")
+    return _encoded(text)
 
 
 def _encoded(text: str) -> bytes:

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 _SHUFFLE, _DEFLATE, _CHECKSUM = 2, 1, 3  # built in, in the order of packing; others load a plugin
 _LARGEST_CHUNK = 1 << 20  # bytes that one chunk of a tiny dataset may unpack to
+_SMALL_PRINT = 64  # bytes that packing may add
+_CHECKSUM_BYTES = 4
 
 
 def check_chunks(path: str, dataset: h5py.Dataset) -> None:
-    """Refuse chunks that are missing, packed in an unusual way, or unpack to more than themselves.
+    """Refuse chunks that are missing, packed in an unusual way, or unpack to another size.
 
     Raises: WeightsError naming the dataset and what is wrong with it.
     """
@@ -37,11 +39,11 @@ def check_chunks(path: str, dataset: h5py.Dataset) -> None:
     chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
     if chunk_bytes > max(4 * dataset.nbytes, _LARGEST_CHUNK):
         raise WeightsError(f"{path} has chunks larger than itself; the file is refused")
-    steps = zip(dataset.shape, dataset.chunks, strict=True)
+    steps = list(zip(dataset.shape, dataset.chunks, strict=True))
     if dataset.id.get_num_chunks() != math.prod(-(-size // step) for size, step in steps):
         raise WeightsError(f"{path} is not wholly stored in the file; write it again")
-    if _DEFLATE in filters:
-        _check_inflation(path, dataset, filters.index(_DEFLATE), chunk_bytes)
+    for offset in itertools.product(*(range(0, size, step) for size, step in steps)):
+        _check_chunk(path, dataset, offset, filters, chunk_bytes)
 
 
 def _filters(dataset: h5py.Dataset) -> list[int]:
@@ -49,22 +51,27 @@ def _filters(dataset: h5py.Dataset) -> list[int]:
     return [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
 
 
-def _check_inflation(path: str, dataset: h5py.Dataset, place: int, chunk_bytes: int) -> None:
-    """HDF5 inflates whatever a chunk's stream holds: behind the chunk itself may be 1000 times as
-    many zeros as bytes in the file. `place` is that of deflate among the filters; a chunk may be
-    stored without it.
+def _check_chunk(
+    path: str, dataset: h5py.Dataset, offset: tuple[int, ...], filters: list[int], chunk_bytes: int
+) -> None:
+    """HDF5 believes a chunk. It inflates whatever the stream holds, which may be 1000 times as many
+    zeros as bytes in the file; of one that is too short it reads on behind the end, or crashes.
     """
-    steps = zip(dataset.shape, dataset.chunks, strict=True)
-    for offset in itertools.product(*(range(0, size, step) for size, step in steps)):
-        left_out, packed = dataset.id.read_direct_chunk(offset)
-        if left_out >> place & 1:
-            continue
+    stored = dataset.id.get_chunk_info_by_coord(offset).size
+    if stored > 2 * chunk_bytes + _SMALL_PRINT:
+        raise WeightsError(f"{path} has a chunk that takes {stored:,} bytes; the file is refused")
+    left_out, data = dataset.id.read_direct_chunk(offset)
+    used = [number for place, number in enumerate(filters) if not left_out >> place & 1]
+    if _CHECKSUM in used:
+        data = data[: max(0, len(data) - _CHECKSUM_BYTES)]
+    if _DEFLATE in used:
         try:
-            unpacked = zlib.decompressobj().decompress(packed, chunk_bytes + 1)
+            data = zlib.decompressobj().decompress(data, chunk_bytes + 1)
         except zlib.error as error:
             raise WeightsError(f"{path} is damaged: {error}") from None
-        if len(unpacked) > chunk_bytes:
-            raise WeightsError(
-                f"{path} has a chunk of {chunk_bytes:,} bytes that unpacks to more; the file is "
-                f"made to deceive"
-            )
+    if len(data) != chunk_bytes:
+        raise WeightsError(
+            f"{path} has a chunk of {chunk_bytes:,} bytes that unpacks to "
+            f"{'more' if len(data) > chunk_bytes else 'less'}; the file is damaged or made to "
+            "deceive"
+        )

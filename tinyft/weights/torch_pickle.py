@@ -9,9 +9,11 @@ Next: tinyft/weights/torch_zip.py
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+import math
+from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
+
+import numpy as np
 
 from tinyft.errors import WeightsError
 from tinyft.weights.files import LazyArray
@@ -43,11 +45,26 @@ class Checkpoint:
 
     content: object
     container: Container
+    shared: dict[str, bytes] = field(default_factory=dict)  # storages, by their keys
 
     def lazy(self, tensor: StoredTensor) -> LazyArray:
         """The tensor as an array that can be read."""
-        read = partial(to_array, tensor, self.container.read, self.container.byte_order)
+
+        def read() -> np.ndarray:
+            return to_array(tensor, self._bytes(tensor), self.container.byte_order)
+
         return LazyArray(tensor.shape, tensor.dtype, read)
+
+    def _bytes(self, tensor: StoredTensor) -> bytes:
+        """Those of a tensor's storage. One of which a tensor is but a part is kept for the others,
+        or reading a large one for thousands of small tensors would take hours.
+        """
+        storage = tensor.storage
+        if math.prod(tensor.shape) >= storage.count:
+            return self.container.read(storage)
+        if storage.key not in self.shared:
+            self.shared[storage.key] = self.container.read(storage)
+        return self.shared[storage.key]
 
 
 def open_checkpoint(file: BinaryIO, ignore_unknown: bool = False) -> Checkpoint:

@@ -14,7 +14,6 @@ Next: tinyft/weights/safetensors.py
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -151,14 +150,13 @@ def _check_bounds(tensor: StoredTensor) -> None:
         )
 
 
-def to_array(tensor: StoredTensor, read: Callable[[Storage], bytes], order: str) -> np.ndarray:
+def to_array(tensor: StoredTensor, raw: bytes, order: str) -> np.ndarray:
     """The tensor as a new C-contiguous array of native byte order; bfloat16 as float32.
 
-    ``read`` returns the bytes of a storage, ``order`` is their byte order, ``<`` or ``>``.
+    ``raw`` are the bytes of its storage, ``order`` is their byte order, ``<`` or ``>``.
     Raises: WeightsError if the storage has other than ``count * itemsize`` bytes.
     """
     storage = tensor.storage
-    raw = read(storage)
     if len(raw) != storage.count * storage.itemsize:
         raise WeightsError(
             f"storage {storage.key[:40]} has {len(raw)} bytes, {storage.count} numbers were "

@@ -6,9 +6,10 @@
     <root>/byteorder      "little" or "big"; absent means little
     <root>/data/<key>     the bytes of one storage each, normally stored without compression
 
-``<root>`` is the name that the file had when it was saved.  Stored members are read at their offset
-rather than through ``zipfile``, which insists on checksums that torch can be told not to compute.
-Where the pickle has a right one, so have all others, or the file is damaged.
+``<root>`` is the name that the file had when it was saved.  Members are read at their offset rather
+than through ``zipfile``, which insists on checksums that torch can be told not to compute, and
+unpacks more than was promised.  Where the pickle has a right checksum, so have all others, or the
+file is damaged.
 
 Next: tinyft/weights/torch_legacy.py
 """
@@ -101,15 +102,22 @@ class ZipFile:
         return self._read_member(member)
 
     def _read_member(self, member: zipfile.ZipInfo) -> bytes:
-        if member.compress_type != zipfile.ZIP_STORED:
-            with zipfile.ZipFile(self.file) as archive:
-                return archive.read(member)
         self.file.seek(member.header_offset)
         signature, name, extra = _LOCAL_HEADER.unpack(self.file.read(_LOCAL_HEADER.size))
         if signature != b"PK\x03\x04":
             raise WeightsError("a member of the zip does not begin where it should; get it again")
         self.file.seek(name + extra, os.SEEK_CUR)
-        return self.file.read(member.file_size)
+        if member.compress_type == zipfile.ZIP_STORED:
+            return self.file.read(member.file_size)
+        # zipfile would unpack all that is there, and then look at what was promised
+        packed = self.file.read(member.compress_size)
+        data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, member.file_size + 1)
+        if len(data) != member.file_size:
+            raise WeightsError(
+                f"{member.filename[:80]!r} unpacks to another size than it promises; the file is "
+                "damaged or made to deceive"
+            )
+        return data
 
 
 def _members(file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
@@ -123,6 +131,11 @@ def _members(file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
     if len(members) > _MOST_MEMBERS:
         raise WeightsError(f"the zip has {len(members):,} members, at most {_MOST_MEMBERS:,} do")
     for member in members:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise WeightsError(
+                f"{member.filename[:80]!r} is packed by method {member.compress_type} of zip; only "
+                "0 (stored) and 8 (deflate) are read: save it again with torch.save"
+            )
         if member.compress_type == zipfile.ZIP_STORED and member.file_size > size:
             raise WeightsError(f"{member.filename[:80]!r} claims to be larger than the file")
         if not 0 <= member.header_offset < size:
