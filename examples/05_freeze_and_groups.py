@@ -22,8 +22,10 @@ learner = ft.vision_learner(data, "resnet10s", weights=None)
 plan = learner.plan(2)
 print(plan)
 
-# A batch norm has two more arrays, its running mean and variance, that no gradient ever moves:
-# they follow the batches, whenever the layer normalises with the batch. A hash of every array,
+# A batch norm subtracts each channel's mean and divides by its deviation, then multiplies by a
+# scale and adds a shift, both learnt. In training, mean and deviation are the batch's; a running
+# average of them is kept for later, when there may be a single picture. No gradient ever moves it:
+# it follows the batches, whenever the layer normalises with the batch. A hash of every array,
 # before and after one step with a frozen body, shows who moved under each preset.
 batch = next(data.train_batches(0, learner.preprocess))
 print("\nof the frozen body's 36 parameters and 24 running statistics, one step moves:")

@@ -34,8 +34,8 @@ loss.backward()
 weight = model.conv1.weight
 
 # 4. Update. Adam keeps two running averages for each number: of its gradient, and of the square.
-#    Their ratio is the direction; the learning rate says how far. Both averages start at zero, so
-#    in step 1 they are too small by (1 - momentum), and are divided by it.
+#    The first over the root of the second is the direction; the learning rate says how far. Both
+#    start at zero, so in step 1 they are too small by a factor of (1 - momentum): divide by it.
 lr, momentum, square_momentum, eps, decay = 1e-3, 0.9, 0.99, 1e-5, 0.01
 average = (1 - momentum) * weight.grad
 average_square = (1 - square_momentum) * weight.grad**2

@@ -130,7 +130,7 @@ def test_a_step_is_short_enough_to_be_read(make, most_files, most_lines):
     assert {"tensor.py", "reference.py", "conv2d.py", "batch_norm.py", "optim.py"} <= files
     assert count.n_lines > 300
     if make is plain_step:
-        counted = re.search(r"Executed are (\d+) lines in (\d+) files", README.read_text())
+        counted = re.search(r"It executes (\d+) lines in (\d+) files", README.read_text())
         lines, files = map(int, counted.groups())
         assert count.n_files == files
         assert abs(count.n_lines - lines) <= 20  # some are Python's and NumPy's, of any version

@@ -128,14 +128,15 @@ def test_stale_gradients_decay_and_nothing_else():
     """fastai's decay of frozen weights that once trained, found in the run's own ledger."""
     learner = small_learner(bn="frozen", weight_decay=0.5)
     learner.fine_tune(1, base_lr=0.1, freeze_epochs=0)
-    ledger = ft.Ledger()
+    before, ledger = ft.snapshot(learner), ft.Ledger()  # while everything trains
     plan = learner.plan(0, 0.1, freeze_epochs=1, stale_gradients=True)
     learner.execute(plan, observers=[ledger])
     (proof,) = ledger.reading.proofs
-    assert set(in_body(proof)) == {("weight decay",)}
-    assert proof.diagnosis()[0].startswith(
-        "the optimizer moved 19 frozen parameters by weight decay"
-    )
+    for changes in (proof, ft.changed(before, learner), ft.changed(before, learner.model)):
+        assert set(in_body(changes)) == {("weight decay",)}
+        assert changes.diagnosis()[0].startswith(
+            "the optimizer moved 19 frozen parameters by weight decay"
+        )
 
 
 def test_how_far_by_hand():
@@ -173,6 +174,20 @@ def test_a_weight_that_somebody_wrote_into():
     learner.model.conv1.weight.data[0, 0, 0, 0] += 1
     reasons = {t.name: t.reasons for t in ft.changed(before, learner).moved}
     assert reasons["conv1.weight"] == ("unknown",)
+
+
+def test_a_weight_that_somebody_wrote_into_is_not_called_decayed():
+    learner = small_learner(bn="frozen", optimizer="sgd", weight_decay=0.1)
+    learner.freeze()
+    weight = learner.model.conv1.weight
+    weight.grad = np.zeros_like(weight.data)
+    before = ft.snapshot(learner)
+    step(learner)
+    (moved,) = [t for t in ft.changed(before, learner).moved if t.name == "conv1.weight"]
+    assert moved.reasons == ("weight decay",)
+    weight.data[0] += 1
+    (moved,) = [t for t in ft.changed(before, learner).moved if t.name == "conv1.weight"]
+    assert moved.reasons == ("unknown",)
 
 
 def test_another_network_is_refused():

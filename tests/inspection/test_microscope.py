@@ -216,8 +216,15 @@ def test_a_trace_changes_no_bit():
 def test_cached_features_are_shown_as_computed_without_recording():
     data = small_data(augment=None)
     learner = small_learner(data, bn="frozen")
-    trace = trace_step(Moment.of(learner, learner.plan(1), 0))
+    plan = learner.plan(1, freeze_epochs=2)
+    trace = trace_step(Moment.of(learner, plan, 0))
     assert not trace["conv1"].recorded and trace["head.linear1"].backward is not None
+    other = small_learner(data, bn="frozen")
+    for record in other.steps(plan):
+        if record.step == 2:  # the last of the first epoch
+            break
+    later = trace_step(Moment.of(other, plan, 3))
+    assert {node.layer.partition(".")[0] for node in later} == {"head", ""}
 
 
 def test_without_a_trace_there_is_no_trace_of_it():

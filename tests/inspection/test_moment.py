@@ -33,6 +33,7 @@ def test_every_step_of_a_run_is_made_again_to_the_bit(run_folder, data, step):
     moment = Moment.of_run(run_folder, step, data)
     assert moment.step == moment.learner.step == step
     assert moment.phase.name == metrics(run_folder, step)["phase"]
+    assert repr(moment).startswith(f"<Moment: before step {step}, in epoch ")
     record = moment.take()
     assert record.step == step
     assert repr(record.loss) == metrics(run_folder, step)["loss"]

@@ -216,6 +216,15 @@ def test_an_unfinished_run_is_reported(copied, monkeypatch):
     assert best in text["learned"] and best in text["mistakes"]
 
 
+def test_the_best_epochs_network_stands_in_for_a_damaged_last_one(copied, monkeypatch):
+    monkeypatch.setattr(run_files, "diff_run", lambda *_, **__: None)
+    whole = (copied / "learner.h5").read_bytes()
+    (copied / "learner.h5").write_bytes(whole[: len(whole) // 2])
+    text = sections_of(report_html(RunFiles.read(copied, small_data())))
+    best = "Judged with the best epoch's network (best.h5), since learner.h5 cannot be read."
+    assert best in text["learned"] and best in text["mistakes"]
+
+
 def test_a_run_without_an_epoch_that_counts_has_no_network_to_judge(copied, monkeypatch):
     monkeypatch.setattr(run_files, "diff_run", lambda *_, **__: None)
     for name in ("learner.h5", "best.h5"):

@@ -53,11 +53,12 @@ def add_network_options(parser: Parser) -> None:
     """Data and network: what is trained on, and what is trained."""
     add = parser.add_argument
     add("dir", metavar="DIR", nargs="?", help="CLASS/*.jpg, or train/ and valid/ (sample photos)")
-    add("--arch", metavar="NAME", help="resnet18 ... resnet152 (default: the weights file's)")
-    add("--weights", metavar="FILE|NAME|none", help="a weights file, a published name, or none")
+    add("--arch", metavar="NAME", help="resnet18 ... resnet152 (the weights file's, or resnet18)")
+    what = "a weights file, a published name, or none (the architecture's published ones)"
+    add("--weights", metavar="FILE|NAME|none", help=what)
     add("--size", type=whole(1), metavar="PIXELS", help="side of the input (the weights file's)")
-    add("--head", choices=("fastai", "linear"), help="the layers that replace the last one")
-    add("--bn", choices=("fastai", "torch", "frozen"), help="batch norms of frozen layers")
+    add("--head", choices=("fastai", "linear"), help="what replaces the last layer (fastai)")
+    add("--bn", choices=("fastai", "torch", "frozen"), help="batch norms of frozen layers (fastai)")
     add("--seed", type=whole(0), metavar="N", help="decides every random draw (0)")
     augment = parser.add_mutually_exclusive_group()
     augment.add_argument(

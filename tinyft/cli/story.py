@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 WIDTH = 96
 HEAD_TEXTS = {
-    "fastai": "both pools, batch norm, 512 numbers, ReLU, batch norm, {} classes",
+    "fastai": "both pools, batch norm, dropout, 512 numbers, ReLU, batch norm, dropout, {} classes",
     "linear": "average pool, {} classes",
 }
 BODY_FROZEN = (
-    "The pretrained layers are frozen: no gradient reaches their convolutions, so what they know "
-    "is safe from the head's first, random errors."
+    "The pretrained layers are frozen: the weights of their convolutions get no gradient, so what "
+    "they know is safe from the head's first, random errors."
 )
 ALL_TRAIN = (
     "The early layers hardly move, as edges and textures serve any photo; later ones move more."
@@ -40,7 +40,7 @@ def beginning(learner: Learner, plan: Plan) -> str:
     paragraphs = {
         "pictures": f"{data.n_train} to learn from and {data.n_valid} to be tested on, of "
         f"{len(data.classes)} classes: {first_few(data.classes)}.",
-        "network": f"{learner.arch}, {body:,} numbers. {known}.",
+        "network": f"{learner.arch}, {body:,} numbers without its last layer. {known}.",
         "cut": f"{facts.get('cut', 'The last layer')} is removed, and a new head of random numbers "
         f"put there: {head.format(len(data.classes))}.",
     }

@@ -69,9 +69,10 @@ def changed(before: Before, model: Module | Learner, optimizer: Optimizer | None
     """What moved since the snapshot, how far, and why.
 
     Why is read off the weights: a parameter that needs no gradient has decayed (then it is a
-    multiple of itself) or was carried on by momentum. An optimizer, or a learner with its own,
-    knows what it did in its last step: then a mixture is told apart, and a weight that somebody
-    else wrote into is "unknown".
+    multiple of itself) or was carried on by momentum. One that needed a gradient when the snapshot
+    was taken, and moved otherwise, is said to have moved by it: take the snapshot after freezing.
+    An optimizer, or a learner with its own, knows what it did in its last step: then a mixture is
+    told apart, and a weight that somebody else wrote into is "unknown", if no memory explains it.
     Raises: WeightsError if the tensors are not the same ones; TypeError if `before` is no snapshot
     """
     if not isinstance(before, Before):
@@ -83,10 +84,11 @@ def changed(before: Before, model: Module | Learner, optimizer: Optimizer | None
         raise WeightsError(
             "the network has other tensors than the snapshot; take one of this network"
         )
-    trained = before.trained | _trained(model)
+    trains = _trained(model)
     parameters = {name for name, _ in model.named_parameters()}
+    known = {name: _known(name, optimizer) if optimizer else None for name in parameters}
     reasons = {
-        name: _reasons(name, old, after[name], trained, optimizer)
+        name: _reasons(old, after[name], name in trains, name in before.trained, known[name])
         if name in parameters
         else ("running statistics",)
         for name, old in before.arrays.items()
@@ -227,21 +229,24 @@ def _trained(model: Module) -> frozenset[str]:
 
 
 def _reasons(
-    name: str,
     before: np.ndarray,
     after: np.ndarray,
-    trained: frozenset[str],
-    optimizer: Optimizer | None,
+    trains: bool,
+    trained: bool,
+    known: tuple[bool, bool] | None,
 ) -> tuple[str, ...]:
-    """Why a parameter moved, if it did."""
-    decays, remembers = _known(name, optimizer) if optimizer else (False, False)
-    if name in trained:
+    """Why a parameter moved, if it did: one that needs a gradient now, or did before. `known` is
+    what `_known` says, if there is an optimizer to ask.
+    """
+    decays, remembers = known or (False, False)
+    only_shrunk = _is_multiple(before, after)
+    if trains or (trained and not only_shrunk):
         return ("gradient", "weight decay") if decays else ("gradient",)
-    if decays or remembers:
-        return tuple(r for r, on in (("weight decay", decays), ("momentum", remembers)) if on)
-    if _is_multiple(before, after):
+    if remembers:
+        return ("weight decay", "momentum") if decays else ("momentum",)
+    if only_shrunk:
         return ("weight decay",)
-    return ("unknown",) if optimizer else ("momentum",)
+    return ("momentum",) if known is None else ("unknown",)
 
 
 def _known(name: str, optimizer: Optimizer) -> tuple[bool, bool]:

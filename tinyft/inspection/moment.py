@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tinyft import backends
 from tinyft.data.loader import Batch, PictureData
 from tinyft.errors import RunError
 from tinyft.finetune.feature_cache import FeatureCache
@@ -27,7 +28,7 @@ from tinyft.finetune.run import read_description
 from tinyft.finetune.state import bookmark
 
 
-@dataclass
+@dataclass(repr=False)
 class Moment:
     """A learner that is about to make step `step` of `phase` on `batch`.
 
@@ -52,7 +53,11 @@ class Moment:
     notices: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._kept = self._features_so_far()
         self._put_back: Callable[[], None] = bookmark(self.learner)
+
+    def __repr__(self) -> str:
+        return f"<Moment: before {self.where}>"
 
     @classmethod
     def of_run(
@@ -121,10 +126,22 @@ class Moment:
         """Make the step. As in a run, but without the validation that ends an epoch, which moves
         nothing.
         """
-        cache = None
-        if self.plan.cached_bytes[self.phase_number]:
+        cache = self._kept
+        if cache is None and self.plan.cached_bytes[self.phase_number]:
             cache = FeatureCache(self.learner)
         return self.learner.train_step(self.batch, self.phase.name, cache=cache)
+
+    def _features_so_far(self) -> FeatureCache | None:
+        """The body's features of the batch, where the run had kept them: from the second epoch on
+        of a phase that does.
+        """
+        is_later = self.step_in_phase >= self.phase.steps_per_epoch
+        if not (is_later and self.plan.cached_bytes[self.phase_number]):
+            return None
+        cache = FeatureCache(self.learner)
+        with backends.use(self.learner.device):
+            cache.features(self.batch)
+        return cache
 
     def restore(self) -> None:
         """Put the learner back to just before the step, bit for bit: weights, statistics,

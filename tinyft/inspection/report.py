@@ -30,7 +30,7 @@ from tinyft.weights.files import replacing
 if TYPE_CHECKING:
     from tinyft.data.loader import PictureData
 
-FROZEN = " with {} frozen: no gradient reaches their convolutions"
+FROZEN = " with {} frozen: the weights of their convolutions get no gradient"
 RANDOM_HEAD = ", so that the random head's first errors do not move them"
 TILE_STYLE = """<style>
 .tile { background: var(--panel); border-radius: 8px; padding: 0.7rem 1rem; min-width: 9rem; }
@@ -239,7 +239,10 @@ def _judged_with(run: RunFiles) -> str:
     """Which network was judged, where it is not the last."""
     if run.judged_file == "learner.h5":
         return ""
-    why = "learner.h5 is gone" if run.description["finished"] else "the run is not finished"
+    why = "the run is not finished"
+    if run.description["finished"]:
+        there = (run.path / "learner.h5").exists()
+        why = "learner.h5 cannot be read" if there else "learner.h5 is gone"
     return f"<p>Judged with the best epoch's network ({escape(run.judged_file)}), since {why}.</p>"
 
 

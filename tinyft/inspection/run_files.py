@@ -71,8 +71,11 @@ class RunFiles:
         run = cls(path, read_description(path), read_metrics(path / "metrics.csv"))
         run.ledger = run._part("ledger", lambda: _ledger(path))
         pictures = run._part("pictures", lambda: _pictures(path, data))
-        run.judged_file = next((n for n in NETWORKS if (path / n).exists()), "")
-        run.learner = run._part("learner", lambda: _learner(path, run.judged_file, device))
+        for name in [n for n in NETWORKS if (path / n).exists()] or [""]:
+            run.judged_file = name
+            run.learner = run._part("learner", lambda name=name: _learner(path, name, device))
+            if run.learner is not None:
+                break
         if run.learner is not None and pictures is not None:
             run.learner.data = pictures
             run.plan = run._part("plan", lambda: _plan(run.learner, run.description))

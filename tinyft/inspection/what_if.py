@@ -108,7 +108,8 @@ def usual_changes(moment: Moment) -> dict[str, Change]:
         "all rates x 10": lambda learner: _scale_rates(learner, 10),
         "all rates / 10": lambda learner: _scale_rates(learner, 1 / 10),
     }
-    if any(group.lr != head.lr for group in groups):
+    training = [g for g in groups if any(p.requires_grad for p in g.parameters.values())]
+    if any(group.lr != head.lr for group in training):
         changes["the head's rate for all"] = _one_rate
     if learner.bn != "frozen":
         changes["batch norms frozen"] = freeze_to(frozen, "frozen")

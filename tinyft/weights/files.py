@@ -69,7 +69,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _flush_to_disk(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename in (None, os.fspath(temporary)):
+        if error.errno and error.filename in (None, os.fspath(temporary)):
             error.filename = os.fspath(path)  # the name that the user gave
         raise
     finally:
