@@ -79,11 +79,11 @@ print(f"   a photo shows a {guess.label}, with probability {guess.probability:.1
 #      head alone: 65% of new photos right
 #      everything: 82% of new photos right
 #      everything: 84% of new photos right
-#      190 photos a second, reading and validation included
-#      431 MB of memory at most
+#      331 photos a second, reading and validation included
+#      265 MB of memory at most
 #   3. the same bits after .to('cpu'): True
 #      the same bits from a file: True
 #      a photo shows a dalmatian, with probability 1.0
 
-# Speed and memory are those of two cores of an Intel Xeon that other work shared. The stand-in for
-# a GPU in tests/backends/gpu printed the same photos, weights, mask and shares; no GPU was at hand.
+# Speed and memory are those of two cores of an AMD EPYC (Zen 4). The stand-in for a GPU in
+# tests/backends/gpu printed the same photos, weights, mask and shares; no GPU was at hand.
