@@ -239,9 +239,12 @@ def _reasons(
     what `_known` says, if there is an optimizer to ask.
     """
     decays, remembers = known or (False, False)
+    by_gradient = ("gradient", "weight decay") if decays else ("gradient",)
+    if trains:
+        return by_gradient
     only_shrunk = _is_multiple(before, after)
-    if trains or (trained and not only_shrunk):
-        return ("gradient", "weight decay") if decays else ("gradient",)
+    if trained and not only_shrunk:
+        return by_gradient
     if remembers:
         return ("weight decay", "momentum") if decays else ("momentum",)
     if only_shrunk:
