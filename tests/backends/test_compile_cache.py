@@ -421,6 +421,9 @@ def test_garbage_is_collected_as_before_once_a_kernel_is_compiled(collecting):
 
 
 def test_what_compiling_leaves_is_not_searched_as_young(monkeypatch):
+    # or what an earlier run of the tests has kept would be loaded
+    monkeypatch.setattr(compile_cache, "folder", lambda: None)
+
     @compile_cache.kernel
     def increment(number):
         return number + 1
@@ -437,7 +440,9 @@ def test_what_compiling_leaves_is_not_searched_as_young(monkeypatch):
     assert young[0] < 100
 
 
-def test_what_a_program_has_frozen_stays_frozen():
+def test_what_a_program_has_frozen_stays_frozen(monkeypatch):
+    monkeypatch.setattr(compile_cache, "folder", lambda: None)
+
     @compile_cache.kernel
     def increment(number):
         return number + 1
