@@ -314,6 +314,15 @@ def small_learner_of_photos(augment: str | None) -> ft.Learner:
     return ft.vision_learner(data, "resnet18", weights=None)
 
 
+def saved_with(path, **changed):
+    """A learner's file in which these settings were changed by hand."""
+    small_learner().save(path)
+    weights = load_weights(path)
+    settings = json.dumps(json.loads(weights.extra["learner"]) | changed)
+    save_weights(path, replace(weights, extra={"learner": settings}))
+    return path
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("bn", "x"), ("bn", []), ("head", []), ("dtype", "y"), ("seed", "1"), ("seed", None),
@@ -321,12 +330,9 @@ def small_learner_of_photos(augment: str | None) -> ft.Learner:
      ("whole_squares", 1)],
 )  # fmt: skip
 def test_a_file_with_settings_that_no_learner_has_is_refused(name, value, tmp_path):
-    small_learner().save(tmp_path / "learner.h5")
-    weights = load_weights(tmp_path / "learner.h5")
-    settings = {**json.loads(weights.extra["learner"]), name: value}
-    save_weights(tmp_path / "learner.h5", replace(weights, extra={"learner": json.dumps(settings)}))
+    path = saved_with(tmp_path / "learner.h5", **{name: value})
     with pytest.raises(WeightsError, match=f"learner's {name} cannot be"):
-        ft.load_learner(tmp_path / "learner.h5")
+        ft.load_learner(path)
 
 
 @pytest.mark.parametrize(
@@ -334,12 +340,9 @@ def test_a_file_with_settings_that_no_learner_has_is_refused(name, value, tmp_pa
     [("label_smoothing", 5), ("weight_decay", float("nan")), ("class_weights", [1])],
 )
 def test_a_file_of_which_no_learner_can_be_made_is_refused(name, value, tmp_path):
-    small_learner().save(tmp_path / "learner.h5")
-    weights = load_weights(tmp_path / "learner.h5")
-    settings = {**json.loads(weights.extra["learner"]), name: value}
-    save_weights(tmp_path / "learner.h5", replace(weights, extra={"learner": json.dumps(settings)}))
+    path = saved_with(tmp_path / "learner.h5", **{name: value})
     with pytest.raises(WeightsError, match=f"learner.h5: no learner can be made .* {name}"):
-        ft.load_learner(tmp_path / "learner.h5")
+        ft.load_learner(path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 9999 + "]" * 9999])

@@ -18,6 +18,7 @@ from tinyft.data.loader import PictureData, expect_pictures
 from tinyft.errors import DataError, WeightsError
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.optim import SGD, Adam, Optimizer
+from tinyft.finetune.proof import digests
 from tinyft.finetune.run import settings_of
 from tinyft.finetune.schedule import expect_number
 from tinyft.nn.head import HEADS, attach, cut
@@ -79,7 +80,7 @@ def vision_learner(
     )  # fmt: skip
     if weights is not None:
         learner.freeze()
-    learner.facts["as_made"] = settings_of(learner)
+    learner.facts |= {"as_made": settings_of(learner), "weights_as_made": digests(learner.model)}
     return learner
 
 

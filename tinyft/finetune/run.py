@@ -76,8 +76,7 @@ class Run:
         if not (self.path / "run.json").exists():
             self.describe(learner, plan)
             # trained or filled by hand before this run: a resumed one cannot begin at the file's
-            as_made = learner.facts.get("as_made", {}).get("weights")
-            if learner.step or as_made != digests(learner.model):
+            if learner.step or learner.facts.get("weights_as_made") != digests(learner.model):
                 self.checkpoint(learner, keep=True)
 
     def describe(self, learner: Learner, plan: Plan) -> None:
@@ -201,7 +200,7 @@ def metrics_row(record: StepRecord) -> dict[str, Any]:
 
 
 def settings_of(learner: Learner) -> dict[str, Any]:
-    """What a caller may set on a learner after `vision_learner` has made it."""
+    """What a caller may set on a learner after `vision_learner` has made it, but for weights."""
     names = ("bn", "seed", "dtype", "label_smoothing", "whole_squares", "preprocess", "classes")
     class_weights, numbers = learner.class_weights, bool | int | float
     optimizer = {n: v for n, v in vars(learner.optimizer).items() if isinstance(v, numbers)}
@@ -215,14 +214,13 @@ def settings_of(learner: Learner) -> dict[str, Any]:
         "undecayed": [group.undecayed for group in learner.groups],
         "loss": getattr(learner.loss, "__func__", learner.loss),
         "dropout": [dropout.probability for dropout in learner.dropouts],
-        "weights": digests(learner.model),
     }
 
 
 def arguments_of(learner: Learner) -> dict[str, Any] | None:
     """What `vision_learner` was called with; None if that would not make this learner again."""
-    made = {**learner.facts.get("as_made", {}), "weights": digests(learner.model)}
-    return learner.facts.get("arguments") if made == settings_of(learner) else None
+    as_made = learner.facts.get("as_made") == settings_of(learner)
+    return learner.facts.get("arguments") if as_made else None
 
 
 def weights_sha256(learner: Learner) -> str:
