@@ -14,6 +14,7 @@ import pytest
 import tinyft as ft
 from tests.finetune.conftest import small_data, small_learner
 from tinyft.errors import WeightsError
+from tinyft.finetune import Optimizer
 from tinyft.inspection.freeze import Changes
 
 SCALES = "40 scales and shifts of batch norms train beside weights that are frozen, as in fastai"
@@ -96,6 +97,43 @@ def test_frozen_after_a_step_with_gradients_of_zeros(data, optimizer, weight_dec
     first, second = changes.diagnosis()
     assert first.startswith(f"the optimizer moved {count} frozen parameters by ")
     assert "gradients are zeros instead of None" in first and second.startswith(STATISTICS)
+
+
+class OwnNames(Optimizer):
+    """SGD with momentum whose memory is called as no optimizer here calls it; with `moves=False`
+    it remembers under SGD's own name, and never moves by that.
+    """
+
+    def __init__(self, groups, moves=True):
+        super().__init__(groups)
+        self.key, self.moves = ("m" if moves else "velocity"), moves
+
+    def update(self, name, parameter, group, weight_decay):
+        state = self.state.setdefault(name, {self.key: 0 * parameter.data})
+        state[self.key] = 0.9 * state[self.key] + parameter.grad
+        parameter.data *= np.float32(1 - group.lr * weight_decay)
+        parameter.data -= np.float32(group.lr) * (state[self.key] if self.moves else parameter.grad)
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_custom_optimizers_memory_is_known_by_what_it_does(moves):
+    learner = small_learner(bn="torch", optimizer=lambda groups: OwnNames(groups, moves))
+    learner.unfreeze()
+    step(learner)
+    remembered = dict(learner.optimizer.state)
+    learner.freeze()
+    learner.optimizer.state.update(remembered)
+    weight = learner.model.conv1.weight
+    weight.grad = np.zeros_like(weight.data)
+    before = ft.snapshot(learner)
+    step(learner)
+    if not moves:
+        weight.data[0] += 1  # by somebody else
+    memory = learner.optimizer.state["conv1.weight"]
+    kept = {key: value.copy() for key, value in memory.items()}
+    (moved,) = [t for t in ft.changed(before, learner).moved if t.name == "conv1.weight"]
+    assert moved.reasons == (("momentum",) if moves else ("unknown",))
+    assert all((kept[key] == memory[key]).all() for key in kept)  # asking moves nothing
 
 
 def test_frozen_after_a_step_with_gradients_of_none(data):

@@ -14,18 +14,21 @@ Next: tinyft/inspection/plan_in_words.py
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tinyft import backends
 from tinyft.errors import WeightsError
+from tinyft.finetune.groups import Group
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.optim import Optimizer
 from tinyft.inspection.html import table
 from tinyft.nn.module import Module
+from tinyft.tensor import Tensor
 
 REASONS = ("gradient", "weight decay", "momentum", "running statistics", "unknown")
 COLUMNS = ("identical", "distance", "largest", "relative", *REASONS)
@@ -73,6 +76,8 @@ def changed(before: Before, model: Module | Learner, optimizer: Optimizer | None
     was taken, and moved otherwise, is said to have moved by it: take the snapshot after freezing.
     An optimizer, or a learner with its own, knows what it did in its last step: then a mixture is
     told apart, and a weight that somebody else wrote into is "unknown", if no memory explains it.
+    Whether one does is tried out, whatever the optimizer calls it: would a gradient of zeros still
+    move the weight?
     Raises: WeightsError if the tensors are not the same ones; TypeError if `before` is no snapshot
     """
     if not isinstance(before, Before):
@@ -86,9 +91,8 @@ def changed(before: Before, model: Module | Learner, optimizer: Optimizer | None
         )
     trains = _trained(model)
     parameters = {name for name, _ in model.named_parameters()}
-    known = {name: _known(name, optimizer) if optimizer else None for name in parameters}
     reasons = {
-        name: _reasons(old, after[name], name in trains, name in before.trained, known[name])
+        name: _reasons(old, after[name], name in trains, name in before.trained, name, optimizer)
         if name in parameters
         else ("running statistics",)
         for name, old in before.arrays.items()
@@ -233,34 +237,49 @@ def _reasons(
     after: np.ndarray,
     trains: bool,
     trained: bool,
-    known: tuple[bool, bool] | None,
+    name: str,
+    optimizer: Optimizer | None,
 ) -> tuple[str, ...]:
-    """Why a parameter moved, if it did: one that needs a gradient now, or did before. `known` is
-    what `_known` says, if there is an optimizer to ask.
+    """Why a parameter moved, if it did: one that needs a gradient now, or did before. Without an
+    optimizer to ask, by its weights alone.
     """
-    decays, remembers = known or (False, False)
+    group = _visiting(optimizer, name)
+    decays = group is not None and group.weight_decay * group.lr > 0
+    decays = decays and name not in group.undecayed
     by_gradient = ("gradient", "weight decay") if decays else ("gradient",)
     if trains:
         return by_gradient
     only_shrunk = _is_multiple(before, after)
     if trained and not only_shrunk:
         return by_gradient
-    if remembers:
+    if group is not None and _bits(before) != _bits(after) and _carries_on(optimizer, group, name):
         return ("weight decay", "momentum") if decays else ("momentum",)
     if only_shrunk:
         return ("weight decay",)
-    return ("momentum",) if known is None else ("unknown",)
+    return ("momentum",) if optimizer is None else ("unknown",)
 
 
-def _known(name: str, optimizer: Optimizer) -> tuple[bool, bool]:
-    """Whether the last step of the optimizer decayed a parameter, and carried on with a memory."""
-    group = next((g for g in optimizer.groups if name in g.parameters), None)
-    if group is None or name not in optimizer.visited:
-        return False, False
-    decays = group.weight_decay * group.lr > 0 and name not in group.undecayed
-    state = optimizer.state.get(name, {})
-    memory = state.get("average", state.get("velocity"))
-    return decays, memory is not None and bool(np.any(backends.host(memory)))
+def _visiting(optimizer: Optimizer | None, name: str) -> Group | None:
+    """The group with which the optimizer's last step visited a parameter; None if it did not."""
+    if optimizer is None or name not in optimizer.visited:
+        return None
+    return next((group for group in optimizer.groups if name in group.parameters), None)
+
+
+def _carries_on(optimizer: Optimizer, group: Group, name: str) -> bool:
+    """Whether what the optimizer remembers moves a parameter that has a gradient of zeros, apart
+    from decay: tried on copies, at a rate at which rounding hides no update.
+    """
+    parameter = group.parameters[name]
+    trial = copy.copy(optimizer)
+    trial.state = {n: copy.deepcopy(s) for n, s in optimizer.state.items() if n == name}
+    weights = Tensor.wrap(parameter.data.copy("K"))
+    weights.grad = weights.backend.zeros_like(weights.data)
+    try:
+        trial.update(name, weights, replace(group, lr=1.0 if group.lr else 0.0), 0.0)
+    except NotImplementedError:  # it makes whole steps of its own, and nobody can say
+        return False
+    return _bits(backends.host(weights.data)) != _bits(backends.host(parameter.data))
 
 
 def _is_multiple(before: np.ndarray, after: np.ndarray) -> bool:
