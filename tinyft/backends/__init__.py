@@ -6,6 +6,9 @@ is faster; `gpu` (`gpu:1` for the second) computes arrays that lie in a GPU's me
     with backends.use("reference"):
         learner.fine_tune(1)
 
+Each thread chooses for itself, as with `no_grad`: what one asks for does not change the arithmetic
+of another. Threads that read pictures ahead, and those of the CPU's kernels, ask for no backend.
+
 Next: tinyft/backends/reference.py
 """
 
@@ -24,8 +27,21 @@ from tinyft.errors import DeviceError
 
 NAMES = ("reference", "cpu")  # those that compute in main memory
 
-# What was given to `use`, innermost last: a name, the thread, and what tells it from its equals.
-_chosen: list[tuple[str, int, object]] = []
+
+class _Here(threading.local):
+    """Per thread: the names given to `use`, innermost last, each with what tells it from its
+    equals; and what makes a stand-in for a backend, while somebody watches.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[tuple[str, object]] = []
+        self.stand_in: Callable[[Backend], Backend] | None = None
+
+    def chosen(self) -> str:
+        return self.names[-1][0] if self.names else "auto"
+
+
+_here = _Here()
 
 
 @functools.cache
@@ -64,21 +80,12 @@ def why_no_numba() -> str | None:
 
 
 def of(array: object) -> Backend:
-    """The backend that computes with `array`. In main memory that is the innermost that `use`
-    chose by name in this thread, else in any, else `auto`; an array on a GPU leaves no choice.
+    """The backend that computes with `array`. In main memory that is the one that `use` chose in
+    this thread, else `auto`; an array on a GPU leaves no choice.
     """
-    device = getattr(array, "device", "cpu")
-    if device != "cpu":
-        device = device_of(array)
-    else:
-        here = threading.get_ident()
-        own = others = None
-        for name, thread, _ in tuple(_chosen):  # other threads add to it and remove from it
-            if name != "auto":
-                own, others = (name, others) if thread == here else (own, name)
-        device = own or others or "auto"
-    backend = get(device)
-    return _watched.by(backend) if _watched.by else backend
+    in_main_memory = getattr(array, "device", "cpu") == "cpu"
+    backend = get(_here.chosen() if in_main_memory else device_of(array))
+    return _here.stand_in(backend) if _here.stand_in else backend
 
 
 def arithmetic(name: str) -> dict[str, str]:
@@ -97,26 +104,17 @@ def arithmetic(name: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def use(name: str) -> Iterator[Backend]:
-    """Within this block every op runs on the backend called `name`, in this thread and in those
-    that chose none themselves; `auto` leaves the choice to the blocks around it.
+    """Within this block, in this thread, every op runs on the backend called `name`; `auto` leaves
+    the choice to the blocks around it.
     """
-    entry = name, threading.get_ident(), object()
     backend = get(name)
-    _chosen.append(entry)
+    entry = (_here.chosen() if name == "auto" else name), object()
+    _here.names.append(entry)
     try:
         with backend.current():
             yield backend
     finally:
-        _chosen.remove(entry)
-
-
-class _Watched(threading.local):
-    """Per thread: what makes a stand-in for a backend, while somebody watches."""
-
-    by: Callable[[Backend], Backend] | None = None
-
-
-_watched = _Watched()
+        _here.names.remove(entry)
 
 
 @contextlib.contextmanager
@@ -124,11 +122,11 @@ def watch(stand_in: Callable[[Backend], Backend] | None) -> Iterator[None]:
     """Within this block, in this thread, ops call `stand_in(backend)` instead of the backend: it
     may note what is called and has to call on. None: nobody watches.
     """
-    before, _watched.by = _watched.by, stand_in
+    before, _here.stand_in = _here.stand_in, stand_in
     try:
         yield
     finally:
-        _watched.by = before
+        _here.stand_in = before
 
 
 # ----------------------------------------------------------------------------- from place to place
@@ -174,14 +172,13 @@ def together(array: Array | None) -> contextlib.AbstractContextManager:
 
 
 def resolve(device: str) -> str:
-    """`auto` as "gpu:0" where that works and no `use` has chosen; else as it is. A name as itself,
-    "gpu" with its number.
+    """`auto` as "gpu:0" where that works and no `use` has chosen in this thread; else as it is. A
+    name as itself, "gpu" with its number.
 
     Raises: DeviceError for a name that does not exist or a backend that does not work here
     """
     if device == "auto":
-        chosen = any(name != "auto" for name, _, _ in tuple(_chosen))
-        return "gpu:0" if not chosen and gpu_available() else "auto"
+        return "gpu:0" if _here.chosen() == "auto" and gpu_available() else "auto"
     return get(device).name
 
 

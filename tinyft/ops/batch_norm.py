@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 
 from tinyft.errors import ShapeError
@@ -21,17 +22,24 @@ from tinyft.ops.activation import relu as plain_relu
 from tinyft.ops.checks import data_of, expect_floats, expect_same_dtype, expect_shape
 from tinyft.tensor import Array, Tensor, op
 
-_fused = [True]
+
+class _Here(threading.local):
+    """Per thread: whether one op does all three."""
+
+    fused = True
+
+
+_here = _Here()
 
 
 @contextlib.contextmanager
 def unfused() -> Iterator[None]:
-    """Within this block normalising, adding and rectifying are three ops."""
-    _fused.append(False)
+    """Within this block, in this thread, normalising, adding and rectifying are three ops."""
+    before, _here.fused = _here.fused, False
     try:
         yield
     finally:
-        _fused.pop()
+        _here.fused = before
 
 
 def batch_norm(
@@ -54,7 +62,7 @@ def batch_norm(
     Keeps: x, mean, variance, weight; the result if rectified, and then the bias if there is no
     residual
     """
-    if _fused[-1]:
+    if _here.fused:
         return batch_norm_train(x, weight, bias, eps=eps, residual=residual, relu=relu)
     out, mean, variance = batch_norm_train(x, weight, bias, eps=eps)
     return _add_and_rectify(out, residual, relu), mean, variance
@@ -76,7 +84,7 @@ def batch_norm_eval(
 
     Shapes, Raises, Keeps: as `batch_norm`; one value per channel is allowed
     """
-    if _fused[-1]:
+    if _here.fused:
         return batch_norm_fixed(
             x, weight, bias, mean, variance, eps=eps, residual=residual, relu=relu
         )

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -213,26 +214,34 @@ def _as_it_lies(weight: Array, shape: tuple[int, ...]) -> Array:
     return prepared.keep(weight, f"{shape}", lambda: padded(lying, shape))
 
 
-_switched: list[list[bool]] = []  # the environment's choice, once asked for, and those within it
+@functools.cache
+def _environment_has_winograd_on() -> bool:
+    return os.environ.get("TINYFT_WINOGRAD", "1") != "0"
+
+
+class _Here(threading.local):
+    """Per thread: what `switch_winograd` says, if anything."""
+
+    winograd: bool | None = None
+
+
+_here = _Here()
 
 
 def winograd_is_on() -> bool:
-    """What `switch_winograd` says, else True unless TINYFT_WINOGRAD=0."""
-    if not _switched:
-        _switched.append([os.environ.get("TINYFT_WINOGRAD", "1") != "0"])
-    return _switched[-1][0]
+    """What `switch_winograd` says in this thread, else True unless TINYFT_WINOGRAD=0."""
+    switched = _here.winograd
+    return _environment_has_winograd_on() if switched is None else switched
 
 
 @contextlib.contextmanager
 def switch_winograd(on: bool) -> Iterator[None]:
-    """Within this block Winograd computes what it suits, or nothing."""
-    winograd_is_on()
-    choice = [on]
-    _switched.append(choice)
+    """Within this block, in this thread, Winograd computes what it suits, or nothing."""
+    before, _here.winograd = _here.winograd, on
     try:
         yield
     finally:
-        _switched[:] = [other for other in _switched if other is not choice]
+        _here.winograd = before
 
 
 def _check_window(name, x_shape, weight_shape, stride, padding) -> tuple[int, int, int, int]:
