@@ -915,3 +915,12 @@ def test_what_a_thread_asks_for_is_not_another_ones(block, look, monkeypatch):
         assert seen() == (plain, inside)
         other.submit(theirs.__exit__, None, None, None).result()
         assert seen() == (plain, plain)
+
+
+def test_a_loss_that_is_kept_keeps_no_leaf_alive_once_backward_ran():
+    x = Tensor([2.0], requires_grad=True)
+    loss = x * 3
+    loss.backward()
+    alive = weakref.ref(x)
+    del x
+    assert alive() is None

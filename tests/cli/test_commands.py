@@ -20,7 +20,7 @@ import pytest
 from tinyft.backends.cpu import measurement
 from tinyft.cli import doctor, gradcheck, lr_find
 from tinyft.cli.main import COMMANDS, build_parser
-from tinyft.finetune import LrFinding
+from tinyft.finetune import Evaluation, LrFinding
 from tinyft.nn import build
 from tinyft.op_cases import OP_CASES
 from tinyft.weights import Preprocess, Weights, export_safetensors, load_weights, save_weights
@@ -130,6 +130,20 @@ def test_version(tinyft):
 
 
 # ------------------------------------------------------------------------- plan, lr-find, summary
+
+
+def test_the_best_accuracy_is_that_of_the_best_epoch(tinyft, pictures, monkeypatch):
+    accuracies = iter([0.25, 0.75, 0.5])
+    monkeypatch.setattr(
+        "tinyft.finetune.learner.evaluate",
+        lambda *_: Evaluation(n=4, accuracy=next(accuracies), loss=1.0),
+    )
+    done = tinyft(
+        "finetune", pictures, "--weights", "none", "--arch", "cifar_resnet20", "--batch-size", 4,
+        "--epochs", 2, "--freeze-epochs", 1, "--json",
+    )  # fmt: skip
+    figures = json.loads(done.out.splitlines()[-1])
+    assert (figures["valid_accuracy"], figures["best_valid_accuracy"]) == (0.5, 0.75)
 
 
 def test_plan_fits_the_screen_and_trains_nothing(tinyft, pictures, tmp_path):

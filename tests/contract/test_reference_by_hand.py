@@ -47,3 +47,10 @@ def test_pictures(backend, dtype):
     mean, std = np.array([0.5, 0.5, 0.1], np.float32), np.array([0.5, 0.25, 0.2], np.float32)
     out = backends.get(backend).images(pixels, mean, std, np.dtype(dtype))
     assert out.dtype == dtype and np.allclose(out, [[[[-1, 2, 0.5]]]], rtol=1e-6)
+
+
+def test_sums_are_made_in_float64():
+    x = np.array([1e8, 1, -1e8], np.float32)  # in float32, 1e8 + 1 is 1e8
+    reference = backends.get("reference")
+    assert reference.sum(x, None) == 1
+    assert reference.mean(x, None) == np.float32(1 / 3)

@@ -55,6 +55,14 @@ def test_a_picture_is_augmented_anew_in_each_epoch(folder):
     assert all((one != other).any() for one, other in zip(first, second, strict=True))
 
 
+def test_each_picture_of_an_epoch_is_augmented_by_its_own_draw():
+    same = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3), np.uint8), 6, axis=0)
+    labels = np.arange(6) % 2
+    data = ImageArrays(train=(same, labels), valid=(same, labels), classes=["a", "b"], size=16)
+    (batch,) = data.train_batches(0, SMALL)
+    assert len({image.tobytes() for image in batch.images}) == 6
+
+
 def test_the_order_is_a_permutation_keyed_by_seed_and_epoch(folder):
     path = folder(COUNTS)
     data = ImageFolder(path, batch_size=4)

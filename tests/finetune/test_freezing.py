@@ -121,3 +121,11 @@ def test_freeze_to_counts_from_the_end_too():
     assert [group.frozen for group in learner.groups] == [True, False, False]
     learner.unfreeze()
     assert not any(group.frozen for group in learner.groups)
+
+
+@pytest.mark.parametrize("head", ["fastai", "linear"])
+def test_weight_decay_leaves_biases_and_batch_norms_alone(head):
+    learner = small_learner(head=head)
+    undecayed = set().union(*(group.undecayed for group in learner.groups))
+    alone = {n for n, p in learner.model.named_parameters() if p.ndim == 1}
+    assert undecayed == alone and any("linear" in name for name in alone) == (head == "linear")

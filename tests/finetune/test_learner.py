@@ -222,6 +222,24 @@ def test_weight_decay_is_the_optimizers_own_unless_given():
     assert small_learner(optimizer="sgd", weight_decay=0.1).plan(1).weight_decay == 0.1
 
 
+def test_a_plans_weight_decay_stays_as_in_fastai():
+    learner = small_learner()
+    learner.fit_one_cycle(1, weight_decay=0.3)
+    assert learner.weight_decay == learner.plan(1).weight_decay == 0.3
+
+
+def test_with_stale_gradients_all_that_ever_trained_decays_on():
+    """Also what trained before the last step did."""
+    learner = small_learner(weight_decay=0.5)
+    learner.unfreeze()
+    learner.fit_one_cycle(1, 1e-3)
+    learner.freeze()
+    learner.fit_one_cycle(1, 1e-3)
+    before = learner.model.conv1.weight.data.copy()
+    learner.fine_tune(0, freeze_epochs=1, stale_gradients=True)
+    assert np.linalg.norm(learner.model.conv1.weight.data) < np.linalg.norm(before)
+
+
 def test_the_optimizer_forgets_when_other_groups_freeze_and_only_then():
     learner = small_learner()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -162,3 +164,13 @@ def test_rates_that_do_not_rise_from_above_zero_are_refused(start_lr, end_lr):
 def test_a_curve_without_points_says_so():
     with pytest.raises(RunError, match="only 0 usable points"):
         suggest(np.array([1e-3], np.float32), np.array([np.nan], np.float32))
+
+
+def test_it_stops_once_the_smoothed_loss_is_over_four_times_the_best(monkeypatch):
+    learner = small_learner()
+    for after, points in (([3.9, 4.0, 4.1, 9.0], 15), ([4.5, 9.0], 13)):
+        records = iter(
+            [SimpleNamespace(loss=loss, smooth_loss=loss) for loss in [1.0] * 12 + after]
+        )
+        monkeypatch.setattr(learner, "train_step", lambda *_, left=records: next(left))
+        assert len(learner.lr_find(num_it=20).lrs) == points

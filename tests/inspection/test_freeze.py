@@ -189,6 +189,12 @@ def test_how_far_by_hand():
     assert change.name == "conv1.weight" and not change.identical
 
 
+def test_the_largest_change_may_be_downwards():
+    before, after = {"w": np.zeros(3)}, {"w": np.array([1.0, -3.0, 2.0])}
+    (change,) = Changes.between(before, after, {"w": ()}).moved
+    assert change.largest == 3
+
+
 def test_a_bias_that_was_zero_moves_from_there():
     before, after = {"head.linear.bias": np.zeros(3)}, {"head.linear.bias": np.ones(3)}
     changes = Changes.between(before, after, {"head.linear.bias": ("gradient",)})

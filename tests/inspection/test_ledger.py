@@ -21,6 +21,7 @@ from tinyft.finetune.optim import SGD
 from tinyft.finetune.resume import resume
 from tinyft.finetune.run import Run
 from tinyft.inspection.ledger_file import close_written
+from tinyft.inspection.ledger_rows import EPOCH_LAYER_COLUMNS, LAYER_COLUMNS, epoch_layer_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -394,3 +395,11 @@ def test_without_a_run_no_file_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     book = observed(small_learner(), 0)
     assert len(book.steps["step"]) == 3 and list(tmp_path.iterdir()) == []
+
+
+def test_an_epochs_norms_are_root_mean_squares_of_its_steps():
+    steps = np.zeros((2, len(LAYER_COLUMNS), 1))
+    steps[:, LAYER_COLUMNS.index("gradient_norm"), 0] = 1, 7
+    zero = {"distance": np.zeros(1), "changed": np.zeros(1)}
+    row = epoch_layer_rows(steps, np.zeros((2, 3, 1)), zero)
+    assert row[EPOCH_LAYER_COLUMNS.index("gradient_norm"), 0] == 5

@@ -189,6 +189,13 @@ def test_without_a_seed_nothing_is_drawn():
         np.testing.assert_array_equal(array, drawn.state_dict()[name])
 
 
+def test_a_new_convolution_has_torchvisions_spread():
+    """Of 64 to 128 channels: variance 2 / fan-out, which is half of 2 / fan-in here."""
+    weight = ft.resnet18(seed=0).state_dict()["layer2.0.conv1.weight"]
+    assert weight.shape[:2] == (128, 64)
+    assert weight.std() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.01)
+
+
 @pytest.mark.parametrize(("C", "std"), [(512, 0.0442), (2048, 0.0221)])
 def test_a_new_head_has_fastais_spread(C, std):
     head = nn.FastaiHead(C, 10)

@@ -46,6 +46,7 @@ def test_a_number_among_the_tensors_is_left_aside():
     [
         ([1], "expected a dict of tensors, found list"),
         ({}, "its keys are none"),
+        ({"best": TENSOR, "epoch": 3}, "its keys are 'best', 'epoch'"),  # half of them
         ({"weight_list": [TENSOR]}, "its keys are 'weight_list'"),
         ({**STATE, "odd": Inert("numpy.ndarray")}, "'odd' of the state dict is a numpy.ndarray"),
         ({**STATE, 5: TENSOR}, "the entry 5"),

@@ -25,7 +25,12 @@ def test_architectures_defaults_are_marked_as_assumed():
 
 @pytest.mark.parametrize(
     ("arch", "size", "resize"),
-    [("resnet18", 128, 146), ("resnet18", 224, 256), ("cifar_resnet20", 64, 64)],
+    [
+        ("resnet18", 128, 146),
+        ("resnet18", 90, 103),
+        ("resnet18", 224, 256),
+        ("cifar_resnet20", 64, 64),
+    ],
 )
 def test_scaled_keeps_the_proportion(arch, size, resize):
     scaled = Preprocess.for_architecture(arch).scaled(size)

@@ -63,6 +63,7 @@ def test_bfloat16():
         (file_of({"w": {**FOUR, "shape": [4.0]}}, bytes(16)), "no counts"),
         (file_of({"w": {**FOUR, "shape": [2**62, 2**62]}}, bytes(16)), "needs"),
         (file_of({"w": {**FOUR, "shape": [5]}}, bytes(16)), "needs 20 bytes, the header gives 16"),
+        (file_of({"w": {**FOUR, "shape": [3]}}, bytes(16)), "needs 12 bytes, the header gives 16"),
         (file_of({"w": {**FOUR, "dtype": "F8_E5M2"}}, bytes(16)), "convert it to F32"),
         (file_of({"w": {**FOUR, "dtype": []}}, bytes(16)), "convert it to F32"),
         (file_of({"w": {**FOUR, "data_offsets": [16, 0]}}, bytes(16)), "the header gives -16"),
