@@ -29,7 +29,9 @@ from tinyft.weights import (
     detect_format,
     export_safetensors,
     load_weights,
+    read_arrays,
     save_weights,
+    write_arrays,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "torch_digests.json"
@@ -230,21 +232,19 @@ def test_unknown_objects_beside_the_weights(arrays, tmp_path):
         load_weights(path, ignore_unknown=True)
 
 
-def edit(path, **attributes):
-    with h5py.File(path, "a") as file:
-        for name, value in attributes.items():
-            if value is None:
-                del file.attrs[name]
-            elif isinstance(value, str):
-                file.attrs[name] = np.bytes_(value)
-            else:
-                file.attrs[name] = value
+def edit(path, texts=None, **attributes):
+    """Write the file anew with other attributes or texts, as its writer would have, hash included;
+    None leaves one out.
+    """
+    arrays, found, found_texts = read_arrays(path, "tinyft-weights")
+    kept = {n: value for n, value in {**found, **attributes}.items() if value is not None}
+    write_arrays(path, "tinyft-weights", arrays, kept, {**found_texts, **(texts or {})})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format version 2"),
+        ({"format_version": 3}, "format version 3"),
         ({"format": "other"}, "format is 'other'"),
         ({"arch": None}, "arch is missing"),
         ({"arch": "resnet19"}, "no architecture 'resnet19'"),
@@ -264,17 +264,14 @@ def test_native_files_that_say_something_wrong(change, message, weights, tmp_pat
 
 def test_class_names_must_be_as_many_as_classes(weights, tmp_path):
     save_weights(tmp_path / "a.h5", weights)
-    with h5py.File(tmp_path / "a.h5", "a") as file:
-        del file["classes"]
-        file["classes"] = np.array([b"a", b"b"])
+    edit(tmp_path / "a.h5", texts={"classes": ["a", "b"]})
     with pytest.raises(WeightsError, match="no list of 10 names"):
         load_weights(tmp_path / "a.h5")
 
 
 def test_native_preprocessing_has_no_defaults(weights, tmp_path):
     save_weights(tmp_path / "a.h5", weights)
-    with h5py.File(tmp_path / "a.h5", "a") as file:
-        del file["preprocess"].attrs["std"]
+    edit(tmp_path / "a.h5", **{"preprocess.std": None})
     with pytest.raises(WeightsError, match=r"missing \['std'\]"):
         load_weights(tmp_path / "a.h5")
 
@@ -338,14 +335,14 @@ def test_an_architecture_means_its_published_default(tmp_path, monkeypatch):
 
 
 def test_formats_are_told_by_content(tmp_path):
-    user_block = b"#!text".ljust(512, b"\0") + b"\x89HDF\r\n\x1a\n"
-    assert detect_format(write(tmp_path, "a.pth", user_block)) == "tinyft"
+    signature = b"\x89HDF\r\n\x1a\n"
+    assert detect_format(write(tmp_path, "a.pth", signature)) == "tinyft"
     assert detect_format(write(tmp_path, "b.h5", b"PK\x03\x04")) == "torch"
     assert detect_format(write(tmp_path, "c.h5", b"\x08" + b"\0" * 7 + b"{}")) == "safetensors"
     length_that_looks_like_a_pickle = b"\x80\x02" + b"\0" * 6 + b"{}"
     path = write(tmp_path, "c.h5", length_that_looks_like_a_pickle)
     assert detect_format(path) == "safetensors"
-    for data in (b"", b"\xff\xd8\xff\xe0 a picture"):
+    for data in (b"", b"#!text".ljust(512, b"\0") + signature, b"\xff\xd8\xff\xe0 a picture"):
         with pytest.raises(WeightsError, match="neither HDF5, nor a torch checkpoint"):
             detect_format(write(tmp_path, "d.h5", data))
 

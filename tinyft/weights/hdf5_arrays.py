@@ -2,7 +2,8 @@
 
 ::
 
-    /                          attributes: format, format_version, content_sha256, and the caller's
+    /                          attributes: format, format_version, content_sha256, all_sha256, and
+                               the caller's
     /weights/conv1/weight      an array, called "weights.conv1.weight" in Python
     /preprocess                attributes only, called "preprocess.resize" and so on in Python
     /classes                   a text or a list of texts
@@ -11,37 +12,35 @@ A dot in Python is a slash in the file, so that ``h5ls -r`` shows the tree of mo
 stored contiguously and uncompressed: gzip saves 7 % of float32 weights and reads ten times slower.
 Texts have a fixed length: variable-length ones live in a heap that a crafted file can corrupt.
 
+What is promised: each file that a tinyft wrote is read, also after another program has changed it
+in place, if it keeps to this form; what it changed must then be given the right hashes.
+
 Next: tinyft/weights/hdf5.py
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinyft.errors import WeightsError
 from tinyft.weights.files import LazyArray, damage_is_an_error, replacing
-from tinyft.weights.hdf5_disk import new_hdf5
-from tinyft.weights.hdf5_guard import check_names, read_attributes, walk
+from tinyft.weights.hdf5_read import DEEPEST, NAME, read_tree
+from tinyft.weights.hdf5_write import write_tree
 
-if TYPE_CHECKING:
-    import h5py
-
-FORMAT_VERSION = 1
-_HASH = "content_sha256"
+# 2: all_sha256, without which nothing told of a changed attribute or text
+FORMAT_VERSION = 2
+_HASH, _WHOLE_HASH = "content_sha256", "all_sha256"
 _DTYPES = ("<f4", "<f2", "<f8", "<i8", "<i4", "|u1")
-# What a file system answers that has no locks at all (some network and container mounts).
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-
 _LARGEST_ATTRIBUTE = 60_000  # bytes; HDF5 has 64 KiB for an attribute and what describes it
+_MOST_TEXTS = 100_000  # in one list; each takes fifty times its shortest length in memory
 
 Attribute = str | int | float | bool | tuple[float, ...]
 Text = str | list[str]
@@ -102,26 +101,55 @@ def write_arrays(
     read_arrays would refuse, and for a text that would not come back; OSError if the disk is full,
     in which case an old file of that name is untouched.
     """
-    check_names(arrays)
+    attributes, texts = attributes or {}, texts or {}
+    _check_names([*arrays, *attributes, *texts])
     for name, array in arrays.items():
         if _little_endian(array).dtype.str not in _DTYPES:
             raise WeightsError(f"{name} is {array.dtype}, which tinyft's files do not hold")
     digest = content_sha256(arrays)
     stamp = {"format": format, "format_version": FORMAT_VERSION, _HASH: digest}
-    with replacing(path) as temporary, new_hdf5(temporary) as file:
-        for name, value in {**stamp, **(attributes or {})}.items():
-            _write_attribute(file, name, value)
-        for name, array in arrays.items():
-            _group(file, name).create_dataset(
-                _path(name).rpartition("/")[2], data=_little_endian(array), track_times=False
-            )
-        for name, text in (texts or {}).items():
-            _write_text(file, name, text)
+    stored = {name: _stored_attribute(name, v) for name, v in {**stamp, **attributes}.items()}
+    stored_texts = {name: _stored_text(text) for name, text in texts.items()}
+    whole = _all_sha256(
+        {name: _value(value) for name, value in stored.items()},
+        {name: _value(text) for name, text in stored_texts.items()},
+    )
+    stored[_WHOLE_HASH] = np.array(whole.encode())
+    content = {name: _little_endian(array) for name, array in arrays.items()} | stored_texts
+    with replacing(path) as temporary, open(temporary, "xb") as file:
+        write_tree(file, _by_path(content), _by_path(stored))
     return digest
+
+
+def _all_sha256(attributes: Mapping[str, object], texts: Mapping[str, object]) -> str:
+    """A hash of all attributes but itself, the arrays' hash among them, and of all texts."""
+    own = {name: value for name, value in attributes.items() if name != _WHOLE_HASH}
+    return hashlib.sha256(json.dumps([own, texts], sort_keys=True).encode()).hexdigest()
+
+
+def _check_names(names: Collection[str]) -> None:
+    """Raises: WeightsError naming the first that the reader would refuse"""
+    for name in names:
+        parts = name.split(".")
+        if len(parts) > DEEPEST or not all(map(NAME.fullmatch, parts)):
+            raise WeightsError(
+                f"a tinyft file cannot hold the name {name!r:.160}: expected at most {DEEPEST} "
+                f"parts with a dot between them, each of 1 to 100 of A-Z a-z 0-9 _ -; rename it"
+            )
+        above = [".".join(parts[:count]) for count in range(1, len(parts))]
+        if clash := [parent for parent in above if parent in names]:
+            raise WeightsError(
+                f"a tinyft file cannot hold {name!r:.160} beside {clash[0]!r:.160}, which would be "
+                f"an array and a folder at once; rename one of the tensors"
+            )
 
 
 def _path(name: str) -> str:
     return name.replace(".", "/")
+
+
+def _by_path(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {_path(name): value for name, value in values.items()}
 
 
 def _little_endian(array: np.ndarray) -> np.ndarray:
@@ -129,34 +157,24 @@ def _little_endian(array: np.ndarray) -> np.ndarray:
     return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
 
 
-def _group(file: h5py.File, name: str) -> h5py.Group:
-    """The group that a dotted name lies in, made if need be."""
-    parent = _path(name).rpartition("/")[0]
-    if not parent or parent in file:
-        return file[parent or "/"]
-    above = _group(file, parent.replace("/", "."))
-    return above.create_group(parent.rpartition("/")[2], track_order=True)
+def _stored_attribute(name: str, value: Attribute) -> np.ndarray:
+    """A text, a boolean, or numbers as int64 or float64."""
+    if not isinstance(value, str):
+        array = np.asarray(value)
+        return array if array.dtype.kind == "b" else array.astype(f"<{array.dtype.kind}8")
+    text = _to_be_kept(value)
+    if len(text) > _LARGEST_ATTRIBUTE:
+        raise WeightsError(
+            f"{name} is a text of {len(text):,} bytes; a file's attributes can have "
+            f"{_LARGEST_ATTRIBUTE:,}: shorten it"
+        )
+    return np.array(text)
 
 
-def _write_attribute(file: h5py.File, name: str, value: Attribute) -> None:
-    owner, last = _group(file, name), name.rpartition(".")[2]
-    if isinstance(value, str):
-        text = _to_be_kept(value)
-        if len(text) > _LARGEST_ATTRIBUTE:
-            raise WeightsError(
-                f"{name} is a text of {len(text):,} bytes; a file's attributes can have "
-                f"{_LARGEST_ATTRIBUTE:,}: shorten it"
-            )
-        owner.attrs.create(last, np.array(text, dtype=_text_type(len(text))))
-    else:
-        owner.attrs[last] = np.asarray(value)
-
-
-def _write_text(file: h5py.File, name: str, text: Text) -> None:
+def _stored_text(text: Text) -> np.ndarray:
+    """UTF-8 of a fixed length; HDF5 has no length 0."""
     encoded = _to_be_kept(text) if isinstance(text, str) else list(map(_to_be_kept, text))
-    longest = len(encoded) if isinstance(encoded, bytes) else max(map(len, encoded), default=1)
-    data = np.array(encoded, dtype=_text_type(longest))
-    _group(file, name).create_dataset(name.rpartition(".")[2], data=data, track_times=False)
+    return np.array(encoded, dtype=None if len(encoded) else "S1")
 
 
 def _to_be_kept(text: str) -> bytes:
@@ -171,13 +189,6 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _text_type(length: int) -> np.dtype:
-    """Fixed-length UTF-8; HDF5 has no length 0."""
-    import h5py
-
-    return h5py.string_dtype("utf-8", max(length, 1))
-
-
 @contextlib.contextmanager
 def open_arrays(path: str | os.PathLike[str], format: str) -> Iterator[ArrayFile]:
     """The content of a file of that format; arrays can be read until the block ends.
@@ -186,23 +197,28 @@ def open_arrays(path: str | os.PathLike[str], format: str) -> Iterator[ArrayFile
     Raises: WeightsError for a hazard, damage, another format or a newer version; OSError if the
     system cannot open the file.
     """
-    with damage_is_an_error(path), _open(path) as file:
-        datasets, groups = walk(file)
-        attributes = _attributes(groups)
+    with damage_is_an_error(path), open(path, "rb") as file:
+        try:
+            stored, groups = read_tree(file)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from None
+        attributes = _dotted_attributes(groups)
         _check_format(path, format, attributes)
+        numbers = {_dotted(name): item for name, item in stored.items() if item.dtype.kind != "S"}
+        texts = {
+            _dotted(name): _read_text(name, item.read(file))
+            for name, item in stored.items()
+            if item.dtype.kind == "S"
+        }
+        _check_whole(path, attributes, texts)
         yield ArrayFile(
             path=os.fspath(path),
             arrays={
-                _dotted(name): LazyArray(item.shape, item.dtype.str, partial(_read, item))
-                for name, item in datasets.items()
-                if item.dtype.kind != "S"
+                name: LazyArray(item.shape, item.dtype.str, partial(item.read, file))
+                for name, item in numbers.items()
             },
             attributes=attributes,
-            texts={
-                _dotted(name): _read_text(item)
-                for name, item in datasets.items()
-                if item.dtype.kind == "S"
-            },
+            texts=texts,
         )
 
 
@@ -217,34 +233,16 @@ def read_arrays(
         return content.read_all(), content.attributes, content.texts
 
 
-@contextlib.contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
-    import h5py
-
-    with open(path, "rb"):
-        pass  # a missing or forbidden file is reported by the system, in its own words
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        if error.errno == errno.EAGAIN:
-            raise WeightsError(f"{path} is being written by another process; try later") from error
-        if error.errno not in _NO_LOCKS:
-            raise WeightsError(f"{path} is damaged or no HDF5 file ({error})") from error
-        file = h5py.File(path, "r", locking=False)
-    with file:
-        yield file
-
-
 def _dotted(path: str) -> str:
     return path.replace("/", ".")
 
 
-def _attributes(groups: Mapping[str, h5py.Group]) -> dict[str, object]:
+def _dotted_attributes(groups: Mapping[str, dict[str, object]]) -> dict[str, object]:
     """All attributes under dotted names: the root's plainly, others after their group's name."""
     return {
         f"{_dotted(path)}.{name}" if path else name: value
-        for path, group in groups.items()
-        for name, value in read_attributes(path, group).items()
+        for path, attributes in groups.items()
+        for name, value in attributes.items()
     }
 
 
@@ -260,17 +258,28 @@ def _check_format(path: object, expected: str, attributes: Mapping[str, object])
         )
 
 
-def _read(dataset: h5py.Dataset) -> np.ndarray:
-    """A new array of native byte order."""
-    array = np.empty(dataset.shape, dataset.dtype.newbyteorder("="))
-    if array.size:
-        dataset.read_direct(array)
-    return array
+def _check_whole(path: object, attributes: dict[str, object], texts: dict[str, Text]) -> None:
+    """Files of version 1 have no hash of their attributes and texts and are read as they are."""
+    stored = attributes.get(_WHOLE_HASH)
+    if stored is None and attributes["format_version"] == 1:
+        return
+    found = _all_sha256(attributes, texts)
+    if found != stored:
+        raise WeightsError(
+            f"{path}: the sha256 of its attributes and texts is {found}, the file says {stored}; "
+            f"it is damaged or was edited; get it again"
+        )
 
 
-def _read_text(dataset: h5py.Dataset) -> Text:
-    raw = np.empty(dataset.shape, dataset.dtype)
-    dataset.read_direct(raw)
-    if raw.ndim == 0:
-        return bytes(raw[()]).decode("utf-8")
-    return [bytes(item).decode("utf-8") for item in raw.reshape(-1)]
+def _read_text(name: str, text: np.ndarray) -> Text:
+    if text.size > _MOST_TEXTS:
+        raise WeightsError(f"{name} is a list of {text.size:,} texts; {_MOST_TEXTS:,} are allowed")
+    return _value(text.reshape(-1) if text.ndim else text)
+
+
+def _value(array: np.ndarray) -> object:
+    """What is read of an attribute or a text: Python's own values, of numbers a tuple."""
+    if array.dtype.kind == "S":
+        texts = [text.decode("utf-8") for text in array.reshape(-1).tolist()]
+        return texts if array.ndim else texts[0]
+    return tuple(array.tolist()) if array.ndim else array.item()

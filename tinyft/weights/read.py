@@ -22,6 +22,7 @@ from tinyft.errors import WeightsError
 from tinyft.weights.architectures import expected_shapes, infer_architecture
 from tinyft.weights.files import LazyArray, damage_is_an_error, file_sha256
 from tinyft.weights.hdf5 import open_native
+from tinyft.weights.hdf5_index import SIGNATURE
 from tinyft.weights.model import Weights, check_numbers
 from tinyft.weights.names import compare, find_state_dict, strip_prefixes, to_torchvision_names
 from tinyft.weights.preprocess import Preprocess
@@ -36,7 +37,6 @@ from tinyft.weights.torch_pickle import (
     open_checkpoint,
 )
 
-_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _HEAD = 512
 # float32 takes twice the bytes of float16, and deflated members unpack to a few times their size;
 # what takes more than that repeats itself.
@@ -91,10 +91,10 @@ def detect_format(path: str | os.PathLike[str]) -> str:
     """
     with open(path, "rb") as file:
         head = file.read(_HEAD)
-        if head.startswith(ZIP_MAGIC) or head[TAR_MAGIC_AT:].startswith(TAR_MAGIC):
-            return "torch"
-        if _is_hdf5(file):
-            return "tinyft"
+    if head.startswith(ZIP_MAGIC) or head[TAR_MAGIC_AT:].startswith(TAR_MAGIC):
+        return "torch"
+    if head.startswith(SIGNATURE):
+        return "tinyft"
     if is_safetensors(head):
         return "safetensors"
     if head.startswith(PICKLE_MAGICS):  # a safetensors file's length may begin so, too
@@ -102,17 +102,6 @@ def detect_format(path: str | os.PathLike[str]) -> str:
     raise WeightsError(
         f"{path} begins with {head[:8]!r}: neither HDF5, nor a torch checkpoint, nor safetensors"
     )
-
-
-def _is_hdf5(file) -> bool:
-    """HDF5's signature stands at byte 0, 512, 1024, 2048, ...; a user block may come first."""
-    size, position = file.seek(0, os.SEEK_END), 0
-    while position < size:
-        file.seek(position)
-        if file.read(len(_HDF5_MAGIC)) == _HDF5_MAGIC:
-            return True
-        position = max(512, 2 * position)
-    return False
 
 
 def _load_native(path: Path, arch: str | None, expect_different: tuple[str, ...]) -> Weights:

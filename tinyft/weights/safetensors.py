@@ -9,7 +9,7 @@
 
 Source: github.com/huggingface/safetensors, README (Format), version 0.8.
 
-Next: tinyft/weights/hdf5_guard.py
+Next: tinyft/weights/hdf5_read.py
 """
 
 from __future__ import annotations

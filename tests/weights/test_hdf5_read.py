@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
-
 import h5py
 import numpy as np
 import pytest
@@ -74,42 +72,6 @@ def huge_contiguous_shape(file):
 
 def gzip_bomb(file):
     file.create_dataset("w", data=np.zeros(10**7, "f4"), compression="gzip", compression_opts=9)
-
-
-def bomb_behind_a_chunk(file):
-    """As many bytes as promised, and behind them, in the same stream, ever more."""
-    dataset = file.create_dataset("w", (100,), "f4", chunks=(100,), compression="gzip")
-    dataset.id.write_direct_chunk((0,), zlib.compress(np.arange(100, dtype="f4").tobytes() * 100))
-
-
-def short_chunk_with_a_checksum(file):
-    """HDF5 takes its 4 bytes from what is shorter, and crashes."""
-    dataset = file.create_dataset("w", (4,), "f4", chunks=(4,), fletcher32=True)
-    dataset.id.write_direct_chunk((0,), b"\0")
-
-
-def short_stream(file):
-    dataset = file.create_dataset("w", (4,), "f4", chunks=(4,), compression="gzip")
-    dataset.id.write_direct_chunk((0,), zlib.compress(b"\0\0\0\0"))
-
-
-def long_chunk(file):
-    file.create_dataset("w", (4,), "f4", chunks=(4,)).id.write_direct_chunk((0,), bytes(1000))
-
-
-def packed_twice(file):
-    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    settings.set_chunk((4,))
-    settings.set_deflate(9)
-    settings.set_deflate(9)
-    space, kind = h5py.h5s.create_simple((4,)), h5py.h5t.IEEE_F32LE
-    h5py.Dataset(h5py.h5d.create(file.id, b"w", kind, space, settings))[...] = 1
-
-
-def huge_chunk(file):
-    file.create_dataset(
-        "w", data=np.zeros(4, "f4"), chunks=(10**7,), maxshape=(None,), compression="gzip"
-    )
 
 
 def partial_chunks(file):
@@ -197,33 +159,27 @@ HAZARDS = {
     external_storage_relative: "bytes from another file",
     external_storage_absolute: "bytes from another file",
     virtual_dataset: "virtual",
-    third_party_filter: "filter 32015",
-    lzf: "filter 32000",
-    huge_shape: "claims",
-    huge_contiguous_shape: "claims",
-    gzip_bomb: "claims 40,000,000 bytes",
-    bomb_behind_a_chunk: "a chunk of 400 bytes that unpacks to more",
-    short_chunk_with_a_checksum: "a chunk of 16 bytes that unpacks to less",
-    short_stream: "a chunk of 16 bytes that unpacks to less",
-    long_chunk: "a chunk that takes 1,000 bytes",
-    packed_twice: r"packed by filters \[1, 1\]",
-    huge_chunk: "chunks larger than itself",
-    partial_chunks: "not wholly stored",
+    third_party_filter: "packed by a filter",
+    lzf: "packed by a filter",
+    huge_shape: "packed by a filter",
+    huge_contiguous_shape: "not wholly stored",
+    gzip_bomb: "packed by a filter",
+    partial_chunks: "stored chunked",
     never_written: "not wholly stored",
-    variable_length_text: "expected numbers or fixed text",
-    references: "expected numbers or fixed text",
-    compound: "expected numbers or fixed text",
-    enumeration: "expected numbers or fixed text",
-    opaque: "expected numbers or fixed text",
+    variable_length_text: "expected numbers",
+    references: "expected numbers",
+    compound: "expected numbers",
+    enumeration: "expected numbers",
+    opaque: "expected numbers",
     committed_type: "neither a group nor an array",
     null_dataspace: "null dataspace",
     too_deep: "too deep",
-    too_many: "too many objects",
+    too_many: "too many or too deep",
     control_characters: "strange name",
     right_to_left: "strange name",
     undecodable_name: "strange name",
     dotted_name: "names in a tinyft file",
-    many_attributes: "too many attributes",
+    many_attributes: "too many or too deep",
     variable_length_attribute: "fixed-length text",
     big_attribute: "fixed-length text",
 }
@@ -235,7 +191,8 @@ def test_hazards(make, tmp_path, monkeypatch):
     (tmp_path / "secret.bin").write_bytes(b"secret")
     with h5py.File("secret.h5", "w") as secret:
         secret["w"] = np.ones(4, "f4")
-    with h5py.File("hostile.h5", "w", track_order=make is many_attributes) as file:
+    monkeypatch.setattr(h5py.get_config(), "track_order", True)
+    with h5py.File("hostile.h5", "w", track_order=True) as file:
         make(file)
     with pytest.raises(WeightsError, match=HAZARDS[make]):
         read_arrays("hostile.h5", "tinyft-weights")
@@ -246,5 +203,5 @@ def test_a_truncated_file(tmp_path):
     with h5py.File(path, "w") as file:
         file["w"] = np.ones(5000, "f4")
     path.write_bytes(path.read_bytes()[:9000])
-    with pytest.raises(WeightsError, match="damaged or no HDF5 file"):
+    with pytest.raises(WeightsError, match="shorter than it says"):
         read_arrays(path, "tinyft-weights")
