@@ -454,3 +454,25 @@ def test_what_a_program_has_frozen_stays_frozen(monkeypatch):
         assert gc.get_freeze_count() >= 0.99 * frozen > 0  # some were freed
     finally:
         gc.unfreeze()
+
+
+def test_what_interrupts_compiling_does_not_compile(monkeypatch):
+    """As a signal handler may, within LLVM's own structures, which then ends the process."""
+    monkeypatch.setattr(compile_cache, "folder", lambda: None)
+
+    def increment(number):
+        return number + 1
+
+    ready, interrupted, other = (compile_cache.kernel(increment) for _ in range(3))
+    assert ready(1) == 2
+    found = []
+
+    def handler():
+        found.append(ready(2))
+        with pytest.raises(RuntimeError, match="kernel increment is not compiled yet, and cannot"):
+            other(1)
+
+    monkeypatch.setattr(compile_cache.announcement, "make", handler)
+    assert interrupted(1) == 2
+    monkeypatch.undo()
+    assert (found, other(1)) == ([3], 2)

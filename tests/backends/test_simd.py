@@ -7,7 +7,6 @@ from numba.core.errors import TypingError
 from tinyft.backends.cpu.compile_cache import kernel
 from tinyft.backends.cpu.generators import make_register_block, make_two_sided_transform
 from tinyft.backends.cpu.simd import BLOCK_REGISTERS, BLOCK_ROWS, LANES, REST_ROWS
-from tinyft.backends.cpu.threads import aligned_empty
 from tinyft.backends.cpu.vectors import (
     atomic_announce,
     atomic_load,
@@ -27,6 +26,7 @@ from tinyft.backends.cpu.vectors import (
     vstore_bytes,
     vtranspose,
 )
+from tinyft.backends.cpu.workspace import aligned_empty
 
 NAN = np.nan
 SPECIAL = np.array([NAN, np.inf, -np.inf, 0.0, -0.0, 1.5, -2.5, 3.0e38], np.float32)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -206,7 +207,7 @@ def test_ctrl_c_at_any_place_spoils_no_later_kernel(where, is_new, monkeypatch):
         threading.Event().wait(0.1 * share[THREAD])
 
     if is_new:
-        threads._start_pool()
+        threads._wanted_pool()
     monkeypatch.setattr(threads, "SPIN", 1)
     monkeypatch.setattr(owner, where, interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -238,18 +239,25 @@ def test_a_kernel_within_a_kernel_runs_in_place():
     assert (visits == 1).all()
 
 
-def test_scratch_is_of_this_thread():
-    mine = threads.scratch("test", 100)
-    assert threads.scratch("test", 50) is mine
-    assert threads.scratch("another", 100) is not mine
-    assert mine.ctypes.data % 64 == 0
-    large = threads.scratch("test", 200_000)
-    assert large.size >= 200_000
-    others = []
-    other = threading.Thread(target=lambda: others.append(threads.scratch("test", 100)))
-    other.start()
-    other.join()
-    assert others[0] is not large
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+def test_scratch_is_used_again_and_never_twice_at_once():
+    """Whatever views refer to it: one that a signal handler asks for is another one."""
+    for size in (100, 200_000):
+        mine = threads.scratch("test", size)
+        first = address(mine)
+        assert first % 64 == 0 and mine.size >= size
+        assert address(threads.scratch("another", size)) != first
+        mine = mine[:50].reshape(5, 10)[1:].T
+        other = threads.scratch("test", 50)
+        assert address(other) != first
+        last = address(other)
+        del other
+        assert address(threads.scratch("test", 50)) == last
+    with ThreadPoolExecutor(1) as others:
+        assert others.submit(lambda: address(threads.scratch("test", 50))).result() != last
 
 
 def test_work_of_each_thread_is_its_own():
@@ -262,8 +270,9 @@ def test_work_of_each_thread_is_its_own():
         assert work.size >= size
         addresses.append(work.ctypes.data)
 
-    threads.run_with_scratch(1000, note, 1000)
-    assert len(set(addresses)) == 3
+    for _ in range(3):
+        threads.run_with_scratch(1000, note, 1000)
+    assert (len(addresses), len(set(addresses))) == (9, 3)
 
 
 def convolve(seed, out):
@@ -376,6 +385,91 @@ assert np.array_equal(CpuBackend().relu(array), expected)
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
 def test_a_ctrl_c_at_any_instant_leaves_the_pool_usable():
     command = [sys.executable, "-c", CTRL_C]
+    done = subprocess.run(command, timeout=100, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+HANDLER = """
+import faulthandler, signal, sys
+import numpy as np
+from tinyft.backends.cpu import CpuBackend, threads, workspace
+threads.set_num_threads(2)
+fast = CpuBackend()
+
+def arrays(*shapes):
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+def calls(seed):
+    global rng
+    rng = np.random.default_rng(seed)
+    for size, channels, filters, stride in (14, 32, 32, 1), (7, 128, 256, 1), (14, 64, 128, 2):
+        out = -(-size // stride)
+        x, weight, dout = arrays(
+            (4, size, size, channels), (filters, channels, 3, 3), (4, out, out, filters)
+        )
+        window = {"stride": stride, "padding": 1}
+        yield fast.conv2d, (x, weight), window
+        yield fast.conv2d_input_grad, (dout, weight, x.shape), window
+        yield fast.conv2d_weight_grad, (dout, x, weight.shape), window
+    scale = np.ones(filters, np.float32)
+    yield fast.batch_norm_train, (dout, scale, scale, 1e-5), {}
+    yield fast.batch_norm_train_grad, (dout, dout, scale, scale, scale, 1e-5), {}
+    x, weight = arrays((2, 40, 40, 3), (16, 3, 7, 7))
+    yield fast.conv2d, (x, weight), {"stride": 2}
+
+def bits(call):
+    function, arguments, options = call
+    found = function(*arguments, **options)
+    return [a.tobytes() for a in (found if isinstance(found, tuple) else (found,))]
+
+mine, its = list(calls(1)), list(calls(2))
+expected, its_expected = [bits(call) for call in mine], [bits(call) for call in its]
+interrupted, kept = 0, []
+faulthandler.dump_traceback_later(60, exit=True)
+
+def handler(*_):
+    global interrupted
+    interrupted += 1
+    i = interrupted % len(its)
+    assert bits(its[i]) == its_expected[i]
+    threads.set_num_threads(2)
+    kept[:] = [workspace.empty((1 << 16,))], workspace.statistics()
+"""
+
+AT_EACH_LINE = """
+def trace(frame, event, _):
+    if "cpu" not in frame.f_code.co_filename:
+        return None
+    place = frame.f_code, frame.f_lineno
+    if event == "line" and place not in seen:
+        seen.add(place)
+        handler()
+    return trace
+
+for i, call in enumerate(mine):
+    seen = set()
+    interrupted = i - 1                # the handler begins with the same kind of call
+    sys.settrace(trace)
+    found = bits(call)
+    sys.settrace(None)
+    assert found == expected[i], call[0]
+"""
+
+BY_A_TIMER = """
+signal.signal(signal.SIGALRM, handler)
+while interrupted < 300:
+    for call, right in zip(mine, expected):
+        signal.setitimer(signal.ITIMER_REAL, 2e-4)
+        assert bits(call) == right, call[0]
+"""
+
+
+@pytest.mark.parametrize("when", [AT_EACH_LINE, BY_A_TIMER], ids=["at each line", "by a timer"])
+def test_a_signal_handler_may_compute(when):
+    """What it interrupts, and what it computes itself, has the bits that it has without."""
+    if "setitimer" in when and not hasattr(signal, "setitimer"):
+        pytest.skip("no timers here")
+    command = [sys.executable, "-c", HANDLER + when]
     done = subprocess.run(command, timeout=100, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 

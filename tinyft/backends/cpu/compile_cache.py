@@ -45,6 +45,7 @@ import platformdirs
 from numba import njit, types
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import TypingError
 from numba.core.serialize import dumps
 
@@ -97,6 +98,7 @@ def kernel(function: Callable) -> Callable:
     """
     compiled = njit(**OPTIONS, pipeline_class=KernelCompiler)(function)
     compiled.get_call_template = functools.partial(_refuse_call, function)
+    compiled.compile = functools.partial(_compile_alone, function, compiled.compile)
     # Kept where a file says all of its code: not a closure's, nor a notebook's cell.
     if function.__closure__ is None and _content(inspect.getfile(function)):
         compiled._cache = KernelCache(function)
@@ -106,6 +108,17 @@ def kernel(function: Callable) -> Callable:
 def _refuse_call(function: Callable, *types_of_arguments) -> None:
     name = function.__name__
     raise TypingError(f"{name} is a kernel, which Python calls; what kernels call is a @helper")
+
+
+def _compile_alone(function: Callable, compile_it: Callable, signature: tuple) -> Callable:
+    """Numba and LLVM are not made to be called from within themselves: that may end the process."""
+    if global_compiler_lock.is_locked():  # by this thread
+        raise RuntimeError(
+            f"kernel {function.__name__} is not compiled yet, and cannot be by a call that "
+            "interrupts compiling, as from a signal handler; compute once before signals come, or "
+            "let the handler set a flag and compute later"
+        )
+    return compile_it(signature)
 
 
 # ------------------------------------------------------------------------------------ announcement

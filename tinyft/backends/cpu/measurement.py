@@ -93,12 +93,12 @@ class Measurement(Backend):
 
     @contextlib.contextmanager
     def measured(self, parameter, gradient):
-        _measured.updates, found = [], []
+        before, _measured.updates, found = _measured.updates, [], []
         try:
             yield found
             found += [s.sum(axis=0) if len(s) > 1 else s[0] for s in _measured.updates]
         finally:
-            _measured.updates = None
+            _measured.updates = before
 
     def sums_of(self, pieces):
         """For an update that begins: where its kernel writes its sums, if it is measured."""

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from numpy import ndarray as Array
 
-from tinyft.backends.cpu import threads
+from tinyft.backends.cpu import threads, workspace
 
 # Of each constant, by its identity, itself and what was made of it. Another array may get a dead
 # one's identity, and a Ctrl-C may come while that is forgotten.
@@ -56,7 +56,7 @@ def keep(weight: Array, what: str, make: Callable[[], Array]) -> Array:
 def room(weight: Array, what: str, size: int) -> Array:
     """Memory for what is made of a weight: its own for a constant, else scratch."""
     if is_constant(weight):
-        return threads.aligned_empty(size)
+        return workspace.aligned_empty(size)
     return threads.scratch(what, size)
 
 

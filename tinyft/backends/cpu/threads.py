@@ -22,6 +22,10 @@ took a call of an empty kernel from 54 to 7 microseconds (Intel Xeon, 2 threads)
 compute in their own thread (or wait for one kernel, if they came at the same moment). A forked
 child starts a pool of its own.
 
+**A signal handler** that computes interrupts whatever this thread does, between two of Python's
+instructions: perhaps a kernel's call, whose workers still compute. It finds the pool taken and
+computes alone, in memory that nobody refers to. Nothing waits for what it interrupts.
+
 Next: tinyft/backends/cpu/workspace.py
 """
 
@@ -29,6 +33,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -53,8 +58,6 @@ from tinyft.backends.cpu.vectors import atomic_announce, atomic_load, cpu_pause,
 SPIN = 20000  # turns of waiting before a thread goes to sleep: 0.2 to 0.8 ms
 HOLD_BACK = 200  # turns for which a worker lets others go first: a kernel may take no items
 SHARING = 16  # threads per core at most
-LARGE = 256 << 10  # bytes from which scratch memory gets huge pages (2 MiB)
-ALIGNMENT = 64  # bytes of a cache line: no register load then straddles two
 
 
 @kernel
@@ -137,8 +140,7 @@ class Pool:
         try:
             if announce_job(self.flags, self.shares[0], self.size):
                 self._wake_sleeping()
-            own = [scratch("work", floats)] if floats else []
-            function(self.shares[0], *own, *arguments)
+            function(self.shares[0], *_own(floats), *arguments)
             finished = wait_until(self.flags, DONE, self.size - 1, SPIN)
         except BaseException as error:
             if self.flags[JOB] == announced:  # a Ctrl-C before anybody heard of the job
@@ -188,8 +190,7 @@ class Pool:
                 return
             function, floats, arguments = self.job
             try:
-                own = [scratch("work", floats)] if floats else []
-                function(shares[thread], *own, *arguments)
+                function(shares[thread], *_own(floats), *arguments)
             except BaseException as error:  # raised again in the thread that called `run`
                 self._fail(error)
             del function, arguments
@@ -269,8 +270,9 @@ def _run(function: Callable, floats: int, arguments: tuple) -> None:
     if not _state.lock.locked():
         with _state.lock:  # acquire() and try: would leave an instant for a Ctrl-C between them
             try:
-                if (_state.wanted or get_num_threads()) > 1:
-                    (_state.pool or _start_pool()).run(function, floats, arguments)
+                pool = _wanted_pool()
+                if pool is not None:
+                    pool.run(function, floats, arguments)
                     return
             finally:
                 if _state.pool is not None and _state.pool.job is not None:
@@ -279,8 +281,7 @@ def _run(function: Callable, floats: int, arguments: tuple) -> None:
 
 
 def _compute_alone(function: Callable, floats: int, arguments: tuple) -> None:
-    own = [scratch("work", floats)] if floats else []
-    arguments = make_whole(), *own, *arguments
+    arguments = make_whole(), *_own(floats), *arguments
     if _state.only_compiles:
         with contextlib.suppress(InWork):
             function.compile(tuple(map(numba.typeof, arguments)))
@@ -316,11 +317,10 @@ def set_num_threads(count: int) -> None:
         raise ValueError(
             f"the number of threads must be a whole number from 1 to {most}; got {count!r}"
         )
-    with _state.lock:
-        _state.wanted = count
-        if _state.pool is not None and _state.pool.size != count:
-            _state.pool.close()
-            _state.pool = None
+    _state.wanted = count
+    if not _state.lock.locked():  # else whoever has it may be what this call interrupts
+        with _state.lock:
+            _wanted_pool(start=False)
 
 
 def most_threads() -> int:
@@ -328,8 +328,16 @@ def most_threads() -> int:
     return SHARING * (os.cpu_count() or 1)
 
 
-def _start_pool() -> Pool:
-    _state.pool = Pool(get_num_threads())
+def _wanted_pool(start: bool = True) -> Pool | None:
+    """The pool, with so many threads as are wanted now; None if that is one, or it is not there and
+    not to `start`. Under the lock.
+    """
+    size, pool = _state.wanted or get_num_threads(), _state.pool
+    if pool is not None and pool.size != size:
+        _state.pool = None
+        pool.close()
+    if _state.pool is None and size > 1 and start:
+        _state.pool = Pool(size)
     return _state.pool
 
 
@@ -353,30 +361,29 @@ _kept = threading.local()
 
 
 def scratch(name: str, size: int) -> Array:
-    """A flat buffer of at least `size` floats that nobody else has while this thread computes.
+    """A flat buffer of at least `size` floats that nobody else has while anything refers to it.
 
     One per name and calling thread, kept for the next call and grown when it must: fresh
     memory would cost a page fault per 4 KiB. Its content is what the last call left. It never
-    leaves a kernel's call.
+    leaves a kernel's call; but a signal handler may interrupt that, and then gets another one.
     """
     buffers = _kept.__dict__
     buffer = buffers.get(name)
-    if buffer is None or buffer.size < size:
-        buffer = buffers[name] = aligned_empty(size)
+    if buffer is None or buffer.size < size or sys.getrefcount(buffer) > UNUSED:
+        buffer = buffers[name] = workspace.aligned_empty(size)
     return buffer
 
 
-def aligned_empty(size: int) -> Array:
-    """A flat array of `size` floats that starts at a cache line; a large one lies in huge pages
-    where the system has them, since kernels walk through it in 36 places at once.
+def _count_kept() -> int:
+    """References to what lies in a dictionary only, as `scratch` counts them."""
+    kept = {"work": object()}
+    value = kept.get("work")
+    return sys.getrefcount(value)
 
-    Raises: MemoryError
-    """
-    nbytes = 4 * size
-    if nbytes >= LARGE:
-        pages = -(-nbytes // workspace.HUGE_PAGE)
-        segment = workspace.Segment(pages * workspace.HUGE_PAGE)
-        return np.frombuffer(segment.memory, np.float32, size, segment.start - segment.address)
-    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + nbytes].view(np.float32)
+
+UNUSED = _count_kept()
+
+
+def _own(floats: int) -> list[Array]:
+    """The memory that a kernel is given with its share: so many floats, or none."""
+    return [scratch("work", floats)] if floats else []

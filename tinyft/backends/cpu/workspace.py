@@ -28,7 +28,8 @@ system: a phase with small pictures does not keep the memory of one with large o
 
 **Finalisers run anywhere**: in any thread, inside any allocation, even within this file. They only
 append to a deque, by a function in C, so that no Ctrl-C comes within; whoever asks for memory next
-makes holes of what lies there.
+makes holes of what lies there. **So do signal handlers**, in the main thread, and these compute
+perhaps: one that interrupts a change of the lists gets memory beside them.
 
 Next: tinyft/backends/cpu/compile_cache.py
 """
@@ -43,11 +44,14 @@ import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray as Array
 
+LARGE = 256 << 10  # bytes from which scratch memory gets huge pages
+ALIGNMENT = 64  # bytes of a cache line: no register load then straddles two
 SMALL = 64 << 10  # bytes below which malloc is as good: it reuses small pieces without page faults
 GRAIN = max(4096, mmap.PAGESIZE)  # bytes that sizes are rounded up to: no arrays share a page
 HUGE_PAGE = 2 << 20  # bytes of a huge page on x86-64, and on aarch64 with 4 KiB pages
@@ -115,12 +119,13 @@ class MemoryPool:
 
     def start_again(self) -> None:
         """In a forked child, where another thread of the parent may have held the lock."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        self.changing = False
         self.forget()
 
     def forget(self) -> None:
         """Leave all segments to those who hold arrays in them: somebody was stopped half-way
-        through the lists, by a fork or by Ctrl-C.
+        through the lists, by a fork, by Ctrl-C or by what else a signal handler raised.
         """
         self.lent = 0
         self.peaks = [0, 0]  # most bytes lent at once, in the last window and in this one
@@ -132,41 +137,54 @@ class MemoryPool:
     def lend(self, nbytes: int) -> Piece:
         """A piece with at least that many bytes."""
         size = -(-nbytes // GRAIN) * GRAIN
-        with self.lock:
-            try:
-                if self.coming_back:
-                    self._settle()
-                fits = self.holes and self.holes[-1][0] >= size
-                piece = self._fill_hole(size) if fits else self._cut_open_end(size)
-                self.lent += size
-                self.lendings += 1
-                if self.lent > self.peaks[1]:
-                    self.peaks[1] = self.lent
-                if self.lendings % WINDOW == 0:
-                    self._look_back()
-            except KeyboardInterrupt:
-                self.forget()
-                raise
-            return piece
+        return self._change(self._lend, size) or _piece_apart(size)
 
     def release(self) -> None:
         """Give all memory that is not lent back to the system."""
-        with self.lock:
-            try:
-                self._settle()
-                self._give_back()
-            except KeyboardInterrupt:
-                self.forget()
-                raise
+        self._change(self._give_all_back)
 
     def statistics(self) -> Statistics:
         """The account, as of now."""
-        with self.lock:
-            self._settle()
-            idle = self._held() - self.lent
-            return Statistics(self.lent, idle, self.lendings, self.mapped, self.given_back)
+        self._change(self._settle)
+        idle = self._held() - self.lent
+        return Statistics(self.lent, idle, self.lendings, self.mapped, self.given_back)
 
-    # ------------------------------------------------------------- the rest runs under the lock
+    def _change(self, change: Callable[..., Piece | None], *arguments: int) -> Piece | None:
+        """change(*arguments), when no other thread is at it; nothing, if that would be within
+        another change of this thread, which a signal handler interrupted.
+        """
+        with self.lock:
+            if self.changing:
+                return None
+            self.changing = True
+            try:
+                return change(*arguments)
+            except MemoryError:
+                raise  # comes before the lists change
+            except BaseException:
+                self.forget()
+                raise
+            finally:
+                self.changing = False
+
+    # ------------------------------------------------------------- the rest runs within `_change`
+
+    def _lend(self, size: int) -> Piece:
+        if self.coming_back:
+            self._settle()
+        fits = self.holes and self.holes[-1][0] >= size
+        piece = self._fill_hole(size) if fits else self._cut_open_end(size)
+        self.lent += size
+        self.lendings += 1
+        if self.lent > self.peaks[1]:
+            self.peaks[1] = self.lent
+        if self.lendings % WINDOW == 0:
+            self._look_back()
+        return piece
+
+    def _give_all_back(self) -> None:
+        self._settle()
+        self._give_back()
 
     def _settle(self) -> None:
         """Make holes of what finalisers left, each one with the holes that it meets."""
@@ -175,7 +193,7 @@ class MemoryPool:
             if piece is None:  # a Ctrl-C came before it was noted
                 continue
             start, end, segment = piece
-            if segment not in self.segments:  # from before all was forgotten
+            if segment not in self.segments:  # from before all was forgotten, or a piece apart
                 continue
             self.lent -= end - start
             before, behind = self.ending_at.get(start), self.starting_at.get(end)
@@ -249,6 +267,12 @@ class MemoryPool:
         self.given_back += 1
 
 
+def _piece_apart(size: int) -> Piece:
+    """A segment of its own, which goes back to the system with its array."""
+    segment = Segment(size)
+    return segment.start, segment.end, segment
+
+
 # What is lent: a reference to each owner, by its identity, and the owner's piece. A
 # `weakref.finalize` would do the same, with five calls of Python instead of none.
 _lendings: dict[int, tuple[weakref.ref, Piece]] = {}
@@ -273,6 +297,23 @@ def empty(shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -> Array:
     reference = weakref.ref(array, _pool.coming_back.append)
     _lendings[id(reference)] = reference, piece
     return array
+
+
+def aligned_empty(size: int) -> Array:
+    """A flat array of `size` floats that starts at a cache line; a large one lies in huge pages
+    where the system has them, since kernels walk through it in 36 places at once. All views of it
+    refer to it, as NumPy bases them on an array whose memory is no other array's.
+
+    Raises: MemoryError
+    """
+    nbytes = 4 * size
+    if nbytes >= LARGE:
+        pages = -(-nbytes // HUGE_PAGE)
+        segment = Segment(pages * HUGE_PAGE)
+        return np.frombuffer(segment.memory, np.float32, size, segment.start - segment.address)
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return np.frombuffer(raw.data, np.float32, size, start)
 
 
 def release() -> None:
