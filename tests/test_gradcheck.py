@@ -1,13 +1,21 @@
 """The checker must find wrong gradients, name the mistake, and not be fooled."""
 
+import functools
+import re
+
 import numpy as np
 import pytest
 
 import tinyft as ft
 from tinyft.gradient_check import GradcheckError, GradcheckReport, gradcheck
 
-RNG = np.random.default_rng(7)
-MATRIX = RNG.standard_normal((4, 3))
+
+def normal(*shape):
+    """The same numbers whatever other tests ran before; others for another shape."""
+    return np.random.default_rng([1, *shape]).standard_normal(shape)
+
+
+MATRIX = np.random.default_rng(7).standard_normal((4, 3))
 
 
 @pytest.fixture(autouse=True)
@@ -57,13 +65,13 @@ def test_a_function_of_several_tensors_and_a_constant():
     def model(x, w, labels, b):
         return ft.ops.cross_entropy(ft.ops.linear(ft.ops.relu(x), w, b), labels)
 
-    inputs = [MATRIX, RNG.standard_normal((5, 3)), np.array([0, 4, 2, 2]), RNG.standard_normal(5)]
+    inputs = [MATRIX, normal(5, 3), np.array([0, 4, 2, 2]), normal(5)]
     report = gradcheck(model, inputs, mode="full")
     assert [row.name for row in report.inputs] == ["input 0 (x)", "input 1 (w)", "input 3 (b)"]
 
 
 def test_tensors_that_a_function_closes_over_are_moved_too():
-    weight = ft.Tensor(RNG.standard_normal((5, 3)), requires_grad=True, name="head.weight")
+    weight = ft.Tensor(normal(5, 3), requires_grad=True, name="head.weight")
     before, weight.grad = weight.data, np.ones((5, 3))
     x = ft.Tensor(MATRIX)
     report = gradcheck(lambda _: ft.ops.linear(x, weight), [weight], mode="full")
@@ -76,6 +84,141 @@ def test_a_modules_parameters_keep_the_gradients_that_they_have():
     layer.weight.data[:], layer.weight.grad = 1, np.ones((2, 3))
     gradcheck(layer, [MATRIX])
     assert np.array_equal(layer.weight.grad, np.ones((2, 3))) and layer.bias.grad is None
+
+
+class Scaled(ft.nn.Module):
+    """x * scale + shift, whose backward makes the gradient of `scale` too large by a factor."""
+
+    def __init__(self, factor=1):
+        super().__init__()
+        self.scale = ft.Tensor(normal(3), requires_grad=True)
+        self.shift = ft.Tensor(normal(3), requires_grad=True)
+        self.factor = factor
+
+    def forward(self, x):
+        factor = self.factor
+
+        def scaled(x, scale):
+            a, b = x.data, scale.data
+            return a * b, lambda dout: (dout * b, factor * (dout * a).sum(axis=0))
+
+        return ft.op(scaled)(x, self.scale) + self.shift
+
+
+@pytest.mark.parametrize("mode", ["fast", "full"])
+def test_a_modules_parameters_are_checked_by_name(mode):
+    report = gradcheck(Scaled(), [MATRIX], mode=mode)
+    names = ["input 0 (x)", "parameter scale", "parameter shift"]
+    assert [row.name for row in report.inputs] == names
+    assert "parameter shift" in str(report)
+    message = failure(ft.nn.Sequential(Scaled(), Scaled(factor=3)), [MATRIX], mode=mode)
+    assert "the gradient of parameter 1.scale of Sequential is wrong" in message
+    assert "3 times too large" in message
+
+
+def test_parameters_are_checked_where_no_input_is():
+    x, layer = ft.Tensor(MATRIX), Scaled()
+    assert [row.name for row in gradcheck(layer, [x]).inputs] == [
+        "parameter scale",
+        "parameter shift",
+    ]
+    layer.scale.requires_grad = layer.shift.requires_grad = False
+    assert "no input requires a gradient" in failure(layer, [x])
+    assert [row.name for row in gradcheck(layer, [MATRIX]).inputs] == ["input 0 (x)"]
+
+
+def test_parameters_that_a_function_reaches_are_checked_too():
+    right, wrong = Scaled(), Scaled(factor=3)
+
+    def through(layer, x):
+        return layer(x) * 2
+
+    def named(fn):
+        return re.search(r"the gradient of (.+) of", failure(fn, [MATRIX]))[1]
+
+    assert [row.name for row in gradcheck(right.forward, [MATRIX]).inputs][1] == "parameter scale"
+    assert named(lambda x: wrong(x) * 2) == "parameter wrong.scale"
+    assert named(lambda x: through(wrong, x)) == "parameter wrong.scale"
+    assert named(functools.partial(through, wrong)) == "parameter 0.scale"
+    hidden = [wrong]  # in a list: on the tape all the same
+    assert named(lambda x: hidden[0](x)) == "parameter (argument 1 of scaled)"
+    message = failure(lambda layer, x: layer(x), [wrong, MATRIX])
+    assert "the gradient of parameter layer.scale" in message
+
+
+def test_a_parameter_that_only_the_closure_of_an_op_knows_is_checked():
+    w, unused = (ft.Tensor(normal(n), requires_grad=True) for n in (3, 5))
+
+    @ft.op
+    def scaled(x):
+        def backward(dout):
+            return (dout * w.data,)
+
+        return x.data * w.data + 0 * unused.data[0], backward
+
+    message = failure(scaled, [MATRIX])
+    assert "the gradient of parameter w of scaled is wrong" in message
+    assert "returns no gradient" in message
+    w.requires_grad = False
+    assert [row.name for row in gradcheck(scaled, [MATRIX]).inputs] == ["input 0 (x)"]
+
+
+def test_a_tensor_that_every_call_makes_anew_is_no_parameter():
+    def function(x):
+        return x * ft.Tensor(np.full(3, 2.0), requires_grad=True)
+
+    assert [row.name for row in gradcheck(function, [MATRIX]).inputs] == ["input 0 (x)"]
+
+
+def test_a_module_in_training_mode_stays_as_it_was():
+    class Counting(ft.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls, self.seen, self.total = 0, [], np.zeros(3)
+            self.draw = np.random.default_rng(3)
+
+        def forward(self, x):
+            self.calls += 1
+            self.seen.append(x.shape)
+            self.total += x.data.mean(axis=0)
+            return x * (self.calls + self.draw.uniform())
+
+    head = ft.nn.Sequential(ft.nn.BatchNorm(3), Counting(), ft.nn.Dropout(0.5))
+    head.astype("float64")
+    norm, counting, dropout = head._children.values()
+    before = norm.running_mean, norm.running_var, counting.total
+    for fn in (head, lambda x: head(x) * 2, functools.partial(lambda model, x: model(x), head)):
+        names = [row.name.split(".")[-1] for row in gradcheck(fn, [normal(8, 3)]).inputs]
+        assert names == ["input 0 (x)", "weight", "bias"]
+        after = norm.running_mean, norm.running_var, counting.total
+        assert all(a is b for a, b in zip(after, before, strict=True))
+        assert not norm.running_mean.any() and not counting.total.any()
+        assert (norm.running_var == 1).all() and head.training
+        assert (dropout.step, counting.calls, counting.seen) == (0, 0, [])
+        assert counting.draw.uniform() == np.random.default_rng(3).uniform()
+        counting.draw = np.random.default_rng(3)
+
+
+def test_a_module_stays_as_it_was_if_it_fails():
+    norm = ft.nn.BatchNorm(3).astype("float64")
+    before = norm.running_mean
+    assert "not a Tensor" in failure(lambda x: [norm(x), 3][1], [MATRIX])
+    assert norm.running_mean is before and not before.any()
+
+
+def test_every_result_of_several_is_checked():
+    wrong = cube(lambda g: 2 * g)
+    report = gradcheck(lambda x: (x * 2, x.detach(), 3, x * x), [MATRIX], mode="full")
+    assert [row.name for row in report.inputs] == [
+        "input 0 (x) of result 0 of mul",
+        "input 0 (x) of result 3 of mul",
+    ]
+    for mode in ("fast", "full"):
+        message = failure(lambda x, y: (x * y, wrong(y)), [MATRIX, MATRIX + 1], mode=mode)
+        assert "the gradient of input 1 (y) of result 1 of mul is wrong" in message
+        assert "twice too large" in message
+    shifted = ft.Tensor(normal(3), requires_grad=True)  # matters to the second result alone
+    assert gradcheck(lambda x, b: (x * 2, x + b), [MATRIX, shifted])
 
 
 def test_only_tensors_that_require_a_gradient_are_checked():
@@ -158,7 +301,7 @@ def test_the_message_has_element_both_values_and_their_ratio():
 
 
 def test_a_transposed_gradient_is_named():
-    square = RNG.standard_normal((3, 3))
+    square = normal(3, 3)
     message = failure(cube(lambda g: g.T.copy()), [square])
     assert "transposed" in message and "(1, 0)" in message
 
@@ -169,7 +312,7 @@ def test_gradients_in_the_wrong_order_are_named():
         x, y = a.data, b.data
         return x * y, lambda dout: (dout * x, dout * y)
 
-    message = failure(product, [MATRIX, RNG.standard_normal((4, 3))])
+    message = failure(product, [MATRIX, normal(4, 3)])
     assert "this is the gradient of input 1 (b)" in message
 
 
@@ -180,7 +323,7 @@ def test_a_normalisation_without_its_mean_terms_is_named():
         std = data.std(axis=0)
         return (data - data.mean(axis=0)) / std, lambda dout: (dout / std,)
 
-    message = failure(normalise, [RNG.standard_normal((20, 3))])
+    message = failure(normalise, [normal(20, 3)])
     assert "mean and the variance of a normalisation" in message
 
 
@@ -196,7 +339,7 @@ def test_a_gradient_for_an_unused_input_is_named():
 def test_one_wrong_element_among_many(mode):
     """Full mode says which of 400; a projection in float64 sees that one of 10,000 is wrong."""
     side = 100 if mode == "fast" else 20
-    values, wrong = RNG.standard_normal((side, side)), np.ones((side, side))
+    values, wrong = normal(side, side), np.ones((side, side))
     wrong[17, 13] = 1.5
     message = failure(cube(lambda g: g * wrong), [values], mode=mode, rounds=1)
     if mode == "full":
@@ -208,7 +351,7 @@ def test_an_upstream_gradient_of_ones_would_miss_what_a_random_one_finds():
         return x * 2
 
     transposed = make_op("transposed", forward, lambda x, dout: 2 * dout.T.copy())
-    x = ft.Tensor(RNG.standard_normal((3, 3)), requires_grad=True)
+    x = ft.Tensor(normal(3, 3), requires_grad=True)
     ft.ops.sum(transposed(x)).backward()
     assert np.array_equal(x.grad, np.full((3, 3), 2.0))  # looks right
     assert "transposed" in failure(transposed, [x.data])
@@ -337,7 +480,7 @@ def test_a_check_of_nothing_is_refused():
     def total(x):
         return ft.ops.sum(ft.ops.batch_norm(x, weight, bias)[0])
 
-    message = failure(total, [RNG.standard_normal((6, 3))])
+    message = failure(total, [normal(6, 3)])
     assert "zero everywhere" in message and "allow_zero" in message
     assert "zero everywhere" in failure(ft.ops.relu, [np.full(3, -1.0)])
 
@@ -348,7 +491,7 @@ def test_a_bias_before_a_normalisation_may_be_allowed():
     def model(x, bias):
         return ft.ops.batch_norm(x + bias, weight, shift)[0]
 
-    inputs = [RNG.standard_normal((6, 3)), RNG.standard_normal(3)]
+    inputs = [normal(6, 3), normal(3)]
     assert "input 1 (bias)" in failure(model, inputs)
     assert gradcheck(model, inputs, allow_zero=True)
 
@@ -356,6 +499,8 @@ def test_a_bias_before_a_normalisation_may_be_allowed():
 def test_results_that_cannot_be_checked():
     assert "no history" in failure(lambda x: ft.Tensor(x.data), [MATRIX])
     assert "not a Tensor" in failure(lambda x: x.data.sum(), [MATRIX])
+    with pytest.raises(TypeError, match=r"parameter weight is float32.*rounding"):
+        gradcheck(ft.nn.Linear(3, 2), [MATRIX])
     assert "not finite" in failure(lambda x: x / 0.0, [np.array([np.inf])])
     assert "no input requires a gradient" in failure(ft.ops.relu, [ft.Tensor(MATRIX)])
     with pytest.raises(ValueError, match="mode must be"):

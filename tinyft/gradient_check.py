@@ -20,10 +20,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy import ndarray as Array
 
 from tinyft.gradient_comparison import Comparison
-from tinyft.gradient_function import CheckedFunction
+from tinyft.gradient_function import CheckedFunction, CheckedResult
 from tinyft.gradient_report import GradcheckError, GradcheckReport
 
 __all__ = ["GradcheckError", "GradcheckReport", "gradcheck"]
@@ -45,12 +44,15 @@ def gradcheck(
     """Compare the gradients that `fn(*inputs)` gives with differences; a report if they agree.
 
     `inputs`: float64 arrays and Tensors that require a gradient are checked, all else is passed on
-    as it is. Of several results the first counts. `rounds` upstream gradients are drawn, each with
-    its own directions. What rounding does to the differences is always allowed for; `rtol` and
-    `atol` come on top. `names`: what to call the inputs in messages, one each. `allow_zero`
-    accepts an input whose gradient is zero everywhere.
+    as it is. Parameters are checked too, by name: those of `fn` if it is a module, and those that
+    it uses; one with requires_grad=False is left out. So is every result that has a gradient, where
+    `fn` returns a tuple. Modules stay as they are: each call starts from the same running
+    statistics and counters. `rounds` upstream gradients are drawn, each with its own directions.
+    What rounding does to the differences is always allowed for; `rtol` and `atol` come on top.
+    `names`: what to call the inputs in messages, one each. `allow_zero` accepts an input or a
+    parameter whose gradient is zero everywhere.
 
-    Raises: GradcheckError for a wrong gradient, with input, element, both values and a likely
+    Raises: GradcheckError for a wrong gradient, with its name, element, both values and a likely
     cause; also for a function that gives two results for one input, writes into its inputs, or
     whose gradients are zero everywhere, so that nothing is checked. TypeError for float32,
     ValueError for an unknown mode, no rounds, an `eps` that is not above 0, or not one name each.
@@ -68,35 +70,36 @@ def gradcheck(
     if not eps > 0:
         raise ValueError(f"gradcheck: eps must be above 0, got {eps}")
     function = CheckedFunction(fn, inputs, names)
-    base = function.first_calls()
+    bases = function.first_calls()
     rng = np.random.default_rng(seed)
-    upstreams = [np.asarray(rng.standard_normal(base.shape)) for _ in range(rounds)]
-    gradients = [function.gradients(upstream) for upstream in upstreams]
+    results = [CheckedResult(function, r, base, rng, rounds) for r, base in enumerate(bases)]
     if not allow_zero:
-        _refuse_zero(function, base, upstreams[0], gradients[0])
+        _refuse_zero(function, results)
     reports = []
-    for i in range(len(function.checked)):
-        comparison = Comparison(function, i, base, upstreams, gradients, eps, rtol, atol)
-        reports.append(comparison.full() if mode == "full" else comparison.fast(rng))
+    for result in results:
+        for n in range(len(function.checked)):
+            comparison = Comparison(function, n, result, eps, rtol, atol)
+            reports.append(comparison.full() if mode == "full" else comparison.fast(rng))
     function.check_unchanged("the check")
     return GradcheckReport(function.name, mode, eps, seed, reports)
 
 
-def _refuse_zero(function: CheckedFunction, base: Array, upstream: Array, gradients: list) -> None:
+def _refuse_zero(function: CheckedFunction, results: list[CheckedResult]) -> None:
     """A gradient that is zero everywhere agrees with anything constant: say so, rather than pass.
 
     sum(batch_norm(x)) has gradient 0 for x, whatever backward does. 1e-10 of the result (and 1e-12,
     for a result that is itself nothing but rounding) is far below any real gradient.
     """
-    scale = max(np.linalg.norm(upstream * base), 1e-2 * np.linalg.norm(upstream))
-    for n, gradient in enumerate(gradients):
-        x = function.checked[n]
-        step = np.linalg.norm(x.data) if x.data.any() else 1.0
-        if x.size == 0 or np.linalg.norm(gradient) * step > 1e-10 * scale:
+    for n, x in enumerate(function.before):
+        step = np.linalg.norm(x) if x.any() else 1.0
+        found = [np.linalg.norm(result.gradients[0][n]) * step for result in results]
+        scales = [result.scale for result in results]
+        if x.size == 0 or any(f > 1e-10 * scale for f, scale in zip(found, scales, strict=True)):
             continue
-        moved = function.at(n, 1e-3 * np.random.default_rng(0).standard_normal(x.shape)) - base
-        if np.linalg.norm(upstream * moved) > 1e-10 * scale:
-            continue  # the result does move: the comparison will find the gradient wrong
+        moved = function.at(n, 1e-3 * np.random.default_rng(0).standard_normal(x.shape))
+        moves = [np.linalg.norm(y.upstreams[0] * (moved[y.r] - y.base)) for y in results]
+        if any(move > 1e-10 * scale for move, scale in zip(moves, scales, strict=True)):
+            continue  # a result does move: the comparison will find the gradient wrong
         raise GradcheckError(
             f"gradcheck: the gradient of {function.labels[n]} of {function.name} is zero "
             "everywhere, and the result does not change with it, so the check would check nothing. "

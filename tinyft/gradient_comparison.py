@@ -1,4 +1,4 @@
-"""One input's gradients against differences of the function: projections or single elements.
+"""The gradients of an input or a parameter against differences: projections or single elements.
 
 Differences are taken at two step sizes. The two remove the error of the third derivative
 (Richardson), and they expose a kink (ReLU at 0, a tie in a max-pool): for a smooth f the second
@@ -17,7 +17,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.gradient_causes import likely_cause
-from tinyft.gradient_function import CheckedFunction
+from tinyft.gradient_function import CheckedFunction, CheckedResult
 from tinyft.gradient_report import GradcheckError, InputReport, places
 
 # How many roundings of the result one evaluation is allowed; a loss over a deep network needs tens.
@@ -29,20 +29,21 @@ LOCATED = 400  # elements that are examined one by one to explain a failure
 
 @dataclass
 class Comparison:
-    """One input's gradients against differences of the function along that input."""
+    """The gradients that one result gives one input or parameter, the n-th that is checked,
+    against differences of that result.
+    """
 
     function: CheckedFunction
     n: int
-    base: Array
-    upstreams: list[Array]
-    all_gradients: list[list[Array]]
+    result: CheckedResult
     eps: float
     rtol: float
     atol: float
 
     def __post_init__(self) -> None:
-        self.value = self.function.checked[self.n].data
-        self.gradients = [gradients[self.n] for gradients in self.all_gradients]
+        self.value = self.function.before[self.n]
+        self.base, self.upstreams = self.result.base, self.result.upstreams
+        self.gradients = [gradients[self.n] for gradients in self.result.gradients]
         self.kinks: list[tuple[int, ...]] = []
         self.worst = 0.0
 
@@ -113,12 +114,15 @@ class Comparison:
         With D(h) the central difference and S(h) the second one, (4 D(h/2) - D(h)) / 3 has no
         error of order h squared, and S(h) - 4 S(h/2) is of order h**4 unless there is a kink.
         """
-        far = [self.function.at(self.n, sign * step * direction) for sign in (1, -1)]
-        near = [self.function.at(self.n, sign * step / 2 * direction) for sign in (1, -1)]
+        far = [self._moved(sign * step * direction) for sign in (1, -1)]
+        near = [self._moved(sign * step / 2 * direction) for sign in (1, -1)]
         slope = (4 * (near[0] - near[1]) / step - (far[0] - far[1]) / (2 * step)) / 3
         second = (far[0] + far[1] - 2 * self.base) - 4 * (near[0] + near[1] - 2 * self.base)
         upstream = self.upstreams[k]
         return float((upstream * slope).sum()), float((upstream * second).sum() / (2 * step))
+
+    def _moved(self, step: Array) -> Array:
+        return self.function.at(self.n, step)[self.result.r]
 
     def _allowed(self, k: int, scale: float, step: float) -> float:
         """How far slope and gradient may differ: what was asked for, and the rounding of results
@@ -146,13 +150,15 @@ class Comparison:
 
     def _report(self, compared: int) -> InputReport:
         label = self.function.labels[self.n]
+        if self.result.name != self.function.name:
+            label = self._who()
         if self.value.size and len(self.kinks) == self.value.size:
             raise GradcheckError(f"gradcheck: every element of {self._who()} is at a kink")
         norm = float(np.linalg.norm(self.gradients[0])) if self.gradients else 0.0
         return InputReport(label, self.value.shape, norm, compared, self.worst, self.kinks)
 
     def _who(self) -> str:
-        return f"{self.function.labels[self.n]} of {self.function.name}"
+        return f"{self.function.labels[self.n]} of {self.result.name}"
 
     # ------------------------------------------------------------------------------------- failures
 
@@ -185,9 +191,9 @@ class Comparison:
             value = self.value.reshape(-1)[elements]
             return likely_cause(found, numeric, value, self.base.shape, {})
         others = {
-            label: gradient
-            for label, gradient in zip(self.function.labels, self.all_gradients[k], strict=True)
-            if label != self.function.labels[self.n]
+            label: self.result.gradients[k][n]
+            for n, label in enumerate(self.function.labels)
+            if n != self.n
         }
         shape = self.value.shape
         found, numeric = found.reshape(shape), numeric.reshape(shape)

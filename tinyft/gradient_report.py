@@ -17,7 +17,7 @@ class GradcheckError(TinyftError, AssertionError):
 
 @dataclass(frozen=True)
 class InputReport:
-    """What was compared for one input, and how well it agreed."""
+    """What was compared for one input or parameter, and how well it agreed."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,7 +42,14 @@ class GradcheckReport:
 
     def __str__(self) -> str:
         head = f"gradcheck {self.op}: passed (mode {self.mode}, eps {self.eps:g}, seed {self.seed})"
-        columns = ("input", "shape", "|gradient|", "compared", "worst / allowed", "kinks left out")
+        columns = (
+            "gradient of",
+            "shape",
+            "|gradient|",
+            "compared",
+            "worst / allowed",
+            "kinks left out",
+        )
         rows = [columns] + [
             (
                 row.name,

@@ -42,6 +42,16 @@ def wrong(x):
 def misspelt(x):
     return x * y
 
+class Scaled(ft.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = ft.Tensor(np.array([3.0, 4.0]), requires_grad=True)
+
+    def forward(self, x):
+        return wrong(self.scale) * x
+
+layer = Scaled()
+
 def inputs():
     return [np.array([1.0, 2.0])]
 """
@@ -266,6 +276,9 @@ def test_gradcheck_of_an_own_function(tinyft, tmp_path):
     first, *_, last = done.out.splitlines()
     assert "the gradient of input 0 (x) of wrong is wrong" in first
     assert last.startswith("  likely cause: half of what it should be")
+    done = tinyft("gradcheck", "own.py:layer")
+    assert done.code == 1
+    assert "the gradient of parameter scale of Scaled is wrong" in done.out
 
 
 @pytest.mark.parametrize(

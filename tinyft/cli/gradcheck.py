@@ -25,7 +25,7 @@ CONVENTION = """
 your own function:
   `tinyft gradcheck layer.py:gate` runs layer.py and checks its function gate. The file says
   what to call it with: inputs() returns the list of its arguments, float64 arrays those that are
-  checked.
+  checked. An instance of a module is a function too; its parameters are checked, by name.
 
       import numpy as np
       import tinyft as ft
