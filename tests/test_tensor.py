@@ -5,6 +5,7 @@ import copy
 import functools
 import gc
 import itertools
+import re
 import threading
 import tracemalloc
 import weakref
@@ -58,7 +59,7 @@ def test_integers_have_no_gradient():
 
 def test_a_list_of_tensors_and_text_are_no_tensor():
     for value in ([Tensor([1.0]), Tensor([2.0])], "text", None):
-        with pytest.raises(TypeError, match="a tensor holds numbers; got"):
+        with pytest.raises(TypeError, match=r"a tensor holds numbers; got|NumPy takes no Tensor"):
             Tensor(value)
 
 
@@ -924,3 +925,68 @@ def test_a_loss_that_is_kept_keeps_no_leaf_alive_once_backward_ran():
     alive = weakref.ref(x)
     del x
     assert alive() is None
+
+
+# ------------------------------------------------------------------------------- taken for an array
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [np.array, np.asarray, np.exp, np.sum, np.mean, np.reshape, np.argmax, lambda x: np.stack([x])],
+)
+def test_numpy_says_what_to_give_it_instead_of_a_tensor(ask):
+    x = ft.Tensor([[1.0, 2.0]])
+    arguments = (x, (2, 1)) if ask is np.reshape else (x,)
+    with pytest.raises(TypeError, match=r"takes no Tensor.* Give it the Tensor's array, x\.data"):
+        ask(*arguments)
+    with pytest.raises(TypeError, match=r"^np\.equal takes no Tensor"):  # was False, silently
+        np.ones((1, 2)) == x  # noqa: B015
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("sum", "write ft.ops.sum(x)"),
+        ("view", "write ft.ops.reshape(x, shape)"),
+        ("numpy", "its array is x.data"),
+        ("exp", "its array, x.data"),
+        ("astype", 'write ft.Tensor(x.data.astype("float64"))'),
+    ],
+)
+def test_a_method_that_is_none_says_what_to_write(name, words):
+    x = ft.Tensor([1.0])
+    with pytest.raises(AttributeError, match=re.escape(f"a Tensor has no {name}; {words}")):
+        getattr(x, name)
+    assert not hasattr(x, name) and name not in dir(x) and "backward" in dir(x)
+
+
+@pytest.mark.parametrize("number", [np.array([[2.0, 4.0]]), np.float64(2.0), np.float32(2)])
+def test_arithmetic_with_numpys_arrays_and_numbers_on_the_left(number):
+    x = ft.Tensor(np.array([[1.0, 8.0]]), requires_grad=True)
+    for by_hand, found in [
+        (number + x.data, number + x),
+        (number - x.data, number - x),
+        (number * x.data, number * x),
+        (number / x.data, number / x),
+    ]:
+        assert isinstance(found, ft.Tensor) and found.requires_grad
+        assert np.array_equal(found.data, by_hand)
+    with pytest.raises(TypeError, match=r"^np\.power takes no Tensor"):
+        number**x
+
+
+def test_an_array_times_a_tensor_is_a_product_of_ours():
+    x = ft.Tensor(np.array([[1.0], [8.0]]), requires_grad=True)
+    product = np.array([[2.0, 3.0]]) @ x
+    assert product.node.op == "matmul" and product.data.tolist() == [[26.0]]
+    total = np.ones((2, 1))
+    total += x
+    assert isinstance(total, ft.Tensor) and total.node.op == "add"
+
+
+def test_other_arrays_leave_the_operator_to_the_tensor():
+    """CuPy and NumPy's masked arrays ask the object, and defer to one that answers None."""
+    x = ft.Tensor(np.array([1.0, 2.0]))
+    assert x.__array_ufunc__ is None
+    product = np.ma.masked_array([2.0, 3.0], [False, True]) * x
+    assert isinstance(product, ft.Tensor)

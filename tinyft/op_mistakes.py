@@ -1,10 +1,12 @@
-"""What to say of an op that was called wrongly, or that does not keep its side of the contract.
+"""What to say of an op that was called wrongly, or that does not keep its side of the contract, and
+of a Tensor that is taken for an array.
 
 Next: tinyft/errors.py
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tinyft import backends
@@ -67,6 +69,79 @@ def wrong_gradients(node: Node, gradients: Any) -> TinyftError:
         f"{node.op}: backward returned a gradient of shape {gradient.shape} "
         f"for argument {i} of shape {shape}"
     )
+
+
+# --------------------------------------------------------------- what only arrays can do
+
+GRADIENT = "for a gradient use + - * / @ and ft.ops, or write an op with @ft.op"
+
+
+def no_array(asked: str) -> TypeError:
+    """For a function of NumPy that was given a Tensor."""
+    return TypeError(
+        f"{asked} takes no Tensor, since its result would have no gradient. Give it the Tensor's "
+        f"array, x.data; {GRADIENT}"
+    )
+
+
+class ForNumpyAlone:
+    """A method for NumPy, which looks for it on the class. Other arrays, such as CuPy's, ask the
+    object: None lets the Tensor's own operators decide.
+    """
+
+    def __init__(self, method: Callable):
+        self.method = method
+
+    def __get__(self, instance: Any, owner: type) -> Callable | None:
+        return self.method if instance is None else None
+
+
+class Elsewhere:
+    """A method that a Tensor does not have: asking for it says what to write instead. Not a
+    `__getattr__`, which would make every attribute of a Tensor slower.
+    """
+
+    def __init__(self, name: str, instead: str):
+        self.name, self.instead = name, instead
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        raise AttributeError(f"a Tensor has no {self.name}; {self.instead}")
+
+
+# What those who know NumPy or PyTorch ask a Tensor for, and what to write instead.
+INSTEAD = {
+    "sum": "write ft.ops.sum(x)",
+    "mean": "write ft.ops.mean(x)",
+    "relu": "write ft.ops.relu(x)",
+    "reshape view flatten": "write ft.ops.reshape(x, shape)",
+    "numpy": "its array is x.data",
+    "cpu": 'write x.to("cpu")',
+    "cuda": 'write x.to("gpu")',
+    "clone copy": "write ft.Tensor(x.data), which copies the array, without a history",
+    "astype float double": 'write ft.Tensor(x.data.astype("float64")), without a history',
+    "requires_grad_": "write x.requires_grad = True",
+    "zero_": "write x.grad = None, if it is the gradient that should go",
+    "abs argmax exp log max min pow sqrt std var T transpose permute squeeze unsqueeze tolist": (
+        f"its array, x.data, or NumPy may have; {GRADIENT}"
+    ),
+}
+
+
+class NotMethods:
+    """Whose subclass answers what only arrays can do with what to write instead."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls) -> None:
+        for names, instead in INSTEAD.items():
+            for name in names.split():
+                setattr(cls, name, Elsewhere(name, instead))
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise no_array("NumPy")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__()} - {*" ".join(INSTEAD).split()})
 
 
 def _is_tensor(value: Any) -> bool:

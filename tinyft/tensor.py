@@ -33,7 +33,7 @@ Backward = Callable[[Array], tuple[Array | None, ...]]
 # ------------------------------------------------------------------------------------------- tensor
 
 
-class Tensor(Displayed):
+class Tensor(Displayed, op_mistakes.NotMethods):
     """An array, its gradient, and how it was made.
 
     `data` array of numbers; `grad` array of the same shape or None; `requires_grad`; `name`, for
@@ -169,7 +169,14 @@ class Tensor(Displayed):
     def __neg__(self) -> Tensor:
         return neg(self)
 
-    __array_ufunc__ = None  # array * tensor is ours, not NumPy's element by element
+    @op_mistakes.ForNumpyAlone
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **_: Any) -> Tensor:
+        """array * tensor, which NumPy asks as np.multiply(array, tensor), is ours; no other is."""
+        ours = _NUMPY_OPERATORS.get(ufunc.__name__) if method == "__call__" else None
+        if ours is None:
+            called = "" if method == "__call__" else f".{method}"
+            raise op_mistakes.no_array(f"np.{ufunc.__name__}{called}")
+        return ours(*(as_tensor(x, self) for x in inputs))
 
 
 def as_tensor(value: Any, like: Tensor) -> Tensor:
@@ -569,3 +576,6 @@ def matmul(a, b):
         return da, db
 
     return backend.matmul(a.data, b.data), backward
+
+
+_NUMPY_OPERATORS = {"add": add, "subtract": sub, "multiply": mul, "divide": div, "matmul": matmul}
