@@ -52,6 +52,23 @@ def test_eps_bounds_a_channel_that_hardly_varies():
         assert out.data[1, 0] == pytest.approx(1e-3 / np.sqrt(1e-6 + eps), rel=1e-5)
 
 
+def test_the_gradient_keeps_of_its_part_along_the_normalised_x_what_eps_leaves():
+    """As reference.py says: none along 1, and eps / (variance + eps) of the other."""
+    x, weight, _, dout = random_case(dtype=np.float64)
+    x, eps = x / 200, 1e-5  # of deviation 0.01: 0.09 is left
+    reference = ft.backends.get("reference")
+    mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+    given = dout, x, weight, mean, variance, eps
+    dx, as_constants = (
+        reference.batch_norm_train_grad(*given)[0],
+        reference.batch_norm_eval_grad(*given)[0],
+    )
+    assert np.allclose(dx.sum(axis=(0, 1, 2)), 0, atol=1e-10)
+    along, before = (((x - mean) * d).sum(axis=(0, 1, 2)) for d in (dx, as_constants))
+    left = eps / (variance + eps)
+    assert np.allclose(along, left * before, rtol=1e-9) and left.max() > 0.08
+
+
 def test_a_large_mean_costs_no_digits():
     """E[x^2] - E[x]^2 in float32 would give a variance of 1.06 or worse (pitfall 2.9)."""
     x, weight, bias, _ = random_case((8, 9, 7, 3), offset=1000)
