@@ -144,6 +144,17 @@ def test_other_colour_spaces_are_converted(mode, kind, encode, rough):
     assert decode(encode(image, kind)).shape == (8, 8, 3)
 
 
+def test_an_uncompressed_ycbcr_tiff_shows_its_colours(encode):
+    """Pillow 11.3 to 12.2 call it truncated."""
+    picture = Image.new("RGB", (9, 5), (200, 30, 90))
+    picture.paste((20, 180, 60), (0, 0, 2, 2))
+    data = encode(picture.convert("YCbCr"), "TIFF")
+    near = np.abs(decode(data).astype(int) - np.asarray(picture))
+    assert near.max() <= 3  # of the rounding of both conversions
+    with pytest.raises(DataError, match="truncated"):
+        decode(data[:-30])
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_the_first_frame_of_an_animation(kind, encode):
     frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, BLUE)]

@@ -46,6 +46,7 @@ TURNS = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
+PHOTOMETRIC, YCBCR = 262, 6  # TIFF 6.0: the tag that says what the numbers of a pixel mean
 MAX_PIXELS = 64_000_000  # 192 MB as RGB; the largest phone cameras crop their 200 Mpixel to 50
 MAX_ASPECT = 20  # long side / short side; bounds the resized picture at 20 * resize * resize pixels
 
@@ -57,10 +58,14 @@ def decode(data: bytes, *, exif_transpose: bool = True) -> np.ndarray:
     Raises:  DataError for whatever is not a whole picture of an allowed format and size; the
              message gives the reason without a file name, which only the caller knows
     """
+    from PIL import Image
+
     try:
         with _open(io.BytesIO(data)) as picture:
+            is_ycbcr = _read_as_ycbcr(picture)
             picture.load()
-            return _to_rgb(_upright(picture) if exif_transpose else picture)
+            upright = _upright(picture) if exif_transpose else picture
+            return _to_rgb(Image.merge("YCbCr", upright.split()) if is_ycbcr else upright)
     except DataError:
         raise
     except Exception as error:  # damaged files make Pillow raise nearly anything, struct.error too
@@ -120,6 +125,20 @@ def _open(stream: BinaryIO) -> Picture:
         picture.close()
         raise
     return picture
+
+
+def _read_as_ycbcr(picture: Picture) -> bool:
+    """Whether the picture, as it will be loaded, has Y, Cb and Cr in the place of red, green, blue.
+
+    Pillow before 13 looks for four bytes a pixel in an uncompressed YCbCr TIFF, which has three,
+    and calls it truncated.
+    """
+    if picture.format != "TIFF" or picture.tag_v2.get(PHOTOMETRIC) != YCBCR:
+        return False
+    if not any(tile.codec_name == "raw" and tile.args[0] == "RGBX" for tile in picture.tile):
+        return False
+    picture.tile = [tile._replace(args=("RGB", *tile.args[1:])) for tile in picture.tile]
+    return True
 
 
 def _upright(picture: Picture) -> Picture:
