@@ -191,6 +191,17 @@ def test_importing_tinyft_loads_neither_numba_nor_h5py_nor_pillow():
     assert in_a_new_process(code) == "[]"
 
 
+def test_plain_pytest_finds_what_the_tests_import(tmp_path):
+    """`python -m pytest` has the checkout on its path, `pytest` has not."""
+    line = "import sys, pytest; sys.path.remove(''); sys.exit(pytest.main(sys.argv[1:]))"
+    root = PACKAGE.parent
+    options = ["-q", "--collect-only", "-p", "no:cacheprovider", "tests/cli/test_sample.py"]
+    done = subprocess.run(
+        [sys.executable, "-c", line, *options], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
 def test_an_optimizer_comes_without_what_reads_pictures_and_weights():
     code = (
         "import sys, tinyft as ft; ft.SGD, ft.finetune.Group\n"
