@@ -5,6 +5,7 @@ import pytest
 from numba.core.errors import TypingError
 
 from tinyft.backends.cpu.compile_cache import kernel
+from tinyft.backends.cpu.cpu_features import blocking, has
 from tinyft.backends.cpu.generators import make_register_block, make_two_sided_transform
 from tinyft.backends.cpu.simd import BLOCK_REGISTERS, BLOCK_ROWS, LANES, REST_ROWS
 from tinyft.backends.cpu.vectors import (
@@ -285,3 +286,15 @@ def test_two_sided_transform_of_several_pairs(loops, epilogue):
         np.testing.assert_allclose(written, expected, rtol=1e-5, atol=1e-5)
         written[...] = 7
         assert (y == 7).all()  # and nothing else
+
+
+def test_a_64_bit_arm_has_neon_where_llvm_calls_it_generic(monkeypatch):
+    monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", dict)
+    monkeypatch.setattr("numba.config.CPU_FEATURES", None)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert has("neon") and blocking() == (4, 12, 2, 4)
+    monkeypatch.setattr("numba.config.CPU_FEATURES", "-neon")
+    assert not has("neon")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("numba.config.CPU_FEATURES", None)
+    assert not has("neon") and blocking() == (4, 6, 2, 2)

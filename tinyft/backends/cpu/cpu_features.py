@@ -14,6 +14,7 @@ Next: tinyft/backends/cpu/simd.py
 
 from __future__ import annotations
 
+import platform
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
@@ -37,7 +38,12 @@ class Blocking(NamedTuple):
 
 
 def has(feature: str) -> bool:
-    """True if code compiled by Numba in this process may use this feature of LLVM's list."""
+    """True if code compiled by Numba in this process may use this feature of LLVM's list.
+
+    Every 64-bit ARM has NEON, also one that LLVM knows only as "generic", without any feature.
+    """
+    if feature == "neon" and platform.machine() in ("aarch64", "arm64"):
+        return "-neon" not in (config.CPU_FEATURES or "").split(",")
     if config.CPU_FEATURES:
         return f"+{feature}" in config.CPU_FEATURES.split(",")
     if config.CPU_NAME and config.CPU_NAME not in (llvm.get_host_cpu_name(), "host"):
