@@ -420,7 +420,9 @@ def test_garbage_is_collected_as_before_once_a_kernel_is_compiled(collecting):
     assert set(during) == {False}
 
 
-def test_what_compiling_leaves_is_not_searched_as_young(monkeypatch):
+@pytest.mark.parametrize("frozen_by_python", [0, 375])  # before 3.12, since then
+def test_what_compiling_leaves_is_not_searched_as_young(monkeypatch, frozen_by_python):
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: frozen_by_python)
     # or what an earlier run of the tests has kept would be loaded
     monkeypatch.setattr(compile_cache, "folder", lambda: None)
 
