@@ -36,7 +36,7 @@ class Blocks:
 
     def block(self, address: int, length: int) -> bytes:
         """So many bytes. Raises: WeightsError if they are not all in the file, or too many."""
-        if address + length > self.size:
+        if length < 0 or address + length > self.size:
             raise WeightsError("the file is damaged: a block lies behind its end (is it cut?)")
         self.spend(length)
         self.file.seek(address)
