@@ -8,6 +8,8 @@ import multiprocessing
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from urllib.request import Request
 
 import h5py
 import numpy as np
@@ -73,6 +75,12 @@ class Server(BaseHTTPRequestHandler):
 
     def moved(self, start):
         self.head(302, Location="/good.pth")
+
+    def elsewhere(self, start):
+        self.head(302, Location=f"http://localhost:{self.server.server_port}/good.pth")
+
+    def ftp(self, start):
+        self.head(302, Location="ftp://127.0.0.1/good.pth")
 
     def loop(self, start):
         self.head(302, Location="/loop.pth")
@@ -300,16 +308,51 @@ def test_what_is_not_the_published_file_is_thrown_away(entry, page, change, mess
     assert left(wrong) == []
 
 
-def test_an_encrypted_address_does_not_lead_to_an_open_one(monkeypatch, server):
-    class Response:
-        status, headers, url = 200, {}, "http://example.org/x"
+def test_an_encrypted_address_does_not_lead_to_an_open_one():
+    opener = download._opener("https://example.org/x", announce=lambda line: None)
+    request, response = Request("https://example.org/x"), SimpleNamespace(read=bytes, close=bytes)
+    response.headers = headers = {"location": "http://example.org/y"}
+    with pytest.raises(NetworkError, match=r"http://example.org/y, which is not encrypted"):
+        opener.error("http", request, response, 302, "Found", headers)
 
-        def close(self):
-            pass
 
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Response())
-    with pytest.raises(WeightsError, match=r"http://example.org/x, which is not encrypted"):
-        download._connect("https://example.org/x", 0)
+def test_a_redirect_to_ftp_is_not_followed(entry):
+    message = r"ftp\.pth: leads to ftp://127\.0\.0\.1/good\.pth, which is not encrypted"
+    with pytest.raises(NetworkError, match=message):
+        silently(at(entry, "ftp.pth"))
+
+
+def test_a_redirect_to_another_host_is_said(entry, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    lines: list[str] = []
+    assert fetch(at(entry, "elsewhere.pth"), lines.append).exists()
+    assert lines[1:] == ["  127.0.0.1 leads to localhost"]
+
+
+@pytest.mark.parametrize("digits", [0, 8])
+def test_where_no_whole_sha256_is_published_the_first_is_kept(
+    digits, entry, server, arrays, tmp_path
+):
+    write_safetensors(tmp_path / "net.safetensors", arrays, {})
+    server.content = (tmp_path / "net.safetensors").read_bytes()
+    first = hashlib.sha256(server.content).hexdigest()
+    short = at(entry, "good.safetensors", sha256=first[:digits], format="safetensors")
+    lines: list[str] = []
+    path = fetch(short, lines.append)
+    assert ("No sha256 is published for it" in lines[0]) == (digits == 0)
+    assert left(entry) == ["us_net.h5", "us_net.sha256"]
+    path.unlink()
+    assert silently(short).exists()  # the same file
+    path.unlink()
+    write_safetensors(tmp_path / "net.safetensors", arrays, {"changed": "by somebody"})
+    server.content = (tmp_path / "net.safetensors").read_bytes()
+    short = replace(short, sha256=hashlib.sha256(server.content).hexdigest()[:digits])
+    message = rf"its sha256 was {first} when .*delete .*us_net\.sha256 to take the new"
+    with pytest.raises(WeightsError, match=message):
+        silently(short)
+    assert left(entry) == ["us_net.sha256"]
+    (path.parent / "us_net.sha256").unlink()
+    assert silently(short).exists()
 
 
 def test_no_network(entry):

@@ -95,6 +95,7 @@ def _add_verify(below: argparse._SubParsersAction) -> None:
 
 def list_published(args: argparse.Namespace) -> int:
     from tinyft.weights import cached_path, entries
+    from tinyft.weights.registry import sources
 
     chosen = [entry for entry in entries() if args.arch in (None, entry.arch)]
     if not chosen:
@@ -102,7 +103,8 @@ def list_published(args: argparse.Namespace) -> int:
         raise RequestError(f"no weights are published for {args.arch}; there are some for {known}")
     if args.json:
         json_result([{"id": e.id, "arch": e.arch, "top1": e.top1, "bytes": e.size,
-                      "licence": e.licence, "url": e.url} for e in chosen])  # fmt: skip
+                      "licence": e.licence, "url": e.url, "sha256": e.sha256}
+                     for e in chosen])  # fmt: skip
         return 0
     width = max(len(entry.id) for entry in chosen)
     result(f"{'name':{width}}  {'architecture':15}  {'accuracy':>8}  {'size':>9}  licence")
@@ -110,7 +112,10 @@ def list_published(args: argparse.Namespace) -> int:
         accuracy = f"{entry.top1:5.2f} %" if entry.top1 else "       -"
         size = f"{entry.size / 1e6:6.1f} MB" if entry.size else "        -"
         here = "  (fetched)" if cached_path(entry).exists() else ""
-        here = "  (comes with tinyft)" if entry.bundled_file else here
+        if entry.bundled_file:
+            here = "  (comes with tinyft)"
+        elif not sources(entry)[0].sha256:
+            here = f"  (no sha256 is published){here}"
         result(f"{entry.id:{width}}  {entry.arch:15}  {accuracy}  {size}  {entry.licence}{here}")
     return 0
 

@@ -7,6 +7,8 @@ the same weights are published as safetensors too, that file is taken, so that n
     ~/.cache/tinyft/weights/torchvision_resnet18-v1.h5                 what load_weights reads
     ~/.cache/tinyft/weights/torchvision_resnet18-v1.safetensors.part   a download that broke off
     ~/.cache/tinyft/weights/torchvision_resnet18-v1.pth                a file placed by hand
+    ~/.cache/tinyft/weights/timm_resnet18.a1_in1k.sha256               of what came first, where the
+                                                                       publisher states no whole one
 
 Next: tinyft/weights/download.py
 """
@@ -23,10 +25,10 @@ from pathlib import Path
 from tinyft.bundled import bundled
 from tinyft.errors import WeightsError
 from tinyft.weights.download import Announce, check_digest, download
-from tinyft.weights.files import file_sha256
+from tinyft.weights.files import file_sha256, replacing
 from tinyft.weights.hdf5 import save_weights
 from tinyft.weights.read import read_weights
-from tinyft.weights.registry import Entry, sources
+from tinyft.weights.registry import SHA256_DIGITS, Entry, sources
 
 _CAVEAT = (
     "ImageNet was released for non-commercial research; what that means for weights trained on it "
@@ -99,10 +101,13 @@ def _fill_cache(entry: Entry, path: Path, announce: Announce) -> None:
     if placed := _placed_by_hand(entry):
         source, file = placed
         try:
-            check_digest(source, file_sha256(file))
+            digest = file_sha256(file)
+            check_digest(source, digest)
+            _check_pin(source, digest)
         except WeightsError as error:
             raise WeightsError(f"{error}. It is {file}: delete it first") from None
         _convert(entry, source, file, path)
+        _pin(source, digest)
         return
     candidates = sources(entry)
     announce(_announcement(entry, candidates[0]))
@@ -122,13 +127,42 @@ def _download_and_convert(entry: Entry, source: Entry, path: Path, announce: Ann
         raise WeightsError("it has no published sha256")
     published = _published_path(entry, source)
     part = published.with_name(f"{published.name}.part")
-    download(source, part, announce)
+    digest = download(source, part, announce)
     try:
+        _check_pin(source, digest)
         _convert(entry, source, part, path)
     except WeightsError:  # it is no use to go on with
         part.unlink()
         raise
+    _pin(source, digest)
     part.unlink()
+
+
+def _pin_path(source: Entry) -> Path | None:
+    """Where the sha256 of what came first is kept; None where the publisher states all of it."""
+    if len(source.sha256) == SHA256_DIGITS:
+        return None
+    return cache_folder() / f"{_file_name(source)}.sha256"
+
+
+def _check_pin(source: Entry, found: str) -> None:
+    """Raises: WeightsError if the publisher's file is not the one that came at the first time"""
+    pin = _pin_path(source)
+    if pin is None or not pin.exists():
+        return
+    first = pin.read_text(encoding="utf-8", errors="replace").strip()
+    if found != first:
+        raise WeightsError(
+            f"{source.id}: its sha256 was {first:.80} when it was first fetched, and is {found} "
+            f"now; no whole one is published to tell which is right; delete {pin} to take the new "
+            f"file"
+        )
+
+
+def _pin(source: Entry, digest: str) -> None:
+    if pin := _pin_path(source):
+        with replacing(pin) as temporary:
+            temporary.write_text(f"{digest}\n", encoding="utf-8")
 
 
 def _convert(entry: Entry, source: Entry, file: Path, path: Path) -> None:
@@ -166,7 +200,8 @@ def _by_hand(entry: Entry) -> str:
 
 def _announcement(entry: Entry, source: Entry) -> str:
     size = f"{source.size / 1e6:.1f} MB" if source.size else "of unknown size"
-    trust = "" if source.sha256 else " No sha256 is published for it."
+    kept = " No sha256 is published for it: that of what comes first is kept, and compared later."
+    trust = "" if source.sha256 else kept
     return f"Fetching {entry.id} ({size}, {entry.licence}) from {source.url}.{trust} {_CAVEAT}."
 
 

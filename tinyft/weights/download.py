@@ -23,6 +23,7 @@ from tinyft.weights.registry import Entry
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
+    from urllib.request import OpenerDirector
 
 Announce = Callable[[str], None]
 
@@ -33,8 +34,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_COUNTS = 0.2  # on a terminal, where the line is written over
 
 
-def download(entry: Entry, part: Path, announce: Announce) -> None:
-    """Make ``part`` the whole file of an entry, from what an earlier attempt left of it.
+def download(entry: Entry, part: Path, announce: Announce) -> str:
+    """Make ``part`` the whole file of an entry, from what an earlier attempt left of it; its
+    sha256.
 
     Raises: NetworkError if it could not be had, or not all of it (what came is kept then);
     WeightsError if what came is not the published file (``part`` is then
@@ -53,6 +55,7 @@ def download(entry: Entry, part: Path, announce: Announce) -> None:
     except WeightsError:
         part.unlink()
         raise
+    return digest.hexdigest()
 
 
 def check_digest(entry: Entry, found: str) -> None:
@@ -68,7 +71,7 @@ def _transfer(
     entry: Entry, part: Path, digest: hashlib._Hash, received: int, announce: Announce
 ) -> hashlib._Hash:
     """Add to ``part`` what the server has beyond the bytes received before; the whole digest."""
-    with _connect(entry.url, received) as response:
+    with _connect(entry.url, received, announce) as response:
         if response.status != 206:  # the whole file: the server cannot, or there was nothing yet
             digest, received = hashlib.sha256(), 0
         promised = None if response.length is None else received + response.length
@@ -98,29 +101,45 @@ def _transfer(
     return digest
 
 
-def _connect(url: str, received: int) -> HTTPResponse:
+def _connect(url: str, received: int, announce: Announce) -> HTTPResponse:
     """The server's answer: the file from byte ``received`` on, or all of it if it cannot."""
     from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
+    from urllib.request import Request
 
     rest = {"Range": f"bytes={received}-"} if received else {}
     with _network_errors(url):
         try:
             request = Request(url, headers={"User-Agent": "tinyft", **rest})
-            response = urlopen(request, timeout=_TIMEOUT)
+            response = _opener(url, announce).open(request, timeout=_TIMEOUT)
         except HTTPError as error:
             error.close()
             if not (received and error.code == 416):
                 raise
-            return _connect(url, 0)  # there is no rest: what came before is of another file
+            return _connect(url, 0, announce)  # no rest: what came before is of another file
     start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
     if response.status == 206 and start != str(received):
         response.close()
-        return _connect(url, 0)
-    if url.startswith("https:") and not response.url.startswith("https:"):
-        response.close()
-        raise NetworkError(f"{url}: leads to {response.url}, which is not encrypted")
+        return _connect(url, 0, announce)
     return response
+
+
+def _opener(url: str, announce: Announce) -> OpenerDirector:
+    """What opens an address: it follows redirects to encrypted ones only (a server on this machine
+    may be plain, as in tests), and says which other host one leads to.
+    """
+    from urllib.parse import urlsplit
+    from urllib.request import HTTPRedirectHandler, build_opener
+
+    class Redirects(HTTPRedirectHandler):
+        def redirect_request(self, request, response, code, message, headers, newurl):
+            old, new = urlsplit(request.full_url), urlsplit(newurl)
+            if new.scheme not in ("https", urlsplit(url).scheme):
+                raise NetworkError(f"{url}: leads to {newurl}, which is not encrypted (https)")
+            if new.hostname != old.hostname:
+                announce(f"  {old.hostname} leads to {new.hostname}")
+            return super().redirect_request(request, response, code, message, headers, newurl)
+
+    return build_opener(Redirects)
 
 
 def _blocks(response: HTTPResponse, url: str) -> Iterator[bytes]:

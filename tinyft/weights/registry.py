@@ -23,7 +23,7 @@ from tinyft.weights.preprocess import Preprocess
 _REGISTRY = "weights/registry.toml"
 _CLASSES = "weights/imagenet_classes.txt"
 _MIB, _MB = 1 << 20, 10**6
-_SHA256_DIGITS = 64
+SHA256_DIGITS = 64
 # As fastai 2.8.12 (vision/models): torchvision's V1 weights for 18 and 34, V2 above.
 _DEFAULT_PUBLISHER = "torchvision"
 
@@ -141,7 +141,7 @@ def sources(entry: Entry) -> list[Entry]:
         for other in entries()
         if other.same_weights_as == entry.id
         and other.format == "safetensors"
-        and len(other.sha256) == _SHA256_DIGITS
+        and len(other.sha256) == SHA256_DIGITS
     ]
     return [*others, entry] if entry.format != "safetensors" else [entry]
 
