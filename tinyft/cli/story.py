@@ -35,7 +35,7 @@ def beginning(learner: Learner, plan: Plan) -> str:
     """What is about to happen: the pictures, the network, the cut, and each phase."""
     data, facts = learner.data, learner.facts
     known = facts.get("metadata", {}).get("training") or facts.get("weights", "")
-    body = sum(group.count for group in learner.groups[:-1])
+    body = sum(group.count for group in learner.groups if not group.in_head)
     head = HEAD_TEXTS.get(facts.get("head", ""), "a module of the caller's, {} classes")
     paragraphs = {
         "pictures": f"{data.n_train} to learn from and {data.n_valid} to be tested on, of "

@@ -111,16 +111,10 @@ class PictureData:
         """Whole batches in an epoch. The last short one is dropped: a few pictures have poor
         statistics, which batch norm would normalise with.
 
-        Raises:  DataError if there are no training pictures, or one at a time
+        Raises:  DataError if there are no training pictures
         """
         if self.n_train == 0:
             raise DataError("there are no training pictures (valid_fraction=1 only evaluates)")
-        if self.batch_size < 2:
-            raise DataError(
-                "a training batch needs at least two pictures, because BatchNorm compares them; "
-                f"batch_size is {self.requested_batch_size} and there are {self.n_train} training "
-                "pictures"
-            )
         return self.n_train // self.batch_size
 
     def files(self, split: str) -> list[str]:

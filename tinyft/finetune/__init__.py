@@ -15,11 +15,13 @@ _HOME = {
     "Learner": "learner",
     "LrFinding": "lr_find",
     "Optimizer": "optim",
+    "Phase": "recipe",
     "Plan": "plan",
     "Prediction": "records",
     "StepRecord": "records",
     "layer_groups": "groups",
     "load_learner": "save",
+    "one_cycle_phase": "recipe",
     "vision_learner": "build",
 }
 

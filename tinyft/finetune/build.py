@@ -16,6 +16,7 @@ import numpy as np
 from tinyft import backends
 from tinyft.data.loader import PictureData, expect_pictures
 from tinyft.errors import DataError, WeightsError
+from tinyft.finetune.groups import Grouping
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.optim import SGD, Adam, Optimizer
 from tinyft.finetune.proof import digests
@@ -23,7 +24,7 @@ from tinyft.finetune.run import settings_of
 from tinyft.finetune.schedule import expect_number
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.module import Module
-from tinyft.nn.resnet import build, expect_architecture
+from tinyft.nn.resnet import ResNet, build, expect_architecture
 from tinyft.weights import Preprocess, Weights, load_weights
 
 OPTIMIZERS = {"adam": Adam, "sgd": SGD, "momentum": functools.partial(SGD, momentum=0.9)}
@@ -44,6 +45,7 @@ def vision_learner(
     weight_decay: float | None = None,
     optimizer: str | Callable[..., Optimizer] = Adam,
     dtype: str = "float32",
+    groups: Grouping | Callable[[ResNet], Grouping] | None = None,
 ) -> Learner:
     """A learner for `data`: a pretrained network whose last layer is replaced by a random head for
     the data's classes.
@@ -54,15 +56,18 @@ def vision_learner(
     `bn`: see groups.py.
     `optimizer`: adam, sgd, momentum (sgd with the schedule's), or what makes one from groups.
     `weight_decay`: None for the optimizer's own, 0.01 for adam and 0 for the others.
+    `groups`: layer groups of one's own, {name: [parts of the network]} in order, each of its
+    parameters in one; or a function of the network that returns that; see groups.py.
     `device`: auto (a GPU if one works, else the CPU), cpu, reference, gpu, gpu:1.
     `dtype="float64"` runs on the reference backend, or on a GPU.
 
     Pretrained weights are frozen at first, so that only the head trains; see `unfreeze`.
 
-    Raises: ValueError for an unknown name or a `dropout` that the head has no place for; TypeError
-    for data that is none; DataError for fewer than two classes; WeightsError for an `arch` or id
-    without published weights, or a file that does not fit; NetworkError if they cannot be fetched;
-    DeviceError for a `device` that does not work here; OSError
+    Raises: ValueError for an unknown name, a `dropout` that the head has no place for, or `groups`
+    that are no division of the network; TypeError for data that is none; DataError for fewer than
+    two classes; WeightsError for an `arch` or id without published weights, or a file that does not
+    fit; NetworkError if they cannot be fetched; DeviceError for a `device` that does not work here;
+    OSError
     Source: fastai 2.8.12 `vision_learner`
     """
     arguments = _checked(locals())
@@ -76,7 +81,7 @@ def vision_learner(
         list(data.classes), bn=bn, seed=seed, device=device,
         optimizer_class=_optimizer_class(optimizer), weight_decay=weight_decay,
         label_smoothing=label_smoothing, class_weights=class_weights, dtype=dtype,
-        whole_squares=data.shows_whole_squares, facts=facts,
+        whole_squares=data.shows_whole_squares, facts=facts, grouping=groups,
     )  # fmt: skip
     if weights is not None:
         learner.freeze()
@@ -159,7 +164,8 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:
     """The arguments of `vision_learner` as JSON holds them, for run.json; None if it cannot hold
     them.
     """
-    arguments = {name: value for name, value in arguments.items() if name != "data"}
+    # of the groups the run keeps what they came to
+    arguments = {n: value for n, value in arguments.items() if n not in ("data", "groups")}
     names = {optimizer: name for name, optimizer in OPTIMIZERS.items()}
     arguments["optimizer"] = names.get(arguments["optimizer"], arguments["optimizer"])
     if not isinstance(arguments["optimizer"], str):

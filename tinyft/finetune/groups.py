@@ -10,20 +10,31 @@ for the batch norms of a frozen group:
     torch    the batch        move                frozen  (requires_grad=False and model.train())
     frozen   running          stay                frozen  (Keras's trainable=False)
 
-Unfrozen, scale and shift train under each; `frozen` keeps the body's running statistics to the end.
+Unfrozen, scale and shift train under each; `frozen` keeps the body's running statistics to the end,
+and those of the head while its group is frozen.
+
+Groups of one's own are named parts of the network, from the pictures to the head:
+
+    {"first": ["conv1", "bn1", "layer1"], "rest": ["layer2", "layer3", "layer4"], "head": ["head"]}
 
 Next: tinyft/finetune/optim.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from tinyft.errors import DataError
 from tinyft.nn.layers import BatchNorm
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import ResNet
 from tinyft.tensor import Tensor
+
+if TYPE_CHECKING:
+    from tinyft.data.loader import PictureData
 
 BN_PRESETS = ("fastai", "torch", "frozen")
 
@@ -49,35 +60,134 @@ class Group:
         """How many numbers the parameters are."""
         return sum(parameter.size for parameter in self.parameters.values())
 
+    @property
+    def in_head(self) -> bool:
+        """Whether these are parameters of the head; no group of a learner holds others beside."""
+        return all(map(_is_in_head, self.parameters))
 
-def layer_groups(model: ResNet) -> list[Group]:
-    """Three groups of a network with a head: the first half of the body, the second half, the head.
 
+Grouping = Mapping[str, str | Sequence[str]]
+
+
+def layer_groups(
+    model: ResNet, own: Grouping | Callable[[ResNet], Grouping] | Sequence[Group] | None = None
+) -> tuple[Group, ...]:
+    """The groups of a network with a head: the first half of the body, the second half, the head;
+    or one's `own`: {name: parts}, see above, a function of the network that returns that (with
+    parts down to single parameters), or finished groups.
+
+    Raises: ValueError unless each parameter is in exactly one group, and the groups are in order
     Source: fastai 2.8.12 `_resnet_split`: stem, layer1 and layer2; layer3 and layer4; head.
     """
-    half = len(model.stages) // 2
-    early, late = model.stages[:half], model.stages[half:]
-    groups = [
-        _group("+".join(["stem", *early]), model, ("conv1", "bn1", *early)),
-        _group("+".join(late), model, tuple(late)),
-        _group("head", model, ("head",)),
+    if callable(own):
+        own = own(model)
+    if own is None:
+        half = len(model.stages) // 2
+        early, late = model.stages[:half], model.stages[half:]
+        own = {"+".join(["stem", *early]): ["conv1", "bn1", *early], "+".join(late): late}
+        groups = [_group(name, model, parts) for name, parts in own.items()]
+        groups.append(_group("head", model, ["head"]))
+    elif isinstance(own, Mapping):
+        groups = [_own_group(name, model, parts) for name, parts in own.items()]
+    elif isinstance(own, Sequence) and all(isinstance(group, Group) for group in own):
+        groups = own
+    else:
+        raise ValueError(
+            "groups should be {name: [parts of the network]}, such as "
+            '{"body": ["conv1", "bn1", "layer1", ...], "head": ["head"]}, or a function of the '
+            f"network that returns that; got {own!r:.60}"
+        )
+    expect_grouped(groups, model)
+    return tuple(groups)
+
+
+def expect_grouped(groups: Sequence[Group], model: Module) -> None:
+    """Raises: ValueError unless each parameter and batch norm of the network is in exactly one
+    group, all have names, and their order is the network's, with the head's behind the body's
+    """
+    names = [name for name, _ in model.named_parameters()]
+    own = {id(p) for _, p in model.named_parameters()}
+    grouped = [(name, p) for group in groups for name, p in group.parameters.items()]
+    norms = [n for n, m in model.named_modules() if isinstance(m, BatchNorm)]
+    for kind, wanted, found in (
+        ("parameters", names, [name for name, p in grouped if id(p) in own]),
+        ("batch norms", norms, [name for group in groups for name in group.norms]),
+    ):
+        counts = Counter(found)
+        if wrong := [name for name in wanted if counts[name] != 1]:
+            where = "several groups" if counts[wrong[0]] else "no group"
+            raise ValueError(
+                f"each of the network's {kind} should be in exactly one layer group; {wrong[0]} is "
+                f"in {where}" + (f", as are {len(wrong) - 1} others" if len(wrong) > 1 else "")
+            )
+    titles = [group.name for group in groups]
+    if len(set(titles)) < len(titles) or not all(isinstance(t, str) and t for t in titles):
+        raise ValueError(f"layer groups should have names that differ; got {titles}")
+    place = {name: i for i, name in enumerate(names)}
+    first = [
+        min((place[n] for n in g.parameters if n in place), default=len(names)) for g in groups
     ]
-    grouped = [name for group in groups for name in group.parameters]
-    expected = [name for name, _ in model.named_parameters()]
-    if sorted(grouped) != sorted(expected):
-        raise ValueError(f"not in exactly one group: {sorted(set(expected) ^ set(grouped))}")
-    return groups
+    if first != sorted(first):
+        raise ValueError(
+            f"layer groups should be in the order of the network, from the pictures to the head, "
+            f"because the first ones freeze first; got {', '.join(titles)}"
+        )
+    for group in groups:
+        if not group.in_head and any(map(_is_in_head, group.parameters)):
+            raise ValueError(
+                f"the layer group {group.name!r} holds parts of the body and of the head; give the "
+                "head a group of its own, so that it can train alone"
+            )
 
 
-def _group(name: str, model: Module, children: tuple[str, ...]) -> Group:
-    """The group of all parameters below the named children of the network."""
+def head_at(groups: Sequence[Group]) -> int:
+    """Which group is the head's first: as many are frozen when the head trains alone."""
+    return sum(not group.in_head for group in groups)
+
+
+def grouping_of(model: ResNet, groups: Sequence[Group]) -> dict[str, list[str]] | None:
+    """What makes the same groups again, as JSON holds it; None where `layer_groups` makes them by
+    itself.
+    """
+    named = {group.name: [*group.parameters] for group in groups}
+    usual = {group.name: [*group.parameters] for group in layer_groups(model)}
+    return None if list(named.items()) == list(usual.items()) else named
+
+
+def _is_in_head(name: str) -> bool:
+    return name.split(".")[0] == "head"
+
+
+def _own_group(name: str, model: ResNet, parts: str | Sequence[str]) -> Group:
+    """Raises: ValueError for a part that the network does not have"""
+    parts = [parts] if isinstance(parts, str) else list(parts)
+    if not parts:
+        raise ValueError(f"the layer group {name!r} names no part of the network")
+    names = [n for n, _ in model.named_parameters()]
+    for part in parts:
+        if not any(f"{n}.".startswith(f"{part}.") for n in names):
+            known = ", ".join(dict.fromkeys(n.split(".")[0] for n in names))
+            raise ValueError(
+                f"the layer group {name!r} names {part!r}, and no parameter of the network begins "
+                f"so; its parts are {known}, and what is in them, as layer1.0.conv1"
+            )
+    return _group(name, model, parts)
+
+
+def _group(name: str, model: Module, parts: Sequence[str]) -> Group:
+    """The group of all parameters below the named parts of the network."""
 
     def below(full_name: str) -> bool:
-        return full_name.split(".")[0] in children
+        return any(f"{full_name}.".startswith(f"{part}.") for part in parts)
 
-    parameters = {n: p for n, p in model.named_parameters() if below(n)}
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, BatchNorm) and below(n)}
-    norm_parameters = frozenset(f"{n}.{part}" for n in norms for part in ("weight", "bias"))
+    everything = dict(model.named_parameters())
+    parameters = {n: p for n, p in everything.items() if below(n)}
+    all_norms = {n: m for n, m in model.named_modules() if isinstance(m, BatchNorm)}
+    # A norm is where its scale is; one that shares another's scale, where it stands itself.
+    scale = {n: f"{n}.weight" if f"{n}.weight" in everything else n for n in all_norms}
+    norms = {n: m for n, m in all_norms.items() if below(scale[n])}
+    in_norms = {f"{n}.{part}" for n in all_norms for part in ("weight", "bias")}
+    norm_parameters = frozenset(in_norms & parameters.keys())
     biases = {n for n in parameters if n.endswith(".bias")}
     # as fastai: no decay for batch norms and biases (wd_bn_bias=False)
     return Group(name, parameters, norms, norm_parameters | biases, norm_parameters=norm_parameters)
@@ -88,22 +198,34 @@ def trains(group: Group, name: str, frozen: bool, bn: str) -> bool:
     return not frozen or (bn == "fastai" and name in group.norm_parameters)
 
 
-def norm_switches(bn: str, in_body: bool) -> tuple[str, bool]:
+def norm_switches(bn: str, in_head: bool, frozen: bool) -> tuple[str, bool]:
     """Which statistics a batch norm normalises with in training, and whether its running ones
-    move.
+    move; `frozen` says whether its group is.
     """
     # differs from fastai: "frozen" is not among its choices
-    return ("running", False) if bn == "frozen" and in_body else ("batch", True)
+    return ("running", False) if bn == "frozen" and (frozen or not in_head) else ("batch", True)
 
 
-def rates_in_words(groups: list[Group], rates: Sequence[float]) -> str:
+def expect_comparable(data: PictureData, statistics: Iterable[str]) -> None:
+    """Raises: DataError for batches of one picture where a batch norm, of those that normalise
+    with these `statistics`, uses the batch's
+    """
+    if data.batch_size < 2 and "batch" in statistics:
+        raise DataError(
+            "a training batch needs at least two pictures, because BatchNorm compares them; "
+            f"batch_size is {data.requested_batch_size} and there are {data.n_train} training "
+            "pictures (one by one they can train with bn='frozen' and head='linear')"
+        )
+
+
+def rates_in_words(groups: Sequence[Group], rates: Sequence[float]) -> str:
     """ "learning rates: layer3+layer4 1.00e-04, head 1.00e-03" """
     pairs = zip(groups, rates, strict=True)
     return "learning rates: " + ", ".join(f"{group.name} {lr:.2e}" for group, lr in pairs)
 
 
 def freeze_to(
-    groups: list[Group], first_trainable: int, bn: str, stale: frozenset[str] = frozenset()
+    groups: Sequence[Group], first_trainable: int, bn: str, stale: frozenset[str] = frozenset()
 ) -> None:
     """Freeze the groups before `first_trainable`, unfreeze the others, and set their batch norms.
 
@@ -120,4 +242,4 @@ def freeze_to(
                 zeros = parameter.backend.zeros_like
                 parameter.grad = zeros(parameter.data) if name in stale else None
         for norm in group.norms.values():
-            norm.statistics, norm.updates = norm_switches(bn, group is not groups[-1])
+            norm.statistics, norm.updates = norm_switches(bn, group.in_head, group.frozen)

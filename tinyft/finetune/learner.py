@@ -9,7 +9,7 @@ Next: tinyft/finetune/records.py
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,27 @@ from tinyft.errors import DataError, NonFiniteLossError, ShapeError
 from tinyft.finetune.describe import Description, describe
 from tinyft.finetune.feature_cache import FeatureCache
 from tinyft.finetune.forecast import Forecast, forecast
-from tinyft.finetune.groups import BN_PRESETS, freeze_to, layer_groups, rates_in_words
+from tinyft.finetune.groups import (
+    BN_PRESETS,
+    Group,
+    Grouping,
+    freeze_to,
+    head_at,
+    layer_groups,
+    rates_in_words,
+)
 from tinyft.finetune.judge import REMEDY, evaluate, expect_finite, predict
 from tinyft.finetune.lr_find import LrFinding, lr_find
 from tinyft.finetune.norms import UpdateMeasure, UpdateSums, group_records
 from tinyft.finetune.optim import Adam
 from tinyft.finetune.plan import Plan, complete_plan, expect_unchanged
 from tinyft.finetune.proof import digests, expected_identical, prove
-from tinyft.finetune.recipe import Phase, fine_tune_phases, one_cycle_phase
+from tinyft.finetune.recipe import (
+    Phase,
+    expect_phases,
+    fine_tune_phases,
+    one_cycle_phase,
+)
 from tinyft.finetune.records import (
     Evaluation,
     Losses,
@@ -66,16 +79,16 @@ class Learner:
     whole_squares: bool = False  # judge pictures' whole middle squares, as training showed them
     facts: dict[str, Any] = field(default_factory=dict)  # where the weights came from, which head
     lr: float = 1e-3
+    grouping: InitVar[Any] = None  # layer groups of one's own; see layer_groups
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, grouping: Any) -> None:
         if self.bn not in BN_PRESETS:
             known = ", ".join(BN_PRESETS)
             raise ValueError(f"bn must be one of {known}; got {self.bn!r}")
         self.dtype = np.dtype(self.dtype).name  # "float64", also from np.float64
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be float32 or float64; got {self.dtype}")
-        self.groups = layer_groups(self.model)
-        self.optimizer = self.optimizer_class(self.groups)
+        self.optimizer = self.optimizer_class(layer_groups(self.model, grouping))
         if self.weight_decay is None:
             self.weight_decay = self.optimizer.default_weight_decay
         expect_number("weight_decay", self.weight_decay)
@@ -84,14 +97,11 @@ class Learner:
         self.label_smoothing = float(self.label_smoothing)
         if self.class_weights is not None:
             self.class_weights = _class_weights(self.class_weights, len(self.classes), self.dtype)
-        for group in self.groups:
-            group.weight_decay = self.weight_decay
+        self.groups = self.optimizer.groups
         self.dropouts = [m for _, m in self.model.named_modules() if isinstance(m, Dropout)]
         for layer, dropout in enumerate(self.dropouts, 1):  # each draws its own masks
             dropout.seed, dropout.layer = self.seed, layer
-        self.measure = UpdateMeasure(self.groups)
         self.updates: dict[str, UpdateSums] | None = None  # of the last step, if it was measured
-        self.batch_norms = [norm for group in self.groups for norm in group.norms.values()]
         self.trained: frozenset[str] = frozenset()  # parameters that ever had a gradient
         self.step = self.epoch = 0
         self.smooth, self.losses = SmoothLoss(), Losses()
@@ -125,6 +135,28 @@ class Learner:
 
     # ---------------------------------------------------------------------------------- what trains
 
+    @property
+    def groups(self) -> Sequence[Group]:
+        """The layer groups, as the optimizer has them: there are no others.
+
+        What `layer_groups` takes may be assigned, between two plans: the optimizer goes on with
+        them, and a new group is frozen if all that is in it was.
+        Raises: ValueError for what is no division of the network
+        """
+        return self.optimizer.groups
+
+    @groups.setter
+    def groups(self, own: Grouping | Sequence[Group] | Any) -> None:
+        groups = layer_groups(self.model, own)
+        held = {name for group in self.groups if group.frozen for name in group.parameters}
+        rests = [bool(group.parameters) and group.parameters.keys() <= held for group in groups]
+        self.optimizer.groups = groups
+        freeze_to(groups, [*rests, False].index(False), self.bn)
+        for group in groups:
+            group.weight_decay = self.weight_decay
+        self.batch_norms = [norm for group in groups for norm in group.norms.values()]
+        self.measure = UpdateMeasure(groups)
+
     def freeze_to(self, first_trainable: int, *, stale_gradients: bool = False) -> None:
         """Freeze the groups before this one (negative: from the end); the optimizer forgets all.
 
@@ -144,7 +176,7 @@ class Learner:
 
     def freeze(self) -> None:
         """Freeze all but the head."""
-        self.freeze_to(-1)
+        self.freeze_to(head_at(self.groups))
 
     def unfreeze(self) -> None:
         """Train everything."""
@@ -170,7 +202,7 @@ class Learner:
         """
         options = {"base_lr": base_lr, "freeze_epochs": freeze_epochs, **schedule}
         steps, n_groups = self._own_data().steps_per_epoch, len(self.groups)
-        phases = fine_tune_phases(epochs, steps, n_groups, **options)
+        phases = fine_tune_phases(epochs, steps, n_groups, head_at=head_at(self.groups), **options)
         switches = {"weight_decay": weight_decay, "stale_gradients": stale_gradients}
         return complete_plan(self, "plan", phases, {"epochs": epochs, **options}, **switches)
 
@@ -202,6 +234,33 @@ class Learner:
         switches = {"weight_decay": weight_decay, "reset_optimizer": reset_optimizer}
         arguments = {"epochs": epochs, "lr_max": peaks, **options}
         return complete_plan(self, "one_cycle_plan", [phase], arguments, **switches)
+
+    def plan_of(
+        self,
+        phases: Sequence[Phase],
+        *,
+        weight_decay: float | None = None,
+        stale_gradients: bool = False,
+        reset_optimizer: bool = True,
+    ) -> Plan:
+        """The plan of phases of one's own, such as `one_cycle_phase` makes; for `execute` or
+        `steps`.
+
+        Gradual unfreezing is a phase for each group, last group first:
+
+            steps, n = learner.data.steps_per_epoch, len(learner.groups)
+            learner.plan_of([
+                one_cycle_phase(f"{n - i} groups", 1, steps, 1e-3, n, first_trainable=i)
+                for i in reversed(range(n))
+            ])
+        Raises: ValueError, DataError as `plan`; TypeError for what is no phase
+        """
+        phases = list(phases)
+        expect_phases(phases, len(self.groups), self._own_data().steps_per_epoch)
+        switches = {"weight_decay": weight_decay, "stale_gradients": stale_gradients,
+                    "reset_optimizer": reset_optimizer}  # fmt: skip
+        arguments = {"phases": [asdict(phase) for phase in phases]}
+        return complete_plan(self, "plan_of", phases, arguments, **switches)
 
     def describe(self) -> Description:
         """One line a layer: group, rate now, what trains, what moves; prints as a table."""
@@ -283,10 +342,10 @@ class Learner:
         a frozen tensor moved; ValueError if the learner was changed since the plan was made
         """
         self._own_data()
-        expect_unchanged(self, plan, start)
         done = 0  # steps of the phases before this one
         for phase, cached_bytes in zip(plan.phases, plan.cached_bytes, strict=True):
             if start < done + phase.steps:
+                expect_unchanged(self, plan, max(start, done))
                 self.enter(phase, plan, resumed=start > done)
                 self.cache = FeatureCache(self) if cached_bytes else None
                 try:
@@ -322,13 +381,13 @@ class Learner:
         """All epochs of a phase: train on each batch, validate after each epoch, prove at the
         end.
         """
-        expected = expected_identical(self.groups)
-        frozen = [group.frozen for group in self.groups]
+        groups, expected = self.groups, expected_identical(self.groups)
+        frozen = [group.frozen for group in groups]
         for i in range(start, phase.steps):
-            if [group.frozen for group in self.groups] != frozen:
+            if self.groups is not groups or [group.frozen for group in groups] != frozen:
                 raise ValueError(
-                    f"groups were frozen or unfrozen within the phase {phase.name!r}; what is "
-                    "frozen is the plan's: end here, and make a plan for what is to follow"
+                    f"groups were frozen, unfrozen or exchanged within the phase {phase.name!r}; "
+                    "what is frozen is the plan's: end here, and make a plan for what is to follow"
                 )
             in_epoch = i % phase.steps_per_epoch
             if in_epoch == 0 or i == start:

@@ -19,6 +19,7 @@ import numpy as np
 
 from tinyft.data.loader import Batch
 from tinyft.errors import NonFiniteLossError, RunError
+from tinyft.finetune.groups import expect_comparable
 from tinyft.finetune.records import SmoothLoss
 from tinyft.finetune.state import undone
 
@@ -63,12 +64,14 @@ def lr_find(
     number. The learner is left exactly as it was, optimizer state and batch norm statistics
     included.
     Raises: ValueError for no whole number of steps, or rates that do not rise from above zero;
+    DataError as a plan;
     RunError if there were too few steps to read anything from
     """
     if not isinstance(num_it, int | np.integer) or num_it < 1:
         raise ValueError(f"num_it must be a whole number of at least 1; got {num_it!r}")
     if not 0 < start_lr < end_lr < math.inf:
         raise ValueError(f"expected 0 < start_lr < end_lr; got {start_lr} and {end_lr}")
+    expect_comparable(learner.data, [norm.statistics for norm in learner.batch_norms])
     # differs from fastai: counters and gradients are restored too
     with undone(learner):
         lrs, losses, smooth, points = _sweep(learner, start_lr, end_lr, num_it, stop_div)

@@ -9,6 +9,7 @@ Next: tinyft/finetune/schedule.py
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tinyft import backends
@@ -25,8 +26,8 @@ class Optimizer:
     has_momentum = True  # or the schedule's momentum means nothing
     default_weight_decay = 0.0  # fastai's; Adam has another
 
-    def __init__(self, groups: list[Group]):
-        self.groups = groups
+    def __init__(self, groups: Sequence[Group]):
+        self.groups = tuple(groups)  # the only list of them: a learner's `groups` are these
         self.state: dict[str, dict[str, Any]] = {}
         self.visited: frozenset[str] = frozenset()  # by the last step
 
@@ -86,7 +87,9 @@ class Adam(Optimizer):
 
     default_weight_decay = 0.01
 
-    def __init__(self, groups: list[Group], *, square_momentum: float = 0.99, eps: float = 1e-5):
+    def __init__(
+        self, groups: Sequence[Group], *, square_momentum: float = 0.99, eps: float = 1e-5
+    ):
         super().__init__(groups)
         self.square_momentum, self.eps = square_momentum, eps
 
@@ -125,7 +128,7 @@ class SGD(Optimizer):
     Source: fastai 2.8.12 `SGD`
     """
 
-    def __init__(self, groups: list[Group], *, momentum: float = 0.0):
+    def __init__(self, groups: Sequence[Group], *, momentum: float = 0.0):
         super().__init__(groups)
         self.has_momentum = momentum != 0
 

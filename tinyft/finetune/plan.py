@@ -7,6 +7,7 @@ Next: tinyft/finetune/learner.py
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,14 @@ import numpy as np
 from tinyft.display import Displayed, counted
 from tinyft.errors import DataError, RunError
 from tinyft.finetune.feature_cache import cacheable_bytes
-from tinyft.finetune.groups import Group, norm_switches, trains
+from tinyft.finetune.groups import (
+    Group,
+    expect_comparable,
+    expect_grouped,
+    head_at,
+    norm_switches,
+    trains,
+)
 from tinyft.finetune.judge import expect_judgeable
 from tinyft.finetune.recipe import Phase
 from tinyft.finetune.schedule import expect_number
@@ -37,6 +45,7 @@ class GroupState:
     trainable: int
     total: int
     norms: str
+    in_head: bool
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,8 @@ def complete_plan(
     """The plan of these phases for a learner as it is now. `method` and `arguments` say how to make
     it again; `switches` are stale_gradients and reset_optimizer.
 
-    Raises: ValueError if nothing would be done or trained; DataError without pictures to validate
+    Raises: ValueError if nothing would be done or trained; DataError without pictures to validate,
+    or with one picture a batch where a batch norm compares several
     """
     if weight_decay is None:
         weight_decay = learner.weight_decay
@@ -122,8 +132,7 @@ def complete_plan(
     if not any(phase.steps for phase in phases):
         zero = "epochs is 0" if phases else "epochs and freeze_epochs are both 0"
         raise ValueError(f"there is nothing to do: {zero}")
-    if learner.data.n_valid == 0:
-        raise DataError("each epoch ends with validation, and there are no pictures for it")
+    _expect_usable(learner, phases)
     if not learner.optimizer.has_momentum:  # the schedule's means nothing to it
         phases = [replace(phase, momentum=0 * phase.momentum) for phase in phases]
     states = [describe_groups(learner.groups, phase, learner.bn) for phase in phases]
@@ -148,6 +157,19 @@ def complete_plan(
     )
 
 
+def _expect_usable(learner: Learner, phases: list[Phase]) -> None:
+    """Raises: DataError if the learner's data cannot serve the phases"""
+    if learner.data.n_valid == 0:
+        raise DataError("each epoch ends with validation, and there are no pictures for it")
+    statistics = {
+        norm_switches(learner.bn, group.in_head, frozen=i < phase.first_trainable)[0]
+        for phase in phases
+        for i, group in enumerate(learner.groups)
+        if group.norms
+    }
+    expect_comparable(learner.data, statistics)
+
+
 def _cacheable_bytes(learner: Learner, phase: Phase) -> int:
     """What it takes to keep the body's features in a phase; 0 where they may change."""
     return cacheable_bytes(
@@ -155,7 +177,7 @@ def _cacheable_bytes(learner: Learner, phase: Phase) -> int:
         learner.data,
         learner.adjusted_preprocess().crop,
         bn=learner.bn,
-        body_frozen=phase.first_trainable >= len(learner.groups) - 1,
+        body_frozen=phase.first_trainable >= head_at(learner.groups),
         itemsize=np.dtype(learner.dtype).itemsize,
     )
 
@@ -163,16 +185,25 @@ def _cacheable_bytes(learner: Learner, phase: Phase) -> int:
 def remade(learner: Learner, arguments: dict[str, Any], first_step: int) -> Plan:
     """The plan that the learner makes from a plan's `arguments`.
 
-    Raises: RunError if they name no method: it was a plan of the caller's own
+    Raises: RunError if they name no method: it was a plan of the caller's own; or are damaged
     """
-    makers = {"plan": learner.plan, "one_cycle_plan": learner.one_cycle_plan}
+    makers = {
+        "plan": learner.plan,
+        "one_cycle_plan": learner.one_cycle_plan,
+        "plan_of": learner.plan_of,
+    }
     arguments = dict(arguments)
     method = arguments.pop("method", None)
     if method not in makers:
         raise RunError(
             "the run followed a plan of its caller's own, and only that can make it again"
         )
-    return replace(makers[method](**arguments), first_step=first_step)
+    try:
+        if method == "plan_of":
+            arguments["phases"] = [Phase.from_dict(phase) for phase in arguments["phases"]]
+        return replace(makers[method](**arguments), first_step=first_step)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"the run's plan is damaged, and cannot be made again: {error}") from None
 
 
 def is_made_by_its_arguments(plan: Plan, learner: Learner) -> bool:
@@ -218,6 +249,14 @@ def expect_unchanged(learner: Learner, plan: Plan, start: int) -> None:
             "the network has other parameters than when the learner was made, which would not "
             "train; make a learner with the network as it is now (head=... takes a Module)"
         )
+    expect_grouped(learner.groups, learner.model)
+    for phase, states in zip(plan.phases, plan.states, strict=True):
+        if states != describe_groups(learner.groups, phase, learner.bn):
+            names = [", ".join(g.name for g in groups) for groups in (states, learner.groups)]
+            raise ValueError(
+                f"the plan is for the layer groups {names[0]}, and the learner has {names[1]} now, "
+                "or they hold other parameters; make a new plan"
+            )
 
 
 def facts_of(learner: Learner) -> list[str]:
@@ -241,7 +280,7 @@ def facts_of(learner: Learner) -> list[str]:
     ]
 
 
-def describe_groups(groups: list[Group], phase: Phase, bn: str) -> list[GroupState]:
+def describe_groups(groups: Sequence[Group], phase: Phase, bn: str) -> list[GroupState]:
     """What each group will do in `phase`."""
     states = []
     for i, group in enumerate(groups):
@@ -249,18 +288,18 @@ def describe_groups(groups: list[Group], phase: Phase, bn: str) -> list[GroupSta
         trainable = sum(
             p.size for name, p in group.parameters.items() if trains(group, name, frozen, bn)
         )
-        norms = _describe_norms(group, frozen, bn, in_body=group is not groups[-1])
-        states.append(GroupState(group.name, frozen, trainable, group.count, norms))
+        norms = _describe_norms(group, frozen, bn)
+        states.append(GroupState(group.name, frozen, trainable, group.count, norms, group.in_head))
     return states
 
 
-def _describe_norms(group: Group, frozen: bool, bn: str, in_body: bool) -> str:
+def _describe_norms(group: Group, frozen: bool, bn: str) -> str:
     """The three switches in words: what normalises, whether it moves, whether scale and shift
     train.
     """
     if not group.norms:
         return "none"
-    statistics, moves = norm_switches(bn, in_body)
+    statistics, moves = norm_switches(bn, group.in_head, frozen)
     trained = "train" if not frozen or bn == "fastai" else "frozen"
     moving = "running statistics move" if moves else "which stay"
     return f"by {statistics} statistics, {moving}; scale and shift {trained}"

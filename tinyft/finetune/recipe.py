@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,12 @@ class Phase:
     @property
     def steps(self) -> int:
         return self.epochs * self.steps_per_epoch
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Phase:
+        """From what `dataclasses.asdict` gives, also after JSON."""
+        arrays = {name: np.array(values[name], np.float64) for name in ("lr", "momentum")}
+        return cls(**values | arrays)
 
 
 def one_cycle_phase(
@@ -108,35 +115,69 @@ def fine_tune_phases(
     div: float = 5.0,
     div_final: float = 1e5,
     moms: tuple[float, float, float] = MOMENTUMS,
+    head_at: int | None = None,
 ) -> list[Phase]:
     """The two phases of `fine_tune`; freeze_epochs=0 leaves out the first, epochs=0 the second.
+    The groups from `head_at` on are the head's (default: the last), and learn at one rate.
 
     Raises: ValueError for numbers that cannot be
     """
     expect_number("base_lr", base_lr)
     expect_number("lr_mult", lr_mult, above_0=True)
+    body = n_groups - 1 if head_at is None else head_at
     frozen = one_cycle_phase(
         HEAD_ALONE,
         freeze_epochs,
         steps_per_epoch,
-        slice(base_lr),
+        _with_one_head(slice(base_lr), body, n_groups),
         n_groups,
-        first_trainable=n_groups - 1,
+        first_trainable=body,
         pct_start=0.99,  # as fastai: below 100 steps a pure warm-up
-        div_final=div_final,
-        moms=moms,
-    )
+        div_final=div_final, moms=moms,
+    )  # fmt: skip
     base_lr /= 2
     unfrozen = one_cycle_phase(
         "everything",
         epochs,
         steps_per_epoch,
-        slice(base_lr / lr_mult, base_lr),
+        _with_one_head(slice(base_lr / lr_mult, base_lr), body, n_groups),
         n_groups,
         first_trainable=0,
-        pct_start=pct_start,
-        div=div,
-        div_final=div_final,
-        moms=moms,
-    )
+        pct_start=pct_start, div=div, div_final=div_final, moms=moms,
+    )  # fmt: skip
     return [phase for phase in (frozen, unfrozen) if phase.epochs]
+
+
+def _with_one_head(rates: slice, body: int, n_groups: int) -> list[float]:
+    """A rate for each group: `per_group` of the body's groups and the head as one."""
+    found = per_group(rates, body + 1)
+    return found + found[-1:] * (n_groups - body - 1)
+
+
+def expect_phases(phases: Sequence[Phase], n_groups: int, steps_per_epoch: int) -> None:
+    """Raises: ValueError unless these are phases, of names that differ, for so many groups and
+    such epochs, with rates and momentums that can be; TypeError for what is no phase
+    """
+    for phase in phases:
+        if not isinstance(phase, Phase):
+            raise TypeError(
+                f"expected phases, as tinyft.finetune.one_cycle_phase makes; got {phase!r:.60}"
+            )
+        wrong = None
+        if phase.epochs < 1 or phase.steps_per_epoch != steps_per_epoch:
+            wrong = f"{phase.epochs} epochs of {phase.steps_per_epoch} steps; expected at least "
+            wrong += f"one, of the data's {steps_per_epoch}"
+        elif not 0 <= phase.first_trainable <= n_groups:
+            wrong = f"{phase.first_trainable} frozen groups; the learner has {n_groups} groups"
+        elif phase.lr.shape != (phase.steps, n_groups) or len(phase.momentum) != phase.steps:
+            wrong = f"rates (steps, groups) {phase.lr.shape} and {len(phase.momentum)} momentums; "
+            wrong += f"expected {(phase.steps, n_groups)} and {phase.steps}"
+        elif not (np.isfinite(phase.lr).all() and (phase.lr >= 0).all()):
+            wrong = "a learning rate that is negative or no number"
+        elif not ((phase.momentum >= 0) & (phase.momentum < 1)).all():
+            wrong = "a momentum that is not from 0 to below 1"
+        if wrong:
+            raise ValueError(f"the phase {phase.name!r} has {wrong}")
+    names = [phase.name for phase in phases]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"a plan needs phases whose names differ; got {names}")

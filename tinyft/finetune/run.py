@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyft import backends
 from tinyft.errors import RunError
+from tinyft.finetune.groups import grouping_of
 from tinyft.finetune.plan import is_made_by_its_arguments
 from tinyft.finetune.proof import digests
 from tinyft.finetune.run_reading import checkpoints
@@ -211,7 +212,8 @@ def settings_of(learner: Learner) -> dict[str, Any]:
         "optimizer": type(learner.optimizer),
         "optimizer's": optimizer,
         "batch norms": [(norm.momentum, norm.eps) for norm in learner.batch_norms],
-        "undecayed": [group.undecayed for group in learner.groups],
+        "undecayed": {name for group in learner.groups for name in group.undecayed},
+        "of norms": {name for group in learner.groups for name in group.norm_parameters},
         "loss": getattr(learner.loss, "__func__", learner.loss),
         "dropout": [dropout.probability for dropout in learner.dropouts],
     }
@@ -219,8 +221,10 @@ def settings_of(learner: Learner) -> dict[str, Any]:
 
 def arguments_of(learner: Learner) -> dict[str, Any] | None:
     """What `vision_learner` was called with; None if that would not make this learner again."""
-    as_made = learner.facts.get("as_made") == settings_of(learner)
-    return learner.facts.get("arguments") if as_made else None
+    arguments = learner.facts.get("arguments")
+    if arguments is None or learner.facts.get("as_made") != settings_of(learner):
+        return None
+    return arguments | {"groups": grouping_of(learner.model, learner.groups)}
 
 
 def weights_sha256(learner: Learner) -> str:

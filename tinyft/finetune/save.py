@@ -15,7 +15,7 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.errors import WeightsError
-from tinyft.finetune.groups import BN_PRESETS
+from tinyft.finetune.groups import BN_PRESETS, grouping_of
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.layers import BatchNorm
 from tinyft.nn.module import Module
@@ -42,6 +42,7 @@ def save(learner: Learner, path: str | os.PathLike[str], *, training: str = "") 
                 "seed": learner.seed, "label_smoothing": learner.label_smoothing,
                 "weight_decay": learner.weight_decay, "dtype": learner.dtype,
                 "whole_squares": learner.whole_squares,
+                "groups": grouping_of(learner.model, learner.groups),
                 "class_weights": _plain(learner.class_weights)}  # fmt: skip
     last = learner.validation
     metadata: dict[str, Any] = {
@@ -82,7 +83,8 @@ def load_learner(
             )
         head = HEADS[settings["head"]](body.num_features, len(weights.classes))
     attach(body, head).load_state_dict(weights.arrays)
-    options = {name: settings[name] for name in settings if name != "head"}
+    options = {name: settings[name] for name in settings if name not in ("head", "groups")}
+    options["grouping"] = settings["groups"]
     facts = {"head": settings["head"], "weights": str(path)}
     parts = body.astype(settings["dtype"]), None, weights.preprocess, weights.arch, weights.classes
     try:
@@ -115,17 +117,28 @@ def _settings(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
             value is None
             or (isinstance(value, list) and all(isinstance(weight, number) for weight in value))
         ),
+        "groups": lambda value: (
+            value is None
+            or (isinstance(value, dict) and all(map(_is_list_of_texts, value.values())))
+        ),
     }
+    later = {"groups": None}  # what files of earlier versions do not say
     try:
         settings = json.loads(text)
     except (ValueError, RecursionError):  # lists within lists a thousand deep are the latter
         settings = None
+    if isinstance(settings, dict):
+        settings = later | settings
     if not isinstance(settings, dict) or not expected.keys() <= settings.keys():
         raise WeightsError(f"{path}: its learner should be JSON with {', '.join(sorted(expected))}")
     for name, is_right in expected.items():
         if not is_right(settings[name]):
             raise WeightsError(f"{path}: its learner's {name} cannot be {settings[name]!r}")
     return {name: settings[name] for name in expected}
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def expect_savable(learner: Learner) -> None:

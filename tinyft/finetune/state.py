@@ -90,6 +90,7 @@ def bookmark(learner: Learner) -> Callable[[], None]:
     of records too.
     """
     saved = capture(learner)
+    grouped = learner.groups
     groups = [(group, group.frozen) for group in learner.groups]
     parameters = [
         (p, p.requires_grad, None if p.grad is None else p.grad.copy("K"))
@@ -103,6 +104,7 @@ def bookmark(learner: Learner) -> Callable[[], None]:
     last_step = learner.updates, learner.optimizer.visited
 
     def put_back() -> None:
+        learner.optimizer.groups = grouped
         restore(learner, *saved)
         for group, frozen in groups:
             group.frozen = frozen

@@ -87,7 +87,7 @@ def jump(moment: Moment, previous: float | None = None) -> Jump:
     if previous is None and learner.history and learner.history[-1].step == moment.step - 1:
         previous = learner.history[-1].loss
     old = weights_of(learner)
-    body = {n: old[n] for group in learner.groups[:-1] for n in group.parameters}
+    body = {n: old[n] for g in learner.groups if not g.in_head for n in g.parameters}
     training, evaluation = {}, {}
 
     def note(state: str) -> None:

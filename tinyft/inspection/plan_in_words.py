@@ -16,7 +16,7 @@ WIDTH = 100
 WHY_FROZEN = (
     "Why: the head begins with random weights, so its first gradients say nothing about pictures; "
     "passed on at full rate they would undo what the pretrained layers know (it is the first step "
-    "of the gradual unfreezing of Howard and Ruder, 2018)."
+    "of the gradual unfreezing of Howard and Ruder, 2018, all of which learner.plan_of can make)."
 )
 WHY_UNFROZEN = (
     "Why: the head now sends gradients that mean something, and the pretrained layers can bend "
@@ -165,8 +165,8 @@ def _why(plan: Plan, number: int, frozen: list[GroupState]) -> list[str]:
         return [_why_unfrozen(plan, number)]
     if _knows_nothing(plan):
         return [WHY_FROZEN_RANDOM]
-    training = len(plan.states[number]) - len(frozen)
-    if training == 1:
+    training = [state for state in plan.states[number] if not state.frozen]
+    if training and all(state.in_head for state in training):
         has_random_head = number == 0 and _is_said(plan, ", random, ")
         return [WHY_FROZEN if has_random_head else WHY_FROZEN_AGAIN]
     return [WHY_FROZEN_IN_PART] if training else []

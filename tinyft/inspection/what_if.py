@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from tinyft.display import aligned
 from tinyft.errors import NonFiniteLossError
 from tinyft.finetune.groups import freeze_to as freeze_groups
+from tinyft.finetune.groups import head_at
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.norms import total
 from tinyft.inspection.moment import Moment
@@ -117,7 +118,7 @@ def usual_changes(moment: Moment) -> dict[str, Change]:
         changes["no weight decay"] = _no_decay
     if learner.optimizer.state:
         changes["optimizer without memory"] = lambda learner: learner.optimizer.clear()
-    body = len(groups) - 1
+    body = head_at(groups)
     if frozen < body:
         changes["body frozen"] = freeze_to(body, learner.bn)
     if frozen > 0:
