@@ -142,11 +142,19 @@ def copied(run, tmp_path):
 
 def test_a_run_without_a_ledger_says_so(copied, monkeypatch):
     monkeypatch.setattr(run_files, "diff_run", lambda *_, **__: None)
-    (copied / "ledger.h5").unlink()
+    (copied / "ledger.bin").unlink()
     text = sections_of(report_html(RunFiles.read(copied, small_data())))
     assert "Not shown: this run kept no ledger" in text["steps"]
     assert "Not shown: this run kept no ledger" in text["proof"]
     assert "Phase 1 of 2, head alone" in text["plan"]
+
+
+def test_a_ledger_that_lacks_steps_says_so(copied, html):
+    whole = (copied / "ledger.bin").read_bytes()
+    (copied / "ledger.bin").write_bytes(whole[: len(whole) // 2])
+    text = sections_of(report_html(RunFiles.read(copied)))
+    assert re.search(r"The ledger lacks [1-5] of the 6 steps\.", text["steps"])
+    assert "The ledger lacks" not in html
 
 
 def test_without_its_pictures_the_rest_is_shown(copied):

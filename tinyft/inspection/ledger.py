@@ -20,8 +20,8 @@ What `read` gives (`LedgerReading`):
                  valid_accuracy. (epochs, parameters): the columns of `layers` (root mean squares of
                  norms, means of ratios; weight_norm at the end), lr, momentum, weight_decay, `path`
                  (the sum of the steps' lengths), `distance` from where the epoch began, and
-                 `changed`, how many numbers ended elsewhere (both NaN where a resumed run does not
-                 know its epoch's start)
+                 `changed`, how many numbers ended elsewhere (both NaN where a resumed run has lost
+                 the checkpoint of its epoch's start)
     norm_drift   {column: (epochs, norms)}: mean and variance, how far a batch norm's running
                  statistics went in the epoch, and mean_since_start, variance_since_start. A mean
                  in old standard deviations, a variance as |ln(new / old)|; root mean squares
@@ -30,9 +30,8 @@ What `read` gives (`LedgerReading`):
     proofs       a `Changes` for each finished phase: what moved, how far and why
     balance()    the steps whose books do not balance, as sentences; none is as it should be
 
-The file, `ledger.h5`, holds tables of plain numbers (rows, columns, ...), which h5py alone can
-read; each table's attribute `columns` names them. The newest steps of a run that is at work, or was
-killed, are in the table `recent` (ledger_file.py).
+The file, `ledger.bin`, holds these as tables of plain numbers, which NumPy alone can read: see
+ledger_file.py.
 
 Next: tinyft/inspection/ledger_rows.py
 """
@@ -42,27 +41,27 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyft import backends
 from tinyft.display import Displayed
-from tinyft.errors import RunError
-from tinyft.finetune.run import CHECKPOINT
-from tinyft.finetune.state import model_arrays
+from tinyft.errors import RunError, TinyftError
 from tinyft.inspection import ledger_file
 from tinyft.inspection.freeze import ROUNDING, Before, Changes, TensorChange, snapshot
-from tinyft.inspection.ledger_file import LedgerFile
-from tinyft.inspection.ledger_reading import LedgerReading
+from tinyft.inspection.ledger_file import FILE_NAME, LedgerFile
+from tinyft.inspection.ledger_reading import CONTINUES, LedgerReading
 from tinyft.inspection.ledger_rows import (
-    EPOCH_COLUMNS,
+    GROUP_COLUMNS,
     LAYER_COLUMNS,
     by_group,
+    description_of,
     epoch_layer_rows,
     group_rows,
     layer_rows,
-    tables,
+    layout,
+    step_numbers,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ if TYPE_CHECKING:
 
 
 class Ledger(Displayed):
-    """An observer that writes `ledger.h5` into a run's folder; in memory where there is none.
+    """An observer that writes `ledger.bin` into a run's folder; in memory where there is none.
 
     It costs sums over the weights, while they are updated, in every step, and a copy of the
     weights in every epoch. With the sample run's network, whose steps are short, that is 3.6 to 4.5
@@ -91,14 +90,16 @@ class Ledger(Displayed):
     def read(run: str | os.PathLike[str]) -> LedgerReading:
         """The ledger of a run's folder, or of a file. Raises: RunError if it cannot be read"""
         path = Path(run)
-        return LedgerReading(*ledger_file.read(path / "ledger.h5" if path.is_dir() else path))
+        return LedgerReading.of(
+            ledger_file.read(path / FILE_NAME if path.is_dir() else path, layout)
+        )
 
     @property
     def reading(self) -> LedgerReading:
         """What was written so far. Raises: RunError before the first step"""
         if self.file is None:
             raise RunError("this ledger is empty: no step was made since it was handed in")
-        return LedgerReading(*self.file.contents())
+        return LedgerReading.of(self.file.contents())
 
     def __str__(self) -> str:
         return str(self.reading) if self.file is not None else "an empty ledger: no step was made"
@@ -108,33 +109,33 @@ class Ledger(Displayed):
     def begin(self, learner: Learner, plan: Plan) -> None:
         """Look at the network before the first step. The file is made by the first step."""
         folder = self.folder or learner.run_folder
-        self.path = None if folder is None else Path(folder) / "ledger.h5"
+        self.path = None if folder is None else Path(folder) / FILE_NAME
         self.file = None
         self.phases = [phase.name for phase in plan.phases]
         self.norms_of = {name: norm for g in learner.groups for name, norm in g.norms.items()}
         self.epoch_start: Before | None = snapshot(learner.model)
         self.phase_start: Before | None = self.epoch_start
         self.statistics_at_start = self._statistics()
+        self.epoch_rows: list[tuple[np.ndarray, np.ndarray]] = []  # groups, layers: of each step
+        self.evidence: Any = False  # of why tensors moved in the phase, from epochs that ended
 
     def after_step(self, learner: Learner, record: StepRecord) -> None:
         """Write the rows of a step, and at its end those of an epoch and of a phase."""
         if self.file is None:
-            self.file = self._open(learner, record.step)
+            self.file = self._open(learner, record)
         phase = self.phases.index(record.phase)
         ids = np.full(learner.data.batch_size, -1)
         ids[: len(record.ids)] = record.ids
-        self.file.append_step(
-            steps=[record.step, record.epoch, phase, float(record.loss), record.smooth_loss],
-            groups=group_rows(record, by_group(learner)),
-            layers=layer_rows(learner.updates),
-            ids=ids,
-        )
+        groups, layers = group_rows(record, by_group(learner)), layer_rows(learner.updates)
+        steps = [record.step, record.epoch, phase, float(record.loss), record.smooth_loss]
+        self.file.append("step", steps=steps, groups=groups, ids=ids, layers=layers)
+        self.epoch_rows.append((groups, layers))
         if record.validation:
             self._end_epoch(learner, record, phase)
         if record.proof:
             self._end_phase(learner, record, phase)
         if record.validation:
-            self.file.settle()
+            self.file.sync()
 
     def end(self, learner: Learner) -> None:
         """The file is complete. One in memory can still be read."""
@@ -142,38 +143,35 @@ class Ledger(Displayed):
             self.file.close()
 
     def _end_epoch(self, learner: Learner, record: StepRecord, phase: int) -> None:
-        now = snapshot(learner.model)
-        self.file.append("epoch_layers", self._epoch_layers(now))
-        self.file.append("statistics", self._statistics())
-        judged = record.validation
-        row = [record.epoch, phase, record.step, judged.loss, judged.accuracy]
-        self.file.append("epochs", row)
+        now, judged = snapshot(learner.model), record.validation
+        groups, layers = (np.array(rows) for rows in zip(*self.epoch_rows, strict=True))
+        self.file.append(
+            "epoch",
+            epochs=[record.epoch, phase, record.step, judged.loss, judged.accuracy],
+            epoch_layers=self._epoch_layers(groups, layers, now),
+            statistics=self._statistics(),
+        )
+        self.evidence = self.evidence | _evidence(layers)
+        self.epoch_rows.clear()
         self.epoch_start = now
 
     def _end_phase(self, learner: Learner, record: StepRecord, phase: int) -> None:
         """Which tensors moved in the phase, how far, and why; by the proof's hashes alone where its
         start is not known.
         """
-        done = self.file.rows("phases")
-        first = int(done[-1, 1]) + 1 if len(done) else 0
-        chosen = self.file.rows("steps")[:, 0] >= first
-        reasons = _reasons(learner, self.file.rows("layers")[chosen])
+        reasons = _reasons(learner, self.evidence)
         now = self.epoch_start  # a phase ends with an epoch
         if self.phase_start is None:
             changes = _by_hashes(record, learner, reasons)
         else:
             changes = Changes.between(self.phase_start.arrays, now.arrays, reasons, record.phase)
-        self.file.append("tensors", changes.columns())
-        self.file.append("phases", [phase, record.step])
+        self.file.append("phase", phases=[phase, record.step], tensors=changes.columns())
+        self.evidence = False
         self.phase_start = now
 
-    def _epoch_layers(self, now: Before) -> np.ndarray:
+    def _epoch_layers(self, groups: np.ndarray, layers: np.ndarray, now: Before) -> np.ndarray:
         """(columns, parameters) of the epoch that ended with the last step."""
-        ended = self.file.rows("epochs")
-        first = int(ended[-1, EPOCH_COLUMNS.index("step")]) + 1 if len(ended) else 0
-        chosen = self.file.rows("steps")[:, 0] >= first
-        group_of = self.description["group_of"]
-        rates = self.file.rows("groups")[chosen][:, :3][:, :, group_of]  # (steps, 3, parameters)
+        rates = groups[:, :3][:, :, self.description["group_of"]]  # (steps, 3, parameters)
         names = self.description["parameters"]
         rates[:, 2, [name in self.description["undecayed"] for name in names]] = 0
         travelled = {key: np.full(len(names), np.nan) for key in ("distance", "changed")}
@@ -181,7 +179,7 @@ class Ledger(Displayed):
             steps = [now.arrays[n] - self.epoch_start.arrays[n] for n in names]
             travelled["distance"] = np.array([np.linalg.norm(s.ravel()) for s in steps])
             travelled["changed"] = np.array([np.count_nonzero(s) for s in steps])
-        return epoch_layer_rows(self.file.rows("layers")[chosen], rates, travelled)
+        return epoch_layer_rows(layers, rates, travelled)
 
     def _statistics(self) -> np.ndarray:
         """Every batch norm's running mean and variance: (2, channels)"""
@@ -192,78 +190,77 @@ class Ledger(Displayed):
 
     # ------------------------------------------------------------------------------------- the file
 
-    def _open(self, learner: Learner, step: int) -> LedgerFile:
-        """A new file; where a run goes on, with the rows of the steps before this one."""
-        self.description = {
-            "arch": learner.arch,
-            "optimizer": type(learner.optimizer).__name__,
-            "has_momentum": learner.optimizer.has_momentum,
-            "groups": [group.name for group in learner.groups],
-            "parameters": [name for group in learner.groups for name in group.parameters],
-            "group_of": [i for i, g in enumerate(learner.groups) for _ in g.parameters],
-            "undecayed": sorted(name for group in learner.groups for name in group.undecayed),
-            "norms": list(self.norms_of),
-            "channels": [len(norm.running_mean) for norm in self.norms_of.values()],
-            "tensors": list(learner.model.state_dict()),
-            "phases": self.phases,
-        }
-        kept = self._kept(step) or {"statistics": self.statistics_at_start[None]}
-        return LedgerFile(self.path, tables(learner), self.description, kept)
+    def _open(self, learner: Learner, record: StepRecord) -> LedgerFile:
+        """A new file; where a run goes on, with the records of the steps before this one."""
+        self.description = description_of(learner, self.phases)
+        kept = self._kept(record.step)
+        file = LedgerFile(self.path, layout, self.description, kept)
+        if kept:
+            self._go_on(learner, record, kept)
+        else:
+            file.append("begin", statistics=self.statistics_at_start)
+        return file
 
     def _kept(self, step: int) -> dict[str, np.ndarray]:
-        """The rows of an earlier session that stay: those of steps before `step`.
-
-        If this session began within an epoch or a phase, the weights at its start are read from
-        that step's checkpoint, where there is one.
-        """
+        """The records of an earlier session that stay; none if it made no step before `step`."""
         if self.path is None or not self.path.exists():
             return {}
         try:
-            kept, description = ledger_file.read(self.path)
-            if description["phases"] != self.phases:
+            found = ledger_file.read(self.path, layout, damaged=True)
+            if found.description != self.description:
                 raise RunError(f"{self.path} is the ledger of another plan")
         except RunError as error:
             warnings.warn(f"{error}; a new ledger begins with step {step}", stacklevel=2)
             return {}
-        ledger_file.close_written(self.path)
-        count = int((kept["steps"][:, 0] < step).sum())
-        epochs = int((kept["epochs"][:, EPOCH_COLUMNS.index("step")] < step).sum())
-        phases = int((kept["phases"][:, 1] < step).sum())
-        if count == 0:
-            return {}
-        lengths = {"epochs": epochs, "epoch_layers": epochs, "statistics": epochs + 1,
-                   "phases": phases, "tensors": phases}  # fmt: skip
-        kept = {name: rows[: lengths.get(name, count)] for name, rows in kept.items()}
-        first = int(kept["steps"][0, 0])
-        epoch_began = int(kept["epochs"][-1, EPOCH_COLUMNS.index("step")]) + 1 if epochs else first
-        phase_began = int(kept["phases"][-1, 1]) + 1 if phases else first
-        if epoch_began != step:
-            self.epoch_start = _weights_at(self.path.parent, epoch_began)
-        if phase_began != step:
-            self.phase_start = _weights_at(self.path.parent, phase_began)
-        return kept
+        if found.damage:
+            warnings.warn(f"{self.path}: {found.damage}; what is before it is kept", stacklevel=2)
+        kept = {n: rows[step_numbers(n, rows) < step] for n, rows in found.records.items()}
+        return kept if len(kept["step"]) else {}
+
+    def _go_on(self, learner: Learner, record: StepRecord, kept: dict[str, np.ndarray]) -> None:
+        """Take up an epoch and a phase that have not ended: what was measured, and the weights that
+        they began with. If the newest steps are lost, as by a crash of the system, nobody knows
+        which these were.
+        """
+        rows, number = kept["step"], step_numbers("step", kept["step"])
+        ended = [step_numbers(name, kept[name]) for name in ("epoch", "phase")]
+        epoch, phase = (int(steps[-1] + 1 if len(steps) else number[0]) for steps in ended)
+        _, of_epoch, of_phase = rows["steps"][:, :3].T
+        in_epoch = (number >= epoch) & (of_epoch == record.epoch)
+        in_phase = (number >= phase) & (of_phase == self.phases.index(record.phase))
+        self.epoch_rows = [(row["groups"], row["layers"]) for row in rows[in_epoch]]
+        self.evidence = _evidence(rows["layers"][in_phase & ~in_epoch])
+
+        def start_of(step: int) -> Before | None:
+            if number[-1] + 1 != record.step:
+                return None
+            norms = rows["groups"][number == step, GROUP_COLUMNS.index("weight_norm_before")]
+            return _weights_before(learner, self.path.parent, step, norms[0])
+
+        if epoch != record.step:
+            self.epoch_start = start_of(epoch)
+        if phase != record.step:
+            self.phase_start = self.epoch_start if phase == epoch else start_of(phase)
 
 
-def _reasons(learner: Learner, layers: np.ndarray) -> dict[str, tuple[str, ...]]:
-    """Why each tensor moved in a phase, if it did: by what the phase's steps measured.
+def _evidence(layers: np.ndarray) -> np.ndarray:
+    """Which reasons for a move (gradient, weight decay, momentum) steps gave each parameter.
 
-    Shapes: layers (steps, columns, parameters)
+    Shapes: layers (steps, columns, parameters) -> (3, parameters) bool
     """
     column = {name: layers[:, i] for i, name in enumerate(LAYER_COLUMNS)}
     gradient = column["gradient_norm"] > 0
     rest = column["rest_norm"] > ROUNDING * column["weight_norm"]
-    evidence = {
-        "gradient": gradient.any(axis=0),
-        "weight decay": (column["decay_norm"] > 0).any(axis=0),
-        "momentum": (rest & ~gradient).any(axis=0),
-    }
+    found = (gradient, column["decay_norm"] > 0, rest & ~gradient)
+    return np.array([of_steps.any(axis=0) for of_steps in found])
+
+
+def _reasons(learner: Learner, evidence: np.ndarray) -> dict[str, tuple[str, ...]]:
+    """Why each tensor moved in a phase, if it did: by what the phase's steps measured."""
+    reasons = np.array(("gradient", "weight decay", "momentum"))
     names = [name for group in learner.groups for name in group.parameters]
-    found = {
-        name: tuple(reason for reason, there in evidence.items() if there[i])
-        for i, name in enumerate(names)
-    }
-    state = learner.model.state_dict()
-    return {name: found.get(name, ("running statistics",)) for name in state}
+    found = {n: tuple(reasons[there].tolist()) for n, there in zip(names, evidence.T, strict=True)}
+    return {name: found.get(name, ("running statistics",)) for name in learner.model.state_dict()}
 
 
 def _by_hashes(
@@ -280,12 +277,18 @@ def _by_hashes(
     return Changes(tuple(tensors), record.phase)
 
 
-def _weights_at(run: Path, step: int) -> Before | None:
-    """The network after so many steps, if the run still has that checkpoint."""
-    from tinyft.weights import read_arrays
+def _weights_before(learner: Learner, run: Path, step: int, norms: np.ndarray) -> Before | None:
+    """The network before a step of the run, if that is still kept or can be made again, and has the
+    weights that the ledger saw.
 
-    path = run / "checkpoints" / f"{step:06}.h5"
-    if not path.exists():
+    Shapes: norms (groups,), of each group's weights before that step
+    """
+    from tinyft.inspection.snapshots import before_step
+
+    try:
+        arrays = before_step(run, step).arrays
+    except (TinyftError, OSError):
         return None
-    arrays, _, _ = read_arrays(path, CHECKPOINT)
-    return Before(model_arrays(arrays), frozenset())
+    lengths = {n: np.linalg.norm(a.astype(np.float64).ravel()) for n, a in arrays.items()}
+    found = [np.linalg.norm([lengths.get(n, 0) for n in g.parameters]) for g in learner.groups]
+    return Before(arrays, frozenset()) if np.allclose(found, norms, CONTINUES, atol=0) else None

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from tinyft.display import aligned
+from tinyft.errors import RunError
 from tinyft.inspection.freeze import ROUNDING, Changes
 from tinyft.inspection.html import table as html_table
+from tinyft.inspection.ledger_file import Contents
 from tinyft.inspection.ledger_rows import (
     EPOCH_COLUMNS,
     EPOCH_LAYER_COLUMNS,
@@ -38,6 +40,18 @@ class LedgerReading:
 
     tables: dict[str, np.ndarray] = field(repr=False)
     description: dict[str, Any] = field(repr=False)
+    unfinished: int = 0  # bytes of a last record that is not whole, and not in the tables
+
+    @classmethod
+    def of(cls, contents: Contents) -> LedgerReading:
+        """Raises: RunError for a phase that the description does not have"""
+        tables, phases = contents.tables, len(contents.description["phases"])
+        for name, column in (("steps", 2), ("epochs", 1), ("phases", 0)):
+            if not np.isin(tables[name][:, column], range(phases)).all():
+                raise RunError(
+                    f"the ledger is damaged: {name} are of a phase that it does not have"
+                )
+        return cls(tables, contents.description, contents.unfinished)
 
     def __getattr__(self, name: str) -> Any:
         """groups, parameters, group_of, phases, norms, tensors: as the description lists them."""
@@ -47,9 +61,8 @@ class LedgerReading:
 
     @cached_property
     def steps(self) -> dict[str, np.ndarray]:
-        count = self._count
-        found = _columns(STEP_COLUMNS, self.tables["steps"][:count], integers=NUMBERS)
-        found |= _columns(GROUP_COLUMNS, self.tables["groups"][:count], integers=COUNTS)
+        found = _columns(STEP_COLUMNS, self.tables["steps"], integers=NUMBERS)
+        found |= _columns(GROUP_COLUMNS, self.tables["groups"], integers=COUNTS)
         found["frozen"] = found["frozen"].astype(bool)
         found["update_ratio"] = _ratio(found["update_norm"], found["weight_norm_before"])
         found["decay_share"] = share(found["decay_norm"], found["rest_norm"])
@@ -57,19 +70,18 @@ class LedgerReading:
 
     @cached_property
     def layers(self) -> dict[str, np.ndarray]:
-        found = _columns(LAYER_COLUMNS, self.tables["layers"][: self._count])
+        found = _columns(LAYER_COLUMNS, self.tables["layers"])
         found["decay_share"] = share(found["decay_norm"], found["rest_norm"])
         return found
 
     @cached_property
     def epochs(self) -> dict[str, np.ndarray]:
-        count = min(len(self.tables["epochs"]), len(self.tables["epoch_layers"]))
-        found = _columns(EPOCH_COLUMNS, self.tables["epochs"][:count], integers=NUMBERS)
-        return found | _columns(EPOCH_LAYER_COLUMNS, self.tables["epoch_layers"][:count])
+        found = _columns(EPOCH_COLUMNS, self.tables["epochs"], integers=NUMBERS)
+        return found | _columns(EPOCH_LAYER_COLUMNS, self.tables["epoch_layers"])
 
     @property
     def ids(self) -> np.ndarray:
-        return self.tables["ids"][: self._count]
+        return self.tables["ids"]
 
     @cached_property
     def norm_drift(self) -> dict[str, np.ndarray]:
@@ -90,13 +102,8 @@ class LedgerReading:
         names, phases = self.description["tensors"], self.tables["phases"]
         return [
             Changes.from_columns(names, columns, title=self.description["phases"][int(number)])
-            for (number, _), columns in zip(phases, self.tables["tensors"], strict=False)
+            for (number, _), columns in zip(phases, self.tables["tensors"], strict=True)
         ]
-
-    @property
-    def _count(self) -> int:
-        """Steps of which every row is there: a kill may come between two tables."""
-        return min(len(self.tables[name]) for name in ("steps", "groups", "layers", "ids"))
 
     # ------------------------------------------------------------------------------------- checking
 
@@ -162,7 +169,10 @@ class LedgerReading:
     def __str__(self) -> str:
         problems = self.balance()
         books = "it balances" if not problems else f"{len(problems)} entries do not balance"
-        title = f"ledger of {self._count} steps, {len(self.parameters)} parameters; {books}"
+        count = len(self.tables["steps"])
+        title = f"ledger of {count} steps, {len(self.parameters)} parameters; {books}"
+        if self.unfinished:
+            title += f"; {self.unfinished:,} bytes of a record that was cut off are left out"
         lines = aligned([HEAD, *self.rows()])
         return "\n".join([title, *lines, *(f"  {text}" for text in problems[:5])])
 
@@ -179,7 +189,8 @@ def _columns(
 ) -> dict[str, np.ndarray]:
     """(rows, columns, ...) by name."""
     found = {name: rows[:, i] for i, name in enumerate(names)}
-    return found | {name: found[name].astype(np.int64) for name in integers}
+    with np.errstate(invalid="ignore"):  # what is no number there is none here
+        return found | {name: found[name].astype(np.int64) for name in integers}
 
 
 def _drift(old: np.ndarray, new: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

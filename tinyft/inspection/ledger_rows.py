@@ -26,30 +26,83 @@ GROUP_COLUMNS = (*RATES, "frozen", "gradient_norm", "weight_norm_before", "weigh
                  "cosine", "decay_norm", "rest_norm", "moved", "updated")  # fmt: skip
 LAYER_COLUMNS = ("gradient_norm", "weight_norm", "update_norm", "update_ratio", "cosine",
                  "decay_norm", "rest_norm", "moved")  # fmt: skip
+PHASE_COLUMNS = ("phase", "step")
 EPOCH_COLUMNS = ("epoch", "phase", "step", "valid_loss", "valid_accuracy")
 EPOCH_LAYER_COLUMNS = (*RATES, *LAYER_COLUMNS, "decay_share", "path", "distance", "changed")
 
 
-def tables(learner: Learner) -> list[Table]:
-    """The ledger's tables, sized for a learner."""
-    parameters = sum(len(group.parameters) for group in learner.groups)
-    channels = sum(len(norm.running_mean) for norm in learner.batch_norms)
-    tensors = len(learner.model.state_dict())
+def description_of(learner: Learner, phases: list[str]) -> dict[str, Any]:
+    """What a ledger says of the learner and the plan that it is of."""
+    return {
+        "arch": learner.arch,
+        "optimizer": type(learner.optimizer).__name__,
+        "has_momentum": learner.optimizer.has_momentum,
+        "batch_size": learner.data.batch_size,
+        "groups": [group.name for group in learner.groups],
+        "parameters": [name for group in learner.groups for name in group.parameters],
+        "group_of": [i for i, g in enumerate(learner.groups) for _ in g.parameters],
+        "undecayed": sorted(name for group in learner.groups for name in group.undecayed),
+        "norms": [name for group in learner.groups for name in group.norms],
+        "channels": [len(n.running_mean) for g in learner.groups for n in g.norms.values()],
+        "tensors": list(learner.model.state_dict()),
+        "phases": phases,
+    }
+
+
+def layout(description: dict[str, Any]) -> dict[str, list[Table]]:
+    """The records of a ledger with that description, and the tables of which each has a row.
+
+    Raises: ValueError for a description that no ledger has
+    """
+    d = description
+    names = [d[of] for of in ("groups", "parameters", "undecayed", "norms", "tensors", "phases")]
+    counts = (d["batch_size"], *d["group_of"], *d["channels"])
+    if not all(type(of) is list and {str}.issuperset(map(type, of)) for of in names):
+        raise ValueError("a name is no text")
+    if type(d["optimizer"]) is not str or type(d["has_momentum"]) is not bool:
+        raise ValueError("it does not say which optimizer")
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("a count is no whole number")
+    groups, parameters, channels = len(d["groups"]), len(d["parameters"]), sum(d["channels"])
+    if len(d["group_of"]) != parameters or max(d["group_of"], default=0) >= max(groups, 1):
+        raise ValueError("not every parameter has a group")
+    if len(d["channels"]) != len(d["norms"]) or 0 in d["channels"]:
+        raise ValueError("not every batch norm has channels")
 
     def table(name: str, columns: tuple[str, ...], *rest: int, **options: Any) -> Table:
         return Table(name, (len(columns), *rest), columns=columns, **options)
 
-    return [
-        table("steps", STEP_COLUMNS, each_step=True),
-        table("groups", GROUP_COLUMNS, len(learner.groups), each_step=True),
-        table("layers", LAYER_COLUMNS, parameters, dtype="<f4", each_step=True),
-        Table("ids", (learner.data.batch_size,), "<i8", each_step=True),
-        table("epochs", EPOCH_COLUMNS),
-        table("epoch_layers", EPOCH_LAYER_COLUMNS, parameters),
-        table("statistics", ("running_mean", "running_var"), channels, dtype="<f4"),
-        table("phases", ("phase", "step")),
-        table("tensors", TENSOR_COLUMNS, tensors),
-    ]
+    statistics = table("statistics", ("running_mean", "running_var"), channels, dtype="<f4")
+    return {
+        "begin": [statistics],
+        "step": [
+            table("steps", STEP_COLUMNS),
+            table("groups", GROUP_COLUMNS, groups),
+            Table("ids", (d["batch_size"],), "<i8"),
+            table("layers", LAYER_COLUMNS, parameters, dtype="<f4"),
+        ],
+        "epoch": [
+            table("epochs", EPOCH_COLUMNS),
+            table("epoch_layers", EPOCH_LAYER_COLUMNS, parameters),
+            statistics,
+        ],
+        "phase": [
+            table("phases", PHASE_COLUMNS),
+            table("tensors", TENSOR_COLUMNS, len(d["tensors"])),
+        ],
+    }
+
+
+def step_numbers(record: str, rows: np.ndarray) -> np.ndarray:
+    """Of each record of that name, the step with which it was written; -1 before the first."""
+    if record == "begin":
+        return np.full(len(rows), -1.0)
+    table, columns = {
+        "step": ("steps", STEP_COLUMNS),
+        "epoch": ("epochs", EPOCH_COLUMNS),
+        "phase": ("phases", PHASE_COLUMNS),
+    }[record]
+    return rows[table][:, columns.index("step")]
 
 
 def group_rows(record: StepRecord, by_group: list[UpdateSums]) -> np.ndarray:
@@ -82,7 +135,7 @@ def layer_rows(sums: Mapping[str, UpdateSums]) -> np.ndarray:
         )
         for one in sums.values()
     ]
-    return np.array(rows, np.float64).T
+    return np.array(rows, np.float32).T
 
 
 def epoch_layer_rows(

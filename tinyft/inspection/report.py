@@ -199,7 +199,11 @@ def _paragraph(text: str) -> Markup:
 
 
 def _inside_steps(run: RunFiles) -> str:
-    return inside_steps(run.ledger, run.borders)
+    lacking = len(run.steps) - len(run.ledger.ids)
+    words = (
+        f"<p>The ledger lacks {lacking} of the {len(run.steps)} steps.</p>" if lacking > 0 else ""
+    )
+    return words + inside_steps(run.ledger, run.borders)
 
 
 def _proofs(run: RunFiles) -> str:

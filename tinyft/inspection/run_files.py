@@ -29,6 +29,7 @@ from tinyft.finetune.save import load_learner
 from tinyft.inspection.diff import Diff, diff_run
 from tinyft.inspection.learned import Judgements, judge_pictures
 from tinyft.inspection.ledger import Ledger
+from tinyft.inspection.ledger_file import FILE_NAME
 from tinyft.inspection.ledger_reading import LedgerReading
 
 if TYPE_CHECKING:
@@ -156,9 +157,9 @@ def _number(cell: str) -> float:
 
 
 def _ledger(path: Path) -> LedgerReading:
-    if not (path / "ledger.h5").exists():
+    if not (path / FILE_NAME).exists():
         raise RunError("this run kept no ledger, so norms of gradients and updates are not known")
-    return Ledger.read(path / "ledger.h5")
+    return Ledger.read(path)
 
 
 def _learner(path: Path, name: str, device: str) -> Learner:

@@ -117,6 +117,16 @@ def of_run(path: str | os.PathLike[str]) -> tuple[list[Snapshot], list[str]]:
     return snapshots, notices
 
 
+def before_step(path: Path, step: int) -> Snapshot:
+    """The network of a run before a step (in the numbers of metrics.csv): the run's start, or that
+    step's checkpoint. Raises: RunError, WeightsError or OSError if it is not to be had
+    """
+    description = read_description(path)
+    if step == description["first_step"]:
+        return _start(path, description)
+    return _of_checkpoint(f"before step {step}", path / "checkpoints" / f"{step:06}.h5")
+
+
 def _newest(path: Path) -> Path:
     """Raises: RunError if there is none"""
     kept = checkpoints(path)

@@ -6,7 +6,7 @@ when a disk is full (HDF5 2.0) and of which one version has no empty lists (1.14
 
 Source: HDF5 File Format Specification, version 3.0 (The HDF Group)
 
-Next: tinyft/weights/hdf5_disk.py
+Next: tinyft/weights/hdf5_arrays.py
 """
 
 from __future__ import annotations
