@@ -510,12 +510,20 @@ def test_arrays_without_elements():
         assert got.shape == want.shape
 
 
-@pytest.mark.parametrize("value, on", [("0", False), ("1", True), (None, True)])
+def test_another_word_for_winograd_is_refused(monkeypatch):
+    asked_for_once = conv2d_module._environment_has_winograd_on
+    monkeypatch.setattr(conv2d_module, "_environment_has_winograd_on", asked_for_once.__wrapped__)
+    monkeypatch.setenv("TINYFT_WINOGRAD", "maybe")
+    with pytest.raises(ValueError, match=r"TINYFT_WINOGRAD must be 0 \(off\) or 1 .* got 'maybe'"):
+        conv2d_module.winograd_is_on()
+
+
+@pytest.mark.parametrize("value, on", [("0", False), ("1", True), ("", True), (None, True)])
 def test_the_environment_chooses_winograd(monkeypatch, value, on):
     asked_for_once = conv2d_module._environment_has_winograd_on
     monkeypatch.setattr(conv2d_module, "_environment_has_winograd_on", asked_for_once.__wrapped__)
     monkeypatch.delenv("TINYFT_WINOGRAD", raising=False)
-    if value:
+    if value is not None:
         monkeypatch.setenv("TINYFT_WINOGRAD", value)
     with pytest.raises(KeyError), conv2d_module.switch_winograd(not on):
         assert conv2d_module.winograd_is_on() is not on

@@ -87,6 +87,7 @@ def test_one_picture(tinyft, draw, tiny):
         (["--weights", "gone.pth"], "gone.pth: No such file"),
         (["--weights", "none", "--epochs", "0"], "--epochs and --freeze-epochs are both 0"),
         (["--weights", "none", "--size", "1000000"], "a whole number from 1 to 4096"),
+        (["--weights", "none", "--size", "1"], "size must be a whole number of at least 8; got 1"),
         (["--weights", "none", "--batch-size", "1"], "at least two pictures"),
     ],
 )

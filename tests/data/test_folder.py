@@ -259,6 +259,41 @@ def test_copies_across_the_split_are_warned_of(folder):
     assert any("both train and valid" in notice for notice in data.notices)
 
 
+@pytest.mark.parametrize("copy", ["train/dog/copy.png", "valid/dog/copy.png"])
+def test_a_picture_under_two_labels_is_told_as_that(folder, copy):
+    path = folder(SPLIT)
+    (path / copy).write_bytes((path / "train/cat/2.png").read_bytes())
+    with pytest.warns(UserWarning) as warned:
+        data = ImageFolder(path, batch_size=2)
+    label = f"1 picture is under two labels: train/cat/2.png = {copy}"
+    both = f"1 picture is in both train and valid: train/cat/2.png = {copy}"
+    expected = [label, both] if copy.startswith("valid") else [label]
+    assert [str(w.message) for w in warned] == expected
+    assert [notice for notice in data.notices if "copy" in notice] == expected
+
+
+def test_copies_in_one_class_of_training_are_nobodys_business(folder):
+    path = folder(SPLIT)
+    (path / "train/cat/copy.png").write_bytes((path / "train/cat/2.png").read_bytes())
+    assert not ImageFolder(path, batch_size=2).notices
+
+
+def test_strongly_uneven_classes_are_noted(folder):
+    (notice,) = ImageFolder(folder({"cat": 20, "dog": 4}), batch_size=2).notices
+    assert notice == (
+        "uneven classes: cat has 16 training pictures, dog 3; always naming cat is right 80% of "
+        "times"
+    )
+    path = folder({"few/cat": 12, "few/dog": 4}) / "few"
+    assert not ImageFolder(path, batch_size=2).notices
+
+
+def test_a_side_that_shows_nothing_is_refused(folder):
+    path = folder({"cat": 4, "dog": 4})
+    with pytest.raises(DataError, match="size must be a whole number of at least 8; got 1"):
+        ImageFolder(path, batch_size=2, size=1)
+
+
 def test_the_description_builds_the_same_data_again(folder):
     data = ImageFolder(folder({"a": 6, "b": 6}), size=24, batch_size=3, seed=5, valid_fraction=0.4)
     described = json.loads(json.dumps(data.describe()))

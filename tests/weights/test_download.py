@@ -404,6 +404,17 @@ def test_without_a_home_the_platform_decides(monkeypatch, entry):
     assert "tinyft" in cached_path(entry).parts
 
 
+def test_a_home_in_the_home_folder_is_found(monkeypatch, entry, tmp_path):
+    """As a container's settings give it: no shell has replaced the ~."""
+    from tinyft.backends.cpu import compile_cache
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TINYFT_HOME", "~/x")
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    assert cached_path(entry).parent == tmp_path / "x" / "weights"
+    assert compile_cache._home() == tmp_path / "x"
+
+
 def _fetch(entry):
     return str(silently(entry))
 

@@ -134,7 +134,7 @@ def _report(args: argparse.Namespace, learner: Learner, training: Run) -> None:
             f"{duration(training.seconds)}; saved in {one_line(str(training.path))}"
         )
     metrics = read_metrics(training.path / "metrics.csv")
-    if compared := comparison(metrics, last.accuracy, len(learner.classes)):
+    if compared := comparison(metrics, last.accuracy, learner.data):
         say(compared)
     run = str(training.path)
     say("\nnext, what it says of a picture, all of the run on one page, and one step taken apart:")

@@ -13,6 +13,7 @@ from tinyft.cli.output import percent
 from tinyft.display import counted, first_few
 
 if TYPE_CHECKING:
+    from tinyft.data.loader import PictureData
     from tinyft.finetune import Learner, Plan
 
 WIDTH = 96
@@ -74,9 +75,9 @@ def _paragraph(name: str, text: str) -> str:
     )
 
 
-def comparison(metrics: dict[str, Any], accuracy: float, num_classes: int) -> str:
-    """The accuracy beside that of the head alone and that of guessing, from all of a run's
-    `read_metrics`; "" if there is nothing to compare.
+def comparison(metrics: dict[str, Any], accuracy: float, data: PictureData) -> str:
+    """The accuracy beside that of the head alone and that of guessing, or of always naming the
+    largest class, from all of a run's `read_metrics`; "" if there is nothing to compare.
     """
     from tinyft.finetune.recipe import HEAD_ALONE
 
@@ -84,8 +85,12 @@ def comparison(metrics: dict[str, Any], accuracy: float, num_classes: int) -> st
     of_head = [found for phase, found in judged if phase == HEAD_ALONE and not math.isnan(found)]
     if not of_head or metrics["phase"][-1] == HEAD_ALONE:
         return ""
-    before = of_head[-1]
+    before, chance = of_head[-1], 1 / data.num_classes
+    name, largest = data.always_largest()
+    nothing = f"guessing: {percent(chance)}"
+    if largest > chance:
+        nothing = f"always naming {name}, the largest class: {percent(largest)}"
     return (
         f"the head alone had {percent(before)}; training everything made it {percent(accuracy)} "
-        f"(guessing: {percent(1 / num_classes)})"
+        f"({nothing})"
     )

@@ -1,4 +1,4 @@
-"""Checks of picture files before training: can they be read, and is one on both sides of the split?
+"""Checks of picture files before training: can they be read, and is one in two places?
 
 Next: tinyft/data/arrays.py
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,19 +27,19 @@ def unreadable(paths: Sequence[Path], *, whole: bool, workers: int) -> dict[Path
         return {path: why for path, why in zip(paths, reasons, strict=True) if why is not None}
 
 
-def duplicates(train: Iterable[Path], valid: Iterable[Path]) -> list[tuple[Path, Path]]:
-    """Pairs of a training and a validation file with the same bytes.
+def copies(places: Mapping[Path, object]) -> list[list[Path]]:
+    """Files with the same bytes that are in different places, such as both sides of a split.
 
-    Only files whose size occurs on both sides are read.
+    Only files whose size occurs in more than one place are read.
     """
-    train_sizes, valid_sizes = _by_size(train), _by_size(valid)
-    pairs = []
-    for size in train_sizes.keys() & valid_sizes.keys():
-        first = {_digest(path): path for path in train_sizes[size]}
-        for path in valid_sizes[size]:
-            if (digest := _digest(path)) in first:
-                pairs.append((first[digest], path))
-    return sorted(pairs)
+    sizes, found = defaultdict(list), defaultdict(list)
+    for path in places:
+        sizes[path.stat().st_size].append(path)
+    for paths in sizes.values():
+        if len({places[path] for path in paths}) > 1:
+            for path in paths:
+                found[_digest(path)].append(path)
+    return sorted(same for same in found.values() if len({places[path] for path in same}) > 1)
 
 
 def _reason(check: Callable[[Path], None], path: Path) -> str | None:
@@ -65,13 +65,6 @@ def _decode_file(path: Path) -> None:
         check_header(stream)
         stream.seek(0)
         decode(stream.read())
-
-
-def _by_size(paths: Iterable[Path]) -> dict[int, list[Path]]:
-    sizes = defaultdict(list)
-    for path in paths:
-        sizes[path.stat().st_size].append(path)
-    return sizes
 
 
 def _digest(path: Path) -> bytes:

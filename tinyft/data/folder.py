@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyft.data.check_files import duplicates, unreadable
+from tinyft.data.check_files import copies, unreadable
 from tinyft.data.loader import PictureData, checked_classes, checked_int
 from tinyft.data.prefetch import default_workers
 from tinyft.data.prepare import printable
@@ -79,7 +79,6 @@ class ImageFolder(PictureData):
         parts = self._parts(checked_int("seed", seed, 0), workers)
         vocabulary = self._vocabulary(parts)
         self._paths = {split: _all_files(part) for split, part in parts.items()}
-        self._warn_of_duplicates()
         super().__init__(
             vocabulary,
             {split: _labels(part, vocabulary) for split, part in parts.items()},
@@ -92,6 +91,7 @@ class ImageFolder(PictureData):
             workers=workers,
             cache_bytes=cache_bytes,
         )
+        self._warn_of_copies()
         self.notices = self._found + self.notices
 
     def files(self, split: str) -> list[str]:
@@ -189,16 +189,24 @@ class ImageFolder(PictureData):
                 self._found.append(f"{split} has no pictures of: {', '.join(missing)}")
         return classes
 
-    def _warn_of_duplicates(self) -> None:
-        """Warns, because an accuracy on pictures that were trained on is silently too high."""
-        pairs = duplicates(self._paths["train"], self._paths["valid"])
-        if pairs:
-            names = [f"{self._name(one)} = {self._name(other)}" for one, other in pairs]
-            message = (
-                f"{len(pairs)} pictures are in both train and valid: {first_few(names, SHOWN)}"
-            )
-            self._found.append(message)
-            warnings.warn(message, stacklevel=3)  # points at the caller of ImageFolder
+    def _warn_of_copies(self) -> None:
+        """Warns of one picture under two labels, of which one is wrong, and of one on both sides of
+        the split: an accuracy on pictures that were trained on is silently too high.
+        """
+        place = {
+            path: (split, label)
+            for split, paths in self._paths.items()
+            for path, label in zip(paths, self.labels[split].tolist(), strict=True)
+        }
+        same = copies(place)
+        for what, axis in (("under two labels", 1), ("in both train and valid", 0)):
+            apart = [paths for paths in same if len({place[path][axis] for path in paths}) > 1]
+            if apart:
+                names = [" = ".join(map(self._name, paths)) for paths in apart]
+                are = "picture is" if len(apart) == 1 else "pictures are"
+                message = f"{len(apart)} {are} {what}: {first_few(names, SHOWN)}"
+                self._found.append(message)
+                warnings.warn(message, stacklevel=3)  # points at the caller of ImageFolder
 
     def _name(self, path: Path) -> str:
         return printable(path.relative_to(self.path).as_posix())

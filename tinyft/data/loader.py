@@ -13,6 +13,7 @@ Next: tinyft/data/folder.py
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -34,6 +35,8 @@ from tinyft.seeds import generator
 if TYPE_CHECKING:
     from tinyft.weights.preprocess import Preprocess
 
+SMALLEST_SIDE = 8  # pixels: a picture of fewer shows nothing but colours
+UNEVEN = 5  # times as many pictures in the largest class as in the smallest is worth a note
 AUGMENTATIONS = {"default": aug_transforms, "crop": random_resized_crop, "shift": random_shift}
 
 
@@ -72,7 +75,7 @@ class PictureData:
         """
         self.classes = checked_classes(classes)
         self.labels = labels
-        self.size = checked_int("size", size, 1) if size is not None else None
+        self.size = checked_int("size", size, SMALLEST_SIDE) if size is not None else None
         self.seed = checked_int("seed", seed, 0)
         self.shuffle = bool(shuffle)
         self.augment = _checked_augment(augment)
@@ -83,6 +86,7 @@ class PictureData:
         self.notices: list[str] = []
         self.requested_batch_size = checked_int("batch_size", batch_size, 1)
         self.batch_size = self._effective_batch_size()
+        self._note_uneven_classes()
 
     @property
     def num_classes(self) -> int:
@@ -208,6 +212,27 @@ class PictureData:
 
     def _centred(self, picture: np.ndarray, index: int, size: int) -> np.ndarray:
         return centre_crop(picture, size)
+
+    def always_largest(self) -> tuple[str, float]:
+        """The class with most training pictures, and the accuracy of always naming it (NaN without
+        validation pictures): what a network has to be better than.
+        """
+        largest = int(np.bincount(self.labels["train"], minlength=self.num_classes).argmax())
+        right = self.labels["valid"] == largest
+        return self.classes[largest], float(right.mean()) if right.size else math.nan
+
+    def _note_uneven_classes(self) -> None:
+        counts = np.bincount(self.labels["train"], minlength=self.num_classes)
+        fewest = int(np.where(counts, counts, counts.max(initial=0) + 1).argmin())
+        name, share = self.always_largest()
+        if counts.max(initial=0) >= UNEVEN * counts[fewest]:
+            found = (
+                "" if math.isnan(share) else f"; always naming {name} is right {share:.0%} of times"
+            )
+            self.notices.append(
+                f"uneven classes: {name} has {counts.max()} training pictures, "
+                f"{self.classes[fewest]} {counts[fewest]}{found}"
+            )
 
     def _effective_batch_size(self) -> int:
         """The requested one, or all training pictures if they are fewer: an epoch has a step."""

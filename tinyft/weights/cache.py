@@ -40,8 +40,9 @@ def cache_folder() -> Path:
     """Where fetched weights are kept: ``TINYFT_HOME``, else the platform's cache folder."""
     import platformdirs
 
-    home = os.environ.get("TINYFT_HOME") or platformdirs.user_cache_dir("tinyft")
-    return Path(home) / "weights"
+    # a "~" that no shell has replaced, as in a container's settings
+    home = os.path.expanduser(os.environ.get("TINYFT_HOME", ""))
+    return Path(home or platformdirs.user_cache_dir("tinyft")) / "weights"
 
 
 def cached_path(entry: Entry) -> Path:

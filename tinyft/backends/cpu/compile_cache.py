@@ -187,7 +187,8 @@ def remove_unfinished(pid: int) -> None:
 
 def _home() -> Path:
     """NUMBA_CACHE_DIR, else TINYFT_HOME, else the platform's cache folder."""
-    chosen = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("TINYFT_HOME")
+    home = os.path.expanduser(os.environ.get("TINYFT_HOME", ""))
+    chosen = os.environ.get("NUMBA_CACHE_DIR") or home
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("tinyft"))
 
 

@@ -216,7 +216,10 @@ def _as_it_lies(weight: Array, shape: tuple[int, ...]) -> Array:
 
 @functools.cache
 def _environment_has_winograd_on() -> bool:
-    return os.environ.get("TINYFT_WINOGRAD", "1") != "0"
+    text = os.environ.get("TINYFT_WINOGRAD", "").strip() or "1"
+    if text not in ("0", "1"):
+        raise ValueError(f"TINYFT_WINOGRAD must be 0 (off) or 1 (on); got {text!r}")
+    return text == "1"
 
 
 class _Here(threading.local):
