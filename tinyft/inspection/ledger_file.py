@@ -50,7 +50,7 @@ from tinyft.weights.files import replacing
 FILE_NAME = "ledger.bin"
 FORMAT, VERSION = "tinyft-ledger", 3  # 1 and 2 were HDF5
 NAME_BYTES, CRC_BYTES = 8, 4
-MOST_HEAD_BYTES = 8 << 20  # a ResNet-152's has 0.1 MiB; JSON takes some 20 times that when read
+MOST_HEAD_BYTES = 8 << 20  # a ResNet-152's has 0.1 MiB; JSON may take 25 times that
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,8 @@ class LedgerFile:
 def read(path: Path, layout: Layout, *, damaged: bool = False) -> Contents:
     """All whole records of a ledger, also of one that is being written or whose writer was killed.
 
-    It takes memory for three times the file's size at most, whatever its bytes are.
+    It takes memory for three times the file's size at most, whatever its bytes are, and before that
+    what the JSON of its head does.
     Raises: RunError if it cannot be read or, unless `damaged` ones are asked for too, if bytes
     before its end are not those that were written; PermissionError
     """
