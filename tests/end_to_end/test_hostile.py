@@ -25,7 +25,7 @@ BAD = {
 PICTURES = sorted(GOOD | BAD)
 WEIGHTS = [
     "evil_legacy.pth", "evil_zip.pth", "external_link.h5", "external_storage.h5", "group_loop.h5",
-    "huge_shape.h5", "images_bad_offsets.h5", "lying_header_length.safetensors",
+    "hdf5_hang.h5", "huge_shape.h5", "images_bad_offsets.h5", "lying_header_length.safetensors",
     "lying_offsets.safetensors", "lying_shape.safetensors", "lying_size.pth", "lying_storage.pth",
     "missing_storage.pth", "negative_shape.safetensors", "not_hdf5.h5", "not_json.safetensors",
     "overlap.safetensors", "short.safetensors", "soft_link_dangling.h5", "truncated.h5",

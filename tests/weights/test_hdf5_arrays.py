@@ -51,7 +51,8 @@ def test_writing_twice_gives_the_same_bytes(tmp_path):
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
-def test_arrays_in_any_layout_are_stored_alike(tmp_path):
+def test_arrays_in_any_layout_and_order_are_stored_alike(tmp_path):
+    assert content_sha256(dict(reversed(ARRAYS.items()))) == content_sha256(ARRAYS)
     transposed = np.asfortranarray(ARRAYS["weights.conv.weight"])
     assert content_sha256({"w": transposed}) == content_sha256({"w": transposed.copy("C")})
     write_arrays(tmp_path / "a.h5", "x", {"w": transposed.astype(">f4")})

@@ -48,14 +48,18 @@ class Blocks:
         if self.left < 0:
             raise WeightsError("the index of the file is too large; the file is refused")
 
-    def checked(self, address: int, length: int, signature: bytes, at: int = -4) -> bytes:
-        """A block whose signature and checksum (at its end, or at a place within it) are right.
-
-        Raises: WeightsError if not, or if the block was read before: the index has a circle
-        """
+    def enter(self, address: int) -> None:
+        """Raises: WeightsError if a block was read before: the index has a circle"""
         if address in self.entered:
             raise WeightsError("the index leads to a block for a second time (a cycle?); refused")
         self.entered.add(address)
+
+    def checked(self, address: int, length: int, signature: bytes, at: int = -4) -> bytes:
+        """A block whose signature and checksum (at its end, or at a place within it) are right.
+
+        Raises: WeightsError if not, or if the block was read before
+        """
+        self.enter(address)
         block = self.block(address, length)
         at %= max(length, 1)
         if not block.startswith(signature) or at + 4 > length:
@@ -99,7 +103,7 @@ class Blocks:
             block = self.checked(address, start + size + 4, b"OHDR")
             return True, head[5] & 4, [block[start:-4]]
         if head.startswith(b"\1\0"):
-            self.entered.add(address)
+            self.enter(address)
             return False, 0, [self.block(address + 16, unpack_from("<I", head, 8)[0])]
         raise WeightsError(f"{path or 'the root'}: the file is damaged, it has no header there")
 
@@ -107,9 +111,7 @@ class Blocks:
         """A further block of an object header's messages."""
         if newer:
             return self.checked(address, length, b"OCHK")[4:-4]
-        if address in self.entered:
-            raise WeightsError("the index leads to a block for a second time (a cycle?); refused")
-        self.entered.add(address)
+        self.enter(address)
         return self.block(address, length)
 
 
