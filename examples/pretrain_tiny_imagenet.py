@@ -6,7 +6,8 @@ weights. It is the loop that fine-tunes too, with one cycle of one learning rate
     python examples/pretrain_tiny_imagenet.py TRAIN.h5 VALID.h5 --run runs/pretrain --out weights.h5
 
 takes an hour on two cores. It may be interrupted at any step: the same command goes on from the
-newest checkpoint, at most a minute back, and ends with the same bits. Source:
+newest checkpoint, at most a minute back, and ends with the same bits. The pictures are read with
+h5py, which tinyft itself does not need (pip install h5py). Source:
 tinyft/finetune/learner.py.
 """
 

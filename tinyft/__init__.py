@@ -1,6 +1,6 @@
 """tinyft: fine-tune pretrained ResNets with NumPy and Numba alone, and see every step of it.
 
-Names are looked up when first used: importing tinyft loads neither Numba nor h5py nor Pillow.
+Names are looked up when first used: importing tinyft loads neither Numba nor Pillow.
 
 Next: tinyft/tensor.py
 """

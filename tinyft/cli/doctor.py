@@ -18,7 +18,7 @@ from tinyft.cli.parser import add_command
 from tinyft.errors import TinyftError
 
 # What pyproject.toml requires, and llvmlite, whose version decides what the kernels compile to.
-PACKAGES = ("numpy", "numba", "llvmlite", "pillow", "h5py", "rich", "platformdirs", "filelock")
+PACKAGES = ("numpy", "numba", "llvmlite", "pillow", "rich", "platformdirs", "filelock")
 NOT_WRITABLE = ", which cannot be written; set TINYFT_HOME to a folder that can"
 
 

@@ -1,7 +1,6 @@
 """Reading and writing pretrained weights, from whomever they come, without running their code.
 
-``load_weights`` reads every format; ``save_weights`` writes tinyft's own.  Importing this package
-imports no h5py; the formats are loaded when a file of theirs is.
+``load_weights`` reads every format; ``save_weights`` writes tinyft's own, an HDF5 file.
 
 Next: tinyft/weights/load.py
 """

@@ -1,4 +1,4 @@
-"""tinyft's own weights file, version 1: HDF5 that h5py alone can read and h5ls can show.
+"""tinyft's own weights file, version 2: HDF5 that h5py alone can read and h5ls can show.
 
 ::
 
