@@ -9,6 +9,9 @@ it by what rounding explains, and that is measured, not tuned: the float64 compu
 with inputs that are off by one float32 rounding. Where that moves the result by s, an algorithm
 that sums K terms one after the other may be off by about sqrt(K) s.
 
+NaN and infinity come through. A denormal number, below 1.2e-38 in float32, may count as 0, given or
+as a result on the way: a CPU may be a hundred times as slow with such.
+
 Next: tinyft/kernel_cases.py
 """
 
@@ -57,6 +60,8 @@ SLACK = 5
 LARGEST = 4  # the largest of 10,000 normal errors is four times their root mean square
 VARIATIONS = 6  # how often inputs are varied to measure s
 THREADS = (1, 2, 4)
+DENORMAL = 1e-40
+SMALLEST = float(np.finfo(np.float32).smallest_normal)  # 1.2e-38: with all its digits
 
 
 class ContractError(TinyftError, AssertionError):
@@ -336,6 +341,7 @@ class _Findings:
         self._float64(run, arrays, exact)
         self._threads(run, arrays, results)
         self._not_finite(run, arrays)
+        self._denormal(run, arrays)
 
     def _form(self, i: int, result: Array, truth: Array, any_order: bool) -> None:
         if result.shape != truth.shape:
@@ -400,6 +406,22 @@ class _Findings:
                     hidden = np.isfinite(result) & ~np.isfinite(truth)
                     if hidden.any():
                         self.add(f"result {i} hides {value} in {name} at {hidden.sum()} places")
+
+    def _denormal(self, run: Run, arrays: dict) -> None:
+        """Each result is what the reference makes of a denormal number, or of 0 in its place."""
+        for name, array in arrays.items():
+            if array.dtype.kind != "f" or not array.size:
+                continue
+            tiny, nothing = array.copy(), array.copy()
+            tiny.reshape(-1)[array.size // 2] = DENORMAL
+            nothing.reshape(-1)[array.size // 2] = 0
+            results = run(self.backend, {**arrays, name: tiny})
+            without = run(self.backend, {**arrays, name: nothing})
+            plain = run("reference", {**arrays, name: tiny})
+            for i, result in enumerate(results):
+                wrong = ~(_near(result, without[i]) | _near(result, plain[i]))
+                if wrong.any():
+                    self.add(f"result {i}: {DENORMAL} in {name} is wrong at {wrong.sum()} places")
 
     def own_memory(self, run: Run, arrays: dict) -> None:
         """A kernel's results are new arrays, but for those that it may lend."""
@@ -473,6 +495,11 @@ def _agree_in_float64(result: Array, exact: Array) -> bool:
         return np.array_equal(result, exact)
     largest = np.abs(exact).max(initial=0)
     return np.allclose(result, exact, rtol=1e-10, atol=1e-10 * largest, equal_nan=True)
+
+
+def _near(result: Array, other: Array) -> Array:
+    """Where two results agree to five digits, or to less than the smallest normal number."""
+    return np.isclose(result, other, rtol=1e-5, atol=SMALLEST, equal_nan=True)
 
 
 def _equal(results: list[Array], others: list[Array]) -> bool:

@@ -28,6 +28,7 @@ from tinyft.backends.cpu import (
     workspace,
 )
 from tinyft.backends.cpu import conv2d as conv2d_module
+from tinyft.backends.cpu.cpu_features import is_arm64, is_x86
 from tinyft.backends.cpu.items import TAKEN, make_whole
 from tinyft.backends.cpu.simd import LANES
 from tinyft.backends.cpu.winograd_transforms import (
@@ -540,6 +541,19 @@ def test_winograd_can_be_turned_off(case):
     assert_equals_definition(case, direct, *arrays)
     for name, a, b in zip(NAMES, tiles, direct, strict=True):
         assert (a != b).any() or (case in STEMS and name == "conv2d_input_grad")
+
+
+@pytest.mark.parametrize("winograd", [True, False])
+@pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[11], STRIDED[0], STEMS[0]], ids=str)
+def test_denormal_pictures_and_gradients_count_as_zero(case, winograd):
+    """In whatever way it is computed: some CPUs are a hundred times as slow with them."""
+    if not (is_x86() or is_arm64()):
+        pytest.skip("denormals are computed with here")
+    x, weight, dout = make(case)
+    x, dout = (np.where(a > 0, a.dtype.type(1e-38), a.dtype.type(-1e-38)) for a in (x, dout))
+    with conv2d_module.switch_winograd(winograd):
+        for name, result in zip(NAMES, run(FAST, case, x, weight, dout), strict=True):
+            assert (result == 0).all(), name
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,23 @@
 """Vector functions and the two generators against NumPy."""
 
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
+from llvmlite import ir
 from numba.core.errors import TypingError
 
+from tinyft.backends.cpu import CpuBackend, threads
 from tinyft.backends.cpu.compile_cache import kernel
-from tinyft.backends.cpu.cpu_features import blocking, has
+from tinyft.backends.cpu.cpu_features import blocking, has, is_arm64, is_x86
 from tinyft.backends.cpu.generators import make_register_block, make_two_sided_transform
-from tinyft.backends.cpu.simd import BLOCK_REGISTERS, BLOCK_ROWS, LANES, REST_ROWS
+from tinyft.backends.cpu.items import make_whole
+from tinyft.backends.cpu.simd import (
+    BLOCK_REGISTERS,
+    BLOCK_ROWS,
+    LANES,
+    REST_ROWS,
+    flush_denormals,
+)
 from tinyft.backends.cpu.vectors import (
     atomic_announce,
     atomic_load,
@@ -298,3 +308,68 @@ def test_a_64_bit_arm_has_neon_where_llvm_calls_it_generic(monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr("numba.config.CPU_FEATURES", None)
     assert not has("neon") and blocking() == (4, 6, 2, 2)
+
+
+# --------------------------------------------------------------------------------------- denormals
+
+TINY = np.full(300_000, 1e-40, np.float32)
+
+
+@kernel
+def double_or_fail(share, x, out):
+    for i in range(x.size):
+        out[i] = x[i] + x[i]
+    if x[0] > 1 or share[0] < 0:
+        raise ValueError("too large")
+
+
+def numpy_keeps_denormals():
+    return (TINY[:1000] + TINY[:1000] > 0).all()
+
+
+@pytest.mark.skipif(not (is_x86() or is_arm64()), reason="denormals are computed with here")
+def test_kernels_count_denormals_as_zero_and_numpy_does_not():
+    """In the calling thread and in those of the pool, also after a kernel that raised."""
+    before = threads.get_num_threads()
+    try:
+        for count in 1, 2, 3:
+            threads.set_num_threads(count)
+            assert (CpuBackend().add(TINY, TINY) == 0).all()
+            kept = []
+            threads.run(lambda share, kept=kept: kept.append(numpy_keeps_denormals()))
+            assert kept == [True] * count
+    finally:
+        threads.set_num_threads(before)
+    out = np.ones(4, np.float32)
+    double_or_fail(make_whole(), TINY[:4], out)
+    assert (out == 0).all()
+    with pytest.raises(ValueError, match="too large"):
+        double_or_fail(make_whole(), np.full(4, 2, np.float32), out)
+    assert numpy_keeps_denormals()
+
+
+@pytest.mark.parametrize(
+    "triple, setting",
+    [("x86_64-unknown-linux-gnu", "ldmxcsr"), ("aarch64-unknown-linux-gnu", "msr\tFPCR")],
+)
+def test_a_function_that_flushes_denormals_puts_back_what_was_set(triple, setting):
+    """On every way out of it: once at the beginning, and once for each of two returns."""
+    module = ir.Module()
+    module.triple = triple
+    number = ir.FloatType()
+    function = ir.Function(module, ir.FunctionType(number, [number, number]), "larger")
+    builder = ir.IRBuilder(function.append_basic_block())
+    x, y = function.args
+    with builder.if_then(builder.fcmp_ordered(">", x, y)):
+        builder.ret(builder.fadd(x, x))
+    builder.ret(y)
+    flush_denormals(function, triple)
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    try:
+        machine = llvm.Target.from_triple(triple).create_target_machine(opt=0)
+    except RuntimeError:
+        pytest.skip(f"this LLVM compiles nothing for {triple}")
+    assembly = machine.emit_assembly(llvm.parse_assembly(str(module)))
+    lines = [line for line in assembly.splitlines() if setting in line]
+    assert len(lines) == 3, assembly

@@ -62,6 +62,8 @@ from numba.core.untyped_passes import (
     TranslateByteCode,
 )
 
+from tinyft.backends.cpu.simd import flush_denormals
+
 # Numba 0.61 had LLVM optimise by another interface, and is left to do as it does with kernels.
 CHOOSES_PASSES = hasattr(llvm.create_new_function_pass_manager(), "add_sroa_pass")
 
@@ -123,6 +125,11 @@ class KernelLower(Lower):
 
     def alloca_lltype(self, name, lltype, datamodel=None):
         return cgutils.alloca_once(self.builder, lltype, name=name)
+
+    def lower_normal_function(self, fndesc):
+        super().lower_normal_function(fndesc)
+        if not self.flags.no_cpython_wrapper:  # a kernel: its helpers and routines compute as it
+            flush_denormals(self.function, self.module.triple)
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)

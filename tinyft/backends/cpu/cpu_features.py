@@ -55,6 +55,15 @@ def has(feature: str) -> bool:
         return False
 
 
+def is_x86(triple: str | None = None) -> bool:
+    """Whether LLVM's name for a machine, by default for this one, says so."""
+    return (triple or llvm.get_process_triple()).startswith(("x86", "i686"))
+
+
+def is_arm64(triple: str | None = None) -> bool:
+    return (triple or llvm.get_process_triple()).startswith(("aarch64", "arm64"))
+
+
 def blocking() -> Blocking:
     """The block for this CPU: rows x registers sums, `registers` numbers of B and one of A."""
     if has("avx512f"):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 
 from tinyft.backends.cpu.compile_cache import helper
+from tinyft.backends.cpu.cpu_features import is_x86
 from tinyft.backends.cpu.simd import (
     ADDRESS,
     FLOAT,
@@ -34,10 +34,6 @@ from tinyft.backends.cpu.simd import (
 )
 
 _BYTES = ir.VectorType(ir.IntType(8), LANES)
-
-
-def _is_x86() -> bool:
-    return llvm.get_process_triple().startswith(("x86", "i686"))
 
 
 @instruction(VECTOR, ADDRESS)
@@ -68,7 +64,7 @@ def vstream(builder, pointer, x):
 @instruction(types.void)
 def finish_streams(builder):
     """finish_streams(): what was streamed becomes visible before anything that follows"""
-    if _is_x86():
+    if is_x86():
         write_call(builder, "llvm.x86.sse.sfence", ir.VoidType())
 
 
@@ -178,7 +174,7 @@ def seen_from(builder, pointer, other):
 @instruction(types.void)
 def cpu_pause(builder):
     """cpu_pause(): tells an x86 core that this is a waiting loop"""
-    if _is_x86():
+    if is_x86():
         write_call(builder, "llvm.x86.sse2.pause", ir.VoidType())
 
 
