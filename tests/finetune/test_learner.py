@@ -587,3 +587,10 @@ def test_a_head_for_another_number_of_classes_is_refused_before_a_step(outputs):
     with pytest.raises(ShapeError, match=f"gives {outputs} numbers .* there are 3 classes"):
         learner.fine_tune(1)
     assert learner.step == 0
+
+
+def test_a_plan_of_more_steps_than_can_have_a_rate_is_refused():
+    learner = small_learner()
+    for make in (learner.plan, learner.one_cycle_plan):
+        with pytest.raises(ValueError, match="2,147,483,648 epochs of 3 steps are more than the"):
+            make(2147483648)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
+import math
 import re
 import shutil
 
@@ -12,13 +15,15 @@ import pytest
 import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
 from tinyft.backends.cpu.conv2d import switch_winograd
-from tinyft.errors import NonFiniteLossError, RunError
+from tinyft.errors import NonFiniteLossError, RunError, TinyftError
+from tinyft.finetune import resume as resuming
 from tinyft.finetune import run as finetune_run
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.records import Evaluation
 from tinyft.finetune.resume import resume
 from tinyft.finetune.run import Run
-from tinyft.finetune.run_reading import checkpoints
+from tinyft.finetune.run_reading import CHECKPOINT, checkpoints, read_checkpoint, read_description
+from tinyft.weights import read_arrays
 
 
 class StopAfter:
@@ -81,14 +86,90 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     assert start == 3 and "cannot be read" in notices[0]
 
 
-def test_a_checkpoint_of_another_network_is_passed_over(tmp_path):
-    interrupted(tmp_path / "cut", 5)
-    other = small_learner(head="linear")
-    Run.create(tmp_path / "other").checkpoint(other)
-    newest = sorted((tmp_path / "cut" / "checkpoints").glob("*.h5"))[-1]
-    shutil.copy(tmp_path / "other" / "checkpoints" / "000000.h5", newest)
-    notices = resume(tmp_path / "cut", small_data())[-1]
-    assert f"{newest.name} is not of this run (the state is of another network" in notices[0]
+def test_a_checkpoint_of_another_run_of_the_same_network_is_passed_over(tmp_path):
+    for name in ("cut", "other"):
+        interrupted(tmp_path / name, 5)
+    for path in checkpoints(tmp_path / "other").values():
+        shutil.copy(path, tmp_path / "cut" / "checkpoints")
+    *_, start, notices = resume(tmp_path / "cut", small_data())
+    assert start == 0 and len(notices) == 3
+    assert re.match(r"000005.h5 is not of this run \(its run is \w+, this one \w+\)", notices[0])
+
+
+def test_a_checkpoint_of_another_network_or_step_is_passed_over(tmp_path):
+    interrupted(tmp_path / "cut", 2)
+    kept = checkpoints(tmp_path / "cut")[2]
+    shutil.copy(kept, kept.with_name("000003.h5"))
+    (tmp_path / "other" / "checkpoints").mkdir(parents=True)
+    identity = read_description(tmp_path / "cut")["id"]
+    Run(tmp_path / "other", id=identity).checkpoint(small_learner(head="linear"))
+    shutil.copy(tmp_path / "other" / "checkpoints" / "000000.h5", kept.with_name("000000.h5"))
+    *_, start, notices = resume(tmp_path / "cut", small_data())
+    assert start == 2 and "000003.h5 is not of this run (its state is that of step 2" in notices[0]
+    for name in ("000002.h5", "000003.h5"):
+        kept.with_name(name).unlink()
+    *_, start, notices = resume(tmp_path / "cut", small_data())
+    assert start == 0 and "000000.h5 is not of this run (the state is of another" in notices[0]
+
+
+OTHER_VALUES = ("missing", None, True, -1, 2147483648, 10**400, math.nan, "x", [], {}, [None])
+
+
+def changed_leaves(whole):
+    """(place, `whole` with another value there) for all places, one at a time."""
+
+    def places(value, path=()):
+        yield path
+        if isinstance(value, list):
+            value = dict(enumerate(value))
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            yield from places(inner, (*path, key))
+
+    for *above, last in [path for path in places(whole) if path]:
+        for other in OTHER_VALUES:
+            changed = copy.deepcopy(whole)
+            inner = functools.reduce(lambda value, key: value[key], above, changed)
+            if other == "missing":
+                del inner[last]
+            else:
+                inner[last] = other
+            yield (*above, last), changed
+
+
+def test_whatever_a_run_json_holds_ends_in_one_of_our_errors(tmp_path, monkeypatch):
+    built = small_learner()
+    Run.create(tmp_path / "cut").begin(built, built.plan(2))
+    whole = json.loads((tmp_path / "cut" / "run.json").read_text())
+    whole |= {"plan_text": "", "classes": [], "versions": {"numpy": "1"}}
+    made = resuming.vision_learner
+    for place, changed in changed_leaves(whole):
+        (tmp_path / "cut" / "run.json").write_text(json.dumps(changed))
+        same = changed.get("learner") == whole["learner"]
+        monkeypatch.setattr(resuming, "vision_learner", (lambda *_, **__: built) if same else made)
+        try:
+            resume(tmp_path / "cut", small_data())
+        except TinyftError as error:
+            assert str(error), place
+
+
+def test_a_checkpoint_whose_state_is_no_state_is_passed_over(tmp_path, monkeypatch):
+    interrupted(tmp_path / "cut", 1)
+    description, path = read_description(tmp_path / "cut"), checkpoints(tmp_path / "cut")[1]
+    arrays, attributes, texts = read_arrays(path, CHECKPOINT)
+    whole = json.loads(texts["state"])
+    for name in ("optimizer_counts", "phase_digests"):  # many of a kind
+        whole[name] = dict(list(whole[name].items())[:2])
+    whole["trained"] = whole["trained"][:2]
+    refused = 0
+    for place, changed in changed_leaves(whole):
+        found = arrays, attributes, {"state": json.dumps(changed)}
+        monkeypatch.setattr("tinyft.weights.read_arrays", lambda *_, found=found: found)
+        try:
+            read_checkpoint(path, description)
+        except RunError as error:
+            assert str(error), place
+            refused += 1
+    assert refused > 200
 
 
 def test_a_missing_folder_of_checkpoints_is_made_again(tmp_path):

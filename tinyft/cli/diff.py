@@ -73,7 +73,7 @@ def _data(args: argparse.Namespace) -> tuple[PictureData | None, list[str]]:
         return open_folder(args.pictures, valid_fraction=1.0), []
     if args.after is not None:
         return None, ["--pictures DIR compares the features of both networks too"]
-    from tinyft.finetune.run import read_description
+    from tinyft.finetune.run_reading import read_description
 
     recorded = read_description(Path(args.before))["data"]
     if recorded.get("kind") != "folder":

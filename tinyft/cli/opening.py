@@ -43,7 +43,7 @@ def open_trained(source: str, *, best: bool, device: str, name_classes: NameClas
 def _learner_of_run(run: Path, best: bool, device: str) -> Learner:
     """The run's last learner, or its best; if that cannot be read, what to do instead."""
     from tinyft.finetune import load_learner
-    from tinyft.finetune.run import read_description
+    from tinyft.finetune.run_reading import read_description
 
     description = read_description(run)
     other = run / "best.h5"

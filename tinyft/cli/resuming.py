@@ -19,7 +19,7 @@ def refuse_contradictions(args: argparse.Namespace, path: Path) -> None:
     """Raises: RequestError for the first option that is not what run.json says; RunError if it
     cannot be read
     """
-    from tinyft.finetune.run import read_description
+    from tinyft.finetune.run_reading import read_description
 
     recorded = _recorded(read_description(path)) | {"out": str(path.resolve())}
     for name, value in _asked(args).items():

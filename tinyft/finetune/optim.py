@@ -25,6 +25,7 @@ class Optimizer:
 
     has_momentum = True  # or the schedule's momentum means nothing
     default_weight_decay = 0.0  # fastai's; Adam has another
+    remembers: frozenset[str] | None = None  # of each parameter it visited; None: not told
 
     def __init__(self, groups: Sequence[Group]):
         self.groups = tuple(groups)  # the only list of them: a learner's `groups` are these
@@ -86,6 +87,7 @@ class Adam(Optimizer):
     """
 
     default_weight_decay = 0.01
+    remembers = frozenset(("step", "average", "average_square"))
 
     def __init__(
         self, groups: Sequence[Group], *, square_momentum: float = 0.99, eps: float = 1e-5
@@ -131,6 +133,7 @@ class SGD(Optimizer):
     def __init__(self, groups: Sequence[Group], *, momentum: float = 0.0):
         super().__init__(groups)
         self.has_momentum = momentum != 0
+        self.remembers = frozenset(("velocity",) if self.has_momentum else ())
 
     def update(self, name: str, parameter: Tensor, group: Group, weight_decay: float) -> None:
         backend = parameter.backend

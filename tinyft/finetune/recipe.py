@@ -21,6 +21,7 @@ from tinyft.finetune.schedule import expect_number, one_cycle, per_group, positi
 
 MOMENTUMS = (0.95, 0.85, 0.95)
 HEAD_ALONE = "head alone"
+MOST_STEPS = 10_000_000  # 100 epochs of ImageNet in batches of 16 are 8 million
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,7 @@ def one_cycle_phase(
 
     Raises: ValueError for numbers that cannot be
     """
-    counts = isinstance(epochs, int | np.integer) and isinstance(first_trainable, int | np.integer)
-    if not counts or epochs < 0 or not 0 <= first_trainable <= n_groups:
-        raise ValueError(
-            f"epochs should be at least 0 and first_trainable from 0 to {n_groups}, both whole "
-            f"numbers; got {epochs!r} and {first_trainable!r}"
-        )
+    _expect_counts(epochs, steps_per_epoch, first_trainable, n_groups)
     expect_number("pct_start", pct_start, 1)
     expect_number("div", div, above_0=True)
     expect_number("div_final", div_final, above_0=True)
@@ -91,6 +87,21 @@ def one_cycle_phase(
         np.array(lr, np.float64).reshape(len(at), n_groups),
         np.array([one_cycle(q, pct_start, moms) for q in at], np.float64),
     )
+
+
+def _expect_counts(epochs: int, steps_per_epoch: int, first_trainable: int, n_groups: int) -> None:
+    """Raises: ValueError for what is no count, or too large for a plan"""
+    counts = isinstance(epochs, int | np.integer) and isinstance(first_trainable, int | np.integer)
+    if not counts or epochs < 0 or not 0 <= first_trainable <= n_groups:
+        raise ValueError(
+            f"epochs should be at least 0 and first_trainable from 0 to {n_groups}, both whole "
+            f"numbers; got {epochs!r} and {first_trainable!r}"
+        )
+    if epochs * steps_per_epoch > MOST_STEPS:
+        raise ValueError(
+            f"{epochs:,} epochs of {steps_per_epoch:,} steps are more than the {MOST_STEPS:,} that "
+            "a plan can have, with a rate for each; train in several runs"
+        )
 
 
 def _expect_momentums(moms: Sequence[float]) -> None:

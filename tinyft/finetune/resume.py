@@ -5,20 +5,26 @@ Next: tinyft/finetune/forecast.py
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tinyft.data.loader import PictureData
-from tinyft.errors import RunError, WeightsError
+from tinyft.errors import RunError, TinyftError, WeightsError
 from tinyft.finetune.build import vision_learner
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.plan import Plan, remade
-from tinyft.finetune.run import CHECKPOINT, Run, read_description, versions, weights_sha256
+from tinyft.finetune.run import Run, versions, weights_sha256
 from tinyft.finetune.run_pictures import pictures_of_run
-from tinyft.finetune.run_reading import checkpoints, metrics_lines
+from tinyft.finetune.run_reading import (
+    checkpoints,
+    metrics_lines,
+    read_checkpoint,
+    read_description,
+)
 from tinyft.finetune.state import restore
 
 
@@ -42,7 +48,7 @@ def resume(
         notices.append("no checkpoint: the run starts anew")
     (path / "checkpoints").mkdir(exist_ok=True)  # some programs do not copy empty folders
     _drop_unfinished_files(path)
-    run = Run(path, description["settings"], **progress)
+    run = Run(path, description["settings"], description["id"], **progress)
     _cut_metrics(path / "metrics.csv", learner.step)
     return learner, plan, run, start, notices
 
@@ -61,7 +67,8 @@ def recreate(
     """
     path = Path(path)
     description = read_description(path)
-    data = _pictures(path, description["data"]["arguments"], data)
+    with _said_by_run_json(path):
+        data = _pictures(path, description["data"]["arguments"], data)
     if description["learner"] is None:
         raise RunError(
             f"{path} was trained with a network, head or optimizer of its own; only its caller can "
@@ -69,15 +76,15 @@ def recreate(
         )
     arguments = description["learner"] | ({} if device is None else {"device": device})
     learner = learner_at_start(path, data, arguments)
-    plan = remade(learner, description["plan"], description["first_step"])
     _check_weights(path, description["weights_sha256"], learner)
+    plan = _plan(path, description, learner)
     now = versions(learner.device)
     notices = [
         f"{name} was {old} and is {now.get(name, 'not used')} now: the bits may differ"
         for name, old in description["versions"].items()
         if now.get(name) != old
     ]
-    progress = _restore_newest(path, learner, last, notices)
+    progress = _restore_newest(path, description, learner, last, notices)
     start = learner.step - description["first_step"]
     if start < 0:
         raise RunError(
@@ -93,11 +100,36 @@ def learner_at_start(path: Path, data: PictureData, arguments: dict[str, Any]) -
     Raises: RunError if its weights cannot be read any more
     """
     try:
-        return vision_learner(data, **arguments)
+        with _said_by_run_json(path):
+            return vision_learner(data, **arguments)
     except OSError as error:
         raise RunError(
             f"the weights that {path} began with cannot be read: {error}; put the file back"
         ) from None
+
+
+def _plan(path: Path, description: dict[str, Any], learner: Learner) -> Plan:
+    """The plan of the run, made again by its learner. Raises: RunError if it is another"""
+    arguments, steps = description["plan"], description["steps"]
+    epochs = arguments.get("epochs", 0) + arguments.get("freeze_epochs", 0)
+    if epochs <= steps:  # or else it has none for each, and takes too long to be made
+        with _said_by_run_json(path):
+            plan = remade(learner, arguments, description["first_step"])
+        epochs = plan.epochs
+        if plan.steps == steps:
+            return plan
+    raise RunError(f"{path / 'run.json'} is damaged: {epochs} epochs do not have {steps} steps")
+
+
+@contextlib.contextmanager
+def _said_by_run_json(path: Path) -> Iterator[None]:
+    """What a call cannot take within this block was no call's of the run at `path`."""
+    try:
+        yield
+    except TinyftError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RunError(f"{path / 'run.json'} is damaged: {error}") from None
 
 
 def _pictures(path: Path, arguments: dict[str, Any], data: PictureData | None) -> PictureData:
@@ -128,24 +160,25 @@ def _drop_unfinished_files(path: Path) -> None:
 
 
 def _restore_newest(
-    path: Path, learner: Learner, last: int | None, notices: list[str]
+    path: Path, description: dict[str, Any], learner: Learner, last: int | None, notices: list[str]
 ) -> dict[str, Any]:
     """Restore the newest checkpoint that can be read, of those after at most `last` steps; the
     run's progress until then.
-    """
-    from tinyft.weights import read_arrays
 
+    Raises: OSError for one that the system does not open; an older one would begin more anew than
+    has to be
+    """
+    most = description["first_step"] + description["steps"]
     for step, checkpoint in reversed(checkpoints(path).items()):
-        if last is not None and step > last:
+        if step > (most if last is None else last):
             continue
         try:
-            arrays, _, texts = read_arrays(checkpoint, CHECKPOINT)
-        except (WeightsError, OSError) as error:
+            arrays, values = read_checkpoint(checkpoint, description)
+            _expect_whole_memory(learner, [*arrays], values["optimizer_counts"])
+            restore(learner, arrays, values)
+        except WeightsError as error:
             notices.append(f"{checkpoint.name} cannot be read ({error}); an older one is tried")
             continue
-        values = json.loads(texts["state"])
-        try:
-            restore(learner, arrays, values)
         except RunError as error:
             notices.append(f"{checkpoint.name} is not of this run ({error}); an older one is tried")
             continue
@@ -155,6 +188,18 @@ def _restore_newest(
             "epoch_steps": values["epoch_steps"],
         }
     return {}
+
+
+def _expect_whole_memory(learner: Learner, arrays: list[str], counts: dict[str, float]) -> None:
+    """Raises: RunError if a checkpoint lacks something that the optimizer remembers"""
+    owners: dict[str, set[str]] = {}
+    remembered = (n.removeprefix("optimizer.") for n in arrays if n.startswith("optimizer."))
+    for full_name in (*remembered, *counts):
+        name, _, key = full_name.rpartition(".")
+        owners.setdefault(name, set()).add(key)
+    expected = learner.optimizer.remembers
+    if expected is not None and any(keys != expected for keys in owners.values()):
+        raise RunError(f"the optimizer remembers {', '.join(sorted(expected)) or 'nothing'}")
 
 
 def _cut_metrics(path: Path, steps: int) -> None:

@@ -18,6 +18,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,8 @@ from tinyft.errors import RunError
 from tinyft.finetune.groups import grouping_of
 from tinyft.finetune.plan import is_made_by_its_arguments
 from tinyft.finetune.proof import digests
-from tinyft.finetune.run_reading import checkpoints
+from tinyft.finetune.run_reading import CHECKPOINT, checkpoints, read_description
+from tinyft.finetune.run_schema import FORMAT
 from tinyft.finetune.save import expect_savable, save
 from tinyft.finetune.state import capture
 
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from tinyft.finetune.plan import Plan
     from tinyft.finetune.records import StepRecord
 
-CHECKPOINT = "tinyft-checkpoint"
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 EPOCH_CHECKPOINT_BYTES = 1 << 30  # older epochs' checkpoints are dropped beyond this
 
@@ -48,6 +49,7 @@ class Run:
 
     path: Path
     settings: dict[str, Any] = field(default_factory=dict)
+    id: str = field(default_factory=lambda: secrets.token_hex(8))  # its checkpoints name it
     started: float = field(default_factory=time.monotonic)
     seconds_before: float = 0.0  # of the sessions before this one, when resumed
     best_accuracy: float = -1.0
@@ -82,7 +84,8 @@ class Run:
 
     def describe(self, learner: Learner, plan: Plan) -> None:
         description = {
-            "format": "tinyft-run",
+            "format": FORMAT,
+            "id": self.id,
             "settings": self.settings,
             "arch": learner.arch,
             "weights_sha256": weights_sha256(learner),
@@ -140,6 +143,7 @@ class Run:
             self.epoch_steps.append(learner.step)
         arrays, values = capture(learner)
         values |= {
+            "run": self.id,
             "preprocess": learner.adjusted_preprocess().to_dict(),
             "best_accuracy": self.best_accuracy,
             "seconds": self.seconds,
@@ -287,29 +291,3 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def _plain(value: Any) -> Any:
     """A NumPy number or array as JSON holds it."""
     return value.tolist()
-
-
-def read_description(run: Path) -> dict[str, Any]:
-    """What run.json says. Raises: RunError if there is none or it cannot be read"""
-    path = run / "run.json"
-    try:
-        description = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise RunError(
-            f"{run} is no run, or was stopped before its first step: it has no run.json; start it "
-            "anew"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is damaged: {error}") from None
-    expected = {
-        **dict.fromkeys(("settings", "data", "plan", "versions"), dict),
-        **dict.fromkeys(("format", "weights_sha256"), str),
-        **{"first_step": int, "steps": int, "finished": bool, "learner": dict | None},
-    }
-    absent = object()  # of no kind; a learner may be None
-    for name, kind in expected.items():
-        if not isinstance(description, dict) or not isinstance(description.get(name, absent), kind):
-            raise RunError(f"{path} is damaged: {name} is missing or of a wrong kind")
-    if not isinstance(description["data"].get("arguments"), dict):
-        raise RunError(f"{path} is damaged: data has no arguments")
-    return description

@@ -13,7 +13,7 @@ from tinyft.data import ImageFolder
 from tinyft.data.loader import PictureData
 from tinyft.data.prepare import printable
 from tinyft.errors import DataError, RunError
-from tinyft.finetune.run import read_description
+from tinyft.finetune.run_reading import read_description
 
 
 def pictures_of_run(

@@ -1,14 +1,63 @@
 """Parts of a run's folder, read back, whatever a kill or another program left in it.
 
-Next: tinyft/finetune/run_pictures.py
+Next: tinyft/finetune/run_schema.py
 """
 
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from tinyft.errors import RunError
+from tinyft.finetune.run_schema import DESCRIPTION, STATE, mistake
+
+CHECKPOINT = "tinyft-checkpoint"
+
+
+def read_description(run: Path) -> dict[str, Any]:
+    """What run.json says. Raises: RunError if there is none or it cannot be read"""
+    path = run / "run.json"
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(
+            f"{run} is no run, or was stopped before its first step: it has no run.json; start it "
+            "anew"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged: {error}") from None
+    if found := mistake(description, DESCRIPTION, "it"):
+        raise RunError(f"{path} is damaged: {found}")
+    return description
+
+
+def read_checkpoint(
+    path: Path, description: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the values of a checkpoint of the run that is described.
+
+    Raises: RunError if it is another run's or another step's; WeightsError if it is damaged;
+    OSError if the system refuses
+    """
+    from tinyft.weights import read_arrays
+
+    arrays, _, texts = read_arrays(path, CHECKPOINT)
+    try:
+        values = json.loads(texts.get("state", ""))
+    except (ValueError, TypeError, RecursionError):
+        values = None
+    if found := mistake(values, STATE, "its state"):
+        raise RunError(found)
+    if values["run"] != description["id"]:
+        raise RunError(f"its run is {values['run']}, this one {description['id']}")
+    begun = values["step"] > description["first_step"]
+    if values["step"] != int(path.stem) or (begun and not values["phase_digests"]):
+        raise RunError(f"its state is that of step {values['step']}, or of none")
+    return arrays, values
 
 
 def checkpoints(run: Path) -> dict[int, Path]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,13 +57,16 @@ def restore(learner: Learner, arrays: Arrays, values: dict[str, Any]) -> None:
     """Put a captured state back, bit for bit. Gradients and the history of records are not part of
     it.
 
-    Raises: RunError if the state is of another network
+    Raises: RunError if the state is of another network; the learner is then as it was
     """
     model, found = learner.model.state_dict(), model_arrays(arrays)
     shapes, came = ({(n, a.shape) for n, a in state.items()} for state in (model, found))
     if came != shapes:
         differing = sorted({name for name, _ in came ^ shapes})
         raise RunError(f"the state is of another network; they differ in {', '.join(differing)}")
+    hashed = values["phase_digests"].keys()
+    if len(values["groups"]) != len(learner.groups) or (hashed and hashed != model.keys()):
+        raise RunError("the state is of a network with other groups or tensors")
     for name, array in model.items():
         backends.assign(array, found[name])
     learner.losses = Losses()
@@ -74,11 +77,11 @@ def restore(learner: Learner, arrays: Arrays, values: dict[str, Any]) -> None:
             if state:
                 learner.optimizer.state[name] = state
     learner.step, learner.epoch = values["step"], values["epoch"]
-    learner.smooth = SmoothLoss(**values["smooth"])
+    learner.smooth = _made(SmoothLoss, values["smooth"])
     learner.trained = frozenset(values["trained"])
     learner.phase_digests = values["phase_digests"]
     validation = values["validation"]
-    learner.validation = Evaluation(**validation) if validation else None
+    learner.validation = _made(Evaluation, validation) if validation else None
     for group, settings in zip(learner.groups, values["groups"], strict=True):
         group.lr, group.momentum, group.weight_decay = settings
 
@@ -155,6 +158,11 @@ def _optimizer_state(
             else:  # an optimizer of the caller's own, with a number for each filter, say
                 state[key] = backends.beside(array.copy(), like)
     return state
+
+
+def _made(kind: type, values: dict[str, Any]) -> Any:
+    """A record of that kind from what it was written as."""
+    return kind(**{field.name: values[field.name] for field in fields(kind)})
 
 
 def _copied(array: np.ndarray) -> np.ndarray:

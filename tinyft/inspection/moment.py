@@ -24,7 +24,7 @@ from tinyft.finetune.plan import Plan
 from tinyft.finetune.recipe import Phase
 from tinyft.finetune.records import StepRecord
 from tinyft.finetune.resume import recreate
-from tinyft.finetune.run import read_description
+from tinyft.finetune.run_reading import read_description
 from tinyft.finetune.state import bookmark
 
 

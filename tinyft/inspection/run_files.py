@@ -22,9 +22,8 @@ from tinyft.data.loader import PictureData
 from tinyft.errors import RunError, TinyftError
 from tinyft.finetune.build import OPTIMIZERS
 from tinyft.finetune.plan import remade
-from tinyft.finetune.run import read_description
 from tinyft.finetune.run_pictures import pictures_of_run
-from tinyft.finetune.run_reading import metrics_lines
+from tinyft.finetune.run_reading import metrics_lines, read_description
 from tinyft.finetune.save import load_learner
 from tinyft.inspection.diff import Diff, diff_run
 from tinyft.inspection.learned import Judgements, judge_pictures

@@ -21,8 +21,8 @@ from tinyft import backends
 from tinyft.data.arrays import ImageArrays
 from tinyft.errors import RunError, WeightsError
 from tinyft.finetune.resume import learner_at_start
-from tinyft.finetune.run import CHECKPOINT, read_description, weights_sha256
-from tinyft.finetune.run_reading import checkpoints, metrics_lines
+from tinyft.finetune.run import weights_sha256
+from tinyft.finetune.run_reading import CHECKPOINT, checkpoints, metrics_lines, read_description
 from tinyft.finetune.save import judged_preprocess
 from tinyft.finetune.state import model_arrays
 from tinyft.nn.head import HEADS, attach, cut
