@@ -57,15 +57,15 @@ def failing(error):
 
 
 def test_a_full_disk(tinyft, pictures, tiny):
-    flush = files._flush_to_disk
+    flush = files.flush_to_disk
 
-    def full(path):
+    def full(path, *access):
         if ".h5" in path.name:
             raise OSError(errno.ENOSPC, "No space left on device", path)
-        flush(path)
+        flush(path, *access)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "_flush_to_disk", full)
+        patch.setattr(files, "flush_to_disk", full)
         done = tinyft("finetune", pictures, *tiny)
     assert done.code == 1
     assert "No space left on device; free some space and try again; go on with: " in done.error

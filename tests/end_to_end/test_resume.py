@@ -105,8 +105,8 @@ RUN = "tinyft.finetune.run"
         (f"{RUN}.save", 1, "after", "rare", 0),  # best.h5 ahead of its checkpoint
         (f"{RUN}:Run.checkpoint", 3, "after", "rare", 15),  # all steps made, nothing reported
         (f"{RUN}:Run.end", 1, "after", "rare", None),  # too late
-        ("os.replace", 2, "before", "often", 0),  # the ledger under its temporary name
-        ("os.replace", 4, "before", "often", 1),  # a checkpoint under its temporary name
+        ("os.replace", 3, "before", "often", 0),  # the ledger under its temporary name
+        ("os.replace", 5, "before", "often", 1),  # a checkpoint under its temporary name
         (f"{RUN}.write_json", 2, "before", "rare", 15),  # learner.h5 saved, not said to be
     ],
 )
@@ -127,6 +127,21 @@ def test_killed_and_resumed(
         assert f"{begun} of {STEPS} steps were made before" in done.err
         assert json.loads(done.out)["run"] == str(run)
         assert "the head alone had " in done.err  # also if that was before
+    assert_same(run, reference)
+    assert not [*run.rglob("*.part")]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_killed_before_it_could_be_resumed(folder, reference, run_in, environment, tmp_path, count):
+    """With pictures.csv or run.json under its temporary name: the same command begins anew."""
+    run = tmp_path / "run"
+    command = ["finetune", "pictures", *OPTIONS, "--out", str(run)]
+    killer = [sys.executable, "-c", KILLER, "os.replace", str(count), "before", "rare"]
+    killed = subprocess.run([*killer, *command], cwd=folder, env=environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert [*run.glob(".*.part")]
+    assert "start it anew" in run_in(folder, "finetune", "--resume", run).one_line_error()
+    assert run_in(folder, *command).code == 0
     assert_same(run, reference)
     assert not [*run.rglob("*.part")]
 
@@ -183,7 +198,7 @@ def test_resume_notices_changed_pictures(folder, reference, run_in, tmp_path):
     (pictures / "cat" / "0.png").unlink()
     done = run_in(folder, "finetune", "--resume", run)
     assert "the pictures of" in done.one_line_error()
-    assert "have changed" in done.one_line_error()
+    assert "have changed since it began (1 of them: cat/0.png)" in done.one_line_error()
 
 
 def test_resume_says_that_other_versions_may_give_other_bits(folder, reference, run_in, tmp_path):

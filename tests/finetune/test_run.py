@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import math
+import os
 import re
 import shutil
 
@@ -22,7 +23,13 @@ from tinyft.finetune.learner import Learner
 from tinyft.finetune.records import Evaluation
 from tinyft.finetune.resume import resume
 from tinyft.finetune.run import Run
-from tinyft.finetune.run_reading import CHECKPOINT, checkpoints, read_checkpoint, read_description
+from tinyft.finetune.run_reading import (
+    CHECKPOINT,
+    checkpoints,
+    metrics_lines,
+    read_checkpoint,
+    read_description,
+)
 from tinyft.weights import read_arrays
 
 
@@ -214,10 +221,77 @@ def test_what_others_put_beside_the_checkpoints_is_none(tmp_path):
 def test_an_empty_metrics_file_is_as_good_as_none(tmp_path):
     interrupted(tmp_path / "cut", 4)
     (tmp_path / "cut" / "metrics.csv").write_text("")
-    learner, plan, run, start, _ = resume(tmp_path / "cut", small_data())
+    learner, plan, run, start, notices = resume(tmp_path / "cut", small_data())
+    assert notices == ["metrics.csv lacks 4 of the steps before step 4"]
     learner.execute(plan, observers=[run], start=start)
     lines = (tmp_path / "cut" / "metrics.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["step", "4", "5", "6", "7", "8"]
+
+
+def test_lines_that_a_power_failure_took_are_noticed(tmp_path):
+    interrupted(tmp_path / "cut", 4)
+    path = tmp_path / "cut" / "metrics.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    *_, notices = resume(tmp_path / "cut", small_data())
+    assert notices == ["metrics.csv lacks 2 of the steps before step 4"]
+
+
+@pytest.mark.parametrize("content", [b"\xff\x00" * 50, b"no table\n1\n"])
+def test_a_metrics_file_that_is_none_is_set_aside(tmp_path, content):
+    interrupted(tmp_path / "cut", 2)
+    (tmp_path / "cut" / "metrics.csv").write_bytes(content)
+    _, _, run, start, notices = resume(tmp_path / "cut", small_data())
+    run.release()
+    assert start == 2 and "is damaged" in notices[0] and "metrics.damaged.0" in notices[0]
+    assert (tmp_path / "cut" / "metrics.damaged.0").read_bytes() == content
+    (tmp_path / "cut" / "metrics.csv").write_bytes(content)
+    resume(tmp_path / "cut", small_data())
+    assert (tmp_path / "cut" / "metrics.damaged.1").exists()
+
+
+def test_a_checkpoint_that_cannot_be_opened_is_no_reason_to_start_anew(tmp_path, monkeypatch):
+    interrupted(tmp_path / "cut", 2)
+    newest = checkpoints(tmp_path / "cut")[2]
+    newest.unlink()
+    newest.mkdir()  # or, for all but root, one that may not be read
+    with pytest.raises(OSError, match=r"000002\.h5"):
+        resume(tmp_path / "cut", small_data())
+    monkeypatch.setattr(os, "listdir", failing(PermissionError(13, "Permission denied")))
+    with pytest.raises(PermissionError):
+        resume(tmp_path / "cut", small_data())
+    assert len(metrics_lines(tmp_path / "cut" / "metrics.csv")) == 3  # nothing was dropped
+
+
+def failing(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+def test_a_run_is_written_by_one_at_a_time(tmp_path):
+    """Also where both are calls of one process; whoever ends, however, lets the next one in."""
+    refused = []
+
+    class Second:
+        def begin(self, learner, plan):
+            for attempt in (lambda: resume(tmp_path / "run", small_data()), self.create):
+                with pytest.raises(RunError, match="another process is at work") as caught:
+                    attempt()
+                refused.append(caught)
+            raise KeyboardInterrupt
+
+        def create(self):
+            shutil.rmtree(tmp_path / "run" / "checkpoints")
+            (tmp_path / "run" / "run.json").unlink()
+            Run.create(tmp_path / "run")
+
+    learner = small_learner()
+    run = Run.create(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        learner.execute(learner.plan(1), observers=[run, Second()])
+    assert len(refused) == 2
+    learner.fine_tune(1, out=tmp_path / "run")
 
 
 def test_resume_names_what_else_the_bits_depend_on(tmp_path):
@@ -326,6 +400,7 @@ def test_a_folder_in_which_a_run_never_began_is_taken(tmp_path):
     """The disk was full before anything was written."""
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / ".lock").touch()
+    (tmp_path / "run" / ".run.json.1a2b3c4d.part").write_text("{")  # killed before it was renamed
     with pytest.raises(RunError, match=r"no run\.json; start it anew"):
         resume(tmp_path / "run")
     small_learner().fine_tune(1, out=tmp_path / "run")
@@ -343,6 +418,7 @@ def test_a_run_ends_at_a_validation_whose_loss_is_no_number(tmp_path, monkeypatc
 def test_what_a_run_leaves(tmp_path):
     small_learner().fine_tune(2, out=tmp_path / "run")
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    names.remove(".lock")
     assert names == ["best.h5", "checkpoints", "learner.h5", "metrics.csv", "run.json"]
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     assert described["finished"] and described["steps"] == 9

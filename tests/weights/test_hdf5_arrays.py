@@ -135,6 +135,16 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="folders cannot be opened there")
+def test_a_new_name_is_on_the_disk_before_anything_relies_on_it(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.fstat(fd).st_ino), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("renamed"), replace(*names)))
+    with replacing(tmp_path / "a.h5") as temporary:
+        temporary.write_bytes(b"whole")
+    assert done == [(tmp_path / "a.h5").stat().st_ino, "renamed", tmp_path.stat().st_ino]
+
+
 def test_an_unknown_dtype_is_refused_before_writing(tmp_path):
     with pytest.raises(WeightsError, match="w is complex64"):
         write_arrays(tmp_path / "a.h5", "x", {"w": np.ones(2, np.complex64)})

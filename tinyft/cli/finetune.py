@@ -62,8 +62,7 @@ def run(args: argparse.Namespace) -> int:
         plan = make_plan(args, learner)
         _announce(learner, plan, in_words=is_sample)
         training = _create_run(args, learner)
-        with _locked(training.path):
-            _train(args, learner, plan, training, 0)
+        _train(args, learner, plan, training, 0)
         if is_sample:
             say("and with your own pictures, in a folder for each class: tinyft finetune photos/")
     else:
@@ -77,13 +76,12 @@ def _resume(args: argparse.Namespace) -> None:
 
     path = Path(args.resume)
     refuse_contradictions(args, path)
-    with _locked(path):
-        learner, plan, training, start, notices = resume(path, device=args.backend)
-        for notice in notices:
-            say(f"note: {one_line(notice)}")
-        _announce(learner, plan)
-        say(f"{start} of {plan.steps} steps were made before")
-        _train(args, learner, plan, training, start)
+    learner, plan, training, start, notices = resume(path, device=args.backend)
+    for notice in notices:
+        say(f"note: {one_line(notice)}")
+    _announce(learner, plan)
+    say(f"{start} of {plan.steps} steps were made before")
+    _train(args, learner, plan, training, start)
 
 
 def _announce(learner: Learner, plan: Plan, *, in_words: bool = False) -> None:
@@ -178,18 +176,6 @@ def _next_folder(learner: Learner) -> Path:
             folder = Path("runs", f"{stem}{number}")
             folder.mkdir()
             return folder
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Within this block no other process works on the run."""
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(path / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise RequestError(f"another process is at work on {path}; wait for its end") from None
 
 
 def _stopping() -> list[int]:

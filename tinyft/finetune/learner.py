@@ -49,6 +49,7 @@ from tinyft.finetune.records import (
     SmoothLoss,
     StepRecord,
     Watcher,
+    released,
 )
 from tinyft.finetune.save import save
 from tinyft.finetune.schedule import expect_number, per_group
@@ -321,14 +322,15 @@ class Learner:
             run = Run.create(out)
             self.run_folder = run.path
             observers = [*observers, run]  # last: what it saves, the others have seen
-        for observer in observers:
-            observer.begin(self, plan)
-        norms = any(getattr(observer, "norms", False) for observer in observers)
-        for record in self.steps(plan, norms=norms, start=start):
+        with released(observers):
             for observer in observers:
-                observer.after_step(self, record)
-        for observer in observers:
-            observer.end(self)
+                observer.begin(self, plan)
+            norms = any(getattr(observer, "norms", False) for observer in observers)
+            for record in self.steps(plan, norms=norms, start=start):
+                for observer in observers:
+                    observer.after_step(self, record)
+            for observer in observers:
+                observer.end(self)
         return [r.validation for r in self.history[-plan.steps :] if r.validation]
 
     def steps(self, plan: Plan, *, norms: bool = False, start: int = 0) -> Iterator[StepRecord]:

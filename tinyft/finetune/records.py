@@ -5,7 +5,9 @@ Next: tinyft/finetune/norms.py
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -178,6 +180,18 @@ class Watcher(Protocol):
     def after_step(self, learner: Learner, record: StepRecord) -> None: ...
 
     def end(self, learner: Learner) -> None: ...
+
+
+@contextlib.contextmanager
+def released(observers: Sequence[Watcher]) -> Iterator[None]:
+    """However this block ends, observers that have a `release` are then called by it: a run lets
+    others work on its folder.
+    """
+    try:
+        yield
+    finally:
+        for observer in observers:
+            getattr(observer, "release", bool)()
 
 
 @dataclass

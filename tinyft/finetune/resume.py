@@ -17,7 +17,7 @@ from tinyft.errors import RunError, TinyftError, WeightsError
 from tinyft.finetune.build import vision_learner
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.plan import Plan, remade
-from tinyft.finetune.run import Run, versions, weights_sha256
+from tinyft.finetune.run import Run, drop_unfinished_files, hold, versions, weights_sha256
 from tinyft.finetune.run_pictures import pictures_of_run
 from tinyft.finetune.run_reading import (
     checkpoints,
@@ -40,16 +40,22 @@ def resume(
     run.json
     """
     path = Path(path)
-    description = read_description(path)
-    if description["finished"]:
-        raise RunError(f"{path} is finished; there is nothing to resume")
-    learner, plan, start, notices, progress = recreate(path, data, device=device)
-    if not progress:
-        notices.append("no checkpoint: the run starts anew")
-    (path / "checkpoints").mkdir(exist_ok=True)  # some programs do not copy empty folders
-    _drop_unfinished_files(path)
-    run = Run(path, description["settings"], description["id"], **progress)
-    _cut_metrics(path / "metrics.csv", learner.step)
+    read_description(path)  # before anything is written into what is no run
+    lock = hold(path)
+    try:
+        description = read_description(path)
+        if description["finished"]:
+            raise RunError(f"{path} is finished; there is nothing to resume")
+        learner, plan, start, notices, progress = recreate(path, data, device=device)
+        if not progress:
+            notices.append("no checkpoint: the run starts anew")
+        (path / "checkpoints").mkdir(exist_ok=True)  # some programs do not copy empty folders
+        drop_unfinished_files(path)
+        _cut_metrics(path / "metrics.csv", description["first_step"], learner.step, notices)
+    except BaseException:
+        lock.release()
+        raise
+    run = Run(path, description["settings"], description["id"], lock=lock, **progress)
     return learner, plan, run, start, notices
 
 
@@ -153,12 +159,6 @@ def _check_weights(path: Path, recorded: str, learner: Learner) -> None:
         )
 
 
-def _drop_unfinished_files(path: Path) -> None:
-    """Delete what a kill left half written; see `replacing` in tinyft/weights/files.py."""
-    for file in (*path.glob(".*.part"), *path.glob("checkpoints/.*.part")):
-        file.unlink(missing_ok=True)
-
-
 def _restore_newest(
     path: Path, description: dict[str, Any], learner: Learner, last: int | None, notices: list[str]
 ) -> dict[str, Any]:
@@ -202,15 +202,28 @@ def _expect_whole_memory(learner: Learner, arrays: list[str], counts: dict[str, 
         raise RunError(f"the optimizer remembers {', '.join(sorted(expected)) or 'nothing'}")
 
 
-def _cut_metrics(path: Path, steps: int) -> None:
-    """Drop the lines of steps that will be made again."""
+def _cut_metrics(path: Path, first_step: int, step: int, notices: list[str]) -> None:
+    """Drop the lines of steps that will be made again. A file that is none is set aside, and lines
+    that are missing are noticed: a power failure may have taken them.
+    """
     from tinyft.weights.files import replacing
 
-    lines = metrics_lines(path) if steps else []
-    if not lines:  # or else its next line would have no head above it
+    try:
+        lines = metrics_lines(path)
+        if lines and lines[0][:4] != ["step", "epoch", "phase", "loss"]:
+            raise RunError(f"{path} is damaged: its first line names no steps")
+    except RunError as error:
+        aside = path.with_name(f"metrics.damaged.{len([*path.parent.glob('metrics.damaged.*')])}")
+        path.replace(aside)
+        notices.append(f"{error}; it is {aside.name} now")
+        lines = []
+    head, *rows = lines or [[]]
+    kept = [row for row in rows if row[0].isdecimal() and int(row[0]) < step]
+    missing = len(set(range(first_step, step)) - {int(row[0]) for row in kept})
+    if missing:
+        notices.append(f"metrics.csv lacks {missing} of the steps before step {step}")
+    if not lines or step == first_step:  # or else its next line would have no head above it
         path.unlink(missing_ok=True)
         return
-    head, *rows = lines
-    whole = [row for row in rows if row[0].isdigit()]
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        csv.writer(file).writerows([head, *(row for row in whole if int(row[0]) < steps)])
+        csv.writer(file).writerows([head, *kept])

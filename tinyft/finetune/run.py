@@ -18,6 +18,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ from tinyft.finetune.save import expect_savable, save
 from tinyft.finetune.state import capture
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
     from tinyft.finetune.learner import Learner
     from tinyft.finetune.plan import Plan
     from tinyft.finetune.records import StepRecord
@@ -56,18 +59,23 @@ class Run:
     stop_requested: bool = False  # set by a signal handler: finish the step, save, stop
     lines_due: list[StepRecord] = field(default_factory=list)  # of metrics.csv
     epoch_steps: list[int] = field(default_factory=list)  # where epochs end; their checkpoints stay
+    lock: BaseFileLock | None = None  # see `hold`
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], **settings: Any) -> Run:
         """A new run folder. Raises: RunError if it exists and is not empty"""
         path = Path(path)
-        if path.exists() and not _never_began(path):
-            raise RunError(f"{path} exists already; give another folder, or resume it")
+        _expect_free(path)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = hold(path)
         try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=(path / "checkpoints").exists())
-        except FileExistsError:  # another process took the folder since
-            raise RunError(f"{path} exists already; give another folder, or resume it") from None
-        return cls(path, settings)
+            _expect_free(path)  # another process may have begun, and ended, since
+            drop_unfinished_files(path)
+            (path / "checkpoints").mkdir(exist_ok=True)
+        except BaseException:
+            lock.release()
+            raise
+        return cls(path, settings, lock=lock)
 
     def begin(self, learner: Learner, plan: Plan) -> None:
         """Write run.json, unless the run goes on.
@@ -75,6 +83,8 @@ class Run:
         Raises: ValueError if what it will save at its end is no file's to hold
         """
         expect_savable(learner)
+        if self.lock is None or not self.lock.is_locked:  # its session before this one has ended
+            self.lock = hold(self.path)
         self.last_checkpoint = time.monotonic()
         if not (self.path / "run.json").exists():
             self.describe(learner, plan)
@@ -130,6 +140,11 @@ class Run:
         }
         write_json(self.path / "run.json", description)
 
+    def release(self) -> None:
+        """Let others work on the run."""
+        if self.lock is not None:
+            self.lock.release()
+
     @property
     def seconds(self) -> float:
         """How long the run has taken, earlier sessions included."""
@@ -138,6 +153,7 @@ class Run:
     def checkpoint(self, learner: Learner, keep: bool = False) -> None:
         """Write the learner's state, then drop what it replaces."""
         from tinyft.weights import write_arrays
+        from tinyft.weights.files import flush_to_disk
 
         if keep:
             self.epoch_steps.append(learner.step)
@@ -149,6 +165,8 @@ class Run:
             "seconds": self.seconds,
             "epoch_steps": self.epoch_steps,
         }
+        if (metrics := self.path / "metrics.csv").exists():
+            flush_to_disk(metrics)  # or a power failure leaves fewer lines than steps
         name = f"{learner.step:06}.h5"
         write_arrays(
             self.path / "checkpoints" / name,
@@ -270,14 +288,42 @@ def _processor() -> str:
     return next(models, platform.processor() or platform.machine())
 
 
-def _never_began(path: Path) -> bool:
-    """Whether a folder is empty, or has only what a run makes before its first file: the disk may
-    have been full.
+def hold(path: Path) -> BaseFileLock:
+    """The lock of the run at `path`, which only one at a time has who writes into it. It ends with
+    `release`, and with the process.
+
+    Raises: RunError if another has it; OSError if the folder cannot be written
     """
-    if not path.is_dir():
-        return False
-    left = {file.name for file in path.rglob("*")}
-    return left <= {"checkpoints", ".lock"}
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path / ".lock", timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(
+            f"another process is at work on {path}, or another call in this one; wait for its end"
+        ) from None
+    except NotImplementedError:  # of a file system that has no locks
+        pass
+    return lock
+
+
+def _expect_free(path: Path) -> None:
+    """Raises: RunError unless `path` can become a run: nothing is there, or an empty folder, or
+    what a run leaves that was killed, or whose disk was full, before it had written run.json
+    """
+    if not path.exists():
+        return
+    left = {file.name for file in path.rglob("*")} if path.is_dir() else {path.name}
+    unfinished = {name for name in left if re.fullmatch(r"\.run\.json\.\w+\.part", name)}
+    if not path.is_dir() or not left <= {"checkpoints", ".lock", *unfinished}:
+        raise RunError(f"{path} exists already; give another folder, or resume it")
+
+
+def drop_unfinished_files(path: Path) -> None:
+    """Delete what a kill left half written; see `replacing` in tinyft/weights/files.py."""
+    for file in (*path.glob(".*.part"), *path.glob("checkpoints/.*.part")):
+        file.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

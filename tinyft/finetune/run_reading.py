@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,12 @@ def checkpoints(run: Path) -> dict[int, Path]:
     """The checkpoints of the run at `run` by how many steps were made, the oldest first.
 
     What others put beside them, as `000039 (conflicted copy).h5`, is none.
+    Raises: OSError if the system does not list them; `glob` would find none
     """
-    found = (run / "checkpoints").glob("*.h5")
-    return dict(sorted((int(file.stem), file) for file in found if file.stem.isdecimal()))
+    folder = run / "checkpoints"
+    found = [folder / name for name in os.listdir(folder)] if folder.exists() else []
+    names = (file for file in found if file.suffix == ".h5" and file.stem.isdecimal())
+    return dict(sorted((int(file.stem), file) for file in names))
 
 
 def metrics_lines(path: Path) -> list[list[str]]:

@@ -58,16 +58,18 @@ def damage_is_an_error(path: str | os.PathLike[str]) -> Iterator[None]:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path in the same folder that takes the place of ``path`` at the end.
 
-    The bytes are on the disk before the name changes, so that a reader, or the next start after a
-    crash, sees the old file or the new one and never half of either.  On any failure, Ctrl-C
+    The bytes are on the disk before the name changes, and the name before this returns, so that a
+    reader, or the next start after a crash, sees the old file or the new one and never half of
+    either.  On any failure, Ctrl-C
     included, the temporary file is removed and ``path`` is as it was; an OSError names ``path``.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield temporary
-        _flush_to_disk(temporary)
+        flush_to_disk(temporary)
         os.replace(temporary, path)
+        flush_folder_to_disk(path.parent)
     except OSError as error:
         if error.errno and error.filename in (None, os.fspath(temporary)):
             error.filename = os.fspath(path)  # the name that the user gave
@@ -76,12 +78,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR)
+def flush_to_disk(path: Path, access: int = os.O_RDWR) -> None:
+    """Return when a file's bytes are on the disk, and no power failure can take them."""
+    descriptor = os.open(path, access)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_folder_to_disk(path: Path) -> None:
+    """The same for a folder's names, where the system can (Windows and some mounts cannot)."""
+    with contextlib.suppress(OSError):
+        flush_to_disk(path, os.O_RDONLY)
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
