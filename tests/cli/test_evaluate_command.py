@@ -9,11 +9,12 @@ def test_pictures_that_changed_or_were_arrays_are_not_evaluated(tinyft, trained,
     draw({"cat": 7, "dog": 6})  # one more
     done = tinyft("evaluate", trained)
     assert done.code == 2
-    assert "have changed since it began, so its validation part may now hold" in done.error
+    assert "changed since it began (1 of them: cat/6.png), so its validation part" in done.error
     assert done.error.endswith("give a folder of others")
     described = Path(trained, "run.json")
     content = json.loads(described.read_text())
     content["data"]["kind"] = "arrays"
+    content["data"]["arguments"]["classes"] = ["cat", "dog"]
     described.write_text(json.dumps(content))
     done = tinyft("evaluate", trained)
     assert done.code == 2
@@ -37,5 +38,6 @@ def test_a_run_that_is_not_finished_says_how_to_go_on(tinyft, trained):
     assert done.code == 2
     assert f"yet: finish it with tinyft finetune --resume {trained}; or take its" in done.error
     content["data"]["kind"] = "arrays"
+    content["data"]["arguments"]["classes"] = ["cat", "dog"]
     described.write_text(json.dumps(content))
     assert "finish it with Python, which has its arrays" in tinyft("evaluate", trained).error

@@ -11,7 +11,7 @@ def test_the_report_of_a_run(tinyft, trained, tmp_path):
     assert done.out.startswith(f"{trained}/report.html: one page of ")
     text = page.read_text(encoding="utf-8")
     assert "tinyft finetune" in text  # the command to make it again
-    assert "pictures, sha256 of names and sizes" in text
+    assert "pictures, sha256 of pictures.csv" in text
     assert 'id="mistakes"' in text and "evidence for" in text
     elsewhere = tmp_path / "elsewhere.html"
     done = tinyft("report", trained, "--out", elsewhere, "--json", "--backend", "reference")

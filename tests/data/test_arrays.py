@@ -91,11 +91,11 @@ def test_a_lone_array_is_no_pair():
         ImageArrays(X, (X, Y))
 
 
-def test_the_description_tells_different_pictures_apart():
+def test_the_listing_tells_different_pictures_apart():
     described = ImageArrays((X, Y), (X, Y), batch_size=2).describe()
     json.dumps(described)
     again = ImageArrays((X, Y), (X, Y), **described["arguments"])
     assert again.describe() == described
     other = X.copy()
     other[5, 7, 7, 2] = 1
-    assert ImageArrays((other, Y), (X, Y), batch_size=2).describe() != described
+    assert ImageArrays((other, Y), (X, Y), batch_size=2).listing() != again.listing()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import unicodedata
@@ -302,11 +303,20 @@ def test_the_description_builds_the_same_data_again(folder):
     assert split_of(again) == split_of(data)
 
 
-def test_the_description_notices_a_file_that_was_exchanged(folder, encode, rough):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_listing_notices_a_file_that_was_exchanged_for_one_of_its_size(folder, workers):
     path = folder(SPLIT)
-    before = ImageFolder(path, batch_size=2).describe()["sha256"]
-    (path / "train/cat/0.png").write_bytes(encode(rough(50, 50)))
-    assert ImageFolder(path, batch_size=2).describe()["sha256"] != before
+    before = ImageFolder(path, batch_size=2, workers=workers).listing()
+    content = (path / "train/cat/0.png").read_bytes()
+    row = f"train,cat,{hashlib.sha256(content).hexdigest()},train/cat/0.png"
+    assert before.splitlines()[:2] == ["split,class,sha256,file", row]
+    assert len(before.splitlines()) == 1 + sum(SPLIT.values())
+    (path / "train/cat/0.png").write_bytes(content[:-1] + b"x")
+    after = ImageFolder(path, batch_size=2, workers=workers).listing()
+    changed = [
+        old for old, new in zip(before.splitlines(), after.splitlines(), strict=True) if old != new
+    ]
+    assert changed == [row]
 
 
 def test_orientation_can_be_switched_off_for_comparisons(folder):

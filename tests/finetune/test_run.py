@@ -12,6 +12,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
@@ -111,7 +112,8 @@ def test_a_checkpoint_of_another_network_or_step_is_passed_over(tmp_path):
     identity = read_description(tmp_path / "cut")["id"]
     Run(tmp_path / "other", id=identity).checkpoint(small_learner(head="linear"))
     shutil.copy(tmp_path / "other" / "checkpoints" / "000000.h5", kept.with_name("000000.h5"))
-    *_, start, notices = resume(tmp_path / "cut", small_data())
+    _, _, run, start, notices = resume(tmp_path / "cut", small_data())
+    run.release()
     assert start == 2 and "000003.h5 is not of this run (its state is that of step 2" in notices[0]
     for name in ("000002.h5", "000003.h5"):
         kept.with_name(name).unlink()
@@ -245,7 +247,7 @@ def test_a_metrics_file_that_is_none_is_set_aside(tmp_path, content):
     assert start == 2 and "is damaged" in notices[0] and "metrics.damaged.0" in notices[0]
     assert (tmp_path / "cut" / "metrics.damaged.0").read_bytes() == content
     (tmp_path / "cut" / "metrics.csv").write_bytes(content)
-    resume(tmp_path / "cut", small_data())
+    resume(tmp_path / "cut", small_data())[2].release()
     assert (tmp_path / "cut" / "metrics.damaged.1").exists()
 
 
@@ -343,6 +345,25 @@ def test_what_cannot_be_resumed_says_why(tmp_path):
         resume(tmp_path / "cut", small_data())
 
 
+def test_pictures_exchanged_for_others_of_their_names_and_sizes_are_noticed(tmp_path):
+    images, labels = pictures()
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = tmp_path / "pictures" / str(label) / f"{i}.bmp"  # of a size that only pixels decide
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    learner = small_learner(ft.ImageFolder(tmp_path / "pictures", size=24, batch_size=8))
+    Run.create(tmp_path / "cut").begin(learner, learner.plan(1))
+    resume(tmp_path / "cut")[2].release()
+    for path in (tmp_path / "pictures" / "0").iterdir():
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    words = r"have changed since it began \(8 of them: 0/0.bmp, 0/12.bmp, 0/15.bmp, .* 4 more\)"
+    with pytest.raises(RunError, match=words):
+        resume(tmp_path / "cut")
+    (tmp_path / "cut" / "pictures.csv").unlink()
+    with pytest.raises(RunError, match=r"which ones is not known: its pictures\.csv is gone"):
+        resume(tmp_path / "cut")
+
+
 def set_bn(learner):
     learner.bn = "torch"
 
@@ -400,6 +421,7 @@ def test_a_folder_in_which_a_run_never_began_is_taken(tmp_path):
     """The disk was full before anything was written."""
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / ".lock").touch()
+    (tmp_path / "run" / "pictures.csv").touch()
     (tmp_path / "run" / ".run.json.1a2b3c4d.part").write_text("{")  # killed before it was renamed
     with pytest.raises(RunError, match=r"no run\.json; start it anew"):
         resume(tmp_path / "run")
@@ -419,7 +441,8 @@ def test_what_a_run_leaves(tmp_path):
     small_learner().fine_tune(2, out=tmp_path / "run")
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
     names.remove(".lock")
-    assert names == ["best.h5", "checkpoints", "learner.h5", "metrics.csv", "run.json"]
+    files = ["learner.h5", "metrics.csv", "pictures.csv", "run.json"]
+    assert names == ["best.h5", "checkpoints", *files]
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     assert described["finished"] and described["steps"] == 9
     assert 0 <= described["result"]["valid_accuracy"] <= 1

@@ -73,6 +73,7 @@ def _data(args: argparse.Namespace) -> tuple[PictureData | None, list[str]]:
         return open_folder(args.pictures, valid_fraction=1.0), []
     if args.after is not None:
         return None, ["--pictures DIR compares the features of both networks too"]
+    from tinyft.finetune.run_pictures import changed_pictures
     from tinyft.finetune.run_reading import read_description
 
     recorded = read_description(Path(args.before))["data"]
@@ -83,8 +84,9 @@ def _data(args: argparse.Namespace) -> tuple[PictureData | None, list[str]]:
         data = open_folder(arguments.pop("path", None), **arguments)
     except (DataError, OSError) as error:
         return None, [f"features are not compared: the run's pictures cannot be used: {error}"]
-    if data.describe()["sha256"] != recorded.get("sha256"):
-        return data, ["the run's pictures have changed since it began; features are of today's"]
+    if changed := changed_pictures(Path(args.before), data):
+        return data, [f"the run's pictures have changed since it began{changed}; features are of "
+                      "today's"]  # fmt: skip
     return data, []
 
 

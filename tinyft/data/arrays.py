@@ -5,7 +5,6 @@ Next: tinyft/seeds.py
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -80,9 +79,7 @@ class ImageArrays(PictureData):
         return self._pictures[split][index]
 
     def describe(self) -> dict:
-        """The options that decide what batches hold, and the sha256 of pictures and labels, which
-        the caller must bring again.
-        """
+        """The options that decide what batches hold; the caller must bring the pictures again."""
         return {
             "kind": "arrays",
             "arguments": {
@@ -96,17 +93,7 @@ class ImageArrays(PictureData):
             "classes": self.classes,
             "n_train": self.n_train,
             "n_valid": self.n_valid,
-            "sha256": self._digest(),
         }
-
-    def _digest(self) -> str:
-        digest = hashlib.sha256()
-        for split, pictures in self._pictures.items():
-            digest.update(f"{split} {pictures.shape}".encode())
-            for picture in pictures:
-                digest.update(np.ascontiguousarray(picture))
-            digest.update(self.labels[split])
-        return digest.hexdigest()
 
 
 def _two(split: str, pair: Pair) -> Pair:

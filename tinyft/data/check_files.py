@@ -1,4 +1,5 @@
-"""Checks of picture files before training: can they be read, and is one in two places?
+"""Checks of pictures before training: can they be read, is one in two places, and by which hashes
+are they known again?
 
 Next: tinyft/data/arrays.py
 """
@@ -9,7 +10,10 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 from tinyft.data.decode import check_header, decode
 from tinyft.errors import DataError
@@ -38,7 +42,7 @@ def copies(places: Mapping[Path, object]) -> list[list[Path]]:
     for paths in sizes.values():
         if len({places[path] for path in paths}) > 1:
             for path in paths:
-                found[_digest(path)].append(path)
+                found[_sha256(path)].append(path)
     return sorted(same for same in found.values() if len({places[path] for path in same}) > 1)
 
 
@@ -67,6 +71,17 @@ def _decode_file(path: Path) -> None:
         decode(stream.read())
 
 
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
+def sha256s(sources: Sequence[Path | np.ndarray], workers: int) -> list[str]:
+    """The sha256 of each file's bytes, or of each array's shape and numbers, as 64 digits."""
+    parts = [sources[start : start + 64] for start in range(0, len(sources), 64)]
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        return list(chain.from_iterable(pool.map(lambda part: [*map(_sha256, part)], parts)))
+
+
+def _sha256(source: Path | np.ndarray) -> str:
+    if isinstance(source, np.ndarray):
+        digest = hashlib.sha256(str(source.shape).encode())
+        digest.update(np.ascontiguousarray(source))
+        return digest.hexdigest()
+    with open(source, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -15,7 +15,6 @@ Next: tinyft/data/scan.py
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections import defaultdict
@@ -103,9 +102,7 @@ class ImageFolder(PictureData):
         return self._paths[split][index]
 
     def describe(self) -> dict:
-        """The options that decide what batches hold, and the sha256 of the names and sizes of all
-        files, as a check.
-        """
+        """The options that decide what batches hold, and what they led to."""
         return {
             "kind": "folder",
             "arguments": {
@@ -124,7 +121,6 @@ class ImageFolder(PictureData):
             "n_train": self.n_train,
             "n_valid": self.n_valid,
             "skipped": self.skipped,
-            "sha256": self._digest(),
         }
 
     def _parts(self, seed: int, workers: int) -> dict[str, ByClass]:
@@ -210,13 +206,6 @@ class ImageFolder(PictureData):
 
     def _name(self, path: Path) -> str:
         return printable(path.relative_to(self.path).as_posix())
-
-    def _digest(self) -> str:
-        digest = hashlib.sha256()
-        for split, paths in self._paths.items():
-            for path in paths:
-                digest.update(f"{split} {self._name(path)} {path.stat().st_size}\n".encode())
-        return digest.hexdigest()
 
 
 def _all_files(part: ByClass) -> list[Path]:

@@ -13,6 +13,8 @@ Next: tinyft/data/folder.py
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
 import unicodedata
@@ -26,6 +28,7 @@ import numpy as np
 
 from tinyft.data.augment import aug_transforms, random_resized_crop, random_shift
 from tinyft.data.cache import PictureCache, default_budget
+from tinyft.data.check_files import sha256s
 from tinyft.data.prefetch import ahead, default_workers
 from tinyft.data.prepare import Source, working_picture
 from tinyft.data.resize import centre_crop
@@ -126,8 +129,22 @@ class PictureData:
         raise NotImplementedError
 
     def describe(self) -> dict:
-        """What builds the same data again, in plain JSON: `kind`, its `arguments`, and checks."""
+        """What builds the same data again, in plain JSON: `kind`, its `arguments`, and counts."""
         raise NotImplementedError
+
+    def listing(self) -> str:
+        """Which pictures these are, as a CSV file has it: each one's split, class, sha256 and name.
+        It reads all of them, at the speed of the disk or 1.5 GB a second.
+        """
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(("split", "class", "sha256", "file"))
+        for split, labels in self.labels.items():
+            hashes = sha256s([self.source(split, i) for i in range(len(labels))], self.workers)
+            classes = [self.classes[label] for label in labels]
+            for row in zip(classes, hashes, self.files(split), strict=True):
+                writer.writerow((split, *row))
+        return table.getvalue()
 
     def source(self, split: str, index: int) -> Source:
         """One picture as it came: a path or an array (H, W, 3) uint8."""

@@ -1,6 +1,7 @@
 """A run on disk: what was asked, what happened, and from where it can go on.
 
-    run.json      command, settings, versions, plan; written first
+    pictures.csv  split, class, sha256 and name of each picture; written first
+    run.json      command, settings, versions, plan; written next
     metrics.csv   a line a step
     checkpoints/  STEP.h5: one a minute, of which the newest stays, and each epoch's within a budget
     learner.h5    the learner at the end; best.h5 the one of the best epoch
@@ -30,10 +31,17 @@ from tinyft.errors import RunError
 from tinyft.finetune.groups import grouping_of
 from tinyft.finetune.plan import is_made_by_its_arguments
 from tinyft.finetune.proof import digests
-from tinyft.finetune.run_reading import CHECKPOINT, checkpoints, read_description
+from tinyft.finetune.run_reading import (
+    CHECKPOINT,
+    PICTURES,
+    checkpoints,
+    listing_sha256,
+    read_description,
+)
 from tinyft.finetune.run_schema import FORMAT
 from tinyft.finetune.save import expect_savable, save
 from tinyft.finetune.state import capture
+from tinyft.weights.files import flush_to_disk, replacing
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -93,6 +101,10 @@ class Run:
                 self.checkpoint(learner, keep=True)
 
     def describe(self, learner: Learner, plan: Plan) -> None:
+        """Write pictures.csv and run.json."""
+        pictures = learner.data.listing()
+        with replacing(self.path / PICTURES) as temporary:
+            temporary.write_text(pictures, encoding="utf-8", errors="backslashreplace", newline="")
         description = {
             "format": FORMAT,
             "id": self.id,
@@ -100,7 +112,7 @@ class Run:
             "arch": learner.arch,
             "weights_sha256": weights_sha256(learner),
             "learner": arguments_of(learner),
-            "data": learner.data.describe(),
+            "data": learner.data.describe() | {"sha256": listing_sha256(pictures)},
             "plan": plan.arguments if is_made_by_its_arguments(plan, learner) else {},
             "first_step": learner.step,
             "steps": plan.steps,
@@ -153,7 +165,6 @@ class Run:
     def checkpoint(self, learner: Learner, keep: bool = False) -> None:
         """Write the learner's state, then drop what it replaces."""
         from tinyft.weights import write_arrays
-        from tinyft.weights.files import flush_to_disk
 
         if keep:
             self.epoch_steps.append(learner.step)
@@ -301,7 +312,8 @@ def hold(path: Path) -> BaseFileLock:
         lock.acquire()
     except Timeout:
         raise RunError(
-            f"another process is at work on {path}, or another call in this one; wait for its end"
+            f"another process is at work on {path}, or a Run of this one is; wait for its end, or "
+            "call its `release`"
         ) from None
     except NotImplementedError:  # of a file system that has no locks
         pass
@@ -315,8 +327,9 @@ def _expect_free(path: Path) -> None:
     if not path.exists():
         return
     left = {file.name for file in path.rglob("*")} if path.is_dir() else {path.name}
-    unfinished = {name for name in left if re.fullmatch(r"\.run\.json\.\w+\.part", name)}
-    if not path.is_dir() or not left <= {"checkpoints", ".lock", *unfinished}:
+    part = re.compile(r"\.(run\.json|pictures\.csv)\.\w+\.part")
+    first = {"checkpoints", ".lock", PICTURES, *filter(part.fullmatch, left)}
+    if not path.is_dir() or not left <= first:
         raise RunError(f"{path} exists already; give another folder, or resume it")
 
 
@@ -328,8 +341,6 @@ def drop_unfinished_files(path: Path) -> None:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Replace a JSON file whole."""
-    from tinyft.weights.files import replacing
-
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, default=_plain) + "\n")
 

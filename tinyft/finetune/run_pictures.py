@@ -12,8 +12,14 @@ from typing import Any
 from tinyft.data import ImageFolder
 from tinyft.data.loader import PictureData
 from tinyft.data.prepare import printable
+from tinyft.display import first_few
 from tinyft.errors import DataError, RunError
-from tinyft.finetune.run_reading import read_description
+from tinyft.finetune.run_reading import (
+    listing_lines,
+    listing_sha256,
+    read_description,
+    read_listing,
+)
 
 
 def pictures_of_run(
@@ -45,6 +51,22 @@ def pictures_of_run(
                 "put them back"
             )
         data = ImageFolder(**recorded["arguments"] | options)
-    if data.describe()["sha256"] != recorded.get("sha256"):
-        raise RunError(f"the pictures of {path} have changed since it began{otherwise}")
+    if changed := changed_pictures(path, data):
+        raise RunError(f"the pictures of {path} have changed since it began{changed}{otherwise}")
     return data
+
+
+def changed_pictures(path: Path, data: PictureData) -> str:
+    """Which pictures of the run at `path` are others, new or gone: " (1 of them: cat/0.png)"; "" if
+    all are as they were.
+    """
+    listing, recorded = data.listing(), read_description(path)["data"]["sha256"]
+    if listing_sha256(listing) == recorded:
+        return ""
+    before = read_listing(path, recorded)
+    if before is None:
+        return " (which ones is not known: its pictures.csv is gone)"
+    now = listing_lines(listing)
+    others = {line[2:] for line in before} ^ {line[2:] for line in now}
+    names = sorted({line[-1] for line in others or before ^ now})  # or only classes, or the split
+    return f" ({len(names)} of them: {first_few(names)})"

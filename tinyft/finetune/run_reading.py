@@ -6,6 +6,8 @@ Next: tinyft/finetune/run_schema.py
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import os
 from pathlib import Path
@@ -17,6 +19,7 @@ from tinyft.errors import RunError
 from tinyft.finetune.run_schema import DESCRIPTION, STATE, mistake
 
 CHECKPOINT = "tinyft-checkpoint"
+PICTURES = "pictures.csv"
 
 
 def read_description(run: Path) -> dict[str, Any]:
@@ -34,6 +37,25 @@ def read_description(run: Path) -> dict[str, Any]:
     if found := mistake(description, DESCRIPTION, "it"):
         raise RunError(f"{path} is damaged: {found}")
     return description
+
+
+def listing_sha256(listing: str) -> str:
+    """The one hash by which run.json knows all pictures: that of pictures.csv."""
+    return hashlib.sha256(listing.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def read_listing(run: Path, sha256: str) -> set[tuple[str, ...]] | None:
+    """The lines of pictures.csv; None if there is none, or not the one that run.json knows."""
+    try:
+        listing = (run / PICTURES).read_bytes().decode()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return listing_lines(listing) if listing_sha256(listing) == sha256 else None
+
+
+def listing_lines(listing: str) -> set[tuple[str, ...]]:
+    """(split, class, sha256, name) of each picture, and the head."""
+    return set(map(tuple, csv.reader(io.StringIO(listing, newline=""))))
 
 
 def read_checkpoint(

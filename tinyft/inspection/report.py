@@ -257,7 +257,7 @@ def _environment(run: RunFiles) -> str:
     rows = [[name, value] for name, value in description["versions"].items()]
     rows += [
         ["weights, sha256", description["weights_sha256"] or "random, from the seed"],
-        [_digest_covers(description["data"]), description["data"].get("sha256", "")],
+        ["pictures, sha256 of pictures.csv", description["data"]["sha256"]],
         ["seed", str((description["learner"] or {}).get("seed", "the caller's own"))],
     ]
     how = (
@@ -269,11 +269,6 @@ def _environment(run: RunFiles) -> str:
         "<p>With the same versions, processor, weights and pictures it ends in the same bits.</p>"
     )
     return how + bits + table(["what", "which"], rows)
-
-
-def _digest_covers(data: dict) -> str:
-    """What of the pictures their digest stands for: a folder's are not read for it."""
-    return f"pictures, sha256{' of names and sizes' if data.get('kind') == 'folder' else ''}"
 
 
 def _call(plan: dict) -> str:
