@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import sys
+
 import pytest
 
 from tests.finetune.conftest import bits, small_data, small_learner
 from tinyft import backends
+from tinyft.data import cache
 from tinyft.finetune import forecast as module
 
 FULL, NEW, KEPT, JUDGED, FOLDED = 100.0, 40.0, 1.0, 7.0, 3.0  # seconds; JUDGED: of a picture
@@ -83,6 +87,30 @@ def test_memory_that_is_yet_to_be_filled_is_added(monkeypatch):
     assert learner.data.cache.bytes_of(33) == 33 * picture
     learner.data.cache.budget = 10 * picture
     assert learner.data.cache.bytes_of(33) == 10 * picture
+
+
+def test_what_would_not_fit_into_memory_is_not_tried(monkeypatch):
+    learner = small_learner(small_data(size=1000))
+    plan = learner.plan(1)
+    monkeypatch.setattr(module, "free_memory", lambda: 2 * 10**9)
+    monkeypatch.setattr("tinyft.finetune.learner.Learner.train_step", None)  # nor is any other
+    found = learner.forecast(plan)
+    # 16 channels in the 14 outputs of stem and first stage, of 4 bytes, for each of 8 pictures
+    assert found.peak_bytes > 8 * 1000 * 1000 * 16 * 14 * 4
+    words = r"forecast: a step takes about \d+\.\d GB of memory, and 2\.0 GB are free, so none was"
+    assert re.match(words, str(found))
+    frozen = small_learner(small_data(size=1000), bn="frozen")
+    alone = module.step_bytes(frozen, frozen.plan(0, freeze_epochs=1))
+    assert alone < found.peak_bytes / 4
+
+
+def test_free_memory_is_that_of_the_container(tmp_path):
+    for name, text in (("max", "5000"), ("current", "3000"), ("stat", "anon 1\ninactive_file 70")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert cache._free_in_container(tmp_path) == 2070
+    (tmp_path / "memory.max").write_text("max")
+    assert cache._free_in_container(tmp_path) == sys.maxsize
+    assert 0 < cache.free_memory() <= cache._free_on_machine()
 
 
 def test_nothing_is_left_of_it():

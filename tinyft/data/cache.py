@@ -10,7 +10,9 @@ Next: tinyft/data/prefetch.py
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -77,10 +79,15 @@ class PictureCache:
 
 def default_budget() -> int:
     """A quarter of the memory that is free now, at most 1 GiB. Units: bytes."""
-    return min(LARGEST_DEFAULT, _free_memory() // 4)
+    return min(LARGEST_DEFAULT, free_memory() // 4)
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
+    """What this process may still take: of the machine, and of its container. Units: bytes"""
+    return min(_free_on_machine(), _free_in_container())
+
+
+def _free_on_machine() -> int:
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -91,3 +98,20 @@ def _free_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     except (AttributeError, ValueError, OSError):
         return LARGEST_DEFAULT  # Windows does not say; a quarter of it is a modest budget
+
+
+def _free_in_container(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """By the limit of the control group that a container sees as its own, of either version. What
+    the system keeps of files counts as used there, though it would give it up.
+    """
+    found = [sys.maxsize]
+    for limit, used, kept in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            free = int((root / limit).read_text()) - int((root / used).read_text())
+            lines = (root / limit).with_name("memory.stat").read_text().splitlines()
+            given_up = [int(n) for name, n in map(str.split, lines) if name == kept]
+            found.append(max(free + sum(given_up), 0))
+    return min(found)

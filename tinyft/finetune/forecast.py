@@ -7,12 +7,16 @@ Next: tinyft/inspection/__init__.py
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tinyft import backends
+from tinyft.data.cache import free_memory
 from tinyft.data.loader import Batch
 from tinyft.finetune.feature_cache import FeatureCache
 from tinyft.finetune.judge import judge_batch
@@ -20,6 +24,7 @@ from tinyft.finetune.lr_find import endless_batches
 from tinyft.finetune.recipe import Phase
 from tinyft.finetune.state import undone
 from tinyft.nn.fold import fold
+from tinyft.nn.summary import forward_nodes
 from tinyft.tensor import no_grad
 
 if TYPE_CHECKING:
@@ -31,13 +36,23 @@ MEASURED = 2  # steps, or batches, that are timed after one that is not
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of training and of validation, and the most memory in use (None where unknown)."""
+    """Seconds of training and of validation, and the most memory in use (None where unknown).
+
+    Where a step would not fit into `free_bytes`, nothing was measured: the seconds are NaN.
+    """
 
     training_seconds: float
     validation_seconds: float
     peak_bytes: int | None
+    free_bytes: int | None = None
 
     def __str__(self) -> str:
+        if self.free_bytes is not None:
+            return (
+                f"forecast: a step takes about {self.peak_bytes / 1e9:.1f} GB of memory, and "
+                f"{self.free_bytes / 1e9:.1f} GB are free, so none was tried; use smaller batches "
+                "or a smaller size"
+            )
         total = self.training_seconds + self.validation_seconds
         memory = "" if self.peak_bytes is None else f", {self.peak_bytes / 1e9:.1f} GB of memory"
         return (
@@ -51,8 +66,11 @@ def forecast(learner: Learner, plan: Plan) -> Forecast:
     left as it was.
 
     The first of each is not counted: it may compile kernels. Pictures come from the loader, as in
-    training. Writing a run's files is not counted.
+    training. Writing a run's files is not counted. What would not fit into memory is not tried.
     """
+    needed, free = step_bytes(learner, plan), free_memory()
+    if needed > free and not learner.device.startswith("gpu"):  # whose memory it is not
+        return Forecast(math.nan, math.nan, needed, free)
     training, evaluations = 0.0, 0
     with undone(learner):
         for phase, cached_bytes in zip(plan.phases, plan.cached_bytes, strict=True):
@@ -62,6 +80,19 @@ def forecast(learner: Learner, plan: Plan) -> Forecast:
             evaluations += 1 if cached_bytes else phase.epochs  # the head alone takes no time
     validation = evaluations * _evaluation(learner)
     return Forecast(training, validation, _peak_bytes(learner, plan))
+
+
+def step_bytes(learner: Learner, plan: Plan) -> int:
+    """About what the largest step of a plan takes, from shapes alone: pictures; weights, gradients
+    and what the optimizer remembers; and the output of every op, which its backward pass or that of
+    the next op reads. Where nothing of the body trains, only three outputs at a time.
+    """
+    side, N = learner.adjusted_preprocess().crop, learner.data.batch_size
+    outputs = [math.prod(n.output_shape[1:]) for n in forward_nodes(learner.model, (side, side, 3))]
+    trains = any(group.trainable for states in plan.states for group in states[:-1])
+    numbers = sum(outputs) + max(outputs) if trains else 3 * max(outputs)
+    itemsize, parameters = np.dtype(learner.dtype).itemsize, learner.model.count_parameters()
+    return (N * numbers + 4 * parameters) * itemsize + N * side * side * 3
 
 
 def _without_cache(learner: Learner, phase: Phase) -> float:
