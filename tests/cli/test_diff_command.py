@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import tinyft as ft
+
 
 def test_a_run_is_compared_phase_by_phase(tinyft, trained):
     done = tinyft("diff", trained, "--html", "diff.html", "--json")
@@ -57,6 +59,13 @@ def test_requests_that_make_no_sense(tinyft, trained, pictures):
     assert "has no run.json" in tinyft("diff", pictures).error
     done = tinyft("diff", f"{trained}/learner.h5", "nothing.h5")
     assert done.code != 0 and "nothing.h5: No such file" in done.error
+
+
+def test_two_architectures_are_a_wrong_request(tinyft, trained, tmp_path):
+    learner = ft.vision_learner(ft.ImageFolder("pictures"), "resnet18", weights=None, head="linear")
+    learner.save(tmp_path / "other.h5")
+    done = tinyft("diff", f"{trained}/learner.h5", "other.h5")
+    assert done.code == 2 and "resnet18" in done.error
 
 
 def test_names_of_nothing_are_a_wrong_request(tinyft, trained):

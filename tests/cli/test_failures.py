@@ -13,9 +13,10 @@ import pytest
 
 from tinyft.cli import finetune
 from tinyft.cli.failures import RequestError, Stopped, exit_code_and_line
+from tinyft.cli.interrupts import stopping
 from tinyft.cli.main import main
 from tinyft.cli.output import duration, one_line
-from tinyft.errors import DataError, NetworkError, NonFiniteLossError, RunError
+from tinyft.errors import DataError, DeviceError, NetworkError, NonFiniteLossError, RunError
 from tinyft.finetune import Learner
 from tinyft.finetune.records import Evaluation
 from tinyft.finetune.run import Run
@@ -37,6 +38,8 @@ from tinyft.weights import files
         (MemoryError("cannot allocate 3 GiB"), False, 1, "enough (cannot allocate 3 GiB)"),
         (KeyboardInterrupt(), True, 130, "interrupted; go on"),
         (Stopped(signal.SIGTERM), True, 143, "interrupted; go on"),
+        (DeviceError("no gpu:9"), True, 2, "no gpu:9"),
+        (NonFiniteLossError("the loss is nan"), False, 1, "the loss is nan"),
         (KeyError("x"), True, 1, "an error in tinyft, KeyError: 'x'; --traceback shows where"),
         (NetworkError("gone"), False, 1, "gone"),
         (RunError("two\n  lines"), True, 1, "two lines"),
@@ -180,8 +183,18 @@ def test_the_first_signal_asks_and_the_second_stops(capsys):
 
 def test_under_nohup_a_terminal_that_goes_away_stops_nothing():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    assert signal.SIGHUP not in finetune._stopping()
+    assert signal.SIGHUP not in stopping()
     signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_training_ends_with_a_line(tinyft, pictures, tiny, monkeypatch, number):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may be ignoring it
+    monkeypatch.setattr(Learner, "plan", lambda *_, **__: os.kill(os.getpid(), number))
+    done = tinyft("finetune", pictures, *tiny)
+    signal.signal(signal.SIGINT, before)
+    assert (done.code, done.err.splitlines()[-1]) == (128 + number, "tinyft finetune: interrupted")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_stopping_leaves_a_checkpoint_and_says_how_to_go_on(tinyft, pictures, tiny, tmp_path):

@@ -41,7 +41,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tinyft.inspection.diff import compare
+    from tinyft.inspection.diff import compare, expect_comparable
     from tinyft.inspection.snapshots import of_run, of_source
 
     if args.after is None and not Path(args.before).is_dir():
@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         snapshots, missing = of_run(args.before)
     else:
         snapshots, missing = [of_source(args.before), of_source(args.after)], []
+    expect_comparable(snapshots)
     args.working = True
     found = compare(snapshots, data, device=args.backend or "auto")
     found.notices.extend([*missing, *notices])

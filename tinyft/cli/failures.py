@@ -1,5 +1,11 @@
 """From an exception to one line and an exit code.
 
+One rule: 2 is for what was asked, 1 for what happened. So what a command refuses before its work
+begins is 2, and what ends the work is 1; each command says `args.working = True` between the two.
+Where only the kind of the error can tell, it does: a device or a setting of the environment that is
+none is 2, whenever it is first used; a loss that is no number, too little memory, a full disk, no
+network are 1, however early.
+
 Next: tinyft/cli/parser.py
 """
 
@@ -12,7 +18,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tinyft.cli.output import one_line
-from tinyft.errors import DataError, NetworkError, TinyftError, WeightsError
+from tinyft.errors import (
+    DataError,
+    DeviceError,
+    NetworkError,
+    NonFiniteLossError,
+    TinyftError,
+    WeightsError,
+)
 
 
 class RequestError(TinyftError):
@@ -73,7 +86,7 @@ def exit_code_and_line(
     if isinstance(error, KeyboardInterrupt):
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
         return 128 + number, one_line(f"interrupted{on_interrupt}")
-    if isinstance(error, RequestError):
+    if isinstance(error, RequestError | DeviceError):
         return WRONG, one_line(str(error))
     if isinstance(error, BrokenPipeError):
         return FAILED, "the output was closed before everything was written"
@@ -83,7 +96,7 @@ def exit_code_and_line(
         if error.errno in _MACHINE:
             return FAILED, one_line(_of_system(error) + on_interrupt)
         return code, one_line(_of_system(error))
-    if isinstance(error, NetworkError):  # no other request would have helped
+    if isinstance(error, NetworkError | NonFiniteLossError):  # nothing that was asked is wrong
         return FAILED, one_line(str(error))
     if isinstance(error, TinyftError | ValueError):
         return code, one_line(_in_options(error, working, options))

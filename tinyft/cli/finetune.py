@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from tinyft.cli.display import display
 from tinyft.cli.failures import RequestError, Stopped
-from tinyft.cli.interrupts import interrupt
+from tinyft.cli.interrupts import interrupt, stopping
 from tinyft.cli.options import (
     add_training_options,
     describe_backend,
@@ -178,16 +178,6 @@ def _next_folder(learner: Learner) -> Path:
             return folder
 
 
-def _stopping() -> list[int]:
-    """The signals that ask for an end: Ctrl-C, a scheduler's, and that of a terminal which goes
-    away, unless `nohup` had it ignored.
-    """
-    found = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        found.append(signal.SIGHUP)
-    return found
-
-
 @contextlib.contextmanager
 def _signals(training: Run) -> Iterator[list[int]]:
     """Ctrl-C (or a polite kill) asks the run to stop after its step; the second stops at once.
@@ -204,7 +194,7 @@ def _signals(training: Run) -> Iterator[list[int]]:
             return
         say("\nstopping after this step, with a checkpoint; once more stops at once")
 
-    before = {number: signal.signal(number, stop) for number in _stopping()}
+    before = {number: signal.signal(number, stop) for number in stopping()}
     try:
         yield received
     finally:

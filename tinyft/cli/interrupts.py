@@ -1,8 +1,9 @@
-"""Ctrl-C that is not lost.
+"""Ctrl-C that is not lost, and signals of a scheduler or a closed terminal that end alike.
 
 Python raises KeyboardInterrupt wherever the main thread happens to be. In two places nobody can
 catch it: in a callback that LLVM calls while it compiles, and in a finaliser. There Python prints
-it and goes on. So it is raised elsewhere only, or a little later.
+it and goes on. So it is raised elsewhere only, or a little later. The other signals would end the
+process without a word.
 
 Next: tinyft/cli/failures.py
 """
@@ -15,6 +16,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+
+from tinyft.cli.failures import Stopped
 
 LATER = 0.02  # s
 # Files whose functions are called from where an exception goes nowhere; of Numba's, what a global
@@ -31,7 +34,17 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     if _is_deaf(frame):
         threading.Timer(LATER, signal.raise_signal, [number]).start()
     else:
-        raise KeyboardInterrupt
+        raise Stopped(number)
+
+
+def stopping() -> list[int]:
+    """The signals that ask for an end: Ctrl-C, a scheduler's, and that of a terminal which goes
+    away, unless `nohup` had it ignored.
+    """
+    found = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        found.append(signal.SIGHUP)
+    return found
 
 
 def _is_deaf(frame: FrameType | None) -> bool:
@@ -45,13 +58,18 @@ def _is_deaf(frame: FrameType | None) -> bool:
 
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
-    """Within this block Ctrl-C calls `interrupt`, where it would have raised KeyboardInterrupt."""
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ours = ours and threading.current_thread() is threading.main_thread()
-    if ours:
-        signal.signal(signal.SIGINT, interrupt)
+    """Within this block the signals of `stopping` call `interrupt`, where nobody else has set what
+    they do.
+    """
+    ours = {}
+    if threading.current_thread() is threading.main_thread():
+        nobodys = (signal.default_int_handler, signal.SIG_DFL)
+        before = {number: signal.getsignal(number) for number in stopping()}
+        ours = {number: handler for number, handler in before.items() if handler in nobodys}
+    for number in ours:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in ours.items():
+            signal.signal(number, handler)

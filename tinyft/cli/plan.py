@@ -33,5 +33,6 @@ def run(args: argparse.Namespace) -> int:
     plan = make_plan(args, learner)
     result(explain(plan) if args.explain else str(plan))
     result(describe_backend(learner.device))
+    args.working = True
     result(str(learner.forecast(plan)))
     return 0

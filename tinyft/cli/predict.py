@@ -17,7 +17,6 @@ from tinyft.cli.parser import add_command, add_json
 from tinyft.errors import DataError
 
 if TYPE_CHECKING:
-    from tinyft.finetune import Learner, Prediction
     from tinyft.weights import Weights
 
 
@@ -42,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
     learner = open_trained(
         args.source, best=args.best, device=args.backend or "auto", name_classes=_numbers
     )
-    predictions = _predict(learner, files, skip=args.on_error == "skip")
+    readable = _readable(files, skip=args.on_error == "skip")
+    args.working = True
+    predictions = learner.predict(readable)
     if args.json:
         json_result(
             [
@@ -57,8 +58,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _predict(learner: Learner, files: list[Path], skip: bool) -> list[Prediction]:
-    """One prediction a picture; those that cannot be read are named, and left out if `skip`."""
+def _readable(files: list[Path], skip: bool) -> list[Path]:
+    """The pictures that can be read; others are named, and left out if `skip`.
+
+    Raises: DataError for the first that cannot be read, unless `skip`
+    """
     from tinyft.data.check_files import unreadable
 
     bad = unreadable(files, whole=True, workers=2)  # all that are bad, before one is judged
@@ -66,7 +70,7 @@ def _predict(learner: Learner, files: list[Path], skip: bool) -> list[Prediction
         if not skip:
             raise DataError(f"{file}: {reason}; leave it out, or use --on-error skip")
         say(f"note: skipped {one_line(str(file))}: {one_line(reason)}")
-    return learner.predict([file for file in files if file not in bad])
+    return [file for file in files if file not in bad]
 
 
 def _pictures(path: Path) -> list[Path]:

@@ -142,7 +142,7 @@ def compare(
 
     Raises: WeightsError if they are not of one architecture, ValueError for fewer than two
     """
-    _check(snapshots)
+    expect_comparable(snapshots)
     spans = list(itertools.pairwise(range(len(snapshots))))
     names = ["change"]
     if len(spans) > 1:
@@ -170,7 +170,7 @@ def compare(
     )
 
 
-def _check(snapshots: Sequence[Snapshot]) -> None:
+def expect_comparable(snapshots: Sequence[Snapshot]) -> None:
     if len(snapshots) < 2:
         raise ValueError(f"a comparison needs two networks; got {len(snapshots)}")
     first = snapshots[0]

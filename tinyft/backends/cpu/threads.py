@@ -54,6 +54,7 @@ from tinyft.backends.cpu.items import (
     make_whole,
 )
 from tinyft.backends.cpu.vectors import atomic_announce, atomic_load, cpu_pause, give_way
+from tinyft.errors import DeviceError
 
 SPIN = 20000  # turns of waiting before a thread goes to sleep: 0.2 to 0.8 ms
 HOLD_BACK = 200  # turns for which a worker lets others go first: a kernel may take no items
@@ -346,7 +347,7 @@ def _default_threads() -> int:
     if text:
         most = most_threads()
         if not text.isdecimal() or not 1 <= int(text) <= most:
-            raise ValueError(
+            raise DeviceError(
                 f"TINYFT_NUM_THREADS must be a whole number from 1 to {most}; got {text!r}"
             )
         return int(text)
