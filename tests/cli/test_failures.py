@@ -211,8 +211,11 @@ def test_stopping_leaves_a_checkpoint_and_says_how_to_go_on(tinyft, pictures, ti
     folder = "runs/pictures-cifar_resnet20-1"
     assert done.error.endswith(f"interrupted; go on with: tinyft finetune --resume {folder}")
     assert [p.name for p in (tmp_path / folder / "checkpoints").iterdir()] == ["000001.h5"]
+    for ledger in (tmp_path / folder).glob("ledger.*"):
+        ledger.unlink()
     done = tinyft("finetune", "--resume", folder, "--json")
     assert done.code == 0, done.err
+    assert "note: the steps before are in no ledger; it begins with this session" in done.err
     assert "1 of 6 steps were made before" in done.err
     assert json.loads(done.out)["run"] == folder
 

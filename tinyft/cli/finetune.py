@@ -77,6 +77,8 @@ def _resume(args: argparse.Namespace) -> None:
     path = Path(args.resume)
     refuse_contradictions(args, path)
     learner, plan, training, start, notices = resume(path, device=args.backend)
+    if start and not any(path.glob("ledger.*")):
+        notices.append("the steps before are in no ledger; it begins with this session")
     for notice in notices:
         say(f"note: {one_line(notice)}")
     _announce(learner, plan)
