@@ -173,6 +173,23 @@ def test_random_weights_are_not_frozen_unless_asked(tinyft, pictures):
     assert "random weights are not worth freezing" in done.err
 
 
+@pytest.mark.parametrize("command", ["plan", "lr-find"])
+def test_a_trained_head_is_kept_and_its_end_is_said(tinyft, trained, pictures, draw, command):
+    options = [command, pictures, "--weights", f"{trained}/learner.h5", "--batch-size", "4"]
+    options += ["--steps", "30"] if command == "lr-find" else []
+
+    def said(*more: object) -> str:
+        done = tinyft(*options, *more)
+        assert command == "lr-find" or done.code == 0, done.err  # such short curves may be empty
+        return " ".join((done.err + done.out).split())
+
+    assert "head: fastai, kept as the weights have it, 2 classes" in said()
+    dropped = "2 classes; the trained one of the weights is dropped: "
+    assert f"linear, random, {dropped}another head was asked for" in said("--head", "linear")
+    options[1] = draw({"bird": 6, "dog": 6}, "others")
+    assert f"fastai, random, {dropped}it is for 2 other classes, cat, dog" in said()
+
+
 def test_plan_takes_every_option(tinyft, pictures):
     options = "--weights none --arch resnet18 --epochs 4 --freeze-epochs 2 --lr 0.01 --size 64 "
     options += "--batch-size 5 --head linear --bn frozen --backend reference --seed 7 "

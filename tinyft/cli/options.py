@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DATA = ("size", "batch_size", "augment", "seed", "valid_fraction", "on_error")
 LEARNER = ("arch", "weights", "head", "bn", "seed")
+HEAD_HELP = "a new head (none asked: a trained one that fits is kept, else a new fastai one)"
 MOST_EPOCHS = 10_000  # a plan has a rate for each step
 RECIPE = ("epochs", "freeze_epochs", "lr")
 PAGES, GRAPHS = (".html", ".htm"), (".dot", ".gv")  # how files end that may be replaced
@@ -57,7 +58,7 @@ def add_network_options(parser: Parser) -> None:
     what = "a weights file, a published name, or none (the architecture's published ones)"
     add("--weights", metavar="FILE|NAME|none", help=what)
     add("--size", type=whole(1), metavar="PIXELS", help="side of the input (the weights file's)")
-    add("--head", choices=("fastai", "linear"), help="what replaces the last layer (fastai)")
+    add("--head", choices=("fastai", "linear"), help=HEAD_HELP)
     add("--bn", choices=("fastai", "torch", "frozen"), help="batch norms of frozen layers (fastai)")
     add("--seed", type=whole(0), metavar="N", help="decides every random draw (0)")
     augment = parser.add_mutually_exclusive_group()

@@ -56,5 +56,5 @@ def _recorded(description: dict[str, Any]) -> dict[str, Any]:
     recorded |= {"epochs": plan.get("epochs"), "freeze_epochs": plan.get("freeze_epochs")}
     recorded |= {"lr": plan.get("base_lr")}
     recorded |= {"dir": data.get("path"), "arch": description.get("arch")}
-    absent = {"size": "the size of the weights file"}
+    absent = {"size": "the size of the weights file", "head": "the head of the weights file"}
     return {n: absent.get(n, "none") if value is None else value for n, value in recorded.items()}

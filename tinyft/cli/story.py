@@ -42,14 +42,22 @@ def beginning(learner: Learner, plan: Plan) -> str:
         "pictures": f"{data.n_train} to learn from and {data.n_valid} to be tested on, of "
         f"{len(data.classes)} classes: {first_few(data.classes)}.",
         "network": f"{learner.arch}, {body:,} numbers without its last layer. {known}.",
-        "cut": f"{facts.get('cut', 'The last layer')} is removed, and a new head of random numbers "
-        f"put there: {head.format(len(data.classes))}.",
+        "cut": f"{_cut(facts)}: {head.format(len(data.classes))}.",
     }
     for number, phase in enumerate(plan.phases, 1):
         epochs = counted(phase.epochs, "epoch")
         what = _phase(plan, number - 1, pretrained="metadata" in facts)
         paragraphs[f"phase {number}"] = f"{phase.name}, {epochs}. {what}"
     return "\n".join(_paragraph(name, text) for name, text in paragraphs.items())
+
+
+def _cut(facts: dict[str, Any]) -> str:
+    from tinyft.finetune.plan import KEPT  # here, so that help stays quick
+
+    if facts.get("head_state") == KEPT:
+        return "The trained head is kept, since its classes are these"
+    removed = f"{facts.get('cut', 'The last layer')} is removed"
+    return f"{removed}, and a new head of random numbers put there"
 
 
 def _phase(plan: Plan, index: int, pretrained: bool) -> str:

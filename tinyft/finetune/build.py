@@ -6,7 +6,6 @@ Next: tinyft/finetune/groups.py
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,20 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.data.loader import PictureData, expect_pictures
+from tinyft.display import first_few
 from tinyft.errors import DataError, WeightsError
 from tinyft.finetune.groups import Grouping
 from tinyft.finetune.learner import Learner
-from tinyft.finetune.optim import SGD, Adam, Optimizer
+from tinyft.finetune.optim import OPTIMIZERS, Adam, Optimizer
+from tinyft.finetune.plan import KEPT
 from tinyft.finetune.proof import digests
 from tinyft.finetune.run import settings_of
+from tinyft.finetune.save import put_dropouts, settings_in
 from tinyft.finetune.schedule import expect_number
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import ResNet, build, expect_architecture
 from tinyft.weights import Preprocess, Weights, load_weights
-
-OPTIMIZERS = {"adam": Adam, "sgd": SGD, "momentum": functools.partial(SGD, momentum=0.9)}
 
 
 def vision_learner(
@@ -35,7 +35,7 @@ def vision_learner(
     arch: str | None = None,
     *,
     weights: str | Path | None = "default",
-    head: str | Module = "fastai",
+    head: str | Module | None = None,
     bn: str = "fastai",
     seed: int = 0,
     device: str = "auto",
@@ -48,11 +48,13 @@ def vision_learner(
     groups: Grouping | Callable[[ResNet], Grouping] | None = None,
 ) -> Learner:
     """A learner for `data`: a pretrained network whose last layer is replaced by a random head for
-    the data's classes.
+    the data's classes, unless it was trained for these very classes.
 
     `arch` defaults to the weights file's, else resnet18. `weights`: "default" for the
     architecture's published weights, an id or a path, None for random weights from `seed`. `head`:
-    "fastai", "linear" or a Module. `dropout`: of head="fastai" (0.5), the only one that has it.
+    "fastai" or "linear" for a new one, or a Module; None keeps the weights' trained head if its
+    classes are the data's, and is "fastai" otherwise; the plan says which and why. `dropout`: of a
+    fastai head (0.5, or as a kept one had it), the only one that has it.
     `bn`: see groups.py.
     `optimizer`: adam, sgd, momentum (sgd with the schedule's), or what makes one from groups.
     `weight_decay`: None for the optimizer's own, 0.01 for adam and 0 for the others.
@@ -72,10 +74,13 @@ def vision_learner(
     """
     arguments = _checked(locals())
     _expect_data(data)
-    network, preprocess, facts = _network(arch, arguments["weights"], seed)
-    if isinstance(head, str):
-        facts |= {"head": head, "arguments": _plain(arguments)}
-        head = _random_head(head, network.num_features, data.num_classes, dropout, seed)
+    loaded = _loaded(arch, arguments["weights"])
+    network, preprocess, facts = _network(loaded, arch, arguments["weights"], seed)
+    head, about_head = _head(loaded, arguments, network.num_features, list(data.classes))
+    facts |= about_head
+    if facts.get("head"):
+        again = None if facts["head_state"] == KEPT else facts["head"]
+        facts["arguments"] = _plain(arguments | {"head": again})
     learner = Learner(
         attach(cut(network), head).astype(dtype), data, preprocess, facts["arch"],
         list(data.classes), bn=bn, seed=seed, device=device,
@@ -119,24 +124,81 @@ def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
     backends.resolve(arguments["device"])  # before weights are fetched for nothing
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0; got {seed!r}")
-    if not isinstance(head, Module) and head not in HEADS:
+    if head is not None and not isinstance(head, Module) and head not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)}, or a Module; got {head!r}")
     if dropout is not None:
         expect_number("dropout", dropout, 1)
-    if dropout is not None and head != "fastai":
-        kind = repr(head) if isinstance(head, str) else "a Module of your own"
-        raise ValueError(
-            f"dropout={dropout} is for head='fastai', and the head is {kind}; leave it out, "
-            "or pass a Module that has a Dropout layer"
-        )
+        _expect_place_for_dropout(dropout, head or "fastai")
     if weights is not None:
         weights = str(Path(weights).resolve() if Path(weights).is_file() else weights)
     return {**arguments, "weights": weights}
 
 
-def _random_head(kind: str, C: int, num_classes: int, dropout: float | None, seed: int) -> Module:
-    options = {} if dropout is None else {"dropout": dropout}
-    return HEADS[kind](C, num_classes, seed=seed, **options)
+def _expect_place_for_dropout(dropout: float, head: str | Module) -> None:
+    if head != "fastai":
+        kind = repr(head) if isinstance(head, str) else "a Module of your own"
+        raise ValueError(
+            f"dropout={dropout} is for head='fastai', and the head is {kind}; leave it out, "
+            "or pass a Module that has a Dropout layer"
+        )
+
+
+def _head(
+    loaded: Weights | None, arguments: dict[str, Any], C: int, classes: list[str]
+) -> tuple[Module, dict[str, Any]]:
+    """The head that `vision_learner`'s arguments ask for, and what there is to say about it.
+
+    Raises: ValueError for a `dropout` that a head which is kept has no place for; WeightsError for
+    a head that does not fit its own description
+    """
+    asked, dropout, seed = (arguments[name] for name in ("head", "dropout", "seed"))
+    kind, arrays = trained_head(loaded) if loaded else ("", {})
+    dropped = _why_dropped(kind, loaded, asked, classes) if kind else ""
+    if isinstance(asked, Module):
+        return asked, {"head_state": "as given", "head_dropped": dropped}
+    if not kind or dropped:
+        kind = asked or "fastai"
+        options = {} if dropout is None else {"dropout": dropout}
+        head = HEADS[kind](C, len(classes), seed=seed, **options)
+        return head, {"head": kind, "head_state": "random", "head_dropped": dropped}
+    if dropout is not None:
+        _expect_place_for_dropout(dropout, kind)
+    # differs from fastai, where the head is always new
+    head = HEADS[kind](C, len(classes), **({} if dropout is None else {"dropout": dropout}))
+    head.load_state_dict(arrays)
+    if dropout is None:
+        put_dropouts(head, settings_in(arguments["weights"], loaded)["dropout"])
+    return head, {"head": kind, "head_state": KEPT}
+
+
+def trained_head(weights: Weights) -> tuple[str, dict[str, np.ndarray]]:
+    """Which of HEADS the weights end in, or "custom", or "" for none; and its arrays under the
+    names that they have there. A published classifier is a linear head.
+    """
+    arrays = {n.removeprefix("head."): a for n, a in weights.arrays.items() if n[:5] == "head."}
+    if arrays:
+        kind = weights.metadata.get("head")
+        return (kind if kind in HEADS else "custom"), arrays
+    fc = {n.replace("fc.", "linear."): a for n, a in weights.arrays.items() if n[:3] == "fc."}
+    return ("linear" if fc else ""), fc
+
+
+def _why_dropped(
+    kind: str, weights: Weights, asked: str | Module | None, classes: list[str]
+) -> str:
+    """Why a trained head is not kept; "" if it is."""
+    theirs = weights.classes
+    if theirs is None:
+        return f"the weights do not name its {weights.num_classes or ''} classes".replace("  ", " ")
+    if set(theirs) != set(classes):
+        return f"it is for {len(theirs)} other classes, {first_few(theirs)}"
+    if asked is not None:
+        return "another head was asked for"
+    if theirs != classes:
+        return "its classes come in another order: open the pictures with classes=[...], as there"
+    if kind not in HEADS:
+        return "it is a Module of its caller's own: load_learner(..., head=..., data=...) keeps it"
+    return ""
 
 
 def published_learner(weights: Weights, classes: list[str], *, device: str = "auto") -> Learner:
@@ -154,7 +216,7 @@ def published_learner(weights: Weights, classes: list[str], *, device: str = "au
     body = cut(build(weights.arch, seed=None))
     attach(body, HEADS["linear"](body.num_features, count))
     body.load_state_dict({n.replace("fc.", "head.linear."): a for n, a in weights.arrays.items()})
-    facts = {"head": "linear", "metadata": dict(weights.metadata)}
+    facts = {"head": "linear", "head_state": KEPT, "metadata": dict(weights.metadata)}
     return Learner(
         body, None, weights.preprocess, weights.arch, list(classes), device=device, facts=facts
     )
@@ -179,16 +241,21 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:
     return arguments
 
 
+def _loaded(arch: str | None, weights: str | None) -> Weights | None:
+    if weights is None:
+        return None
+    return load_weights((arch or "resnet18") if weights == "default" else weights, arch=arch)
+
+
 def _network(
-    arch: str | None, weights: str | None, seed: int
+    loaded: Weights | None, arch: str | None, weights: str | None, seed: int
 ) -> tuple[Any, Preprocess, dict[str, Any]]:
     """The network with its weights, their preprocessing, and what there is to say about them."""
-    if weights is None:
+    if loaded is None:
         arch = arch or "resnet18"
         facts = {"arch": arch, "weights": f"random weights from seed {seed}"}
         return build(arch, seed=seed), Preprocess.for_architecture(arch), facts
     source = (arch or "resnet18") if weights == "default" else weights
-    loaded = load_weights(source, arch=arch)
     network = cut(build(loaded.arch, seed=None))
     body = {n: a for n, a in loaded.arrays.items() if n.split(".")[0] not in ("fc", "head")}
     network.load_state_dict(body)

@@ -524,7 +524,7 @@ class Learner:
         if self.data is None:
             raise DataError(
                 "this learner was loaded from a file and has no pictures; pass some to evaluate, "
-                "or make one with vision_learner(data, weights=FILE) to train on"
+                "or load it with them to train on: ft.load_learner(FILE, data=...)"
             )
         return self.data
 

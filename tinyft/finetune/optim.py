@@ -9,6 +9,7 @@ Next: tinyft/finetune/schedule.py
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -150,3 +151,12 @@ class SGD(Optimizer):
             momentum=group.momentum,
             weight_decay=weight_decay,
         )
+
+
+OPTIMIZERS = {"adam": Adam, "sgd": SGD, "momentum": functools.partial(SGD, momentum=0.9)}
+
+
+def name_of(optimizer: Optimizer) -> str | None:
+    """Under which of these names it can be made again; None for one of the caller's own."""
+    with_or_without = "momentum" if optimizer.has_momentum else "sgd"
+    return {Adam: "adam", SGD: with_or_without}.get(type(optimizer))

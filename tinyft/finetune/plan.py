@@ -31,6 +31,7 @@ from tinyft.finetune.schedule import expect_number
 if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner
 
+KEPT = "kept as the weights have it"  # of a head, which else is random or as given
 REMEMBERS = "goes on with what it remembers"
 
 
@@ -266,14 +267,15 @@ def facts_of(learner: Learner) -> list[str]:
     square = f"the middle square at {p.crop} px"
     if p.resize > p.crop:
         square = f"the middle {p.crop} px of a short side of {p.resize} px"
-    named = learner.facts.get("head")
-    head, state = named or "of the caller's own", f"after {learner.step} steps"
+    head, state = learner.facts.get("head") or "of the caller's own", f"after {learner.step} steps"
+    dropped = learner.facts.get("head_dropped")
     if learner.step == 0:
-        state = "random" if named else "as given"
+        state = learner.facts.get("head_state", "as given")
     return [
         f"network: {learner.arch}, {learner.model.count_parameters():,} parameters, "
         f"{learner.dtype}; body: {learner.facts.get('weights', 'as given')}",
-        f"head: {head}, {state}, {len(learner.classes)} classes",
+        f"head: {head}, {state}, {len(learner.classes)} classes"
+        + (f"; the trained one of the weights is dropped: {dropped}" if dropped else ""),
         f"data: {data.n_train} pictures to train on, {data.n_valid} to validate, "
         f"batches of {data.batch_size}; augmentation: {data.augment or 'none'}",
         f"input: {square}, mean {p.mean}, std {p.std} ({kind})",
