@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+
 import h5py
 import numpy as np
 import pytest
 
 from tinyft.errors import WeightsError
 from tinyft.weights import read_arrays
+from tinyft.weights.hdf5_index import lookup3
 
 
 def external_link(file):
@@ -204,4 +207,14 @@ def test_a_truncated_file(tmp_path):
         file["w"] = np.ones(5000, "f4")
     path.write_bytes(path.read_bytes()[:9000])
     with pytest.raises(WeightsError, match="shorter than it says"):
+        read_arrays(path, "tinyft-weights")
+
+
+def test_an_index_that_would_take_minutes_to_check(tmp_path):
+    root = b"OHDR" + struct.pack("<BBI", 2, 2, 9 << 20) + bytes(9 << 20) + bytes(4)
+    sizes = (2, 8, 8, 0, 0, 2**64 - 1, 48 + len(root), 48)
+    head = b"\x89HDF\r\n\x1a\n" + struct.pack("<BBBBQQQQ", *sizes)
+    path = tmp_path / "a.h5"
+    path.write_bytes(head + struct.pack("<I", lookup3(head)) + root)
+    with pytest.raises(WeightsError, match="the index of the file is too large"):
         read_arrays(path, "tinyft-weights")

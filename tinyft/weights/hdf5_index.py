@@ -19,7 +19,7 @@ from tinyft.errors import WeightsError
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 UNDEFINED = 0xFFFF_FFFF_FFFF_FFFF  # the address of what does not exist
 _WORD = 0xFFFF_FFFF
-_MOST_METADATA = 16 << 20  # bytes; ResNet-152's checkpoint has 2 million
+_MOST_METADATA = 8 << 20  # bytes, 3 s to check; ResNet-152's checkpoint has 1 million
 _DEEPEST_B_TREE = 3  # of 512-byte nodes: over 100,000 records
 _BY_NAME = {5: 4, 8: 0}  # B-trees of links and of attributes: where in a record the heap's id is
 _HUGE = 1  # B-tree of a heap's huge objects, which lie outside its blocks
