@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
+
+from tinyft import backends
+from tinyft.errors import DeviceError
 
 # "auto" is the CPU in tests, whatever there is; a GPU has `tinyft bench --backend gpu`.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -22,3 +27,33 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no real data at {folder}; set TINYFT_SHARED to the folder that has it")
     return folder
+
+
+class SkipWithoutNumba:
+    """Where nothing can be compiled, a test that imports what would be is skipped, with the reason;
+    so is all of a file that imports it at its top. (The package does not, where it cannot.)
+    """
+
+    NAMES = ("numba", "llvmlite", "tinyft.backends.cpu", "tinyft.data.resample_kernel")
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name in cls.NAMES:
+            pytest.skip(f"needs Numba: {backends.why_no_numba()}", allow_module_level=True)
+
+
+if backends.why_no_numba():
+    with warnings.catch_warnings(action="ignore"):
+        backends.get("auto")  # which says so, once
+    sys.meta_path.insert(0, SkipWithoutNumba)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """A test that asks for the CPU backend by its name is skipped where there is none."""
+    try:
+        return (yield)
+    except DeviceError as error:
+        if backends.why_no_numba() and str(error).startswith("backend 'cpu' needs Numba"):
+            pytest.skip(str(error))
+        raise

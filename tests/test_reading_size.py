@@ -162,7 +162,7 @@ def kernels_that_ran():
         for value in vars(module).values()
         if isinstance(value, Dispatcher) and value.overloads
     ]
-    todo += [load.args[1].__wrapped__ for load in called_by_name.values()]  # routines
+    todo += [load.args[1].function for load in called_by_name.values()]  # routines
     found = {}
     while todo:
         function = todo.pop()

@@ -83,9 +83,11 @@ def _start(*arguments: str) -> subprocess.Popen | None:
 def child(arch: str, batch_size: str, size: str, optimizer: str) -> None:
     """What the helper does."""
     threading.Thread(target=_end_with_stdin, daemon=True).start()
+    from tinyft import backends
     from tinyft.backends.cpu import routines, threads
     from tinyft.compile_gradients import call_gradients
 
+    backends.get("cpu")  # which tries a kernel out
     routines.load_all()  # which the kernels of both processes call
     threads.only_compile()
     call_gradients(arch, int(batch_size), int(size), optimizer)

@@ -1,10 +1,8 @@
 """The contract is run against every backend that this machine has."""
 
-import importlib.util
-
 from tinyft import backends
 
-PRESENT = [n for n in backends.NAMES if n != "cpu" or importlib.util.find_spec("numba")]
+PRESENT = [n for n in backends.NAMES if n != "cpu" or not backends.why_no_numba()]
 
 
 def pytest_generate_tests(metafunc):

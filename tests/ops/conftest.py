@@ -1,12 +1,10 @@
 """Every test of an op runs on every backend that this machine has."""
 
-import importlib.util
-
 import pytest
 
 from tinyft import backends
 
-PRESENT = [n for n in backends.NAMES if n != "cpu" or importlib.util.find_spec("numba")]
+PRESENT = [n for n in backends.NAMES if n != "cpu" or not backends.why_no_numba()]
 
 
 @pytest.fixture(scope="module", autouse=True, params=PRESENT)

@@ -18,6 +18,7 @@ import contextlib
 import functools
 import re
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 
 from numpy import ndarray as Array
@@ -51,6 +52,8 @@ def get(name: str) -> Backend:
     Raises: DeviceError for a name that does not exist or a backend that does not work here.
     """
     if name == "auto":
+        if why_no_numba():
+            _say_once(f"plain NumPy computes, many times slower than Numba would: {why_no_numba()}")
         return get("reference" if why_no_numba() else "cpu")
     if name == "reference":
         return Backend()
@@ -71,12 +74,30 @@ def get(name: str) -> Backend:
 
 @functools.cache
 def why_no_numba() -> str | None:
-    """Why nothing can be compiled here, and what to do; None if it can."""
+    """Why nothing can be compiled here, and what to do; None if it can, which is tried."""
     try:
         import numba
-    except ImportError as error:
+    except Exception as error:  # not there, or not made for this Python or NumPy
         return f"`pip install numba` ({error})"
-    return "unset NUMBA_DISABLE_JIT" if numba.config.DISABLE_JIT else None
+    try:
+        if numba.config.DISABLE_JIT:
+            return "unset NUMBA_DISABLE_JIT"
+        from tinyft.backends.cpu import threads
+
+        threads.try_out()
+    except Exception as error:
+        found = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"another version than Numba {numba.__version__}, which fails here ({found})"
+    return None
+
+
+_said: set[str] = set()
+
+
+def _say_once(text: str) -> None:
+    if text not in _said:
+        _said.add(text)
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
 def of(array: object) -> Backend:
@@ -143,6 +164,8 @@ def device_of(array: object) -> str:
 
 def place(array: Array, device: str) -> Array:
     """`array` on the device of that name, in the same order of memory; itself if it is there."""
+    if device == "cpu":  # main memory, whether or not Numba can compute there
+        return host(array)
     backend = get(device)
     return array if device_of(array) == backend.device else backend.upload(host(array))
 

@@ -19,6 +19,7 @@ from tinyft.errors import TinyftError
 
 # What pyproject.toml requires, and llvmlite, whose version decides what the kernels compile to.
 PACKAGES = ("numpy", "numba", "llvmlite", "pillow", "rich", "platformdirs", "filelock")
+WITHOUT = {"numba", "llvmlite"}  # without these the reference backend works
 NOT_WRITABLE = ", which cannot be written; set TINYFT_HOME to a folder that can"
 
 
@@ -40,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     result(f"tinyft {__version__}, Python {platform.python_version()} ({sys.executable})")
     result(f"processor: {versions()['processor']} on {platform.system()}")
     result("packages: " + ", ".join(f"{n} {_version(n) or 'MISSING'}" for n in PACKAGES))
-    if not all(map(_version, PACKAGES)):
+    missing = {name for name in PACKAGES if not _version(name)}
+    if missing - WITHOUT:
         result("something is missing: install tinyft again with pip")
         return 1
     if not _backends():
@@ -90,9 +92,18 @@ def _backends() -> bool:
             right = np.allclose(out, 16 * 3 * 3)
             result(f"{describe_backend(name)}: {'works' if right else 'COMPUTES WRONG RESULTS'}")
             healthy &= right
+            if name == "cpu":
+                _say_what_numba_lacks()
         except (TinyftError, ImportError) as error:
             result(f"backend {name}: {one_line(str(error))}")
             healthy = False
     if no_gpu:  # not needed for good health
         result(f"backend: no gpu: {one_line(no_gpu)}")
     return healthy
+
+
+def _say_what_numba_lacks() -> None:
+    from tinyft.backends.cpu.internals import lacks
+
+    for lack in lacks:
+        result(f"backend cpu: {one_line(str(lack))}")

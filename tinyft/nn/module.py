@@ -183,7 +183,7 @@ class Module(Displayed):
 
         Raises: DeviceError if there is no such device; nothing is changed then
         """
-        backends.get(device)
+        backends.place(np.empty(0), device)
         for _, module in self.named_modules():
             for name in module._parameter_names:
                 parameter = getattr(module, name)

@@ -18,7 +18,7 @@ cannot be read, counts as absent: the kernel is compiled and the file replaced.
 **Lock**: who compiles a kernel holds one on its file; who wants the same kernel waits for it, which
 takes less than to compile it, too. The system frees the lock of a process that ended.
 
-Next: tinyft/backends/cpu/compilers.py
+Next: tinyft/backends/cpu/internals.py
 """
 
 from __future__ import annotations
@@ -28,28 +28,23 @@ import functools
 import hashlib
 import inspect
 import os
-import pickle
 import sys
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import llvmlite
 import llvmlite.binding as llvm
 import numba
 import numpy as np
 import platformdirs
-from numba import njit, types
-from numba.core.caching import _Cache
-from numba.core.compiler import CompileResult
-from numba.core.compiler_lock import global_compiler_lock
-from numba.core.errors import TypingError
-from numba.core.serialize import dumps
+from numba import TypingError
 
-from tinyft.backends.cpu.compilers import HelperCompiler, KernelCompiler
+from tinyft.backends.cpu import internals
+from tinyft.backends.cpu.internals import InWork
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -76,16 +71,8 @@ def helper(function: Callable, *, reorder: bool = False) -> Callable:
     """
     options = {**OPTIONS, "forceinline": True, "no_cpython_wrapper": True}
     fastmath = {"reassoc", "contract"} if reorder else False
-    compiled = njit(**options, fastmath=fastmath, pipeline_class=HelperCompiler)(function)
-    resolve = compiled.get_call_template
-
-    def without_literals(arguments, named):
-        return resolve(
-            [types.unliteral(kind) for kind in arguments],
-            {name: types.unliteral(kind) for name, kind in named.items()},
-        )
-
-    compiled.get_call_template = without_literals
+    compiled = internals.compiled(function, helper=True, **options, fastmath=fastmath)
+    internals.without_literals(compiled)
     return compiled
 
 
@@ -96,12 +83,12 @@ def kernel(function: Callable) -> Callable:
     of another kernel's. Of Numba's Python a kernel or helper has numbers, arrays that it is given,
     their slices and tuples: it makes no array or list, and defines no function.
     """
-    compiled = njit(**OPTIONS, pipeline_class=KernelCompiler)(function)
+    compiled = internals.compiled(function, helper=False, **OPTIONS)
     compiled.get_call_template = functools.partial(_refuse_call, function)
     compiled.compile = functools.partial(_compile_alone, function, compiled.compile)
     # Kept where a file says all of its code: not a closure's, nor a notebook's cell.
     if function.__closure__ is None and _content(inspect.getfile(function)):
-        compiled._cache = KernelCache(function)
+        internals.keep_in(compiled, KernelCache(function))
     return compiled
 
 
@@ -112,7 +99,7 @@ def _refuse_call(function: Callable, *types_of_arguments) -> None:
 
 def _compile_alone(function: Callable, compile_it: Callable, signature: tuple) -> Callable:
     """Numba and LLVM are not made to be called from within themselves: that may end the process."""
-    if global_compiler_lock.is_locked():  # by this thread
+    if internals.is_compiling():
         raise RuntimeError(
             f"kernel {function.__name__} is not compiled yet, and cannot be by a call that "
             "interrupts compiling, as from a signal handler; compute once before signals come, or "
@@ -210,7 +197,7 @@ def _sources() -> list[Path]:
 def _settings() -> list[str]:
     """Numba's settings, from variables such as NUMBA_BOUNDSCHECK, that change compiled code."""
     names = "OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "SLP_VECTORIZE"
-    return [f"{name}={getattr(numba.config, name)}" for name in names]
+    return [f"{name}={getattr(numba.config, name, None)}" for name in names]
 
 
 def _cpu() -> tuple[str, str]:
@@ -231,17 +218,13 @@ called_by_name: dict[str, Callable] = {}  # each routine, and what makes it read
 _complaints: set[tuple] = set()
 
 
-class InWork(Exception):
-    """Another process compiles this kernel just now, and this one waits for nobody."""
-
-
 def wait_for_nobody() -> None:
     """From now on, a kernel that another process compiles is an InWork."""
     global _waits
     _waits = False
 
 
-class KernelCache(_Cache):
+class KernelCache:
     """One kernel's files, with the methods that Numba calls when a signature is first needed."""
 
     def __init__(self, function: Callable) -> None:
@@ -268,7 +251,7 @@ class KernelCache(_Cache):
     def load_overload(self, signature, target_context):
         """The compiled kernel, or None, upon which Numba compiles it."""
         if self.enabled and folder() is not None:
-            file = self._file(signature, target_context.codegen())
+            file = self._file(signature)
             found = self._load(file, target_context)
             if found is None and self._lock(file):
                 found = self._load(file, target_context)  # another process may have compiled it
@@ -283,22 +266,24 @@ class KernelCache(_Cache):
         """Keep what was just compiled."""
         if not self.enabled or folder() is None:
             return
-        file = self._file(signature, compiled.codegen)
+        file = self._file(signature)
         try:
-            _write(file, dumps(compiled._reduce()))
+            _write(file, internals.packed(compiled))
+        except (AttributeError, ImportError) as error:
+            internals.note(error, internals.NOT_KEPT)
         except Exception as error:  # a full disk, for example: it runs all the same
             self._complain("kept", error)
         finally:
             self._unlock(file)
 
-    def _load(self, file: Path, target_context) -> CompileResult | None:
+    def _load(self, file: Path, target_context) -> Any:
         payload = _read(file)
         if payload is not None:
             for name, load in called_by_name.items():
                 if name.encode() in payload:
                     load()
             try:
-                return CompileResult._rebuild(target_context, *pickle.loads(payload))
+                return internals.unpacked(payload, target_context)
             except Exception as error:  # whatever is wrong with it, it can be compiled
                 self._complain("loaded", error)
         return None
@@ -331,9 +316,9 @@ class KernelCache(_Cache):
                 Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 
-    def _file(self, signature, codegen) -> Path:
+    def _file(self, signature) -> Path:
         line = self.function.__code__.co_firstlineno
-        key = repr((signature, codegen.magic_tuple(), line)).encode() + self._source()
+        key = repr((signature, line)).encode() + self._source()
         return folder() / f"{_prefix(self.function)}-{hashlib.sha256(key).hexdigest()[:16]}.bin"
 
     def _source(self) -> bytes:

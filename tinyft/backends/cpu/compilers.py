@@ -43,7 +43,7 @@ import llvmlite.binding as llvm
 from numba import _dynfunc, types
 from numba.core import cgutils
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import CompilerBase
+from numba.core.compiler import Compiler, CompilerBase, Flags
 from numba.core.compiler_machinery import LoweringPass, PassManager, register_pass
 from numba.core.lowering import Lower
 from numba.core.typed_passes import (
@@ -63,6 +63,8 @@ from numba.core.untyped_passes import (
 )
 
 from tinyft.backends.cpu.simd import flush_denormals
+
+__all__ = ["Compiler", "HelperCompiler", "KernelCompiler", "copied"]
 
 # Numba 0.61 had LLVM optimise by another interface, and is left to do as it does with kernels.
 CHOOSES_PASSES = hasattr(llvm.create_new_function_pass_manager(), "add_sroa_pass")
@@ -216,11 +218,18 @@ class KernelCompiler(CompilerBase):
         collecting = gc.isenabled()
         gc.disable()
         try:
-            return super()._compile_core()
+            compiled = super()._compile_core()
+            compiled.library._ensure_finalized()  # here, so that what fails there fails here
+            return compiled
         finally:
             if collecting:
                 _count_all_as_old()
                 gc.enable()
+
+
+def copied(value: object) -> object:
+    """What a compiler is given, for one that may change it."""
+    return Flags(value) if isinstance(value, Flags) else value
 
 
 class HelperCompiler(KernelCompiler):

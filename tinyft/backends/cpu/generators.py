@@ -20,12 +20,13 @@ Next: tinyft/backends/cpu/gemm.py
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 
 from tinyft.backends.cpu.simd import (
     ADDRESS,
@@ -290,26 +291,44 @@ def _write_out(builder, number, sides, squares: _Squares) -> None:
             _store_row(builder, right, row, squares, INT64(i))
 
 
+@contextlib.contextmanager
+def _each(builder, count) -> Iterator:
+    """Write `for i in range(count)`, for positive counts, with what the block writes."""
+    before, turn, after = (
+        builder.block, *(builder.append_basic_block(name) for name in ("turn", "after"))
+    )  # fmt: skip
+    builder.branch(turn)
+    builder.position_at_end(turn)
+    i = builder.phi(count.type)
+    yield i
+    i_next = builder.add(i, INT64(1))
+    i.add_incoming(INT64(0), before)
+    i.add_incoming(i_next, builder.block)
+    builder.cbranch(builder.icmp_signed("<", i_next, count), turn, after)
+    builder.position_at_end(after)
+
+
 def _write_loops(builder, number, sides, squares: _Squares) -> None:
     """The same by a loop over the columns of x, and one over the rows of left x, on the stack."""
     lefts, rights = zip(*sides, strict=True)
     columns = rights[0].shape[1]
     room = ir.ArrayType(ir.ArrayType(REGISTER, columns), max(len(left) for left in lefts))
-    left_x = cgutils.alloca_once(builder, room)
+    with builder.goto_entry_block():
+        left_x = builder.alloca(room)
     rows = INT64(len(lefts[0]))
     for case, left in enumerate(lefts):
         is_it = builder.icmp_signed("==", number, INT64(case))
         rows = builder.select(is_it, INT64(len(left)), rows)
     for left in _cases(builder, number, lefts):
-        with cgutils.for_range(builder, INT64(columns)) as loop:
-            for i, value in enumerate(_left_times_column(builder, left, squares, loop.index)):
-                place = builder.gep(left_x, [INT64(0), INT64(i), loop.index])
+        with _each(builder, INT64(columns)) as column:
+            for i, value in enumerate(_left_times_column(builder, left, squares, column)):
+                place = builder.gep(left_x, [INT64(0), INT64(i), column])
                 builder.store(write_constant(0) if value is None else value, place)
     for right in _cases(builder, number, rights):
-        with cgutils.for_range(builder, rows) as loop:
-            places = [builder.gep(left_x, [INT64(0), loop.index, INT64(j)]) for j in range(columns)]
+        with _each(builder, rows) as i:
+            places = [builder.gep(left_x, [INT64(0), i, INT64(j)]) for j in range(columns)]
             row = [builder.load(place) for place in places]
-            _store_row(builder, right, row, squares, loop.index)
+            _store_row(builder, right, row, squares, i)
 
 
 def make_two_sided_transform(*sides, epilogue: bool = False, loops: bool = False):

@@ -28,14 +28,13 @@ from collections.abc import Callable
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core.ccallback import CFunc
-from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
 
 from tinyft.backends.cpu.compile_cache import OPTIONS, KernelCache, called_by_name
-from tinyft.backends.cpu.compilers import KernelCompiler
+from tinyft.backends.cpu.internals import Routine, compiler_lock
 from tinyft.backends.cpu.simd import ADDRESS, FLOAT, INT64, instruction, write_call
+
+_ONE = ir.ArrayType(INT64, 1)  # how Numba has the shape of a flat array
 
 
 def routine(*parameters) -> Callable:
@@ -49,8 +48,7 @@ def routine(*parameters) -> Callable:
         name = f"tinyft_{function.__name__}"
         arguments = (types.CPointer(FLOAT) if kind is ADDRESS else kind for kind in parameters)
         options = {**OPTIONS, "forceinline": True}  # into its entry for C, which is what is called
-        compiled = CFunc(function, (tuple(arguments), types.void), {}, options, KernelCompiler)
-        compiled._cache = KernelCache(function)
+        compiled = Routine(function, tuple(arguments), options, KernelCache(function))
         called_by_name[name] = load_it = functools.partial(_load, name, compiled)
 
         def write(builder, *values):
@@ -73,20 +71,19 @@ def array_at(typing_context, pointer):
 
     def generate(context, builder, call, arguments):
         array = context.make_array(kind)(context, builder)
-        size, step = INT64(sys.maxsize), INT64(itemsize)
-        populate_array(array, arguments[0], [size], [step], step, meminfo=None)
+        array.data, array.itemsize, array.nitems = arguments[0], INT64(itemsize), INT64(sys.maxsize)
+        array.shape, array.strides = _ONE([sys.maxsize]), _ONE([itemsize])
         return array._getvalue()
 
     return kind(pointer), generate
 
 
-@global_compiler_lock
-def _load(name: str, compiled: CFunc) -> None:
+def _load(name: str, compiled: Routine) -> None:
     """Put a routine into LLVM's table, compiled or read from disk."""
-    if compiled.address is None:
-        compiled.compile()
-    if llvm.address_of_symbol(name) is None:  # a Ctrl-C may come between the two
-        llvm.add_symbol(name, compiled.address)
+    with compiler_lock():
+        address = compiled.address()
+        if llvm.address_of_symbol(name) is None:  # a Ctrl-C may come between the two
+            llvm.add_symbol(name, address)
 
 
 def load_all() -> None:

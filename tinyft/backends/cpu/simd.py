@@ -49,9 +49,7 @@ import operator
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, register_model
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 from tinyft.backends.cpu.cpu_features import blocking, is_arm64, is_x86
 
@@ -96,9 +94,9 @@ class _VectorModel(models.PrimitiveModel):
 def _define_operator(python_operator, method: str) -> None:
     """Give + - * a meaning between two Vectors."""
 
-    @infer_global(python_operator)
-    class _Typing(ConcreteTemplate):
-        cases = (signature(VECTOR, VECTOR, VECTOR),)
+    @type_callable(python_operator)
+    def _declare(typing_context):
+        return lambda x, y: VECTOR if x == y == VECTOR else None
 
     @lower_builtin(python_operator, VECTOR, VECTOR)
     def _write(context, builder, call, arguments):
@@ -204,7 +202,7 @@ def write_opaque(builder, pointer):
 def write_call(builder, name: str, result, *arguments):
     """Call one of LLVM's own functions, declared by hand."""
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
-    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
     return builder.call(function, arguments)
 
 

@@ -215,6 +215,14 @@ def _warm_up() -> None:
     finish_and_wait(flags, True, 0, flags, 1, 1)
 
 
+def try_out() -> None:
+    """Compile and run one small kernel, the first that a pool runs.
+
+    Raises: whatever compiling ends with in a Numba that has changed
+    """
+    announce(np.zeros(1, np.int64), 0)
+
+
 # ------------------------------------------------------------------------------------ the one pool
 
 
