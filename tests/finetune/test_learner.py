@@ -12,7 +12,7 @@ import pytest
 
 import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
-from tinyft.data import prepare
+from tinyft.data import loader, prepare
 from tinyft.data.augment import AugmentDraw, apply
 from tinyft.errors import DataError, DeviceError, NonFiniteLossError, ShapeError, WeightsError
 from tinyft.nn.head import LinearHead
@@ -306,11 +306,12 @@ def test_settings_that_decide_results_are_saved(tmp_path):
     assert loaded.evaluate(small_data()).loss == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(("augment", "seen"), [("default", 56), ("crop", 64), (None, 64)])
-def test_pictures_are_judged_as_training_showed_them(augment, seen, tmp_path):
+@pytest.mark.parametrize(("augment", "whole"), [("default", True), ("crop", False), (None, False)])
+def test_pictures_are_judged_as_training_showed_them(augment, whole, tmp_path):
     """fastai's augmentation shows whole squares, the others what the weights' centre crop shows."""
     learner = small_learner_of_photos(augment)
-    assert learner.adjusted_preprocess() == Preprocess(resize=seen, crop=56, assumed=True)
+    expected = Preprocess(resize=64, crop=56, assumed=True, whole_square=whole)
+    assert learner.adjusted_preprocess() == expected
     frame = np.full((80, 80, 3), 255, np.uint8)
     frame[10:70, 10:70] = 0
     whole = apply(frame, AugmentDraw(), 56)  # what a draw that changes nothing shows
@@ -323,6 +324,31 @@ def test_pictures_are_judged_as_training_showed_them(augment, seen, tmp_path):
         assert loaded.evaluate(data) == learner.evaluate()
     again = ft.vision_learner(learner.data, weights=tmp_path / "learner.h5")
     assert again.preprocess.resize == 64  # training starts from the larger picture, as before
+
+
+def test_judged_pictures_are_as_sharp_as_training_shows_them(monkeypatch):
+    """Resized straight to 56 pixels, fine stripes would stay that training has smoothed away."""
+    stripes = np.zeros((80, 80, 3), np.uint8)
+    stripes[:, ::4] = 255
+    x = np.stack([stripes] * 8), np.array([0, 1, 2, 0, 1, 2, 0, 1])
+    data = ft.ImageArrays(x, x, ["blue", "green", "red"], size=56, batch_size=8)
+    learner = ft.vision_learner(data, "resnet18", weights=None)
+    monkeypatch.setitem(
+        loader.AUGMENTATIONS, "default", lambda x, _, size: apply(x, AugmentDraw(), size)
+    )
+    shown = next(data.train_batches(0, learner.preprocess)).images[0]
+    judged = next(data.valid_batches(learner.adjusted_preprocess())).images[0]
+    np.testing.assert_array_equal(judged, shown)
+    np.testing.assert_array_equal(prepare(stripes, learner.adjusted_preprocess()), shown)
+
+
+def test_an_older_learner_is_judged_as_it_was(tmp_path):
+    """Its file says `whole_squares` beside a preprocessing that does not."""
+    path = saved_with(tmp_path / "learner.h5", whole_squares=True)
+    weights = load_weights(path)
+    older = Preprocess(resize=64, crop=56, assumed=True)
+    save_weights(path, replace(weights, preprocess=older))
+    assert ft.load_learner(path).adjusted_preprocess() == replace(older, resize=56)
 
 
 def small_learner_of_photos(augment: str | None) -> ft.Learner:

@@ -30,8 +30,7 @@ from tinyft.data.augment import aug_transforms, random_resized_crop, random_shif
 from tinyft.data.cache import PictureCache, default_budget
 from tinyft.data.check_files import sha256s
 from tinyft.data.prefetch import ahead, default_workers
-from tinyft.data.prepare import Source, working_picture
-from tinyft.data.resize import centre_crop
+from tinyft.data.prepare import Source, shown, working_picture
 from tinyft.errors import DataError
 from tinyft.seeds import generator
 
@@ -184,28 +183,28 @@ class PictureData:
         Raises:  as `train_batches`
         """
         groups = _groups(np.arange(self.n_valid), self.requested_batch_size)
-        return self._batches("valid", groups, preprocess, self._centred)
+        return self._batches("valid", groups, preprocess, self._plain)
 
     def train_pictures(self, ids: np.ndarray, preprocess: Preprocess) -> Iterator[Batch]:
         """Those training pictures in this order, not augmented; the last batch may be short.
 
         Raises:  as `train_batches`
         """
-        return self._batches("train", _groups(ids, self.batch_size), preprocess, self._centred)
+        return self._batches("train", _groups(ids, self.batch_size), preprocess, self._plain)
 
     def _batches(
         self,
         split: str,
         groups: Iterable[np.ndarray],
         preprocess: Preprocess,
-        make: Callable[[np.ndarray, int, int], np.ndarray],
+        make: Callable[[np.ndarray, int, Preprocess], np.ndarray],
     ) -> Iterator[Batch]:
-        """Batches whose rows are filled by `make(working picture, id, size)` in threads."""
+        """Batches whose rows are filled by `make(working picture, id, preprocess)` in threads."""
         preprocess = self.adjusted(preprocess)
         side = preprocess.crop
 
         def fill(images: np.ndarray, row: int, index: int) -> None:
-            images[row] = make(self._working(split, index, preprocess), index, side)
+            images[row] = make(self._working(split, index, preprocess), index, preprocess)
 
         def jobs() -> Iterator[tuple[Batch, list[Callable[[], None]]]]:
             for ids in groups:
@@ -221,14 +220,16 @@ class PictureData:
         make = partial(working_picture, self.source(split, index), preprocess)
         return self.cache.get(split, index, settings, make)
 
-    def _augmented(self, picture: np.ndarray, index: int, size: int, *, epoch: int) -> np.ndarray:
+    def _augmented(
+        self, picture: np.ndarray, index: int, preprocess: Preprocess, *, epoch: int
+    ) -> np.ndarray:
         if self.augment is None:
-            return self._centred(picture, index, size)
+            return self._plain(picture, index, preprocess)
         rng = generator(self.seed, "augment", epoch, index)
-        return AUGMENTATIONS[self.augment](picture, rng, size)
+        return AUGMENTATIONS[self.augment](picture, rng, preprocess.crop)
 
-    def _centred(self, picture: np.ndarray, index: int, size: int) -> np.ndarray:
-        return centre_crop(picture, size)
+    def _plain(self, picture: np.ndarray, index: int, preprocess: Preprocess) -> np.ndarray:
+        return shown(picture, preprocess)
 
     def always_largest(self) -> tuple[str, float]:
         """The class with most training pictures, and the accuracy of always naming it (NaN without

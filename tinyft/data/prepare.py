@@ -1,8 +1,8 @@
 """From a picture in any form to the square of pixels that a network was trained to see.
 
 Two stages. `working_picture` decodes and resizes to working size, the part that is worth
-remembering; `prepare` adds the centre crop. Prediction calls `prepare`; validation does the same
-with remembered working pictures (tinyft/data/loader.py), and training augments them
+remembering; `shown` makes it the square. Prediction calls `prepare`, which does both; validation
+does the same with remembered working pictures (tinyft/data/loader.py), and training augments them
 (tinyft/data/augment.py). Subtracting the mean and dividing by the deviation is the backend's
 `images` kernel, on the whole batch.
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tinyft.data.augment import AugmentDraw, apply
 from tinyft.data.decode import check_size, decode
 from tinyft.data.resize import centre_crop, resize_short_side
 from tinyft.errors import DataError
@@ -35,7 +36,7 @@ def prepare(source: Source, preprocess: Preprocess) -> np.ndarray:
     Shapes:  array source (H, W, 3) uint8; out (S, S, 3) uint8, S = preprocess.crop
     Raises:  DataError, naming the file where there is one; OSError if the file cannot be read
     """
-    return np.ascontiguousarray(centre_crop(working_picture(source, preprocess), preprocess.crop))
+    return np.ascontiguousarray(shown(working_picture(source, preprocess), preprocess))
 
 
 def working_picture(source: Source, preprocess: Preprocess) -> np.ndarray:
@@ -51,6 +52,18 @@ def working_picture(source: Source, preprocess: Preprocess) -> np.ndarray:
             f"pictures whose short side is {preprocess.resize} pixels"
         )
     return resize_short_side(pixels, preprocess.resize, preprocess.interpolation)
+
+
+def shown(picture: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """What the network is shown of a working picture: its middle, cut out, or its whole middle
+    square in the augmentation's own resampling, with a draw that changes nothing.
+
+    Shapes:  picture (H, W, 3) uint8; out (S, S, 3) uint8, S = preprocess.crop
+    """
+    if preprocess.whole_square and preprocess.resize > preprocess.crop:
+        return apply(picture, AugmentDraw(), preprocess.crop)
+    # differs from fastai: its validation has no such crop, that of published weights
+    return centre_crop(picture, preprocess.crop)
 
 
 def _pixels(source: Source, exif_transpose: bool) -> np.ndarray:

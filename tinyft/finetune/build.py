@@ -7,6 +7,7 @@ Next: tinyft/finetune/groups.py
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,12 @@ def vision_learner(
         again = None if facts["head_state"] == KEPT else facts["head"]
         facts["arguments"] = _plain(arguments | {"head": again})
     learner = Learner(
-        attach(cut(network), head).astype(dtype), data, preprocess, facts["arch"],
+        attach(cut(network), head).astype(dtype), data,
+        replace(preprocess, whole_square=data.shows_whole_squares), facts["arch"],
         list(data.classes), bn=bn, seed=seed, device=device,
         optimizer_class=_optimizer_class(optimizer), weight_decay=weight_decay,
         label_smoothing=label_smoothing, class_weights=class_weights, dtype=dtype,
-        whole_squares=data.shows_whole_squares, facts=facts, grouping=groups,
+        facts=facts, grouping=groups,
     )  # fmt: skip
     if weights is not None:
         learner.freeze()

@@ -265,7 +265,9 @@ def facts_of(learner: Learner) -> list[str]:
     p, data = learner.adjusted_preprocess(), learner.data
     kind = "assumed" if p.assumed else "from the weights file"
     square = f"the middle square at {p.crop} px"
-    if p.resize > p.crop:
+    if p.resize > p.crop and p.whole_square:
+        square += f", sampled from {p.resize} px as augmentation does"
+    elif p.resize > p.crop:
         square = f"the middle {p.crop} px of a short side of {p.resize} px"
     head, state = learner.facts.get("head") or "of the caller's own", f"after {learner.step} steps"
     dropped = learner.facts.get("head_dropped")

@@ -235,7 +235,7 @@ def metrics_row(record: StepRecord) -> dict[str, Any]:
 
 def settings_of(learner: Learner) -> dict[str, Any]:
     """What a caller may set on a learner after `vision_learner` has made it, but for weights."""
-    names = ("bn", "seed", "dtype", "label_smoothing", "whole_squares", "preprocess", "classes")
+    names = ("bn", "seed", "dtype", "label_smoothing", "preprocess", "classes")
     class_weights, numbers = learner.class_weights, bool | int | float
     optimizer = {n: v for n, v in vars(learner.optimizer).items() if isinstance(v, numbers)}
     return {

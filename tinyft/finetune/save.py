@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,8 @@ EXPECTED: dict[str, Callable[[Any], bool]] = {
     "dropout": lambda value: _is_list_of(value, NUMBER) and all(0 <= p < 1 for p in value),
     "optimizer": lambda value: value in [None, *OPTIMIZERS],
 }
-LATER = {"groups": None, "dropout": [], "optimizer": "adam"}  # earlier versions wrote none
+# What some versions did not write; a preprocessing says by itself now that it is whole squares.
+LATER = {"groups": None, "dropout": [], "optimizer": "adam", "whole_squares": False}
 OPTIONS = ("bn", "seed", "label_smoothing", "weight_decay", "dtype", "class_weights")
 
 
@@ -74,7 +76,6 @@ def save(learner: Learner, path: str | os.PathLike[str], *, training: str = "") 
     settings = {"head": learner.facts.get("head"), "bn": learner.bn,
                 "seed": learner.seed, "label_smoothing": learner.label_smoothing,
                 "weight_decay": learner.weight_decay, "dtype": learner.dtype,
-                "whole_squares": learner.whole_squares,
                 "groups": grouping_of(learner.model, learner.groups),
                 "dropout": [dropout.probability for dropout in learner.dropouts],
                 "optimizer": name_of(learner.optimizer),
@@ -86,9 +87,7 @@ def save(learner: Learner, path: str | os.PathLike[str], *, training: str = "") 
         "parent_sha256": learner.facts.get("metadata", {}).get("content_sha256", ""),
         "metrics": json.dumps({"valid_accuracy": last.accuracy} if last else {}),
     }
-    preprocess = learner.preprocess
-    if learner.data is not None:
-        preprocess = learner.data.adjusted(preprocess)
+    preprocess = learner.adjusted_preprocess()
     extra = {"learner": json.dumps(settings)}
     save_weights(path, Weights(learner.arch, arrays, learner.classes, preprocess, metadata, extra))
 
@@ -125,13 +124,15 @@ def load_learner(
         if data is not None:
             _expect_classes(path, data, weights.classes)
             own_head = None if kind in HEADS else head
+            settings["whole_squares"] |= weights.preprocess.whole_square
             return _with_pictures(path, data, settings, own_head, optimizer, device)
         put_dropouts(head, settings["dropout"])
         optimizer = optimizer or settings["optimizer"] or Adam
         return Learner(
-            body.astype(settings["dtype"]), None, weights.preprocess, weights.arch, weights.classes,
+            body.astype(settings["dtype"]), None, judged_preprocess(path, weights),
+            weights.arch, weights.classes,
             device=device, facts={"head": kind, "head_state": KEPT, "weights": str(path)},
-            grouping=settings["groups"], whole_squares=settings["whole_squares"],
+            grouping=settings["groups"],
             optimizer_class=OPTIMIZERS.get(optimizer, optimizer),
             **{name: settings[name] for name in OPTIONS},
         )  # fmt: skip
@@ -173,7 +174,7 @@ def _with_pictures(
         data, weights=path, head=own_head, optimizer=optimizer, device=device, **options
     )
     learner.facts |= {"head_state": KEPT, "head_dropped": ""}
-    learner.whole_squares = settings["whole_squares"]
+    learner.preprocess = replace(learner.preprocess, whole_square=settings["whole_squares"])
     learner.unfreeze()
     return learner
 
@@ -197,12 +198,14 @@ def put_dropouts(head: Module, probabilities: list[float]) -> None:
 
 
 def judged_preprocess(path: str | os.PathLike[str], weights: Weights) -> Preprocess:
-    """How pictures are prepared that a file's network judges: a learner may see whole squares."""
+    """How pictures are prepared that a file's network judges. An older learner's file says beside
+    its preprocessing that it judges whole squares: those are resized straight to the crop.
+    """
     preprocess = weights.preprocess
     if "learner" not in weights.extra:
         return preprocess
     settings = settings_in(path, weights)
-    return preprocess.whole_square() if settings["whole_squares"] else preprocess
+    return replace(preprocess, resize=preprocess.crop) if settings["whole_squares"] else preprocess
 
 
 def settings_in(path: str | os.PathLike[str], weights: Weights) -> dict[str, Any]:

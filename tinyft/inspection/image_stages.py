@@ -21,8 +21,8 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.data.decode import TURNS, decode, orientation
-from tinyft.data.prepare import Source, printable, working_picture
-from tinyft.data.resize import centre_crop, centre_offset, resize_box
+from tinyft.data.prepare import Source, printable, shown, working_picture
+from tinyft.data.resize import centre_offset, resize_box
 from tinyft.inspection.grad_cam import grad_cams, overlay
 from tinyft.inspection.html import Markup, escape, page, picture
 
@@ -97,7 +97,7 @@ def explain_image(source: Source, learner: Learner) -> ImageExplanation:
     name = printable(source) if isinstance(source, str | os.PathLike) else "picture"
     preprocess = learner.adjusted_preprocess()
     resized = working_picture(source, preprocess)  # raises for what is no picture
-    cropped = np.ascontiguousarray(centre_crop(resized, preprocess.crop))  # (S, S, 3)
+    cropped = np.ascontiguousarray(shown(resized, preprocess))  # (S, S, 3)
     with backends.use(learner.device):
         normalised = backends.host(learner.input(cropped[None]).data[0])
     prediction = learner.predict(source)
@@ -107,7 +107,7 @@ def explain_image(source: Source, learner: Learner) -> ImageExplanation:
     stages = [
         *_decoded(source, preprocess),
         _resized(resized, preprocess),
-        _cropped(cropped, resized),
+        _cropped(cropped, resized, preprocess),
         _normalised(normalised, preprocess),
         Stage("where the evidence is", evidence, cropped, overlay(cropped, heat)),
     ]
@@ -144,7 +144,7 @@ def _resized(resized: np.ndarray, preprocess: Preprocess) -> Stage:
         f"to {_size(resized)}, the short side at {preprocess.resize}, by Pillow's "
         f"{preprocess.interpolation} filter, which averages where it shrinks; the frame is the crop"
     )
-    framed, side = resized.copy(), preprocess.crop
+    framed, side = resized.copy(), _side(preprocess)
     top, left = (centre_offset(n - side) for n in resized.shape[:2])
     last_row, last_column = top + side - 1, left + side - 1
     framed[[top, last_row], left : last_column + 1] = FRAME
@@ -152,10 +152,18 @@ def _resized(resized: np.ndarray, preprocess: Preprocess) -> Stage:
     return Stage("resized", words, resized, _at_most(framed, LARGEST_SHOWN))
 
 
-def _cropped(cropped: np.ndarray, resized: np.ndarray) -> Stage:
-    lost = 1 - cropped.size / resized.size
-    words = f"the middle {_size(cropped)}; {100 * lost:.0f} % of the picture lies outside"
+def _cropped(cropped: np.ndarray, resized: np.ndarray, preprocess: Preprocess) -> Stage:
+    side = _side(preprocess)
+    lost = 1 - side * side / (resized.shape[0] * resized.shape[1])
+    words = f"the middle {side} x {side} px; {100 * lost:.0f} % of the picture lies outside"
+    if side > preprocess.crop:
+        words += f"; sampled to {_size(cropped)} as augmentation does"
     return _stage("cropped", words, cropped)
+
+
+def _side(preprocess: Preprocess) -> int:
+    """Of the square that is cut out of the resized picture."""
+    return preprocess.resize if preprocess.whole_square else preprocess.crop
 
 
 def _normalised(normalised: np.ndarray, preprocess: Preprocess) -> Stage:

@@ -23,7 +23,7 @@ _CHOICES = {
     "channel_order": ("RGB",),
     "alpha": ("white",),
 }
-_SWITCHES = ("antialias", "exif_transpose", "assumed")
+_SWITCHES = ("antialias", "whole_square", "exif_transpose", "assumed")
 _LARGEST_SIDE = 4096  # pixels; far above any published ResNet, far below a decompression bomb
 
 
@@ -33,7 +33,9 @@ class Preprocess:
 
     Turn it upright (``exif_transpose``), put transparent pixels on ``alpha``, resize the shorter
     side to ``resize``, cut the middle ``crop x crop``, divide by 255, subtract ``mean``, divide by
-    ``std``.  ``assumed`` says that the file held none of this and the architecture's values stand.
+    ``std``.  With ``whole_square`` nothing is cut off at the margin: the middle square, ``resize``
+    on each side, is resampled to ``crop``, as training's augmentation does.  ``assumed`` says that
+    the file held none of this and the architecture's values stand.
 
     Units: resize and crop in pixels; mean and std of values in [0, 1], one per channel.
     Raises: WeightsError for a value outside its range.
@@ -43,6 +45,7 @@ class Preprocess:
     crop: int
     interpolation: str = "bilinear"
     antialias: bool = True
+    whole_square: bool = False
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     channel_order: str = "RGB"
@@ -87,23 +90,24 @@ class Preprocess:
             raise WeightsError(f"the size can be at most {largest} pixels here; got {size}")
         return replace(self, crop=size, resize=resize)
 
-    def whole_square(self) -> Preprocess:
-        """The same without the margin that a centre crop leaves out."""
-        return replace(self, resize=self.crop)
-
     def to_dict(self) -> dict[str, object]:
-        """Plain JSON values: numbers, text, booleans, lists."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        """Plain JSON values: numbers, text, booleans, lists; ``whole_square`` only if it is true,
+        as other files do not know it.
+        """
+        values = {name: _plain(value) for name, value in asdict(self).items()}
+        if not self.whole_square:
+            del values["whole_square"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Preprocess:
         """The inverse of to_dict.
 
         Raises: WeightsError if a key is missing, unknown or has a wrong value; nothing is
-        filled in, except that a record that does not say ``assumed`` is not assumed.
+        filled in, except that ``assumed`` and ``whole_square`` are false where it does not say.
         """
         known = {field.name for field in fields(cls)}
-        given = {"assumed": False, **values}
+        given = {"assumed": False, "whole_square": False, **values}
         if set(given) != known:
             missing, unknown = sorted(known - set(given)), sorted(set(given) - known)
             raise WeightsError(f"preprocess: missing {missing}, unknown {unknown}; write it anew")
