@@ -157,13 +157,14 @@ def _plan(value: Any) -> Any:
 
 
 _LEARNER = {
-    **dict.fromkeys(("arch", "weights"), Optional(TEXT)),
-    **dict.fromkeys(("head", "bn", "device", "optimizer", "dtype"), TEXT),
+    **dict.fromkeys(("arch", "weights", "head"), Optional(TEXT)),
+    **dict.fromkeys(("bn", "device", "optimizer", "dtype"), TEXT),
     "seed": whole(),
     "dropout": Optional(number(0, 1)),
     "label_smoothing": number(0, 1),
     "class_weights": Optional([number(0)]),
     "weight_decay": Optional(number(0)),
+    "groups": IfThere(Optional({str: [TEXT]})),
 }
 
 DESCRIPTION = {
