@@ -51,11 +51,16 @@ def noticed_by(folder: Path, tests: list[str]) -> str | None:
     """The first test that fails with the source in `folder`; None if all pass."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     shared = os.environ.get("TINYFT_SHARED", str(ROOT.parent / "shared"))
+    environment = {
+        "TINYFT_SHARED": shared,
+        "PYTHONPATH": str(folder),  # for what tests start in other folders
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     try:
         done = subprocess.run(
             command,
             cwd=folder,
-            env=os.environ | {"TINYFT_SHARED": shared, "PYTHONDONTWRITEBYTECODE": "1"},
+            env=os.environ | environment,
             capture_output=True,
             text=True,
             timeout=MOST_SECONDS,
