@@ -163,6 +163,20 @@ def test_a_parameter_that_only_the_closure_of_an_op_knows_is_checked():
     assert [row.name for row in gradcheck(scaled, [MATRIX]).inputs] == ["input 0 (x)"]
 
 
+def test_such_a_parameter_is_checked_where_one_result_of_two_moves_with_it():
+    w = ft.Tensor(normal(3), requires_grad=True)
+
+    @ft.op
+    def scaled(x):
+        return x.data * w.data, lambda dout: (dout * w.data,)
+
+    def two(x, w):
+        return x * 2, scaled(x)
+
+    message = failure(functools.partial(two, w=w), [MATRIX])
+    assert "the gradient of parameter w of result 1" in message
+
+
 def test_a_tensor_that_every_call_makes_anew_is_no_parameter():
     def function(x):
         return x * ft.Tensor(np.full(3, 2.0), requires_grad=True)

@@ -266,6 +266,18 @@ def test_the_bound_is_derived_and_not_generous(terms):
     assert close_enough(truth * (1 + lost), truth, spread, terms) is not None
 
 
+def test_a_result_keeps_the_bounds_of_its_norm_and_of_its_largest_error():
+    """Of 10,000 numbers the norm's is 25 times that of the largest error."""
+    exact = np.ones(10_000)
+    spread, largest = (0.0, 0.0), 5 * 4 * 2.0**-24
+    one, every = exact.copy(), exact + 0.9 * largest
+    one[7] += 0.9 * largest
+    assert close_enough(one, exact, spread, 1) is None
+    one[7] += 4 * largest
+    assert "differs" in close_enough(one, exact, spread, 1)
+    assert "differs" in close_enough(every, exact, spread, 1)
+
+
 def test_every_layout_holds_the_same_values():
     array = np.arange(24.0).reshape(2, 3, 4)
     found = layouts(array)
