@@ -68,6 +68,13 @@ def test_a_convolutions_own_bias_is_kept():
     np.testing.assert_allclose(nn.fold(pair)(x).data, pair(x).data, rtol=1e-5, atol=1e-5)
 
 
+def test_a_norms_own_eps_is_folded():
+    pair = with_random_statistics(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm(4, eps=0.5)))
+    pair._children["0"].weight.data[:] = DRAW.normal(size=(4, 3, 1, 1))
+    x = Tensor(DRAW.normal(size=(2, 5, 5, 3)).astype(np.float32))
+    np.testing.assert_allclose(nn.fold(pair)(x).data, pair(x).data, rtol=1e-5, atol=1e-5)
+
+
 def test_a_head_of_the_callers_own_is_left_alone():
     class Head(nn.Module):
         """Uses its batch norm before its convolution, although it is registered behind it."""
