@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+from tinyft.finetune.learner import Learner
+from tinyft.finetune.records import Evaluation
+
 
 def test_pictures_that_changed_or_were_arrays_are_not_evaluated(tinyft, trained, draw):
     assert tinyft("evaluate", trained).code == 0
@@ -41,3 +44,9 @@ def test_a_run_that_is_not_finished_says_how_to_go_on(tinyft, trained):
     content["data"]["arguments"]["classes"] = ["cat", "dog"]
     described.write_text(json.dumps(content))
     assert "finish it with Python, which has its arrays" in tinyft("evaluate", trained).error
+
+
+def test_pictures_are_counted_to_the_last_one(tinyft, trained, monkeypatch):
+    """1 / 49 * 49 is less than 1."""
+    monkeypatch.setattr(Learner, "evaluate", lambda *_: Evaluation(49, 1 / 49, 3.0))
+    assert "(48 wrong of 49)" in tinyft("evaluate", trained).out

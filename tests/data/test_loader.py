@@ -207,6 +207,16 @@ def test_the_memory_forgets_when_the_preprocessing_changes(folder):
     assert data.cache.used == 5 * 22 * 26 * 3
 
 
+def test_the_memory_tells_one_filter_from_another(folder):
+    data = ImageFolder(folder(COUNTS), batch_size=2)
+    list(data.valid_batches(SMALL))
+    other = replace(SMALL, interpolation="bicubic")
+    np.testing.assert_array_equal(
+        images(data.valid_batches(other)),
+        [prepare(data.path / name, other) for name in data.files("valid")],
+    )
+
+
 def test_the_memory_tells_turned_pictures_from_those_left_alone(folder, encode, rough):
     path = folder(COUNTS)
     exif = Image.Exif()

@@ -68,3 +68,9 @@ def test_a_record_has_no_defaults():
     del record["std"]
     with pytest.raises(WeightsError, match=r"missing \['std'\]"):
         Preprocess.from_dict(record)
+
+
+def test_a_record_that_does_not_say_so_is_not_assumed():
+    record = Preprocess(resize=256, crop=224).to_dict()
+    del record["assumed"]
+    assert not Preprocess.from_dict(record).assumed
