@@ -166,6 +166,14 @@ def test_a_curve_without_points_says_so():
         suggest(np.array([1e-3], np.float32), np.array([np.nan], np.float32))
 
 
+def test_a_curve_that_explodes_within_five_steps_suggests_nothing(monkeypatch):
+    learner = small_learner()
+    records = iter([SimpleNamespace(loss=loss, smooth_loss=loss) for loss in (1.0, 0.9, 0.8, 9.0)])
+    monkeypatch.setattr(learner, "train_step", lambda *_: next(records))
+    with pytest.raises(RunError, match="only 0 usable points"):
+        learner.lr_find(num_it=10)
+
+
 def test_it_stops_once_the_smoothed_loss_is_over_four_times_the_best(monkeypatch):
     learner = small_learner()
     for after, points in (([3.9, 4.0, 4.1, 9.0], 15), ([4.5, 9.0], 13)):

@@ -31,7 +31,7 @@ from tinyft.finetune.run_reading import (
     read_checkpoint,
     read_description,
 )
-from tinyft.weights import read_arrays
+from tinyft.weights import load_weights, read_arrays
 
 
 class StopAfter:
@@ -80,7 +80,10 @@ def test_steps_after_the_last_checkpoint_are_made_again(tmp_path):
     with (tmp_path / "cut" / "metrics.csv").open("a") as file:
         file.write("5,1,everything,0.1,0.1,1,1,1,0.9,,\n6,1,every")
     learner, plan, run, start, _ = resume(tmp_path / "cut", small_data())
+    assert run.seconds_before > 0
+    run.seconds_before = 1000.0
     learner.execute(plan, observers=[run], start=start)
+    assert json.loads((tmp_path / "cut" / "run.json").read_text())["seconds"] > 1000
     assert bits(learner) == bits(whole)
     lines = (tmp_path / "cut" / "metrics.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines[1:]] == [str(i) for i in range(9)]
@@ -435,6 +438,14 @@ def test_a_run_ends_at_a_validation_whose_loss_is_no_number(tmp_path, monkeypatc
     with pytest.raises(NonFiniteLossError, match="after step 2 has a loss of inf"):
         small_learner().fine_tune(1, out=tmp_path / "run")
     assert not (tmp_path / "run" / "best.h5").exists()
+
+
+def test_of_epochs_of_one_accuracy_the_first_is_the_best(tmp_path, monkeypatch):
+    monkeypatch.setattr(Learner, "evaluate", lambda *_, **__: Evaluation(9, 0.5, 1.0))
+    learner = small_learner(small_data(augment=None), bn="frozen")
+    learner.fine_tune(0, freeze_epochs=2, out=tmp_path / "run")
+    best = load_weights(tmp_path / "run" / "best.h5")
+    assert best.metadata["training"] == "epoch 0 of run"
 
 
 def test_what_a_run_leaves(tmp_path):
