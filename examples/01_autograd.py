@@ -2,7 +2,8 @@
 
 A Tensor is an array that remembers how it was made. Each operation leaves a note: what it
 computed from what, and how to send a gradient back. Reading the notes from the last to the first
-is the chain rule, and is all there is to automatic differentiation. Source: tinyft/tensor.py.
+is the chain rule, and is all there is to automatic differentiation.
+Source: tinyft/engine/tape.py.
 """
 
 import numpy as np

@@ -11,9 +11,8 @@ import numpy as np
 
 import tinyft as ft
 from tinyft.nn import FastaiHead, LinearHead, Module, attach, cut
-from tinyft.tensor import Tensor
 
-pictures = Tensor(np.random.default_rng(0).normal(size=(2, 96, 96, 3)).astype(np.float32))
+pictures = ft.Tensor(np.random.default_rng(0).normal(size=(2, 96, 96, 3)).astype(np.float32))
 
 
 def tell(what, network):

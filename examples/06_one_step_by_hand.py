@@ -2,7 +2,7 @@
 
 Forward, loss, backward, update. The update is done twice, once by five lines of NumPy and once by
 the optimizer, and must come out the same. Sources, in this order: tinyft/nn/resnet.py,
-tinyft/ops/loss.py, tinyft/tensor.py, tinyft/finetune/optim.py.
+tinyft/ops/loss.py, tinyft/engine/tensor.py, tinyft/finetune/optim.py.
 """
 
 import numpy as np
@@ -11,11 +11,10 @@ from shapes import draw
 import tinyft as ft
 from tinyft.finetune import layer_groups
 from tinyft.nn import LinearHead, attach, cut
-from tinyft.tensor import Tensor
 
 # A batch: sixteen pictures, as numbers around zero.
 pictures, labels = draw(["circle", "square", "star", "moon"], 4, seed=0)
-x = Tensor((pictures / 255 - 0.5).astype(np.float32) / 0.25)
+x = ft.Tensor((pictures / 255 - 0.5).astype(np.float32) / 0.25)
 
 # A network, in training mode: its batch norms normalise with this batch.
 model = cut(ft.nn.build("resnet10s", seed=0))

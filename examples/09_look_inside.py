@@ -9,8 +9,7 @@ import numpy as np
 
 import tinyft as ft
 from tinyft.bundled import bundled
-from tinyft.finetune.state import capture, restore
-from tinyft.tensor import observe
+from tinyft.finetune.run.state import capture, restore
 
 data = ft.ImageFolder(bundled("examples/animals8"), size=64, seed=0)
 learner = ft.vision_learner(data, "resnet10s")
@@ -26,7 +25,7 @@ def length(arrays):
 
 
 # 1. What was frozen, and what moved? Copies before and after, compared to the bit.
-#    tinyft/inspection/freeze.py
+#    tinyft/inspection/ledger/changes.py
 before_head = weights()
 for record in learner.steps(plan):
     if record.validation:  # the phase of the head alone is one epoch long
@@ -37,7 +36,7 @@ print(f"1. the head alone: {len(same)} of {len(after)} tensors unchanged, such a
 print(f"   {record.validation.accuracy:.0%} of new photos right")
 
 # 2. How large is a step? The change by what is changed, for each group.
-#    tinyft/inspection/ledger.py, tinyft report RUN
+#    tinyft/inspection/ledger/ledger.py, tinyft report RUN
 start, before_all = learner.step, weights()
 for record in learner.steps(plan, norms=True, start=start):
     if record.step == start + 5:
@@ -48,7 +47,7 @@ for group in record.groups:
     print(f"   {group.name:20} {ratio:.5f} at a learning rate of {group.lr:.1e}")
 
 # 3. What does backward visit? An observer hears each op, forward and backward.
-#    tinyft/inspection/microscope.py, tinyft inspect RUN --step 17
+#    tinyft/inspection/trace/recorder.py, tinyft inspect RUN --step 17
 
 
 class Listener:
@@ -72,14 +71,14 @@ def batch_loss():
     return learner.loss(learner.model(learner.input(batch.images)), batch.labels)
 
 
-with observe(listener := Listener()):
+with ft.observe(listener := Listener()):
     loss = batch_loss()
     loss.backward()
 print(f"3. {len(listener.forward)} ops forward, the first in {listener.forward[0]},")
 print(f"   {len(listener.backward)} backward, the last in {listener.backward[-1]}")
 
 # 4. Why did the loss change? The gradient says what a small step does: <gradient, step>.
-#    tinyft/inspection/why.py, tinyft inspect RUN --step 17 --why
+#    tinyft/inspection/step/why.py, tinyft inspect RUN --step 17 --why
 parameters = [p for group in learner.groups for p in group.parameters.values()]
 old, gradients = [p.data.copy() for p in parameters], [p.grad.copy() for p in parameters]
 arrays, values = capture(learner)
@@ -90,7 +89,7 @@ change = batch_loss().item() / loss.item() - 1
 print(f"4. the loss changed by {change:.0%}, predicted {predicted / loss.item():.0%}")
 
 # 5. What if? Back to the state before the step, and another one from there.
-#    tinyft/inspection/what_if.py, tinyft inspect RUN --step 17 --what-if
+#    tinyft/inspection/step/what_if.py, tinyft inspect RUN --step 17 --what-if
 for factor in (0.1, 10):
     restore(learner, arrays, values)
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -104,7 +103,7 @@ learner.optimizer.zero_grad()
 restore(learner, arrays, values)
 
 # 6. How far did each layer travel? Later layers farther than earlier ones.
-#    tinyft/inspection/diff.py, tinyft diff RUN
+#    tinyft/inspection/comparison/diff.py, tinyft diff RUN
 for record in learner.steps(plan, start=learner.step):
     if record.validation:
         print(f"6. epoch {record.epoch}: {record.validation.accuracy:.0%} of new photos right")
@@ -114,7 +113,7 @@ for name in ("conv1", "layer2.0.conv2", "layer4.0.conv2"):
     print(f"6. {name:15} moved by {length([new - old]) / length([old]):.4f} of its length")
 
 # 7. What does it get wrong? Rows are the truth, columns the guess.
-#    tinyft/inspection/learned.py, tinyft report RUN
+#    tinyft/inspection/report/learned.py, tinyft report RUN
 guesses = learner.predict([data.source("valid", i) for i in range(data.n_valid)])
 confusion = np.zeros((8, 8), int)
 for truth, guess in zip(data.labels["valid"], guesses, strict=True):

@@ -25,8 +25,8 @@ from PIL import Image
 import tinyft as ft
 from tinyft.cli.display import display
 from tinyft.finetune.build import published_learner
-from tinyft.finetune.resume import resume
-from tinyft.finetune.run import Run
+from tinyft.finetune.run.folder import Run
+from tinyft.finetune.run.resume import resume
 from tinyft.nn.fold import fold
 from tinyft.weights import Preprocess, Weights, load_weights, save_weights
 

@@ -34,7 +34,7 @@ class SkipWithoutNumba:
     so is all of a file that imports it at its top. (The package does not, where it cannot.)
     """
 
-    NAMES = ("numba", "llvmlite", "tinyft.backends.cpu", "tinyft.data.resample_kernel")
+    NAMES = ("numba", "llvmlite", "tinyft.backends.cpu", "tinyft.data.fast_resample")
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):

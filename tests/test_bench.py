@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyft import bench, bench_onnx, bench_processes
 from tinyft.backends.reference import peak_bytes_of_process
-from tinyft.bench import Case
+from tinyft.bench import cases
+from tinyft.bench import common as bench
+from tinyft.bench import onnx_side as bench_onnx
+from tinyft.bench import processes as bench_processes
+from tinyft.bench.cases import Case
+from tinyft.engine.tensor import Tensor
 from tinyft.errors import TinyftError
 from tinyft.nn import build, fold
-from tinyft.tensor import Tensor
 
 TINY = Case("cifar_resnet20", 2, 32)
 
@@ -78,7 +81,7 @@ def test_differences_are_parts_of_the_largest_value():
 
 def test_our_sides():
     infer, step = bench.our_side(TINY, "inference"), bench.our_side(TINY, "training")
-    expected = build(TINY.arch, seed=0).eval()(Tensor(bench.batch(TINY)[0])).data
+    expected = build(TINY.arch, seed=0).eval()(Tensor(cases.batch(TINY)[0])).data
     np.testing.assert_allclose(infer(), expected, rtol=1e-4, atol=1e-4)
     losses = [float(step()) for _ in range(4)]
     assert losses[-1] < losses[0]
@@ -89,7 +92,7 @@ def test_pytorch_and_onnx_runtime_compute_the_same(arch):
     case = Case(arch, 8, 64)  # of fewer, batch norms amplify rounding
     if not (bench.installed("torch") or bench.installed("onnxruntime")):
         pytest.skip("neither PyTorch nor ONNX Runtime is installed")
-    for mode in bench.MODES:
+    for mode in cases.MODES:
         found = bench.differences(dict(bench._sides(case, mode, 1, alone=False)))
         assert all(difference < 1e-4 for difference in found.values()), found
 
@@ -207,6 +210,6 @@ def test_a_helped_step(monkeypatch, capsys):
 
 
 def test_pytorch_is_not_imported_without_need():
-    code = "import sys; from tinyft import bench, bench_onnx; print('torch' in sys.modules)"
+    code = "import sys; from tinyft.bench import common, onnx_side; print('torch' in sys.modules)"
     done = bench_processes.subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert done.stdout.strip() == b"False"

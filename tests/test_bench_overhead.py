@@ -4,10 +4,11 @@ import time
 
 import pytest
 
-from tinyft import bench_overhead
-from tinyft.backends.cpu import arrays, threads
-from tinyft.bench import Case
-from tinyft.bench_overhead import KernelClock
+from tinyft.backends.cpu.memory_bound import arrays
+from tinyft.backends.cpu.runtime import threads
+from tinyft.bench import overhead as bench_overhead
+from tinyft.bench.cases import Case
+from tinyft.bench.overhead import KernelClock
 
 TINY = Case("cifar_resnet20", 2, 32)
 PLACES = [

@@ -6,8 +6,10 @@ import sys
 import pytest
 
 from tinyft import compile_ahead, compile_gradients
-from tinyft.backends.cpu import compile_cache, threads
-from tinyft.bench import Case, our_side
+from tinyft.backends.cpu.codegen import cache as compile_cache
+from tinyft.backends.cpu.runtime import threads
+from tinyft.bench.cases import Case
+from tinyft.bench.common import our_side
 
 CASE = "cpu", "cifar_resnet20", 2, 32
 
@@ -58,7 +60,7 @@ def test_no_helper_without_need(empty_folder, helpers, monkeypatch):
         patch.setattr(compile_cache, "folder", lambda: None)
         with compile_ahead.helped(*CASE):
             pass
-    last = "tinyft.backends.cpu.batch_norm_kernels.differentiate_by_batch"
+    last = "tinyft.backends.cpu.memory_bound.row_kernels.differentiate_by_batch"
     (empty_folder / f"{last}-0.bin").write_bytes(b"")
     with compile_ahead.helped(*CASE):
         pass
@@ -127,7 +129,7 @@ def test_what_a_killed_helper_left_is_removed(empty_folder):
     ids=str,
 )
 def test_it_calls_the_kernels_of_a_backward_pass(case):
-    from tinyft.backends.cpu.threads import listeners
+    from tinyft.backends.cpu.runtime.threads import listeners
 
     def started(work):
         names = set()

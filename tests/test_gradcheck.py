@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tinyft as ft
-from tinyft.gradient_check import GradcheckError, GradcheckReport, gradcheck
+from tinyft.testing.gradient_check import GradcheckError, GradcheckReport, gradcheck
 
 
 def normal(*shape):
@@ -530,5 +530,5 @@ def test_results_that_cannot_be_checked():
 def test_the_public_name_is_the_function_whatever_was_imported_first():
     import importlib
 
-    importlib.import_module("tinyft.gradient_check")
+    importlib.import_module("tinyft.testing.gradient_check")
     assert ft.gradcheck is gradcheck

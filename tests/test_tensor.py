@@ -16,8 +16,9 @@ import pytest
 
 import tinyft as ft
 from tinyft import backends, ops
+from tinyft.engine.tape import check_saved, current_layers, kept_arrays, no_grad, observe, op
+from tinyft.engine.tensor import Tensor
 from tinyft.errors import ShapeError, TinyftError
-from tinyft.tensor import Tensor, check_saved, current_layers, kept_arrays, no_grad, observe, op
 
 
 @pytest.fixture(autouse=True)
@@ -881,7 +882,7 @@ def convolve():
 def without_winograd():
     if backends.why_no_numba():
         pytest.skip(backends.why_no_numba())
-    from tinyft.backends.cpu.conv2d import switch_winograd
+    from tinyft.backends.cpu.conv.conv2d import switch_winograd
 
     return switch_winograd(False)
 

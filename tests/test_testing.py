@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import tinyft as ft
-from tinyft import backends, testing
+from tinyft import backends
 from tinyft.backends import Backend
-from tinyft.testing import (
+from tinyft.testing import contract as testing
+from tinyft.testing.contract import (
     KERNEL_CASES,
     OP_CASES,
     ContractError,

@@ -1,8 +1,6 @@
 """tinyft: fine-tune pretrained ResNets with NumPy and Numba alone, and see every step of it.
 
 Names are looked up when first used: importing tinyft loads neither Numba nor Pillow.
-
-Next: tinyft/tensor.py
 """
 
 from __future__ import annotations
@@ -11,16 +9,17 @@ import importlib
 from typing import Any
 
 from tinyft import display
-from tinyft.lookup import looked_up_in
-
-__version__ = "0.1.0"
+from tinyft.lazy import looked_up_in
+from tinyft.version import __version__
 
 _HOME = {
-    "Tensor": "tensor",
-    "no_grad": "tensor",
-    "op": "tensor",
-    "gradcheck": "gradient_check",
-    "trace": "inspection.microscope",
+    "Tensor": "engine.tensor",
+    "no_grad": "engine.tape",
+    "op": "engine.tape",
+    "Node": "engine.tape",
+    "observe": "engine.tape",
+    "gradcheck": "testing.gradient_check",
+    "trace": "inspection.trace.recorder",
     "load_weights": "weights",
     "save_weights": "weights",
     "ImageFolder": "data",
@@ -59,7 +58,7 @@ def _as_html(value: Any) -> str:
     """What a notebook shows of a `display.Displayed`: this package alone may ask the layers above
     the engine to draw for it.
     """
-    return importlib.import_module("tinyft.inspection.notebook").as_html(value)
+    return importlib.import_module("tinyft.inspection.report.notebook").as_html(value)
 
 
 display.renderer = _as_html

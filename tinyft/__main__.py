@@ -1,7 +1,4 @@
-"""`python -m tinyft`, and the command `tinyft`.
-
-Next: tinyft/cli/main.py
-"""
+"""`python -m tinyft`, and the command `tinyft`."""
 
 import sys
 

@@ -2,8 +2,6 @@
 
 In an installed wheel they lie inside the package, in ``tinyft/bundled/``.  In a checkout (or an
 editable install) they lie beside the package, where a reader of the repository expects them.
-
-Next: tinyft/weights/registry.py
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
 """A first start compiles kernels: a second process takes a part of them.
 
 Compiling holds a lock, so threads cannot share it; processes can, through the folder where kernels
-are kept (tinyft/backends/cpu/compile_cache.py). A first training step meets the kernels of the
+are kept (tinyft/backends/cpu/codegen/cache.py). A first training step meets the kernels of the
 forward pass first. Meanwhile a helper calls those of the backward pass, with zeros of the same
 shapes: there, a call compiles and does not compute. The step goes through the backward pass from
 the last layer to the first, so the helper does it the other way round, and they meet in the middle;
 it begins with kernels that the forward pass will want later. What both want at the same time, one
 compiles; the step waits for it, the helper goes on to the next.
-
-Next: tinyft/compile_gradients.py
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ def helped(
             helper.kill()
             helper.wait()
             helper.stdin.close()
-            from tinyft.backends.cpu import compile_cache
+            from tinyft.backends.cpu.codegen import cache as compile_cache
 
             compile_cache.remove_unfinished(helper.pid)
 
@@ -55,7 +53,9 @@ def _wanted(device: str) -> bool:
 
     if MARK in os.environ or backends.get(device).name != "cpu":
         return False
-    from tinyft.backends.cpu import batch_norm, compile_cache, threads
+    from tinyft.backends.cpu.codegen import cache as compile_cache
+    from tinyft.backends.cpu.memory_bound import batch_norm
+    from tinyft.backends.cpu.runtime import threads
 
     if threads.get_num_threads() == 1 or compile_cache.folder() is None:
         return False
@@ -84,7 +84,8 @@ def child(arch: str, batch_size: str, size: str, optimizer: str) -> None:
     """What the helper does."""
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     from tinyft import backends
-    from tinyft.backends.cpu import routines, threads
+    from tinyft.backends.cpu.codegen import routines
+    from tinyft.backends.cpu.runtime import threads
     from tinyft.compile_gradients import call_gradients
 
     backends.get("cpu")  # which tries a kernel out

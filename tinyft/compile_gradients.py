@@ -1,7 +1,4 @@
-"""The kernels of a backward pass, called with zeros: what the helper of compile_ahead.py does.
-
-Next: tinyft/cli/opening.py
-"""
+"""The kernels of a backward pass, called with zeros: what the helper of compile_ahead.py does."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from numpy import ndarray as Array
 
 from tinyft import backends
 from tinyft.nn import BatchNorm, Conv2d, Module, build
-from tinyft.nn.summary import forward_nodes
+from tinyft.nn.layer_table import forward_nodes
 
 
 class Call(NamedTuple):

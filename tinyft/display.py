@@ -4,8 +4,6 @@ Every notebook (Jupyter, VS Code, Colab, marimo) asks an object for `_repr_html_
 answer, and should not know how to draw a table. So its classes are `Displayed`, which is all that
 they know of it; what draws is put into `renderer` by the top of the package (tinyft/__init__.py),
 which sees every layer, and until then the answer is the text that `print` shows.
-
-Next: tinyft/inspection/notebook.py
 """
 
 from __future__ import annotations

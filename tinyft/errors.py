@@ -13,8 +13,6 @@
 
 Every message says what was expected, what was given, and what to do about it.  A wrong type in a
 call is Python's own ``TypeError``, and a file that the system will not open stays an ``OSError``.
-
-Next: tinyft/backends/__init__.py
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 No generator is ever shared or advanced between two draws. The crop of picture 17 in epoch 3
 depends on (seed, "augment", 3, 17) and on nothing else: not on the number of threads, not on what
 was drawn before. So any step of a run can be made again, alone.
-
-Next: tinyft/finetune/__init__.py
 """
 
 from __future__ import annotations

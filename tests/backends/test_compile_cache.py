@@ -19,13 +19,14 @@ import pytest
 from numba import types
 from numba.core.registry import cpu_target
 
-from tinyft.backends.cpu import compile_cache, compilers
+from tinyft.backends.cpu.codegen import cache as compile_cache
+from tinyft.backends.cpu.codegen import compiler as compilers
 
 SCRIPT = """
 import sys
 import numba
 import numpy as np
-from tinyft.backends.cpu.compile_cache import kernel
+from tinyft.backends.cpu.codegen.cache import kernel
 
 @kernel
 def double(x):
@@ -217,12 +218,12 @@ def test_hash_changes_with_any_source_version_and_setting(monkeypatch, tmp_path)
         with monkeypatch.context() as changed:
             changed.setattr(owner, name, "another")
             assert compile_cache._hash_of_everything() != first, name
-    here = Path(compile_cache.__file__).parent
+    here = Path(compile_cache.__file__).parents[1]
     shutil.copytree(here, tmp_path / "cpu")
     shutil.copy(here.parent / "philox.py", tmp_path)
-    monkeypatch.setattr(compile_cache, "__file__", str(tmp_path / "cpu" / "compile_cache.py"))
+    monkeypatch.setattr(compile_cache, "__file__", str(tmp_path / "cpu" / "codegen" / "cache.py"))
     assert compile_cache._hash_of_everything() == first
-    for changed in ("cpu/generators.py", "philox.py"):
+    for changed in ("cpu/codegen/generators.py", "cpu/conv/winograd/tiles.py", "philox.py"):
         before = compile_cache._hash_of_everything()
         with open(tmp_path / changed, "a") as source:
             source.write("\n")

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tinyft.backends.cpu import CpuBackend, threads, workspace
+from tinyft.backends.cpu import CpuBackend
+from tinyft.backends.cpu.runtime import threads, workspace
 from tinyft.backends.reference import Backend
 
 FAST, REFERENCE = CpuBackend(), Backend()
@@ -238,7 +239,7 @@ def test_writing_past_the_caches_changes_no_bit(add, relu, monkeypatch):
         return out, *FAST.batch_norm_train_grad(dout, x, weight, mean, variance, 1e-5, **known_by)
 
     expected = everything()
-    monkeypatch.setattr("tinyft.backends.cpu.arrays.BEYOND_CACHES", 1)
+    monkeypatch.setattr("tinyft.backends.cpu.memory_bound.arrays.BEYOND_CACHES", 1)
     leave_nan(shape)
     for actual, one in zip(everything(), expected, strict=True):
         np.testing.assert_array_equal(actual, one)

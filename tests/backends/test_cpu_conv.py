@@ -3,8 +3,8 @@
 **Tolerance.** A sum of K products in float32 is a random walk of K roundings: its error has a
 standard deviation of about eps * sqrt(K) / 2 times the root of the sum of the squared products. The
 largest of some 10,000 results stays below 6 of these. Winograd's transforms amplify it; 4 is
-measured to be enough (tinyft/backends/cpu/winograd_transforms.py). Sums are made in pieces, so both
-are generous.
+measured to be enough (tinyft/backends/cpu/conv/winograd/transforms.py). Sums are made in pieces,
+so both are generous.
 """
 
 import itertools
@@ -17,21 +17,16 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from tinyft.backends.cpu import (
-    CpuBackend,
-    threads,
-    winograd,
-    winograd_stem,
-    winograd_strided,
-    winograd_strided_weight_grad,
-    winograd_weight_grad,
-    workspace,
-)
-from tinyft.backends.cpu import conv2d as conv2d_module
-from tinyft.backends.cpu.cpu_features import is_arm64, is_x86
-from tinyft.backends.cpu.items import TAKEN, make_whole
-from tinyft.backends.cpu.simd import LANES
-from tinyft.backends.cpu.winograd_transforms import (
+from tinyft.backends.cpu import CpuBackend
+from tinyft.backends.cpu.codegen.cpu_features import is_arm64, is_x86
+from tinyft.backends.cpu.codegen.simd import LANES
+from tinyft.backends.cpu.conv import conv2d as conv2d_module
+from tinyft.backends.cpu.conv.winograd import forward as winograd
+from tinyft.backends.cpu.conv.winograd import stem as winograd_stem
+from tinyft.backends.cpu.conv.winograd import weight_grad as winograd_weight_grad
+from tinyft.backends.cpu.conv.winograd.strided import forward as winograd_strided
+from tinyft.backends.cpu.conv.winograd.strided import weight_grad as winograd_strided_weight_grad
+from tinyft.backends.cpu.conv.winograd.transforms import (
     A_SHORT,
     A_TRANSPOSED,
     B_SHORT,
@@ -39,6 +34,8 @@ from tinyft.backends.cpu.winograd_transforms import (
     G,
     winograd_matrices,
 )
+from tinyft.backends.cpu.runtime import threads, workspace
+from tinyft.backends.cpu.runtime.work_stealing import TAKEN, make_whole
 from tinyft.backends.reference import Backend, output_size
 from tinyft.errors import ShapeError
 
@@ -329,7 +326,9 @@ def test_past_the_caches_come_the_same_bits(case, monkeypatch):
         return *run(FAST, case, *arrays), with_epilogue
 
     expected = everything()
-    monkeypatch.setattr("tinyft.backends.cpu.arrays.BEYOND_CACHES", workspace.SMALL // 4)  # aligned
+    monkeypatch.setattr(
+        "tinyft.backends.cpu.memory_bound.arrays.BEYOND_CACHES", workspace.SMALL // 4
+    )  # aligned
     for got, want in zip(everything(), expected, strict=True):
         np.testing.assert_array_equal(got, want)
 
@@ -656,7 +655,7 @@ def test_where_winograd_with_stride_2_is_used(case, kernels):
             call()
         finally:
             threads.listeners.pop()
-        assert any("winograd_strided" in module for module in started) == (expected == "strided")
+        assert any(".winograd.strided." in module for module in started) == (expected == "strided")
 
 
 def test_winograd_with_stride_2_amplifies_rounding_less():

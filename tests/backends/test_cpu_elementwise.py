@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tinyft.backends.cpu import CpuBackend, threads, workspace
+from tinyft.backends.cpu import CpuBackend
+from tinyft.backends.cpu.runtime import threads, workspace
 from tinyft.backends.reference import Backend
 
 FAST, REFERENCE = CpuBackend(), Backend()
@@ -51,7 +52,7 @@ def test_a_number_and_an_array_are_the_reference_s():
 
 
 def test_a_large_sum_is_written_past_the_caches(monkeypatch):
-    monkeypatch.setattr("tinyft.backends.cpu.arrays.BEYOND_CACHES", 40_000)
+    monkeypatch.setattr("tinyft.backends.cpu.memory_bound.arrays.BEYOND_CACHES", 40_000)
     a, b = numbers((40_003,)), numbers((40_003,), 1)  # and 3 numbers behind the last register
     np.testing.assert_array_equal(FAST.add(a, b), a + b)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tinyft import backends
-from tinyft.backends.cpu import workspace
-from tinyft.backends.cpu.arrays import PIECE, in_memory_order
-from tinyft.backends.cpu.threads import get_num_threads, set_num_threads
+from tinyft.backends.cpu.memory_bound.arrays import PIECE, in_memory_order
+from tinyft.backends.cpu.runtime import workspace
+from tinyft.backends.cpu.runtime.threads import get_num_threads, set_num_threads
 
 SMALL, LARGE = (4, 3, 2, 6), (64, 33, 3, 7)  # below and above workspace.SMALL and PIECE
 

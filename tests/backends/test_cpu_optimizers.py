@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tinyft.backends.cpu import CpuBackend, threads
+from tinyft.backends.cpu import CpuBackend
+from tinyft.backends.cpu.runtime import threads
 from tinyft.backends.reference import Backend
 
 FAST, REFERENCE = CpuBackend(), Backend()

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from tinyft.backends.cpu import CpuBackend, pooling, threads, workspace
+from tinyft.backends.cpu import CpuBackend
+from tinyft.backends.cpu.memory_bound import pooling
+from tinyft.backends.cpu.runtime import threads, workspace
 from tinyft.backends.reference import Backend
 
 FAST, REFERENCE = CpuBackend(), Backend()
@@ -141,7 +143,7 @@ def test_writing_past_the_caches_changes_no_bit(monkeypatch):
     options = {"kernel": 3, "stride": 2, "padding": 1}
     out, place = FAST.max_pool2d(x, **options)
     expected = FAST.max_pool2d_grad(out, place, x.shape, **options)
-    monkeypatch.setattr("tinyft.backends.cpu.arrays.BEYOND_CACHES", 1)
+    monkeypatch.setattr("tinyft.backends.cpu.memory_bound.arrays.BEYOND_CACHES", 1)
     actual = FAST.max_pool2d_grad(out, place, x.shape, **options)
     np.testing.assert_array_equal(actual, expected)
 

@@ -11,7 +11,8 @@ import pytest
 import tinyft
 
 ROOT = Path(tinyft.__file__).parent
-FILES = ("internals.py", "compilers.py")  # of backends/cpu
+FOLDER = ROOT / "backends" / "cpu" / "codegen"
+FILES = ("internals.py", "compiler.py")
 PROMISED = ("numba", "numba.extending", "llvmlite", "llvmlite.binding")
 
 # In a process of its own: each change of a source is made, and a kernel with a helper and a routine
@@ -40,7 +41,7 @@ class Changed:
     def __init__(self, file, line, column, name):
         self.file, self.at = file, (line, column, name)
     def find_spec(self, name, path=None, target=None):
-        if name == "tinyft.backends.cpu." + self.file.removesuffix(".py"):
+        if name == "tinyft.backends.cpu.codegen." + self.file.removesuffix(".py"):
             return importlib.util.spec_from_file_location(name, root / self.file, loader=self)
     def create_module(self, spec):
         return None
@@ -49,9 +50,9 @@ class Changed:
         exec(compile(tree, str(root / self.file), "exec"), module.__dict__)
 
 KERNEL = '''
-from tinyft.backends.cpu.compile_cache import helper, kernel
-from tinyft.backends.cpu.routines import array_at, routine
-from tinyft.backends.cpu.simd import ADDRESS, INT
+from tinyft.backends.cpu.codegen.cache import helper, kernel
+from tinyft.backends.cpu.codegen.routines import array_at, routine
+from tinyft.backends.cpu.codegen.simd import ADDRESS, INT
 
 @routine(ADDRESS, INT)
 def double(x, size):
@@ -106,7 +107,7 @@ for number, line in enumerate(sys.stdin):
 
 def names_of_numba(file):
     """(line, column, name) of each import and attribute in a file that may be one of Numba's."""
-    tree = ast.parse((ROOT / "backends" / "cpu" / file).read_text())
+    tree = ast.parse((FOLDER / file).read_text())
     ours = {"append", "cost", "items", "copied", "void"}  # Python's, these files', promised
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -148,7 +149,7 @@ def without(changes, what, tmp_path):
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     done = subprocess.run(
-        [sys.executable, str(script), str(ROOT / "backends" / "cpu"), what, str(tmp_path)],
+        [sys.executable, str(script), str(FOLDER), what, str(tmp_path)],
         input="".join(f"{file} {line} {column} {name}\n" for file, line, column, name in changes),
         env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
@@ -185,7 +186,7 @@ def test_without_each_name_kernels_compute(tmp_path):
 def test_where_no_kernel_can_be_made_plain_numpy_computes(tmp_path):
     line = next(
         (alias.lineno, alias.col_offset, alias.name)
-        for node in ast.walk(ast.parse((ROOT / "backends" / "cpu" / "simd.py").read_text()))
+        for node in ast.walk(ast.parse((FOLDER / "simd.py").read_text()))
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
         if alias.name == "intrinsic"

@@ -6,7 +6,11 @@ import weakref
 import numpy as np
 import pytest
 
-from tinyft.backends.cpu import CpuBackend, gemm, prepared, winograd, winograd_stem
+from tinyft.backends.cpu import CpuBackend
+from tinyft.backends.cpu.conv import gemm
+from tinyft.backends.cpu.conv.winograd import forward as winograd
+from tinyft.backends.cpu.conv.winograd import stem as winograd_stem
+from tinyft.backends.cpu.runtime import packed_weights as prepared
 from tinyft.backends.reference import Backend
 from tinyft.nn import build, fold
 

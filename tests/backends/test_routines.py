@@ -7,14 +7,14 @@ import sys
 import llvmlite.binding as llvm
 import pytest
 
-from tinyft.backends.cpu import routines
-from tinyft.backends.cpu.simd import ADDRESS, INT
+from tinyft.backends.cpu.codegen import routines
+from tinyft.backends.cpu.codegen.simd import ADDRESS, INT
 
 SCRIPT = """
 import numpy as np
-from tinyft.backends.cpu.compile_cache import helper, kernel
-from tinyft.backends.cpu.routines import array_at, routine
-from tinyft.backends.cpu.simd import ADDRESS, INT
+from tinyft.backends.cpu.codegen.cache import helper, kernel
+from tinyft.backends.cpu.codegen.routines import array_at, routine
+from tinyft.backends.cpu.codegen.simd import ADDRESS, INT
 
 @routine(ADDRESS, INT)
 def double(x, size):

@@ -6,19 +6,18 @@ import pytest
 from llvmlite import ir
 from numba.core.errors import TypingError
 
-from tinyft.backends.cpu import CpuBackend, threads
-from tinyft.backends.cpu.compile_cache import kernel
-from tinyft.backends.cpu.cpu_features import blocking, has, is_arm64, is_x86
-from tinyft.backends.cpu.generators import make_register_block, make_two_sided_transform
-from tinyft.backends.cpu.items import make_whole
-from tinyft.backends.cpu.simd import (
+from tinyft.backends.cpu import CpuBackend
+from tinyft.backends.cpu.codegen.cache import kernel
+from tinyft.backends.cpu.codegen.cpu_features import blocking, has, is_arm64, is_x86
+from tinyft.backends.cpu.codegen.generators import make_register_block, make_two_sided_transform
+from tinyft.backends.cpu.codegen.simd import (
     BLOCK_REGISTERS,
     BLOCK_ROWS,
     LANES,
     REST_ROWS,
     flush_denormals,
 )
-from tinyft.backends.cpu.vectors import (
+from tinyft.backends.cpu.codegen.vectors import (
     atomic_announce,
     atomic_load,
     atomic_next,
@@ -37,7 +36,9 @@ from tinyft.backends.cpu.vectors import (
     vstore_bytes,
     vtranspose,
 )
-from tinyft.backends.cpu.workspace import aligned_empty
+from tinyft.backends.cpu.runtime import threads
+from tinyft.backends.cpu.runtime.work_stealing import make_whole
+from tinyft.backends.cpu.runtime.workspace import aligned_empty
 
 NAN = np.nan
 SPECIAL = np.array([NAN, np.inf, -np.inf, 0.0, -0.0, 1.5, -2.5, 3.0e38], np.float32)

@@ -12,9 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tinyft.backends.cpu import CpuBackend, compile_cache, threads
-from tinyft.backends.cpu.compile_cache import kernel
-from tinyft.backends.cpu.items import (
+from tinyft.backends.cpu import CpuBackend
+from tinyft.backends.cpu.codegen import cache as compile_cache
+from tinyft.backends.cpu.codegen.cache import kernel
+from tinyft.backends.cpu.runtime import threads
+from tinyft.backends.cpu.runtime.work_stealing import (
     AGAIN,
     THREAD,
     make_shares,
@@ -323,7 +325,8 @@ def test_a_users_own_threads():
 FORK = """
 import os, sys, threading
 import numpy as np
-from tinyft.backends.cpu import CpuBackend, threads
+from tinyft.backends.cpu import CpuBackend
+from tinyft.backends.cpu.runtime import threads
 threads.set_num_threads(3)
 x, weight = np.ones((2, 12, 12, 32), np.float32), np.ones((32, 32, 3, 3), np.float32)
 expected = CpuBackend().conv2d(x, weight, padding=1)
@@ -356,7 +359,8 @@ def test_a_forked_child_has_a_pool_of_its_own():
 CTRL_C = """
 import faulthandler, random, signal, sys, time, weakref
 import numpy as np
-from tinyft.backends.cpu import CpuBackend, threads, workspace
+from tinyft.backends.cpu import CpuBackend
+from tinyft.backends.cpu.runtime import threads, workspace
 def stop(number, frame):
     raise KeyboardInterrupt
 threads.set_num_threads(2)
@@ -392,7 +396,8 @@ def test_a_ctrl_c_at_any_instant_leaves_the_pool_usable():
 HANDLER = """
 import faulthandler, signal, sys
 import numpy as np
-from tinyft.backends.cpu import CpuBackend, threads, workspace
+from tinyft.backends.cpu import CpuBackend
+from tinyft.backends.cpu.runtime import threads, workspace
 threads.set_num_threads(2)
 fast = CpuBackend()
 
@@ -487,7 +492,7 @@ def test_a_worker_that_waits_keeps_no_array_alive():
 
 
 def default_in_new_process(**environment):
-    code = "from tinyft.backends.cpu import threads; print(threads.get_num_threads())"
+    code = "from tinyft.backends.cpu.runtime import threads; print(threads.get_num_threads())"
     return subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | environment,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tinyft.backends.cpu.compile_cache import kernel
-from tinyft.backends.cpu.winograd_tiles import VALUES, WINDOW, size_of, tiles_with, tiling
+from tinyft.backends.cpu.codegen.cache import kernel
+from tinyft.backends.cpu.conv.winograd.tiles import VALUES, WINDOW, size_of, tiles_with, tiling
 
 MAPS = [
     (16, 14, 14), (5, 14, 14), (16, 7, 7), (4, 7, 28), (9, 3, 6), (4, 5, 7), (3, 7, 7), (1, 14, 14),

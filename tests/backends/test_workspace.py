@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyft import tensor
-from tinyft.backends.cpu import workspace
-from tinyft.backends.cpu.workspace import SLACK, SMALL, WINDOW, MemoryPool
+from tinyft.backends.cpu.runtime import workspace
+from tinyft.backends.cpu.runtime.workspace import SLACK, SMALL, WINDOW, MemoryPool
+from tinyft.engine import tape
 
 BIG = (4, SMALL // 4)  # 256 KiB of float32
 
@@ -114,7 +114,7 @@ def test_a_view_of_any_kind_keeps_the_memory(view_of):
 @pytest.mark.parametrize("shape", [(SMALL,), BIG])
 def test_the_tape_knows_a_view_of_a_result(shape):
     array, other = workspace.empty(shape), workspace.empty(shape)
-    assert tensor._owner(array.reshape(-1)[3:]) == tensor._owner(array) != tensor._owner(other)
+    assert tape._owner(array.reshape(-1)[3:]) == tape._owner(array) != tape._owner(other)
 
 
 def test_logits_that_are_kept_stay_over_three_steps():

@@ -4,8 +4,13 @@ import json
 
 import pytest
 
-from tinyft import bench, bench_accuracy, bench_frozen, bench_overhead, bench_processes
-from tinyft.backends.cpu import threads
+from tinyft.backends.cpu.runtime import threads
+from tinyft.bench import accuracy as bench_accuracy
+from tinyft.bench import cases
+from tinyft.bench import common as bench
+from tinyft.bench import frozen as bench_frozen
+from tinyft.bench import overhead as bench_overhead
+from tinyft.bench import processes as bench_processes
 
 TINY = ("bench", "--arch", "cifar_resnet20", "--batch-size", "2", "--size", "32", "--rounds", "1")
 
@@ -56,7 +61,7 @@ def test_json(tinyft):
     assert {"tinyft", "numpy", "numba", "python", "processor"} <= set(found["versions"])
     (case,) = found["cases"]
     assert (case["arch"], case["batch_size"], case["size"]) == ("cifar_resnet20", 2, 32)
-    for mode in bench.MODES:
+    for mode in cases.MODES:
         assert set(case[mode]) == {"sides", "ratios", "differences", "others"}
         side = case[mode]["sides"]["tinyft"]
         assert [side["median"]] == [side["min"]] == side["seconds"]
@@ -77,8 +82,8 @@ def test_the_lines_of_a_comparison(tinyft, monkeypatch):
     assert "PyTorch, channels_last             300.0 ms   300.0 ms" in out
     assert "2.00 times as fast as PyTorch's better layout (2.00 by minima)" in out
     assert "note: other programs took 50 % of the processors meanwhile" in out
-    assert out.count("note: the losses differ") == len(bench.CASES)
-    for title in map(str, bench.CASES):
+    assert out.count("note: the losses differ") == len(cases.CASES)
+    for title in map(str, cases.CASES):
         assert f"{title}: training" in out
 
 
@@ -138,7 +143,7 @@ def test_overhead(tinyft, monkeypatch):
     assert done.code == 0, done.err
     assert "500.0 ms, 400.0 ms of it in 300 calls of kernels" in done.out
     assert "20.00 % outside (least 10.00 %)" in done.out
-    assert asked == [(bench.Case("cifar_resnet20", 2, 32), 1)]
+    assert asked == [(cases.Case("cifar_resnet20", 2, 32), 1)]
     (case,) = json.loads(tinyft(*TINY, "--overhead", "--json").out)["overhead"]
     assert case == {"arch": "cifar_resnet20", "batch_size": 2, "size": 32} | measured
 

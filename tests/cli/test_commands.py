@@ -17,12 +17,12 @@ import h5py
 import numpy as np
 import pytest
 
-from tinyft.backends.cpu import measurement
+from tinyft.backends.cpu.memory_bound import measurement
 from tinyft.cli import doctor, gradcheck, lr_find
 from tinyft.cli.main import COMMANDS, build_parser
 from tinyft.finetune import Evaluation, LrFinding
 from tinyft.nn import build
-from tinyft.op_cases import OP_CASES
+from tinyft.testing.op_cases import OP_CASES
 from tinyft.weights import Preprocess, Weights, export_safetensors, load_weights, save_weights
 
 FUNCTIONS = """

@@ -19,7 +19,7 @@ from tinyft.cli.output import duration, one_line
 from tinyft.errors import DataError, DeviceError, NetworkError, NonFiniteLossError, RunError
 from tinyft.finetune import Learner
 from tinyft.finetune.records import Evaluation
-from tinyft.finetune.run import Run
+from tinyft.finetune.run.folder import Run
 from tinyft.weights import files
 
 

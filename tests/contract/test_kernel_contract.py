@@ -1,11 +1,11 @@
-"""Every kernel of every backend keeps the contract; tinyft/testing.py says which."""
+"""Every kernel of every backend keeps the contract; tinyft/testing/contract.py says which."""
 
 import inspect
 
 import pytest
 
 from tinyft.backends import Backend
-from tinyft.testing import KERNEL_CASES, check_kernel
+from tinyft.testing.contract import KERNEL_CASES, check_kernel
 
 # Where arrays are and what computes them; tests/backends/gpu/ tests what these do.
 NO_KERNELS = {

@@ -1,9 +1,9 @@
-"""Every op on every backend keeps the contract; tinyft/testing.py says which."""
+"""Every op on every backend keeps the contract; tinyft/testing/contract.py says which."""
 
 import pytest
 
 from tinyft import ops
-from tinyft.testing import OP_CASES, REFUSALS, check_op, check_refusal
+from tinyft.testing.contract import OP_CASES, REFUSALS, check_op, check_refusal
 
 
 def test_every_op_has_cases():

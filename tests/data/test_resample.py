@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from tinyft import backends
-from tinyft.data import augment, resample, resample_kernel
-from tinyft.data.resample import average_area, axis, light, mirror, resample_plain, to_bytes
+from tinyft.data import augment, resample
+from tinyft.data import fast_resample as resample_kernel
+from tinyft.data.lighting import light
+from tinyft.data.resample import average_area, axis, mirror, resample_plain, to_bytes
 
 
 def test_mirror_by_hand():

@@ -21,10 +21,10 @@ STEPS = 15  # 5 in each of 3 epochs
 # or os) is called for the COUNT-th time: before the call, or after it.
 KILLER = """
 import importlib, os, signal, sys
-import tinyft.finetune.run
+import tinyft.finetune.run.folder
 from tinyft.cli.main import main
 
-tinyft.finetune.run.SECONDS_BETWEEN_CHECKPOINTS = 0.0 if "often" in sys.argv[4] else 60.0
+tinyft.finetune.run.folder.SECONDS_BETWEEN_CHECKPOINTS = 0.0 if "often" in sys.argv[4] else 60.0
 owner, name = sys.argv[1].rsplit(".", 1)
 module, _, part = owner.partition(":")
 owner = importlib.import_module(module)
@@ -90,7 +90,7 @@ def reference(folder, run_in):
     return folder / "reference"
 
 
-RUN = "tinyft.finetune.run"
+RUN = "tinyft.finetune.run.folder"
 
 
 @pytest.mark.parametrize(

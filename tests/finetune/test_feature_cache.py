@@ -7,8 +7,9 @@ import pytest
 
 from tests.finetune.conftest import bits, small_data, small_learner
 from tinyft import nn
+from tinyft.engine.tape import no_grad
+from tinyft.engine.tensor import Tensor
 from tinyft.finetune import feature_cache
-from tinyft.tensor import Tensor, no_grad
 
 
 def test_the_bits_are_those_of_a_run_without_it(monkeypatch):

@@ -12,9 +12,9 @@ from tests.finetune.conftest import bits, pictures, small_data, small_learner
 from tests.finetune.test_run import StopAfter
 from tinyft.errors import DataError, RunError
 from tinyft.finetune import Group, layer_groups, one_cycle_phase
-from tinyft.finetune.resume import resume
-from tinyft.finetune.run import Run
-from tinyft.inspection.run_files import RunFiles
+from tinyft.finetune.run.folder import Run
+from tinyft.finetune.run.resume import resume
+from tinyft.inspection.report.run_files import RunFiles
 
 FOUR = {
     "stem": ["conv1", "bn1"],

@@ -37,7 +37,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not():
 
 @pytest.mark.parametrize("threads", [2, 4])
 def test_the_bits_do_not_depend_on_the_number_of_threads(threads):
-    from tinyft.backends.cpu.threads import set_num_threads
+    from tinyft.backends.cpu.runtime.threads import set_num_threads
 
     results = []
     try:

@@ -9,9 +9,9 @@ import pytest
 
 from tests.finetune.conftest import bits, small_learner
 from tinyft.errors import RunError
-from tinyft.finetune import state as learner_state
 from tinyft.finetune.lr_find import suggest
 from tinyft.finetune.optim import SGD
+from tinyft.finetune.run import state as learner_state
 
 
 def test_rules_on_a_curve_given_by_formula(golden):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tinyft.engine.tensor import Tensor
 from tinyft.finetune.groups import Group
 from tinyft.finetune.optim import SGD, Adam
-from tinyft.tensor import Tensor
 
 
 def group_of(values, dtype, weight_decay) -> Group:

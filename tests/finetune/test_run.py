@@ -16,21 +16,21 @@ from PIL import Image
 
 import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
-from tinyft.backends.cpu.conv2d import switch_winograd
+from tinyft.backends.cpu.conv.conv2d import switch_winograd
 from tinyft.errors import NonFiniteLossError, RunError, TinyftError
-from tinyft.finetune import resume as resuming
-from tinyft.finetune import run as finetune_run
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.records import Evaluation
-from tinyft.finetune.resume import resume
-from tinyft.finetune.run import Run
-from tinyft.finetune.run_reading import (
+from tinyft.finetune.run import folder as finetune_run
+from tinyft.finetune.run import resume as resuming
+from tinyft.finetune.run.folder import Run
+from tinyft.finetune.run.reading import (
     CHECKPOINT,
     checkpoints,
     metrics_lines,
     read_checkpoint,
     read_description,
 )
+from tinyft.finetune.run.resume import resume
 from tinyft.weights import load_weights, read_arrays
 
 

@@ -9,8 +9,8 @@ import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
 from tests.finetune.test_run import StopAfter
 from tinyft.errors import DataError, WeightsError
-from tinyft.finetune.resume import resume
-from tinyft.finetune.run import Run
+from tinyft.finetune.run.folder import Run
+from tinyft.finetune.run.resume import resume
 from tinyft.inspection import explain
 from tinyft.nn.head import LinearHead
 from tinyft.weights import Weights

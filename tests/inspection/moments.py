@@ -5,7 +5,7 @@ observer that does what a test asks for.
 from __future__ import annotations
 
 from tests.finetune.conftest import small_data, small_learner
-from tinyft.inspection.moment import Moment
+from tinyft.inspection.step.moment import Moment
 
 SIDE = 12  # pixels: the reference backend takes its time
 

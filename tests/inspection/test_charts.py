@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinyft.inspection.charts import (
+from tinyft.inspection.report.charts import (
     MOST_POINTS,
     Axis,
     Line,
@@ -17,7 +17,7 @@ from tinyft.inspection.charts import (
     line_chart,
     reliability_chart,
 )
-from tinyft.inspection.html import page
+from tinyft.inspection.report.page import page
 
 
 def svg_of(text):

@@ -15,10 +15,11 @@ from tests.finetune.conftest import pictures, small_data, small_learner
 from tests.finetune.test_learner import small_learner_of_photos
 from tests.inspection.moments import AfterStep
 from tinyft.errors import RunError, WeightsError
-from tinyft.finetune.run import CHECKPOINT, Run
-from tinyft.inspection import snapshots
-from tinyft.inspection.diff import Move, compare, diff, diff_run, moved_most
-from tinyft.inspection.diff_text import bar_length, bar_range
+from tinyft.finetune.run.folder import CHECKPOINT, Run
+from tinyft.inspection.comparison import snapshots
+from tinyft.inspection.comparison.diff import Move, compare, diff, diff_run, moved_most
+from tinyft.inspection.comparison.page import as_page
+from tinyft.inspection.comparison.result import bar_length, bar_range
 from tinyft.weights import Preprocess, Weights, export_safetensors, save_weights, write_arrays
 
 
@@ -335,7 +336,7 @@ def test_one_network_is_no_comparison(learner):
 
 def test_the_text_and_the_page_say_the_same(run_folder, data):
     found = diff_run(run_folder, data)
-    text, html = str(found), found.html()
+    text, html = str(found), as_page(found)
     assert text.startswith("cifar_resnet20: before -> after head alone -> after everything\n")
     bars = {line.split()[0]: line.count("#") for line in text.splitlines() if line.endswith("#")}
     assert list(bars) == ["stem", "layer1", "layer2", "layer3", "head"]

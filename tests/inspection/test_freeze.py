@@ -15,7 +15,7 @@ import tinyft as ft
 from tests.finetune.conftest import small_data, small_learner
 from tinyft.errors import WeightsError
 from tinyft.finetune import Optimizer
-from tinyft.inspection.freeze import Changes
+from tinyft.inspection.ledger.changes import Changes
 
 SCALES = "40 scales and shifts of batch norms train beside weights that are frozen, as in fastai"
 STATISTICS = "40 running statistics moved in layers where nothing trains"

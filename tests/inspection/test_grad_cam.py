@@ -5,10 +5,11 @@ import pytest
 
 from tests.finetune.conftest import bits, pictures, small_learner
 from tinyft import backends
+from tinyft.engine.tape import no_grad
+from tinyft.engine.tensor import Tensor
 from tinyft.errors import ShapeError
-from tinyft.inspection.grad_cam import grad_cams, heat_colours, overlay
+from tinyft.inspection.report.grad_cam import grad_cams, heat_colours, overlay
 from tinyft.nn.fold import fold
-from tinyft.tensor import Tensor, no_grad
 
 
 def test_the_weights_are_the_slopes_of_the_logit():

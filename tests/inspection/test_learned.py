@@ -5,7 +5,7 @@ import pytest
 
 from tests.finetune.conftest import bits, small_data, small_learner
 from tinyft.errors import DataError
-from tinyft.inspection.learned import Judgements, judge_pictures, wilson
+from tinyft.inspection.report.learned import Judgements, judge_pictures, wilson
 
 # six pictures: a a a b b c, called a a b b c c
 PROBABILITIES = np.array(

@@ -17,9 +17,9 @@ from tests.finetune.conftest import small_data, small_learner
 from tests.inspection.moments import AfterStep
 from tinyft.errors import RunError
 from tinyft.finetune.optim import SGD
-from tinyft.finetune.resume import resume
-from tinyft.finetune.run import Run
-from tinyft.inspection.ledger_rows import EPOCH_LAYER_COLUMNS, LAYER_COLUMNS, epoch_layer_rows
+from tinyft.finetune.run.folder import Run
+from tinyft.finetune.run.resume import resume
+from tinyft.inspection.ledger.rows import EPOCH_LAYER_COLUMNS, LAYER_COLUMNS, epoch_layer_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -294,7 +294,7 @@ def test_rows_of_steps_that_are_made_again_are_cut(run, tmp_path):
 ENDLESS = """
 from tests.finetune.conftest import small_learner
 import tinyft as ft
-from tinyft.finetune.run import Run
+from tinyft.finetune.run.folder import Run
 run = Run.create("cut")
 small_learner().execute(small_learner().plan(1000), observers=[ft.Ledger("cut"), run])
 """

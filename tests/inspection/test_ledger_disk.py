@@ -17,11 +17,12 @@ import tinyft as ft
 from tests.finetune.conftest import small_data, small_learner
 from tests.inspection.moments import AfterStep
 from tinyft.errors import RunError
-from tinyft.finetune.resume import resume
-from tinyft.finetune.run import Run
-from tinyft.inspection import ledger_file, ledger_rows
-from tinyft.inspection.ledger_file import LedgerFile, Table
-from tinyft.inspection.ledger_reading import LedgerReading
+from tinyft.finetune.run.folder import Run
+from tinyft.finetune.run.resume import resume
+from tinyft.inspection.ledger import file as ledger_file
+from tinyft.inspection.ledger import rows as ledger_rows
+from tinyft.inspection.ledger.file import LedgerFile, Table
+from tinyft.inspection.ledger.reading import LedgerReading
 
 
 class FullDisk(io.FileIO):

@@ -11,8 +11,8 @@ import tinyft as ft
 from tests.finetune.conftest import small_data, small_learner
 from tests.inspection.conftest import everything
 from tinyft import backends
-from tinyft.inspection.microscope import trace_step
-from tinyft.inspection.moment import Moment
+from tinyft.inspection.step.moment import Moment
+from tinyft.inspection.trace.recorder import trace_step
 from tinyft.nn.layers import BatchNorm, Conv2d
 
 DRAW = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def test_every_op_in_order_with_its_layer_and_place():
     assert [i.name for i in trace[0].inputs] == ["x", "weight"]
     assert trace[1].inputs[0].made_by == 0 and trace[2].inputs[0].made_by == 1
     assert trace[0].source.startswith("tinyft/ops/linear.py:")
-    assert trace[2].source.startswith("tinyft/tensor.py:")
+    assert trace[2].source.startswith("tinyft/engine/primitives.py:")
     first = [int(node.call.rpartition(":")[2]) for node in trace]
     assert all("tests/inspection/test_microscope.py:" in node.call for node in trace)
     assert first == [first[0], first[0], first[0] + 1, first[0] + 1]
@@ -237,7 +237,7 @@ def test_without_a_trace_there_is_no_trace_of_it():
     leaf(3) * 2.0
     assert len(trace) == 1
     if plain.name == "cpu":
-        from tinyft.backends.cpu.threads import listeners
+        from tinyft.backends.cpu.runtime.threads import listeners
 
         assert listeners == []
 

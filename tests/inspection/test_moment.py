@@ -13,9 +13,9 @@ from tests.finetune.conftest import small_data, small_learner
 from tests.finetune.test_run import interrupted, other_data
 from tests.inspection.conftest import everything
 from tinyft.errors import RunError
-from tinyft.finetune.resume import resume
-from tinyft.inspection.diff import diff_run
-from tinyft.inspection.moment import Moment
+from tinyft.finetune.run.resume import resume
+from tinyft.inspection.comparison.diff import diff_run
+from tinyft.inspection.step.moment import Moment
 
 
 def metrics(run, step):

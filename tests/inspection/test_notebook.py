@@ -11,7 +11,7 @@ import pytest
 import tinyft as ft
 from tests.finetune.conftest import small_learner
 from tinyft import display
-from tinyft.inspection import notebook
+from tinyft.inspection.report import notebook
 
 
 class Text(HTMLParser):

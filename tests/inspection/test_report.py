@@ -13,11 +13,12 @@ import pytest
 import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
 from tinyft.errors import RunError
-from tinyft.inspection import report_curves, run_files
-from tinyft.inspection.learned import Judgements
-from tinyft.inspection.report import report_html, save_report
-from tinyft.inspection.report_mistakes import learned, mistakes
-from tinyft.inspection.run_files import RunFiles, read_metrics
+from tinyft.inspection.report import curves as report_curves
+from tinyft.inspection.report import run_files
+from tinyft.inspection.report.learned import Judgements
+from tinyft.inspection.report.mistakes import learned, mistakes
+from tinyft.inspection.report.report import report_html, save_report
+from tinyft.inspection.report.run_files import RunFiles, read_metrics
 from tinyft.nn import build
 
 SECTIONS = ("plan", "curves", "steps", "proof", "changes", "learned", "mistakes", "again")

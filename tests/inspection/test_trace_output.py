@@ -14,8 +14,8 @@ import pytest
 
 import tinyft as ft
 from tests.inspection.test_html import balanced
-from tinyft.inspection.html import escape
-from tinyft.inspection.open_node import FUSED, composition_of
+from tinyft.inspection.report.page import escape
+from tinyft.inspection.trace.open_node import FUSED, composition_of
 from tinyft.nn.fold import fold
 from tinyft.nn.head import LinearHead
 from tinyft.nn.module import Module
@@ -96,6 +96,7 @@ def test_taken_apart_a_fused_op_is_what_its_composition_says():
         ft.ops.batch_norm(x, ones, ones, residual=x, relu=True)
     assert found[0].composition == " + ".join(node.composition for node in apart)
     files = [f"tinyft.ops.{file.name}" for file in pkgutil.iter_modules(ft.ops.__path__)]
+    files.append("tinyft.engine.primitives")
     functions = [f for file in files for f in vars(importlib.import_module(file)).values()]
     ops = [f for f in functions if hasattr(f, "__wrapped__") and inspect.isfunction(f)]
     fused = {f.__name__ for f in ops if "residual" in inspect.signature(f).parameters}

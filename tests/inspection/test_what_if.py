@@ -8,9 +8,9 @@ import pytest
 from tests.finetune.conftest import small_data, small_learner
 from tests.inspection.conftest import everything
 from tests.inspection.moments import SIDE, linear_moment, moment_of
-from tinyft.inspection.moment import Moment
-from tinyft.inspection.what_if import PLANNED, usual_changes, what_if
-from tinyft.inspection.why import explain_step
+from tinyft.inspection.step.moment import Moment
+from tinyft.inspection.step.what_if import PLANNED, usual_changes, what_if
+from tinyft.inspection.step.why import explain_step
 
 
 def test_plain_gradient_descent_is_linear_in_the_rate():

@@ -8,11 +8,11 @@ import pytest
 from tests.finetune.conftest import small_data
 from tests.inspection.conftest import everything
 from tests.inspection.moments import SIDE, linear_moment, moment_of
-from tinyft.inspection.jump import STATES, jump
-from tinyft.inspection.moment import Moment
-from tinyft.inspection.probe import MODES, look
-from tinyft.inspection.what_if import what_if
-from tinyft.inspection.why import explain_step, signed
+from tinyft.inspection.step.jump import STATES, jump
+from tinyft.inspection.step.moment import Moment
+from tinyft.inspection.step.probe import MODES, look
+from tinyft.inspection.step.what_if import what_if
+from tinyft.inspection.step.why import explain_step, signed
 
 
 def head_gradient(moment):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tinyft import nn
+from tinyft.engine.tensor import Tensor
 from tinyft.nn.layers import BatchNorm
-from tinyft.tensor import Tensor
 
 DRAW = np.random.default_rng(0)
 

@@ -7,8 +7,8 @@ import pytest
 
 import tinyft as ft
 from tinyft import nn
+from tinyft.engine.tensor import Tensor
 from tinyft.errors import WeightsError
-from tinyft.tensor import Tensor
 
 
 @pytest.mark.parametrize(  # torchvision 0.29.1; He et al. 2016, table 6

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 import tinyft as ft
 from tinyft import ops
-from tinyft.tensor import Tensor
+from tinyft.engine.tensor import Tensor
 
 FEW = settings(max_examples=25, deadline=None)
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 import tinyft as ft
 from tinyft import backends, ops
-from tinyft.tensor import Tensor
+from tinyft.engine.tape import kept_arrays
+from tinyft.engine.tensor import Tensor
 
 
 def leaf(values):
@@ -92,11 +93,11 @@ def test_windows_are_whole_numbers_and_a_wrong_call_leaves_no_trace(options):
 
 def test_a_frozen_weight_keeps_no_input_and_a_picture_needs_no_gradient():
     x, weight = leaf(np.ones((1, 3, 3, 1))), Tensor(np.ones((1, 1, 3, 3), np.float32))
-    kept = ft.tensor.kept_arrays(ops.conv2d(x, weight).node.backward)
+    kept = kept_arrays(ops.conv2d(x, weight).node.backward)
     assert [k is weight.data for k in kept] == [True]
     picture, trained = Tensor(x.data), leaf(weight.data)
     node = ops.conv2d(picture, trained).node
-    assert [k is picture.data for k in ft.tensor.kept_arrays(node.backward)] == [True]
+    assert [k is picture.data for k in kept_arrays(node.backward)] == [True]
     assert node.backward(np.ones((1, 1, 1, 1), np.float32))[0] is None
 
 

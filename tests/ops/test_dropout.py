@@ -3,7 +3,7 @@ import pytest
 
 from tinyft import ops
 from tinyft.backends.philox import philox4x32, uniform_bits
-from tinyft.tensor import Tensor
+from tinyft.engine.tensor import Tensor
 
 
 def drop(x, probability=0.5, seed=1, stream=(2, 3)):

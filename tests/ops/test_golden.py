@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tinyft import ops
-from tinyft.tensor import Tensor
+from tinyft.engine.tensor import Tensor
 
 PATH = Path(__file__).parents[1] / "golden" / "golden_ops.npz"
 # stride and padding of the recorded convolutions

@@ -1,7 +1,7 @@
 import numpy as np
 
 from tinyft import ops
-from tinyft.tensor import Tensor
+from tinyft.engine.tensor import Tensor
 
 
 def leaf(values):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from tinyft import ops
+from tinyft.engine.tensor import Tensor
 from tinyft.errors import ShapeError
-from tinyft.tensor import Tensor
 
 
 def loss_and_gradient(logits, labels, **options):

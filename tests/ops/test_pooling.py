@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 import tinyft as ft
 from tinyft import ops
-from tinyft.tensor import Tensor
+from tinyft.engine.tape import kept_arrays
+from tinyft.engine.tensor import Tensor
 
 
 def picture(rows):
@@ -58,7 +59,7 @@ def test_minus_infinity_and_nan():
 
 
 def test_max_pool_keeps_small_integers_only():
-    (kept,) = ft.tensor.kept_arrays(
+    (kept,) = kept_arrays(
         ops.max_pool2d(picture(np.ones((4, 4))), kernel=2, stride=2).node.backward
     )
     assert kept.dtype.kind in "iu" and kept.itemsize <= 2 and kept.shape == (1, 2, 2, 1)

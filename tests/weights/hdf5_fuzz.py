@@ -26,19 +26,19 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-import tinyft.weights.hdf5_read as hdf5_read
+import tinyft.weights.hdf5.read as hdf5_read
 from tinyft.bundled import bundled
 from tinyft.errors import WeightsError
 from tinyft.weights import (
     Preprocess,
     Weights,
     expected_shapes,
-    hdf5_arrays,
     read_arrays,
     save_weights,
     write_arrays,
 )
-from tinyft.weights.hdf5_index import UNDEFINED, Blocks, lookup3
+from tinyft.weights.hdf5 import arrays as hdf5_arrays
+from tinyft.weights.hdf5.index import UNDEFINED, Blocks, lookup3
 from tinyft.weights.read import read_weights
 
 MOST_SECONDS, MOST_BYTES = 10, 2 << 30

@@ -18,7 +18,8 @@ from torch_assembler import state_dict_zip
 
 import tinyft as ft
 from tinyft.errors import NetworkError, WeightsError
-from tinyft.weights import Entry, Preprocess, cached_path, download, fetch, load_weights, verify
+from tinyft.weights import Entry, Preprocess, cached_path, fetch, load_weights, verify
+from tinyft.weights.published import download
 from tinyft.weights.safetensors import write_safetensors
 
 HALF = 500_000
@@ -185,7 +186,7 @@ def test_a_redirect_is_followed(entry, server):
 
 
 def test_how_far_it_is_is_said_now_and_then(entry, monkeypatch):
-    monkeypatch.setattr("tinyft.weights.download._SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr("tinyft.weights.published.download._SECONDS_BETWEEN_LINES", 0)
     lines: list[str] = []
     fetch(entry, announce=lines.append)
     assert len(lines) > 1 and lines[-1] == "  1.1 of 1.1 MB"
@@ -193,7 +194,7 @@ def test_how_far_it_is_is_said_now_and_then(entry, monkeypatch):
 
 def test_on_a_terminal_one_line_counts(entry, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setattr("tinyft.weights.download._SECONDS_BETWEEN_COUNTS", 0)
+    monkeypatch.setattr("tinyft.weights.published.download._SECONDS_BETWEEN_COUNTS", 0)
     monkeypatch.setenv("TERM", "xterm")
     fetch(entry)
     err = capsys.readouterr().err
@@ -208,7 +209,7 @@ def test_a_safetensors_file_of_the_same_weights_is_preferred(entry, server, arra
     digest = hashlib.sha256(server.content).hexdigest()
     twin = at(entry, "good.safetensors", id="hub/net", format="safetensors", sha256=digest,
               same_weights_as="us/net", preprocess=Preprocess(resize=99, crop=9))  # fmt: skip
-    monkeypatch.setattr("tinyft.weights.registry.entries", lambda: (entry, twin))
+    monkeypatch.setattr("tinyft.weights.published.registry.entries", lambda: (entry, twin))
     found = load_weights(silently(entry))
     assert found.metadata["source_format"] == "safetensors"
     assert found.preprocess == entry.preprocess  # of the name that was asked for
@@ -278,7 +279,7 @@ def test_without_a_sha256_nothing_is_gone_on_with(entry, server, arrays, tmp_pat
 
 
 def test_a_server_that_falls_silent(entry, monkeypatch):
-    monkeypatch.setattr("tinyft.weights.download._TIMEOUT", 0.2)
+    monkeypatch.setattr("tinyft.weights.published.download._TIMEOUT", 0.2)
     with pytest.raises(WeightsError, match=r"stalling\.pth: nothing came for 0\.2 s"):
         silently(at(entry, "stalling.pth"))
     assert left(entry) == ["us_net.pth.part"]
@@ -406,7 +407,7 @@ def test_without_a_home_the_platform_decides(monkeypatch, entry):
 
 def test_a_home_in_the_home_folder_is_found(monkeypatch, entry, tmp_path):
     """As a container's settings give it: no shell has replaced the ~."""
-    from tinyft.backends.cpu import compile_cache
+    from tinyft.backends.cpu.codegen import cache as compile_cache
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TINYFT_HOME", "~/x")

@@ -10,7 +10,7 @@ import pytest
 
 from tinyft.errors import WeightsError
 from tinyft.weights import read_arrays
-from tinyft.weights.hdf5_index import lookup3
+from tinyft.weights.hdf5.index import lookup3
 
 
 def external_link(file):

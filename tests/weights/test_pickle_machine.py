@@ -14,8 +14,8 @@ import pytest
 from torch_assembler import Call, Global, program, whole
 
 from tinyft.errors import WeightsError
-from tinyft.weights.pickle_machine import execute, scan
-from tinyft.weights.pickle_names import Inert
+from tinyft.weights.torch.allowed_names import Inert
+from tinyft.weights.torch.unpickler import execute, scan
 
 
 def read(data: bytes, ignore_unknown: bool = False):

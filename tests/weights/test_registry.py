@@ -8,7 +8,7 @@ import pytest
 
 from tinyft.errors import WeightsError
 from tinyft.weights import ARCHITECTURES, entries, find, imagenet_classes
-from tinyft.weights.registry import sources, with_digest
+from tinyft.weights.published.registry import sources, with_digest
 
 
 def test_every_entry_is_complete():

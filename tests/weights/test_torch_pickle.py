@@ -24,9 +24,9 @@ from torch_assembler import (
 )
 
 from tinyft.errors import WeightsError
-from tinyft.weights.pickle_names import Inert
-from tinyft.weights.torch_pickle import open_checkpoint
-from tinyft.weights.torch_zip import ZipFile
+from tinyft.weights.torch.allowed_names import Inert
+from tinyft.weights.torch.checkpoint import open_checkpoint
+from tinyft.weights.torch.zip_file import ZipFile
 
 TWELVE = np.arange(12, dtype="<f4")
 

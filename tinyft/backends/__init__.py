@@ -8,8 +8,6 @@ is faster; `gpu` (`gpu:1` for the second) computes arrays that lie in a GPU's me
 
 Each thread chooses for itself, as with `no_grad`: what one asks for does not change the arithmetic
 of another. Threads that read pictures ahead, and those of the CPU's kernels, ask for no backend.
-
-Next: tinyft/backends/reference.py
 """
 
 from __future__ import annotations
@@ -82,7 +80,7 @@ def why_no_numba() -> str | None:
     try:
         if numba.config.DISABLE_JIT:
             return "unset NUMBA_DISABLE_JIT"
-        from tinyft.backends.cpu import threads
+        from tinyft.backends.cpu.runtime import threads
 
         threads.try_out()
     except Exception as error:
@@ -117,7 +115,7 @@ def arithmetic(name: str) -> dict[str, str]:
         return {"backend": get(name).description()}
     if type(get(name)) is Backend:
         return {"backend": "reference"}
-    from tinyft.backends.cpu.conv2d import LANES, winograd_is_on
+    from tinyft.backends.cpu.conv.conv2d import LANES, winograd_is_on
 
     winograd = "on" if winograd_is_on() else "off"
     return {"backend": "cpu", "vector width": f"{LANES} floats", "Winograd": winograd}

@@ -5,8 +5,6 @@ is stored between draws, so a dropout mask needs no memory: forward and backward
 where they need it.
 
 Source: Salmon, Moraes, Dror and Shaw, Parallel random numbers: as easy as 1, 2, 3 (2011).
-
-Next: tinyft/ops/__init__.py
 """
 
 from __future__ import annotations

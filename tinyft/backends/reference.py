@@ -7,8 +7,6 @@ checked in. Statistics and plain sums are accumulated in float64, whatever the d
 Letters: N pictures, H W rows and columns in, C channels in, P Q rows and columns out, F filters
 (channels out), R S rows and columns of the kernel. Activations are (N, H, W, C), convolution
 weights (F, C, R, S).
-
-Next: tinyft/backends/philox.py
 """
 
 from __future__ import annotations

@@ -1,4 +1,1 @@
-"""The command line: each command parses, calls the library and prints; nothing is computed here.
-
-Next: tinyft/__main__.py
-"""
+"""The command line: each command parses, calls the library and prints; nothing is computed here."""

@@ -1,7 +1,4 @@
-"""`tinyft bench`: how fast training and inference are here, and how fast PyTorch is.
-
-Next: tinyft/bench.py
-"""
+"""`tinyft bench`: how fast training and inference are here, and how fast PyTorch is."""
 
 from __future__ import annotations
 
@@ -14,15 +11,8 @@ from typing import Any
 from tinyft.cli.failures import RequestError
 from tinyft.cli.output import json_result, one_line, percent, result, say
 from tinyft.cli.parser import add_command, add_json, device, whole
+from tinyft.cli.photos import NAMES, show_others
 
-NAMES = {
-    "tinyft": "tinyft",
-    "pytorch_nchw": "PyTorch, NCHW",
-    "pytorch_channels_last": "PyTorch, channels_last",
-    "pytorch_nchw_folded": "PyTorch, NCHW, folded",
-    "pytorch_channels_last_folded": "PyTorch, channels_last, folded",
-    "onnxruntime": "ONNX Runtime",
-}
 RIVALS = {
     "pytorch": "PyTorch's better layout",
     "pytorch_folded": "the same with batch norms folded",
@@ -36,7 +26,6 @@ ROUNDS, FROZEN_ROUNDS = 7, 3  # a round of --frozen takes minutes
 OF_KIND = {"epochs": "frozen", "seeds": "accuracy", "steps": "accuracy"}
 CPU_ONLY = ("memory", "cold", "overhead", "frozen", "accuracy", "threads", "all", "weights")
 FEWEST_ROUNDS = 5  # a median of fewer says little
-OTHERS = 0.05  # of the processors; what a system does by itself stays below
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -80,11 +69,12 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError(f"--backend is gpu or left out for the CPU; got {args.backend}")
     if args.out:
         raise RequestError("--out needs --backend gpu; results of the CPU are printed")
-    from tinyft import backends, bench
+    from tinyft import backends
+    from tinyft.bench import common as bench
 
     backends.get("cpu")  # says what is missing
-    from tinyft.backends.cpu.threads import get_num_threads, set_num_threads
-    from tinyft.cli import bench_photos
+    from tinyft.backends.cpu.runtime.threads import get_num_threads, set_num_threads
+    from tinyft.cli import photos
 
     show = say if args.json else result
     _check_request(args)
@@ -98,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     _describe(show, found, args, torch)
     args.working = True
     if on_photos:
-        found |= bench_photos.measure(show, args, torch)
+        found |= photos.measure(show, args, torch)
     elif args.overhead:
         found["overhead"] = [_overhead(show, case, args) for case in cases]
     elif args.memory or args.cold:
@@ -134,7 +124,9 @@ def _check_request(args: argparse.Namespace) -> None:
 
 def _run_on_gpu(args: argparse.Namespace) -> int:
     """Everything there is to know about the GPU backend here, in one file."""
-    from tinyft import backends, bench, bench_gpu
+    from tinyft import backends
+    from tinyft.bench import common as bench
+    from tinyft.bench import gpu as bench_gpu
 
     backends.get(args.backend)  # says what is missing, before anything begins
     for option in (*CPU_ONLY, *OF_KIND):
@@ -156,7 +148,7 @@ def _run_on_gpu(args: argparse.Namespace) -> int:
 
 def _cases(args: argparse.Namespace) -> tuple:
     """What the options ask for, checked before anything is measured."""
-    from tinyft.bench import CASES, Case
+    from tinyft.bench.cases import CASES, Case
     from tinyft.nn import ARCHITECTURES
     from tinyft.weights import Preprocess
 
@@ -191,7 +183,8 @@ def _describe(show: Any, found: dict[str, Any], args: argparse.Namespace, torch:
 
 def _times(show: Any, case: Any, threads: int, args: argparse.Namespace) -> dict[str, Any]:
     """Both modes of one case, each shown as soon as it is measured."""
-    from tinyft.bench import MODES, measure_case
+    from tinyft.bench.cases import MODES
+    from tinyft.bench.common import measure_case
 
     found = asdict(case)
     for mode in MODES:
@@ -205,7 +198,7 @@ def _times(show: Any, case: Any, threads: int, args: argparse.Namespace) -> dict
 
 def _show_mode(show: Any, mode: dict[str, Any]) -> None:
     """A line for each side, and the ratios below."""
-    from tinyft.bench import DIFFERENCE
+    from tinyft.bench.common import DIFFERENCE
 
     show(f"  {'':32}{'median':>11}{'minimum':>11}")
     for name, side in mode["sides"].items():
@@ -219,17 +212,11 @@ def _show_mode(show: Any, mode: dict[str, Any]) -> None:
     show_others(show, mode["others"])
 
 
-def show_others(show: Any, others: float | None) -> None:
-    """A note, if other programs took so much of the processors that times are doubtful."""
-    if others is not None and others > OTHERS:
-        show(f"  note: other programs took {100 * others:.0f} % of the processors meanwhile")
-
-
 def _processes(
     show: Any, case: Any, threads: int, alone: bool, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Peak memory and start of one case."""
-    from tinyft import bench_processes
+    from tinyft.bench import processes as bench_processes
 
     found = asdict(case)
     if args.memory:
@@ -254,7 +241,7 @@ def _processes(
 
 def _overhead(show: Any, case: Any, args: argparse.Namespace) -> dict[str, Any]:
     """The time outside kernels of one case."""
-    from tinyft import bench_overhead
+    from tinyft.bench import overhead as bench_overhead
 
     say(f"measuring the time outside kernels of {case}")
     measured = bench_overhead.measure(case, args.rounds)

@@ -1,7 +1,4 @@
-"""`tinyft diff`: what training changed, from layer to layer and from phase to phase.
-
-Next: tinyft/cli/report.py
-"""
+"""`tinyft diff`: what training changed, from layer to layer and from phase to phase."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from tinyft.errors import DataError
 
 if TYPE_CHECKING:
     from tinyft.data import PictureData
-    from tinyft.inspection.diff import Diff
+    from tinyft.inspection.comparison.diff import Diff
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -41,8 +38,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tinyft.inspection.diff import compare, expect_comparable
-    from tinyft.inspection.snapshots import of_run, of_source
+    from tinyft.inspection.comparison.diff import compare, expect_comparable
+    from tinyft.inspection.comparison.page import as_page
+    from tinyft.inspection.comparison.snapshots import of_run, of_source
 
     if args.after is None and not Path(args.before).is_dir():
         raise RequestError(
@@ -59,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     found = compare(snapshots, data, device=args.backend or "auto")
     found.notices.extend([*missing, *notices])
     if args.html:
-        Path(args.html).write_text(found.html(), encoding="utf-8", errors="backslashreplace")
+        Path(args.html).write_text(as_page(found), encoding="utf-8", errors="backslashreplace")
         say(f"wrote {args.html}")
     if args.json:
         json_result(plain(found))
@@ -74,8 +72,8 @@ def _data(args: argparse.Namespace) -> tuple[PictureData | None, list[str]]:
         return open_folder(args.pictures, valid_fraction=1.0), []
     if args.after is not None:
         return None, ["--pictures DIR compares the features of both networks too"]
-    from tinyft.finetune.run_pictures import changed_pictures
-    from tinyft.finetune.run_reading import read_description
+    from tinyft.finetune.run.pictures import changed_pictures
+    from tinyft.finetune.run.reading import read_description
 
     recorded = read_description(Path(args.before))["data"]
     if recorded.get("kind") != "folder":

@@ -1,7 +1,4 @@
-"""What is seen of a training run: a bar where there is a terminal, plain lines elsewhere.
-
-Next: tinyft/cli/finetune.py
-"""
+"""What is seen of a training run: a bar where there is a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""`tinyft doctor`: what this machine and this installation offer.
-
-Next: tinyft/testing.py
-"""
+"""`tinyft doctor`: what this machine and this installation offer."""
 
 from __future__ import annotations
 
@@ -34,9 +31,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tinyft import __version__
-    from tinyft.finetune.run import versions
-    from tinyft.weights.cache import cache_folder
+    from tinyft.finetune.run.folder import versions
+    from tinyft.version import __version__
+    from tinyft.weights.published.cache import cache_folder
 
     result(f"tinyft {__version__}, Python {platform.python_version()} ({sys.executable})")
     result(f"processor: {versions()['processor']} on {platform.system()}")
@@ -50,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     weights = _can_be_written(cache_folder())
     result(f"fetched weights are kept in {cache_folder()}" + ("" if weights else NOT_WRITABLE))
-    from tinyft.backends.cpu.compile_cache import folder  # it says by itself if it is none
+    from tinyft.backends.cpu.codegen.cache import folder  # it says by itself if it is none
 
     well = weights and folder() is not None
     result("all is well" if well else "all works, but for a folder that cannot be written")
@@ -79,7 +76,7 @@ def _backends() -> bool:
     import numpy as np
 
     from tinyft import backends, ops
-    from tinyft.tensor import Tensor
+    from tinyft.engine.tensor import Tensor
 
     healthy = True
     x, weight = np.ones((1, 8, 8, 16), np.float32), np.ones((16, 16, 3, 3), np.float32)
@@ -103,7 +100,7 @@ def _backends() -> bool:
 
 
 def _say_what_numba_lacks() -> None:
-    from tinyft.backends.cpu.internals import lacks
+    from tinyft.backends.cpu.codegen.internals import lacks
 
     for lack in lacks:
         result(f"backend cpu: {one_line(str(lack))}")

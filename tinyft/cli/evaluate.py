@@ -1,7 +1,4 @@
-"""`tinyft evaluate`: accuracy and loss of a trained network on a folder of pictures.
-
-Next: tinyft/cli/plan.py
-"""
+"""`tinyft evaluate`: accuracy and loss of a trained network on a folder of pictures."""
 
 from __future__ import annotations
 
@@ -77,7 +74,7 @@ def _data(args: argparse.Namespace, learner: Learner) -> PictureData:
         return open_folder(args.dir, valid_fraction=1.0, classes=learner.classes, **options)
     if not Path(args.source).is_dir():
         raise RequestError("which pictures? Only a run has its own; give a folder")
-    from tinyft.finetune.run_pictures import pictures_of_run
+    from tinyft.finetune.run.pictures import pictures_of_run
 
     try:
         return pictures_of_run(

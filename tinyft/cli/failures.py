@@ -5,8 +5,6 @@ begins is 2, and what ends the work is 1; each command says `args.working = True
 Where only the kind of the error can tell, it does: a device or a setting of the environment that is
 none is 2, whenever it is first used; a loss that is no number, too little memory, a full disk, no
 network are 1, however early.
-
-Next: tinyft/cli/parser.py
 """
 
 from __future__ import annotations

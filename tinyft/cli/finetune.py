@@ -2,8 +2,6 @@
 
 A run is a folder. Ctrl-C ends it after the step in progress with a checkpoint; `--resume` goes on
 from there, and ends as if nothing had happened.
-
-Next: tinyft/cli/sample.py
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ from tinyft.compile_ahead import helped
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner, Plan
-    from tinyft.finetune.run import Run
+    from tinyft.finetune.run.folder import Run
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -72,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _resume(args: argparse.Namespace) -> None:
     """Rebuild the run from its folder, go back to its newest checkpoint, go on."""
-    from tinyft.finetune.resume import resume
+    from tinyft.finetune.run.resume import resume
 
     path = Path(args.resume)
     refuse_contradictions(args, path)
@@ -114,7 +112,7 @@ def _train(
 
 def _report(args: argparse.Namespace, learner: Learner, training: Run) -> None:
     """Where it ended, where it is, and what to type next."""
-    from tinyft.inspection.run_files import read_metrics
+    from tinyft.inspection.report.run_files import read_metrics
 
     args.on_interrupt = ""  # there is nothing to go on with
     last = learner.validation
@@ -152,7 +150,7 @@ def _report(args: argparse.Namespace, learner: Learner, training: Run) -> None:
 def _create_run(args: argparse.Namespace, learner: Learner) -> Run:
     """The folder that was asked for, or the next free one."""
     from tinyft.errors import RunError
-    from tinyft.finetune.run import Run
+    from tinyft.finetune.run.folder import Run
 
     settings = {"command": ["tinyft", *args.arguments]}
     try:

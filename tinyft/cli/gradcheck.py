@@ -1,7 +1,4 @@
-"""`tinyft gradcheck`: compare gradients with differences, of tinyft's ops or of your own.
-
-Next: tinyft/cli/weights.py
-"""
+"""`tinyft gradcheck`: compare gradients with differences, of tinyft's ops or of your own."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from tinyft.cli.parser import Parser, add_command, whole
 from tinyft.errors import TinyftError
 
 if TYPE_CHECKING:
-    from tinyft.op_cases import OpCase
+    from tinyft.testing.op_cases import OpCase
 
 MOST_DRAWS = 50  # of one case; an empty one never gives anything
 CONVENTION = """
@@ -76,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_function(args: argparse.Namespace) -> int:
-    from tinyft.gradient_check import GradcheckError, gradcheck
+    from tinyft.testing.gradient_check import GradcheckError, gradcheck
 
     file, _, name = args.op.rpartition(":")
     module = _run_file(Path(file))
@@ -132,8 +129,8 @@ def _inputs(args: argparse.Namespace, module: Any) -> list[Any]:
 
 def _check_ops(args: argparse.Namespace) -> int:
     """Every case of the op (or of all), a line each; the exit code."""
-    from tinyft.gradient_check import GradcheckError
-    from tinyft.op_cases import OP_CASES
+    from tinyft.testing.gradient_check import GradcheckError
+    from tinyft.testing.op_cases import OP_CASES
 
     names = sorted({case.subject for case in OP_CASES})
     if args.op and args.op not in names:
@@ -155,7 +152,7 @@ def _check_ops(args: argparse.Namespace) -> int:
 
 def _check_case(case: OpCase, args: argparse.Namespace) -> float:
     """The largest difference, in units of what is allowed."""
-    from tinyft.gradient_check import gradcheck
+    from tinyft.testing.gradient_check import gradcheck
 
     exact = _drawn(case, args.seed)
     checked = [n for n, a in exact.items() if a.dtype.kind == "f" and n not in case.constants]
@@ -178,7 +175,7 @@ def _drawn(case: OpCase, seed: int) -> dict[str, Any]:
     """
     import numpy as np
 
-    from tinyft.testing import as_float64
+    from tinyft.testing.contract import as_float64
 
     rng = np.random.default_rng(seed)
     for _ in range(MOST_DRAWS):
@@ -191,7 +188,7 @@ def _drawn(case: OpCase, seed: int) -> dict[str, Any]:
 
 def _result(case: OpCase, arrays: dict[str, Any]) -> Any:
     """What the case's op makes of the arrays, as an array."""
-    from tinyft.tensor import Tensor
+    from tinyft.engine.tensor import Tensor
 
     given = {
         name: Tensor(array) if array.dtype.kind == "f" and name not in case.constants else array

@@ -1,7 +1,4 @@
-"""`tinyft inspect`: one step of a run under the microscope, made again to the bit.
-
-Next: tinyft/cli/why.py
-"""
+"""`tinyft inspect`: one step of a run under the microscope, made again to the bit."""
 
 from __future__ import annotations
 
@@ -19,7 +16,8 @@ from tinyft.cli.output import json_result, result, say
 from tinyft.cli.parser import add_command, add_json, whole
 
 if TYPE_CHECKING:
-    from tinyft.inspection.microscope import Trace, TracedNode
+    from tinyft.inspection.trace.nodes import TracedNode
+    from tinyft.inspection.trace.recorder import Trace
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -44,8 +42,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tinyft.inspection.microscope import trace_step
-    from tinyft.inspection.moment import Moment
+    from tinyft.inspection.step.moment import Moment
+    from tinyft.inspection.trace.recorder import trace_step
 
     nodes = sorted(set(args.node or []))
     explains = why.asked(args)
@@ -86,7 +84,7 @@ def recorded_loss(run: Path, step: int) -> float | None:
 
     Raises: RunError if it is damaged
     """
-    from tinyft.finetune.run_reading import metrics_lines
+    from tinyft.finetune.run.reading import metrics_lines
 
     head, *lines = metrics_lines(run / "metrics.csv") or [[]]
     rows = [dict(zip(head, line, strict=True)) for line in lines]
@@ -111,7 +109,7 @@ def show(found: Trace) -> None:
         return
     from rich.console import Console
 
-    from tinyft.inspection.trace_text import HEADER, PLACES, headline, stop_lines, table_lines
+    from tinyft.inspection.trace.table import HEADER, PLACES, headline, stop_lines, table_lines
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     lines = table_lines(found)

@@ -4,8 +4,6 @@ Python raises KeyboardInterrupt wherever the main thread happens to be. In two p
 catch it: in a callback that LLVM calls while it compiles, and in a finaliser. There Python prints
 it and goes on. So it is raised elsewhere only, or a little later. The other signals would end the
 process without a word.
-
-Next: tinyft/cli/failures.py
 """
 
 from __future__ import annotations

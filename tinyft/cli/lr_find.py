@@ -1,7 +1,4 @@
-"""`tinyft lr-find`: try learning rates on a few batches and suggest one.
-
-Next: tinyft/cli/summary.py
-"""
+"""`tinyft lr-find`: try learning rates on a few batches and suggest one."""
 
 from __future__ import annotations
 

@@ -10,8 +10,6 @@ Whatever goes wrong, the command line says it in one line on stderr and ends wit
 
 `--traceback` shows the rest. Nothing heavy is imported before a command needs it, so that --help
 is quick.
-
-Next: tinyft/cli/interrupts.py
 """
 
 from __future__ import annotations
@@ -24,7 +22,6 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 
-from tinyft import __version__
 from tinyft.cli import (
     bench,
     diff,
@@ -45,6 +42,7 @@ from tinyft.cli.failures import RequestError, exit_code_and_line
 from tinyft.cli.interrupts import heard
 from tinyft.cli.output import one_line, say
 from tinyft.cli.parser import Parser
+from tinyft.version import __version__
 
 COMMANDS = (
     finetune,

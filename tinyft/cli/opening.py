@@ -1,7 +1,4 @@
-"""A trained network from whatever names it: a run's folder, a saved learner, a weights file.
-
-Next: tinyft/cli/predict.py
-"""
+"""A trained network from whatever names it: a run's folder, a saved learner, a weights file."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ def open_trained(source: str, *, best: bool, device: str, name_classes: NameClas
 def _learner_of_run(run: Path, best: bool, device: str) -> Learner:
     """The run's last learner, or its best; if that cannot be read, what to do instead."""
     from tinyft.finetune import load_learner
-    from tinyft.finetune.run_reading import read_description
+    from tinyft.finetune.run.reading import read_description
 
     description = read_description(run)
     other = run / "best.h5"

@@ -2,8 +2,6 @@
 
 No option has a default here: one that was not given is left to the library, and --resume can tell
 which ones were given.
-
-Next: tinyft/cli/output.py
 """
 
 from __future__ import annotations

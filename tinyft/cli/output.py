@@ -1,7 +1,4 @@
-"""What is printed where: results to stdout, all else to stderr.
-
-Next: tinyft/cli/display.py
-"""
+"""What is printed where: results to stdout, all else to stderr."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Parsing: errors in one line, numbers that are checked while they are parsed.
-
-Next: tinyft/cli/options.py
-"""
+"""Parsing: errors in one line, numbers that are checked while they are parsed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""`tinyft plan`: what `finetune` with the same options would do.
-
-Next: tinyft/cli/lr_find.py
-"""
+"""`tinyft plan`: what `finetune` with the same options would do."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tinyft.inspection.plan_in_words import explain
+    from tinyft.inspection.report.plan_in_words import explain
 
     learner = make_learner(args)
     plan = make_plan(args, learner)

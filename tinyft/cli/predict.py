@@ -1,7 +1,4 @@
-"""`tinyft predict`: the classes of pictures.
-
-Next: tinyft/cli/evaluate.py
-"""
+"""`tinyft predict`: the classes of pictures."""
 
 from __future__ import annotations
 

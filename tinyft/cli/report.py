@@ -1,7 +1,4 @@
-"""`tinyft report`: a run as one HTML page.
-
-Next: tinyft/cli/gradcheck.py
-"""
+"""`tinyft report`: a run as one HTML page."""
 
 from __future__ import annotations
 
@@ -28,9 +25,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tinyft.inspection.report import save_report
-    from tinyft.inspection.run_files import RunFiles
-    from tinyft.inspection.trace_text import size
+    from tinyft.inspection.report.report import save_report
+    from tinyft.inspection.report.run_files import RunFiles
+    from tinyft.inspection.trace.nodes import size
 
     expect_replaceable("--out", args.out, PAGES)
     found = RunFiles.read(args.run_folder, device=args.backend or "auto")

@@ -1,7 +1,5 @@
 """What `--resume` accepts beside it: nothing that contradicts how the run began. Another
 `--backend` does not: files do not know on which device they were made.
-
-Next: tinyft/compile_ahead.py
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ def refuse_contradictions(args: argparse.Namespace, path: Path) -> None:
     """Raises: RequestError for the first option that is not what run.json says; RunError if it
     cannot be read
     """
-    from tinyft.finetune.run_reading import read_description
+    from tinyft.finetune.run.reading import read_description
 
     recorded = _recorded(read_description(path)) | {"out": str(path.resolve())}
     for name, value in _asked(args).items():

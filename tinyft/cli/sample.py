@@ -2,8 +2,6 @@
 
 It needs no network and no data: photos of animals and weights of a small network travel with
 tinyft.
-
-Next: tinyft/cli/story.py
 """
 
 from __future__ import annotations

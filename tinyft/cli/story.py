@@ -1,7 +1,4 @@
-"""A fine-tuning run in a few sentences, for somebody who sees one for the first time.
-
-Next: tinyft/cli/resuming.py
-"""
+"""A fine-tuning run in a few sentences, for somebody who sees one for the first time."""
 
 from __future__ import annotations
 

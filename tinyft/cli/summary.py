@@ -1,7 +1,4 @@
-"""`tinyft summary`: a network's layers, what comes out of each, and their parameters.
-
-Next: tinyft/cli/inspect.py
-"""
+"""`tinyft summary`: a network's layers, what comes out of each, and their parameters."""
 
 from __future__ import annotations
 

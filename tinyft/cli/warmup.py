@@ -1,7 +1,4 @@
-"""`tinyft warmup`: compile every kernel that training will need, so that its first step is quick.
-
-Next: tinyft/cli/doctor.py
-"""
+"""`tinyft warmup`: compile every kernel that training will need, for a quick first step."""
 
 from __future__ import annotations
 

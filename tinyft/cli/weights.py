@@ -1,7 +1,4 @@
-"""`tinyft weights ...`: published weights, and files between their format and tinyft's.
-
-Next: tinyft/cli/warmup.py
-"""
+"""`tinyft weights ...`: published weights, and files between their format and tinyft's."""
 
 from __future__ import annotations
 
@@ -95,7 +92,7 @@ def _add_verify(below: argparse._SubParsersAction) -> None:
 
 def list_published(args: argparse.Namespace) -> int:
     from tinyft.weights import cached_path, entries
-    from tinyft.weights.registry import sources
+    from tinyft.weights.published.registry import sources
 
     chosen = [entry for entry in entries() if args.arch in (None, entry.arch)]
     if not chosen:

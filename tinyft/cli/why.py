@@ -1,7 +1,5 @@
 """`tinyft inspect RUN --step K --why` and `--what-if`: why a step changed the loss, and what other
 steps would have done.
-
-Next: tinyft/cli/diff.py
 """
 
 from __future__ import annotations
@@ -15,10 +13,10 @@ from tinyft.cli.output import json_result, result
 from tinyft.cli.parser import Parser
 
 if TYPE_CHECKING:
-    from tinyft.inspection.jump import Jump
-    from tinyft.inspection.moment import Moment
-    from tinyft.inspection.what_if import WhatIf
-    from tinyft.inspection.why import Explanation
+    from tinyft.inspection.step.jump import Jump
+    from tinyft.inspection.step.moment import Moment
+    from tinyft.inspection.step.what_if import WhatIf
+    from tinyft.inspection.step.why import Explanation
 
 
 def add_options(parser: Parser) -> None:
@@ -44,9 +42,9 @@ def asked(args: argparse.Namespace) -> bool:
 
 def answer(args: argparse.Namespace, moment: Moment, previous: float | None) -> int:
     """Answer what was asked. `previous` is the loss recorded for the step before, if known."""
-    from tinyft.inspection.jump import jump
-    from tinyft.inspection.what_if import what_if
-    from tinyft.inspection.why import explain_step
+    from tinyft.inspection.step.jump import jump
+    from tinyft.inspection.step.what_if import what_if
+    from tinyft.inspection.step.why import explain_step
 
     texts, found = [], {"where": moment.where, "ids": moment.batch.ids.tolist()}
     if args.why:

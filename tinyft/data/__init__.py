@@ -1,11 +1,9 @@
 """Pictures in, batches of bytes out: decoding, augmentation, folders, arrays.
 
 Reading order: decode, resize, prepare (one picture, deterministic), augment, resample,
-resample_kernel (one picture, at random), cache, prefetch, loader (batches), folder, scan, split,
+fast_resample (one picture, at random), cache, prefetch, loader (batches), folder, scan, split,
 check_files, arrays (sources). Importing this loads neither Pillow nor Numba; they come with the
 first picture.
-
-Next: tinyft/data/decode.py
 """
 
 from tinyft.data.arrays import ImageArrays

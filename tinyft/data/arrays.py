@@ -1,7 +1,4 @@
-"""Pictures that are already in memory, as arrays of bytes.
-
-Next: tinyft/seeds.py
-"""
+"""Pictures that are already in memory, as arrays of bytes."""
 
 from __future__ import annotations
 

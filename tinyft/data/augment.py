@@ -12,8 +12,6 @@ map an *output* point to the *input* point that it shows.
 
 # differs from fastai: its Resize cuts the square out of the original picture and resizes that;
 # here the whole picture is resized (once, and remembered), and the square is cut out of the result.
-
-Next: tinyft/data/resample.py
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ Decoding a photograph costs more than augmenting it, and every epoch needs it ag
 picture at working size stays in memory, for training and validation alike. When the budget is
 full, the pictures that came first stay: an epoch visits each once, so throwing the oldest out
 would always throw out the next one needed.
-
-Next: tinyft/data/prefetch.py
 """
 
 from __future__ import annotations

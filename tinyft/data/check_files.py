@@ -1,7 +1,5 @@
 """Checks of pictures before training: can they be read, is one in two places, and by which hashes
 are they known again?
-
-Next: tinyft/data/arrays.py
 """
 
 from __future__ import annotations

@@ -18,8 +18,6 @@ Everything that a picture file can surprise with is decided here, once:
 
 The file's *content* names its format, never its extension, and only the formats of `FORMATS` are
 tried: EPS would start Ghostscript. No global setting of Pillow is read or changed.
-
-Next: tinyft/data/resize.py
 """
 
 from __future__ import annotations

@@ -9,8 +9,6 @@ Construction lists names (scan.py), divides them (split.py) and reads every file
 (check_files.py), so that a web page called rose.jpg is found now; a photograph that is cut off at
 the end is found when it is first needed. With `on_error="skip"` every file is decoded once
 instead, because the number of pictures, and with it the plan, must not change on the way.
-
-Next: tinyft/data/scan.py
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ augmentation by (seed, "augment", epoch, id), so that any step can be made again
 of threads changes nothing.
 
 Letters: N pictures, S the side of the network's input.
-
-Next: tinyft/data/folder.py
 """
 
 from __future__ import annotations

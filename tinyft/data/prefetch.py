@@ -3,8 +3,6 @@
 Threads, not processes: Pillow's decoder and our resampling loop release Python's lock, and
 nothing needs to be copied between processes. Order and content do not depend on the threads: each
 task fills its own row.
-
-Next: tinyft/data/loader.py
 """
 
 from __future__ import annotations

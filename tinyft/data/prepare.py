@@ -5,8 +5,6 @@ remembering; `shown` makes it the square. Prediction calls `prepare`, which does
 does the same with remembered working pictures (tinyft/data/loader.py), and training augments them
 (tinyft/data/augment.py). Subtracting the mean and dividing by the deviation is the backend's
 `images` kernel, on the whole batch.
-
-Next: tinyft/data/augment.py
 """
 
 from __future__ import annotations

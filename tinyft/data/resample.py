@@ -1,11 +1,9 @@
 """One resampling through a projective map, then brightness and contrast: the plain definition.
 
 `resample` is what augmentation calls. It does what `resample_plain` says, through the compiled
-loop of tinyft/data/resample_kernel.py where Numba is installed; a test holds the two together.
+loop of tinyft/data/fast_resample.py where Numba is installed; a test holds the two together.
 The functions below `resample_plain` are its steps in order, on floating-point pictures of any
 channel count.
-
-Next: tinyft/data/resample_kernel.py
 """
 
 from __future__ import annotations
@@ -13,9 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinyft import backends
-
-# fastai 2.8.12 clamps pixels to this distance from 0 and 1 before it takes their logit.
-LOGIT_MARGIN = 1e-7
+from tinyft.data.lighting import light
 
 
 def resample(
@@ -30,7 +26,7 @@ def resample(
     Source:  fastai 2.8.12, vision/augment.py: AffineCoordTfm, then LightingTfm
     """
     if not backends.why_no_numba() and not _shrinks_too_much(picture.shape, matrix, size):
-        from tinyft.data.resample_kernel import resample_fast
+        from tinyft.data.fast_resample import resample_fast
 
         return resample_fast(picture, matrix, size, brightness, contrast)
     return resample_plain(picture, matrix, size, brightness, contrast)
@@ -105,16 +101,6 @@ def average_area(picture: np.ndarray, factor: float) -> np.ndarray:
         ]
         picture = np.stack(means, axis=dimension)
     return picture
-
-
-def light(pixels: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
-    """Brightness adds to the logit of a pixel, contrast multiplies it; 0 and 1 stay in reach.
-
-    Shapes:  pixels any shape, 0..1; out the same
-    """
-    inside = np.clip(pixels, LOGIT_MARGIN, 1 - LOGIT_MARGIN)
-    lit = (np.log(inside / (1 - inside)) + np.log(brightness / (1 - brightness))) * contrast
-    return 1 / (1 + np.exp(-lit))
 
 
 def to_bytes(pixels: np.ndarray) -> np.ndarray:

@@ -4,8 +4,6 @@ The filter is part of a pretrained model: Pillow's bilinear filter averages when
 OpenCV's and a tensor's do not, and the difference costs up to one point of ImageNet accuracy. So
 do sizes and offsets that are rounded another way. Hence Pillow alone resizes here, in its
 fixed-point arithmetic on bytes.
-
-Next: tinyft/data/prepare.py
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 A class is a folder; its pictures are the files with a picture's extension in it and below it.
 Hidden names, macOS leftovers, links to folders (they can form loops) and everything else is
 passed over, counted by reason, so that the count can be shown.
-
-Next: tinyft/data/split.py
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 The random split is keyed by (seed, "split", class name): it depends on the names of the class's
 files alone, not on the file system's order, on the other classes, or on any other use of the
 seed.
-
-Next: tinyft/data/check_files.py
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """Fine-tuning: the recipe, the plan, and the learner that executes it.
 
 Importing this loads none of it: an optimizer comes without what reads pictures and weights.
-
-Next: tinyft/lookup.py
 """
 
-from tinyft.lookup import looked_up_in
+from tinyft.lazy import looked_up_in
 
 _HOME = {
     "SGD": "optim",
@@ -20,7 +18,7 @@ _HOME = {
     "Prediction": "records",
     "StepRecord": "records",
     "layer_groups": "groups",
-    "load_learner": "save",
+    "load_learner": "run.save",
     "one_cycle_phase": "recipe",
     "vision_learner": "build",
 }

@@ -1,7 +1,5 @@
 """From data and an architecture's name to a learner: pretrained body, classifier cut off, random
 head attached.
-
-Next: tinyft/finetune/groups.py
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ from tinyft.finetune.learner import Learner
 from tinyft.finetune.optim import OPTIMIZERS, Adam, Optimizer
 from tinyft.finetune.plan import KEPT
 from tinyft.finetune.proof import digests
-from tinyft.finetune.run import settings_of
-from tinyft.finetune.save import put_dropouts, settings_in
+from tinyft.finetune.run.folder import settings_of
+from tinyft.finetune.run.save import put_dropouts, settings_in
 from tinyft.finetune.schedule import expect_number
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.module import Module

@@ -2,8 +2,6 @@
 
 "Frozen" is three things, and a column each: whether the weights get gradients, at which rate, and
 whether a batch norm's running statistics move without any.
-
-Next: tinyft/finetune/feature_cache.py
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ While the whole body is frozen, its batch norms included (bn="frozen"), and pict
 augmented, the body is a function of the picture alone. Its output is then computed once a picture
 and kept, for validation too; the head trains and is judged on what is kept. The plan says where
 that happens and what it saves.
-
-Next: tinyft/finetune/lr_find.py
 """
 
 from __future__ import annotations
@@ -17,8 +15,9 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.data.loader import Batch, PictureData
+from tinyft.engine.tape import no_grad
+from tinyft.engine.tensor import Tensor
 from tinyft.nn.resnet import ResNet
-from tinyft.tensor import Tensor, no_grad
 
 if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner

@@ -1,7 +1,5 @@
 """What a plan will cost, from a short measurement: a few steps of each phase and a few batches of
 validation, whose traces are removed.
-
-Next: tinyft/inspection/__init__.py
 """
 
 from __future__ import annotations
@@ -18,14 +16,14 @@ import numpy as np
 from tinyft import backends
 from tinyft.data.cache import free_memory
 from tinyft.data.loader import Batch
+from tinyft.engine.tape import no_grad
 from tinyft.finetune.feature_cache import FeatureCache
 from tinyft.finetune.judge import judge_batch
 from tinyft.finetune.lr_find import endless_batches
 from tinyft.finetune.recipe import Phase
-from tinyft.finetune.state import undone
+from tinyft.finetune.run.state import undone
 from tinyft.nn.fold import fold
-from tinyft.nn.summary import forward_nodes
-from tinyft.tensor import no_grad
+from tinyft.nn.layer_table import forward_nodes
 
 if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner

@@ -16,8 +16,6 @@ and those of the head while its group is frozen.
 Groups of one's own are named parts of the network, from the pictures to the head:
 
     {"first": ["conv1", "bn1", "layer1"], "rest": ["layer2", "layer3", "layer4"], "head": ["head"]}
-
-Next: tinyft/finetune/optim.py
 """
 
 from __future__ import annotations
@@ -27,11 +25,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tinyft.engine.tensor import Tensor
 from tinyft.errors import DataError
 from tinyft.nn.layers import BatchNorm
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import ResNet
-from tinyft.tensor import Tensor
 
 if TYPE_CHECKING:
     from tinyft.data.loader import PictureData

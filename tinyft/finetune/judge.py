@@ -2,8 +2,6 @@
 ones.
 
 Both run a copy whose batch norms are folded, and both prepare pictures as in training's validation.
-
-Next: tinyft/finetune/describe.py
 """
 
 from __future__ import annotations
@@ -17,12 +15,13 @@ import numpy as np
 from tinyft import backends
 from tinyft.data.loader import Batch, PictureData, expect_pictures
 from tinyft.data.prepare import prepare
+from tinyft.engine.tape import no_grad
+from tinyft.engine.tensor import Tensor
 from tinyft.errors import DataError, NonFiniteLossError
 from tinyft.finetune.groups import rates_in_words
 from tinyft.finetune.records import Evaluation, Prediction
 from tinyft.nn.fold import fold
 from tinyft.nn.module import Module
-from tinyft.tensor import Tensor, no_grad
 
 if TYPE_CHECKING:
     from tinyft.finetune.feature_cache import FeatureCache

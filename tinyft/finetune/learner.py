@@ -2,8 +2,6 @@
 
 `steps` is the whole of training: it walks through a plan and yields a record after each optimizer
 step. `fine_tune` is a loop over it, and so may be the reader's own.
-
-Next: tinyft/finetune/records.py
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.data.loader import Batch, PictureData
+from tinyft.engine.tensor import Tensor
 from tinyft.errors import DataError, NonFiniteLossError, ShapeError
 from tinyft.finetune.describe import Description, describe
 from tinyft.finetune.feature_cache import FeatureCache
@@ -51,12 +50,11 @@ from tinyft.finetune.records import (
     Watcher,
     released,
 )
-from tinyft.finetune.save import save
+from tinyft.finetune.run.save import save
 from tinyft.finetune.schedule import expect_number, per_group
 from tinyft.nn.layers import Dropout
 from tinyft.nn.resnet import ResNet
 from tinyft.ops import cross_entropy
-from tinyft.tensor import Tensor
 from tinyft.weights.preprocess import Preprocess
 
 
@@ -284,7 +282,7 @@ class Learner:
     ) -> list[Evaluation]:
         """Train the head alone, then everything; options: see `plan`. The validation of each epoch.
 
-        With `out` the run is written to that folder; `resume.py` goes on with it.
+        With `out` the run is written to that folder; `finetune/run/resume.py` goes on with it.
         """
         return self.execute(self.plan(epochs, base_lr, **options), out=out, observers=observers)
 
@@ -316,7 +314,7 @@ class Learner:
         """
         self.run_folder = None
         if out is not None:
-            from tinyft.finetune.run import Run
+            from tinyft.finetune.run.folder import Run
 
             run = Run.create(out)
             self.run_folder = run.path
@@ -530,7 +528,7 @@ class Learner:
         return lr_find(self, **options)
 
     def save(self, path: str | Path) -> None:
-        """Write the learner as a weights file that `load_learner` reads; see save.py."""
+        """Write the learner as a weights file that `load_learner` reads; see run/save.py."""
         save(self, path)
 
 

@@ -3,8 +3,6 @@ where the loss falls.
 
 Source: Smith, Cyclical learning rates (2017); fastai 2.8.12 `Learner.lr_find` and its four
 suggestion rules.
-
-Next: tinyft/finetune/state.py
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from tinyft.data.loader import Batch
 from tinyft.errors import NonFiniteLossError, RunError
 from tinyft.finetune.groups import expect_comparable
 from tinyft.finetune.records import SmoothLoss
-from tinyft.finetune.state import undone
+from tinyft.finetune.run.state import undone
 
 if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner

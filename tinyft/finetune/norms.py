@@ -2,8 +2,6 @@
 
 With w the weights before, v those after, d = v - w and g the gradient, eight sums say everything
 that the ledger prints. They add up: those of a layer group are the sums of its parameters' sums.
-
-Next: tinyft/finetune/proof.py
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from tinyft.finetune.records import GroupRecord
 if TYPE_CHECKING:
     import numpy as np
 
-    from tinyft.tensor import Tensor
+    from tinyft.engine.tensor import Tensor
 
 
 class UpdateSums(NamedTuple):

@@ -3,8 +3,6 @@ they need.
 
 A parameter without a gradient is not visited: it is not moved, not decayed, and nothing is
 remembered for it.
-
-Next: tinyft/finetune/schedule.py
 """
 
 from __future__ import annotations
@@ -14,8 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tinyft import backends
+from tinyft.engine.tensor import Tensor
 from tinyft.finetune.groups import Group
-from tinyft.tensor import Tensor
 
 if TYPE_CHECKING:
     from tinyft.finetune.norms import UpdateMeasure

@@ -1,7 +1,5 @@
 """The plan: everything that training will do, as data, before it does it. The learner executes it
 and decides nothing.
-
-Next: tinyft/finetune/learner.py
 """
 
 from __future__ import annotations

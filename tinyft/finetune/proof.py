@@ -1,7 +1,4 @@
-"""The freeze proof: which tensors a phase may not change, and whether it did.
-
-Next: tinyft/finetune/judge.py
-"""
+"""The freeze proof: which tensors a phase may not change, and whether it did."""
 
 from __future__ import annotations
 

@@ -5,8 +5,6 @@ runs.
     than earlier ones
 
 Source: fastai 2.8.12 `Learner.fine_tune` and `fit_one_cycle`.
-
-Next: tinyft/finetune/plan.py
 """
 
 from __future__ import annotations

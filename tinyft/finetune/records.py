@@ -1,7 +1,4 @@
-"""What training leaves behind: a record of every step, evaluations, predictions.
-
-Next: tinyft/finetune/norms.py
-"""
+"""What training leaves behind: a record of every step, evaluations, predictions."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 Source: fastai 2.8.12 `callback/schedule.py`, to the last bit: the pieces of a schedule are located
 in single precision there, so they are here.
-
-Next: tinyft/finetune/recipe.py
 """
 
 from __future__ import annotations

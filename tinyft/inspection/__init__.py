@@ -1,19 +1,16 @@
-"""Inspection: watches training from outside. Nothing below this folder imports it.
+"""Inspection: watches training from outside. Nothing below this folder imports it."""
 
-Next: tinyft/inspection/freeze.py
-"""
-
-from tinyft.lookup import looked_up_in
+from tinyft.lazy import looked_up_in
 
 _HOME = {
-    "Ledger": "ledger",
-    "changed": "freeze",
-    "explain": "plan_in_words",
-    "explain_image": "image_stages",
-    "grad_cams": "grad_cam",
-    "judge_pictures": "learned",
-    "snapshot": "freeze",
-    "write_report": "report",
+    "Ledger": "ledger.ledger",
+    "changed": "ledger.changes",
+    "explain": "report.plan_in_words",
+    "explain_image": "report.image_stages",
+    "grad_cams": "report.grad_cam",
+    "judge_pictures": "report.learned",
+    "snapshot": "ledger.changes",
+    "write_report": "report.report",
 }
 
 __all__ = [*_HOME]

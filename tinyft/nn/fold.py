@@ -5,8 +5,6 @@ In evaluation a batch norm multiplies and shifts each channel by constants, whic
 do by itself:
 
     norm(conv(x)) = conv(x) * scale + (bias - mean * scale),  scale = weight / sqrt(variance + eps)
-
-Next: tinyft/nn/summary.py
 """
 
 from __future__ import annotations
@@ -17,9 +15,9 @@ from collections import Counter
 
 import numpy as np
 
+from tinyft.engine.tensor import Tensor
 from tinyft.nn.layers import BatchNorm, Conv2d, Folded, parameter
 from tinyft.nn.module import Module
-from tinyft.tensor import Tensor
 
 
 class FoldedNetwork(Module):

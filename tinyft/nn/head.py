@@ -1,16 +1,14 @@
-"""Cutting off a pretrained network's classifier, and the random head that takes its place.
-
-Next: tinyft/nn/fold.py
-"""
+"""Cutting off a pretrained network's classifier, and the random head that takes its place."""
 
 from __future__ import annotations
 
+from tinyft.engine.tensor import Tensor
 from tinyft.nn.initialise import initialise_head
 from tinyft.nn.layers import BatchNorm, Dropout, Linear
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import ResNet
-from tinyft.ops import concatenate, global_average_pool, global_max_pool, relu
-from tinyft.tensor import Tensor
+from tinyft.ops import concatenate, global_average_pool, global_max_pool
+from tinyft.ops.activation import relu
 
 
 class FastaiHead(Module):

@@ -1,7 +1,4 @@
-"""Random weights to start from, drawn from a seed and the layer's name.
-
-Next: tinyft/nn/resnet.py
-"""
+"""Random weights to start from, drawn from a seed and the layer's name."""
 
 from __future__ import annotations
 

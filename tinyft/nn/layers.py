@@ -1,15 +1,14 @@
-"""The layers of a residual network, each an op with the parameters that it needs.
-
-Next: tinyft/nn/initialise.py
-"""
+"""The layers of a residual network, each an op with the parameters that it needs."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from tinyft import backends, ops
+from tinyft.engine.tensor import Tensor
 from tinyft.nn.module import Module
-from tinyft.tensor import Tensor
+from tinyft.ops.dropout import dropout
+from tinyft.ops.linear import linear
 
 
 def parameter(array: np.ndarray) -> Tensor:
@@ -55,7 +54,7 @@ class Linear(Module):
         self.bias = parameter(np.zeros(F, np.float32)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 class BatchNorm(Module):
@@ -124,7 +123,7 @@ class Dropout(Module):
         if not self.training or self.probability == 0:
             return x
         self.step += 1
-        return ops.dropout(x, self.probability, seed=self.seed, stream=(self.step - 1, self.layer))
+        return dropout(x, self.probability, seed=self.seed, stream=(self.step - 1, self.layer))
 
 
 class Sequential(Module):

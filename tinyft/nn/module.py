@@ -6,24 +6,20 @@ Tensor, a constant or the result of an op, is an attribute like a number or an a
 trained nor saved. Another leaf that is assigned to a parameter's name replaces it, even one that
 requires no gradient; anything else, such as None, unregisters it. The names joined with dots are
 those of the published files: `layer3.0.conv1.weight`.
-
-Next: tinyft/nn/layers.py
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tinyft import backends
 from tinyft.display import Displayed
+from tinyft.engine.tape import current_layers
+from tinyft.engine.tensor import Tensor
 from tinyft.errors import WeightsError
-from tinyft.tensor import Tensor, current_layers
-
-if TYPE_CHECKING:
-    from tinyft.nn.summary import Summary
 
 
 class Module(Displayed):
@@ -197,13 +193,5 @@ class Module(Displayed):
     def count_parameters(self) -> int:
         return sum(parameter.size for _, parameter in self.named_parameters())
 
-    def summary(self, shape: tuple[int, ...] | None = None) -> Summary:
-        """What each layer makes of an input of `shape`, what it costs, what of it trains; see
-        summary.py.
-        """
-        from tinyft.nn.summary import summary
-
-        return summary(self, shape)
-
     def __str__(self) -> str:
-        return f"{type(self).__name__}\n{self.summary()}"
+        return f"{type(self).__name__}, {self.count_parameters():,} parameters"

@@ -6,8 +6,6 @@ torchvision's, so a published file's `layer3.0.conv1.weight` is the parameter of
 Sources: He et al., Deep residual learning for image recognition (2016); torchvision 0.29.1
 `models/resnet.py`, which puts the stride of a bottleneck into its 3x3 convolution where the paper
 has it in the first 1x1.
-
-Next: tinyft/nn/head.py
 """
 
 from __future__ import annotations
@@ -18,11 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinyft.engine.tensor import Tensor
 from tinyft.nn.initialise import initialise
+from tinyft.nn.layer_table import Summary, summary
 from tinyft.nn.layers import BatchNorm, Conv2d, Linear, Sequential, conv_norm
 from tinyft.nn.module import Module
 from tinyft.ops import conv2d, global_average_pool, max_pool2d
-from tinyft.tensor import Tensor
 
 
 class BasicBlock(Module):
@@ -160,6 +159,15 @@ class ResNet(Module):
         for name in self.stages:
             x = getattr(self, name)(x)  # halves H and W, doubles the channels, from layer2 on
         return x
+
+    def summary(self, shape: tuple[int, ...] | None = None) -> Summary:
+        """What each layer makes of an input of `shape` (H, W, 3), what it costs, what of it trains;
+        see layer_table.py.
+        """
+        return summary(self, shape)
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}\n{self.summary()}"
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.features(x)

@@ -1,10 +1,6 @@
-"""The differentiable operations: each one function, forward and backward on one screen.
+"""The differentiable operations: each one function, forward and backward on one screen."""
 
-Next: tinyft/ops/checks.py
-"""
-
-from tinyft.ops.activation import relu
-from tinyft.ops.arithmetic import (
+from tinyft.engine.primitives import (
     add,
     concatenate,
     div,
@@ -16,6 +12,7 @@ from tinyft.ops.arithmetic import (
     sub,
     sum,
 )
+from tinyft.ops.activation import relu
 from tinyft.ops.batch_norm import batch_norm, batch_norm_eval, unfused
 from tinyft.ops.conv2d import conv2d
 from tinyft.ops.dropout import dropout

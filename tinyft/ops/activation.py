@@ -1,11 +1,8 @@
-"""The rectifier: the smallest complete op, and the pattern that all others follow.
-
-Next: tinyft/ops/conv2d.py
-"""
+"""The rectifier: the smallest complete op, and the pattern that all others follow."""
 
 from __future__ import annotations
 
-from tinyft.tensor import op
+from tinyft.engine.tape import op
 
 
 @op

@@ -6,8 +6,6 @@ over memory; `with unfused():` runs them one after the other instead, for whoeve
 value.
 
 Source: Ioffe and Szegedy, Batch normalization (2015), section 3.
-
-Next: tinyft/ops/pooling.py
 """
 
 from __future__ import annotations
@@ -17,10 +15,13 @@ import functools
 import threading
 from collections.abc import Iterator
 
+from numpy import ndarray as Array
+
+from tinyft.engine.checks import data_of, expect_floats, expect_same_dtype, expect_shape
+from tinyft.engine.tape import op
+from tinyft.engine.tensor import Tensor
 from tinyft.errors import ShapeError
 from tinyft.ops.activation import relu as plain_relu
-from tinyft.ops.checks import data_of, expect_floats, expect_same_dtype, expect_shape
-from tinyft.tensor import Array, Tensor, op
 
 
 class _Here(threading.local):

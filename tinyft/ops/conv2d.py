@@ -2,8 +2,6 @@
 
 Letters: N pictures, H W rows and columns in, C channels in, P Q rows and columns out, F filters, R
 S the kernel.
-
-Next: tinyft/ops/batch_norm.py
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 import functools
 
 from tinyft.backends.reference import output_size
-from tinyft.ops.checks import (
+from tinyft.engine.checks import (
     data_of,
     expect_floats,
     expect_same_dtype,
@@ -19,7 +17,7 @@ from tinyft.ops.checks import (
     expect_whole,
     expect_window,
 )
-from tinyft.tensor import op
+from tinyft.engine.tape import op
 
 
 @op

@@ -1,14 +1,12 @@
 """Dropout.
 
 Source: Srivastava et al., Dropout (2014); scaled while training, as in PyTorch.
-
-Next: tinyft/ops/loss.py
 """
 
 from __future__ import annotations
 
-from tinyft.ops.checks import expect_floats
-from tinyft.tensor import op
+from tinyft.engine.checks import expect_floats
+from tinyft.engine.tape import op
 
 
 @op

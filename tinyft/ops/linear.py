@@ -1,12 +1,9 @@
-"""The linear layer.
-
-Next: tinyft/ops/dropout.py
-"""
+"""The linear layer."""
 
 from __future__ import annotations
 
-from tinyft.ops.checks import expect_floats, expect_same_dtype, expect_shape
-from tinyft.tensor import op
+from tinyft.engine.checks import expect_floats, expect_same_dtype, expect_shape
+from tinyft.engine.tape import op
 
 
 @op

@@ -1,16 +1,14 @@
-"""The loss of a classifier.
-
-Next: tinyft/gradient_check.py
-"""
+"""The loss of a classifier."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from tinyft import backends
+from tinyft.engine.checks import expect_floats, expect_shape
+from tinyft.engine.tape import op
+from tinyft.engine.tensor import Tensor
 from tinyft.errors import ShapeError
-from tinyft.ops.checks import expect_floats, expect_shape
-from tinyft.tensor import Tensor, op
 
 
 @op

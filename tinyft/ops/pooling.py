@@ -1,13 +1,10 @@
-"""Pooling: the largest of each window, and the mean or the largest of a whole picture.
-
-Next: tinyft/ops/linear.py
-"""
+"""Pooling: the largest of each window, and the mean or the largest of a whole picture."""
 
 from __future__ import annotations
 
+from tinyft.engine.checks import expect_floats, expect_shape, expect_whole, expect_window
+from tinyft.engine.tape import op
 from tinyft.errors import ShapeError
-from tinyft.ops.checks import expect_floats, expect_shape, expect_whole, expect_window
-from tinyft.tensor import op
 
 LARGEST_WINDOW = 255  # where in a window the largest pixel was is kept in 16 bits
 

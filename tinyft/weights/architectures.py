@@ -1,8 +1,6 @@
 """What tensors each ResNet has, and which ResNet a file's tensors belong to.
 
 A file from a stranger is compared with these names and shapes before a byte of it becomes an array.
-
-Next: tinyft/weights/report.py
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 A weights file may come from a stranger.  The readers therefore hand out *lazy* arrays: name, shape
 and dtype are known and checked while the bytes are still in the file.  Only an array whose shape is
 the expected one is ever read.
-
-Next: tinyft/weights/torch_pickle.py
 """
 
 from __future__ import annotations

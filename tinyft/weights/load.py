@@ -1,7 +1,4 @@
-"""load_weights: from a path, a published id or an architecture's name to weights in memory.
-
-Next: tinyft/weights/read.py
-"""
+"""load_weights: from a path, a published id or an architecture's name to weights in memory."""
 
 from __future__ import annotations
 
@@ -9,10 +6,10 @@ import os
 from pathlib import Path
 
 from tinyft.errors import WeightsError
-from tinyft.weights.cache import fetch
 from tinyft.weights.model import Weights
+from tinyft.weights.published.cache import fetch
+from tinyft.weights.published.registry import find
 from tinyft.weights.read import HEAD_PREFIXES, read_weights
-from tinyft.weights.registry import find
 from tinyft.weights.safetensors import write_safetensors
 
 _SUFFIXES = (".h5", ".hdf5", ".pth", ".pt", ".th", ".tar", ".bin", ".ckpt", ".safetensors")

@@ -1,7 +1,4 @@
-"""A network's weights in memory, with everything that is needed to use them.
-
-Next: tinyft/bundled.py
-"""
+"""A network's weights in memory, with everything that is needed to use them."""
 
 from __future__ import annotations
 

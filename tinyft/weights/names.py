@@ -3,8 +3,6 @@
 This file alone knows that a checkpoint may be nested ({"state_dict": ..., "optimizer": ...}), that
 a wrapper leaves a prefix on each name (``module.``), and that a file for one task may differ from
 the network in its last layer.
-
-Next: tinyft/weights/architectures.py
 """
 
 from __future__ import annotations
@@ -14,9 +12,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from tinyft.errors import WeightsError
-from tinyft.weights.pickle_names import Inert, describe
 from tinyft.weights.report import LoadReport
-from tinyft.weights.torch_tensors import StoredTensor
+from tinyft.weights.torch.allowed_names import Inert, describe
+from tinyft.weights.torch.tensors import StoredTensor
 
 T = TypeVar("T")
 Shape = tuple[int, ...]

@@ -2,8 +2,6 @@
 
 Weights without this are half a model: a wrong mean or a wrong channel order raises no error, it
 only predicts worse.  So each weights file carries its Preprocess, and prediction takes no default.
-
-Next: tinyft/weights/model.py
 """
 
 from __future__ import annotations

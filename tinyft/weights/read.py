@@ -3,8 +3,6 @@
 The order of work is the same for each format: open the file without reading a number; find the
 names; recognise the architecture; compare every shape; only then read, and check the numbers.
 What a file holds ends in Weights, in a WeightsError or in an OSError, in nothing else.
-
-Next: tinyft/weights/files.py
 """
 
 from __future__ import annotations
@@ -21,15 +19,15 @@ import numpy as np
 from tinyft.errors import WeightsError
 from tinyft.weights.architectures import expected_shapes, infer_architecture
 from tinyft.weights.files import LazyArray, damage_is_an_error, file_sha256
-from tinyft.weights.hdf5 import open_native
-from tinyft.weights.hdf5_index import SIGNATURE
+from tinyft.weights.hdf5.index import SIGNATURE
+from tinyft.weights.hdf5.weights_file import open_native
 from tinyft.weights.model import Weights, check_numbers
 from tinyft.weights.names import compare, find_state_dict, strip_prefixes, to_torchvision_names
 from tinyft.weights.preprocess import Preprocess
-from tinyft.weights.registry import Entry, imagenet_classes, with_digest
+from tinyft.weights.published.registry import Entry, imagenet_classes, with_digest
 from tinyft.weights.report import LoadReport
 from tinyft.weights.safetensors import is_safetensors, open_safetensors
-from tinyft.weights.torch_pickle import (
+from tinyft.weights.torch.checkpoint import (
     PICKLE_MAGICS,
     TAR_MAGIC,
     TAR_MAGIC_AT,

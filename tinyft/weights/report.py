@@ -1,7 +1,4 @@
-"""What loading a weights file found: a report for people, and a test whether all is well.
-
-Next: tinyft/weights/preprocess.py
-"""
+"""What loading a weights file found: a report for people, and a test whether all is well."""
 
 from __future__ import annotations
 

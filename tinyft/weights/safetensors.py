@@ -8,8 +8,6 @@
     numbers          C-contiguous and little-endian, without holes or overlaps
 
 Source: github.com/huggingface/safetensors, README (Format), version 0.8.
-
-Next: tinyft/weights/hdf5_read.py
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ import numpy as np
 
 from tinyft.errors import WeightsError
 from tinyft.weights.files import LazyArray, replacing
-from tinyft.weights.torch_tensors import bfloat16_to_float32
+from tinyft.weights.torch.tensors import bfloat16_to_float32
 
 _DTYPES = {
     "F64": "<f8",

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from tinyft import bench_gpu
-from tinyft.bench import Case
+from tinyft.bench import gpu as bench_gpu
+from tinyft.bench.cases import Case
 from tinyft.cli import bench as command
 from tinyft.cli.main import main
-from tinyft.testing import ContractError
+from tinyft.testing.contract import ContractError
 
 TINY = Case("cifar_resnet20", 2, 8)
 
@@ -89,8 +89,8 @@ def test_without_a_gpu_the_command_says_why(capsys, monkeypatch):
 
 def test_pytorchs_sides_compute_what_ours_do():
     pytest.importorskip("torch")
-    from tinyft import bench_torch
-    from tinyft.bench import our_side
+    from tinyft.bench.common import our_side
+    from tinyft.bench.pytorch import side as bench_torch
 
     for frozen in (False, True):
         ours = float(our_side(TINY, "training", frozen=frozen)())

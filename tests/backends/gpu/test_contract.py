@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from tinyft import backends
-from tinyft.testing import KERNEL_CASES, OP_CASES, REFUSALS, check_kernel, check_op, check_refusal
+from tinyft.testing.contract import (
+    KERNEL_CASES,
+    OP_CASES,
+    REFUSALS,
+    check_kernel,
+    check_op,
+    check_refusal,
+)
 
 
 @pytest.mark.parametrize("case", KERNEL_CASES, ids=str)

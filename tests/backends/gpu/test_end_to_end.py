@@ -14,12 +14,12 @@ from tests.finetune.conftest import pictures
 from tinyft import backends
 from tinyft.cli.main import main
 from tinyft.errors import DeviceError, NonFiniteLossError, RunError
-from tinyft.finetune.resume import resume
-from tinyft.finetune.run import Run
-from tinyft.finetune.state import capture, restore
-from tinyft.inspection.microscope import trace_step
-from tinyft.inspection.moment import Moment
-from tinyft.inspection.why import explain_step
+from tinyft.finetune.run.folder import Run
+from tinyft.finetune.run.resume import resume
+from tinyft.finetune.run.state import capture, restore
+from tinyft.inspection.step.moment import Moment
+from tinyft.inspection.step.why import explain_step
+from tinyft.inspection.trace.recorder import trace_step
 
 
 def resnet(device, **options):

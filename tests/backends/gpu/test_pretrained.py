@@ -15,7 +15,7 @@ import pytest
 import tinyft as ft
 from tests.backends.gpu.test_end_to_end import first_batch, relative
 from tinyft import backends
-from tinyft.tensor import Tensor
+from tinyft.engine.tensor import Tensor
 
 pytestmark = pytest.mark.slow
 

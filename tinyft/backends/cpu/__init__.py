@@ -1,8 +1,6 @@
 """The Numba backend: the kernels of `reference.py`, as fast as the CPU allows, for float32.
 
 Whatever the fast kernels do not take (other dtypes, arrays without elements) goes to the parent.
-
-Next: tinyft/backends/cpu/README.md
 """
 
 from __future__ import annotations
@@ -10,14 +8,14 @@ from __future__ import annotations
 import numpy as np
 from numpy import ndarray as Array
 
-from tinyft.backends.cpu import conv2d, gemm, prepared
-from tinyft.backends.cpu.batch_norm import BatchNorm
-from tinyft.backends.cpu.elementwise import Elementwise
-from tinyft.backends.cpu.measurement import Measurement
-from tinyft.backends.cpu.optimizers import Optimizers
-from tinyft.backends.cpu.pooling import Pooling
-from tinyft.backends.cpu.reductions import Reductions
-from tinyft.backends.cpu.threads import get_num_threads
+from tinyft.backends.cpu.conv import conv2d, gemm
+from tinyft.backends.cpu.memory_bound.batch_norm import BatchNorm
+from tinyft.backends.cpu.memory_bound.elementwise import Elementwise
+from tinyft.backends.cpu.memory_bound.measurement import Measurement
+from tinyft.backends.cpu.memory_bound.optimizers import Optimizers
+from tinyft.backends.cpu.memory_bound.pooling import Pooling
+from tinyft.backends.cpu.runtime import packed_weights as prepared
+from tinyft.backends.cpu.runtime.threads import get_num_threads
 from tinyft.backends.reference import Backend
 from tinyft.display import counted
 
@@ -30,7 +28,7 @@ def _fast(*arrays: Array | None) -> bool:
     return True
 
 
-class CpuBackend(BatchNorm, Pooling, Elementwise, Optimizers, Measurement, Reductions, Backend):
+class CpuBackend(BatchNorm, Pooling, Elementwise, Optimizers, Measurement, Backend):
     name = "cpu"
 
     def description(self) -> str:

@@ -3,8 +3,6 @@
 Two files belong to each family of kernels: what runs on the GPU (`conv2d.cu`), and the class that
 checks arguments and starts it (`conv2d.py`). CuPy is imported when a device is opened, never
 before.
-
-Next: tinyft/backends/gpu/README.md
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Batch normalisation on the GPU: how rows and channels are divided among blocks.
 
 Definition: the four `batch_norm_*` kernels of `backends/reference.py`.
-
-Next: tinyft/backends/gpu/pooling.py
 """
 
 from __future__ import annotations

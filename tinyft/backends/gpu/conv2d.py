@@ -2,8 +2,6 @@
 
 Definition: `conv2d`, `conv2d_input_grad` and `conv2d_weight_grad` of `backends/reference.py`. A 1x1
 convolution of stride 1 is a plain matrix product and cuBLAS's; all others are conv2d.cu's.
-
-Next: tinyft/backends/gpu/batch_norm.py
 """
 
 from __future__ import annotations

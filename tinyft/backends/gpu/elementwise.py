@@ -2,8 +2,6 @@
 
 Definition: `relu`, `relu_grad`, `dropout`, `images`, `running_average` and `matmul` of
 `backends/reference.py`.
-
-Next: tinyft/backends/gpu/loss.py
 """
 
 from __future__ import annotations

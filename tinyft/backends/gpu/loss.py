@@ -1,8 +1,6 @@
 """The loss on the GPU, where it stays until somebody reads it.
 
 Definition: `softmax_cross_entropy` and its gradient of `backends/reference.py`.
-
-Next: tinyft/backends/gpu/optimizers.py
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """What an update did to a parameter, measured on the GPU.
 
 Definition: `update_sums` of `backends/reference.py`.
-
-Next: tinyft/cli/bench.py
 """
 
 from __future__ import annotations

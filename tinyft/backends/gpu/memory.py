@@ -1,7 +1,4 @@
-"""The GPU's memory: arrays there and back, and the launch of a kernel on them.
-
-Next: tinyft/backends/gpu/uploads.py
-"""
+"""The GPU's memory: arrays there and back, and the launch of a kernel on them."""
 
 from __future__ import annotations
 

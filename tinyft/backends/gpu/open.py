@@ -1,7 +1,4 @@
-"""Opening a GPU: each thing that can be missing, and what to do about it in one sentence.
-
-Next: tinyft/backends/gpu/memory.py
-"""
+"""Opening a GPU: each thing that can be missing, and what to do about it in one sentence."""
 
 from __future__ import annotations
 

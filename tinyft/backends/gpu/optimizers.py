@@ -2,8 +2,6 @@
 
 Definition: `adam_step` and `sgd_step` of `backends/reference.py`. Within `together` a step is only
 written down; at its end the kernel gets the whole table.
-
-Next: tinyft/backends/gpu/measurement.py
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Definition: `max_pool2d`, `global_average_pool`, `global_max_pool` and their gradients of
 `backends/reference.py`.
-
-Next: tinyft/backends/gpu/elementwise.py
 """
 
 from __future__ import annotations

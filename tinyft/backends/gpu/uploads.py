@@ -10,8 +10,6 @@ is asked for there runs beside the kernels. Three events keep the order:
 
 The host's wait is for the batch before the last one, which has usually been there for long; it also
 keeps the host from running more than two steps ahead of the GPU.
-
-Next: tinyft/backends/gpu/conv2d.py
 """
 
 from __future__ import annotations

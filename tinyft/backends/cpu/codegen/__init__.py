@@ -1,0 +1,1 @@
+"""How Python writes vector code: registers, generators, compiling and keeping kernels."""

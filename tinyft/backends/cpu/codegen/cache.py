@@ -1,0 +1,368 @@
+"""How kernels are compiled, and where the compiled code is kept from one process to the next.
+
+    @kernel                     # called from Python, most by threads.run
+    @helper                     # called by kernels only
+
+Compiling all kernels takes about 10 seconds, loading them from disk a quarter of a second. Numba
+has a cache of its own, but it looks at the file of the kernel alone (an edit in generators.py would
+go unnoticed), stops on a damaged file or a folder that it may not write, and is configured by one
+variable for all of a program's functions, the user's own among them. So each of our kernels gets a
+`KernelCache`, and nothing global is touched.
+
+**Folder**: `kernels-HASH` in NUMBA_CACHE_DIR, else in TINYFT_HOME, else in the platform's cache
+folder. The hash covers the sources of this folder and philox.py, the versions of Python, Numba,
+llvmlite and NumPy, the CPU, and Numba's settings. Folders of other versions stay: some 2 MB each.
+**File**: one per kernel and signature: a SHA-256 and what it covers. It is written under another
+name and then moved, so two processes may write at once. A file that does not fit its SHA-256, or
+cannot be read, counts as absent: the kernel is compiled and the file replaced.
+**Lock**: who compiles a kernel holds one on its file; who wants the same kernel waits for it, which
+takes less than to compile it, too. The system frees the lock of a process that ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import inspect
+import os
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import llvmlite
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+import platformdirs
+from numba import TypingError
+
+from tinyft.backends.cpu.codegen import internals
+from tinyft.backends.cpu.codegen.internals import InWork
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+DIGEST_SIZE = hashlib.sha256().digest_size
+PATIENCE = 20  # seconds that a kernel may take which another process compiles
+UNFINISHED = "unfinished-"  # a file that is being written: this, the process, something random
+
+
+# error_model numpy: no test for division by zero before every // and %.
+# _nrt: without Numba's runtime, which makes arrays and counts references to them (compiler.py).
+OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": False}
+
+
+def helper(function: Callable, *, reorder: bool = False) -> Callable:
+    """Compiles `function` where kernels call it, and puts its code in place of the call.
+
+    `reorder` lets LLVM add up floats in another order than written, so that a sum becomes vector
+    code. NaN and infinity keep their meaning.
+
+    Numba makes one version of it per set of argument types, and to Numba a number written at the
+    call is a type of its own: `multiply` alone was compiled nine times. So a number counts as what
+    it is, an int64, which takes 6 s off a first start; LLVM sees at the call which number it is.
+    """
+    options = {**OPTIONS, "forceinline": True, "no_cpython_wrapper": True}
+    fastmath = {"reassoc", "contract"} if reorder else False
+    compiled = internals.compiled(function, helper=True, **options, fastmath=fastmath)
+    internals.without_literals(compiled)
+    return compiled
+
+
+def kernel(function: Callable) -> Callable:
+    """Compiles `function` when it is first called, without the GIL, and keeps the code on disk.
+
+    Another kernel cannot call it: what is kept is machine code, of which nothing can become a part
+    of another kernel's. Of Numba's Python a kernel or helper has numbers, arrays that it is given,
+    their slices and tuples: it makes no array or list, and defines no function.
+    """
+    compiled = internals.compiled(function, helper=False, **OPTIONS)
+    compiled.get_call_template = functools.partial(_refuse_call, function)
+    compiled.compile = functools.partial(_compile_alone, function, compiled.compile)
+    # Kept where a file says all of its code: not a closure's, nor a notebook's cell.
+    if function.__closure__ is None and _content(inspect.getfile(function)):
+        internals.keep_in(compiled, KernelCache(function))
+    return compiled
+
+
+def _refuse_call(function: Callable, *types_of_arguments) -> None:
+    name = function.__name__
+    raise TypingError(f"{name} is a kernel, which Python calls; what kernels call is a @helper")
+
+
+def _compile_alone(function: Callable, compile_it: Callable, signature: tuple) -> Callable:
+    """Numba and LLVM are not made to be called from within themselves: that may end the process."""
+    if internals.is_compiling():
+        raise RuntimeError(
+            f"kernel {function.__name__} is not compiled yet, and cannot be by a call that "
+            "interrupts compiling, as from a signal handler; compute once before signals come, or "
+            "let the handler set a flag and compute later"
+        )
+    return compile_it(signature)
+
+
+# ------------------------------------------------------------------------------------ announcement
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Announcement:
+    """Says once per process that compilation begins; `say` may be exchanged."""
+
+    def __init__(self, say: Callable[[str], None] = _say) -> None:
+        self.say = say
+        self.lock = threading.Lock()
+        self.made = False
+
+    def make(self) -> None:
+        """Say it, unless that was done."""
+        with self.lock:
+            first, self.made = not self.made, True
+        if first:
+            once = ", once" if folder() is not None else ""
+            self.say(f"tinyft: compiling kernels that are new to this CPU{once}: up to 15 s")
+
+
+announcement = Announcement()
+
+
+# ------------------------------------------------------------------------------------------ folder
+
+
+@functools.cache
+def folder() -> Path | None:
+    """Where this version's kernels are kept; None, with one warning, if nothing can be written, or
+    if there are no sources to tell one version from the next, as in a frozen program.
+    """
+    if not _sources():
+        return None
+    place = _home() / f"kernels-{_hash_of_everything()}"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            return place
+    except OSError as error:
+        warnings.warn(
+            f"compiled kernels cannot be kept in {place} ({error.strerror}), so every start takes "
+            "about 10 s longer; set TINYFT_HOME to a folder that can be written",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+def is_kept(function: Callable) -> bool:
+    """Whether some version of this kernel is in the folder."""
+    return folder() is not None and any(folder().glob(f"{_prefix(function.py_func)}-*.bin"))
+
+
+def remove_unfinished(pid: int) -> None:
+    """Delete what a process that was killed had not finished writing."""
+    if folder() is not None:
+        for file in folder().glob(f"{UNFINISHED}{pid}-*"):
+            file.unlink(missing_ok=True)
+
+
+def _home() -> Path:
+    """NUMBA_CACHE_DIR, else TINYFT_HOME, else the platform's cache folder."""
+    home = os.path.expanduser(os.environ.get("TINYFT_HOME", ""))
+    chosen = os.environ.get("NUMBA_CACHE_DIR") or home
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("tinyft"))
+
+
+def _hash_of_everything() -> str:
+    """16 hexadecimal digits that change when compiled code may."""
+    digest = hashlib.sha256()
+    for source in _sources():
+        digest.update(source.read_bytes())
+    versions = sys.version, numba.__version__, llvmlite.__version__, np.__version__
+    digest.update(repr((versions, _cpu(), _settings())).encode())
+    return digest.hexdigest()[:16]
+
+
+def _sources() -> list[Path]:
+    cpu = Path(__file__).parents[1]
+    return sorted([*cpu.rglob("*.py"), *cpu.parent.glob("philox.py")])  # whose constants it uses
+
+
+def _settings() -> list[str]:
+    """Numba's settings, from variables such as NUMBA_BOUNDSCHECK, that change compiled code."""
+    names = "OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "SLP_VECTORIZE"
+    return [f"{name}={getattr(numba.config, name, None)}" for name in names]
+
+
+def _cpu() -> tuple[str, str]:
+    """Name and features of the CPU that Numba compiles for."""
+    config = numba.config
+    if config.CPU_NAME or config.CPU_FEATURES:
+        return str(config.CPU_NAME), str(config.CPU_FEATURES)
+    try:
+        return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    except RuntimeError:  # LLVM cannot tell on this system
+        return "unknown", ""
+
+
+# -------------------------------------------------------------------------------------------- cache
+
+_waits = True  # for kernels that another process compiles
+called_by_name: dict[str, Callable] = {}  # each routine, and what makes it ready: routines.py
+_complaints: set[tuple] = set()
+
+
+def wait_for_nobody() -> None:
+    """From now on, a kernel that another process compiles is an InWork."""
+    global _waits
+    _waits = False
+
+
+class KernelCache:
+    """One kernel's files, with the methods that Numba calls when a signature is first needed."""
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+        self.enabled = True
+        self.locks: dict[Path, BaseFileLock] = {}  # held while this process compiles
+
+    @property
+    def cache_path(self) -> str:
+        return str(folder())
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def flush(self) -> None:
+        """Forget what was kept for this kernel."""
+        if folder() is not None:
+            for file in folder().glob(f"{_prefix(self.function)}-*.bin"):
+                file.unlink(missing_ok=True)
+
+    def load_overload(self, signature, target_context):
+        """The compiled kernel, or None, upon which Numba compiles it."""
+        if self.enabled and folder() is not None:
+            file = self._file(signature)
+            found = self._load(file, target_context)
+            if found is None and self._lock(file):
+                found = self._load(file, target_context)  # another process may have compiled it
+                if found is not None:
+                    self._unlock(file)
+            if found is not None:
+                return found
+        announcement.make()
+        return None
+
+    def save_overload(self, signature, compiled) -> None:
+        """Keep what was just compiled."""
+        if not self.enabled or folder() is None:
+            return
+        file = self._file(signature)
+        try:
+            _write(file, internals.packed(compiled))
+        except (AttributeError, ImportError) as error:
+            internals.note(error, internals.NOT_KEPT)
+        except Exception as error:  # a full disk, for example: it runs all the same
+            self._complain("kept", error)
+        finally:
+            self._unlock(file)
+
+    def _load(self, file: Path, target_context) -> Any:
+        payload = _read(file)
+        if payload is not None:
+            for name, load in called_by_name.items():
+                if name.encode() in payload:
+                    load()
+            try:
+                return internals.unpacked(payload, target_context)
+            except Exception as error:  # whatever is wrong with it, it can be compiled
+                self._complain("loaded", error)
+        return None
+
+    def _lock(self, file: Path) -> bool:
+        """Whether this process is the one to compile the kernel; another one that does is waited
+        for, but not for ever, since it may be stopped.
+
+        Raises: InWork instead, after `wait_for_nobody`
+        """
+        from filelock import FileLock, Timeout  # here: a warm start does without
+
+        self._unlock(file)  # ours, if compiling it was interrupted
+        lock = FileLock(file.with_suffix(".lock"), thread_local=False)
+        try:
+            lock.acquire(timeout=PATIENCE if _waits else 0, poll_interval=0.02)
+        except Timeout:
+            if not _waits:
+                raise InWork(file.stem) from None
+            return False
+        except (OSError, NotImplementedError):  # too late, or a file system without locks
+            return False
+        self.locks[file] = lock
+        return True
+
+    def _unlock(self, file: Path) -> None:
+        lock = self.locks.pop(file, None)
+        if lock is not None:
+            with contextlib.suppress(OSError):  # another process holds it already
+                Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+    def _file(self, signature) -> Path:
+        line = self.function.__code__.co_firstlineno
+        key = repr((signature, line)).encode() + self._source()
+        return folder() / f"{_prefix(self.function)}-{hashlib.sha256(key).hexdigest()[:16]}.bin"
+
+    def _source(self) -> bytes:
+        """The file that defines the kernel, which need not be in this folder."""
+        return _content(inspect.getfile(self.function))
+
+    def _complain(self, what: str, error: Exception) -> None:
+        """Once for each kind of trouble: a full disk is the same for all kernels."""
+        trouble = what, type(error), getattr(error, "errno", None)
+        if trouble not in _complaints:
+            _complaints.add(trouble)
+            name = self.function.__name__
+            text = f"kernel {name} could not be {what} in {folder()}: {error!r}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+def _prefix(function: Callable) -> str:
+    """How the names of a kernel's files begin."""
+    return f"{function.__module__}.{function.__qualname__}".replace("<locals>.", "")
+
+
+def _content(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError:  # no such file: a notebook's cell
+        return b""
+
+
+def _read(file: Path) -> bytes | None:
+    """What `_write` wrote; None if the file is absent or damaged."""
+    try:
+        data = file.read_bytes()
+    except OSError:
+        return None
+    digest, payload = data[:DIGEST_SIZE], data[DIGEST_SIZE:]
+    return payload if hashlib.sha256(payload).digest() == digest else None
+
+
+def _write(file: Path, payload: bytes) -> None:
+    """SHA-256 and payload, under a name of its own first: nobody sees half a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f"{UNFINISHED}{os.getpid()}-", dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(hashlib.sha256(payload).digest() + payload)
+        os.replace(name, file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,238 @@
+"""Vector registers for Numba, and how to write LLVM code from Python.
+
+**The problem.** A matrix product does one multiplication and one addition per pair of numbers. A
+core of today does 32 of these pairs per cycle, but loads only two registers per cycle from its
+cache. So a loop that loads, multiplies, adds and stores waits for memory nearly all the time. The
+remedy is *register blocking*: keep a block of the result, say 12 rows of 32 columns, in 24
+registers while k runs. For each k, load 2 registers of B and 12 single numbers of A, and use each
+of them many times: 24 multiply-adds for 14 loads.
+
+    registers:     sum[0][0]  sum[0][1]         for each k:
+                   sum[1][0]  sum[1][1]             b0, b1 = B[k, 0:16], B[k, 16:32]
+                   ...                              for i in 0..11:   (written out, not a loop)
+                   sum[11][0] sum[11][1]                sum[i][0] += A[i, k] * b0
+                                                        sum[i][1] += A[i, k] * b1
+
+**Why Numba cannot do it by itself.** Numba turns Python into LLVM's intermediate language, and LLVM
+into machine code. LLVM vectorises simple loops, but it does not keep an array of 24 vectors in
+registers over a loop: an array lives in memory. Registers need separate names, 24 variables that
+each hold a vector, and Python code has neither vectors nor a way to write 24 variables in a loop.
+
+**What LLVM code is.** A list of instructions on values that have a type and are assigned once:
+`%sum = fadd <16 x float> %x, %y` adds two vectors of 16 floats. The instructions stand in *blocks*
+that end in a jump. A value that changes from turn to turn of a loop is a *phi*: it takes one value
+when the block is entered from outside and another when it is entered from the end of the last turn.
+How many values there are does not matter: LLVM finds registers for them.
+
+**How to write it from Python.** Numba's `@intrinsic` marks a function that is not compiled: it is
+called while a kernel that uses it is compiled, with a `builder`, whose methods append one
+instruction each (`builder.fadd(x, y)`) and return the value. A Python loop around such calls runs
+at that time, so it writes the instruction once per turn. That is all that is needed:
+
+1. here, a type `Vector` (one register of LANES floats), and `instruction`, which makes a function
+   for kernels out of such calls;
+2. in vectors.py, the functions, so that ordinary kernels can say
+   `vstore(y, i, vmax(vload(x, i) * scale, zero))`;
+3. in generators.py, two functions that write longer pieces: the loop above, and small constant
+   matrices applied to both sides of a square of vectors (all of Winograd's transforms).
+
+Addresses are not checked here: whoever calls a kernel has checked shapes (conv/conv2d.py).
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+
+from tinyft.backends.cpu.codegen.cpu_features import blocking, is_arm64, is_x86
+
+LANES, BLOCK_ROWS, BLOCK_REGISTERS, REST_ROWS = blocking()
+PANEL = BLOCK_REGISTERS * LANES  # columns of a block, and of a packed panel
+
+INT = types.int64
+FLOAT = types.float32
+ADDRESS = "address"  # two arguments in a kernel, an array and a flat index, are one pointer here
+
+_FLOAT = ir.FloatType()
+INT32 = ir.IntType(32)
+INT64 = ir.IntType(64)
+REGISTER = ir.VectorType(_FLOAT, LANES)
+INTEGERS = ir.VectorType(INT32, LANES)
+X86_FLUSHES = 1 << 15 | 1 << 6  # bits of MXCSR: tiny results become 0, and count as 0
+ARM64_FLUSHES = 1 << 24  # the bit of FPCR for both
+FUSE = ("contract",)  # the one freedom we give LLVM: a * b + c may become one fused instruction
+
+
+# ----------------------------------------------------------------------------------------- the type
+
+
+class VectorType(types.Type):
+    """What Numba sees: a value of this type is one register."""
+
+    def __init__(self):
+        super().__init__(name=f"float32x{LANES}")
+
+
+VECTOR = VectorType()
+
+
+@register_model(VectorType)
+class _VectorModel(models.PrimitiveModel):
+    """What LLVM sees: <LANES x float>."""
+
+    def __init__(self, manager, numba_type):
+        super().__init__(manager, numba_type, REGISTER)
+
+
+def _define_operator(python_operator, method: str) -> None:
+    """Give + - * a meaning between two Vectors."""
+
+    @type_callable(python_operator)
+    def _declare(typing_context):
+        return lambda x, y: VECTOR if x == y == VECTOR else None
+
+    @lower_builtin(python_operator, VECTOR, VECTOR)
+    def _write(context, builder, call, arguments):
+        return getattr(builder, method)(*arguments, flags=FUSE)
+
+
+_define_operator(operator.add, "fadd")
+_define_operator(operator.sub, "fsub")
+_define_operator(operator.mul, "fmul")
+
+
+def _count(parameters) -> int:
+    """Arguments that a kernel passes."""
+    return len(parameters) + parameters.count(ADDRESS)
+
+
+def instruction(result, *parameters):
+    """Turns `write(builder, *values)`, which appends instructions, into a function for kernels.
+
+    `parameters` are Numba types. Where one is ADDRESS, the kernel passes a C-contiguous array (of
+    any number of dimensions) and a flat index, and `write` gets a pointer.
+    """
+
+    def decorate(write):
+        def declare(typing_context, *given):
+            declared = []
+            for parameter in parameters:
+                if parameter is ADDRESS:
+                    array = given[len(declared)]
+                    if not (isinstance(array, types.Array) and array.layout == "C"):
+                        return None  # Numba then reports that no signature fits
+                    declared += [array, INT]
+                else:
+                    declared.append(parameter)
+
+            def generate(context, builder, call, arguments):
+                values = []
+                for parameter in parameters:
+                    if parameter is ADDRESS:
+                        kind = call.args[len(call.args) - len(arguments)]
+                        array, index, *arguments = arguments
+                        data = context.data_model_manager[kind].get(builder, array, "data")
+                        values.append(builder.gep(data, [index]))
+                    else:
+                        number, *arguments = arguments
+                        values.append(number)
+                value = write(builder, *values)
+                return context.get_dummy_value() if value is None else value
+
+            return result(*declared), generate
+
+        names = ["typing_context", *(f"argument_{i}" for i in range(_count(parameters)))]
+        declare.__signature__ = inspect.Signature(
+            [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        )
+        declare.__name__, declare.__doc__ = write.__name__, write.__doc__
+        return intrinsic(declare)
+
+    return decorate
+
+
+# --------------------------------------------------------------- pieces that `write` functions use
+
+
+def write_load(builder, pointer, kind=REGISTER, align=4):
+    value = builder.load(builder.bitcast(pointer, kind.as_pointer()))
+    value.align = align  # what is promised: by default, that a float starts there
+    return value
+
+
+def write_store(builder, value, pointer, align=4):
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = align
+
+
+def write_constant(number: float):
+    return ir.Constant(REGISTER, [float(np.float32(number))] * LANES)
+
+
+def write_spread(builder, number, kind=REGISTER):
+    """A register with `number` in every lane: put it into lane 0, then copy lane 0 everywhere."""
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), number, INT32(0))
+    return builder.shuffle_vector(first, first, ir.Constant(INTEGERS, [0] * LANES))
+
+
+def write_fma(builder, x, y, z):
+    return write_call(builder, f"llvm.fmuladd.v{LANES}f32", REGISTER, x, y, z)
+
+
+def write_prefetch(builder, pointer, level: int, to_write: bool = False):
+    """Ask for the cache line that a pointer lies in, into the cache of this level."""
+    pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+    name = "llvm.prefetch.p0" if pointer.type.is_opaque else "llvm.prefetch.p0i8"
+    purpose, data = INT32(int(to_write)), INT32(1)
+    write_call(builder, name, ir.VoidType(), pointer, purpose, INT32(4 - level), data)
+
+
+def write_opaque(builder, pointer):
+    """The same pointer, by an empty piece of assembly: LLVM no longer knows where it comes from."""
+    kind = ir.FunctionType(pointer.type, [pointer.type])
+    return builder.asm(kind, "", "=r,0", [pointer], side_effect=False)
+
+
+def write_call(builder, name: str, result, *arguments):
+    """Call one of LLVM's own functions, declared by hand."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    return builder.call(function, arguments)
+
+
+def flush_denormals(function, triple: str) -> None:
+    """Make `function` count numbers below 1.2e-38 as 0, and leave the CPU as it found it.
+
+    A core computes with such numbers, of less than the usual precision, some hundred times as
+    slowly. What they count as is a setting of the thread: a function that has been written gets its
+    change at the beginning, and before every return what was set before, so none can escape.
+    """
+    builder = ir.IRBuilder(function.entry_basic_block)
+    builder.position_at_start(function.entry_basic_block)
+    if is_x86(triple):
+        before, flushing = builder.alloca(INT32), builder.alloca(INT32)
+        _move_mxcsr(builder, "stmxcsr", before)
+        builder.store(builder.or_(builder.load(before), INT32(X86_FLUSHES)), flushing)
+        _move_mxcsr(builder, "ldmxcsr", flushing)
+    elif is_arm64(triple):
+        before = write_call(builder, "llvm.aarch64.get.fpcr", INT64)
+        flushing = builder.or_(before, INT64(ARM64_FLUSHES))
+        write_call(builder, "llvm.aarch64.set.fpcr", ir.VoidType(), flushing)
+    else:
+        return
+    for block in function.blocks:
+        if isinstance(block.terminator, ir.Ret):
+            builder.position_before(block.terminator)
+            if is_x86(triple):
+                _move_mxcsr(builder, "ldmxcsr", before)
+            else:
+                write_call(builder, "llvm.aarch64.set.fpcr", ir.VoidType(), before)
+
+
+def _move_mxcsr(builder, how: str, place) -> None:
+    place = builder.bitcast(place, ir.IntType(8).as_pointer())
+    write_call(builder, f"llvm.x86.sse.{how}", ir.VoidType(), place)

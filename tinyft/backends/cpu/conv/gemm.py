@@ -1,0 +1,317 @@
+"""Matrix products on packed panels: what every convolution here comes down to.
+
+Defined by `Backend.matmul` of tinyft/backends/reference.py.
+
+The left matrix A is read where it lies, by two strides. The right one, B, is *packed*: cut into
+panels of PANEL columns, each stored row after row, so that the register block reads it as one
+stream. All rows of A pass by a panel of B before the next one (K x 32 numbers: 64 KiB for K = 512).
+A short panel stays in the L1 cache; a long one comes from L2, as does A, of which L1 has the line
+that the next steps read. Two loads of B serve 24 multiply-adds, which L2 is fast enough for.
+
+**Fetching ahead.** A larger B (the 9.4 MB of transformed filters of a 14x14x256 layer) comes from
+L3 again for each block of A. So a register block can ask for the lines that are needed next while
+it multiplies by those at hand: 6 to 14 % of Winograd's layers from 28x28x128 on, 9 to 12 % of the
+direct ones that have over 1 MiB of weights. The same with an A that was not gathered before, the
+pictures of a 1x1 convolution: 10 to 35 % on 56x56 maps (Intel Xeon, 2 threads). Where all is found
+in L2 the requests cost 4 to 5 %, so there are two versions of the block.
+
+Measured with operands in L2, 12 x 2 registers, Intel Sapphire Rapids: 215 to 220 of a core's 230
+GFLOP/s in one sum, 190 of 240 with sums in pieces; no further level of blocking is needed.
+
+Letters: A is M x K, B is K x N, the result M x N.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy import ndarray as Array
+
+from tinyft.backends.cpu.codegen.cache import helper, kernel
+from tinyft.backends.cpu.codegen.generators import make_register_block
+from tinyft.backends.cpu.codegen.routines import array_at, routine
+from tinyft.backends.cpu.codegen.simd import (
+    ADDRESS,
+    BLOCK_REGISTERS,
+    BLOCK_ROWS,
+    INT,
+    LANES,
+    PANEL,
+    REST_ROWS,
+)
+from tinyft.backends.cpu.codegen.vectors import vload, vstore, vtranspose
+from tinyft.backends.cpu.runtime import packed_weights as prepared
+from tinyft.backends.cpu.runtime import threads, workspace
+from tinyft.backends.cpu.runtime.work_stealing import next_item, next_start
+
+LINE = 16  # floats of a cache line
+SAME_SET = 1024  # floats; so far apart lines fall into one set of the L1 cache
+IN_L2 = 1 << 18  # floats (1 MiB) of B that are still in L2 when the next rows of A need them
+ROWS_PER_ITEM = 8 * BLOCK_ROWS  # 96 rows of A with AVX-512: some 200 KiB at K = 512
+SHORT_SUM = 32  # products that are added up in registers before they join the rest of their sum
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-number // multiple) * multiple
+
+
+@helper
+def panel_offset(row, column, rows, columns):
+    """Where element (row, column) of a packed rows x columns matrix lies. `columns` is a multiple
+    of LANES; where it is no multiple of PANEL, a last panel of LANES columns follows.
+    """
+    first = column // PANEL * PANEL
+    width = PANEL if first + PANEL <= columns else LANES
+    return first * rows + row * width + (column - first)
+
+
+@helper
+def copy_to_panels(x, source, columns, packed, at, row, rows):
+    """Row `row` of a packed matrix with `rows` rows at packed[at :] = x[source : source + columns].
+    (Without divisions: with `panel_offset` a 1x1 convolution's weight gradient took 4 % more.)
+    """
+    column = 0
+    while column + PANEL <= columns:
+        to = at + column * rows + row * PANEL
+        for i in range(0, PANEL, LANES):
+            vstore(packed, to + i, vload(x, source + column + i))
+        column += PANEL
+    if column < columns:
+        vstore(packed, at + column * rows + row * LANES, vload(x, source + column))
+
+
+def in_pieces(rows: int, registers: int, unroll: int = 1):
+    """A register block, and one that fetches ahead, with sums made of pieces of SHORT_SUM products.
+
+    Each addition rounds by up to half a unit in the last place of what has grown so far, so that a
+    sum of K random products, added one by one, is wrong by some 0.2 sqrt(K) units of its size.
+    Pieces are short, and there are few of them: the best size is near sqrt(K), 8 to 23 for a
+    ResNet's channels. 16 is hardly better than 32, which has half as many additions in memory
+    (README.md, Errors). The block that fetches runs rarely: `unroll` is for the other one.
+    """
+    width = registers * LANES
+    plain = make_register_block(rows, registers, unroll=unroll)
+    ahead = make_register_block(rows, registers, ahead=True)
+
+    @helper
+    def block(a, a_offset, a_row, a_step, b, b_offset, c, c_offset, c_row, K, accumulate):
+        for k in range(0, K, SHORT_SUM):
+            plain(
+                a, a_offset + k * a_step, a_row, a_step, b, b_offset + k * width,
+                c, c_offset, c_row, min(SHORT_SUM, K - k), accumulate + k,
+            )  # fmt: skip
+
+    @helper
+    def block_ahead(
+        a, a_offset, a_row, a_step, b, b_offset, c, c_offset, c_row, K, accumulate,
+        ahead_a, step_a, ahead_b, step_b,
+    ):  # fmt: skip
+        for k in range(0, K, SHORT_SUM):
+            ahead(
+                a, a_offset + k * a_step, a_row, a_step, b, b_offset + k * width,
+                c, c_offset, c_row, min(SHORT_SUM, K - k), accumulate + k,
+                ahead_a + k * (step_a - a_step), step_a, ahead_b + k * (step_b - width), step_b,
+            )  # fmt: skip
+
+    return block, block_ahead
+
+
+block_wide, block_wide_ahead = in_pieces(BLOCK_ROWS, BLOCK_REGISTERS, unroll=4)
+block_wide_rest, _ = in_pieces(REST_ROWS, BLOCK_REGISTERS)
+block_narrow, _ = in_pieces(BLOCK_ROWS, 1)
+block_narrow_rest, _ = in_pieces(REST_ROWS, 1)
+
+
+@routine(ADDRESS, INT, INT, ADDRESS, INT, INT, ADDRESS, *(INT,) * 9)
+def multiply_ahead(
+    a, a_row, a_step, b, b_rows, b_first, c, c_row, M, N, K,
+    accumulate, ahead_a, ahead_b, ahead_a_row, ahead_b_row,
+):  # fmt: skip
+    """c (M, N) (+)= A (M, K) @ B[b_first : b_first + K] (K, N).
+
+    `accumulate` 0 overwrites c, any other number adds to it: callers pass the counter of the loop
+    that they add up over. M is a multiple of REST_ROWS, N of LANES, K >= 1. A's element (i, k) is
+    at a + i * a_row + k * a_step. B is a packed matrix of `b_rows` rows that starts at b.
+
+    If not 0, ahead_a and ahead_b say how many floats from here the A and the panel of B lie that
+    are needed next and not in L2. They are fetched meanwhile: the next A while the first panel is
+    multiplied, and a panel's successor while it is multiplied by the first rows. ahead_a_row and
+    ahead_b_row: 0 if they lie line after line; for K rows of a matrix, of each of which a line is
+    fetched, how many floats these are apart.
+    """
+    a, b, c = array_at(a), array_at(b), array_at(c)
+    full = M // BLOCK_ROWS * BLOCK_ROWS
+    line_a, step_a = (LINE, ahead_a_row) if ahead_a_row else (K * LINE, LINE)
+    step_b = ahead_b_row if ahead_b_row else PANEL
+    j = 0
+    while j + PANEL <= N:
+        panel = j * b_rows + b_first * PANEL
+        next_b = ahead_b + (j - j * b_rows if ahead_b_row else 0)
+        for i in range(0, full, BLOCK_ROWS):
+            fetch_a, fetch_b = ahead_a != 0 and j == 0, ahead_b != 0 and i == 0
+            if fetch_a or fetch_b:
+                next_a = ahead_a + i // BLOCK_ROWS * line_a - i * a_row
+                block_wide_ahead(
+                    a, i * a_row, a_row, a_step, b, panel,
+                    c, i * c_row + j, c_row, K, accumulate,
+                    next_a if fetch_a else 0, step_a if fetch_a else 0,
+                    next_b if fetch_b else 0, step_b if fetch_b else 0,
+                )  # fmt: skip
+            else:
+                block_wide(
+                    a, i * a_row, a_row, a_step, b, panel, c, i * c_row + j, c_row, K, accumulate
+                )
+        for i in range(full, M, REST_ROWS):
+            block_wide_rest(
+                a, i * a_row, a_row, a_step, b, panel, c, i * c_row + j, c_row, K, accumulate
+            )
+        j += PANEL
+    if j < N:
+        panel = j * b_rows + b_first * LANES
+        for i in range(0, full, BLOCK_ROWS):
+            block_narrow(
+                a, i * a_row, a_row, a_step, b, panel, c, i * c_row + j, c_row, K, accumulate
+            )
+        for i in range(full, M, REST_ROWS):
+            block_narrow_rest(
+                a, i * a_row, a_row, a_step, b, panel, c, i * c_row + j, c_row, K, accumulate
+            )
+
+
+@helper
+def multiply(
+    a, a_offset, a_row, a_step, b, b_offset, b_rows, b_first, c, c_offset, c_row, M, N, K,
+    accumulate, ahead_a, ahead_b,
+):  # fmt: skip
+    """The same, where what is fetched lies line after line."""
+    multiply_ahead(
+        a, a_offset, a_row, a_step, b, b_offset, b_rows, b_first, c, c_offset, c_row, M, N, K,
+        accumulate, ahead_a, ahead_b, 0, 0,
+    )  # fmt: skip
+
+
+@helper
+def next_panel(rows, columns):
+    """How far ahead the panel of a packed B lies that is needed next, 0 if all of B stays in L2."""
+    return rows * PANEL if rows * columns > IN_L2 else 0
+
+
+@kernel
+def pack_panels(share, weight, taps, transposed, packed):
+    """Packs places `taps` (numbers r * S + s) of a kernel (R, S, C, F): rows (tap, c) and columns
+    f, or rows (tap, f) and columns c if transposed. An item is one place and LANES channels.
+    """
+    C, F = weight.shape[2:]
+    groups = (C + LANES - 1) // LANES
+    items = taps.size * groups
+    item = next_item(share, items)
+    while item < items:
+        tap, group = divmod(item, groups)
+        first = group * LANES
+        at = taps[tap] * C * F
+        for f in range(0, F, LANES):
+            if transposed:
+                width = PANEL if first // PANEL * PANEL + PANEL <= C else LANES
+                to = panel_offset(tap * F + f, first, taps.size * F, C)
+                vtranspose(weight, at + first * F + f, F, packed, to, width)
+            else:
+                for c in range(first, min(C, first + LANES)):
+                    to = panel_offset(tap * C + c, f, taps.size * C, F)
+                    vstore(packed, to, vload(weight, at + c * F + f))
+        item = next_item(share, items)
+
+
+def pack(weight: Array, taps: Array, transposed: bool, name: str) -> Array:
+    """The packed panels, in scratch memory that the next call with the same name overwrites (a
+    constant's in memory of their own).
+
+    weight (R, S, C, F): F is a multiple of LANES, and so is C if transposed.
+    """
+    packed = prepared.room(weight, name, taps.size * weight.shape[2] * weight.shape[3])
+    threads.run(pack_panels, weight, taps, transposed, packed)
+    return packed
+
+
+@kernel
+def sum_parts(share, parts, count, size, pitch, rows, columns, out):
+    """out (rows, columns) = the sum of `count` matrices in order, each `size` floats long, its rows
+    `pitch` floats apart. An item is some 4096 numbers.
+    """
+    group = max(1, 4096 // columns)
+    first = next_start(share, group, rows)
+    while first < rows:
+        for row in range(first, min(rows, first + group)):
+            for column in range(0, columns, LANES):
+                total = vload(parts, row * pitch + column)
+                for part in range(1, count):
+                    total = total + vload(parts, part * size + row * pitch + column)
+                vstore(out, row * columns + column, total)
+        first = next_start(share, group, rows)
+
+
+def row_apart(columns: int) -> int:
+    """Floats from one row of results to the next: rows 4 KiB apart would lie in one set of L1."""
+    return columns + LINE if columns % SAME_SET == 0 else columns
+
+
+# ------------------------------------------------------------------------------------------- matmul
+
+
+@kernel
+def multiply_rows(share, a, packed, out):
+    """out = a @ the packed matrix. An item is ROWS_PER_ITEM rows and PANEL columns."""
+    M, K = a.shape
+    N = out.shape[1]
+    a_flat, out_flat = a.reshape(a.size), out.reshape(out.size)
+    panels = (N + PANEL - 1) // PANEL
+    items = (M + ROWS_PER_ITEM - 1) // ROWS_PER_ITEM * panels
+    item = next_item(share, items)
+    while item < items:
+        rows, panel = divmod(item, panels)
+        i, j = rows * ROWS_PER_ITEM, panel * PANEL
+        multiply(
+            a_flat, i * K, K, 1, packed, j * K, K, 0, out_flat, i * N + j, N,
+            min(ROWS_PER_ITEM, M - i), min(PANEL, N - j), K, 0, 0, 0,
+        )  # fmt: skip
+        item = next_item(share, items)
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """a (M, K) @ b (K, N) in float32, of any strides, not empty."""
+    M, N = a.shape[0], b.shape[1]
+    out = workspace.empty((round_up(M, REST_ROWS), round_up(N, LANES)))
+    packed = _pack_matrix(b)
+    threads.run(multiply_rows, padded(a, (out.shape[0], a.shape[1])), packed, out)
+    return out if out.shape == (M, N) else copied(out[:M, :N])
+
+
+def _pack_matrix(b: Array) -> Array:
+    """Panels of b; a weight's transposed view is packed as it lies."""
+    K, N = b.shape
+    full, one_place = round_up(N, LANES), np.zeros(1, np.int64)
+    if b.T.flags.c_contiguous and K % LANES == 0:
+        return pack(padded(b.T, (full, K))[None, None], one_place, True, "packed b")
+    return pack(padded(b, (K, full))[None, None], one_place, False, "packed b")
+
+
+# ------------------------------------------------------------- what the kernels take: plain arrays
+
+
+def padded(array: Array, shape: tuple[int, ...]) -> Array:
+    """`array` as the kernels take it (C-contiguous, aligned, writable: one compiled version each),
+    with zeros up to `shape`; itself where it is so already.
+    """
+    if array.shape == shape and array.flags.carray:
+        return np.asarray(array)
+    out = workspace.empty(shape)
+    if array.shape != shape:
+        out.fill(0)
+    out[tuple(slice(size) for size in array.shape)] = array
+    return out
+
+
+def copied(array: Array) -> Array:
+    """A C-contiguous copy."""
+    out = workspace.empty(array.shape)
+    out[...] = array
+    return out

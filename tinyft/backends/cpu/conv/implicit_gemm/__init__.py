@@ -1,0 +1,1 @@
+"""The direct convolution: a matrix product whose patches are never written (implicit GEMM)."""

@@ -1,0 +1,283 @@
+"""Convolution 3x3 with stride 1 by Winograd's F(4x4, 3x3): forward and input gradient.
+
+Defined by `Backend.conv2d` and `conv2d_input_grad` of tinyft/backends/reference.py. The transforms
+and why they work: transforms.py.
+
+A tile has 36 / 16 times as many transformed numbers as outputs, and a transformed filter 4 times as
+many as weights. What is gained in arithmetic is lost if they travel through memory, so there are
+two schedules, chosen by the shape:
+
+- `convolve_tiles`: an item is some 24 to 48 tiles and all filters. Windows are transformed,
+  multiplied by the 36 matrices of filters and transformed back within the core's L2 cache; x and y
+  are touched once.
+- `convolve_filters`, for few tiles and many weights (7x7x512 at the end of a ResNet): all windows
+  are transformed once, then an item is PANEL filters. They are transformed 64 input channels at a
+  time and used at once, so that the transformed filters (37.7 MB for 512 x 512) never go to memory.
+  Those of a folded network, which are kept, come from there: 3 % of ResNet-18's inference.
+
+Versions, CPU time on one core of an AMD Zen 5 (AVX-512), in ms:
+
+                                      direct    filters    tiles
+    batch 16, 56x56, 64 -> 64           16.1       11.1      5.2
+    batch 16, 28x28, 128 -> 128         14.7        5.4      4.3
+    batch 16, 14x14, 256 -> 256         14.6        4.6      4.6
+    batch 16, 7x7, 512 -> 512           14.9        4.8      7.9
+    batch 128, 32x32, 16 -> 16           6.1        4.9      1.7
+
+Planes of filters lie an odd number of cache lines apart, as all planes do. At a power of 2 the 36
+stores of a filter would fall into one set of the cache: 256 x 256 filters took 0.66 instead of
+0.11 ms, a fifth of their layer (AMD Zen 5, two threads).
+
+Numbers that overflow: an infinite pixel makes not only the outputs that see it infinite or NaN, but
+all of its tile, since the transforms subtract.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numpy import ndarray as Array
+
+from tinyft.backends.cpu.codegen.cache import helper, kernel
+from tinyft.backends.cpu.codegen.simd import LANES, PANEL, REST_ROWS
+from tinyft.backends.cpu.codegen.vectors import finish_streams, seen_from, vset1, vstore
+from tinyft.backends.cpu.conv.gemm import multiply, next_panel, round_up
+from tinyft.backends.cpu.conv.implicit_gemm.forward import Epilogue
+from tinyft.backends.cpu.conv.winograd.tiles import (
+    TILE,
+    VALUES,
+    WINDOW,
+    place_of,
+    tile_count,
+    tiles_with,
+    tiling,
+)
+from tinyft.backends.cpu.conv.winograd.transforms import (
+    CHANNELS,
+    block_of_filters,
+    finish_tile,
+    odd_lines,
+    prefetch_tile,
+    prefetch_window,
+    row_pitch,
+    transform_all_filters,
+    transform_all_windows,
+    transform_filters,
+    transform_window,
+)
+from tinyft.backends.cpu.memory_bound.arrays import large
+from tinyft.backends.cpu.runtime import packed_weights as prepared
+from tinyft.backends.cpu.runtime import threads
+from tinyft.backends.cpu.runtime.work_stealing import next_start
+
+LEAST_TILES = 5  # of the whole batch, in the forward pass
+FEW_TILES, MANY_WEIGHTS = 128, 128 * 256  # where `convolve_filters` is faster
+
+
+@helper
+def whole_blocks(begin, end):
+    """The first of the rows begin : end and how many, with those before and behind that a register
+    block computes too; they are there, and nobody reads what comes of them.
+    """
+    begin = begin // REST_ROWS * REST_ROWS
+    return begin, (end - begin + REST_ROWS - 1) // REST_ROWS * REST_ROWS
+
+
+@kernel
+def convolve_tiles(
+    share, work, x, padding, filters, plane_filter, y, bias, residual, has_residual, low, places,
+    unit, bounds, tiles, pitch, plane, large,
+):  # fmt: skip
+    """y = max(conv(x) + bias + residual, low) by transformed filters. An item is `tiles` tiles.
+
+    A value's windows are read once, so the sums of the next value take their place: value v has its
+    windows in plane v + 1 and its sums in plane v.
+    """
+    _, H, W, C = x.shape
+    _, P, Q, F = y.shape
+    x_flat, y_flat, total = x.reshape(x.size), y.reshape(y.size), places.shape[0]
+    edge = (VALUES + 1) * plane  # places in `work`
+    vstore(work, edge + TILE * TILE * F, vset1(np.float32(0)))  # see finish_tile
+    window_edge = edge + TILE * TILE * F + LANES
+    ahead = next_panel(C, VALUES * F)  # also from the last of a value to the first of the next
+    first = next_start(share, tiles, total)
+    while first < total:
+        count = min(tiles, total - first)
+        for i in range(count):
+            transform_window(
+                x_flat, (H, W, C), padding, place_of(places, first + i), work, window_edge, work,
+                plane + i * pitch, plane, CHANNELS,
+            )  # fmt: skip
+        now, first = first, next_start(share, tiles, total)
+        for value in range(VALUES):
+            for i in range(value * tiles // VALUES, (value + 1) * tiles // VALUES):
+                if has_residual:
+                    prefetch_tile(residual, (P, Q, F), place_of(places, now + i))
+                if not large:
+                    prefetch_tile(y_flat, (P, Q, F), place_of(places, now + i))
+                prefetch_window(x_flat, (H, W, C), padding, place_of(places, first + i))
+            begin, end = tiles_with(value // WINDOW, value % WINDOW, bounds, count // unit)
+            begin, rows = whole_blocks(begin, end)
+            multiply(
+                work, (value + 1) * plane + begin * pitch, pitch, 1,
+                filters, value * plane_filter, C, 0,
+                work, value * plane + begin * pitch, pitch, rows, F, C, 0, 0, ahead,
+            )  # fmt: skip
+        for i in range(count):
+            finish_tile(
+                work, i * pitch, plane, edge, place_of(places, now + i), y_flat, (P, Q, F), 0, F,
+                bias, residual, has_residual, low, large,
+            )  # fmt: skip
+    finish_streams()
+
+
+@kernel
+def convolve_filters(
+    share, work, windows, plane_in, pitch_in, C, weight, turned, y, bias, residual, has_residual,
+    low, places, unit, bounds, plane_filter, plane_out, kept, kept_plane,
+):  # fmt: skip
+    """The same from transformed windows. An item is PANEL filters of y, for all tiles. kept: the
+    transformed filters, if kept_plane is not 0; otherwise they are made of `weight`.
+    """
+    _, P, Q, F = y.shape
+    y_flat, total = y.reshape(y.size), places.shape[0]
+    pitch_out = PANEL + 16
+    sums = VALUES * plane_filter  # places in `work`
+    edge = sums + VALUES * plane_out
+    squares = edge + TILE * TILE * PANEL + LANES
+    first = next_start(share, PANEL, F)
+    while first < F:
+        count = min(PANEL, F - first)
+        for c in range(0, C, CHANNELS):
+            depth = min(CHANNELS, C - c)
+            filters, plane = 0, plane_filter
+            if kept_plane:
+                filters, plane = seen_from(work, 0, kept, first * C + c * count), kept_plane
+            else:  # turned: y's filters are the weight's channels
+                block = (first, count, c, depth) if turned else (c, depth, first, count)
+                source, tap, pitch = block_of_filters(weight, *block, turned, work, squares)
+                transform_filters(
+                    0, weight, source, tap, pitch, depth, count, work, 0, plane, 0, depth, count
+                )
+            for value in range(VALUES):
+                begin, end = tiles_with(value // WINDOW, value % WINDOW, bounds, total // unit)
+                begin, rows = whole_blocks(begin, end)
+                multiply(
+                    windows, (c // CHANNELS * VALUES + value) * plane_in + begin * pitch_in,
+                    pitch_in, 1, work, filters + value * plane, depth, 0,
+                    work, sums + value * plane_out + begin * pitch_out, pitch_out,
+                    rows, count, depth, c, plane_in, kept_plane,
+                )  # fmt: skip
+        vstore(work, edge + TILE * TILE * count, vset1(np.float32(0)))  # see finish_tile
+        for tile in range(total):
+            finish_tile(
+                work, sums + tile * pitch_out, plane_out, edge, place_of(places, tile), y_flat,
+                (P, Q, F), first, count, bias, residual, has_residual, low, False,
+            )  # fmt: skip
+        first = next_start(share, PANEL, F)
+
+
+@functools.lru_cache(maxsize=256)
+def suits(R: int, S: int, stride: int, padding: int, map_shape: tuple[int, ...]) -> bool:
+    """Whether this is what the tiles are made for, and they save something on results (N, rows,
+    columns, channels): they reach beyond a small map. On 2 x 2 results the direct kernel is 1.1 to
+    1.5 times as fast, and five times as exact.
+    """
+    if not (R == S == 3 and stride == 1 and padding <= 2):
+        return False
+    _, rows, columns, _ = map_shape
+    tiles = -(-rows // TILE) * -(-columns // TILE)
+    return 9 * rows * columns > VALUES * tiles  # multiplications per pair of channels
+
+
+def pays(out_shape: tuple[int, ...]) -> bool:
+    """Whether so many tiles are worth the transformed filters, which are four times as many numbers
+    as the weights: with 4 of 7x7 pixels ResNet-18 takes 14 % longer for a picture, and 66 % for one
+    of 96 pixels.
+    """
+    return tile_count(out_shape) >= LEAST_TILES
+
+
+def convolve(
+    x: Array, weight: Array, y: Array, epilogue: Epilogue, turned: bool, padding: int
+) -> None:
+    """y (N, P, Q, F) from x (N, H, W, C), weight (3, 3, C, F). turned: the input gradient, x is
+    dout and y is dx, weight (3, 3, F, C). C and F are multiples of LANES.
+    """
+    C, F = x.shape[3], y.shape[3]
+    bias, residual, has_residual, low = epilogue.arguments(y)
+    rest = (bias, residual.reshape(-1), has_residual, low)
+    if C * F >= MANY_WEIGHTS and tile_count(y.shape) <= FEW_TILES:
+        _convolve_filters(x, weight, turned, padding, y, rest)
+    else:
+        _convolve_tiles(x, weight, turned, padding, y, rest)
+
+
+def _convolve_tiles(x, weight, turned, padding, y, rest):
+    size, items = _items_of_tiles(x.shape[3], y.shape)
+    filters, plane_filter = transformed_filters(weight, turned)
+    threads.run_with_scratch(
+        size, convolve_tiles, x, padding, filters, plane_filter, y, *rest, *items, large(y)
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _items_of_tiles(C: int, y_shape: tuple[int, ...]) -> tuple[int, tuple]:
+    """The scratch memory that `convolve_tiles` needs, and its arguments `places` to `plane`."""
+    N, P, Q, F = y_shape
+    places, tiles, unit, bounds = tiling(N, P, Q)
+    pitch = row_pitch(max(C, F))
+    plane = odd_lines(round_up(tiles, REST_ROWS) * pitch)
+    size = (VALUES + 1) * plane + TILE * TILE * F + LANES + WINDOW * WINDOW * C
+    return size, (places, unit, bounds, tiles, pitch, plane)
+
+
+def transformed_filters(weight: Array, turned: bool) -> tuple[Array, int]:
+    """[value] = all filters of weight (3, 3, C, F) as packed panels, and floats from one value's to
+    the next.
+    """
+    name = "turned filters" if turned else "transformed filters"
+    _, _, C, F = weight.shape
+    plane = odd_lines(C * F)
+
+    def make() -> Array:
+        filters = prepared.room(weight, name, VALUES * plane)
+        threads.run_with_scratch(
+            9 * LANES * C, transform_all_filters, weight, turned, filters, plane
+        )
+        return filters
+
+    return prepared.keep(weight, name, make), plane
+
+
+def _convolve_filters(x, weight, turned, padding, y, rest):
+    C = x.shape[3]
+    size, size_in, (plane_in, pitch), items = _items_of_filters(C, y.shape)
+    windows, places = threads.scratch("windows", size_in), items[0]
+    threads.run_with_scratch(
+        WINDOW * WINDOW * C, transform_all_windows, x, padding, places, 0, len(places), windows,
+        plane_in, pitch,
+    )  # fmt: skip
+    kept = np.empty(1, np.float32), 0
+    if prepared.is_constant(weight):
+        kept = transformed_filters(weight, turned)
+    threads.run_with_scratch(
+        size, convolve_filters, windows, plane_in, pitch, C, weight, turned, y, *rest, *items, *kept
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _items_of_filters(C: int, y_shape: tuple[int, ...]) -> tuple[int, int, tuple, tuple]:
+    """The scratch memory that `convolve_filters` needs, that for the windows, their plane and
+    pitch, and its arguments `places` to `plane_out`.
+    """
+    N, P, Q, _ = y_shape
+    places, total, unit, bounds = tiling(N, P, Q, whole=True)
+    rows, pitch = round_up(total, REST_ROWS), row_pitch(min(C, CHANNELS))
+    plane_in = odd_lines(rows * pitch)
+    plane_filter, plane_out = odd_lines(CHANNELS * PANEL), odd_lines(rows * row_pitch(PANEL))
+    edges = TILE * TILE * PANEL + LANES + 9 * CHANNELS * PANEL
+    size, size_in = VALUES * (plane_filter + plane_out) + edges, VALUES * plane_in
+    items = places, unit, bounds, plane_filter, plane_out
+    return size, -(-C // CHANNELS) * size_in, (plane_in, pitch), items

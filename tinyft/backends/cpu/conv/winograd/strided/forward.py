@@ -1,0 +1,324 @@
+"""Convolution 3x3 with stride 2 and padding 1 by Winograd's transforms: forward and input gradient.
+
+Defined by `Backend.conv2d` and `conv2d_input_grad` of tinyft/backends/reference.py. The method of
+forward.py needs stride 1; this is how it gets it.
+
+**Two convolutions in one.** In one dimension result p is made of the pixels 2p - 1, 2p, 2p + 1.
+Taps 0 and 2 meet odd pixels, tap 1 even ones. Taken by themselves, odd pixels are a line of their
+own, which a filter of 2 taps passes with stride 1; even ones are another, with 1 tap:
+
+    4 results of 2 taps    depend on 5 odd pixels     5 points    5 multiplications, not 8
+    4 results of 1 tap     depend on 4 even pixels    4 of them   4 multiplications
+
+Both use the same points, so that products of both can be added before the one transform back. Four
+points are the first four of five: the fifth is infinity, where a polynomial's value is its highest
+coefficient, that of a second tap, which the filter of one tap has not. That makes 9 products, added
+up to 5 values; in two dimensions 81 products instead of 144 for 16 results, added up to 25 values.
+
+**Input gradient.** An odd pixel gets 2 taps of dout, an even one 1 tap. So 5 x 5 numbers of dout,
+evaluated at 25 points, are multiplied by the 81 values of a filter turned by half a turn (taps 0
+and 2 change places, 1 stays) and become 8 x 8 pixels of dx.
+
+**The points** are +-2/5, +-5/4 and infinity; a tile of 3 results does without -2/5. Roundings reach
+the result amplified (see transforms.py; stride 1 has 4.8 and 4.0):
+
+    +-a, +-b              1, 2    1/2, 2    1/2, 3/2    1/2, 4/3    2/5, 7/5    2/5, 5/4
+    tiles of 4 results    11.3       4.4         2.9        2.85        2.76        2.81
+    tiles of 3            12.3       5.6         3.1        2.74        2.47        2.27
+
+**Schedule.** As `convolve_filters` of forward.py: windows are transformed for everyone, in rounds
+that the shared cache holds; an item is PANEL filters for a part of the tiles, and transforms its
+filters itself. Milliseconds, two threads of an idle AMD Zen 5 (AVX-512), batch 16:
+
+                                       forward         input gradient    weight gradient
+                                    direct   this      direct   this      direct   this
+    56x56, 64 -> 128 filters          3.80   2.85        4.25   2.98        3.89   2.99
+    28x28, 128 -> 256                 3.72   2.49        3.82   2.70        3.95   2.59
+    14x14, 256 -> 512                 3.79   2.53        3.94   2.82        4.11   2.46
+
+Fewer channels or filters do not pay for the transforms of x (`pays`); those of dout do, but for a
+picture or two.
+
+Numbers that overflow: infinity spreads over a tile, 4 x 4 results or 8 x 8 pixels of dx, and over
+all 9 gradients of a filter's weights.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numpy import ndarray as Array
+
+from tinyft.backends.cpu.codegen.cache import kernel
+from tinyft.backends.cpu.codegen.generators import make_two_sided_transform
+from tinyft.backends.cpu.codegen.simd import LANES, PANEL, REST_ROWS
+from tinyft.backends.cpu.codegen.vectors import finish_streams, vset1, vstore
+from tinyft.backends.cpu.conv.gemm import LINE, multiply, round_up
+from tinyft.backends.cpu.conv.implicit_gemm.forward import Epilogue
+from tinyft.backends.cpu.conv.winograd.forward import whole_blocks
+from tinyft.backends.cpu.conv.winograd.tiles import (
+    TILE,
+    place_of,
+    tile_count,
+    tiles_along,
+    tiles_with,
+    tiling,
+)
+from tinyft.backends.cpu.conv.winograd.transforms import (
+    CHANNELS,
+    TILES_PER_ITEM,
+    block_of_filters,
+    kinds,
+    make_finish_tile,
+    make_transform_filters,
+    make_transform_window,
+    odd_lines,
+    row_pitch,
+    short_matrices,
+    winograd_matrices,
+)
+from tinyft.backends.cpu.memory_bound.arrays import large
+from tinyft.backends.cpu.runtime import threads
+from tinyft.backends.cpu.runtime.work_stealing import next_item, next_start
+
+SIDE = 5  # values of a tile of results in each direction
+SPLIT = 9  # products in each direction: SIDE of odd pixels, and SIDE - 1 of even ones
+VALUES, PRODUCTS = SIDE * SIDE, SPLIT * SPLIT
+EDGE = (2 * TILE) ** 2 * PANEL  # floats of a tile of dx, the larger one, that reaches beyond it
+ROUND_FLOATS = 1 << 20  # transformed numbers of a round (4 MiB), unless LEAST_ITEMS have more
+LEAST_ITEMS = 8  # of a round
+ITEM_TILES, ITEM_GRAD_TILES = 96, 64  # at most: 25 sums of a tile and filter, or 81
+SUMS_PITCH = PANEL + LINE  # floats from one tile's sums to the next
+LEAST_TILES = 16  # of the whole batch
+MUST_SAVE = 1.4  # times as many multiplications: 1.15 (10x10 pixels) are 5 to 11 % slower, 1.65 pay
+
+
+@functools.lru_cache(maxsize=256)
+def suits(R: int, S: int, stride: int, padding: int, out_shape: tuple[int, ...]) -> bool:
+    """Whether this is what the tiles are made for, and they do not reach too far beyond the results
+    (N, P, Q, F), as on 2 x 2 or 5 x 5.
+    """
+    if not (R == S == 3 and stride == 2 and padding == 1):
+        return False
+    products = 1
+    for size in out_shape[1:3]:
+        _, is_short = tiles_along(size)  # a tile of 3 results has 7 products
+        products *= SPLIT * len(is_short) - 2 * is_short.sum()
+    return 9 * out_shape[1] * out_shape[2] > MUST_SAVE * products
+
+
+def pays(C: int, out_shape: tuple[int, ...]) -> bool:
+    """Whether so many products with each number of x are worth its transform: 32 or 256 channels
+    and 64 filters are 3 to 26 % slower. And whether so many tiles are worth those of the filters: 4
+    tiles of 14x14 pixels are up to twice as slow.
+    """
+    return C >= 64 and out_shape[3] >= 128 and tile_count(out_shape) >= LEAST_TILES
+
+
+def split_inputs(matrix: Array) -> Array:
+    """B' (5, 5) -> (9, 9): five values of pixels 0, 2, ... 8 of a window, which are odd in x, and
+    four of pixels 1, 3, 5, 7.
+    """
+    split = np.zeros((SPLIT, SPLIT))
+    split[:SIDE, 0::2] = matrix
+    split[SIDE:, 1::2] = matrix[:-1, :-1]  # a value at one of four points: of a fifth pixel nothing
+    return split
+
+
+def split_filter(matrix: Array) -> Array:
+    """G (5, 2) -> (9, 3): five values of taps 0 and 2, four of tap 1."""
+    split = np.zeros((SPLIT, 3))
+    split[:SIDE, 0::2] = matrix
+    split[SIDE:, 1] = matrix[:-1, 0]
+    return split
+
+
+def split_results(matrix: Array) -> Array:
+    """A' (4, 5) -> (8, 9): from five values odd pixels of dx, from four even ones."""
+    split = np.zeros((2 * len(matrix), SPLIT))
+    split[1::2, :SIDE] = matrix
+    split[0::2, SIDE:] = matrix[:, :-1]
+    return split
+
+
+POINTS = -2 / 5, 2 / 5, 5 / 4, -5 / 4
+A_TRANSPOSED, G, B_TRANSPOSED = winograd_matrices(POINTS, 2)
+A_SHORT, B_SHORT = short_matrices(POINTS, 2)
+G_SPLIT = split_filter(G)
+transform_window = make_transform_window(  # 9x9 pixels -> 9x9
+    make_two_sided_transform(*kinds(split_inputs(B_TRANSPOSED), split_inputs(B_SHORT)), loops=True),
+    SPLIT,
+    stride=2,
+)
+transform_grad_window = make_transform_window(  # 5x5 pixels of dout -> 5x5
+    make_two_sided_transform(*kinds(B_TRANSPOSED, B_SHORT)), SIDE, stride=1
+)
+transform_filters = make_transform_filters(  # 3x3 weights -> one of 9 rows of 9
+    make_two_sided_transform(*((row[None], G_SPLIT) for row in G_SPLIT)), SPLIT
+)
+finish_tile = make_finish_tile(  # 5x5 -> 4x4 results
+    make_two_sided_transform(*kinds(A_TRANSPOSED, A_SHORT), epilogue=True), SIDE, stride=1
+)
+finish_grad_tile = make_finish_tile(  # 9x9 -> 8x8 pixels of dx
+    make_two_sided_transform(
+        *kinds(split_results(A_TRANSPOSED), split_results(A_SHORT)), epilogue=True, loops=True
+    ),
+    SPLIT,
+    stride=2,
+)
+
+
+@kernel
+def transform_split_windows(share, work, x, turned, places, first_tile, count, out, plane, pitch):
+    """out[channel group][product][tile] = the windows of `count` tiles, from `first_tile` on; if
+    turned, x is dout: out[channel group][value][tile]. An item is TILES_PER_ITEM tiles.
+    """
+    _, H, W, C = x.shape
+    x_flat = x.reshape(x.size)
+    item = next_start(share, TILES_PER_ITEM, count)
+    while item < count:
+        for tile in range(item, min(count, item + TILES_PER_ITEM)):
+            place, at = place_of(places, first_tile + tile), tile * pitch
+            if turned:
+                transform_grad_window(
+                    x_flat, (H, W, C), 0, place, work, 0, out, at, plane, VALUES * plane
+                )
+            else:
+                transform_window(
+                    x_flat, (H, W, C), 1, place, work, 0, out, at, plane, PRODUCTS * plane
+                )
+        item = next_start(share, TILES_PER_ITEM, count)
+
+
+@kernel
+def convolve_windows(
+    share, work, windows, plane_in, pitch_in, C, weight, turned, y, bias, residual, has_residual,
+    low, places, bounds, first_tile, count, tiles, plane_filter, plane_out, large,
+):  # fmt: skip
+    """y = max(conv(x) + bias + residual, low) from transformed windows; turned: the input gradient,
+    y is dx. An item is PANEL filters and `tiles` of the `count` tiles.
+
+    Forward, the 81 products of a tile are added up to 25 values; turned, 25 values of dout become
+    81 products.
+    """
+    _, P, Q, F = y.shape
+    y_flat = y.reshape(y.size)
+    planes_in, planes_out = (VALUES, PRODUCTS) if turned else (PRODUCTS, VALUES)
+    sums = SPLIT * plane_filter  # places in `work`, behind a row of the filters' products
+    edge = sums + planes_out * plane_out
+    squares = edge + EDGE + LANES
+    panels = (F + PANEL - 1) // PANEL
+    items = (count + tiles - 1) // tiles * panels
+    item = next_item(share, items)
+    while item < items:
+        part, panel = divmod(item, panels)
+        first, start = panel * PANEL, part * tiles
+        filters, stop = min(PANEL, F - first), min(count, start + tiles)
+        for c in range(0, C, CHANNELS):
+            depth = min(CHANNELS, C - c)
+            # turned: y's filters are the weight's channels
+            block = (first, filters, c, depth) if turned else (c, depth, first, filters)
+            source, tap, pitch = block_of_filters(weight, *block, turned, work, squares)
+            for product in range(PRODUCTS):
+                i, j = divmod(product, SPLIT)
+                value = i % SIDE * SIDE + j % SIDE
+                if j == 0:
+                    transform_filters(
+                        i, weight, source, tap, pitch, depth, filters, work, 0, plane_filter, 0,
+                        depth, filters,
+                    )  # fmt: skip
+                begin, end = tiles_with(i % SIDE, j % SIDE, bounds, 1)
+                begin, end = max(begin - first_tile, start), min(end - first_tile, stop)
+                if begin >= end:  # no tile of this item has this value
+                    continue
+                begin, rows = whole_blocks(begin, end)
+                # of a value's products, which begin and end alike, the first overwrites its sums
+                source_plane, sum_plane, added = product, value, c + i // SIDE + j // SIDE
+                if turned:
+                    source_plane, sum_plane, added = value, product, c
+                multiply(
+                    windows,
+                    (c // CHANNELS * planes_in + source_plane) * plane_in + begin * pitch_in,
+                    pitch_in, 1, work, j * plane_filter, depth, 0,
+                    work, sums + sum_plane * plane_out + (begin - start) * SUMS_PITCH, SUMS_PITCH,
+                    rows, filters, depth, added, plane_in, 0,
+                )  # fmt: skip
+        pixels = 4 * TILE * TILE if turned else TILE * TILE
+        vstore(work, edge + pixels * filters, vset1(np.float32(0)))  # see finish_tile
+        for tile in range(start, stop):
+            at, place = sums + (tile - start) * SUMS_PITCH, place_of(places, first_tile + tile)
+            if turned:
+                finish_grad_tile(
+                    work, at, plane_out, edge, place, y_flat, (P, Q, F), first, filters, bias,
+                    residual, has_residual, low, large,
+                )  # fmt: skip
+            else:
+                finish_tile(
+                    work, at, plane_out, edge, place, y_flat, (P, Q, F), first, filters, bias,
+                    residual, has_residual, low, large,
+                )  # fmt: skip
+        item = next_item(share, items)
+    finish_streams()
+
+
+def convolve(x: Array, weight: Array, y: Array, epilogue: Epilogue, turned: bool) -> None:
+    """y (N, P, Q, F) from x (N, H, W, C), weight (3, 3, C, F). turned: the input gradient, x is
+    dout and y is dx, weight (3, 3, F, C). C and F are multiples of LANES.
+    """
+    C = x.shape[3]
+    size, places, bounds, per_round, items = _rounds(C, y.shape, turned)
+    bias, residual, has_residual, low = epilogue.arguments(y)
+    for first in range(0, len(places), per_round):
+        count = min(per_round, len(places) - first)
+        windows = transformed(x, turned, places, first, count)
+        threads.run_with_scratch(
+            size, convolve_windows, *windows, C, weight, turned, y, bias, residual.reshape(-1),
+            has_residual, low, places, bounds, first, count, *items, large(y),
+        )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _rounds(
+    C: int, y_shape: tuple[int, ...], turned: bool
+) -> tuple[int, Array, Array, int, tuple[int, int, int]]:
+    """The scratch memory that `convolve_windows` needs, all tiles, tiles of a round, and the
+    kernel's arguments `tiles` to `plane_out`.
+    """
+    N, P, Q, F = y_shape
+    rows, columns = (-(-P // 2), -(-Q // 2)) if turned else (P, Q)
+    places, bounds = sorted_tiles(N, rows, columns)
+    total = len(places)
+    most, planes_in, planes_out = ITEM_TILES, PRODUCTS, VALUES
+    if turned:
+        most, planes_in, planes_out = ITEM_GRAD_TILES, VALUES, PRODUCTS
+    tiles = round_up(-(-total // -(-total // most)), REST_ROWS)
+    least = -(-LEAST_ITEMS // -(-F // PANEL))
+    per_round = max(least, ROUND_FLOATS // (planes_in * C * tiles)) * tiles
+    plane_filter, plane_out = odd_lines(CHANNELS * PANEL), odd_lines(tiles * SUMS_PITCH)
+    edges = EDGE + LANES + 9 * CHANNELS * PANEL
+    size = SPLIT * plane_filter + planes_out * plane_out + edges
+    return size, places, bounds, per_round, (tiles, plane_filter, plane_out)
+
+
+@functools.lru_cache(maxsize=256)
+def sorted_tiles(N: int, P: int, Q: int) -> tuple[Array, Array]:
+    """Places of all tiles, sorted by kind, and where each kind begins."""
+    places, total, unit, bounds = tiling(N, P, Q, whole=True)
+    return places, bounds * (total // unit)
+
+
+def transformed(
+    x: Array, turned: bool, places: Array, first: int, count: int
+) -> tuple[Array, int, int]:
+    """Windows of `count` tiles as `transform_split_windows` leaves them, floats from one of their
+    planes to the next, and from one tile.
+    """
+    C, planes = x.shape[3], VALUES if turned else PRODUCTS
+    pitch = row_pitch(min(C, CHANNELS))
+    plane = odd_lines(round_up(count, REST_ROWS) * pitch)
+    windows = threads.scratch("windows", -(-C // CHANNELS) * planes * plane)
+    threads.run_with_scratch(
+        planes * C, transform_split_windows, x, turned, places, first, count, windows, plane, pitch
+    )
+    return windows, plane, pitch

@@ -1,0 +1,1 @@
+"""Kernels that wait for memory: batch norm, pooling, elementwise, optimizers, reductions."""

@@ -1,0 +1,1 @@
+"""What kernels run on: threads that steal work, and memory that is lent and reused."""

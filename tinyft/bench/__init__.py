@@ -1,0 +1,1 @@
+"""What `tinyft bench` measures: our speed, and PyTorch's and ONNX Runtime's beside it."""

@@ -1,0 +1,260 @@
+"""What to run on a machine with a GPU: is everything right there, and how fast is it?
+
+    tinyft bench --backend gpu        # the contract, then layers and steps; one JSON file
+
+The contract is the one that every backend keeps (tinyft/testing/contract.py). Layers are the
+distinct convolutions of a network, each with both gradients; steps are whole training steps, of
+everything and of the last layer alone. PyTorch stands beside both where it is installed, eager and
+with its defaults: TF32 for convolutions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from tinyft import backends
+from tinyft.backends.reference import output_size
+from tinyft.bench.cases import Case, Side
+from tinyft.bench.common import installed, our_side
+from tinyft.engine.tape import no_grad
+from tinyft.engine.tensor import Tensor
+from tinyft.nn import build
+from tinyft.seeds import generator
+from tinyft.testing.contract import (
+    KERNEL_CASES,
+    OP_CASES,
+    REFUSALS,
+    ContractError,
+    as_float64,
+    check_case,
+    draw,
+)
+from tinyft.testing.kernel_cases import KernelCase
+
+CASES = (Case("resnet18", 64, 224), Case("resnet50", 64, 224))
+WARM_UPS = 3
+# What an error may be, as a part of the largest answer; K products are summed up.
+FP32_ERROR = 2e-6  # times sqrt(K / 64 + 1)
+TF32_ERROR = 2e-3  # 10 bits of fraction, rounded: 5e-4 for one product
+
+
+# ---------------------------------------------------------------------------------- is it right?
+
+
+def contract(device: str) -> dict[str, Any]:
+    """The whole contract in fp32: how many cases ran and passed, and what the others said."""
+    started, failures = time.perf_counter(), []
+    cases = (*KERNEL_CASES, *OP_CASES, *REFUSALS)
+    with precision(device, "fp32"):
+        for case in cases:
+            try:
+                check_case(case, device)
+            except ContractError as error:
+                failures.append(str(error))
+    seconds = time.perf_counter() - started
+    return {"cases": len(cases), "passed": len(cases) - len(failures), "failures": failures,
+            "seconds": seconds}  # fmt: skip
+
+
+@contextlib.contextmanager
+def precision(device: str, name: str) -> Iterator[None]:
+    """Within this block the device's convolutions work in "fp32" or "tf32"."""
+    backend = backends.get(device)
+    before, backend.precision = backend.precision, name
+    try:
+        yield
+    finally:
+        backend.precision = before
+
+
+def errors(device: str, name: str) -> dict[str, dict[str, float]]:
+    """Of each kernel in that precision: the largest error as a part of the largest answer, and the
+    largest part of what is allowed, over all cases with a float result.
+    """
+    found: dict[str, dict[str, float]] = {}
+    with precision(device, name):
+        for case in KERNEL_CASES:
+            convolves = case.subject.startswith("conv2d")
+            if name == "tf32" and not convolves:
+                continue
+            allowed = TF32_ERROR if name == "tf32" else FP32_ERROR * (case.terms / 64 + 1) ** 0.5
+            error = _error(case, device)
+            worst = found.setdefault(case.subject, {"error": 0.0, "of_allowed": 0.0})
+            worst["error"] = max(worst["error"], error)
+            worst["of_allowed"] = max(worst["of_allowed"], error / allowed)
+    return found
+
+
+def _error(case: KernelCase, device: str) -> float:
+    """The largest error over the results of a case, each as a part of its largest answer."""
+    arrays, results = draw(case), []
+    for name, given in (("reference", as_float64(arrays)), (device, arrays)):
+        backend = backends.get(name)
+        with backend.current(), np.errstate(all="ignore"):
+            result = case.call(backend, **{n: backend.upload(a.copy()) for n, a in given.items()})
+        several = result if isinstance(result, tuple) else (result,)
+        results.append([backends.host(r) for r in several])
+    pairs = zip(*results, strict=True)
+    return max((_part(got, true) for true, got in pairs if true.dtype.kind == "f"), default=0.0)
+
+
+def _part(result: np.ndarray, exact: np.ndarray) -> float:
+    largest = np.abs(exact).max(initial=0)
+    error = np.abs(result - exact).max(initial=0)
+    return float(error / largest) if largest else float(error)
+
+
+# -------------------------------------------------------------------------------- how fast is it?
+
+
+def seconds(work: Side, synchronize: Callable[[], None], rounds: int) -> float:
+    """The median time of one call, from an idle device to an idle device."""
+    times = []
+    for number in range(WARM_UPS + rounds):
+        synchronize()
+        started = time.perf_counter()
+        work()
+        synchronize()
+        if number >= WARM_UPS:
+            times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+class _Convolutions:
+    """A backend that notes its convolutions: shapes and options, and how often each comes."""
+
+    def __init__(self, backend: Any, found: dict[tuple, int]):
+        self.backend, self.found = backend, found
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.backend, name)
+        if name != "conv2d":
+            return method
+
+        def conv2d(x, weight, *rest, stride, padding, **options):
+            layer = x.shape[1:], weight.shape, stride, padding
+            self.found[layer] = self.found.get(layer, 0) + 1
+            return method(x, weight, *rest, stride=stride, padding=padding, **options)
+
+        return conv2d
+
+
+def convolutions(case: Case) -> dict[tuple, int]:
+    """The distinct convolutions of a network: ((H, W, C), (F, C, R, S), stride, padding) -> how
+    often.
+    """
+    found: dict[tuple, int] = {}
+    x = Tensor(np.zeros((1, case.size, case.size, 3), np.float32))
+    with no_grad(), backends.watch(lambda backend: _Convolutions(backend, found)):
+        build(case.arch).eval()(x)
+    return found
+
+
+def layers(case: Case, device: str, rounds: int, torch: bool) -> Iterator[dict[str, Any]]:
+    """Each distinct convolution at the case's batch size: milliseconds of forward, input gradient
+    and weight gradient, ours and PyTorch's.
+    """
+    for (picture, weight_shape, stride, padding), count in convolutions(case).items():
+        layer = case.batch_size, picture, weight_shape, stride, padding
+        sides = {"tinyft": _our_layer(*layer, device)}
+        if torch:
+            from tinyft.bench.pytorch import side as bench_torch
+
+            sides |= bench_torch.layer_sides(*layer)
+        F, C, R, S = weight_shape
+        P = output_size(picture[0], R, stride, padding)
+        gflop = 2e-9 * case.batch_size * P * P * F * C * R * S
+        yield {
+            "layer": {"picture": picture, "weight": weight_shape, "stride": stride},
+            "count": count,
+            "gflop": gflop,
+            "milliseconds": {
+                name: [1e3 * seconds(work, synchronize, rounds) for work in passes]
+                for name, (passes, synchronize) in sides.items()
+            },
+        }
+
+
+def _our_layer(N, picture, weight_shape, stride, padding, device):
+    """The three passes of a convolution as functions, and how to wait for them."""
+    backend, window = backends.get(device), {"stride": stride, "padding": padding}
+    draw = generator(0, "bench").standard_normal
+    F, C, R, S = weight_shape
+    x = backend.upload(draw((N, *picture), np.float32))
+    weight = backend.upload(draw((R, S, C, F), np.float32).transpose(3, 2, 0, 1))
+    dout = backend.conv2d(x, weight, **window)
+    passes = (
+        lambda: backend.conv2d(x, weight, **window),
+        lambda: backend.conv2d_input_grad(dout, weight, x.shape, **window),
+        lambda: backend.conv2d_weight_grad(dout, x, weight_shape, **window),
+    )
+    return passes, backend.synchronize
+
+
+def steps(case: Case, device: str, rounds: int, torch: bool) -> dict[str, Any]:
+    """Milliseconds of a training step, of everything and of the last layer alone, and the most
+    memory in use, ours and PyTorch's.
+    """
+    found: dict[str, Any] = {"case": str(case), "milliseconds": {}, "peak_bytes": {}}
+    for phase, frozen in (("everything", False), ("frozen", True)):
+        backend = backends.get(device)
+        with backends.use(device):
+            step = our_side(case, "training", device=device, frozen=frozen)
+            ours = {"tinyft": 1e3 * seconds(step, backend.synchronize, rounds)}
+        found["peak_bytes"].setdefault("tinyft", backend.peak_bytes())
+        if torch:
+            from tinyft.bench.pytorch import side as bench_torch
+
+            for name, side, synchronize in bench_torch.device_sides(case, frozen):
+                ours[name] = 1e3 * seconds(side, synchronize, rounds)
+                found["peak_bytes"].setdefault(name, bench_torch.peak_bytes())
+                del side
+        found["milliseconds"][phase] = ours
+    return found
+
+
+def everything(
+    cases: tuple[Case, ...], device: str, rounds: int, alone: bool, show: Callable[[str], None]
+) -> dict[str, Any]:
+    """All of it, shown as it is found."""
+    torch = installed("torch") and not alone
+    found: dict[str, Any] = {"gpu": backends.get(device).description(), "rounds": rounds}
+    show(found["gpu"])
+    found["contract"] = contract(device)
+    show(
+        "contract: {passed} of {cases} cases passed in {seconds:.0f} s".format(**found["contract"])
+    )
+    names = ("fp32", "tf32") if backends.get(device).gpu.has_tf32 else ("fp32",)
+    found["errors"] = {name: errors(device, name) for name in names}
+    for name, kernels in found["errors"].items():
+        worst = max(kernels, key=lambda kernel: kernels[kernel]["of_allowed"])
+        show(f"{name}: the largest error is {kernels[worst]['of_allowed']:.2f} of what is allowed, "
+             f"in {worst}")  # fmt: skip
+    found["cases"] = []
+    for case in cases:
+        found["cases"].append({"layers": []})
+        for layer in layers(case, device, rounds, torch):
+            found["cases"][-1]["layers"].append(layer)
+            show(_line(layer))
+        measured = steps(case, device, rounds, torch)
+        found["cases"][-1] |= measured
+        for phase, times in measured["milliseconds"].items():
+            show(f"{case}, {phase}: " + ", ".join(f"{n} {t:.2f} ms" for n, t in times.items()))
+    return found
+
+
+def _line(layer: dict[str, Any]) -> str:
+    """One convolution: milliseconds, and TFLOP/s in brackets."""
+    (H, W, C), (F, _, R, S) = layer["layer"]["picture"], layer["layer"]["weight"]
+    sides = []
+    for name, times in layer["milliseconds"].items():
+        each = " ".join(f"{t:.3f} ({layer['gflop'] / t:.0f})" for t in times)
+        sides.append(f"{name} {each}")
+    stride = layer["layer"]["stride"]
+    return f"  {R}x{S}/{stride} {H}x{W} {C} -> {F}, {layer['count']} times: " + "; ".join(sides)

@@ -1,0 +1,228 @@
+"""Arithmetic, sums and shapes: the ops that a Tensor's operators need, and their gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy import ndarray as Array
+
+from tinyft import backends
+from tinyft.engine.checks import expect_floats, expect_same_dtype
+from tinyft.engine.tape import Recorded, op
+from tinyft.errors import ShapeError
+
+
+@op
+def move(x, device):
+    """x on another device. Gradient: dout, moved back. Keeps: nothing."""
+    home = backends.device_of(x.data)
+    return backends.place(x.data, device), lambda dout: (backends.place(dout, home),)
+
+
+def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
+    """Sum a gradient over the axes along which an input of that `shape` was repeated."""
+    if gradient.shape == shape:
+        return gradient
+    added = gradient.ndim - len(shape)
+    repeated = [added + i for i, n in enumerate(shape) if n == 1 and gradient.shape[added + i] != 1]
+    axes = (*range(added), *repeated)
+    return backends.of(gradient).sum(gradient, axes).reshape(shape)
+
+
+def _expect_pair(name: str, a: Recorded, b: Recorded, axes: slice = slice(None)) -> None:
+    """Raise unless a and b broadcast (along `axes`) and have one float dtype: a mixture would
+    silently compute in the wider one.
+    """
+    if a.dtype != b.dtype and "f" in (a.dtype.kind, b.dtype.kind):
+        raise TypeError(
+            f"{name}: both tensors must have the same dtype, but a is {a.dtype} and b is {b.dtype}"
+        )
+    pairs = zip(reversed(a.shape[axes]), reversed(b.shape[axes]), strict=False)
+    if any(m != n and m != 1 and n != 1 for m, n in pairs):
+        raise ShapeError(f"{name}: {a.shape} and {b.shape} do not broadcast to one shape")
+
+
+@op
+def add(a, b):
+    """a + b, broadcast. Gradient: dout to both. Keeps: nothing."""
+    _expect_pair("add", a, b)
+    shapes = a.shape, b.shape
+    needs = a.requires_grad, b.requires_grad
+
+    def backward(dout):
+        return tuple(
+            unbroadcast(dout, s) if n else None for s, n in zip(shapes, needs, strict=True)
+        )
+
+    return a.data + b.data, backward
+
+
+@op
+def sub(a, b):
+    """a - b, broadcast. Gradient: dout and -dout. Keeps: nothing."""
+    _expect_pair("sub", a, b)
+    a_shape, b_shape, needs_a, needs_b = a.shape, b.shape, a.requires_grad, b.requires_grad
+
+    def backward(dout):
+        da = unbroadcast(dout, a_shape) if needs_a else None
+        db = unbroadcast(-dout, b_shape) if needs_b else None
+        return da, db
+
+    return a.data - b.data, backward
+
+
+@op
+def mul(a, b):
+    """a * b, broadcast. Gradient: dout * b and dout * a. Keeps: b for a's gradient, a for b's."""
+    _expect_pair("mul", a, b)
+    a_shape, b_shape = a.shape, b.shape
+    kept_b = b.data if a.requires_grad else None
+    kept_a = a.data if b.requires_grad else None
+
+    def backward(dout):
+        da = None if kept_b is None else unbroadcast(dout * kept_b, a_shape)
+        db = None if kept_a is None else unbroadcast(dout * kept_a, b_shape)
+        return da, db
+
+    return a.data * b.data, backward
+
+
+@op
+def div(a, b):
+    """a / b, broadcast. Gradient: dout / b and -dout * (a / b) / b. Keeps: b; the result for b's
+    gradient.
+    """
+    _expect_pair("div", a, b)
+    a_shape, b_shape, needs_a = a.shape, b.shape, a.requires_grad
+    divisor = b.data
+    out = a.data / divisor
+    kept_out = out if b.requires_grad else None
+
+    def backward(dout):
+        da = unbroadcast(dout / divisor, a_shape) if needs_a else None
+        db = None if kept_out is None else unbroadcast(-dout * kept_out / divisor, b_shape)
+        return da, db
+
+    return out, backward
+
+
+@op
+def neg(a):
+    """-a. Gradient: -dout. Keeps: nothing."""
+    return -a.data, lambda dout: (-dout,)
+
+
+@op
+def matmul(a, b):
+    """a @ b for (..., M, K) and (..., K, N). Gradient: dout @ b.T and a.T @ dout. Keeps: b for
+    a's, a for b's. Raises: ShapeError, TypeError for mixed dtypes
+    """
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+        raise ShapeError(f"matmul: expected (..., M, K) @ (..., K, N), got {a.shape} @ {b.shape}")
+    _expect_pair("matmul", a, b, axes=slice(None, -2))
+    backend = a.backend
+    a_shape, b_shape = a.shape, b.shape
+    kept_b = b.data if a.requires_grad else None
+    kept_a = a.data if b.requires_grad else None
+
+    def backward(dout):
+        da = db = None
+        if kept_b is not None:
+            da = unbroadcast(backend.matmul(dout, kept_b.swapaxes(-1, -2)), a_shape)
+        if kept_a is not None:
+            db = unbroadcast(backend.matmul(kept_a.swapaxes(-1, -2), dout), b_shape)
+        return da, db
+
+    return backend.matmul(a.data, b.data), backward
+
+
+def _axes(x: Recorded, axis: int | tuple[int, ...] | None, name: str) -> tuple[int, ...]:
+    """`axis` as a tuple of numbers from 0, checked against the shape of x."""
+    if axis is None:
+        return tuple(range(x.ndim))
+    axes = (axis,) if isinstance(axis, int | np.integer) else tuple(axis)
+    if any(not -x.ndim <= a < x.ndim for a in axes):
+        raise ShapeError(f"{name}: axis {axis} does not exist in a tensor of shape {x.shape}")
+    axes = tuple(a % x.ndim for a in axes)
+    if len(set(axes)) < len(axes):
+        raise ShapeError(f"{name}: axis {axis} names one axis of {x.shape} twice")
+    return axes
+
+
+def _kept_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape with 1 in place of each summed axis, to which a gradient is broadcast back."""
+    return tuple(1 if i in axes else n for i, n in enumerate(shape))
+
+
+@op
+def sum(x, axis=None, keepdims=False):
+    """Sum over an axis, several, or all. Gradient: dout, repeated. Keeps: nothing.
+
+    Raises: TypeError for integers, whose sum may not fit
+    """
+    expect_floats("sum", x=x)
+    backend, shape = x.backend, x.shape
+    axes = _axes(x, axis, "sum")
+
+    def backward(dout):
+        return (backend.broadcast(dout.reshape(_kept_shape(shape, axes)), shape),)
+
+    return backend.sum(x.data, axes, keepdims), backward
+
+
+@op
+def mean(x, axis=None, keepdims=False):
+    """Mean over an axis, several, or all. Gradient: dout / count, repeated. Keeps: nothing.
+
+    Raises: TypeError for integers, ShapeError for the mean of nothing
+    """
+    expect_floats("mean", x=x)
+    backend, shape = x.backend, x.shape
+    axes = _axes(x, axis, "mean")
+    count = 1
+    for a in axes:
+        count *= shape[a]
+    if count == 0:
+        raise ShapeError(f"mean: no elements along axis {axis} of a tensor of shape {shape}")
+
+    def backward(dout):
+        return (backend.broadcast(dout.reshape(_kept_shape(shape, axes)) / count, shape),)
+
+    return backend.mean(x.data, axes, keepdims), backward
+
+
+@op
+def reshape(x, shape):
+    """The same elements under another shape, shared where possible. Gradient: dout, shaped back.
+    Keeps: nothing. Raises: ShapeError
+    """
+    before = x.shape
+    try:
+        out = x.data.reshape(shape)
+    except ValueError:
+        raise ShapeError(f"reshape: {before} does not have as many elements as {shape}") from None
+    return out, lambda dout: (dout.reshape(before),)
+
+
+@op
+def concatenate(*tensors, axis=-1):
+    """Tensors side by side along one axis. Gradient: each gets its part of dout. Keeps: nothing.
+
+    Raises: ShapeError, TypeError for mixed dtypes
+    """
+    if not tensors:
+        raise ShapeError("concatenate: give at least one tensor")
+    if not all(isinstance(x, Recorded) for x in tensors):
+        raise TypeError("concatenate: give tensors, one after the other: concatenate(a, b)")
+    expect_same_dtype("concatenate", **{f"tensor {i}": x for i, x in enumerate(tensors)})
+    backend = tensors[0].backend
+    shapes = [x.shape for x in tensors]
+    (axis,) = _axes(tensors[0], axis, "concatenate")
+    if len({(len(s), s[:axis] + s[axis + 1 :]) for s in shapes}) != 1:
+        raise ShapeError(f"concatenate: shapes may differ along axis {axis} only, got {shapes}")
+    needs = [x.requires_grad for x in tensors]
+
+    def backward(dout):
+        parts = backend.split(dout, [s[axis] for s in shapes], axis)
+        return tuple(part if n else None for part, n in zip(parts, needs, strict=True))
+
+    return backend.concatenate([x.data for x in tensors], axis), backward

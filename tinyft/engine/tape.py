@@ -1,0 +1,299 @@
+"""The tape: what happened on the way forward, and the walk back along it (reverse mode).
+
+An op is a function that returns its result and a closure, `backward(dout)`, that turns the
+gradient of the result into the gradients of its inputs: a vector-Jacobian product. The decorator
+`@op` is the only place where the tape is written: it puts the closure into a Node that points to
+the nodes of the inputs. `run_backward` applies the chain rule, newest node first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import heapq
+import inspect
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from typing import Any, Protocol, Self
+
+from numpy import ndarray as Array
+
+from tinyft import backends
+from tinyft.engine import messages
+from tinyft.errors import TinyftError
+
+Backward = Callable[[Array], tuple[Array | None, ...]]
+
+
+class Recorded:
+    """What the tape knows of a tensor: its array, its gradient, and the node that made it."""
+
+    __slots__ = ("__weakref__", "data", "grad", "name", "node", "requires_grad")
+
+    @classmethod
+    def wrap(cls, array: Array) -> Self:
+        """One around `array` itself, not a copy, without a history."""
+        tensor = cls.__new__(cls)
+        tensor.data, tensor.grad, tensor.requires_grad = array, None, False
+        tensor.name, tensor.node = None, None
+        return tensor
+
+    # Read in C: as methods, these four would be 740 calls of Python in a step.
+    shape = property(attrgetter("data.shape"), doc="The size along each axis: a tuple of ints.")
+    dtype = property(attrgetter("data.dtype"), doc="The type of its elements.")
+    ndim = property(attrgetter("data.ndim"), doc="How many axes there are.")
+    size = property(attrgetter("data.size"), doc="How many elements there are.")
+
+    @property
+    def backend(self) -> backends.Backend:
+        return backends.of(self.data)
+
+
+class Node:
+    """One call of one op: what backward needs, and who provided the inputs.
+
+    `inputs` holds, per tensor argument, the Node that made it, the Tensor itself if it is a leaf
+    that requires a gradient, or None. Nodes point to nodes and never to a Tensor that an op made,
+    so a result that nobody holds is freed.
+    """
+
+    __slots__ = ("backward", "inputs", "layer", "number", "op", "output_shape", "shapes")
+
+    numbers = itertools.count()
+
+    def __init__(self, op: str, inputs: list[Recorded], backward: Backward | None, out: Array):
+        # It grows along every edge: sorting by it is a topological order.
+        self.number = next(Node.numbers)
+        self.op = op
+        self.layer = ".".join(_state.layers)
+        self.inputs: list[Node | Recorded | None] = []
+        self.shapes: list[tuple[int, ...]] = []
+        for x in inputs:
+            self.inputs.append((x.node or x) if x.requires_grad else None)
+            self.shapes.append(x.shape)
+        self.backward = backward
+        self.output_shape = out.shape
+
+    def __deepcopy__(self, memo: dict) -> Node:
+        """Itself: what happened is not done again for a copy of its result."""
+        return self
+
+    def __repr__(self) -> str:
+        return f"<node {self.number}: {self.op} {self.layer} -> {self.output_shape}>"
+
+
+class Observer(Protocol):
+    """What can watch the engine: called after each op and after each op's backward, while
+    `observe` is active.
+    """
+
+    def after_forward(self, node: Node) -> None: ...
+
+    def after_backward(
+        self, node: Node, gradient: Array, input_gradients: tuple[Array | None, ...]
+    ) -> None: ...
+
+
+class _State(threading.local):
+    """Per thread: is the tape written, which layer is running, who watches, are saved arrays
+    checked.
+    """
+
+    def __init__(self) -> None:
+        self.recording = True
+        self.checking = False
+        self.layers: list[str] = []
+        self.observers: list[Observer] = []
+
+
+_state = _State()
+
+
+def op(function: Callable) -> Callable:
+    """Turn a function of Tensors that returns (array, backward) into an op that records itself.
+
+    It computes with their `.data`. `backward(dout)` returns one array or None per Tensor argument,
+    in order: positional ones first, then those passed by name. Each is a new array, or `dout`
+    itself. Of a tuple of results only the first is differentiable.
+    """
+    signature = inspect.signature(function)
+    names = list(signature.parameters)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        inputs = [a for a in (*args, *map(kwargs.get, names)) if isinstance(a, Recorded)]
+        if {type(x.data) for x in inputs} != {Array}:  # all in main memory: the usual case
+            arguments = signature.bind(*args, **kwargs).arguments
+            messages.expect_one_device(function.__name__, arguments)
+        made = function(*args, **kwargs)
+        if not _is_made_by_an_op(made):
+            raise messages.wrong_result(function.__name__, made)
+        result, backward = made
+        first, *others = result if isinstance(result, tuple) else (result,)
+        if not inputs:
+            raise messages.no_tensor(function.__name__)
+        kind = type(inputs[0])
+        out = kind.wrap(first)
+        if _state.recording or _state.observers:
+            _record(function.__name__, inputs, out, backward)
+        return (out, *map(kind.wrap, others)) if isinstance(result, tuple) else out
+
+    return call
+
+
+def _is_made_by_an_op(made: Any) -> bool:
+    """Whether it is (array, backward), or ((array, more arrays), backward)."""
+    if not isinstance(made, tuple) or len(made) != 2 or not callable(made[1]):
+        return False
+    results = made[0] if isinstance(made[0], tuple) else made[:1]
+    return all([hasattr(array, "dtype") and not isinstance(array, Recorded) for array in results])
+
+
+def _record(name: str, inputs: list[Recorded], out: Recorded, backward: Backward) -> None:
+    """Write one op onto the tape, if a gradient will ever ask for it, and tell the observers, who
+    hear of an op under `no_grad` too.
+    """
+    out.requires_grad = _state.recording and any([x.requires_grad for x in inputs])
+    if not out.requires_grad and not _state.observers:
+        return
+    if _state.checking:
+        backward = _checked(name, backward)
+    node = Node(name, inputs, backward if out.requires_grad else None, out.data)
+    out.node = node if out.requires_grad else None
+    for observer in _state.observers:
+        observer.after_forward(node)
+
+
+def run_backward(root: Recorded, gradient: Array) -> None:
+    """Run each node's backward once, newest first, after everything that used its result; free it
+    on the way.
+
+    `waiting` is the frontier: nodes that have received a gradient and not passed it on. Creation
+    numbers grow along every edge, so the newest waiting node can receive nothing more.
+    """
+    if root.node is None:
+        _add_to_leaf(root, gradient, borrowed=True)
+        return
+    waiting = {root.node: gradient}
+    newest_first = [(-root.node.number, root.node)]
+    while newest_first:
+        _, node = heapq.heappop(newest_first)
+        dout = waiting.pop(node)
+        gradients = _input_gradients(node, dout)
+        owners = [_owner(array) for array in (dout, *gradients)]
+        for parent, dinput, owner in zip(node.inputs, gradients, owners[1:], strict=True):
+            if parent is None or dinput is None:
+                continue
+            if isinstance(parent, Recorded):
+                _add_to_leaf(parent, dinput, borrowed=owners.count(owner) > 1)
+            elif parent in waiting:
+                # a new array: the first may be somebody else's
+                waiting[parent] = backends.of(dinput).add(waiting[parent], dinput)
+            else:
+                waiting[parent] = dinput
+                heapq.heappush(newest_first, (-parent.number, parent))
+        node.inputs = []
+
+
+def _input_gradients(node: Node, dout: Array) -> tuple[Array | None, ...]:
+    """Call a node's backward, check what came, and drop all that the node kept."""
+    if node.backward is None:
+        raise TinyftError(
+            f"backward: the graph through {node.op} was already used and is freed; call forward "
+            "again (gradients are arrays, so second derivatives are not supported)"
+        )
+    gradients = node.backward(dout)
+    node.backward = None
+    if not _fit(gradients, node.shapes):
+        raise messages.wrong_gradients(node.op, node.shapes, gradients)
+    for observer in _state.observers:
+        observer.after_backward(node, dout, gradients)
+    return gradients
+
+
+def _fit(gradients: Any, shapes: list[tuple[int, ...]]) -> bool:
+    """Whether they are a tuple of an array of its input's shape, or None, for each input."""
+    if not isinstance(gradients, tuple) or len(gradients) != len(shapes):
+        return False
+    pairs = zip(gradients, shapes, strict=True)
+    return all([g is None or (hasattr(g, "nbytes") and g.shape == shape) for g, shape in pairs])
+
+
+def _add_to_leaf(leaf: Recorded, gradient: Array, borrowed: bool) -> None:
+    """A leaf owns its `grad`, so what is borrowed is copied; later gradients are added in place."""
+    if gradient.dtype != leaf.dtype:
+        gradient, borrowed = gradient.astype(leaf.dtype), False
+    if leaf.grad is None:
+        leaf.grad = gradient.copy() if borrowed else gradient
+    else:
+        leaf.grad += gradient
+
+
+def _owner(array: Array | None) -> int | None:
+    """The identity of the array that owns the memory of this one, which may be a view."""
+    if array is None:
+        return None
+    base = array.base
+    return id(base if isinstance(base, type(array)) else array)
+
+
+@contextlib.contextmanager
+def _set(name: str, value: Any) -> Iterator[None]:
+    previous = getattr(_state, name)
+    setattr(_state, name, value)
+    try:
+        yield
+    finally:
+        setattr(_state, name, previous)
+
+
+def no_grad() -> contextlib.AbstractContextManager[None]:
+    """Within this block no op is recorded: evaluation, prediction."""
+    return _set("recording", False)
+
+
+def observe(observer: Observer) -> contextlib.AbstractContextManager[None]:
+    """Within this block `observer` is told of each op and each op's backward."""
+    return _set("observers", [*_state.observers, observer])
+
+
+def current_layers() -> list[str]:
+    """The names of the layers that are running in this thread, outermost first. Nodes carry them:
+    `layer3` and then `0` as `layer3.0`. A module adds its own while it runs.
+    """
+    return _state.layers
+
+
+def check_saved() -> contextlib.AbstractContextManager[None]:
+    """Within this block an array that an op saved for backward may not be changed: backward names
+    the op if it was.
+
+    Every saved array is read twice, so this is for tests and for finding a mistake.
+    """
+    return _set("checking", True)
+
+
+def kept_arrays(backward: Backward) -> list[Array]:
+    """The arrays that a backward closure keeps in memory."""
+    values = []
+    for cell in getattr(backward, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # a variable that was never set
+            values.append(cell.cell_contents)
+    flat = [v for value in values for v in (value if isinstance(value, tuple | list) else [value])]
+    return [v for v in flat if hasattr(v, "nbytes") and hasattr(v, "tobytes")]
+
+
+def _checked(name: str, backward: Backward) -> Backward:
+    kept = kept_arrays(backward)
+    before = [hash(array.tobytes()) for array in kept]
+
+    def checked(dout: Array) -> tuple[Array | None, ...]:
+        if [hash(array.tobytes()) for array in kept] != before:
+            raise TinyftError(
+                f"{name}: an array that its backward needs was changed after the forward pass"
+            )
+        return backward(dout)
+
+    return checked

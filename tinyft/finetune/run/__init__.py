@@ -1,0 +1,1 @@
+"""A run on disk: its folder, what is saved, how it is resumed."""

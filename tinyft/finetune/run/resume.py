@@ -1,0 +1,226 @@
+"""Going on with a run that was interrupted, so that it ends as if it had not been."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tinyft.data.loader import PictureData
+from tinyft.errors import RunError, TinyftError, WeightsError
+from tinyft.finetune.build import vision_learner
+from tinyft.finetune.learner import Learner
+from tinyft.finetune.plan import Plan, remade
+from tinyft.finetune.run.folder import Run, drop_unfinished_files, hold, versions, weights_sha256
+from tinyft.finetune.run.pictures import pictures_of_run
+from tinyft.finetune.run.reading import (
+    checkpoints,
+    metrics_lines,
+    read_checkpoint,
+    read_description,
+)
+from tinyft.finetune.run.state import restore
+
+
+def resume(
+    path: str | os.PathLike[str], data: PictureData | None = None, device: str | None = None
+) -> tuple[Learner, Plan, Run, int, list[str]]:
+    """What `learner.execute(plan, start=start, observers=[run])` needs to finish the run at
+    `path`, and notices.
+
+    `data` is needed where the run was made from arrays in memory. `device` may be another than the
+    one that the run began on. A run without a checkpoint starts anew.
+    Raises: RunError if the run is finished, its data has changed, or it cannot be made again from
+    run.json
+    """
+    path = Path(path)
+    read_description(path)  # before anything is written into what is no run
+    lock = hold(path)
+    try:
+        description = read_description(path)
+        if description["finished"]:
+            raise RunError(f"{path} is finished; there is nothing to resume")
+        learner, plan, start, notices, progress = recreate(path, data, device=device)
+        if not progress:
+            notices.append("no checkpoint: the run starts anew")
+        (path / "checkpoints").mkdir(exist_ok=True)  # some programs do not copy empty folders
+        drop_unfinished_files(path)
+        _cut_metrics(path / "metrics.csv", description["first_step"], learner.step, notices)
+    except BaseException:
+        lock.release()
+        raise
+    run = Run(path, description["settings"], description["id"], lock=lock, **progress)
+    return learner, plan, run, start, notices
+
+
+def recreate(
+    path: str | os.PathLike[str],
+    data: PictureData | None = None,
+    last: int | None = None,
+    device: str | None = None,
+) -> tuple[Learner, Plan, int, list[str], dict[str, Any]]:
+    """The learner of a run as its newest checkpoint holds it, or the newest with at most `last`
+    steps (in the numbers of metrics.csv), or as it began; nothing is written.
+
+    Also the plan, how many of its steps are done, notices, and the progress that `Run` reports.
+    Raises: RunError if the data has changed, or the run cannot be made again from run.json
+    """
+    path = Path(path)
+    description = read_description(path)
+    with _said_by_run_json(path):
+        data = _pictures(path, description["data"]["arguments"], data)
+    if description["learner"] is None:
+        raise RunError(
+            f"{path} was trained with a network, head or optimizer of its own; only its caller can "
+            "make it again"
+        )
+    arguments = description["learner"] | ({} if device is None else {"device": device})
+    learner = learner_at_start(path, data, arguments)
+    _check_weights(path, description["weights_sha256"], learner)
+    plan = _plan(path, description, learner)
+    now = versions(learner.device)
+    notices = [
+        f"{name} was {old} and is {now.get(name, 'not used')} now: the bits may differ"
+        for name, old in description["versions"].items()
+        if now.get(name) != old
+    ]
+    progress = _restore_newest(path, description, learner, last, notices)
+    start = learner.step - description["first_step"]
+    if start < 0:
+        raise RunError(
+            f"{path} began with a learner that was trained before, and its checkpoint is lost; "
+            "start a new run"
+        )
+    return learner, plan, start, notices, progress
+
+
+def learner_at_start(path: Path, data: PictureData, arguments: dict[str, Any]) -> Learner:
+    """The learner that the run at `path` began with, made again from what run.json says of it.
+
+    Raises: RunError if its weights cannot be read any more
+    """
+    try:
+        with _said_by_run_json(path):
+            return vision_learner(data, **arguments)
+    except OSError as error:
+        raise RunError(
+            f"the weights that {path} began with cannot be read: {error}; put the file back"
+        ) from None
+
+
+def _plan(path: Path, description: dict[str, Any], learner: Learner) -> Plan:
+    """The plan of the run, made again by its learner. Raises: RunError if it is another"""
+    arguments, steps = description["plan"], description["steps"]
+    epochs = arguments.get("epochs", 0) + arguments.get("freeze_epochs", 0)
+    if epochs <= steps:  # or else it has none for each, and takes too long to be made
+        with _said_by_run_json(path):
+            plan = remade(learner, arguments, description["first_step"])
+        epochs = plan.epochs
+        if plan.steps == steps:
+            return plan
+    raise RunError(f"{path / 'run.json'} is damaged: {epochs} epochs do not have {steps} steps")
+
+
+@contextlib.contextmanager
+def _said_by_run_json(path: Path) -> Iterator[None]:
+    """What a call cannot take within this block was no call's of the run at `path`."""
+    try:
+        yield
+    except TinyftError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RunError(f"{path / 'run.json'} is damaged: {error}") from None
+
+
+def _pictures(path: Path, arguments: dict[str, Any], data: PictureData | None) -> PictureData:
+    """The data of the run; what the caller gives has to be made as it was."""
+    given = {} if data is None else data.describe()["arguments"]
+    differing = [name for name in given if name in arguments and given[name] != arguments[name]]
+    if differing:
+        raise RunError(
+            f"{path} was trained with other options of its data; they differ in "
+            f"{', '.join(differing)}: make the data as it was, {arguments}"
+        )
+    return pictures_of_run(path, data, otherwise="; put them back as they were, or start a new run")
+
+
+def _check_weights(path: Path, recorded: str, learner: Learner) -> None:
+    """Raises: RunError if the weights file was exchanged"""
+    if weights_sha256(learner) != recorded:
+        raise RunError(
+            f"the weights that {path} began with ({learner.facts['weights']}) have changed since, "
+            "so it would not end the same; put the file back, or start a new run"
+        )
+
+
+def _restore_newest(
+    path: Path, description: dict[str, Any], learner: Learner, last: int | None, notices: list[str]
+) -> dict[str, Any]:
+    """Restore the newest checkpoint that can be read, of those after at most `last` steps; the
+    run's progress until then.
+
+    Raises: OSError for one that the system does not open; an older one would begin more anew than
+    has to be
+    """
+    most = description["first_step"] + description["steps"]
+    for step, checkpoint in reversed(checkpoints(path).items()):
+        if step > (most if last is None else last):
+            continue
+        try:
+            arrays, values = read_checkpoint(checkpoint, description)
+            _expect_whole_memory(learner, [*arrays], values["optimizer_counts"])
+            restore(learner, arrays, values)
+        except WeightsError as error:
+            notices.append(f"{checkpoint.name} cannot be read ({error}); an older one is tried")
+            continue
+        except RunError as error:
+            notices.append(f"{checkpoint.name} is not of this run ({error}); an older one is tried")
+            continue
+        return {
+            "best_accuracy": values["best_accuracy"],
+            "seconds_before": values["seconds"],
+            "epoch_steps": values["epoch_steps"],
+        }
+    return {}
+
+
+def _expect_whole_memory(learner: Learner, arrays: list[str], counts: dict[str, float]) -> None:
+    """Raises: RunError if a checkpoint lacks something that the optimizer remembers"""
+    owners: dict[str, set[str]] = {}
+    remembered = (n.removeprefix("optimizer.") for n in arrays if n.startswith("optimizer."))
+    for full_name in (*remembered, *counts):
+        name, _, key = full_name.rpartition(".")
+        owners.setdefault(name, set()).add(key)
+    expected = learner.optimizer.remembers
+    if expected is not None and any(keys != expected for keys in owners.values()):
+        raise RunError(f"the optimizer remembers {', '.join(sorted(expected)) or 'nothing'}")
+
+
+def _cut_metrics(path: Path, first_step: int, step: int, notices: list[str]) -> None:
+    """Drop the lines of steps that will be made again. A file that is none is set aside, and lines
+    that are missing are noticed: a power failure may have taken them.
+    """
+    from tinyft.weights.files import replacing
+
+    try:
+        lines = metrics_lines(path)
+        if lines and lines[0][:4] != ["step", "epoch", "phase", "loss"]:
+            raise RunError(f"{path} is damaged: its first line names no steps")
+    except RunError as error:
+        aside = path.with_name(f"metrics.damaged.{len([*path.parent.glob('metrics.damaged.*')])}")
+        path.replace(aside)
+        notices.append(f"{error}; it is {aside.name} now")
+        lines = []
+    head, *rows = lines or [[]]
+    kept = [row for row in rows if row[0].isdecimal() and int(row[0]) < step]
+    missing = len(set(range(first_step, step)) - {int(row[0]) for row in kept})
+    if missing:
+        notices.append(f"metrics.csv lacks {missing} of the steps before step {step}")
+    if not lines or step == first_step:  # or else its next line would have no head above it
+        path.unlink(missing_ok=True)
+        return
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        csv.writer(file).writerows([head, *kept])

@@ -1,0 +1,245 @@
+"""A trained learner as a file: weights and classes in a weights file, the rest as JSON in it. No
+pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyft import backends
+from tinyft.data.loader import expect_pictures
+from tinyft.errors import DataError, WeightsError
+from tinyft.finetune.groups import BN_PRESETS, grouping_of
+from tinyft.finetune.optim import OPTIMIZERS, Adam, Optimizer, name_of
+from tinyft.finetune.plan import KEPT
+from tinyft.nn.head import HEADS, attach, cut
+from tinyft.nn.layers import BatchNorm, Dropout
+from tinyft.nn.module import Module
+from tinyft.nn.resnet import build
+
+if TYPE_CHECKING:
+    from tinyft.data.loader import PictureData
+    from tinyft.finetune.learner import Learner
+    from tinyft.weights import Preprocess, Weights
+
+
+NUMBER = int | float
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+# What `save` writes beside the weights, and what each may be.
+EXPECTED: dict[str, Callable[[Any], bool]] = {
+    "head": lambda value: isinstance(value, str | None),
+    "bn": lambda value: value in BN_PRESETS,
+    "seed": lambda value: type(value) is int and value >= 0,
+    "label_smoothing": lambda value: isinstance(value, NUMBER),
+    "weight_decay": lambda value: isinstance(value, NUMBER),
+    "dtype": lambda value: value in ("float32", "float64"),
+    "whole_squares": lambda value: isinstance(value, bool),
+    "class_weights": lambda value: value is None or _is_list_of(value, NUMBER),
+    "groups": lambda value: (
+        value is None
+        or (isinstance(value, dict) and all(_is_list_of(names, str) for names in value.values()))
+    ),
+    "dropout": lambda value: _is_list_of(value, NUMBER) and all(0 <= p < 1 for p in value),
+    "optimizer": lambda value: value in [None, *OPTIMIZERS],
+}
+# What some versions did not write; a preprocessing says by itself now that it is whole squares.
+LATER = {"groups": None, "dropout": [], "optimizer": "adam", "whole_squares": False}
+OPTIONS = ("bn", "seed", "label_smoothing", "weight_decay", "dtype", "class_weights")
+
+
+def save(learner: Learner, path: str | os.PathLike[str], *, training: str = "") -> None:
+    """Write weights (as float32), classes, preprocessing and settings; an old file of that name is
+    replaced whole.
+
+    Raises: ValueError for what such a file cannot hold
+    """
+    from tinyft.weights import Weights, save_weights
+
+    expect_savable(learner)
+    # differs from fastai, which pickles the learner
+    state = {name: backends.host(array) for name, array in learner.model.state_dict().items()}
+    arrays = {name: np.asarray(array, np.float32, order="C") for name, array in state.items()}
+    settings = {"head": learner.facts.get("head"), "bn": learner.bn,
+                "seed": learner.seed, "label_smoothing": learner.label_smoothing,
+                "weight_decay": learner.weight_decay, "dtype": learner.dtype,
+                "groups": grouping_of(learner.model, learner.groups),
+                "dropout": [dropout.probability for dropout in learner.dropouts],
+                "optimizer": name_of(learner.optimizer),
+                "class_weights": _plain(learner.class_weights)}  # fmt: skip
+    last = learner.validation
+    metadata: dict[str, Any] = {
+        "head": learner.facts.get("head") or "custom",
+        "training": training,
+        "parent_sha256": learner.facts.get("metadata", {}).get("content_sha256", ""),
+        "metrics": json.dumps({"valid_accuracy": last.accuracy} if last else {}),
+    }
+    preprocess = learner.adjusted_preprocess()
+    extra = {"learner": json.dumps(settings)}
+    save_weights(path, Weights(learner.arch, arrays, learner.classes, preprocess, metadata, extra))
+
+
+def load_learner(
+    path: str | os.PathLike[str],
+    *,
+    data: PictureData | None = None,
+    head: Module | None = None,
+    optimizer: str | Callable[..., Optimizer] | None = None,
+    device: str = "auto",
+) -> Learner:
+    """The learner that `save` wrote, ready to predict and to evaluate; with `data` of its classes
+    also to train on: its head, its settings, nothing frozen, an optimizer that starts empty.
+
+    `head` is needed, untrained, where the learner was made with a Module of its own, and to train
+    also its `optimizer`, if that was one.
+    Raises: WeightsError if the file is not a learner's; DataError for data of other classes
+    """
+    from tinyft.finetune.learner import Learner
+
+    weights = _weights_of_learner(path)
+    settings = settings_in(path, weights)
+    body = cut(build(weights.arch, seed=None))
+    kind = settings["head"]
+    if head is None:
+        if kind not in HEADS:
+            raise WeightsError(
+                f"{path} was saved with a head of its own: ft.load_learner(path, head=...) takes it"
+            )
+        head = HEADS[kind](body.num_features, len(weights.classes))
+    attach(body, head).load_state_dict(weights.arrays)
+    try:
+        if data is not None:
+            _expect_classes(path, data, weights.classes)
+            own_head = None if kind in HEADS else head
+            settings["whole_squares"] |= weights.preprocess.whole_square
+            return _with_pictures(path, data, settings, own_head, optimizer, device)
+        put_dropouts(head, settings["dropout"])
+        optimizer = optimizer or settings["optimizer"] or Adam
+        return Learner(
+            body.astype(settings["dtype"]), None, judged_preprocess(path, weights),
+            weights.arch, weights.classes,
+            device=device, facts={"head": kind, "head_state": KEPT, "weights": str(path)},
+            grouping=settings["groups"],
+            optimizer_class=OPTIMIZERS.get(optimizer, optimizer),
+            **{name: settings[name] for name in OPTIONS},
+        )  # fmt: skip
+    except ValueError as error:
+        raise WeightsError(f"{path}: no learner can be made of its settings: {error}") from None
+
+
+def _weights_of_learner(path: str | os.PathLike[str]) -> Weights:
+    """Raises: WeightsError if the file is not a learner's"""
+    from tinyft.weights import load_weights
+
+    if Path(path).is_dir():
+        raise WeightsError(f"{path} is a folder; a run's learner is its file learner.h5")
+    weights = load_weights(path)
+    if "learner" not in weights.extra or weights.classes is None:
+        raise WeightsError(f"{path} holds weights but no learner; use vision_learner(weights=...)")
+    return weights
+
+
+def _with_pictures(
+    path: str | os.PathLike[str],
+    data: PictureData,
+    settings: dict[str, Any],
+    own_head: Module | None,
+    optimizer: str | Callable[..., Optimizer] | None,
+    device: str,
+) -> Learner:
+    """`load_learner` with data: made by `vision_learner`, so that its runs can be made again."""
+    from tinyft.finetune.build import vision_learner
+
+    optimizer = optimizer or settings["optimizer"]
+    if optimizer is None:
+        raise WeightsError(
+            f"{path} was trained by an optimizer of its caller's own: "
+            "ft.load_learner(path, data=..., optimizer=...) takes it"
+        )
+    options = {name: settings[name] for name in (*OPTIONS, "groups")}
+    learner = vision_learner(
+        data, weights=path, head=own_head, optimizer=optimizer, device=device, **options
+    )
+    learner.facts |= {"head_state": KEPT, "head_dropped": ""}
+    learner.preprocess = replace(learner.preprocess, whole_square=settings["whole_squares"])
+    learner.unfreeze()
+    return learner
+
+
+def _expect_classes(path: str | os.PathLike[str], data: PictureData, classes: list[str]) -> None:
+    """Raises: TypeError for what is no data; DataError for pictures of other classes"""
+    expect_pictures(data)
+    if data.classes != classes:
+        raise DataError(
+            f"{path} knows the classes {', '.join(classes)}, the pictures have "
+            f"{', '.join(data.classes)}; open them with classes=[...] as there, or begin a new "
+            f"head with ft.vision_learner(data, weights={str(path)!r})"
+        )
+
+
+def put_dropouts(head: Module, probabilities: list[float]) -> None:
+    """Give the head's Dropout layers their probabilities, if they are known."""
+    layers = [layer for _, layer in head.named_modules() if isinstance(layer, Dropout)]
+    for layer, probability in zip(layers, probabilities, strict=False):
+        layer.probability = probability
+
+
+def judged_preprocess(path: str | os.PathLike[str], weights: Weights) -> Preprocess:
+    """How pictures are prepared that a file's network judges. An older learner's file says beside
+    its preprocessing that it judges whole squares: those are resized straight to the crop.
+    """
+    preprocess = weights.preprocess
+    if "learner" not in weights.extra:
+        return preprocess
+    settings = settings_in(path, weights)
+    return replace(preprocess, resize=preprocess.crop) if settings["whole_squares"] else preprocess
+
+
+def settings_in(path: str | os.PathLike[str], weights: Weights) -> dict[str, Any]:
+    """What `save` wrote beside the weights; of weights that are no learner's, only the defaults.
+
+    Raises: WeightsError if it is something else
+    """
+    if "learner" not in weights.extra:
+        return dict(LATER)
+    try:
+        settings = json.loads(weights.extra["learner"])
+    except (ValueError, RecursionError):  # lists within lists a thousand deep are the latter
+        settings = None
+    settings = LATER | settings if isinstance(settings, dict) else {}
+    if not EXPECTED.keys() <= settings.keys():
+        raise WeightsError(f"{path}: its learner should be JSON with {', '.join(sorted(EXPECTED))}")
+    for name, is_right in EXPECTED.items():
+        if not is_right(settings[name]):
+            raise WeightsError(f"{path}: its learner's {name} cannot be {settings[name]!r}")
+    return {name: settings[name] for name in EXPECTED}
+
+
+def expect_savable(learner: Learner) -> None:
+    """Raises: ValueError if a batch norm has another eps than the one that weights files mean"""
+    from tinyft.weights.hdf5.weights_file import BATCH_NORM_EPSILON
+
+    own_head = learner.facts.get("head") is None  # whose caller makes it again
+    for name, module in learner.model.named_modules():
+        if own_head and name.startswith("head"):
+            continue
+        if isinstance(module, BatchNorm) and module.eps != BATCH_NORM_EPSILON:
+            raise ValueError(
+                f"{name} has eps {module.eps}, and a weights file means {BATCH_NORM_EPSILON}: with "
+                "the file the network would compute something else"
+            )
+
+
+def _plain(class_weights: np.ndarray | None) -> list[float] | None:
+    return None if class_weights is None else backends.host(class_weights).tolist()

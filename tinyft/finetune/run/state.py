@@ -1,0 +1,168 @@
+"""Everything a learner remembers between two steps, as named arrays and plain JSON, and back.
+
+What is not here is computed from the plan and the seed: batches, dropout masks, what is frozen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyft import backends
+from tinyft.errors import RunError
+from tinyft.finetune.records import Evaluation, Losses, SmoothLoss
+
+if TYPE_CHECKING:
+    from tinyft.finetune.learner import Learner
+
+Arrays = dict[str, np.ndarray]
+
+
+def capture(learner: Learner) -> tuple[Arrays, dict[str, Any]]:
+    """Copies of weights, buffers and optimizer state; and counters, rates, hashes in plain JSON."""
+    learner.read_losses()
+    arrays = {f"model.{n}": _copied(a) for n, a in learner.model.state_dict().items()}
+    counts = {}
+    for name, state in learner.optimizer.state.items():
+        for key, value in state.items():
+            if hasattr(value, "dtype"):
+                arrays[f"optimizer.{name}.{key}"] = _copied(value)
+            else:
+                counts[f"{name}.{key}"] = value
+    values = {
+        "step": learner.step,
+        "epoch": learner.epoch,
+        "smooth": asdict(learner.smooth),
+        "optimizer_counts": counts,
+        "trained": sorted(learner.trained),
+        "phase_digests": learner.phase_digests,
+        "validation": asdict(learner.validation) if learner.validation else None,
+        "groups": [[g.lr, g.momentum, g.weight_decay] for g in learner.groups],
+    }
+    return arrays, values
+
+
+def model_arrays(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """The network's own arrays among those of a captured state, under their names there."""
+    return {n.removeprefix("model."): a for n, a in arrays.items() if n.startswith("model.")}
+
+
+def restore(learner: Learner, arrays: Arrays, values: dict[str, Any]) -> None:
+    """Put a captured state back, bit for bit. Gradients and the history of records are not part of
+    it.
+
+    Raises: RunError if the state is of another network; the learner is then as it was
+    """
+    model, found = learner.model.state_dict(), model_arrays(arrays)
+    shapes, came = ({(n, a.shape) for n, a in state.items()} for state in (model, found))
+    if came != shapes:
+        differing = sorted({name for name, _ in came ^ shapes})
+        raise RunError(f"the state is of another network; they differ in {', '.join(differing)}")
+    hashed = values["phase_digests"].keys()
+    if len(values["groups"]) != len(learner.groups) or (hashed and hashed != model.keys()):
+        raise RunError("the state is of a network with other groups or tensors")
+    for name, array in model.items():
+        backends.assign(array, found[name])
+    learner.losses = Losses()
+    learner.optimizer.clear()
+    for group in learner.groups:
+        for name, parameter in group.parameters.items():
+            state = _optimizer_state(name, parameter.data, arrays, values["optimizer_counts"])
+            if state:
+                learner.optimizer.state[name] = state
+    learner.step, learner.epoch = values["step"], values["epoch"]
+    learner.smooth = _made(SmoothLoss, values["smooth"])
+    learner.trained = frozenset(values["trained"])
+    learner.phase_digests = values["phase_digests"]
+    validation = values["validation"]
+    learner.validation = _made(Evaluation, validation) if validation else None
+    for group, settings in zip(learner.groups, values["groups"], strict=True):
+        group.lr, group.momentum, group.weight_decay = settings
+
+
+def bookmark(learner: Learner) -> Callable[[], None]:
+    """A function that puts the learner back as it is now, bit for bit, as often as it is called.
+
+    Unlike a checkpoint this covers gradients, what is frozen, which modules train, and the history
+    of records too.
+    """
+    saved = capture(learner)
+    grouped = learner.groups
+    groups = [(group, group.frozen) for group in learner.groups]
+    parameters = [
+        (p, p.requires_grad, None if p.grad is None else p.grad.copy("K"))
+        for group in learner.groups
+        for p in group.parameters.values()
+    ]
+    norms = [(norm, norm.statistics, norm.updates) for norm in learner.batch_norms]
+    put_modes_back = learner.model.remember_modes()
+    masks = [(dropout, dropout.step) for dropout in learner.dropouts]
+    history, weight_decay = list(learner.history), learner.weight_decay
+    last_step = learner.updates, learner.optimizer.visited
+
+    def put_back() -> None:
+        learner.optimizer.groups = grouped
+        restore(learner, *saved)
+        for group, frozen in groups:
+            group.frozen = frozen
+        for parameter, requires_grad, grad in parameters:
+            parameter.requires_grad = requires_grad
+            parameter.grad = None if grad is None else grad.copy("K")
+        for norm, statistics, updates in norms:
+            norm.statistics, norm.updates = statistics, updates
+        put_modes_back()
+        for dropout, step in masks:
+            dropout.step = step
+        learner.history[:], learner.weight_decay = history, weight_decay
+        learner.updates, learner.optimizer.visited = last_step
+
+    return put_back
+
+
+@contextlib.contextmanager
+def undone(learner: Learner) -> Iterator[None]:
+    """Train as you like within this block: afterwards the learner is as before, bit for bit; see
+    `bookmark`.
+    """
+    put_back = bookmark(learner)
+    try:
+        yield
+    finally:
+        try:
+            put_back()
+        except KeyboardInterrupt:  # it ended half-way
+            put_back()
+            raise
+
+
+def _optimizer_state(
+    name: str, like: np.ndarray, arrays: Arrays, counts: dict[str, int]
+) -> dict[str, Any]:
+    """What the optimizer remembered of one parameter, in the parameter's memory order."""
+    state: dict[str, Any] = {}
+    for full_name, count in counts.items():
+        if full_name.rpartition(".")[0] == name:
+            state[full_name.rpartition(".")[2]] = count
+    for full_name, array in arrays.items():
+        owner, _, key = full_name.removeprefix("optimizer.").rpartition(".")
+        if full_name.startswith("optimizer.") and owner == name:
+            if (array.shape, array.dtype) == (like.shape, like.dtype):
+                state[key] = backends.of(like).zeros_like(like)
+                backends.assign(state[key], array)
+            else:  # an optimizer of the caller's own, with a number for each filter, say
+                state[key] = backends.beside(array.copy(), like)
+    return state
+
+
+def _made(kind: type, values: dict[str, Any]) -> Any:
+    """A record of that kind from what it was written as."""
+    return kind(**{field.name: values[field.name] for field in fields(kind)})
+
+
+def _copied(array: np.ndarray) -> np.ndarray:
+    """A copy in main memory, in the published order."""
+    return np.array(backends.host(array), order="C")

@@ -1,0 +1,1 @@
+"""What training changed: weights, filters and features, before and after."""

@@ -1,0 +1,92 @@
+"""What a notebook shows of the engine's objects: tables and charts in place of printed text.
+
+`print` says the same, but for the curves of a plan; see tinyft/display.py for who calls this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tinyft.display import as_preformatted
+from tinyft.engine.printing import facts
+from tinyft.engine.tensor import Tensor
+from tinyft.finetune.plan import Plan
+from tinyft.finetune.records import GROUP_COLUMNS, StepRecord
+from tinyft.inspection.ledger.ledger import Ledger
+from tinyft.inspection.report.charts import Line, line_chart
+from tinyft.inspection.report.page import escape, table
+from tinyft.inspection.trace.nodes import TracedNode
+from tinyft.inspection.trace.page import node_html, trace_section
+from tinyft.inspection.trace.table import TraceTable
+from tinyft.nn.layer_table import COLUMNS, Summary, summary
+from tinyft.nn.module import Module
+
+# A notebook may be light or dark and does not say which: colours that both can show.
+STYLE = (
+    "--line:#8886;--soft:#888;--series-1:#3d8ad6;--series-2:#d97a1f;--series-3:#2c9a6c;"
+    "--series-4:#a565c9"
+)
+
+
+def as_html(value: Any) -> str:
+    """HTML for a notebook's cell; of what has no drawing here, the printed text."""
+    for kind, draw in DRAWN.items():
+        if isinstance(value, kind):
+            return f'<div style="{STYLE}">{draw(value)}</div>'
+    return as_preformatted(value)
+
+
+def _tensor(tensor: Tensor) -> str:
+    """What it is and how it came to be, its range, its values."""
+    return f"<b>{escape(facts(tensor))}</b><pre>{escape(tensor.data)}</pre>"
+
+
+def _summary(found: Summary) -> str:
+    return f"{table(COLUMNS, found.cells())}<p>{escape(found.total)}</p>"
+
+
+def _module(module: Module) -> str:
+    return f"<b>{escape(type(module).__name__)}</b>{_summary(summary(module))}"
+
+
+def _plan(plan: Plan) -> str:
+    """The plan's text, and the curves that it stands for."""
+    lr = np.concatenate([phase.lr for phase in plan.phases])  # (steps, groups)
+    momentum = np.concatenate([phase.momentum for phase in plan.phases])
+    first, borders = plan.first_step, []
+    steps = np.arange(first, first + len(lr))
+    for phase in plan.phases:
+        borders.append((float(first), phase.name))
+        first += phase.steps
+    names = [state.name for state in plan.states[0]]
+    rates = [Line(name, steps, lr[:, g]) for g, name in enumerate(names)]
+    charts = (
+        line_chart("Learning rate of each group", rates, log=True, borders=borders),
+        line_chart("Momentum", [Line("momentum", steps, momentum)], borders=borders),
+    )
+    row = f'<div style="display:flex;flex-wrap:wrap;gap:1rem">{"".join(charts)}</div>'
+    return f"<pre>{escape(plan)}</pre>{row}"
+
+
+def _step(record: StepRecord) -> str:
+    facts = "<br>".join(map(escape, record.facts()))
+    return f"<p>{facts}</p>{table(GROUP_COLUMNS, record.rows())}"
+
+
+def _ledger(ledger: Ledger) -> str:
+    return ledger.reading._repr_html_() if ledger.file else f"<p>{escape(ledger)}</p>"
+
+
+DRAWN: dict[type, Callable[[Any], str]] = {
+    Tensor: _tensor,
+    Summary: _summary,
+    Module: _module,
+    Plan: _plan,
+    StepRecord: _step,
+    Ledger: _ledger,
+    TracedNode: node_html,
+    TraceTable: trace_section,
+}

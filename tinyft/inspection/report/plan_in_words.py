@@ -1,0 +1,240 @@
+"""A plan in words: each phase as a paragraph with its numbers, the reasons, and the files."""
+
+from __future__ import annotations
+
+import textwrap
+
+from tinyft.display import counted
+from tinyft.finetune.plan import REMEMBERS, GroupState, Plan
+from tinyft.finetune.recipe import Phase
+
+WIDTH = 100
+
+WHY_FROZEN = (
+    "Why: the head begins with random weights, so its first gradients say nothing about pictures; "
+    "passed on at full rate they would undo what the pretrained layers know (it is the first step "
+    "of the gradual unfreezing of Howard and Ruder, 2018, all of which learner.plan_of can make)."
+)
+WHY_UNFROZEN = (
+    "Why: the head now sends gradients that mean something, and the pretrained layers can bend "
+    "towards these pictures."
+)
+WHY_FROZEN_RANDOM = (
+    "Why: it was asked for; the body begins with random weights too, and they know nothing that "
+    "freezing would keep."
+)
+WHY_UNFROZEN_RANDOM = (
+    "Why: the body's weights are random, so everything has to be learnt from these pictures."
+)
+WHY_ALL_AT_ONCE = "Why: no phase of the head alone was asked for, so everything trains at once."
+WHY_RATES = (
+    "Early layers detect edges and textures that any picture has and need little change, late ones "
+    "are specific to the old task: hence smaller rates further down (Yosinski et al., 2014)."
+)
+RATES_RANDOM = "That suits pretrained layers; random ones have as much to learn as the head."
+WHY_FROZEN_AGAIN = "Why: a head can follow the body's features without changing them."
+WHY_FROZEN_IN_PART = "Why: what the first layers detect serves any picture, so it can stay."
+WHY_CYCLE = (
+    "The rise lets the optimizer settle before large steps, a fall lets the weights settle at the "
+    "end (Smith, 2018)."
+)
+
+BN_FROZEN = {
+    "fastai": (
+        "Their batch norms are not frozen: they normalise with each batch's own statistics, their "
+        "running statistics follow, and their scales and shifts train ({numbers} numbers), as in "
+        "fastai. Why: the new pictures have statistics of their own. "
+        'bn="torch" or "frozen" would hold them.'
+    ),
+    "torch": (
+        "Their batch norms normalise with each batch's own statistics and their running statistics "
+        "move although no weight learns, as in PyTorch with requires_grad=False and model.train(): "
+        'the network predicts differently afterwards. bn="frozen" would hold them.'
+    ),
+    "frozen": (
+        "Their batch norms are frozen too: running statistics normalise and stay, as with Keras's "
+        "trainable=False, so {unchanged}."
+    ),
+}
+UNCHANGED = "not one bit of these layers changes"
+UNCHANGED_BUT_DECAY = "only weight decay changes these layers (stale_gradients=True)"
+
+
+def explain(plan: Plan) -> str:
+    """The whole plan as text of at most 100 columns."""
+    parts = ["\n".join(map(_paragraph, plan.facts))]
+    first = plan.first_step
+    for number, phase in enumerate(plan.phases):
+        parts.append(_phase(plan, number, first))
+        first += phase.steps
+    parts.append(_paragraph(_decay(plan)))
+    return "\n\n".join(parts)
+
+
+def _phase(plan: Plan, number: int, first: int) -> str:
+    """One paragraph, and the files where to look."""
+    phase, states = plan.phases[number], plan.states[number]
+    frozen = [state for state in states if state.frozen]
+    last = first + phase.steps - 1
+    sentences = [
+        f"Phase {number + 1} of {len(plan.phases)}, {phase.name}: {counted(phase.epochs, 'epoch')} "
+        f"of {counted(phase.steps_per_epoch, 'step')}, steps {first} to {last}.",
+        *([_frozen(plan, frozen)] if frozen else [_norms(plan.bn)]),
+        _what_trains(states),
+        *_why(plan, number, frozen),
+        *_rates(plan, number, first),
+        WHY_CYCLE,
+        _momentum(phase),
+        *_cache(plan, number),
+        f"Before the first step the optimizer {_optimizer(plan)}; after the last the bits "
+        "of every tensor that was to stay are compared with those before.",
+    ]
+    return _paragraph(" ".join(sentences)) + "\n" + _where(bool(plan.cached_bytes[number]))
+
+
+def _optimizer(plan: Plan) -> str:
+    return "forgets what it remembered" if plan.reset_optimizer else REMEMBERS
+
+
+def _frozen(plan: Plan, frozen: list[GroupState]) -> str:
+    names, count = " and ".join(s.name for s in frozen), sum(s.total for s in frozen)
+    norms = BN_FROZEN[plan.bn].format(
+        numbers=f"{sum(s.trainable for s in frozen):,}",
+        unchanged=UNCHANGED_BUT_DECAY if plan.stale_gradients else UNCHANGED,
+    )
+    return f"Frozen: {names}, {count:,} numbers. {norms}"
+
+
+def _what_trains(states: list[GroupState]) -> str:
+    training = "; ".join(f"{s.name}, {s.trainable:,}" for s in states if not s.frozen)
+    whole, all_of_them = sum(s.trainable for s in states), sum(s.total for s in states)
+    return (
+        f"Training: {training or 'no group'}. Gradients reach {whole:,} of {all_of_them:,} numbers."
+    )
+
+
+def _norms(bn: str) -> str:
+    if bn == "frozen":
+        return "The body's batch norms keep the running statistics that they have; scales train."
+    return "All batch norms normalise with the batch, their statistics follow, their scales train."
+
+
+def _rates(plan: Plan, number: int, first: int) -> list[str]:
+    """The learning rates of the groups that move, in a phase that begins with step `first`."""
+    phase, states = plan.phases[number], plan.states[number]
+    moving = [g for g, state in enumerate(states) if state.trainable or plan.stale_gradients]
+    texts = [f"{states[g].name} from {_rate(phase.lr[0, g])} to {_rate(phase.lr[:, g].max())} to "
+             f"{_rate(phase.lr[-1, g])}" for g in moving]  # fmt: skip
+    if not moving:
+        return []
+    peak = int(phase.lr[:, moving[-1]].argmax())
+    rises = peak == phase.steps - 1
+    way = "rise to the end" if rises else f"rise until step {first + peak}, then fall"
+    found = [f"Learning rates {way}: {'; '.join(texts)}."]
+    if len(moving) > 1 and phase.lr[0, moving[0]] < phase.lr[0, moving[-1]]:
+        times = phase.lr[0, moving[-1]] / phase.lr[0, moving[0]]
+        why = RATES_RANDOM if _knows_nothing(plan) else WHY_RATES
+        found.append(f"The last group learns {times:.0f} times as fast as the first. {why}")
+    return found
+
+
+def _momentum(phase: Phase) -> str:
+    m = phase.momentum
+    if not m.any():
+        return "The optimizer has no momentum: each step follows its own batch's gradient alone."
+    return f"Momentum mirrors the rates: from {m[0]:.3f} to {m.min():.3f} to {m[-1]:.3f}."
+
+
+def _cache(plan: Plan, number: int) -> list[str]:
+    if not plan.cached_bytes[number]:
+        return []
+    others = plan.phases[number].epochs - 1
+    saved = f", and {counted(others, 'epoch')} cost the head alone" if others else ""
+    return [
+        f"The body cannot change and pictures are not augmented, so its features are kept "
+        f"({plan.cached_bytes[number] / 1e6:.0f} MB): each picture passes through it once{saved}."
+    ]
+
+
+def _why(plan: Plan, number: int, frozen: list[GroupState]) -> list[str]:
+    """The reason for what is frozen; freezing everything has none."""
+    if not frozen:
+        return [_why_unfrozen(plan, number)]
+    if _knows_nothing(plan):
+        return [WHY_FROZEN_RANDOM]
+    training = [state for state in plan.states[number] if not state.frozen]
+    if training and all(state.in_head for state in training):
+        has_random_head = number == 0 and _is_said(plan, ", random, ")
+        return [WHY_FROZEN if has_random_head else WHY_FROZEN_AGAIN]
+    return [WHY_FROZEN_IN_PART] if training else []
+
+
+def _why_unfrozen(plan: Plan, number: int) -> str:
+    if number == 0:
+        return WHY_ALL_AT_ONCE
+    return WHY_UNFROZEN_RANDOM if _knows_nothing(plan) else WHY_UNFROZEN
+
+
+def _knows_nothing(plan: Plan) -> bool:
+    """Whether the body begins with random weights that no step has trained."""
+    return plan.first_step == 0 and _is_said(plan, "body: random weights")
+
+
+def _is_said(plan: Plan, words: str) -> bool:
+    return any(words in fact for fact in plan.facts)
+
+
+def _where(cached: bool) -> str:
+    """Which file does which part."""
+    files = {
+        "phases and rates": "recipe.py",
+        "the curve": "schedule.py",
+        "freezing and batch norms": "groups.py",
+        "the update": "optim.py",
+        "the loop": "learner.py",
+        "the comparison": "proof.py",
+    }
+    if cached:
+        files["kept features"] = "feature_cache.py"
+    listed = ", ".join(f"{what}: tinyft/finetune/{file}" for what, file in files.items())
+    return textwrap.fill(
+        f"Where: {listed}", WIDTH, initial_indent="  ", subsequent_indent="  ",
+        break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def _decay(plan: Plan) -> str:
+    text = (
+        f"In every step each weight that trains also shrinks by {plan.weight_decay:g} times its "
+        "learning rate; batch norms and biases do not (tinyft/finetune/groups.py)."
+    )
+    lost = {
+        state.name: sum(_without_decay(plan, number, g) for number in range(len(plan.phases)))
+        for g, state in enumerate(plan.states[0])
+    }
+    if plan.weight_decay and any(lost.values()):
+        listed = ", ".join(f"{name} in {n}" for name, n in lost.items() if n)
+        text += (
+            f" Where the rate is small, 1 minus that product is 1 in {plan.dtype} and nothing "
+            "shrinks: "
+            f"{listed} of {plan.steps} steps."
+        )
+    if plan.stale_gradients:
+        text += " Frozen weights that once trained decay on, as in fastai (stale_gradients=True)."
+    return text
+
+
+def _without_decay(plan: Plan, number: int, g: int) -> int:
+    """In how many steps of a phase a group trains whose decay is rounded away."""
+    if plan.states[number][g].frozen:
+        return 0
+    kept = (1 - plan.phases[number].lr[:, g] * plan.weight_decay).astype(plan.dtype)
+    return int((kept == 1).sum())
+
+
+def _rate(value: float) -> str:
+    return f"{value:.2g}"
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,182 @@
+"""All that a run left behind, read for its report: whatever is missing is a sentence, not an error.
+
+A run may be unfinished, its pictures moved, its head somebody's own, its ledger not kept. Each of
+those costs the report one section, which then says why.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyft.data.loader import PictureData
+from tinyft.errors import RunError, TinyftError
+from tinyft.finetune.build import OPTIMIZERS
+from tinyft.finetune.plan import remade
+from tinyft.finetune.run.pictures import pictures_of_run
+from tinyft.finetune.run.reading import metrics_lines, read_description
+from tinyft.finetune.run.save import load_learner
+from tinyft.inspection.comparison.diff import Diff, diff_run
+from tinyft.inspection.ledger.file import FILE_NAME
+from tinyft.inspection.ledger.ledger import Ledger
+from tinyft.inspection.ledger.reading import LedgerReading
+from tinyft.inspection.report.learned import Judgements, judge_pictures
+
+if TYPE_CHECKING:
+    from tinyft.finetune.learner import Learner
+    from tinyft.finetune.plan import Plan
+
+NETWORKS = ("learner.h5", "best.h5")  # the last one; of an unfinished run, its best epoch's
+
+
+@dataclass
+class RunFiles:
+    """A run as its report needs it. `missing` says why a part is None, by the part's name;
+    `judged_file` which of the run's networks `learner` is.
+
+    `metrics` has the columns of metrics.csv: lists of text for `phase`, else float arrays with NaN
+    for what a step did not measure.
+    """
+
+    path: Path
+    description: dict[str, Any]
+    metrics: dict[str, Any]
+    ledger: LedgerReading | None = None
+    judged_file: str = ""
+    learner: Learner | None = None
+    plan: Plan | None = None
+    judged: Judgements | None = None
+    changes: Diff | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(
+        cls, path: str | os.PathLike[str], data: PictureData | None = None, *, device: str = "auto"
+    ) -> RunFiles:
+        """Read the run at `path`; its network judges its validation pictures again.
+
+        `data` is needed where the run was made from arrays in memory.
+        Raises: RunError if it is no run or has made no step
+        """
+        path = Path(path)
+        run = cls(path, read_description(path), read_metrics(path / "metrics.csv"))
+        run.ledger = run._part("ledger", lambda: _ledger(path))
+        pictures = run._part("pictures", lambda: _pictures(path, data))
+        for name in [n for n in NETWORKS if (path / n).exists()] or [""]:
+            run.judged_file = name
+            run.learner = run._part("learner", lambda name=name: _learner(path, name, device))
+            if run.learner is not None:
+                break
+        if run.learner is not None and pictures is not None:
+            run.learner.data = pictures
+            run.plan = run._part("plan", lambda: _plan(run.learner, run.description))
+            run.judged = run._part("judged", lambda: judge_pictures(run.learner))
+        run.changes = run._part("changes", lambda: diff_run(path, pictures, device=device))
+        if run.changes is not None and pictures is None:
+            reason = run.missing["pictures"]
+            run.changes.notices.append(f"features are not compared: {reason}")
+        return run
+
+    def frozen(self, start: int) -> list[str]:
+        """The groups that are frozen in the step at place `start`; without a ledger, none is known
+        to be.
+        """
+        frozen = [] if self.ledger is None else self.ledger.steps["frozen"][start : start + 1]
+        return [name for row in frozen for name, on in zip(self.groups, row, strict=True) if on]
+
+    def resting(self, start: int) -> list[str]:
+        """The groups of which the step at place `start` updates nothing; as `frozen`."""
+        counts = [] if self.ledger is None else self.ledger.steps["updated"][start : start + 1]
+        return [name for row in counts for name, n in zip(self.groups, row, strict=True) if n == 0]
+
+    def _part(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` returns, or None and a reason."""
+        try:
+            return make()
+        except (TinyftError, OSError, ValueError) as error:
+            self.missing[name] = str(error)
+            return None
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The numbers of the steps that were made: (steps,) float"""
+        return self.metrics["step"]
+
+    @property
+    def groups(self) -> list[str]:
+        """The layer groups' names, first to last."""
+        return [name.removeprefix("lr ") for name in self.metrics if name.startswith("lr ")]
+
+    @property
+    def phases(self) -> list[tuple[str, int, int]]:
+        """(name, place of the first step, place behind the last) of each phase, in order."""
+        names, found = self.metrics["phase"], []
+        starts = [i for i, name in enumerate(names) if i == 0 or names[i - 1] != name]
+        for start, end in zip(starts, [*starts[1:], len(names)], strict=True):
+            found.append((names[start], start, end))
+        return found
+
+    @property
+    def borders(self) -> list[tuple[float, str]]:
+        """The first step of each phase and the phase's name, as charts mark them."""
+        return [(float(self.steps[start]), name) for name, start, _ in self.phases]
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """The columns of a metrics.csv. A last line that a kill cut off is left out.
+
+    Raises: RunError if there is none, or it is damaged or holds no step
+    """
+    head, *rows = metrics_lines(path) or [[]]
+    if not rows or not {"step", "phase", "loss", "smooth_loss", "valid_loss"} <= set(head):
+        raise RunError(
+            f"{path.parent} has no step to report yet: its metrics.csv is missing or empty"
+        )
+    columns = dict(zip(head, zip(*rows, strict=True), strict=True))
+    return {
+        name: list(cells) if name == "phase" else np.array([_number(cell) for cell in cells])
+        for name, cells in columns.items()
+    }
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell) if cell else math.nan
+    except ValueError:
+        return math.nan
+
+
+def _ledger(path: Path) -> LedgerReading:
+    if not (path / FILE_NAME).exists():
+        raise RunError("this run kept no ledger, so norms of gradients and updates are not known")
+    return Ledger.read(path)
+
+
+def _learner(path: Path, name: str, device: str) -> Learner:
+    if not name:
+        raise RunError("no epoch has ended with a finite loss, so there is no network to judge yet")
+    return load_learner(path / name, device=device)
+
+
+def _plan(learner: Learner, description: dict[str, Any]) -> Plan:
+    """The run's plan, made again by the learner that it ended with; its facts are those of the
+    beginning, as they were printed then.
+    """
+    optimizer = (description["learner"] or {}).get("optimizer")
+    if optimizer in OPTIMIZERS:  # a saved learner has none
+        learner.optimizer = OPTIMIZERS[optimizer](learner.groups)
+    facts = description["plan_text"].partition("\n\n")[0].replace("\n    ", " ").splitlines()
+    plan = remade(learner, description["plan"], description["first_step"])
+    return replace(plan, facts=facts)
+
+
+def _pictures(path: Path, data: PictureData | None) -> PictureData:
+    with warnings.catch_warnings(action="ignore"):  # they were said when the run began
+        return pictures_of_run(path, data)

@@ -1,0 +1,1 @@
+"""One step asked questions: why the loss changed, and what if it were made otherwise."""

@@ -1,0 +1,148 @@
+"""A moment: a learner just before one step, with everything set as that step will have it.
+
+Any step of a run can be made again, to the bit: every draw comes from a generator keyed by the
+seed and the step, and a checkpoint holds the rest. What-if steps, explanations of a loss and the
+microscope all begin with a moment; `take` makes the step, `restore` undoes it, as often as you
+like.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tinyft import backends
+from tinyft.data.loader import Batch, PictureData
+from tinyft.errors import RunError
+from tinyft.finetune.feature_cache import FeatureCache
+from tinyft.finetune.learner import Learner
+from tinyft.finetune.plan import Plan
+from tinyft.finetune.recipe import Phase
+from tinyft.finetune.records import StepRecord
+from tinyft.finetune.run.reading import read_description
+from tinyft.finetune.run.resume import recreate
+from tinyft.finetune.run.state import bookmark
+
+
+@dataclass(repr=False)
+class Moment:
+    """A learner that is about to make step `step` of `phase` on `batch`.
+
+    The phase is entered (what is frozen, the batch norms' switches) and each group has the step's
+    learning rate and momentum. `step` counts over the learner's life, as in metrics.csv;
+    `step_in_phase` from the phase's first. `notices` are sentences on what may make the bits of a
+    run differ.
+
+    Example:
+        moment = Moment.of_run("runs/pets-resnet18-1", 17)
+        loss = moment.take().loss
+        moment.restore()
+        assert moment.take().loss == loss
+    """
+
+    learner: Learner
+    plan: Plan
+    phase: Phase
+    step: int
+    step_in_phase: int
+    batch: Batch
+    notices: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._kept = self._features_so_far()
+        self._put_back: Callable[[], None] = bookmark(self.learner)
+
+    def __repr__(self) -> str:
+        return f"<Moment: before {self.where}>"
+
+    @classmethod
+    def of_run(
+        cls, path: str | os.PathLike[str], step: int, data: PictureData | None = None
+    ) -> Moment:
+        """The moment before step `step` of the run at `path`, in the numbers of metrics.csv.
+
+        The learner is made again from run.json and the newest checkpoint that is not beyond the
+        step; the steps between are replayed. Nothing is written. `data` is needed where the run
+        was made from arrays in memory.
+        Raises: RunError for a step that the plan does not have, data or weights that have
+        changed, a run that cannot be made again
+        """
+        description = read_description(Path(path))
+        first, steps = description["first_step"], description["steps"]
+        if not first <= step < first + steps:
+            raise RunError(
+                f"{path} has no step {step}: its steps are {first} to {first + steps - 1}, "
+                "counted as in metrics.csv"
+            )
+        learner, plan, done, notices, _ = recreate(path, data, last=step)
+        if done < step - first:
+            for record in learner.steps(plan, start=done):
+                if record.step == step - 1:
+                    break
+        moment = cls.of(learner, plan, step - first)
+        moment.notices += notices
+        return moment
+
+    @classmethod
+    def of(cls, learner: Learner, plan: Plan, step: int) -> Moment:
+        """The moment before step `step` of `plan` (from 0), for a learner that has made the steps
+        before it. It enters the step's phase, as it would by itself.
+
+        Raises: ValueError if the plan has no such step, or the learner has made more or fewer
+        """
+        number, i = plan.at(step)
+        if learner.step != plan.first_step + step:
+            raise ValueError(
+                f"the learner has made {learner.step} steps; before step {step} of a plan that "
+                f"began with step {plan.first_step} it has made {plan.first_step + step}"
+            )
+        phase = plan.phases[number]
+        learner.enter(phase, plan, resumed=i > 0)
+        learner.set_rates(phase, i)
+        in_epoch = i % phase.steps_per_epoch
+        batch = next(learner.data.train_batches(learner.epoch, learner.preprocess, in_epoch))
+        return cls(learner, plan, phase, learner.step, i, batch)
+
+    @property
+    def phase_number(self) -> int:
+        """The place of the phase among the plan's, from 0."""
+        return next(i for i, phase in enumerate(self.plan.phases) if phase is self.phase)
+
+    @property
+    def where(self) -> str:
+        """The place of the step in words: as `finetune` names epochs, and steps from 0 on as in
+        metrics.csv.
+        """
+        return (
+            f"step {self.step}, in epoch {self.learner.epoch + 1} (phase {self.phase.name!r}, "
+            f"its step {self.step_in_phase} of {self.phase.steps})"
+        )
+
+    def take(self) -> StepRecord:
+        """Make the step. As in a run, but without the validation that ends an epoch, which moves
+        nothing.
+        """
+        cache = self._kept
+        if cache is None and self.plan.cached_bytes[self.phase_number]:
+            cache = FeatureCache(self.learner)
+        return self.learner.train_step(self.batch, self.phase.name, cache=cache)
+
+    def _features_so_far(self) -> FeatureCache | None:
+        """The body's features of the batch, where the run had kept them: from the second epoch on
+        of a phase that does.
+        """
+        is_later = self.step_in_phase >= self.phase.steps_per_epoch
+        if not (is_later and self.plan.cached_bytes[self.phase_number]):
+            return None
+        cache = FeatureCache(self.learner)
+        with backends.use(self.learner.device):
+            cache.features(self.batch)
+        return cache
+
+    def restore(self) -> None:
+        """Put the learner back to just before the step, bit for bit: weights, statistics,
+        gradients, the optimizer's memory, counters, what is frozen, history.
+        """
+        self._put_back()

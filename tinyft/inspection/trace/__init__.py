@@ -1,0 +1,1 @@
+"""One step made visible: every op, its kernel, time, memory and gradients."""

@@ -1,0 +1,512 @@
+"""The contract that every kernel and every op of every backend keeps, as functions to run.
+
+    ft.testing.check_backend("cpu")          # all of it, for whoever writes a backend
+    ft.testing.check_kernel(case, "cpu")     # one case of ft.testing.KERNEL_CASES
+    ft.testing.check_op(case, "cpu")         # one case of ft.testing.OP_CASES
+
+What is right is what the reference backend computes in float64. A float32 result may differ from
+it by what rounding explains, and that is measured, not tuned: the float64 computation is repeated
+with inputs that are off by one float32 rounding. Where that moves the result by s, an algorithm
+that sums K terms one after the other may be off by about sqrt(K) s.
+
+NaN and infinity come through. A denormal number, below 1.2e-38 in float32, may count as 0, given or
+as a result on the way: a CPU may be a hundred times as slow with such.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy import ndarray as Array
+
+from tinyft import backends, ops
+from tinyft.engine.tape import check_saved, no_grad
+from tinyft.engine.tensor import Tensor
+from tinyft.errors import TinyftError
+from tinyft.testing.gradient_check import GradcheckError, gradcheck
+from tinyft.testing.kernel_cases import KERNEL_CASES, KernelCase
+from tinyft.testing.op_cases import OP_CASES, REFUSALS, OpCase, Refusal
+
+__all__ = [
+    "KERNEL_CASES",
+    "OP_CASES",
+    "REFUSALS",
+    "ContractError",
+    "KernelCase",
+    "OpCase",
+    "Refusal",
+    "check_backend",
+    "check_kernel",
+    "check_op",
+    "check_refusal",
+    "close_enough",
+    "layouts",
+    "rounding_spread",
+]
+
+Run = Callable[[str, dict[str, Array]], list[Array]]  # (backend's name, arrays) -> results
+
+ROUNDING = 2.0**-24  # half the distance between two float32 numbers near 1
+# sqrt(K) s is the error's size, not its bound: 5 is what Winograd's transforms cost against a
+# plain sum (cpu backend's README), and covers direct kernels, whose order of summing differs.
+SLACK = 5
+LARGEST = 4  # the largest of 10,000 normal errors is four times their root mean square
+VARIATIONS = 6  # how often inputs are varied to measure s
+THREADS = (1, 2, 4)
+DENORMAL = 1e-40
+SMALLEST = float(np.finfo(np.float32).smallest_normal)  # 1.2e-38: with all its digits
+
+
+class ContractError(TinyftError, AssertionError):
+    """A kernel or an op that does not keep the contract; one line per promise broken."""
+
+
+def check_backend(name: str) -> str:
+    """Run the whole contract against the backend of that name; a sentence on what was checked.
+
+    Raises: ContractError with everything that failed
+    """
+    failures = []
+    for case in (*KERNEL_CASES, *OP_CASES, *REFUSALS):
+        try:
+            check_case(case, name)
+        except ContractError as error:
+            failures.append(str(error))
+    if failures:
+        raise ContractError("\n".join([f"{len(failures)} cases failed on {name}", *failures]))
+    return (
+        f"{name}: {len(KERNEL_CASES)} kernel cases, {len(OP_CASES)} op cases and "
+        f"{len(REFUSALS)} refusals passed"
+    )
+
+
+def check_case(case: KernelCase | OpCase | Refusal, backend: str) -> None:
+    """Check one case of any kind. Raises: ContractError"""
+    if isinstance(case, KernelCase):
+        check_kernel(case, backend)
+    elif isinstance(case, OpCase):
+        check_op(case, backend)
+    else:
+        check_refusal(case, backend)
+
+
+def check_kernel(case: KernelCase, backend: str = "auto") -> None:
+    """Check one call of one kernel: values, dtype, layout, inputs, strides, threads, NaN.
+
+    Raises: ContractError
+    """
+
+    def run(name: str, arrays: dict[str, Array]) -> list[Array]:
+        given = {n: a.copy() if n in case.written else a for n, a in arrays.items()}
+        computing = backends.get(name)
+        placed = {n: computing.upload(a) for n, a in given.items()}
+        with computing.current(), np.errstate(all="ignore"):
+            result = case.call(computing, **placed)
+        _show_changes(given, placed)
+        return _on_host(result if isinstance(result, tuple) else [result])
+
+    arrays = draw(case)
+    found = _Findings(case, backend)
+    found.common(run, arrays, itertools.repeat(case.any_order))
+    found.own_memory(run, arrays)
+    found.raise_if_any()
+
+
+def check_op(case: OpCase, backend: str = "auto") -> None:
+    """Check one call of one op: what `check_kernel` checks, for its result and all its gradients,
+    and the gradients against differences.
+
+    Raises: ContractError
+    """
+
+    def run(name: str, arrays: dict[str, Array]) -> list[Array]:
+        placed = {n: backends.get(name).upload(a) for n, a in arrays.items()}
+        tensors, upstream = _tensors(case, placed), placed["upstream"]
+        with backends.use(name), check_saved(), np.errstate(all="ignore"):
+            out = _first(case.call(**tensors))
+            out.backward(upstream)
+        _show_changes(arrays, placed)
+        return _on_host([out.data, *(t.grad for t in tensors.values() if isinstance(t, Tensor))])
+
+    arrays = draw(case)
+    with backends.use("reference"), no_grad():
+        out = _first(case.call(**_tensors(case, arrays)))
+    arrays["upstream"] = as_float32(np.asarray(np.random.default_rng(1).standard_normal(out.shape)))
+    found = _Findings(case, backend)
+    differentiable = [n for n, t in _tensors(case, arrays).items() if isinstance(t, Tensor)]
+    found.common(run, arrays, [False, *(n in case.any_order for n in differentiable)])
+    found.differences(arrays, differentiable)
+    found.one_gradient(arrays, differentiable)
+    if case.subject.startswith("batch_norm"):
+        found.unfused(run, arrays)
+    found.raise_if_any()
+
+
+def check_refusal(case: Refusal, backend: str = "auto") -> None:
+    """Check that a wrong call raises the right error, which names op, argument, expected and given.
+
+    Raises: ContractError
+    """
+    with backends.use(backend):
+        try:
+            case.call()
+        except case.error as error:
+            missing = [w for w in (f"{case.subject}:", *case.words) if w not in str(error)]
+            if missing:
+                raise ContractError(f"{case}: {str(error)!r} does not say {missing}") from None
+            return
+        except Exception as error:
+            raise ContractError(
+                f"{case}: expected {case.error.__name__}, got {type(error).__name__}: {error}"
+            ) from error
+    raise ContractError(f"{case}: expected {case.error.__name__}, nothing was raised")
+
+
+# -------------------------------------------------------------------------------------- comparisons
+
+
+def rounding_spread(run: Callable[[dict], list[Array]], arrays: dict, fixed: tuple) -> list[tuple]:
+    """How far each result moves if the inputs are off by one float32 rounding: (norm, largest).
+
+    `run` computes in float64; arrays named in `fixed`, and integers, are not varied.
+    """
+    rng = np.random.default_rng(2)
+    exact = [np.asarray(r, np.float64) for r in run(arrays)]
+    moved = [(0.0, 0.0)] * len(exact)
+    for _ in range(VARIATIONS):
+        varied = {
+            n: a * (1 + ROUNDING * rng.standard_normal(a.shape))
+            if a.dtype.kind == "f" and n not in fixed
+            else a
+            for n, a in arrays.items()
+        }
+        with np.errstate(all="ignore"):
+            steps = [np.asarray(r) - e for r, e in zip(run(varied), exact, strict=True)]
+        sizes = [(np.linalg.norm(s), np.abs(s).max(initial=0)) for s in steps]
+        moved = [(max(a, c), max(b, d)) for (a, b), (c, d) in zip(moved, sizes, strict=True)]
+    return moved
+
+
+def close_enough(result: Array, exact: Array, spread: tuple, terms: int) -> str | None:
+    """None if a float32 result is as near to the exact one as rounding allows, else what is wrong.
+
+    `spread` comes from `rounding_spread`. The result itself is rounded too, once.
+    """
+    if exact.dtype.kind in "iub":
+        return None if np.array_equal(result, exact) else "integers differ from the reference"
+    error = np.asarray(result, np.float64) - exact
+    growth = SLACK * np.sqrt(terms)
+    norm_allowed = growth * (spread[0] + ROUNDING * np.linalg.norm(exact))
+    largest = np.abs(error).max(initial=0)
+    largest_allowed = growth * LARGEST * (spread[1] + ROUNDING * np.abs(exact).max(initial=0))
+    if np.linalg.norm(error) <= norm_allowed and largest <= largest_allowed:
+        return None
+    return (
+        f"differs from the float64 reference by {np.linalg.norm(error):.3g} in norm and "
+        f"{largest:.3g} at most, where rounding explains {norm_allowed:.3g} and "
+        f"{largest_allowed:.3g}"
+    )
+
+
+def layouts(array: Array) -> dict[str, Array]:
+    """The same values in other memory: transposed, every second element, offset, read-only."""
+    wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1]) if array.ndim else (2,), array.dtype)
+    sliced = wide[..., ::2] if array.ndim else wide[0:1].reshape(())
+    sliced[...] = array
+    shifted = np.zeros(array.size + 1, array.dtype)[1:].reshape(array.shape)
+    shifted[...] = array
+    frozen = np.array(array)
+    frozen.flags.writeable = False
+    return {
+        "transposed": np.array(array, order="F"),
+        "sliced": sliced,
+        "offset": shifted,
+        "read-only": frozen,
+    }
+
+
+def draw(case: KernelCase | OpCase) -> dict[str, Array]:
+    """The arrays of a case in float32, drawn with a seed of its own."""
+    seed = list(str(case).encode())
+    arrays = case.arrays(np.random.default_rng(seed))
+    return {name: as_float32(np.asarray(array)) for name, array in arrays.items()}
+
+
+def as_float32(array: Array) -> Array:
+    """A float array in float32; any other as it is."""
+    return array.astype(np.float32) if array.dtype.kind == "f" else array
+
+
+def as_float64(arrays: dict[str, Array]) -> dict[str, Array]:
+    """The float arrays in float64, all others as they are."""
+    return {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in arrays.items()}
+
+
+def _tensors(case: OpCase, arrays: dict[str, Array]) -> dict[str, Any]:
+    """Arguments of an op: Tensors around the arrays themselves, constants as they are."""
+    arguments: dict[str, Any] = {}
+    for name, array in arrays.items():
+        if name == "upstream":
+            continue
+        if name in case.constants or array.dtype.kind != "f":
+            arguments[name] = array
+            continue
+        arguments[name] = Tensor.wrap(array)
+        arguments[name].requires_grad = True
+    return arguments
+
+
+def _on_host(results: Iterable[Array]) -> list[Array]:
+    return [backends.host(result) for result in results]
+
+
+def _show_changes(given: dict[str, Array], placed: dict[str, Array]) -> None:
+    """What a kernel wrote into arrays that were moved to its device, written into the originals,
+    where it will be found.
+    """
+    for name, array in placed.items():
+        after = backends.host(array)
+        if after is not given[name] and not _equal([after], [given[name]]):
+            given[name].setflags(write=True)
+            given[name][...] = after
+
+
+def _first(result: Any) -> Tensor:
+    return result[0] if isinstance(result, tuple) else result
+
+
+@contextlib.contextmanager
+def working_with_threads(backend: str, count: int) -> Iterator[None]:
+    """Within this block the backend works with `count` threads."""
+    threads = importlib.import_module(f"tinyft.backends.{backend}.runtime.threads")
+    before = threads.get_num_threads()
+    threads.set_num_threads(count)
+    try:
+        yield
+    finally:
+        threads.set_num_threads(before)
+
+
+def _has_threads(backend: str) -> bool:
+    """Whether the backend is a package with a module `runtime.threads` in it."""
+    with contextlib.suppress(ModuleNotFoundError):
+        return importlib.util.find_spec(f"tinyft.backends.{backend}.runtime.threads") is not None
+    return False
+
+
+# ----------------------------------------------------------------------------------------- findings
+
+
+class _Findings:
+    """What is wrong with one case on one backend, collected promise by promise."""
+
+    def __init__(self, case: KernelCase | OpCase, backend: str):
+        self.case = case
+        self.backend = backends.get(backend).name
+        self.lines: list[str] = []
+
+    def add(self, line: str) -> None:
+        self.lines.append(f"{self.case} on {self.backend}: {line}")
+
+    def raise_if_any(self) -> None:
+        if self.lines:
+            raise ContractError("\n".join(self.lines))
+
+    def common(self, run: Run, arrays: dict[str, Array], any_order: Iterable[bool]) -> None:
+        """The promises that kernels and ops share."""
+        exact = run("reference", as_float64(arrays))
+        spread = rounding_spread(
+            lambda a: run("reference", a), as_float64(arrays), self.case.decisive
+        )
+        before = {n: a.copy() for n, a in arrays.items()}
+        results = run(self.backend, arrays)
+        for name, array in arrays.items():
+            if not np.array_equal(array, before[name]):
+                self.add(f"writes into {name}")
+        for i, (result, truth, free) in enumerate(zip(results, exact, any_order, strict=False)):
+            self._form(i, result, truth, free)
+        if self.lines:
+            return
+        self._values("", results, exact, spread)
+        self._strides(run, arrays, exact, spread)
+        self._repeated(run, arrays, results)
+        self._float64(run, arrays, exact)
+        self._threads(run, arrays, results)
+        self._not_finite(run, arrays)
+        self._denormal(run, arrays)
+
+    def _form(self, i: int, result: Array, truth: Array, any_order: bool) -> None:
+        if result.shape != truth.shape:
+            self.add(f"result {i} has shape {result.shape}, expected {truth.shape}")
+        kind = np.dtype(np.float32) if truth.dtype.kind == "f" else truth.dtype
+        both_integers = {result.dtype.kind, kind.kind} <= set("iu")
+        if result.dtype != kind and not both_integers:
+            self.add(f"result {i} is {result.dtype}, expected {kind}")
+        if not any_order and not result.flags.c_contiguous:
+            self.add(f"result {i} is not C-contiguous")
+
+    def _values(self, how: str, results: list, exact: list, spread: list) -> None:
+        for i, (result, truth, moved) in enumerate(zip(results, exact, spread, strict=True)):
+            problem = close_enough(result, truth, moved, self.case.terms)
+            if problem:
+                self.add(f"result {i}{how} {problem}")
+
+    def _strides(self, run: Run, arrays: dict, exact: list, spread: list) -> None:
+        every = {n: layouts(a) for n, a in arrays.items()}
+        for kind in next(iter(every.values())):
+            results = run(self.backend, {n: every[n][kind] for n in arrays})
+            self._values(f" of {kind} inputs", results, exact, spread)
+
+    def _repeated(self, run: Run, arrays: dict, results: list) -> None:
+        """The same bits again; and a later call leaves the earlier result alone."""
+        kept = [r.copy() for r in results]
+        again = run(self.backend, arrays)
+        other = {n: a * 2 if a.dtype.kind == "f" else a for n, a in arrays.items()}
+        with np.errstate(all="ignore"):
+            run(self.backend, other)
+        if not _equal(results, kept) or not _equal(again, kept):
+            self.add("a second call gives other bits, or changes the first call's result")
+
+    def _float64(self, run: Run, arrays: dict, exact: list) -> None:
+        results = run(self.backend, as_float64(arrays))
+        if not all(map(_agree_in_float64, results, exact)):
+            self.add("float64 does not give the reference's result")
+        if any(a.dtype != b.dtype for a, b in zip(results, exact, strict=True)):
+            self.add(f"float64 inputs give {[r.dtype.name for r in results]}")
+
+    def _threads(self, run: Run, arrays: dict, results: list) -> None:
+        if not _has_threads(self.backend):
+            return
+        for count in THREADS:
+            with working_with_threads(self.backend, count):
+                if not _equal(run(self.backend, arrays), results):
+                    self.add(f"{count} threads give other bits")
+
+    def _not_finite(self, run: Run, arrays: dict) -> None:
+        """Where NaN or infinity in an input makes the reference's result NaN or infinite, it may
+        not come out as a number. It may reach further: Winograd mixes the pixels of a tile.
+        """
+        for name, array in arrays.items():
+            if array.dtype.kind != "f" or not array.size:
+                continue
+            for value in (np.nan, np.inf, -np.inf):
+                poisoned = array.copy()
+                poisoned.reshape(-1)[array.size // 2] = value
+                expected = run("reference", {**arrays, name: poisoned})
+                results = run(self.backend, {**arrays, name: poisoned})
+                for i, (result, truth) in enumerate(zip(results, expected, strict=True)):
+                    hidden = np.isfinite(result) & ~np.isfinite(truth)
+                    if hidden.any():
+                        self.add(f"result {i} hides {value} in {name} at {hidden.sum()} places")
+
+    def _denormal(self, run: Run, arrays: dict) -> None:
+        """Each result is what the reference makes of a denormal number, or of 0 in its place."""
+
+        def having(value: float, name: str, backend: str) -> list[Array]:
+            changed = arrays[name].copy()
+            changed.reshape(-1)[changed.size // 2] = value
+            return run(backend, {**arrays, name: changed})
+
+        for name, array in arrays.items():
+            if array.dtype.kind != "f" or not array.size:
+                continue
+            # as 0, or as itself: as in the reference, or where that rounds otherwise, as the
+            # smallest number that is normal
+            right = [having(0, name, self.backend), having(DENORMAL, name, "reference")]
+            right.append(having(np.finfo(array.dtype).tiny, name, self.backend))
+            for i, result in enumerate(having(DENORMAL, name, self.backend)):
+                wrong = ~np.any([_near(result, found[i]) for found in right], axis=0)
+                if wrong.any():
+                    self.add(f"result {i}: {DENORMAL} in {name} is wrong at {wrong.sum()} places")
+
+    def own_memory(self, run: Run, arrays: dict) -> None:
+        """A kernel's results are new arrays, but for those that it may lend."""
+        given = {n: a for n, a in arrays.items() if n not in (*self.case.lent, *self.case.written)}
+        for i, result in enumerate(run(self.backend, arrays)):
+            for name, array in given.items():
+                if np.shares_memory(result, array):
+                    self.add(f"result {i} shares memory with {name}")
+
+    def differences(self, arrays: dict, differentiable: list[str]) -> None:
+        """Every gradient against differences, in float64."""
+        exact = as_float64(arrays)
+        upload, device = backends.get(self.backend).upload, backends.get(self.backend).device
+        fixed = {n: upload(a) for n, a in exact.items() if n not in (*differentiable, "upstream")}
+
+        def function(*values: Tensor) -> Any:
+            moved = [value.to(device) for value in values]
+            result = self.case.call(**dict(zip(differentiable, moved, strict=True)), **fixed)
+            return _first(result).to("cpu")
+
+        function.__name__ = self.case.subject
+        inputs = [exact[n] for n in differentiable]
+        # every element where that is quick, projections above (300 elements: about 0.1 s)
+        mode = "full" if sum(x.size for x in inputs) <= 300 else "fast"
+        rounds = 1 if mode == "full" else 3
+        empty = not arrays["upstream"].size
+        try:
+            with backends.use(self.backend):
+                gradcheck(
+                    function, inputs, mode=mode, rounds=rounds, names=differentiable,
+                    allow_zero=empty,
+                )  # fmt: skip
+        except GradcheckError as error:
+            self.add(str(error))
+
+    def one_gradient(self, arrays: dict, differentiable: list[str]) -> None:
+        """Asked for one input's gradient alone, an op gives that one, the same, and no other."""
+        whole = self._gradients(arrays, differentiable, differentiable)
+        for name in differentiable:
+            alone = self._gradients(arrays, differentiable, [name])
+            if not _equal([alone[name]], [whole[name]]):
+                self.add(f"the gradient of {name} alone is another than with all others")
+            if any(alone[other] is not None for other in differentiable if other != name):
+                self.add(f"asked for the gradient of {name} alone, others come too")
+
+    def unfused(self, run: Run, arrays: dict) -> None:
+        """Normalising, adding and rectifying one after the other gives the same."""
+        exact = run("reference", as_float64(arrays))
+        spread = rounding_spread(lambda a: run("reference", a), as_float64(arrays), ())
+        with ops.unfused():
+            results = run(self.backend, arrays)
+        self._values(", unfused,", results, exact, spread)
+
+    def _gradients(self, arrays: dict, differentiable: list[str], wanted: list[str]) -> dict:
+        placed = {n: backends.get(self.backend).upload(a) for n, a in arrays.items()}
+        tensors = _tensors(self.case, placed)
+        for name in differentiable:
+            tensors[name].requires_grad = name in wanted
+        with backends.use(self.backend):
+            _first(self.case.call(**tensors)).backward(placed["upstream"])
+        grads = {name: tensors[name].grad for name in differentiable}
+        return {n: grad if grad is None else backends.host(grad) for n, grad in grads.items()}
+
+
+def _agree_in_float64(result: Array, exact: Array) -> bool:
+    """Whether two float64 results differ by no more than the order of a sum, integers not at all.
+
+    On the host they have the same bits: there the reference computes them.
+    """
+    if exact.dtype.kind != "f":
+        return np.array_equal(result, exact)
+    largest = np.abs(exact).max(initial=0)
+    return np.allclose(result, exact, rtol=1e-10, atol=1e-10 * largest, equal_nan=True)
+
+
+def _near(result: Array, other: Array) -> Array:
+    """Where two results agree to five digits, or to less than the smallest normal number."""
+    return np.isclose(result, other, rtol=1e-5, atol=SMALLEST, equal_nan=True)
+
+
+def _equal(results: list[Array], others: list[Array]) -> bool:
+    """Whether all bits agree (two NaN do)."""
+    return all(
+        a is b or (a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
+        for a, b in zip(results, others, strict=True)
+    )

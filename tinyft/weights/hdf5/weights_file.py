@@ -1,0 +1,212 @@
+"""tinyft's own weights file, version 2: HDF5 that h5py alone can read and h5ls can show.
+
+::
+
+    /                       attributes: format "tinyft-weights", arch, num_classes, licence, ...
+    /weights/conv1/weight   float32 (or float16 for convolution and linear weights)
+    /weights/bn1/weight     bias, running_mean, running_var beside it
+    /preprocess             attributes: resize, crop, mean, std, ... (see preprocess.py)
+    /classes                the class names, in the order of the outputs
+    /learner                in a saved learner: its JSON
+
+A network's predictions depend on facts that its arrays do not show: preprocessing, the order of
+the classes, the epsilon of BatchNorm.  The file states each of them, and reading assumes none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinyft.errors import WeightsError
+from tinyft.version import __version__
+from tinyft.weights.architectures import architecture
+from tinyft.weights.files import LazyArray
+from tinyft.weights.hdf5.arrays import ArrayFile, Attribute, open_arrays, write_arrays
+from tinyft.weights.model import Weights, check_numbers
+from tinyft.weights.preprocess import Preprocess
+
+FORMAT = "tinyft-weights"
+_WEIGHTS = "weights."
+_PREPROCESS = "preprocess."
+BATCH_NORM_EPSILON = 1e-5  # torch.nn.BatchNorm2d's default, which all of torchvision uses
+
+# What a file may say about itself beside its architecture, with the default where it may not.
+_METADATA: dict[str, Attribute] = {
+    "head": "linear",
+    "stride_in_1x1": False,
+    "bn_eps": BATCH_NORM_EPSILON,
+    "created_by": "",
+    "source_url": "",
+    "source_sha256": "",
+    "source_format": "",
+    "licence": "",
+    "licence_note": "",
+    "training": "",
+    "parent_sha256": "",
+    "metrics": "",
+}
+
+
+@dataclass(frozen=True)
+class NativeFile:
+    """A weights file whose arrays are not read yet; ``arrays`` has torchvision's names."""
+
+    arch: str
+    arrays: dict[str, LazyArray]
+    classes: list[str] | None
+    preprocess: Preprocess
+    metadata: dict[str, object]
+    extra: dict[str, str]
+    content: ArrayFile
+
+    def read(self) -> dict[str, np.ndarray]:
+        """All arrays as float32, once their hash is right. Raises: WeightsError if it is not."""
+        stored = self.content.read_all()
+        return {
+            name.removeprefix(_WEIGHTS): np.asarray(array, np.float32)
+            for name, array in stored.items()
+        }
+
+
+@contextlib.contextmanager
+def open_native(path: str | os.PathLike[str]) -> Iterator[NativeFile]:
+    """The content of a weights file; its arrays can be read until the block ends.
+
+    Raises: WeightsError if the file is hostile, damaged, newer, or does not say what it must.
+    """
+    with open_arrays(path, FORMAT) as content:
+        attributes = content.attributes
+        arch = _required_text(attributes, "arch")
+        _check_arrays(content.arrays)
+        _check_variant(attributes)
+        count = _checked_count(attributes, content.arrays)
+        texts = {name: text for name, text in content.texts.items() if isinstance(text, str)}
+        yield NativeFile(
+            arch=arch,
+            arrays={name.removeprefix(_WEIGHTS): lazy for name, lazy in content.arrays.items()},
+            classes=_checked_classes(content.texts.get("classes"), count),
+            preprocess=_preprocess(attributes),
+            metadata=_metadata(attributes),
+            extra=texts,
+            content=content,
+        )
+
+
+def _required_text(attributes: Mapping[str, object], name: str) -> str:
+    value = attributes.get(name)
+    if not isinstance(value, str) or not value:
+        raise WeightsError(f"the attribute {name} is missing or no text; write the file anew")
+    return value
+
+
+def _check_arrays(arrays: Mapping[str, LazyArray]) -> None:
+    """Each array lies in /weights; half precision is for matrices and kernels only."""
+    for name, lazy in arrays.items():
+        if not name.startswith(_WEIGHTS):
+            raise WeightsError(f"{name} lies outside /weights, where a weights file has no arrays")
+        halved = lazy.dtype == "<f2" and len(lazy.shape) > 1
+        if lazy.dtype != "<f4" and not halved:
+            raise WeightsError(
+                f"{name} is stored as {lazy.dtype}; expected <f4, or <f2 for a convolution's or "
+                f"linear layer's weight"
+            )
+
+
+def _check_variant(attributes: Mapping[str, object]) -> None:
+    """Variants of the same shapes that compute something else, which tinyft does not build."""
+    if attributes.get("stride_in_1x1", False) is not False:
+        raise WeightsError("the file is for bottlenecks with the stride in the 1x1 convolution")
+    epsilon = attributes.get("bn_eps", BATCH_NORM_EPSILON)
+    if epsilon != BATCH_NORM_EPSILON:
+        raise WeightsError(f"the file is for a BatchNorm epsilon of {epsilon}, tinyft has 1e-5")
+
+
+def _checked_count(attributes: Mapping[str, object], arrays: Mapping[str, LazyArray]) -> int:
+    """The number of classes, which the last layer must have."""
+    count = attributes.get("num_classes")
+    if type(count) is not int or count < 0:
+        raise WeightsError("the attribute num_classes is missing or no count; write the file anew")
+    last = arrays.get(_WEIGHTS + "fc.bias")
+    if last is not None and last.shape != (count,):
+        raise WeightsError(f"num_classes is {count}, but fc.bias has the shape {last.shape}")
+    return count
+
+
+def _checked_classes(classes: object, count: int) -> list[str] | None:
+    """The class names, if their number is the recorded one."""
+    if classes is not None and (not isinstance(classes, list) or len(classes) != count):
+        raise WeightsError(f"/classes is no list of {count} names, as num_classes says")
+    return classes
+
+
+def _preprocess(attributes: Mapping[str, object]) -> Preprocess:
+    return Preprocess.from_dict(
+        {
+            name.removeprefix(_PREPROCESS): value
+            for name, value in attributes.items()
+            if name.startswith(_PREPROCESS)
+        }
+    )
+
+
+def _metadata(attributes: Mapping[str, object]) -> dict[str, object]:
+    """The known attributes and the content's hash; names that we do not know are not passed on."""
+    known = (*_METADATA, "num_classes", "content_sha256")
+    return {name: attributes[name] for name in known if name in attributes}
+
+
+def save_weights(path: str | os.PathLike[str], weights: Weights, *, half: bool = False) -> str:
+    """Write a weights file, replacing an old one whole; returns its content_sha256.
+
+    ``half`` stores convolution and linear weights as float16: half the size, a relative error of
+    2e-4.  BatchNorm and biases stay float32 always, since variances span 6e-5 to 21 in real files.
+
+    Raises: WeightsError for NaN, infinity, a weight beyond float16's range, unknown metadata, or
+    class names that do not fit; OSError if it cannot be written.
+    """
+    architecture(weights.arch)
+    check_numbers(weights.arrays)
+    arrays = {
+        _WEIGHTS + name: _to_stored(name, array, half) for name, array in weights.arrays.items()
+    }
+    texts: dict[str, str | list[str]] = dict(weights.extra)
+    if weights.classes is not None:
+        texts["classes"] = weights.classes
+    return write_arrays(path, FORMAT, arrays, _attributes_to_write(weights), texts)
+
+
+def _to_stored(name: str, array: np.ndarray, half: bool) -> np.ndarray:
+    if not half or array.ndim < 2:
+        return np.asarray(array, np.float32)
+    if np.abs(array).max(initial=0) > np.finfo(np.float16).max:
+        raise WeightsError(f"{name} has values beyond float16's range; save it without half")
+    return array.astype(np.float16)
+
+
+def _attributes_to_write(weights: Weights) -> dict[str, Attribute]:
+    """The root's attributes and those of /preprocess, under dotted names."""
+    given = {
+        k: v for k, v in weights.metadata.items() if k not in ("num_classes", "content_sha256")
+    }
+    if unknown := sorted(set(given) - set(_METADATA)):
+        raise WeightsError(f"a weights file has no metadata {unknown}; known: {list(_METADATA)}")
+    count = _count_classes(weights)
+    metadata = {**_METADATA, **given, "created_by": f"tinyft {__version__}"}
+    preprocess = {
+        _PREPROCESS + name: tuple(value) if isinstance(value, list) else value
+        for name, value in weights.preprocess.to_dict().items()
+    }
+    return {"arch": weights.arch, "num_classes": count, **metadata, **preprocess}
+
+
+def _count_classes(weights: Weights) -> int:
+    """How many classes there are: 0 for a body alone."""
+    count = weights.num_classes or 0
+    if weights.classes is not None and len(weights.classes) != count:
+        raise WeightsError(f"{len(weights.classes)} class names for a last layer of {count}")
+    return count

@@ -1,0 +1,1 @@
+"""Published weights: which there are, fetching them, and where they are kept."""
