@@ -121,7 +121,7 @@ def test_pytorch_trains_as_we_do(bn, layout):
     learner = frozen.learner()
     plan = learner.plan(3, freeze_epochs=0 if bn == "everything" else 3)
     phase = plan.phases[0]
-    learner.enter(phase, plan, resumed=False)
+    learner.enter(phase, **plan.switches)
     draw = np.random.default_rng(1)
     for norm in learner.batch_norms:  # not 0 and 1, as in a new network
         norm.running_mean = draw.uniform(-0.1, 0.1, norm.running_mean.shape).astype(np.float32)

@@ -145,7 +145,7 @@ def test_version(tinyft):
 def test_the_best_accuracy_is_that_of_the_best_epoch(tinyft, pictures, monkeypatch):
     accuracies = iter([0.25, 0.75, 0.5])
     monkeypatch.setattr(
-        "tinyft.finetune.learner.evaluate",
+        "tinyft.finetune.loop.evaluate",
         lambda *_: Evaluation(n=4, accuracy=next(accuracies), loss=1.0),
     )
     done = tinyft(

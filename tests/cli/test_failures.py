@@ -111,7 +111,7 @@ def test_a_loss_that_is_no_number(tinyft, pictures, tiny, monkeypatch):
 
 def test_a_validation_that_is_no_number_ends_the_run(tinyft, pictures, tiny, monkeypatch):
     found = Evaluation(n=2, accuracy=0.5, loss=float("nan"))
-    monkeypatch.setattr(Learner, "evaluate", lambda *_, **__: found)
+    monkeypatch.setattr("tinyft.finetune.loop.evaluate", lambda *_, **__: found)
     done = tinyft("finetune", pictures, *tiny)
     assert done.code == 1
     assert "the validation after step 1 has a loss of nan (learning rates: " in done.error

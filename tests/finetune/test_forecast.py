@@ -23,7 +23,8 @@ def clock(monkeypatch):
     class Clock:
         perf_counter = staticmethod(lambda: now[0])
 
-    def train_step(learner, batch, phase, *, norms=False, cache=None):
+    def train_step(learner, batch, phase, *, norms=False):
+        cache = learner.cache
         if cache is None:
             now[0] += FULL
         else:
@@ -40,7 +41,7 @@ def clock(monkeypatch):
     monkeypatch.setattr(module, "time", Clock)
     monkeypatch.setattr(module, "judge_batch", judge_batch)
     monkeypatch.setattr(module, "fold", fold)
-    monkeypatch.setattr("tinyft.finetune.learner.Learner.train_step", train_step)
+    monkeypatch.setattr("tinyft.finetune.training.Training.train_step", train_step)
     return now
 
 
@@ -93,7 +94,7 @@ def test_what_would_not_fit_into_memory_is_not_tried(monkeypatch):
     learner = small_learner(small_data(size=1000))
     plan = learner.plan(1)
     monkeypatch.setattr(module, "free_memory", lambda: 2 * 10**9)
-    monkeypatch.setattr("tinyft.finetune.learner.Learner.train_step", None)  # nor is any other
+    monkeypatch.setattr("tinyft.finetune.training.Training.train_step", None)  # nor is any other
     found = learner.forecast(plan)
     # 16 channels in the 14 outputs of stem and first stage, of 4 bytes, for each of 8 pictures
     assert found.peak_bytes > 8 * 1000 * 1000 * 16 * 14 * 4

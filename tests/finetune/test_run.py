@@ -18,7 +18,6 @@ import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
 from tinyft.backends.cpu.conv.conv2d import switch_winograd
 from tinyft.errors import NonFiniteLossError, RunError, TinyftError
-from tinyft.finetune.learner import Learner
 from tinyft.finetune.records import Evaluation
 from tinyft.finetune.run import folder as finetune_run
 from tinyft.finetune.run import resume as resuming
@@ -434,14 +433,16 @@ def test_a_folder_in_which_a_run_never_began_is_taken(tmp_path):
 
 
 def test_a_run_ends_at_a_validation_whose_loss_is_no_number(tmp_path, monkeypatch):
-    monkeypatch.setattr(Learner, "evaluate", lambda *_, **__: Evaluation(9, 0.9, float("inf")))
+    monkeypatch.setattr(
+        "tinyft.finetune.loop.evaluate", lambda *_, **__: Evaluation(9, 0.9, float("inf"))
+    )
     with pytest.raises(NonFiniteLossError, match="after step 2 has a loss of inf"):
         small_learner().fine_tune(1, out=tmp_path / "run")
     assert not (tmp_path / "run" / "best.h5").exists()
 
 
 def test_of_epochs_of_one_accuracy_the_first_is_the_best(tmp_path, monkeypatch):
-    monkeypatch.setattr(Learner, "evaluate", lambda *_, **__: Evaluation(9, 0.5, 1.0))
+    monkeypatch.setattr("tinyft.finetune.loop.evaluate", lambda *_, **__: Evaluation(9, 0.5, 1.0))
     learner = small_learner(small_data(augment=None), bn="frozen")
     learner.fine_tune(0, freeze_epochs=2, out=tmp_path / "run")
     best = load_weights(tmp_path / "run" / "best.h5")

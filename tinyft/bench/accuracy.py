@@ -180,7 +180,7 @@ def curves(
     def start() -> tuple[Learner, Any, Iterator[Batch]]:
         learner = vision_learner(data, device="cpu", seed=seed, dropout=0.0, **options)
         plan = learner.plan(epochs, freeze_epochs=0)
-        learner.enter(plan.phases[0], plan, resumed=False)
+        learner.enter(plan.phases[0], **plan.switches)
         return learner, plan.phases[0], itertools.islice(photos(learner, seed), steps)
 
     losses: dict[str, list[float]] = {}

@@ -24,12 +24,14 @@ import time
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
 from tinyft.bench.common import OURS, PAUSE, Clock, check
 from tinyft.data.loader import Batch, PictureData
 from tinyft.engine.tape import no_grad
+from tinyft.finetune import judge, loop
 from tinyft.finetune.build import vision_learner
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.records import Evaluation
@@ -70,18 +72,18 @@ def our_phase(case: FrozenCase) -> Spent:
     learner = case.learner()
     plan = learner.plan(0, freeze_epochs=case.epochs)
     learner.forecast(plan)  # compiles, and leaves no trace
-    validation, evaluate = [], learner.evaluate
+    validation: list[float] = []
 
-    def timed_evaluate(**options: Any) -> Evaluation:
+    def timed_evaluate(*arguments: Any) -> Evaluation:
         started = time.perf_counter()
-        found = evaluate(**options)
+        found = judge.evaluate(*arguments)
         validation.append(time.perf_counter() - started)
         return found
 
-    learner.evaluate = timed_evaluate
-    started = time.perf_counter()
-    evaluations = learner.execute(plan)
-    training = time.perf_counter() - started - sum(validation)
+    with mock.patch.object(loop, "evaluate", timed_evaluate):
+        started = time.perf_counter()
+        evaluations = learner.execute(plan)
+        training = time.perf_counter() - started - sum(validation)
     return Spent(training, sum(validation), evaluations[-1].accuracy)
 
 
@@ -95,7 +97,7 @@ def their_phase(case: FrozenCase) -> Spent:
     learner = case.learner()
     plan = learner.plan(0, freeze_epochs=case.epochs)
     phase = plan.phases[0]
-    learner.enter(phase, plan, resumed=False)
+    learner.enter(phase, **plan.switches)
     first = next(case.data.train_batches(0, learner.preprocess))
     unmeasured = TorchLearner(learner, "channels_last")
     check({THEIRS: _difference(learner, unmeasured, first)})

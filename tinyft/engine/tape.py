@@ -134,7 +134,7 @@ def op(function: Callable) -> Callable:
         first, *others = result if isinstance(result, tuple) else (result,)
         if not inputs:
             raise messages.no_tensor(function.__name__)
-        kind = type(inputs[0])
+        kind = type(inputs[0])  # Tensor, which this file need not know
         out = kind.wrap(first)
         if _state.recording or _state.observers:
             _record(function.__name__, inputs, out, backward)

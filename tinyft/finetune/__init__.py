@@ -18,7 +18,7 @@ _HOME = {
     "Prediction": "records",
     "StepRecord": "records",
     "layer_groups": "groups",
-    "load_learner": "run.save",
+    "load_learner": "load",
     "one_cycle_phase": "recipe",
     "vision_learner": "build",
 }

@@ -14,7 +14,7 @@ from tinyft.finetune.groups import Group
 from tinyft.finetune.norms import total
 
 if TYPE_CHECKING:
-    from tinyft.finetune.learner import Learner
+    from tinyft.finetune.training import Training
 
 COLUMNS = ("layer", "shape", "group", "lr now", "momentum", "decay", "weight", "statistics",
         "last update")  # fmt: skip
@@ -50,25 +50,25 @@ class Description:
         return "\n".join(aligned([COLUMNS, *map(astuple, self.lines)]))
 
 
-def describe(learner: Learner) -> Description:
+def describe(training: Training) -> Description:
     """Every layer that has parameters, in the network's order."""
     lines = []
-    for group in learner.groups:
+    for group in training.groups:
         layers: dict[str, list[str]] = {}
         for name in group.parameters:
             layers.setdefault(name.rpartition(".")[0], []).append(name)
-        lines += [_line(learner, group, layer, names) for layer, names in layers.items()]
+        lines += [_line(training, group, layer, names) for layer, names in layers.items()]
     return Description(tuple(lines))
 
 
-def _line(learner: Learner, group: Group, layer: str, names: list[str]) -> LayerLine:
+def _line(training: Training, group: Group, layer: str, names: list[str]) -> LayerLine:
     weight = group.parameters[names[0]]
     trains = any(group.parameters[name].requires_grad for name in names)
     norm = group.norms.get(layer)
     visited = [name for name in names if group.parameters[name].grad is not None]
     moves = trains or bool(visited)  # a frozen one with a stale gradient of zeros decays on
     decays = [name for name in names if name not in group.undecayed]
-    momentum = f"{group.momentum:g}" if learner.optimizer.has_momentum else "none"
+    momentum = f"{group.momentum:g}" if training.optimizer.has_momentum else "none"
     return LayerLine(
         layer,
         "x".join(map(str, weight.shape)),
@@ -78,15 +78,15 @@ def _line(learner: Learner, group: Group, layer: str, names: list[str]) -> Layer
         f"{group.weight_decay:g}" if moves and decays else "-",
         "trains" if weight.requires_grad else "frozen",
         "" if norm is None else "move" if norm.statistics_move else "stay",
-        _last_update(learner, names),
+        _last_update(training, names),
     )
 
 
-def _last_update(learner: Learner, names: list[str]) -> str:
-    if learner.step == 0:
+def _last_update(training: Training, names: list[str]) -> str:
+    if training.step == 0:
         return "none yet"
-    if not learner.optimizer.visited & set(names):
+    if not training.optimizer.visited & set(names):
         return "at rest"
-    if learner.updates is None:
+    if training.updates is None:
         return "moved"
-    return f"{total(learner.updates[name] for name in names).update_ratio:.1e}"
+    return f"{total(training.updates[name] for name in names).update_ratio:.1e}"

@@ -20,7 +20,7 @@ from tinyft.engine.tensor import Tensor
 from tinyft.nn.resnet import ResNet
 
 if TYPE_CHECKING:
-    from tinyft.finetune.learner import Learner
+    from tinyft.finetune.training import Training
 
 BUDGET = 1 << 30  # bytes; a body's output beyond that is computed anew each time
 
@@ -30,9 +30,9 @@ class FeatureCache:
     for the validation pictures, batch by batch: (N, h, w, C) with their labels.
     """
 
-    def __init__(self, learner: Learner):
-        self.body, self.prepare = learner.model.features, learner.input
-        self.data, self.preprocess = learner.data, learner.preprocess
+    def __init__(self, training: Training):
+        self.body, self.prepare = training.model.features, training.input
+        self.data, self.preprocess = training.data, training.preprocess
         self.kept: dict[int, np.ndarray] = {}
         self.validation: list[tuple[np.ndarray, np.ndarray]] = []
 

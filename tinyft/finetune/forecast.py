@@ -26,8 +26,8 @@ from tinyft.nn.fold import fold
 from tinyft.nn.layer_table import forward_nodes
 
 if TYPE_CHECKING:
-    from tinyft.finetune.learner import Learner
     from tinyft.finetune.plan import Plan
+    from tinyft.finetune.training import Training
 
 MEASURED = 2  # steps, or batches, that are timed after one that is not
 
@@ -59,83 +59,89 @@ class Forecast:
         )
 
 
-def forecast(learner: Learner, plan: Plan) -> Forecast:
+def forecast(training: Training, plan: Plan) -> Forecast:
     """Measure some steps of each phase and some batches of validation, and multiply. The learner is
     left as it was.
 
     The first of each is not counted: it may compile kernels. Pictures come from the loader, as in
     training. Writing a run's files is not counted. What would not fit into memory is not tried.
     """
-    needed, free = step_bytes(learner, plan), free_memory()
-    if needed > free and not learner.device.startswith("gpu"):  # whose memory it is not
+    needed, free = step_bytes(training, plan), free_memory()
+    if needed > free and not training.device.startswith("gpu"):  # whose memory it is not
         return Forecast(math.nan, math.nan, needed, free)
-    training, evaluations = 0.0, 0
-    with undone(learner):
+    seconds, evaluations = 0.0, 0
+    with undone(training):
         for phase, cached_bytes in zip(plan.phases, plan.cached_bytes, strict=True):
-            learner.enter(phase, plan, resumed=False)
-            learner.set_rates(phase, 0)
-            training += (_with_cache if cached_bytes else _without_cache)(learner, phase)
+            training.enter(phase, **plan.switches)
+            training.set_rates(phase, 0)
+            seconds += (_with_cache if cached_bytes else _without_cache)(training, phase)
             evaluations += 1 if cached_bytes else phase.epochs  # the head alone takes no time
-    validation = evaluations * _evaluation(learner)
-    return Forecast(training, validation, _peak_bytes(learner, plan))
+    validation = evaluations * _evaluation(training)
+    return Forecast(seconds, validation, _peak_bytes(training, plan))
 
 
-def step_bytes(learner: Learner, plan: Plan) -> int:
+def step_bytes(training: Training, plan: Plan) -> int:
     """About what the largest step of a plan takes, from shapes alone: pictures; weights, gradients
     and what the optimizer remembers; and the output of every op, which its backward pass or that of
     the next op reads. Where nothing of the body trains, only three outputs at a time.
     """
-    side, N = learner.adjusted_preprocess().crop, learner.data.batch_size
-    outputs = [math.prod(n.output_shape[1:]) for n in forward_nodes(learner.model, (side, side, 3))]
+    side, N = training.adjusted_preprocess().crop, training.data.batch_size
+    outputs = [
+        math.prod(n.output_shape[1:]) for n in forward_nodes(training.model, (side, side, 3))
+    ]
     trains = any(group.trainable for states in plan.states for group in states[:-1])
     numbers = sum(outputs) + max(outputs) if trains else 3 * max(outputs)
-    itemsize, parameters = np.dtype(learner.dtype).itemsize, learner.model.count_parameters()
+    itemsize, parameters = np.dtype(training.dtype).itemsize, training.model.count_parameters()
     return (N * numbers + 4 * parameters) * itemsize + N * side * side * 3
 
 
-def _without_cache(learner: Learner, phase: Phase) -> float:
+def _without_cache(training: Training, phase: Phase) -> float:
     """The seconds of a phase, each of whose steps costs the same."""
-    batches = endless_batches(learner)
-    learner.train_step(next(batches), phase.name)
-    return phase.steps * _seconds(learner, lambda: learner.train_step(next(batches), phase.name))
+    batches = endless_batches(training)
+    training.train_step(next(batches), phase.name)
+    return phase.steps * _seconds(training, lambda: training.train_step(next(batches), phase.name))
 
 
-def _with_cache(learner: Learner, phase: Phase) -> float:
+def _with_cache(training: Training, phase: Phase) -> float:
     """The seconds of a phase in whose first epoch alone pictures pass through the body."""
-    batches = endless_batches(learner)
+    batches = endless_batches(training)
 
     def step(batch: Batch, cache: FeatureCache) -> None:
-        learner.train_step(batch, phase.name, cache=cache)
+        training.cache = cache
+        try:
+            training.train_step(batch, phase.name)
+        finally:
+            training.cache = None
 
-    cache = FeatureCache(learner)
+    cache = FeatureCache(training)
     batch = next(batches)
     step(batch, cache)
-    kept = _seconds(learner, lambda: step(batch, cache))
-    new = _seconds(learner, lambda: step(next(batches), FeatureCache(learner)))
+    kept = _seconds(training, lambda: step(batch, cache))
+    new = _seconds(training, lambda: step(next(batches), FeatureCache(training)))
     return phase.steps_per_epoch * new + (phase.steps - phase.steps_per_epoch) * kept
 
 
-def _evaluation(learner: Learner) -> float:
+def _evaluation(training: Training) -> float:
     """The seconds of one evaluation: folding the batch norms, and every batch."""
-    data, preprocess = learner.data, learner.adjusted_preprocess()
+    data, preprocess = training.data, training.adjusted_preprocess()
     count = -(-data.n_valid // data.requested_batch_size)
     batches = itertools.chain.from_iterable(
         data.valid_batches(preprocess) for _ in itertools.count()
     )
-    with no_grad(), backends.use(learner.device):
-        folding = _seconds(learner, lambda: fold(learner.model), 1)
-        network = fold(learner.model)
-        judge_batch(learner, network, next(batches))
+    with no_grad(), backends.use(training.device):
+        folding = _seconds(training, lambda: fold(training.model), 1)
+        network = fold(training.model)
+        judge_batch(training, network, next(batches))
         # Batch 0 is past, and the last one may be short: all of them once, or full ones only.
         times = count if count <= MEASURED + 1 else MEASURED
         return folding + count * _seconds(
-            learner, lambda: judge_batch(learner, network, next(batches)), times
+            training, lambda: judge_batch(training, network, next(batches)), times
         )
 
 
-def _seconds(learner: Learner, work: Callable[[], object], times: int = MEASURED) -> float:
+def _seconds(training: Training, work: Callable[[], object], times: int = MEASURED) -> float:
     """Of one call on the learner's device, the mean over several."""
-    device = backends.get(learner.device)
+    device = backends.get(training.device)
     device.synchronize()
     start = time.perf_counter()
     for _ in range(times):
@@ -144,13 +150,13 @@ def _seconds(learner: Learner, work: Callable[[], object], times: int = MEASURED
     return (time.perf_counter() - start) / times
 
 
-def _peak_bytes(learner: Learner, plan: Plan) -> int | None:
+def _peak_bytes(training: Training, plan: Plan) -> int | None:
     """The most memory that this process has used so far, which includes steps of every phase, and
     what will be kept beside: the body's features, and pictures that were not decoded yet.
     """
-    so_far = backends.get(learner.device).peak_bytes()
+    so_far = backends.get(training.device).peak_bytes()
     if so_far is None:
         return None
-    pictures = learner.data.n_train + learner.data.n_valid
-    to_come = learner.data.cache.bytes_of(pictures) - learner.data.cache.used
+    pictures = training.data.n_train + training.data.n_valid
+    to_come = training.data.cache.bytes_of(pictures) - training.data.cache.used
     return so_far + max(plan.cached_bytes) + max(to_come, 0)

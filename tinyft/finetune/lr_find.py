@@ -22,7 +22,7 @@ from tinyft.finetune.records import SmoothLoss
 from tinyft.finetune.run.state import undone
 
 if TYPE_CHECKING:
-    from tinyft.finetune.learner import Learner
+    from tinyft.finetune.training import Training
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class LrFinding:
 
 
 def lr_find(
-    learner: Learner,
+    training: Training,
     start_lr: float = 1e-7,
     end_lr: float = 10,
     num_it: int = 100,
@@ -69,10 +69,10 @@ def lr_find(
         raise ValueError(f"num_it must be a whole number of at least 1; got {num_it!r}")
     if not 0 < start_lr < end_lr < math.inf:
         raise ValueError(f"expected 0 < start_lr < end_lr; got {start_lr} and {end_lr}")
-    expect_comparable(learner.data, [norm.statistics for norm in learner.batch_norms])
+    expect_comparable(training.data, [norm.statistics for norm in training.batch_norms])
     # differs from fastai: counters and gradients are restored too
-    with undone(learner):
-        lrs, losses, smooth, points = _sweep(learner, start_lr, end_lr, num_it, stop_div)
+    with undone(training):
+        lrs, losses, smooth, points = _sweep(training, start_lr, end_lr, num_it, stop_div)
     kept = slice(num_it // 10, max(0, points - 5))
     return LrFinding(
         np.array(lrs),
@@ -83,21 +83,21 @@ def lr_find(
 
 
 def _sweep(
-    learner: Learner, start_lr: float, end_lr: float, num_it: int, stop_div: bool
+    training: Training, start_lr: float, end_lr: float, num_it: int, stop_div: bool
 ) -> tuple[list[float], list[float], list[float], int]:
     """The rates that were tried, the loss of each step, and its smoothed value; and how many points
     fastai would have: it goes on after a NaN, and stops at the infinite one.
     """
     lrs, losses, smooth = [], [], []
-    learner.smooth = SmoothLoss()
+    training.smooth = SmoothLoss()
     best = math.inf
-    for i, batch in enumerate(endless_batches(learner)):
+    for i, batch in enumerate(endless_batches(training)):
         lr = start_lr * (end_lr / start_lr) ** (i / num_it)
-        for group in learner.groups:
+        for group in training.groups:
             group.lr = lr
         try:
-            record = learner.train_step(batch, "lr_find")
-            learner.read_losses()
+            record = training.train_step(batch, "lr_find")
+            training.read_losses()
         except NonFiniteLossError as error:
             return lrs, losses, smooth, num_it if math.isnan(error.loss) else i + 1
         lrs.append(lr)
@@ -109,10 +109,10 @@ def _sweep(
     return lrs, losses, smooth, len(lrs)
 
 
-def endless_batches(learner: Learner) -> Iterator[Batch]:
+def endless_batches(training: Training) -> Iterator[Batch]:
     """Training batches, epoch after epoch."""
-    for epoch in itertools.count(learner.epoch):
-        yield from learner.data.train_batches(epoch, learner.preprocess)
+    for epoch in itertools.count(training.epoch):
+        yield from training.data.train_batches(epoch, training.preprocess)
 
 
 def suggest(lrs: np.ndarray, losses: np.ndarray) -> dict[str, Suggestion]:

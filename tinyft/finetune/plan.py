@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,11 +23,11 @@ from tinyft.finetune.groups import (
     trains,
 )
 from tinyft.finetune.judge import expect_judgeable
-from tinyft.finetune.recipe import Phase
-from tinyft.finetune.schedule import expect_number
+from tinyft.finetune.recipe import Phase, expect_phases, fine_tune_phases, one_cycle_phase
+from tinyft.finetune.schedule import expect_number, per_group
 
 if TYPE_CHECKING:
-    from tinyft.finetune.learner import Learner
+    from tinyft.finetune.training import Training
 
 KEPT = "kept as the weights have it"  # of a head, which else is random or as given
 REMEMBERS = "goes on with what it remembers"
@@ -88,6 +88,15 @@ class Plan(Displayed):
             number += 1
         return number, step
 
+    @property
+    def switches(self) -> dict[str, Any]:
+        """What `Training.enter` asks of a plan beside the phase."""
+        return {
+            "weight_decay": self.weight_decay,
+            "stale_gradients": self.stale_gradients,
+            "reset_optimizer": self.reset_optimizer,
+        }
+
     def __str__(self) -> str:
         lines = [_wrapped(fact) for fact in self.facts]
         first = self.first_step
@@ -109,8 +118,69 @@ class Plan(Displayed):
         return "\n".join([*lines, "", _wrapped(decay + " and biases" + stale)])
 
 
+def fine_tune_plan(
+    training: Training,
+    epochs: int,
+    base_lr: float = 2e-3,
+    *,
+    freeze_epochs: int = 1,
+    weight_decay: float | None = None,
+    stale_gradients: bool = False,
+    **schedule: Any,
+) -> Plan:
+    """The plan that `Learner.plan` gives, which says what the arguments are."""
+    options = {"base_lr": base_lr, "freeze_epochs": freeze_epochs, **schedule}
+    steps, n_groups = training.own_data().steps_per_epoch, len(training.groups)
+    phases = fine_tune_phases(epochs, steps, n_groups, head_at=head_at(training.groups), **options)
+    switches = {"weight_decay": weight_decay, "stale_gradients": stale_gradients}
+    return complete_plan(training, "plan", phases, {"epochs": epochs, **options}, **switches)
+
+
+def one_cycle_plan(
+    training: Training,
+    epochs: int,
+    lr_max: float | slice | Sequence[float] | None = None,
+    *,
+    first_trainable: int | None = None,
+    reset_optimizer: bool | None = None,
+    weight_decay: float | None = None,
+    **schedule: Any,
+) -> Plan:
+    """The plan that `Learner.one_cycle_plan` gives, which says what the arguments are."""
+    frozen_now = sum(group.frozen for group in training.groups)
+    if first_trainable is None:
+        first_trainable = frozen_now
+    if reset_optimizer is None:
+        reset_optimizer = first_trainable != frozen_now or not training.optimizer.state
+    n_groups = len(training.groups)
+    peaks = per_group(training.lr if lr_max is None else lr_max, n_groups)
+    options = {"first_trainable": first_trainable, **schedule}
+    steps = training.own_data().steps_per_epoch
+    phase = one_cycle_phase("one cycle", epochs, steps, peaks, n_groups, **options)
+    switches = {"weight_decay": weight_decay, "reset_optimizer": reset_optimizer}
+    arguments = {"epochs": epochs, "lr_max": peaks, **options}
+    return complete_plan(training, "one_cycle_plan", [phase], arguments, **switches)
+
+
+def plan_of(
+    training: Training,
+    phases: Sequence[Phase],
+    *,
+    weight_decay: float | None = None,
+    stale_gradients: bool = False,
+    reset_optimizer: bool = True,
+) -> Plan:
+    """The plan that `Learner.plan_of` gives, which says what the arguments are."""
+    phases = list(phases)
+    expect_phases(phases, len(training.groups), training.own_data().steps_per_epoch)
+    switches = {"weight_decay": weight_decay, "stale_gradients": stale_gradients,
+                "reset_optimizer": reset_optimizer}  # fmt: skip
+    arguments = {"phases": [asdict(phase) for phase in phases]}
+    return complete_plan(training, "plan_of", phases, arguments, **switches)
+
+
 def complete_plan(
-    learner: Learner,
+    training: Training,
     method: str,
     phases: list[Phase],
     arguments: dict[str, Any],
@@ -125,16 +195,16 @@ def complete_plan(
     or with one picture a batch where a batch norm compares several
     """
     if weight_decay is None:
-        weight_decay = learner.weight_decay
+        weight_decay = training.weight_decay
     expect_number("weight_decay", weight_decay)
     weight_decay = float(weight_decay)  # as JSON takes it
     if not any(phase.steps for phase in phases):
         zero = "epochs is 0" if phases else "epochs and freeze_epochs are both 0"
         raise ValueError(f"there is nothing to do: {zero}")
-    _expect_usable(learner, phases)
-    if not learner.optimizer.has_momentum:  # the schedule's means nothing to it
+    _expect_usable(training, phases)
+    if not training.optimizer.has_momentum:  # the schedule's means nothing to it
         phases = [replace(phase, momentum=0 * phase.momentum) for phase in phases]
-    states = [describe_groups(learner.groups, phase, learner.bn) for phase in phases]
+    states = [describe_groups(training.groups, phase, training.bn) for phase in phases]
     stale = switches.get("stale_gradients", False)
     for phase, groups in zip(phases, states, strict=True):
         if not stale and not any(group.trainable for group in groups):
@@ -145,51 +215,51 @@ def complete_plan(
     return Plan(
         phases,
         states,
-        [0 if stale else _cacheable_bytes(learner, phase) for phase in phases],
+        [0 if stale else _cacheable_bytes(training, phase) for phase in phases],
         weight_decay,
-        learner.bn,
-        facts=facts_of(learner),
+        training.bn,
+        facts=facts_of(training),
         arguments={"method": method, **arguments, "weight_decay": weight_decay, **switches},
-        first_step=learner.step,
-        dtype=learner.dtype,
+        first_step=training.step,
+        dtype=training.dtype,
         **switches,
     )
 
 
-def _expect_usable(learner: Learner, phases: list[Phase]) -> None:
+def _expect_usable(training: Training, phases: list[Phase]) -> None:
     """Raises: DataError if the learner's data cannot serve the phases"""
-    if learner.data.n_valid == 0:
+    if training.data.n_valid == 0:
         raise DataError("each epoch ends with validation, and there are no pictures for it")
     statistics = {
-        norm_switches(learner.bn, group.in_head, frozen=i < phase.first_trainable)[0]
+        norm_switches(training.bn, group.in_head, frozen=i < phase.first_trainable)[0]
         for phase in phases
-        for i, group in enumerate(learner.groups)
+        for i, group in enumerate(training.groups)
         if group.norms
     }
-    expect_comparable(learner.data, statistics)
+    expect_comparable(training.data, statistics)
 
 
-def _cacheable_bytes(learner: Learner, phase: Phase) -> int:
+def _cacheable_bytes(training: Training, phase: Phase) -> int:
     """What it takes to keep the body's features in a phase; 0 where they may change."""
     return cacheable_bytes(
-        learner.model,
-        learner.data,
-        learner.adjusted_preprocess().crop,
-        bn=learner.bn,
-        body_frozen=phase.first_trainable >= head_at(learner.groups),
-        itemsize=np.dtype(learner.dtype).itemsize,
+        training.model,
+        training.data,
+        training.adjusted_preprocess().crop,
+        bn=training.bn,
+        body_frozen=phase.first_trainable >= head_at(training.groups),
+        itemsize=np.dtype(training.dtype).itemsize,
     )
 
 
-def remade(learner: Learner, arguments: dict[str, Any], first_step: int) -> Plan:
+def remade(training: Training, arguments: dict[str, Any], first_step: int) -> Plan:
     """The plan that the learner makes from a plan's `arguments`.
 
     Raises: RunError if they name no method: it was a plan of the caller's own; or are damaged
     """
     makers = {
-        "plan": learner.plan,
-        "one_cycle_plan": learner.one_cycle_plan,
-        "plan_of": learner.plan_of,
+        "plan": fine_tune_plan,
+        "one_cycle_plan": one_cycle_plan,
+        "plan_of": plan_of,
     }
     arguments = dict(arguments)
     method = arguments.pop("method", None)
@@ -200,12 +270,12 @@ def remade(learner: Learner, arguments: dict[str, Any], first_step: int) -> Plan
     try:
         if method == "plan_of":
             arguments["phases"] = [Phase.from_dict(phase) for phase in arguments["phases"]]
-        return replace(makers[method](**arguments), first_step=first_step)
+        return replace(makers[method](training, **arguments), first_step=first_step)
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"the run's plan is damaged, and cannot be made again: {error}") from None
 
 
-def is_made_by_its_arguments(plan: Plan, learner: Learner) -> bool:
+def is_made_by_its_arguments(plan: Plan, training: Training) -> bool:
     """Whether `remade` makes this plan; a caller may have changed what a method had made."""
 
     def content(plan: Plan) -> list:
@@ -216,65 +286,70 @@ def is_made_by_its_arguments(plan: Plan, learner: Learner) -> bool:
         return [phases, plan.weight_decay, plan.bn, plan.stale_gradients, plan.reset_optimizer]
 
     try:
-        return content(plan) == content(remade(learner, plan.arguments, plan.first_step))
+        return content(plan) == content(remade(training, plan.arguments, plan.first_step))
     except RunError:
         return False
 
 
-def expect_unchanged(learner: Learner, plan: Plan, start: int) -> None:
+def expect_unchanged(training: Training, plan: Plan, start: int) -> None:
     """Raises: ValueError if the learner was changed since the plan was made, or since it was made
     itself, or is not at the plan's step `start`; DataError if its data has other classes now
     """
-    if learner.step != plan.first_step + start:
+    if training.step != plan.first_step + start:
         raise ValueError(
             f"the plan would go on from step {plan.first_step + start}, and the learner has made "
-            f"{counted(learner.step, 'step')}; make a new plan"
+            f"{counted(training.step, 'step')}; make a new plan"
         )
-    if plan.bn != learner.bn:
+    if plan.bn != training.bn:
         raise ValueError(
-            f"the plan has bn={plan.bn!r}, the learner has {learner.bn!r} now; make a new plan"
+            f"the plan has bn={plan.bn!r}, the learner has {training.bn!r} now; make a new plan"
         )
-    expect_judgeable(learner, learner.data)  # or training would fail at the end of its first epoch
-    epoch = learner.data.steps_per_epoch
+    expect_judgeable(
+        training, training.data
+    )  # or training would fail at the end of its first epoch
+    epoch = training.data.steps_per_epoch
     planned = next((p.steps_per_epoch for p in plan.phases if p.steps_per_epoch != epoch), epoch)
     if planned != epoch:
         raise ValueError(
             f"epochs of the plan have {planned} steps, those of the learner's data {epoch} now; "
             "make a new plan"
         )
-    trained = {p for group in learner.groups for p in group.parameters.values()}
-    if trained != {p for _, p in learner.model.named_parameters()}:
+    trained = {p for group in training.groups for p in group.parameters.values()}
+    if trained != {p for _, p in training.model.named_parameters()}:
         raise ValueError(
             "the network has other parameters than when the learner was made, which would not "
             "train; make a learner with the network as it is now (head=... takes a Module)"
         )
-    expect_grouped(learner.groups, learner.model)
+    expect_grouped(training.groups, training.model)
     for phase, states in zip(plan.phases, plan.states, strict=True):
-        if states != describe_groups(learner.groups, phase, learner.bn):
-            names = [", ".join(g.name for g in groups) for groups in (states, learner.groups)]
+        if states != describe_groups(training.groups, phase, training.bn):
+            names = [", ".join(g.name for g in groups) for groups in (states, training.groups)]
             raise ValueError(
                 f"the plan is for the layer groups {names[0]}, and the learner has {names[1]} now, "
                 "or they hold other parameters; make a new plan"
             )
 
 
-def facts_of(learner: Learner) -> list[str]:
+def facts_of(training: Training) -> list[str]:
     """What is true of the whole run, in sentences."""
-    p, data = learner.adjusted_preprocess(), learner.data
+    p, data = training.adjusted_preprocess(), training.data
     kind = "assumed" if p.assumed else "from the weights file"
     square = f"the middle square at {p.crop} px"
     if p.resize > p.crop and p.whole_square:
         square += f", sampled from {p.resize} px as augmentation does"
     elif p.resize > p.crop:
         square = f"the middle {p.crop} px of a short side of {p.resize} px"
-    head, state = learner.facts.get("head") or "of the caller's own", f"after {learner.step} steps"
-    dropped = learner.facts.get("head_dropped")
-    if learner.step == 0:
-        state = learner.facts.get("head_state", "as given")
+    head, state = (
+        training.facts.get("head") or "of the caller's own",
+        f"after {training.step} steps",
+    )
+    dropped = training.facts.get("head_dropped")
+    if training.step == 0:
+        state = training.facts.get("head_state", "as given")
     return [
-        f"network: {learner.arch}, {learner.model.count_parameters():,} parameters, "
-        f"{learner.dtype}; body: {learner.facts.get('weights', 'as given')}",
-        f"head: {head}, {state}, {len(learner.classes)} classes"
+        f"network: {training.arch}, {training.model.count_parameters():,} parameters, "
+        f"{training.dtype}; body: {training.facts.get('weights', 'as given')}",
+        f"head: {head}, {state}, {len(training.classes)} classes"
         + (f"; the trained one of the weights is dropped: {dropped}" if dropped else ""),
         f"data: {data.n_train} pictures to train on, {data.n_valid} to validate, "
         f"batches of {data.batch_size}; augmentation: {data.augment or 'none'}",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,8 +13,7 @@ from tinyft.display import Displayed, aligned
 from tinyft.finetune.proof import Proof
 
 if TYPE_CHECKING:
-    from tinyft.finetune.learner import Learner
-    from tinyft.finetune.plan import Plan
+    pass
 
 
 @dataclass(frozen=True)
@@ -167,28 +164,6 @@ class StepLoss:
         if self.array is not None:
             self.losses.fetch()
         return self
-
-
-class Watcher(Protocol):
-    """What can follow a run: a progress display, a run folder, a ledger."""
-
-    def begin(self, learner: Learner, plan: Plan) -> None: ...
-
-    def after_step(self, learner: Learner, record: StepRecord) -> None: ...
-
-    def end(self, learner: Learner) -> None: ...
-
-
-@contextlib.contextmanager
-def released(observers: Sequence[Watcher]) -> Iterator[None]:
-    """However this block ends, observers that have a `release` are then called by it: a run lets
-    others work on its folder.
-    """
-    try:
-        yield
-    finally:
-        for observer in observers:
-            getattr(observer, "release", bool)()
 
 
 @dataclass

@@ -44,9 +44,9 @@ from tinyft.weights.files import flush_to_disk, replacing
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-    from tinyft.finetune.learner import Learner
     from tinyft.finetune.plan import Plan
     from tinyft.finetune.records import StepRecord
+    from tinyft.finetune.training import Training
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 EPOCH_CHECKPOINT_BYTES = 1 << 30  # older epochs' checkpoints are dropped beyond this
@@ -83,63 +83,65 @@ class Run:
             raise
         return cls(path, settings, lock=lock)
 
-    def begin(self, learner: Learner, plan: Plan) -> None:
+    def begin(self, training: Training, plan: Plan) -> None:
         """Write run.json, unless the run goes on.
 
         Raises: ValueError if what it will save at its end is no file's to hold
         """
-        expect_savable(learner)
+        expect_savable(training)
         if self.lock is None or not self.lock.is_locked:  # its session before this one has ended
             self.lock = hold(self.path)
         self.last_checkpoint = time.monotonic()
         if not (self.path / "run.json").exists():
-            self.describe(learner, plan)
+            self.describe(training, plan)
             # trained or filled by hand before this run: a resumed one cannot begin at the file's
-            if learner.step or learner.facts.get("weights_as_made") != digests(learner.model):
-                self.checkpoint(learner, keep=True)
+            if training.step or training.facts.get("weights_as_made") != digests(training.model):
+                self.checkpoint(training, keep=True)
 
-    def describe(self, learner: Learner, plan: Plan) -> None:
+    def describe(self, training: Training, plan: Plan) -> None:
         """Write pictures.csv and run.json."""
-        pictures = learner.data.listing()
+        pictures = training.data.listing()
         with replacing(self.path / PICTURES) as temporary:
             temporary.write_text(pictures, encoding="utf-8", errors="backslashreplace", newline="")
         description = {
             "format": FORMAT,
             "id": self.id,
             "settings": self.settings,
-            "arch": learner.arch,
-            "weights_sha256": weights_sha256(learner),
-            "learner": arguments_of(learner),
-            "data": learner.data.describe() | {"sha256": listing_sha256(pictures)},
-            "plan": plan.arguments if is_made_by_its_arguments(plan, learner) else {},
-            "first_step": learner.step,
+            "arch": training.arch,
+            "weights_sha256": weights_sha256(training),
+            "learner": arguments_of(training),
+            "data": training.data.describe() | {"sha256": listing_sha256(pictures)},
+            "plan": plan.arguments if is_made_by_its_arguments(plan, training) else {},
+            "first_step": training.step,
             "steps": plan.steps,
             "plan_text": str(plan),
-            "classes": learner.classes,
-            "versions": versions(learner.device),
+            "classes": training.classes,
+            "versions": versions(training.device),
             "finished": False,
         }
         write_json(self.path / "run.json", description)
 
-    def after_step(self, learner: Learner, record: StepRecord) -> None:
+    def after_step(self, training: Training, record: StepRecord) -> None:
         due = time.monotonic() - self.last_checkpoint > SECONDS_BETWEEN_CHECKPOINTS
         if due or self.stop_requested:  # what a checkpoint has behind it must be in metrics.csv
-            learner.read_losses()
+            training.read_losses()
         self._append(record)
         if record.validation and record.validation.accuracy > self.best_accuracy:
             self.best_accuracy = record.validation.accuracy
             save(
-                learner, self.path / "best.h5", training=f"epoch {record.epoch} of {self.path.name}"
+                training,
+                self.path / "best.h5",
+                training=f"epoch {record.epoch} of {self.path.name}",
             )
         if record.validation or due or self.stop_requested:
-            self.checkpoint(learner, keep=record.validation is not None)
+            self.checkpoint(training, keep=record.validation is not None)
         if self.stop_requested:
             raise KeyboardInterrupt
 
-    def end(self, learner: Learner) -> None:
+    def end(self, training: Training) -> None:
         """Save the learner, and say in run.json that the run is complete."""
-        save(learner, self.path / "learner.h5", training=f"run {self.path.name}")
-        last = learner.validation
+        save(training, self.path / "learner.h5", training=f"run {self.path.name}")
+        last = training.validation
         description = read_description(self.path)
         description["finished"] = True
         description["seconds"] = round(self.seconds, 3)
@@ -160,23 +162,23 @@ class Run:
         """How long the run has taken, earlier sessions included."""
         return self.seconds_before + time.monotonic() - self.started
 
-    def checkpoint(self, learner: Learner, keep: bool = False) -> None:
+    def checkpoint(self, training: Training, keep: bool = False) -> None:
         """Write the learner's state, then drop what it replaces."""
         from tinyft.weights import write_arrays
 
         if keep:
-            self.epoch_steps.append(learner.step)
-        arrays, values = capture(learner)
+            self.epoch_steps.append(training.step)
+        arrays, values = capture(training)
         values |= {
             "run": self.id,
-            "preprocess": learner.adjusted_preprocess().to_dict(),
+            "preprocess": training.adjusted_preprocess().to_dict(),
             "best_accuracy": self.best_accuracy,
             "seconds": self.seconds,
             "epoch_steps": self.epoch_steps,
         }
         if (metrics := self.path / "metrics.csv").exists():
             flush_to_disk(metrics)  # or a power failure leaves fewer lines than steps
-        name = f"{learner.step:06}.h5"
+        name = f"{training.step:06}.h5"
         write_arrays(
             self.path / "checkpoints" / name,
             CHECKPOINT,
@@ -231,38 +233,38 @@ def metrics_row(record: StepRecord) -> dict[str, Any]:
     }
 
 
-def settings_of(learner: Learner) -> dict[str, Any]:
+def settings_of(training: Training) -> dict[str, Any]:
     """What a caller may set on a learner after `vision_learner` has made it, but for weights."""
     names = ("bn", "seed", "dtype", "label_smoothing", "preprocess", "classes")
-    class_weights, numbers = learner.class_weights, bool | int | float
-    optimizer = {n: v for n, v in vars(learner.optimizer).items() if isinstance(v, numbers)}
+    class_weights, numbers = training.class_weights, bool | int | float
+    optimizer = {n: v for n, v in vars(training.optimizer).items() if isinstance(v, numbers)}
     return {
-        **{name: getattr(learner, name) for name in names},
-        "shows_whole_squares": learner.data.shows_whole_squares,
+        **{name: getattr(training, name) for name in names},
+        "shows_whole_squares": training.data.shows_whole_squares,
         "class_weights": None if class_weights is None else class_weights.tolist(),
-        "optimizer": type(learner.optimizer),
+        "optimizer": type(training.optimizer),
         "optimizer's": optimizer,
-        "batch norms": [(norm.momentum, norm.eps) for norm in learner.batch_norms],
-        "undecayed": {name for group in learner.groups for name in group.undecayed},
-        "of norms": {name for group in learner.groups for name in group.norm_parameters},
-        "loss": getattr(learner.loss, "__func__", learner.loss),
-        "dropout": [dropout.probability for dropout in learner.dropouts],
+        "batch norms": [(norm.momentum, norm.eps) for norm in training.batch_norms],
+        "undecayed": {name for group in training.groups for name in group.undecayed},
+        "of norms": {name for group in training.groups for name in group.norm_parameters},
+        "loss": getattr(training.loss, "__func__", training.loss),
+        "dropout": [dropout.probability for dropout in training.dropouts],
     }
 
 
-def arguments_of(learner: Learner) -> dict[str, Any] | None:
+def arguments_of(training: Training) -> dict[str, Any] | None:
     """What `vision_learner` was called with; None if that would not make this learner again."""
-    arguments = learner.facts.get("arguments")
-    if arguments is None or learner.facts.get("as_made") != settings_of(learner):
+    arguments = training.facts.get("arguments")
+    if arguments is None or training.facts.get("as_made") != settings_of(training):
         return None
-    return arguments | {"groups": grouping_of(learner.model, learner.groups)}
+    return arguments | {"groups": grouping_of(training.model, training.groups)}
 
 
-def weights_sha256(learner: Learner) -> str:
+def weights_sha256(training: Training) -> str:
     """The hash of the arrays, or else of the file, that the body came from; empty for random
     weights.
     """
-    metadata = learner.facts.get("metadata", {})
+    metadata = training.facts.get("metadata", {})
     return str(metadata.get("content_sha256") or metadata.get("source_sha256") or "")
 
 

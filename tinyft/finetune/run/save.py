@@ -8,25 +8,19 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyft import backends
-from tinyft.data.loader import expect_pictures
-from tinyft.errors import DataError, WeightsError
+from tinyft.errors import WeightsError
 from tinyft.finetune.groups import BN_PRESETS, grouping_of
-from tinyft.finetune.optim import OPTIMIZERS, Adam, Optimizer, name_of
-from tinyft.finetune.plan import KEPT
-from tinyft.nn.head import HEADS, attach, cut
+from tinyft.finetune.optim import OPTIMIZERS, name_of
 from tinyft.nn.layers import BatchNorm, Dropout
 from tinyft.nn.module import Module
-from tinyft.nn.resnet import build
 
 if TYPE_CHECKING:
-    from tinyft.data.loader import PictureData
-    from tinyft.finetune.learner import Learner
+    from tinyft.finetune.training import Training
     from tinyft.weights import Preprocess, Weights
 
 
@@ -59,7 +53,7 @@ LATER = {"groups": None, "dropout": [], "optimizer": "adam", "whole_squares": Fa
 OPTIONS = ("bn", "seed", "label_smoothing", "weight_decay", "dtype", "class_weights")
 
 
-def save(learner: Learner, path: str | os.PathLike[str], *, training: str = "") -> None:
+def save(learner: Training, path: str | os.PathLike[str], *, training: str = "") -> None:
     """Write weights (as float32), classes, preprocessing and settings; an old file of that name is
     replaced whole.
 
@@ -88,104 +82,6 @@ def save(learner: Learner, path: str | os.PathLike[str], *, training: str = "") 
     preprocess = learner.adjusted_preprocess()
     extra = {"learner": json.dumps(settings)}
     save_weights(path, Weights(learner.arch, arrays, learner.classes, preprocess, metadata, extra))
-
-
-def load_learner(
-    path: str | os.PathLike[str],
-    *,
-    data: PictureData | None = None,
-    head: Module | None = None,
-    optimizer: str | Callable[..., Optimizer] | None = None,
-    device: str = "auto",
-) -> Learner:
-    """The learner that `save` wrote, ready to predict and to evaluate; with `data` of its classes
-    also to train on: its head, its settings, nothing frozen, an optimizer that starts empty.
-
-    `head` is needed, untrained, where the learner was made with a Module of its own, and to train
-    also its `optimizer`, if that was one.
-    Raises: WeightsError if the file is not a learner's; DataError for data of other classes
-    """
-    from tinyft.finetune.learner import Learner
-
-    weights = _weights_of_learner(path)
-    settings = settings_in(path, weights)
-    body = cut(build(weights.arch, seed=None))
-    kind = settings["head"]
-    if head is None:
-        if kind not in HEADS:
-            raise WeightsError(
-                f"{path} was saved with a head of its own: ft.load_learner(path, head=...) takes it"
-            )
-        head = HEADS[kind](body.num_features, len(weights.classes))
-    attach(body, head).load_state_dict(weights.arrays)
-    try:
-        if data is not None:
-            _expect_classes(path, data, weights.classes)
-            own_head = None if kind in HEADS else head
-            settings["whole_squares"] |= weights.preprocess.whole_square
-            return _with_pictures(path, data, settings, own_head, optimizer, device)
-        put_dropouts(head, settings["dropout"])
-        optimizer = optimizer or settings["optimizer"] or Adam
-        return Learner(
-            body.astype(settings["dtype"]), None, judged_preprocess(path, weights),
-            weights.arch, weights.classes,
-            device=device, facts={"head": kind, "head_state": KEPT, "weights": str(path)},
-            grouping=settings["groups"],
-            optimizer_class=OPTIMIZERS.get(optimizer, optimizer),
-            **{name: settings[name] for name in OPTIONS},
-        )  # fmt: skip
-    except ValueError as error:
-        raise WeightsError(f"{path}: no learner can be made of its settings: {error}") from None
-
-
-def _weights_of_learner(path: str | os.PathLike[str]) -> Weights:
-    """Raises: WeightsError if the file is not a learner's"""
-    from tinyft.weights import load_weights
-
-    if Path(path).is_dir():
-        raise WeightsError(f"{path} is a folder; a run's learner is its file learner.h5")
-    weights = load_weights(path)
-    if "learner" not in weights.extra or weights.classes is None:
-        raise WeightsError(f"{path} holds weights but no learner; use vision_learner(weights=...)")
-    return weights
-
-
-def _with_pictures(
-    path: str | os.PathLike[str],
-    data: PictureData,
-    settings: dict[str, Any],
-    own_head: Module | None,
-    optimizer: str | Callable[..., Optimizer] | None,
-    device: str,
-) -> Learner:
-    """`load_learner` with data: made by `vision_learner`, so that its runs can be made again."""
-    from tinyft.finetune.build import vision_learner
-
-    optimizer = optimizer or settings["optimizer"]
-    if optimizer is None:
-        raise WeightsError(
-            f"{path} was trained by an optimizer of its caller's own: "
-            "ft.load_learner(path, data=..., optimizer=...) takes it"
-        )
-    options = {name: settings[name] for name in (*OPTIONS, "groups")}
-    learner = vision_learner(
-        data, weights=path, head=own_head, optimizer=optimizer, device=device, **options
-    )
-    learner.facts |= {"head_state": KEPT, "head_dropped": ""}
-    learner.preprocess = replace(learner.preprocess, whole_square=settings["whole_squares"])
-    learner.unfreeze()
-    return learner
-
-
-def _expect_classes(path: str | os.PathLike[str], data: PictureData, classes: list[str]) -> None:
-    """Raises: TypeError for what is no data; DataError for pictures of other classes"""
-    expect_pictures(data)
-    if data.classes != classes:
-        raise DataError(
-            f"{path} knows the classes {', '.join(classes)}, the pictures have "
-            f"{', '.join(data.classes)}; open them with classes=[...] as there, or begin a new "
-            f"head with ft.vision_learner(data, weights={str(path)!r})"
-        )
 
 
 def put_dropouts(head: Module, probabilities: list[float]) -> None:
@@ -226,7 +122,7 @@ def settings_in(path: str | os.PathLike[str], weights: Weights) -> dict[str, Any
     return {name: settings[name] for name in EXPECTED}
 
 
-def expect_savable(learner: Learner) -> None:
+def expect_savable(learner: Training) -> None:
     """Raises: ValueError if a batch norm has another eps than the one that weights files mean"""
     from tinyft.weights.hdf5.weights_file import BATCH_NORM_EPSILON
 

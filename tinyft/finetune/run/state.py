@@ -17,31 +17,31 @@ from tinyft.errors import RunError
 from tinyft.finetune.records import Evaluation, Losses, SmoothLoss
 
 if TYPE_CHECKING:
-    from tinyft.finetune.learner import Learner
+    from tinyft.finetune.training import Training
 
 Arrays = dict[str, np.ndarray]
 
 
-def capture(learner: Learner) -> tuple[Arrays, dict[str, Any]]:
+def capture(training: Training) -> tuple[Arrays, dict[str, Any]]:
     """Copies of weights, buffers and optimizer state; and counters, rates, hashes in plain JSON."""
-    learner.read_losses()
-    arrays = {f"model.{n}": _copied(a) for n, a in learner.model.state_dict().items()}
+    training.read_losses()
+    arrays = {f"model.{n}": _copied(a) for n, a in training.model.state_dict().items()}
     counts = {}
-    for name, state in learner.optimizer.state.items():
+    for name, state in training.optimizer.state.items():
         for key, value in state.items():
             if hasattr(value, "dtype"):
                 arrays[f"optimizer.{name}.{key}"] = _copied(value)
             else:
                 counts[f"{name}.{key}"] = value
     values = {
-        "step": learner.step,
-        "epoch": learner.epoch,
-        "smooth": asdict(learner.smooth),
+        "step": training.step,
+        "epoch": training.epoch,
+        "smooth": asdict(training.smooth),
         "optimizer_counts": counts,
-        "trained": sorted(learner.trained),
-        "phase_digests": learner.phase_digests,
-        "validation": asdict(learner.validation) if learner.validation else None,
-        "groups": [[g.lr, g.momentum, g.weight_decay] for g in learner.groups],
+        "trained": sorted(training.trained),
+        "phase_digests": training.phase_digests,
+        "validation": asdict(training.validation) if training.validation else None,
+        "groups": [[g.lr, g.momentum, g.weight_decay] for g in training.groups],
     }
     return arrays, values
 
@@ -51,62 +51,62 @@ def model_arrays(arrays: Mapping[str, np.ndarray]) -> Arrays:
     return {n.removeprefix("model."): a for n, a in arrays.items() if n.startswith("model.")}
 
 
-def restore(learner: Learner, arrays: Arrays, values: dict[str, Any]) -> None:
+def restore(training: Training, arrays: Arrays, values: dict[str, Any]) -> None:
     """Put a captured state back, bit for bit. Gradients and the history of records are not part of
     it.
 
     Raises: RunError if the state is of another network; the learner is then as it was
     """
-    model, found = learner.model.state_dict(), model_arrays(arrays)
+    model, found = training.model.state_dict(), model_arrays(arrays)
     shapes, came = ({(n, a.shape) for n, a in state.items()} for state in (model, found))
     if came != shapes:
         differing = sorted({name for name, _ in came ^ shapes})
         raise RunError(f"the state is of another network; they differ in {', '.join(differing)}")
     hashed = values["phase_digests"].keys()
-    if len(values["groups"]) != len(learner.groups) or (hashed and hashed != model.keys()):
+    if len(values["groups"]) != len(training.groups) or (hashed and hashed != model.keys()):
         raise RunError("the state is of a network with other groups or tensors")
     for name, array in model.items():
         backends.assign(array, found[name])
-    learner.losses = Losses()
-    learner.optimizer.clear()
-    for group in learner.groups:
+    training.losses = Losses()
+    training.optimizer.clear()
+    for group in training.groups:
         for name, parameter in group.parameters.items():
             state = _optimizer_state(name, parameter.data, arrays, values["optimizer_counts"])
             if state:
-                learner.optimizer.state[name] = state
-    learner.step, learner.epoch = values["step"], values["epoch"]
-    learner.smooth = _made(SmoothLoss, values["smooth"])
-    learner.trained = frozenset(values["trained"])
-    learner.phase_digests = values["phase_digests"]
+                training.optimizer.state[name] = state
+    training.step, training.epoch = values["step"], values["epoch"]
+    training.smooth = _made(SmoothLoss, values["smooth"])
+    training.trained = frozenset(values["trained"])
+    training.phase_digests = values["phase_digests"]
     validation = values["validation"]
-    learner.validation = _made(Evaluation, validation) if validation else None
-    for group, settings in zip(learner.groups, values["groups"], strict=True):
+    training.validation = _made(Evaluation, validation) if validation else None
+    for group, settings in zip(training.groups, values["groups"], strict=True):
         group.lr, group.momentum, group.weight_decay = settings
 
 
-def bookmark(learner: Learner) -> Callable[[], None]:
+def bookmark(training: Training) -> Callable[[], None]:
     """A function that puts the learner back as it is now, bit for bit, as often as it is called.
 
     Unlike a checkpoint this covers gradients, what is frozen, which modules train, and the history
     of records too.
     """
-    saved = capture(learner)
-    grouped = learner.groups
-    groups = [(group, group.frozen) for group in learner.groups]
+    saved = capture(training)
+    grouped = training.groups
+    groups = [(group, group.frozen) for group in training.groups]
     parameters = [
         (p, p.requires_grad, None if p.grad is None else p.grad.copy("K"))
-        for group in learner.groups
+        for group in training.groups
         for p in group.parameters.values()
     ]
-    norms = [(norm, norm.statistics, norm.updates) for norm in learner.batch_norms]
-    put_modes_back = learner.model.remember_modes()
-    masks = [(dropout, dropout.step) for dropout in learner.dropouts]
-    history, weight_decay = list(learner.history), learner.weight_decay
-    last_step = learner.updates, learner.optimizer.visited
+    norms = [(norm, norm.statistics, norm.updates) for norm in training.batch_norms]
+    put_modes_back = training.model.remember_modes()
+    masks = [(dropout, dropout.step) for dropout in training.dropouts]
+    history, weight_decay = list(training.history), training.weight_decay
+    last_step = training.updates, training.optimizer.visited
 
     def put_back() -> None:
-        learner.optimizer.groups = grouped
-        restore(learner, *saved)
+        training.optimizer.groups = grouped
+        restore(training, *saved)
         for group, frozen in groups:
             group.frozen = frozen
         for parameter, requires_grad, grad in parameters:
@@ -117,18 +117,18 @@ def bookmark(learner: Learner) -> Callable[[], None]:
         put_modes_back()
         for dropout, step in masks:
             dropout.step = step
-        learner.history[:], learner.weight_decay = history, weight_decay
-        learner.updates, learner.optimizer.visited = last_step
+        training.history[:], training.weight_decay = history, weight_decay
+        training.updates, training.optimizer.visited = last_step
 
     return put_back
 
 
 @contextlib.contextmanager
-def undone(learner: Learner) -> Iterator[None]:
+def undone(training: Training) -> Iterator[None]:
     """Train as you like within this block: afterwards the learner is as before, bit for bit; see
     `bookmark`.
     """
-    put_back = bookmark(learner)
+    put_back = bookmark(training)
     try:
         yield
     finally:

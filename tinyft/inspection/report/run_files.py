@@ -19,10 +19,10 @@ import numpy as np
 from tinyft.data.loader import PictureData
 from tinyft.errors import RunError, TinyftError
 from tinyft.finetune.build import OPTIMIZERS
+from tinyft.finetune.load import load_learner
 from tinyft.finetune.plan import remade
 from tinyft.finetune.run.pictures import pictures_of_run
 from tinyft.finetune.run.reading import metrics_lines, read_description
-from tinyft.finetune.run.save import load_learner
 from tinyft.inspection.comparison.diff import Diff, diff_run
 from tinyft.inspection.ledger.file import FILE_NAME
 from tinyft.inspection.ledger.ledger import Ledger

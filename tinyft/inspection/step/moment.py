@@ -99,7 +99,7 @@ class Moment:
                 f"began with step {plan.first_step} it has made {plan.first_step + step}"
             )
         phase = plan.phases[number]
-        learner.enter(phase, plan, resumed=i > 0)
+        learner.enter(phase, **plan.switches, resumed=i > 0)
         learner.set_rates(phase, i)
         in_epoch = i % phase.steps_per_epoch
         batch = next(learner.data.train_batches(learner.epoch, learner.preprocess, in_epoch))
@@ -127,7 +127,11 @@ class Moment:
         cache = self._kept
         if cache is None and self.plan.cached_bytes[self.phase_number]:
             cache = FeatureCache(self.learner)
-        return self.learner.train_step(self.batch, self.phase.name, cache=cache)
+        self.learner.cache = cache
+        try:
+            return self.learner.train_step(self.batch, self.phase.name)
+        finally:
+            self.learner.cache = None
 
     def _features_so_far(self) -> FeatureCache | None:
         """The body's features of the batch, where the run had kept them: from the second epoch on

@@ -1,0 +1,319 @@
+"""The state of training, and its step: forward, loss, backward, update.
+
+What else there is to training works on this and is not known here: a plan's phases (loop.py),
+evaluation and prediction (judge.py), kept features, rates to try, files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from tinyft import backends
+from tinyft.data.loader import Batch, PictureData
+from tinyft.engine.tensor import Tensor
+from tinyft.errors import DataError, NonFiniteLossError, ShapeError
+from tinyft.finetune.groups import (
+    BN_PRESETS,
+    Group,
+    Grouping,
+    freeze_to,
+    head_at,
+    layer_groups,
+    rates_in_words,
+)
+from tinyft.finetune.norms import UpdateMeasure, UpdateSums, group_records
+from tinyft.finetune.optim import Adam
+from tinyft.finetune.proof import digests
+from tinyft.finetune.recipe import Phase
+from tinyft.finetune.records import Evaluation, Losses, SmoothLoss, StepRecord
+from tinyft.finetune.schedule import expect_number
+from tinyft.nn.layers import Dropout
+from tinyft.nn.resnet import ResNet
+from tinyft.ops import cross_entropy
+from tinyft.weights.preprocess import Preprocess
+
+REMEDY = "Use a smaller learning rate (a tenth is a good try)"
+
+
+class Features(Protocol):
+    """Where the features of a body that cannot change are kept: see feature_cache.py."""
+
+    def features(self, batch: Batch) -> Tensor: ...
+
+    def to(self, device: str) -> None: ...
+
+
+@dataclass(repr=False)
+class Training:
+    """A network, its data, its layer groups with their optimizer, and how far training has come."""
+
+    model: ResNet
+    data: PictureData
+    preprocess: Preprocess
+    arch: str
+    classes: list[str]
+    bn: str = "fastai"
+    seed: int = 0
+    device: str = "auto"
+    optimizer_class: Any = Adam
+    weight_decay: float | None = None  # None: the optimizer's own
+    label_smoothing: float = 0.0
+    class_weights: np.ndarray | None = None
+    dtype: str = "float32"
+    facts: dict[str, Any] = field(default_factory=dict)  # where the weights came from, which head
+    lr: float = 1e-3
+    grouping: InitVar[Any] = None  # layer groups of one's own; see layer_groups
+
+    def __post_init__(self, grouping: Any) -> None:
+        if self.bn not in BN_PRESETS:
+            known = ", ".join(BN_PRESETS)
+            raise ValueError(f"bn must be one of {known}; got {self.bn!r}")
+        self.dtype = np.dtype(self.dtype).name  # "float64", also from np.float64
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype must be float32 or float64; got {self.dtype}")
+        self.optimizer = self.optimizer_class(layer_groups(self.model, grouping))
+        if self.weight_decay is None:
+            self.weight_decay = self.optimizer.default_weight_decay
+        expect_number("weight_decay", self.weight_decay)
+        expect_number("label_smoothing", self.label_smoothing, 1)
+        self.seed, self.weight_decay = int(self.seed), float(self.weight_decay)
+        self.label_smoothing = float(self.label_smoothing)
+        if self.class_weights is not None:
+            self.class_weights = _class_weights(self.class_weights, len(self.classes), self.dtype)
+        self.groups = self.optimizer.groups
+        self.dropouts = [m for _, m in self.model.named_modules() if isinstance(m, Dropout)]
+        for layer, dropout in enumerate(self.dropouts, 1):  # each draws its own masks
+            dropout.seed, dropout.layer = self.seed, layer
+        self.updates: dict[str, UpdateSums] | None = None  # of the last step, if it was measured
+        self.trained: frozenset[str] = frozenset()  # parameters that ever had a gradient
+        self.step = self.epoch = 0
+        self.smooth, self.losses = SmoothLoss(), Losses()
+        self.cache: Features | None = None  # of the phase in progress, if it keeps features
+        self.phase_digests: dict[str, str] = {}
+        self.history: list[StepRecord] = []
+        self.validation: Evaluation | None = None  # the newest
+        self.run_folder: Path | None = None  # where the run in progress is written
+        self.to(self.device)
+
+    def to(self, device: str) -> Self:
+        """Move everything to a device, "cpu", "gpu" or "gpu:1": parameters, statistics, what the
+        optimizer remembers, features that were kept. "auto": a GPU if one works. Returns itself.
+
+        Files never say where a learner was: they are written from main memory.
+        Raises: DeviceError for a device that does not work here; nothing is moved then
+        """
+        device = backends.resolve(device)
+        self.read_losses()
+        self.model.to(device)
+        self.optimizer.to(device)
+        if self.class_weights is not None:
+            self.class_weights = backends.place(self.class_weights, device)
+        if self.cache is not None:
+            self.cache.to(device)
+        self.device = device
+        return self
+
+    # ---------------------------------------------------------------------------------- what trains
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        """The layer groups, as the optimizer has them: there are no others.
+
+        What `layer_groups` takes may be assigned, between two plans: the optimizer goes on with
+        them, and a new group is frozen if all that is in it was.
+        Raises: ValueError for what is no division of the network
+        """
+        return self.optimizer.groups
+
+    @groups.setter
+    def groups(self, own: Grouping | Sequence[Group] | Any) -> None:
+        groups = layer_groups(self.model, own)
+        held = {name for group in self.groups if group.frozen for name in group.parameters}
+        rests = [bool(group.parameters) and group.parameters.keys() <= held for group in groups]
+        self.optimizer.groups = groups
+        freeze_to(groups, [*rests, False].index(False), self.bn)
+        for group in groups:
+            group.weight_decay = self.weight_decay
+        self.batch_norms = [norm for group in groups for norm in group.norms.values()]
+        self.measure = UpdateMeasure(groups)
+
+    def freeze_to(self, first_trainable: int, *, stale_gradients: bool = False) -> None:
+        """Freeze the groups before this one (negative: from the end); the optimizer forgets all.
+
+        With `stale_gradients`, frozen parameters that once trained decay on, as in fastai.
+        Raises: ValueError for a group that is not there
+        """
+        n = len(self.groups)
+        if not isinstance(first_trainable, int | np.integer) or not -n <= first_trainable <= n:
+            raise ValueError(
+                f"first_trainable should be a whole number from {-n} to {n}; got {first_trainable}"
+            )
+        if first_trainable < 0:
+            first_trainable += n
+        stale = self.trained if stale_gradients else frozenset()
+        freeze_to(self.groups, first_trainable, self.bn, stale)
+        self.optimizer.clear()
+
+    def freeze(self) -> None:
+        """Freeze all but the head."""
+        self.freeze_to(head_at(self.groups))
+
+    def unfreeze(self) -> None:
+        """Train everything."""
+        self.freeze_to(0)
+
+    def enter(
+        self,
+        phase: Phase,
+        weight_decay: float,
+        *,
+        stale_gradients: bool = False,
+        reset_optimizer: bool = True,
+        resumed: bool = False,
+    ) -> None:
+        """Freeze what the phase says. A new phase starts without optimizer state if
+        `reset_optimizer`.
+        """
+        keeps = resumed or not reset_optimizer
+        remembered = dict(self.optimizer.state) if keeps else {}
+        self.freeze_to(phase.first_trainable, stale_gradients=stale_gradients)
+        self.optimizer.state.update(remembered)
+        self.measure = UpdateMeasure(self.groups)
+        self.weight_decay = weight_decay  # for good, as in fastai
+        for group in self.groups:
+            group.weight_decay = weight_decay
+        if not resumed:
+            self.smooth = SmoothLoss()
+            self.phase_digests = digests(self.model)
+
+    def set_rates(self, phase: Phase, i: int) -> None:
+        """Give each group the learning rate and momentum of the phase's step `i`."""
+        for group, lr in zip(self.groups, phase.lr[i], strict=True):
+            group.lr, group.momentum = float(lr), float(phase.momentum[i])
+
+    # ------------------------------------------------------------------------------------- one step
+
+    def train_step(self, batch: Batch, phase: str, *, norms: bool = False) -> StepRecord:
+        """Forward, loss, backward, update: one step on one batch."""
+        self.model.train()
+        for dropout in self.dropouts:
+            dropout.step = self.step
+        statistics = [(n, n.running_mean, n.running_var) for n in self.batch_norms]
+        with backends.use(self.device):
+            loss = self.loss(self.logits(batch), batch.labels)
+            rates = [group.lr for group in self.groups]
+            step_loss = self.losses.add(self.step, loss.data, self.smooth, rates)
+            if self.step % backends.get(self.device).steps_between_reads == 0:
+                self.read_losses(statistics)
+            self.optimizer.zero_grad()  # of a step that was stopped, or the caller's own
+            loss.backward()
+            self.optimizer.step(self.measure if norms else None)
+        self.updates = self.measure.take() if norms else None
+        record = StepRecord(
+            phase,
+            self.epoch,
+            self.step,
+            batch.ids,
+            step_loss,
+            group_records(self.groups, self.updates),
+        )
+        self.optimizer.zero_grad()  # the next forward pass can use their memory
+        self.trained |= self.optimizer.visited
+        self.step += 1
+        return record
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(N, classes): through the whole network, or through the head from features that a frozen
+        body gave before.
+        """
+        if self.cache is not None:
+            return self.model.head(self.cache.features(batch))
+        return self.model(self.input(batch.images))
+
+    def input(self, images: np.ndarray) -> Tensor:
+        """uint8 pictures (N, S, S, 3) as the network wants them: normalised by the weights' mean
+        and std.
+        """
+        images = backends.place(images, self.device)
+        backend = backends.of(images)
+        mean, std = (np.array(v, np.float32) for v in (self.preprocess.mean, self.preprocess.std))
+        return Tensor.wrap(backend.images(images, mean, std, np.dtype(self.dtype)))
+
+    def loss(self, logits: Tensor, labels: np.ndarray) -> Tensor:
+        if logits.shape[-1] != len(self.classes):
+            raise ShapeError(
+                f"the head gives {logits.shape[-1]} numbers for each picture, and there are "
+                f"{len(self.classes)} classes; attach a head for these"
+            )
+        return cross_entropy(
+            logits,
+            labels,
+            label_smoothing=self.label_smoothing,
+            class_weights=self.class_weights,
+        )
+
+    def read_losses(self, statistics: Sequence[tuple] = ()) -> None:
+        """Read the losses that are still on the device: all of them, or none where reading costs
+        nothing, because then every step reads its own.
+
+        Raises: NonFiniteLossError for one that is no number. A step that is only forward so far is
+        taken back: its batch norms get the running `statistics` from before.
+        """
+        wrong = self.losses.take_wrong()
+        if wrong is None:
+            return
+        # differs from fastai, which trains on
+        outcome = "nothing changed"
+        if wrong.step < self.step:  # the device was further than what had been read
+            outcome = f"seen before step {self.step}: the weights are spoilt, go on from a copy"
+        else:
+            for norm, mean, variance in statistics:
+                norm.running_mean, norm.running_var = mean, variance
+            if not all(
+                np.isfinite(backends.host(a)).all() for a in self.model.state_dict().values()
+            ):
+                outcome = "the weights were spoilt by an earlier step, go on from a copy"
+        rates = rates_in_words(self.groups, wrong.rates)
+        raise NonFiniteLossError(
+            f"the loss of step {wrong.step} is {wrong.value} ({rates}); {outcome}. {REMEDY}, or "
+            "look at this step's pictures",
+            wrong.value,
+        )
+
+    # --------------------------------------------------------------------------------- its pictures
+
+    def adjusted_preprocess(self) -> Preprocess:
+        """How validation and prediction prepare a picture: the weights' preprocessing, at the size
+        that the learner works with.
+
+        Where training showed whole squares, so does this, through the same two resizings: one
+        alone, straight to 224 pixels, would be a fifth sharper than what training showed.
+        """
+        return self.data.adjusted(self.preprocess) if self.data else self.preprocess
+
+    def own_data(self) -> PictureData:
+        """Its pictures. Raises: DataError if it has none"""
+        if self.data is None:
+            raise DataError(
+                "this learner was loaded from a file and has no pictures; pass some to evaluate, "
+                "or load it with them to train on: ft.load_learner(FILE, data=...)"
+            )
+        return self.data
+
+
+def _class_weights(weights: Any, classes: int, dtype: str) -> np.ndarray:
+    """(classes,) in the learner's dtype. Raises: ValueError for weights that cannot be"""
+    weights = np.asarray(weights, dtype)
+    if weights.shape != (classes,):
+        raise ValueError(
+            f"class_weights should be {classes} numbers, one for each class; got the shape "
+            f"{weights.shape}"
+        )
+    for weight in weights:  # a batch whose classes all weigh 0 would have no mean loss
+        expect_number("a class weight", weight.item(), above_0=True)
+    return weights
