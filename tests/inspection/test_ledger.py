@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -373,13 +374,25 @@ def test_a_run_goes_on_with_what_is_whole_of_a_damaged_ledger(tmp_path):
     with pytest.raises(RunError, match=r"ledger\.bin is damaged: the record behind step"):
         ft.Ledger.read(tmp_path / "cut")
     learner, plan, resumed, start, _ = resume(tmp_path / "cut", small_data())
-    with pytest.warns(UserWarning, match="what is before it is kept"):
+    with pytest.warns(UserWarning) as said:
         learner.execute(plan, observers=[ft.Ledger(tmp_path / "cut"), resumed], start=start)
+    assert "what is before it is kept" in str(said[0].message)
+    assert re.search(r"lacks \d steps? before step 5 and goes on", str(said[1].message))
     found = ft.Ledger.read(tmp_path / "cut")
     made = found.steps["step"].tolist()
     assert start == 5 and made[-4:] == [5, 6, 7, 8] and 0 < made.index(5) < 5
     assert np.isnan(found.epochs["distance"][-2]).all()
     assert not np.isnan(found.epochs["distance"][-1]).any()
+
+
+def test_a_run_says_which_steps_its_ledger_lost_in_a_crash_of_the_system(tmp_path):
+    cut_off(tmp_path / "cut", 5)
+    ledger = tmp_path / "cut" / "ledger.bin"
+    ledger.write_bytes(ledger.read_bytes()[:-100])  # the last step's record is cut off
+    learner, plan, resumed, start, _ = resume(tmp_path / "cut", small_data())
+    with pytest.warns(UserWarning, match=r"ledger\.bin lacks 1 step before step 5 and goes on"):
+        learner.execute(plan, observers=[ft.Ledger(tmp_path / "cut"), resumed], start=start)
+    assert ft.Ledger.read(tmp_path / "cut").steps["step"].tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
 
 
 def test_a_damaged_older_checkpoint_costs_distances_only(tmp_path):

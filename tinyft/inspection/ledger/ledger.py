@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyft import backends
-from tinyft.display import Displayed
+from tinyft.display import Displayed, counted
 from tinyft.errors import RunError, TinyftError
 from tinyft.inspection.ledger import file as ledger_file
 from tinyft.inspection.ledger.changes import ROUNDING, Before, Changes, TensorChange, snapshot
@@ -221,6 +221,9 @@ class Ledger(Displayed):
         which these were.
         """
         rows, number = kept["step"], step_numbers("step", kept["step"])
+        if lost := record.step - 1 - int(number[-1]):
+            lack = f"{self.path} lacks {counted(lost, 'step')} before step {record.step}"
+            warnings.warn(f"{lack} and goes on behind the gap", stacklevel=2)
         ended = [step_numbers(name, kept[name]) for name in ("epoch", "phase")]
         epoch, phase = (int(steps[-1] + 1 if len(steps) else number[0]) for steps in ended)
         _, of_epoch, of_phase = rows["steps"][:, :3].T
