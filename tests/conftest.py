@@ -29,6 +29,13 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture
+def compiled() -> None:
+    """Skips a test where nothing can be compiled: `auto` is plain NumPy there."""
+    if backends.why_no_numba():
+        pytest.skip(f"needs Numba: {backends.why_no_numba()}")
+
+
 class SkipWithoutNumba:
     """Where nothing can be compiled, a test that imports what would be is skipped, with the reason;
     so is all of a file that imports it at its top. (The package does not, where it cannot.)

@@ -898,7 +898,7 @@ def without_winograd():
     ],
     ids=["no_grad", "use", "resolve", "unfused", "winograd"],
 )
-def test_what_a_thread_asks_for_is_not_another_ones(block, look, monkeypatch):
+def test_what_a_thread_asks_for_is_not_another_ones(block, look, monkeypatch, compiled):
     """Two threads enter such a block one after the other, and leave it in the same order."""
     monkeypatch.setattr(backends, "gpu_available", lambda: True)
     mine, theirs = block(), block()
@@ -991,3 +991,12 @@ def test_other_arrays_leave_the_operator_to_the_tensor():
     assert x.__array_ufunc__ is None
     product = np.ma.masked_array([2.0, 3.0], [False, True]) * x
     assert isinstance(product, ft.Tensor)
+
+
+def test_a_block_that_another_thread_ends_takes_back_its_own_choice(compiled):
+    """As the collector does, wherever it runs, with a generator that is left within a block."""
+    before, block = Tensor([1.0]).backend, backends.use("cpu")
+    block.__enter__()
+    with ThreadPoolExecutor(1) as other:
+        other.submit(block.__exit__, None, None, None).result()
+    assert before.name == "reference" and Tensor([1.0]).backend is before

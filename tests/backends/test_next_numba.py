@@ -167,6 +167,7 @@ def wrong(rows):
     return [row for row in rows if int(row[1]) > 1 or row[2] != "cpu"]
 
 
+@pytest.mark.usefixtures("compiled")
 def test_without_some_names_kernels_compute_and_it_is_said_once(tmp_path):
     some = "_dynfunc", "CFunc", "dumps", "get_call_template", "_reduce", "add_sroa_pass"
     changes = [change for change in matrix() if change[-1] in some]
@@ -177,12 +178,14 @@ def test_without_some_names_kernels_compute_and_it_is_said_once(tmp_path):
     assert "compiled kernels cannot be kept" in costs["dumps"]
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.slow
 def test_without_each_name_kernels_compute(tmp_path):
     assert len(matrix()) > 60
     assert not wrong(without(matrix(), "kernel", tmp_path))
 
 
+@pytest.mark.usefixtures("compiled")
 def test_where_no_kernel_can_be_made_plain_numpy_computes(tmp_path):
     line = next(
         (alias.lineno, alias.col_offset, alias.name)
@@ -224,6 +227,7 @@ sys.exit(main(["finetune", "--backend", "cpu"]))
 def test_without_numba_the_plain_path_works(how):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     if how == "switched off":
+        pytest.importorskip("numba")
         environment["NUMBA_DISABLE_JIT"] = "1"
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_NUMBA, how], env=environment, capture_output=True, text=True

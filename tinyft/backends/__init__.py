@@ -128,12 +128,13 @@ def use(name: str) -> Iterator[Backend]:
     """
     backend = get(name)
     entry = (_here.chosen() if name == "auto" else name), object()
-    _here.names.append(entry)
+    names = _here.names  # this thread's, also if the block is ended by another one's collector
+    names.append(entry)
     try:
         with backend.current():
             yield backend
     finally:
-        _here.names.remove(entry)
+        names.remove(entry)
 
 
 @contextlib.contextmanager

@@ -325,6 +325,7 @@ def test_a_number_on_the_device_can_be_copied(gpu):
     assert ft.Tensor(number).item() == 3
 
 
+@pytest.mark.usefixtures("compiled")
 def test_the_commands_of_a_run(gpu, tmp_path, monkeypatch, capsys):
     """finetune and predict with --backend gpu, as they are typed."""
     monkeypatch.chdir(tmp_path)

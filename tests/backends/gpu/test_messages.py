@@ -211,6 +211,7 @@ def test_names(gpu):
     assert backends.get("gpu") is backends.get("gpu:0")
 
 
+@pytest.mark.usefixtures("compiled")
 def test_the_cpu_is_taken_where_no_gpu_works(monkeypatch):
     from tinyft.cli.options import describe_backend
 

@@ -151,7 +151,7 @@ def _start(path: Path, description: dict[str, Any]) -> Snapshot:
     as_then = {name: asked[name] for name in ("size", "augment") if name in asked}
     no_pictures = ImageArrays(nothing, nothing, classes=description["classes"], **as_then)
     no_pictures.exif_transpose = asked.get("exif_transpose", True)
-    learner = learner_at_start(path, no_pictures, description["learner"] | {"device": "cpu"})
+    learner = learner_at_start(path, no_pictures, description["learner"] | {"device": "reference"})
     if weights_sha256(learner) != description["weights_sha256"]:
         raise RunError(
             f"the weights that {path} began with ({learner.facts['weights']}) have changed since; "
