@@ -2,25 +2,13 @@
 
 from tinyft.lazy import looked_up_in
 
-_HOME = dict.fromkeys(
-    [
-        "KERNEL_CASES",
-        "OP_CASES",
-        "REFUSALS",
-        "ContractError",
-        "KernelCase",
-        "OpCase",
-        "Refusal",
-        "check_backend",
-        "check_kernel",
-        "check_op",
-        "check_refusal",
-        "close_enough",
-        "layouts",
-        "rounding_spread",
-    ],
-    "contract",
-)
+_HOME = {
+    "KERNEL_CASES": "kernel_cases",
+    "KernelCase": "kernel_cases",
+    **dict.fromkeys(["OP_CASES", "REFUSALS", "OpCase", "Refusal"], "op_cases"),
+    **dict.fromkeys(["ContractError", "check_backend", "check_kernel", "check_op"], "contract"),
+    **dict.fromkeys(["check_refusal", "close_enough", "layouts", "rounding_spread"], "contract"),
+}
 
 __all__ = [*_HOME]
 __getattr__ = looked_up_in(__name__, _HOME)

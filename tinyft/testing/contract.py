@@ -33,23 +33,6 @@ from tinyft.testing.gradient_check import GradcheckError, gradcheck
 from tinyft.testing.kernel_cases import KERNEL_CASES, KernelCase
 from tinyft.testing.op_cases import OP_CASES, REFUSALS, OpCase, Refusal
 
-__all__ = [
-    "KERNEL_CASES",
-    "OP_CASES",
-    "REFUSALS",
-    "ContractError",
-    "KernelCase",
-    "OpCase",
-    "Refusal",
-    "check_backend",
-    "check_kernel",
-    "check_op",
-    "check_refusal",
-    "close_enough",
-    "layouts",
-    "rounding_spread",
-]
-
 Run = Callable[[str, dict[str, Array]], list[Array]]  # (backend's name, arrays) -> results
 
 ROUNDING = 2.0**-24  # half the distance between two float32 numbers near 1
