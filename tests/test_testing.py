@@ -290,5 +290,6 @@ def test_every_layout_holds_the_same_values():
 
 
 def test_the_public_names():
-    for name in testing.__all__:
+    assert "check_op" in ft.testing.__all__
+    for name in ft.testing.__all__:
         assert getattr(ft.testing, name) is not None
