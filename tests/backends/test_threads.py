@@ -15,7 +15,7 @@ import pytest
 from tinyft.backends.cpu import CpuBackend
 from tinyft.backends.cpu.codegen import cache as compile_cache
 from tinyft.backends.cpu.codegen.cache import kernel
-from tinyft.backends.cpu.runtime import threads
+from tinyft.backends.cpu.runtime import threads, workspace
 from tinyft.backends.cpu.runtime.work_stealing import (
     AGAIN,
     THREAD,
@@ -260,6 +260,29 @@ def test_scratch_is_used_again_and_never_twice_at_once():
         assert address(threads.scratch("test", 50)) == last
     with ThreadPoolExecutor(1) as others:
         assert others.submit(lambda: address(threads.scratch("test", 50))).result() != last
+
+
+def test_a_second_step_gets_no_new_scratch_memory(monkeypatch):
+    """Not handed out again while anything refers to it: a loop that keeps the last round's memory
+    while it asks for the next one's costs page faults in every round.
+    """
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((8, 56, 56, 64)).astype(np.float32)
+    weight = rng.standard_normal((128, 64, 3, 3)).astype(np.float32)
+    dout = rng.standard_normal((8, 28, 28, 128)).astype(np.float32)
+
+    def step():
+        FAST.conv2d(x, weight, stride=2, padding=1)
+        FAST.conv2d_input_grad(dout, weight, x.shape, stride=2, padding=1)
+        FAST.conv2d_weight_grad(dout, x, weight.shape, stride=2, padding=1)
+
+    step()
+    fresh, aligned_empty = [], workspace.aligned_empty
+    monkeypatch.setattr(
+        workspace, "aligned_empty", lambda size: fresh.append(size) or aligned_empty(size)
+    )
+    step()
+    assert fresh == []
 
 
 def test_work_of_each_thread_is_its_own():

@@ -269,12 +269,13 @@ def convolve(x: Array, weight: Array, y: Array, epilogue: Epilogue, turned: bool
     C = x.shape[3]
     size, places, bounds, per_round, items = _rounds(C, y.shape, turned)
     bias, residual, has_residual, low = epilogue.arguments(y)
+    windows = room_for_windows(C, turned, min(per_round, len(places)))
     for first in range(0, len(places), per_round):
         count = min(per_round, len(places) - first)
-        windows = transformed(x, turned, places, first, count)
+        layout = transform_round(x, turned, places, first, count, windows)
         threads.run_with_scratch(
-            size, convolve_windows, *windows, C, weight, turned, y, bias, residual.reshape(-1),
-            has_residual, low, places, bounds, first, count, *items, large(y),
+            size, convolve_windows, windows, *layout, C, weight, turned, y, bias,
+            residual.reshape(-1), has_residual, low, places, bounds, first, count, *items, large(y),
         )  # fmt: skip
 
 
@@ -308,17 +309,29 @@ def sorted_tiles(N: int, P: int, Q: int) -> tuple[Array, Array]:
     return places, bounds * (total // unit)
 
 
-def transformed(
-    x: Array, turned: bool, places: Array, first: int, count: int
-) -> tuple[Array, int, int]:
-    """Windows of `count` tiles as `transform_split_windows` leaves them, floats from one of their
-    planes to the next, and from one tile.
+def room_for_windows(C: int, turned: bool, count: int) -> Array:
+    """Scratch memory for the transformed windows of up to `count` tiles: asked for once, as it is
+    not handed out again while a round still refers to it.
+    """
+    planes = VALUES if turned else PRODUCTS
+    return threads.scratch("windows", -(-C // CHANNELS) * planes * _layout(C, count)[0])
+
+
+def transform_round(
+    x: Array, turned: bool, places: Array, first: int, count: int, windows: Array
+) -> tuple[int, int]:
+    """Fill windows as `transform_split_windows` leaves them for `count` tiles; floats from one of
+    their planes to the next, and from one tile.
     """
     C, planes = x.shape[3], VALUES if turned else PRODUCTS
-    pitch = row_pitch(min(C, CHANNELS))
-    plane = odd_lines(round_up(count, REST_ROWS) * pitch)
-    windows = threads.scratch("windows", -(-C // CHANNELS) * planes * plane)
+    plane, pitch = _layout(C, count)
     threads.run_with_scratch(
         planes * C, transform_split_windows, x, turned, places, first, count, windows, plane, pitch
     )
-    return windows, plane, pitch
+    return plane, pitch
+
+
+def _layout(C: int, count: int) -> tuple[int, int]:
+    """Floats from one plane of `count` transformed windows to the next, and from one tile."""
+    pitch = row_pitch(min(C, CHANNELS))
+    return odd_lines(round_up(count, REST_ROWS) * pitch), pitch

@@ -31,8 +31,9 @@ from tinyft.backends.cpu.conv.winograd.strided.forward import (
     SIDE,
     SPLIT,
     VALUES,
+    room_for_windows,
     sorted_tiles,
-    transformed,
+    transform_round,
 )
 from tinyft.backends.cpu.conv.winograd.tiles import TILE, tiles_with
 from tinyft.backends.cpu.conv.winograd.transforms import CHANNELS, kinds, odd_lines
@@ -120,11 +121,12 @@ def weight_grad(dout: Array, x: Array, dweight: Array) -> None:
     tiles = -(-total // rounds)  # each round has so many, or one less
     plane_grad = odd_lines(tiles * F)
     grads = threads.scratch("output grads", VALUES * plane_grad)
+    windows = room_for_windows(C, False, tiles)
     sums = room_for(rounds, dweight)
     for i in range(rounds):
         first = total * i // rounds
         count = total * (i + 1) // rounds - first
-        windows, plane_in, pitch = transformed(x, False, places, first, count)
+        plane_in, pitch = transform_round(x, False, places, first, count, windows)
         threads.run_with_scratch(
             TILE * TILE * F, transform_all_split_output_tiles, dout, places, first, count, grads,
             plane_grad, tiles,
