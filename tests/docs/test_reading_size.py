@@ -1,6 +1,6 @@
 """How much source one training step crosses: every file, function and line that runs is counted.
 
-    python -m pytest tests/test_reading_size.py -s        prints the tables
+    python -m pytest tests/docs/test_reading_size.py -s        prints the tables
 
 Counted are the distinct lines that Python executes in one step of a ResNet-18 on pictures already
 in memory, by `sys.settrace`: tinyft's, and also those of NumPy and of the standard library that
@@ -26,7 +26,7 @@ from tinyft.data import Batch
 from tinyft.finetune.groups import Group
 from tinyft.seeds import generator
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reading.md"
 
 MOST_FILES, MOST_LINES = 18, 700
@@ -194,7 +194,7 @@ def count_with_fast_kernels(make):
 @pytest.mark.parametrize("make", ["plain_step", "lambda: learner_step('auto')"])
 def test_the_fast_kernels_are_counted_beside_it(make):
     """In a process of its own: other tests compile kernels that a step does not run."""
-    code = f"from tests.test_reading_size import *\nprint(count_with_fast_kernels({make}))"
+    code = f"from tests.docs.test_reading_size import *\nprint(count_with_fast_kernels({make}))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     print(f"\n{make}, CPU backend, kernels by their source: {done.stdout}")
