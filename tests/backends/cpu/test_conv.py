@@ -401,7 +401,7 @@ def test_nothing_is_written_or_used_outside(case, monkeypatch, restore_threads):
 
 FENCES = """
 import ctypes, mmap
-from tests.backends.test_cpu_conv import *
+from tests.backends.cpu.test_conv import *
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -743,7 +743,7 @@ def test_matmul_of_other_things_is_the_definition():
 # -------------------------------------------------------------------------------------- other CPUs
 
 CHECK = """
-from tests.backends.test_cpu_conv import *
+from tests.backends.cpu.test_conv import *
 assert int(sys.argv[1]) == LANES
 numbers = [*range(6), 8, 9, 11, 14, 15, 16, 18, 19, 22, 23]
 for case in [CASES[i] for i in numbers] + WHOLE_MAPS + SORTED_TILES + STRIDED + STEMS:

@@ -81,6 +81,11 @@ def test_images(shape):
     assert FAST.images(pixels[:0], mean, mean, np.float32).shape == (0, *shape[1:])
 
 
+@pytest.mark.parametrize("name", ["relu", "relu_grad", "add", "dropout", "images", "sum"])
+def test_none_of_these_is_left_to_the_reference(name):
+    assert getattr(CpuBackend, name) is not getattr(Backend, name)
+
+
 @pytest.mark.parametrize("shape", [(5, 3), (3, 40, 50, 64), (2, 3, 4, 37), (1000, 1), (2, 3, 2048)])
 def test_sum_over_rows(shape):
     x = numbers(shape) + 10

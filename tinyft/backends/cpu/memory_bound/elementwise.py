@@ -219,10 +219,6 @@ class Elementwise(Backend):
         )
         return out
 
-
-def _pieces(x) -> int:
-    return -(-x.size // PIECE)
-
     def sum(self, x, axis, keepdims=False):
         if axis is None or x.ndim < 2 or tuple(axis) != rows_of(x) or not suitable(x):
             return super().sum(x, axis, keepdims)
@@ -233,3 +229,7 @@ def _pieces(x) -> int:
         run_pieces(sum_rows, pieces, flat(x), M, C, rows, sums)
         out = sums.sum(axis=0).astype(np.float32)
         return out.reshape((1,) * (x.ndim - 1) + (C,)) if keepdims else out
+
+
+def _pieces(x) -> int:
+    return -(-x.size // PIECE)
