@@ -16,7 +16,15 @@ import pytest
 
 import tinyft as ft
 from tinyft import backends, ops
-from tinyft.engine.tape import check_saved, current_layers, kept_arrays, no_grad, observe, op
+from tinyft.engine.tape import (
+    check_saved,
+    current_layers,
+    inside_an_op,
+    kept_arrays,
+    no_grad,
+    observe,
+    op,
+)
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import ShapeError, TinyftError
 
@@ -689,6 +697,47 @@ def test_observers_hear_of_ops_under_no_grad_and_nothing_is_recorded():
         y = x * 2.0
     assert log.forward == [("mul", "", (1,))]
     assert y.node is None and not y.requires_grad
+
+
+def test_an_observer_hears_how_an_op_was_called_and_the_node_forgets_it():
+    calls = []
+
+    class Hearing(Log):
+        def after_forward(self, node):
+            calls.append(node.call)
+            inside.append(inside_an_op())
+
+        def after_backward(self, node, gradient, input_gradients):
+            inside.append(inside_an_op())
+
+    @op
+    def scaled(x, factor):
+        inside.append(inside_an_op())
+
+        def backward(dout):
+            inside.append(inside_an_op())
+            return (dout * factor,)
+
+        return x.data * factor, backward
+
+    inside, x = [], leaf([1.0, -2.0])
+    with observe(Hearing()):
+        y = scaled(x, factor=3.0)
+        y.backward(np.ones(2, np.float32))
+    assert inside == [True, False, True, False]
+    (call,) = calls
+    assert call.function is scaled.__wrapped__ and call.args == (x,)
+    assert call.options == {"factor": 3.0} and call.inputs == [x] and call.out is y
+    assert y.node.call is None
+    scaled(x, 2.0)
+    assert inside[4:] == [False]  # nobody observes
+
+
+def test_an_op_that_fails_under_an_observer_is_not_running_afterwards():
+    with observe(Log()):
+        with pytest.raises(ShapeError):
+            ops.add(leaf([1.0, 2.0]), leaf([1.0, 2.0, 3.0]))
+        assert not inside_an_op()
 
 
 def test_several_observers_and_a_block_within_a_block():

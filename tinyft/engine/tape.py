@@ -16,7 +16,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from operator import attrgetter
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from numpy import ndarray as Array
 
@@ -56,10 +56,10 @@ class Node:
 
     `inputs` holds, per tensor argument, the Node that made it, the Tensor itself if it is a leaf
     that requires a gradient, or None. Nodes point to nodes and never to a Tensor that an op made,
-    so a result that nobody holds is freed.
+    so a result that nobody holds is freed. `call` is set only while observers hear of the op.
     """
 
-    __slots__ = ("backward", "inputs", "layer", "number", "op", "output_shape", "shapes")
+    __slots__ = ("backward", "call", "inputs", "layer", "number", "op", "output_shape", "shapes")
 
     numbers = itertools.count()
 
@@ -75,6 +75,7 @@ class Node:
             self.shapes.append(x.shape)
         self.backward = backward
         self.output_shape = out.shape
+        self.call: Call | None = None
 
     def __deepcopy__(self, memo: dict) -> Node:
         """Itself: what happened is not done again for a copy of its result."""
@@ -84,9 +85,22 @@ class Node:
         return f"<node {self.number}: {self.op} {self.layer} -> {self.output_shape}>"
 
 
+class Call(NamedTuple):
+    """How an op was called: what an observer may read in `after_forward`, and a node drops behind
+    it. `inputs` are the Tensors among the arguments, in the order of their gradients; what backward
+    keeps is `kept_arrays(node.backward)`.
+    """
+
+    function: Callable
+    args: tuple
+    options: dict[str, Any]
+    inputs: list[Recorded]
+    out: Recorded
+
+
 class Observer(Protocol):
-    """What can watch the engine: called after each op and after each op's backward, while
-    `observe` is active.
+    """What can watch the engine: called after each op (when `node.call` is set) and after each op's
+    backward, while `observe` is active.
     """
 
     def after_forward(self, node: Node) -> None: ...
@@ -106,6 +120,7 @@ class _State(threading.local):
         self.checking = False
         self.layers: list[str] = []
         self.observers: list[Observer] = []
+        self.running = 0  # forwards and backwards of observed ops that are running
 
 
 _state = _State()
@@ -127,7 +142,8 @@ def op(function: Callable) -> Callable:
         if {type(x.data) for x in inputs} != {Array}:  # all in main memory: the usual case
             arguments = signature.bind(*args, **kwargs).arguments
             messages.expect_one_device(function.__name__, arguments)
-        made = function(*args, **kwargs)
+        observed = bool(_state.observers)
+        made = _run(function, *args, **kwargs) if observed else function(*args, **kwargs)
         if not _is_made_by_an_op(made):
             raise messages.wrong_result(function.__name__, made)
         result, backward = made
@@ -136,8 +152,9 @@ def op(function: Callable) -> Callable:
             raise messages.no_tensor(function.__name__)
         kind = type(inputs[0])  # Tensor, which this file need not know
         out = kind.wrap(first)
-        if _state.recording or _state.observers:
-            _record(function.__name__, inputs, out, backward)
+        if _state.recording or observed:
+            called = Call(function, args, kwargs, inputs, out) if observed else None
+            _record(function.__name__, inputs, out, backward, called)
         return (out, *map(kind.wrap, others)) if isinstance(result, tuple) else out
 
     return call
@@ -151,19 +168,38 @@ def _is_made_by_an_op(made: Any) -> bool:
     return all([hasattr(array, "dtype") and not isinstance(array, Recorded) for array in results])
 
 
-def _record(name: str, inputs: list[Recorded], out: Recorded, backward: Backward) -> None:
+def _record(
+    name: str, inputs: list[Recorded], out: Recorded, backward: Backward, called: Call | None
+) -> None:
     """Write one op onto the tape, if a gradient will ever ask for it, and tell the observers, who
-    hear of an op under `no_grad` too.
+    hear of an op under `no_grad` too, how it was called.
     """
     out.requires_grad = _state.recording and any([x.requires_grad for x in inputs])
-    if not out.requires_grad and not _state.observers:
+    if not out.requires_grad and called is None:
         return
     if _state.checking:
         backward = _checked(name, backward)
     node = Node(name, inputs, backward if out.requires_grad else None, out.data)
     out.node = node if out.requires_grad else None
-    for observer in _state.observers:
-        observer.after_forward(node)
+    if called is not None:
+        node.call = called
+        for observer in _state.observers:
+            observer.after_forward(node)
+        node.call = None  # or the arrays of the step would live on with the node
+
+
+def _run(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Call the forward or the backward of an op that is observed; see `inside_an_op`."""
+    _state.running += 1
+    try:
+        return function(*args, **kwargs)
+    finally:
+        _state.running -= 1
+
+
+def inside_an_op() -> bool:
+    """True while an op's forward or backward runs in this thread, within a block of `observe`."""
+    return _state.running > 0
 
 
 def run_backward(root: Recorded, gradient: Array) -> None:
@@ -204,7 +240,7 @@ def _input_gradients(node: Node, dout: Array) -> tuple[Array | None, ...]:
             f"backward: the graph through {node.op} was already used and is freed; call forward "
             "again (gradients are arrays, so second derivatives are not supported)"
         )
-    gradients = node.backward(dout)
+    gradients = _run(node.backward, dout) if _state.observers else node.backward(dout)
     node.backward = None
     if not _fit(gradients, node.shapes):
         raise messages.wrong_gradients(node.op, node.shapes, gradients)

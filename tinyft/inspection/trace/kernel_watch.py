@@ -9,7 +9,6 @@ reference.
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +19,8 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.backends import Backend
-from tinyft.engine import primitives, tape
+from tinyft.engine.tape import inside_an_op
 
-# The code of any op's wrapper, and of the call of a node's backward. A kernel that is called below
-# one of these belongs to an op; one that is not (an optimizer's, a picture's) to none.
-_INSIDE_AN_OP = (primitives.add.__code__, tape._input_gradients.__code__)
 # Packing and summing up serve every kind of kernel, so they name none.
 _HELPERS = ("gemm", "winograd_transforms")
 
@@ -32,7 +28,8 @@ _HELPERS = ("gemm", "winograd_transforms")
 @dataclass
 class KernelCall:
     """One call of a backend's method. `started` names the compiled functions, as
-    "winograd.convolve_tiles"; `difference` is set where the reference was asked as well.
+    "winograd.convolve_tiles"; `difference` is set where the reference was asked as well. A kernel
+    that is not `inside_an_op` is an optimizer's, or a picture's.
     """
 
     kernel: str
@@ -99,7 +96,7 @@ class KernelWatch:
                 seconds * 1e3,
                 tuple(self.started),
                 backend.name,
-                _inside_an_op(),
+                inside_an_op(),
                 arguments=(args, options, result),
             )
         )
@@ -153,13 +150,6 @@ def _listening(listener: Callable[[Callable], None]) -> Iterator[None]:
         yield
     finally:
         listeners.remove(listener)
-
-
-def _inside_an_op() -> bool:
-    frame = sys._getframe(2)
-    while frame is not None and frame.f_code not in _INSIDE_AN_OP:
-        frame = frame.f_back
-    return frame is not None
 
 
 def as_float64(value: Any) -> Any:

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import sys
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -132,13 +131,7 @@ class _Recorder:
 
     def after_forward(self, node: Node) -> None:
         with self._off_the_clock() as seconds:
-            # The engine keeps nothing for a trace, so what it does not tell is read off the frames
-            # that called: `_record`, which has the tensors, and the op's wrapper below it.
-            record = sys._getframe(1)
-            wrapper = record.f_back
-            function = wrapper.f_locals["function"]
-            args, options = wrapper.f_locals["args"], wrapper.f_locals["kwargs"]
-            tensors, out = record.f_locals["inputs"], record.f_locals["out"]
+            function, args, options, tensors, out = node.call
             names = _argument_names(function, args, options)
             calls = self._calls()
             traced = TracedNode(
@@ -150,7 +143,7 @@ class _Recorder:
                 shape=tuple(node.output_shape),
                 dtype=str(out.dtype),
                 source=_place(function.__code__.co_filename, function.__code__.co_firstlineno),
-                call=_caller(wrapper.f_back),
+                call=_caller(),
                 formula=formula_of(function),
                 derivative=derivative_of(function),
                 forward=calls,
@@ -266,12 +259,13 @@ def _argument_names(function: Callable, args: tuple, options: dict[str, Any]) ->
     return found + [name for name in plain if isinstance(options.get(name), Tensor)]
 
 
-def _caller(frame: FrameType | None) -> str:
+def _caller() -> str:
     """Where an op was called: the nearest line that is neither an op nor an operator of Tensor."""
-    inside = (str(PACKAGE / "engine"), str(PACKAGE / "ops"))
-    while frame is not None and frame.f_code.co_filename.startswith(inside):
-        frame = frame.f_back
-    return _place(frame.f_code.co_filename, frame.f_lineno) if frame is not None else ""
+    inside = (__file__, str(PACKAGE / "engine"), str(PACKAGE / "ops"))
+    for frame, line in traceback.walk_stack(inspect.currentframe()):
+        if not frame.f_code.co_filename.startswith(inside):
+            return _place(frame.f_code.co_filename, line)
+    return ""
 
 
 def _place(file: str, line: int) -> str:
