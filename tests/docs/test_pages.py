@@ -19,7 +19,8 @@ from tinyft import weights
 from tinyft.cli.main import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "TOUR.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+NAMES = ("README.md", "TOUR.md", "CHANGELOG.md", "CONTRIBUTING.md")
+PAGES = [*(ROOT / name for name in NAMES), *(ROOT / "docs").glob("*.md")]
 TEXT = {page.name: page.read_text() for page in PAGES}
 # The learner's methods that its loop is made of; whoever needs them reads the loop.
 PARTS_OF_A_STEP = {
