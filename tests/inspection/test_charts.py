@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tinyft.inspection.html import page
 from tinyft.inspection.report.charts import (
     MOST_POINTS,
     Axis,
@@ -17,7 +18,6 @@ from tinyft.inspection.report.charts import (
     line_chart,
     reliability_chart,
 )
-from tinyft.inspection.report.page import page
 
 
 def svg_of(text):

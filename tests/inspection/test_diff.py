@@ -18,8 +18,7 @@ from tinyft.errors import RunError, WeightsError
 from tinyft.finetune.run.folder import CHECKPOINT, Run
 from tinyft.inspection.comparison import snapshots
 from tinyft.inspection.comparison.diff import Move, compare, diff, diff_run, moved_most
-from tinyft.inspection.comparison.page import as_page
-from tinyft.inspection.comparison.result import bar_length, bar_range
+from tinyft.inspection.comparison.result import as_page, bar_length, bar_range
 from tinyft.weights import Preprocess, Weights, export_safetensors, save_weights, write_arrays
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinyft.errors import ShapeError
-from tinyft.inspection.comparison.filters import before_and_after, filter_grid
+from tinyft.inspection.comparison.result import before_and_after, filter_grid
 
 
 def test_each_filter_has_its_place_and_zero_is_grey():

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tinyft.errors import ShapeError
-from tinyft.inspection.report.page import Markup, escape, page, picture, table
+from tinyft.inspection.html import Markup, escape, page, picture, table
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 

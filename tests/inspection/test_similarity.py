@@ -5,7 +5,7 @@ import pytest
 
 import tinyft as ft
 from tinyft.errors import ShapeError
-from tinyft.inspection.comparison.similarity import features_by_layer, gram, linear_cka
+from tinyft.inspection.comparison.diff import features_by_layer, gram, linear_cka
 from tinyft.nn.head import FastaiHead, attach, cut
 
 RNG = np.random.default_rng(0)

@@ -14,7 +14,7 @@ import pytest
 
 import tinyft as ft
 from tests.inspection.test_html import balanced
-from tinyft.inspection.report.page import escape
+from tinyft.inspection.html import escape
 from tinyft.inspection.trace.open_node import FUSED, composition_of
 from tinyft.nn.fold import fold
 from tinyft.nn.head import LinearHead

@@ -39,7 +39,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from tinyft.inspection.comparison.diff import compare, expect_comparable
-    from tinyft.inspection.comparison.page import as_page
+    from tinyft.inspection.comparison.result import as_page
     from tinyft.inspection.comparison.snapshots import of_run, of_source
 
     if args.after is None and not Path(args.before).is_dir():

@@ -2,14 +2,31 @@
 
 Two questions are asked of each layer. How far did its weights travel, |after - before| /
 |before|, in which direction (the cosine between the two), and which filters most? And does it still
-see the same in pictures: the similarity of its features (similarity.py)?
+see the same in pictures? Weights can move far without the network seeing anything else, and the
+other way round.
+
+The second is answered by linear CKA. From the features that a network computes of n pictures comes
+the n x n table of inner products between pictures (a Gram matrix); CKA is the cosine between the
+tables of two networks. 1 means that each network finds the same pictures alike, whatever the
+rotation and the scale of its features; 0 that the one says nothing about the other. The plain
+estimate is useless here: with far more features than pictures (200,000 against 64), two random
+tables already have a similarity near 1, since each picture is most like itself. The unbiased one
+leaves the diagonal out.
+
+Sources: Kornblith, Norouzi, Lee and Hinton, Similarity of neural network representations revisited
+(2019), equation 4; Song et al., Feature selection via dependence maximization (2012), and Nguyen,
+Raghu and Kornblith, Do wide and deep networks learn the same things? (2021), for the unbiased
+estimate. The centring is Szekely and Rizzo's (2014), which gives the same in two lines.
+
+Letters: N pictures, K features of each, F filters.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -18,19 +35,18 @@ from tinyft.data.loader import PictureData
 from tinyft.data.prepare import prepare
 from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
-from tinyft.errors import WeightsError
+from tinyft.errors import ShapeError, WeightsError
 from tinyft.inspection.comparison.result import Diff, LayerChange, Move, ratio_of
-from tinyft.inspection.comparison.similarity import (
-    LEAST_PICTURES,
-    features_by_layer,
-    gram,
-    linear_cka,
-)
 from tinyft.inspection.comparison.snapshots import Snapshot, of_run, of_source
+from tinyft.nn.layers import conv_norm
+from tinyft.nn.resnet import ResNet
+from tinyft.ops import max_pool2d
 from tinyft.weights import Preprocess
 
 PICTURES = 64  # on which features are compared
+LEAST_PICTURES = 4  # the unbiased estimate divides by n - 3
 FILTERS = 3  # named of each layer; a terminal shows two
+_COLUMNS = 1 << 16  # features that are turned into float64 at a time
 
 
 def diff(
@@ -40,8 +56,8 @@ def diff(
     *,
     device: str = "auto",
 ) -> Diff:
-    """What differs between two networks: files of any readable format, learners, or runs (their
-    last). With `data` their features on 64 of its pictures are compared too.
+    """Compare two networks: files of any readable format, saved learners, or runs (their last).
+    With `data` their features on 64 of its pictures are compared too.
 
     Raises: WeightsError if they are not of one architecture or cannot be read
     """
@@ -52,7 +68,7 @@ def diff(
 def diff_run(
     path: str | os.PathLike[str], data: PictureData | None = None, *, device: str = "auto"
 ) -> Diff:
-    """What a run changed, phase by phase: from the weights that it began with to its last.
+    """Compare a run's network phase by phase, from the weights that it began with to its last.
 
     Raises: RunError if its start cannot be made again
     """
@@ -65,7 +81,7 @@ def diff_run(
 def compare(
     snapshots: Sequence[Snapshot], data: PictureData | None = None, *, device: str = "auto"
 ) -> Diff:
-    """What changed from snapshot to snapshot, and from the first to the last.
+    """Compare each snapshot to the next, and the first to the last.
 
     Raises: WeightsError if they are not of one architecture, ValueError for fewer than two
     """
@@ -190,24 +206,21 @@ def _similarity(
     pictures: np.ndarray,
     device: str,
 ) -> dict[str, list[float]]:
-    """One number a span for stem, blocks and head, where all networks have them."""
-    tables = [_grams(snapshot, pictures, device) for snapshot in snapshots]
+    """Linear CKA in each span for stem, blocks and head, where all networks have them."""
+    device, tables = backends.resolve(device), []
+    for snapshot in snapshots:
+        model, preprocess = snapshot.network().to(device), snapshot.preprocess
+        mean, std = (np.array(v, np.float32) for v in (preprocess.mean, preprocess.std))
+        with no_grad(), backends.use(device):
+            placed = backends.place(pictures, device)
+            x = Tensor.wrap(backends.of(placed).images(placed, mean, std, np.dtype(np.float32)))
+            features = features_by_layer(model, x)
+            tables.append({name: gram(backends.host(y.data)) for name, y in features})
     return {
         name: [linear_cka(tables[a][name], tables[b][name]) for a, b in spans]
         for name in tables[0]
         if all(name in other for other in tables)
     }
-
-
-def _grams(snapshot: Snapshot, pictures: np.ndarray, device: str) -> dict[str, np.ndarray]:
-    """The Gram matrix of each layer's features, (N, N)."""
-    device, preprocess = backends.resolve(device), snapshot.preprocess
-    model = snapshot.network().to(device)
-    with no_grad(), backends.use(device):
-        pictures = backends.place(pictures, device)
-        mean, std = (np.array(v, np.float32) for v in (preprocess.mean, preprocess.std))
-        x = Tensor.wrap(backends.of(pictures).images(pictures, mean, std, np.dtype(np.float32)))
-        return {name: gram(backends.host(y.data)) for name, y in features_by_layer(model, x)}
 
 
 def _pictures(data: PictureData, preprocess: Preprocess) -> np.ndarray:
@@ -221,3 +234,66 @@ def _pictures(data: PictureData, preprocess: Preprocess) -> np.ndarray:
 
 def _is_statistic(name: str) -> bool:
     return name.endswith((".running_mean", ".running_var"))
+
+
+# ------------------------------------------------------------------------------------- similarity
+
+
+def features_by_layer(model: ResNet, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield what the stem, each block and the head (if there is one) return, as `ResNet.forward`
+    computes them.
+
+    Shapes: x (N, H, W, 3); features (N, h, w, C), of the head (N, classes)
+    """
+    x = conv_norm(model.conv1, model.bn1, x, relu=True)
+    if model.has_pool:
+        x = max_pool2d(x, kernel=3, stride=2, padding=1)
+    yield "stem", x
+    for stage in model.stages:
+        blocks = dict(getattr(model, stage).named_modules())
+        for number in [name for name in blocks if name.isdigit()]:
+            x = blocks[number](x)
+            yield f"{stage}.{number}", x
+    if model.head:
+        yield "head", model.head(x)
+
+
+def gram(features: np.ndarray) -> np.ndarray:
+    """The inner products between the pictures' features, in float64: (N, ...) -> (N, N).
+
+    Each feature's mean over the pictures is taken off first. That does not change the similarity;
+    it spares the digits that a common offset would cost.
+    """
+    flat = features.reshape(len(features), -1)  # (N, K)
+    total = np.zeros((len(flat), len(flat)))
+    for first in range(0, flat.shape[1], _COLUMNS):
+        part = flat[:, first : first + _COLUMNS].astype(np.float64)
+        part -= part.mean(axis=0)
+        total += part @ part.T
+    return total
+
+
+def linear_cka(gram_a: np.ndarray, gram_b: np.ndarray) -> float:
+    """The similarity of two networks' features, from -1 to 1, from their Gram matrices (N, N).
+
+    NaN where a network's features do not differ between pictures.
+
+    Raises: ShapeError for fewer than 4 pictures or unequal numbers of them
+    """
+    if gram_a.shape != gram_b.shape or len(gram_a) < LEAST_PICTURES:
+        raise ShapeError(
+            f"linear_cka: expected two (N, N) tables of the same N >= {LEAST_PICTURES} pictures; "
+            f"got {gram_a.shape} and {gram_b.shape}"
+        )
+    a, b = _centred(gram_a), _centred(gram_b)
+    sizes = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
+    return float((a * b).sum()) / sizes if sizes > 0 else math.nan
+
+
+def _centred(table: np.ndarray) -> np.ndarray:
+    """Take off the diagonal, then what each row and each column has in common."""
+    n = len(table)
+    off = table - np.diag(np.diag(table))
+    rows = off.sum(axis=1) / (n - 2)
+    off = off - rows[:, None] - rows[None, :] + off.sum() / ((n - 1) * (n - 2))
+    return off - np.diag(np.diag(off))

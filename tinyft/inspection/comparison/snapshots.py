@@ -75,7 +75,9 @@ def of_source(source: str | os.PathLike[str]) -> Snapshot:
     title = os.fspath(source)
     if Path(source).is_dir():
         read_description(Path(source))
-        return _of_checkpoint(title, _newest(Path(source)))
+        if not (kept := checkpoints(Path(source))):
+            raise RunError(f"{title} has kept no checkpoint, so its network is not known")
+        return _of_checkpoint(title, kept[max(kept)])
     if Path(source).is_file() and _is_checkpoint(source):
         return _of_checkpoint(title, source)
     weights = load_weights(source)
@@ -84,10 +86,9 @@ def of_source(source: str | os.PathLike[str]) -> Snapshot:
 
 
 def of_run(path: str | os.PathLike[str]) -> tuple[list[Snapshot], list[str]]:
-    """The network of a run before its first step and after each phase, and notices about what is
-    missing.
+    """The network of a run before its first step and after each phase (of a run that is not
+    finished, at its newest checkpoint), and notices about what is missing.
 
-    A run that is not finished ends with its newest checkpoint.
     Raises: RunError if its start cannot be made again, or no step of it was kept
     """
     path = Path(path)
@@ -123,14 +124,6 @@ def before_step(path: Path, step: int) -> Snapshot:
     if step == description["first_step"]:
         return _start(path, description)
     return _of_checkpoint(f"before step {step}", path / "checkpoints" / f"{step:06}.h5")
-
-
-def _newest(path: Path) -> Path:
-    """Raises: RunError if there is none"""
-    kept = checkpoints(path)
-    if not kept:
-        raise RunError(f"{path} has kept no checkpoint, so its network is not known")
-    return kept[max(kept)]
 
 
 def _start(path: Path, description: dict[str, Any]) -> Snapshot:
@@ -170,7 +163,7 @@ def _phase_ends(path: Path) -> dict[str, int]:
 
 
 def _is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a run's checkpoint; nothing of its arrays is read."""
+    """Tell a run's checkpoint from other files without reading its arrays."""
     try:
         with open_arrays(path, CHECKPOINT):
             return True

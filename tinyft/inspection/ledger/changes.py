@@ -25,7 +25,7 @@ from tinyft.errors import WeightsError
 from tinyft.finetune.groups import Group
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.optim import Optimizer
-from tinyft.inspection.report.page import table
+from tinyft.inspection.html import table
 from tinyft.nn.module import Module
 
 REASONS = ("gradient", "weight decay", "momentum", "running statistics", "unknown")

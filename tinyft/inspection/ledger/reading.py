@@ -11,6 +11,7 @@ import numpy as np
 
 from tinyft.display import aligned
 from tinyft.errors import RunError
+from tinyft.inspection.html import table as html_table
 from tinyft.inspection.ledger.changes import ROUNDING, Changes
 from tinyft.inspection.ledger.file import Contents
 from tinyft.inspection.ledger.rows import (
@@ -21,7 +22,6 @@ from tinyft.inspection.ledger.rows import (
     STEP_COLUMNS,
     share,
 )
-from tinyft.inspection.report.page import table as html_table
 
 NUMBERS = ("step", "epoch", "phase")
 COUNTS = ("moved", "updated")  # in an epoch, means over its steps

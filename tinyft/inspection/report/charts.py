@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinyft.inspection.html import Markup, data_uri, escape
 from tinyft.inspection.report.grad_cam import heat_colours
-from tinyft.inspection.report.page import Markup, data_uri, escape
 
 WIDTH, HEIGHT = 440, 240  # of a chart, in CSS pixels; then the margins around its axes
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 18, 34

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tinyft.inspection.html import escape
 from tinyft.inspection.report.charts import Line, heat_map, line_chart
-from tinyft.inspection.report.page import escape
 
 if TYPE_CHECKING:
     from tinyft.inspection.ledger.reading import LedgerReading

@@ -21,8 +21,8 @@ from tinyft import backends
 from tinyft.data.decode import TURNS, decode, orientation
 from tinyft.data.prepare import Source, printable, shown, working_picture
 from tinyft.data.resize import centre_offset, resize_box
+from tinyft.inspection.html import Markup, escape, page, picture
 from tinyft.inspection.report.grad_cam import grad_cams, overlay
-from tinyft.inspection.report.page import Markup, escape, page, picture
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner

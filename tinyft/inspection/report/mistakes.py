@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinyft.data.prepare import prepare
+from tinyft.inspection.html import Markup, escape, picture, table
 from tinyft.inspection.report.charts import reliability_chart
 from tinyft.inspection.report.grad_cam import grad_cams, overlay
 from tinyft.inspection.report.learned import (
@@ -16,7 +17,6 @@ from tinyft.inspection.report.learned import (
     lowest_recall_first,
     with_interval,
 )
-from tinyft.inspection.report.page import Markup, escape, picture, table
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner

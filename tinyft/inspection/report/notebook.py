@@ -15,9 +15,9 @@ from tinyft.engine.printing import facts
 from tinyft.engine.tensor import Tensor
 from tinyft.finetune.plan import Plan
 from tinyft.finetune.records import GROUP_COLUMNS, StepRecord
+from tinyft.inspection.html import escape, table
 from tinyft.inspection.ledger.ledger import Ledger
 from tinyft.inspection.report.charts import Line, line_chart
-from tinyft.inspection.report.page import escape, table
 from tinyft.inspection.trace.nodes import TracedNode
 from tinyft.inspection.trace.page import node_html, trace_section
 from tinyft.inspection.trace.table import TraceTable

@@ -16,11 +16,11 @@ import numpy as np
 
 from tinyft.display import counted
 from tinyft.errors import TinyftError
-from tinyft.inspection.comparison.page import diff_section
+from tinyft.inspection.comparison.result import diff_section
+from tinyft.inspection.html import Markup, escape, page, table
 from tinyft.inspection.report.curves import curves, inside_steps
 from tinyft.inspection.report.learned import wilson
 from tinyft.inspection.report.mistakes import learned, mistakes
-from tinyft.inspection.report.page import Markup, escape, page, table
 from tinyft.inspection.report.plan_in_words import explain
 from tinyft.inspection.report.run_files import RunFiles
 from tinyft.weights.files import replacing
@@ -72,7 +72,11 @@ def report_html(run: RunFiles) -> str:
         ("Curves", "curves", lambda: curves(run)),
         ("Inside each step", "steps", lambda: _or_missing(run, "ledger", _inside_steps)),
         ("What was frozen, and the proof", "proof", lambda: _or_missing(run, "ledger", _proofs)),
-        ("Before and after", "changes", lambda: _or_missing(run, "changes", _changes)),
+        (
+            "Before and after",
+            "changes",
+            lambda: _or_missing(run, "changes", lambda run: diff_section(run.changes, level=3)),
+        ),
         ("What it learned", "learned", lambda: _or_missing(run, "judged", _learned)),
         ("Its largest mistakes", "mistakes", lambda: _or_missing(run, "judged", _mistakes)),
         ("To make it again", "again", lambda: _environment(run)),
@@ -222,11 +226,6 @@ def _proofs(run: RunFiles) -> str:
             f"<div><h3>{escape(proof.title)}: {counts}</h3>{proof._repr_html_()}{notes}</div>"
         )
     return f'{words}<div class="row">{"".join(shown)}</div>'
-
-
-def _changes(run: RunFiles) -> str:
-    """The comparison has headings of its own, which are one level down here."""
-    return diff_section(run.changes).replace("h2>", "h3>")
 
 
 def _learned(run: RunFiles) -> str:

@@ -7,7 +7,7 @@ them all, filters, and opens what a link points to.
 
 from __future__ import annotations
 
-from tinyft.inspection.report.page import Markup, escape, page, table
+from tinyft.inspection.html import Markup, escape, page, table
 from tinyft.inspection.trace.nodes import (
     TracedNode,
     definitions,
