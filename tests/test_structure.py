@@ -35,7 +35,7 @@ ORDER = [
     ["data"],
     ["finetune"],
     ["inspection"],
-    ["bench", "compile_ahead", "compile_gradients"],
+    ["bench"],
     ["cli"],
     ["__main__"],
 ]
@@ -187,7 +187,7 @@ def test_no_siblings_share_a_prefix():
             if (path.suffix == ".py" and path.stem[:2] != "__") or (path / "__init__.py").exists():
                 names[path.stem.split("_")[0]].append(name_of(path))
         shared += [sorted(group) for group in names.values() if len(group) > 1]
-    assert sorted(shared) == [["tinyft/compile_ahead.py", "tinyft/compile_gradients.py"]]
+    assert shared == []
 
 
 def test_a_short_file_is_used_by_two_others():

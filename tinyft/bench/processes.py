@@ -11,10 +11,8 @@ import time
 from tinyft.backends.reference import peak_bytes_of_process
 from tinyft.bench.cases import Case
 from tinyft.bench.common import OURS, RIVALS, our_side
-from tinyft.compile_ahead import helped
 from tinyft.errors import TinyftError
 
-HELPED = f"{OURS}, helped"  # by a second process that compiles
 STEPS = 3  # from the second on all buffers exist
 WARM_STARTS = 3
 
@@ -28,11 +26,7 @@ CHILD = (
 def child(side: str, arch: str, batch_size: str, size: str, threads: str, steps: str) -> None:
     """Run by a new process: some training steps of one side, then its peak memory in bytes."""
     case = Case(arch, int(batch_size), int(size))
-    if side == HELPED:
-        with helped("cpu", arch, case.batch_size, case.size, optimizer="momentum"):
-            our_side(case, "training")()
-        steps = "0"
-    elif side == OURS:
+    if side == OURS:
         step = our_side(case, "training")
     else:
         from tinyft.bench.pytorch import side as bench_torch
@@ -82,19 +76,10 @@ def memory(case: Case, threads: int, *, alone: bool) -> dict[str, object]:
 
 
 def start(case: Case, threads: int) -> dict[str, float]:
-    """Seconds from the start of a process to the end of its first training step: with nothing
-    compiled before, alone and helped by a second process (None with one thread), and the smallest
-    of some with everything compiled.
+    """Measure the seconds from the start of a process to the end of its first training step: with
+    nothing compiled before, and the smallest of some with everything compiled.
     """
-
-    def seconds(side: str, folder: str) -> float:
-        kept = {"NUMBA_CACHE_DIR": folder, "TINYFT_HOME": folder}
-        return run_child(side, case, threads, 1, **kept)[1]
-
-    with_helper = None
-    if threads > 1:
-        with tempfile.TemporaryDirectory(prefix="tinyft-bench-") as folder:
-            with_helper = seconds(HELPED, folder)
     with tempfile.TemporaryDirectory(prefix="tinyft-bench-") as folder:
-        cold, *warm = [seconds(OURS, folder) for _ in range(1 + WARM_STARTS)]
-    return {"cold": cold, "helped": with_helper, "warm": min(warm)}
+        kept = {"NUMBA_CACHE_DIR": folder, "TINYFT_HOME": folder}
+        starts = [run_child(OURS, case, threads, 1, **kept)[1] for _ in range(1 + WARM_STARTS)]
+    return {"cold": starts[0], "warm": min(starts[1:])}

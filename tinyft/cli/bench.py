@@ -232,9 +232,6 @@ def _processes(
         found["start"] = bench_processes.start(case, threads)
         show(f"\n{case}: from the start of the process to the end of the first training step")
         show(f"  {found['start']['cold']:.2f} s with nothing compiled before")
-        if found["start"]["helped"] is not None:
-            seconds = f"{found['start']['helped']:.2f} s where a second process compiles, too"
-            show(f"  {seconds}, as for `tinyft finetune`")
         show(f"  {found['start']['warm']:.2f} s with compiled kernels")
     return found
 

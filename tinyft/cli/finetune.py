@@ -30,7 +30,6 @@ from tinyft.cli.output import duration, json_result, one_line, percent, result, 
 from tinyft.cli.parser import add_command, add_json
 from tinyft.cli.resuming import refuse_contradictions, resume_command
 from tinyft.cli.story import beginning, comparison
-from tinyft.compile_ahead import helped
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner, Plan
@@ -98,9 +97,7 @@ def _train(
     say(f"run: {one_line(str(training.path))}\n")
     args.on_interrupt = f"; go on with: {resume_command(training.path)}"
     args.working = True
-    size = learner.adjusted_preprocess().crop
-    helper = helped(learner.device, learner.arch, learner.data.batch_size, size)
-    with _signals(training) as received, display(plan, start) as watcher, helper:
+    with _signals(training) as received, display(plan, start) as watcher:
         try:
             # The run comes last: where it ends a session, the others have seen the step.
             observers = [Ledger(training.path), watcher, training]

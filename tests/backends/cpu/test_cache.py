@@ -7,10 +7,8 @@ import pickle
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import filelock
 import llvmlite
 import llvmlite.binding as llvm
 import numba
@@ -147,52 +145,10 @@ def test_a_folder_that_cannot_be_written_costs_one_warning(start):
 
 def test_two_processes_at_once(start):
     said = [finish(process) for process in [start(wait=False) for _ in range(3)]]
-    assert sorted(said) == ["", "", MESSAGE]  # one compiles, the others wait for it
+    assert set(said) <= {"", MESSAGE}  # each compiles what no other has kept so far
     assert list(start.home.glob("kernels-*/*")) == kept_files(start.home)
     assert len(kept_files(start.home)) == 1
     assert start() == ""
-
-
-def test_a_process_that_does_not_go_on_is_waited_for_in_vain(monkeypatch, tmp_path):
-    file, ours, theirs = tmp_path / "k.bin", *(compile_cache.KernelCache(print) for _ in range(2))
-    monkeypatch.setattr(compile_cache, "PATIENCE", 0.1)
-    assert theirs._lock(file)
-    assert not ours._lock(file)
-    ours._unlock(file)  # as after compiling all the same
-    theirs._unlock(file)
-    assert not list(tmp_path.iterdir())
-    assert ours._lock(file)
-    ours._unlock(file)
-
-
-def test_who_compiles_ahead_waits_for_nobody(monkeypatch, tmp_path):
-    file, ours, theirs = tmp_path / "k.bin", *(compile_cache.KernelCache(print) for _ in range(2))
-    monkeypatch.setattr(compile_cache, "_waits", True)
-    compile_cache.wait_for_nobody()
-    assert theirs._lock(file)
-    with pytest.raises(compile_cache.InWork):
-        ours._lock(file)
-    theirs._unlock(file)
-    assert ours._lock(file)
-    ours._unlock(file)
-
-
-def test_an_interrupted_compilation_does_not_wait_for_itself(tmp_path):
-    file, cache = tmp_path / "k.bin", compile_cache.KernelCache(print)
-    assert cache._lock(file)  # and then Ctrl-C, before anything is kept
-    started = time.monotonic()
-    assert cache._lock(file)
-    assert time.monotonic() - started < compile_cache.PATIENCE / 2
-    cache._unlock(file)
-    assert not list(tmp_path.iterdir())
-
-
-def test_where_there_are_no_locks_kernels_are_compiled(monkeypatch, tmp_path):
-    def refuse(*_, **__):
-        raise NotImplementedError("no flock")
-
-    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
-    assert not compile_cache.KernelCache(print)._lock(tmp_path / "k.bin")
 
 
 def test_numba_cache_dir_comes_first_and_stays_as_it_is(start, tmp_path):

@@ -83,8 +83,3 @@ def test_loading_one_can_be_interrupted(monkeypatch):
         load()
     load()
     assert llvm.address_of_symbol("tinyft_interrupted")
-
-
-def test_all_are_loaded_at_once():
-    routines.load_all()
-    assert llvm.address_of_symbol("tinyft_multiply_ahead")

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from tinyft.backends.cpu import CpuBackend
-from tinyft.backends.cpu.codegen import cache as compile_cache
 from tinyft.backends.cpu.codegen.cache import kernel
 from tinyft.backends.cpu.runtime import threads, workspace
 from tinyft.backends.cpu.runtime.work_stealing import (
@@ -307,22 +306,6 @@ def convolve(seed, out):
     for _ in range(20):
         out.append(FAST.conv2d(x, weight, padding=1).copy())
         out.append(FAST.conv2d(x, weight, stride=2).copy())
-
-
-def test_a_process_that_only_compiles_runs_no_kernel(monkeypatch):
-    @kernel
-    def fill(share, work, out):
-        out[:] = work[0] = 1
-
-    monkeypatch.setattr(threads._state, "only_compiles", False)
-    monkeypatch.setattr(compile_cache, "_waits", True)
-    out = np.zeros(3, np.float32)
-    threads.only_compile()
-    threads.run_alone(8, fill, out)
-    assert (len(fill.overloads), out.sum()) == (1, 0)
-    monkeypatch.undo()
-    threads.run_alone(8, fill, out)
-    assert (len(fill.overloads), out.sum()) == (1, 3)
 
 
 def test_a_users_own_threads():

@@ -13,15 +13,13 @@ variable for all of a program's functions, the user's own among them. So each of
 folder. The hash covers the sources of this folder and philox.py, the versions of Python, Numba,
 llvmlite and NumPy, the CPU, and Numba's settings. Folders of other versions stay: some 2 MB each.
 **File**: one per kernel and signature: a SHA-256 and what it covers. It is written under another
-name and then moved, so two processes may write at once. A file that does not fit its SHA-256, or
-cannot be read, counts as absent: the kernel is compiled and the file replaced.
-**Lock**: who compiles a kernel holds one on its file; who wants the same kernel waits for it, which
-takes less than to compile it, too. The system frees the lock of a process that ended.
+name and then moved, so two processes may write at once (each then compiles for itself, to the same
+code). A file that does not fit its SHA-256, or cannot be read, counts as absent: the kernel is
+compiled and the file replaced.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import inspect
@@ -32,7 +30,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -42,14 +40,8 @@ import platformdirs
 from numba import TypingError
 
 from tinyft.backends.cpu.codegen import internals
-from tinyft.backends.cpu.codegen.internals import InWork
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 DIGEST_SIZE = hashlib.sha256().digest_size
-PATIENCE = 20  # seconds that a kernel may take which another process compiles
-UNFINISHED = "unfinished-"  # a file that is being written: this, the process, something random
 
 
 # error_model numpy: no test for division by zero before every // and %.
@@ -158,18 +150,6 @@ def folder() -> Path | None:
         return None
 
 
-def is_kept(function: Callable) -> bool:
-    """Whether some version of this kernel is in the folder."""
-    return folder() is not None and any(folder().glob(f"{_prefix(function.py_func)}-*.bin"))
-
-
-def remove_unfinished(pid: int) -> None:
-    """Delete what a process that was killed had not finished writing."""
-    if folder() is not None:
-        for file in folder().glob(f"{UNFINISHED}{pid}-*"):
-            file.unlink(missing_ok=True)
-
-
 def _home() -> Path:
     """NUMBA_CACHE_DIR, else TINYFT_HOME, else the platform's cache folder."""
     home = os.path.expanduser(os.environ.get("TINYFT_HOME", ""))
@@ -211,15 +191,8 @@ def _cpu() -> tuple[str, str]:
 
 # -------------------------------------------------------------------------------------------- cache
 
-_waits = True  # for kernels that another process compiles
 called_by_name: dict[str, Callable] = {}  # each routine, and what makes it ready: routines.py
 _complaints: set[tuple] = set()
-
-
-def wait_for_nobody() -> None:
-    """From now on, a kernel that another process compiles is an InWork."""
-    global _waits
-    _waits = False
 
 
 class KernelCache:
@@ -228,7 +201,6 @@ class KernelCache:
     def __init__(self, function: Callable) -> None:
         self.function = function
         self.enabled = True
-        self.locks: dict[Path, BaseFileLock] = {}  # held while this process compiles
 
     @property
     def cache_path(self) -> str:
@@ -249,12 +221,7 @@ class KernelCache:
     def load_overload(self, signature, target_context):
         """The compiled kernel, or None, upon which Numba compiles it."""
         if self.enabled and folder() is not None:
-            file = self._file(signature)
-            found = self._load(file, target_context)
-            if found is None and self._lock(file):
-                found = self._load(file, target_context)  # another process may have compiled it
-                if found is not None:
-                    self._unlock(file)
+            found = self._load(self._file(signature), target_context)
             if found is not None:
                 return found
         announcement.make()
@@ -264,15 +231,12 @@ class KernelCache:
         """Keep what was just compiled."""
         if not self.enabled or folder() is None:
             return
-        file = self._file(signature)
         try:
-            _write(file, internals.packed(compiled))
+            _write(self._file(signature), internals.packed(compiled))
         except (AttributeError, ImportError) as error:
             internals.note(error, internals.NOT_KEPT)
         except Exception as error:  # a full disk, for example: it runs all the same
             self._complain("kept", error)
-        finally:
-            self._unlock(file)
 
     def _load(self, file: Path, target_context) -> Any:
         payload = _read(file)
@@ -285,34 +249,6 @@ class KernelCache:
             except Exception as error:  # whatever is wrong with it, it can be compiled
                 self._complain("loaded", error)
         return None
-
-    def _lock(self, file: Path) -> bool:
-        """Whether this process is the one to compile the kernel; another one that does is waited
-        for, but not for ever, since it may be stopped.
-
-        Raises: InWork instead, after `wait_for_nobody`
-        """
-        from filelock import FileLock, Timeout  # here: a warm start does without
-
-        self._unlock(file)  # ours, if compiling it was interrupted
-        lock = FileLock(file.with_suffix(".lock"), thread_local=False)
-        try:
-            lock.acquire(timeout=PATIENCE if _waits else 0, poll_interval=0.02)
-        except Timeout:
-            if not _waits:
-                raise InWork(file.stem) from None
-            return False
-        except (OSError, NotImplementedError):  # too late, or a file system without locks
-            return False
-        self.locks[file] = lock
-        return True
-
-    def _unlock(self, file: Path) -> None:
-        lock = self.locks.pop(file, None)
-        if lock is not None:
-            with contextlib.suppress(OSError):  # another process holds it already
-                Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
 
     def _file(self, signature) -> Path:
         line = self.function.__code__.co_firstlineno
@@ -358,7 +294,7 @@ def _read(file: Path) -> bytes | None:
 def _write(file: Path, payload: bytes) -> None:
     """SHA-256 and payload, under a name of its own first: nobody sees half a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f"{UNFINISHED}{os.getpid()}-", dir=file.parent)
+    handle, name = tempfile.mkstemp(prefix="unfinished-", dir=file.parent)
     try:
         with os.fdopen(handle, "wb") as out:
             out.write(hashlib.sha256(payload).digest() + payload)

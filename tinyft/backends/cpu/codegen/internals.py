@@ -42,10 +42,6 @@ class Lack(NamedTuple):
 lacks: list[Lack] = []
 
 
-class InWork(Exception):
-    """Another process compiles this kernel just now, and this one waits for nobody."""
-
-
 def note(error: Exception, cost: str) -> None:
     """Keep what is missing, and say so if it is the first time."""
     lack = Lack(f"{type(error).__name__}: {error}", cost)
@@ -79,8 +75,6 @@ class _Guarded:
             return self._by(compilers.Compiler, function)
         try:
             return self._by(self.ours, function)
-        except InWork:
-            raise
         except Exception as error:
             compiled = self._by(compilers.Compiler, function)  # raises if it is the function's
             note(error, SLOWLY)
@@ -200,8 +194,6 @@ class Routine:
         if not self.compiled:
             try:
                 self.compiled.append(self._compile())
-            except InWork:
-                raise
             except Exception as error:
                 public = numba.cfunc(self.signature, nogil=True, error_model="numpy")
                 self.compiled.append(public(self.function))

@@ -9,7 +9,7 @@ A helper's code becomes a part of each kernel that calls it. For small ones that
 product of two matrices is large, and a first training step has eleven kernels with a product: LLVM
 would optimise it eleven times, and make machine code of it as often. A routine is compiled once, as
 a function of a C library is, and its callers know no more than its name. That takes 1.1 of 13.5 s
-off a first start, 0.9 of 10.8 s where two processes compile. A call with 16 arguments takes 1 % of
+off a first start. A call with 16 arguments takes 1 % of
 a step of `cifar_resnet20`, and nothing that could be measured of ResNet-18's (AMD Zen 4).
 
 LLVM looks names up in a table of the process, when it loads a kernel, and ends the process if one
@@ -82,9 +82,3 @@ def _load(name: str, compiled: Routine) -> None:
         address = compiled.address()
         if llvm.address_of_symbol(name) is None:  # a Ctrl-C may come between the two
             llvm.add_symbol(name, address)
-
-
-def load_all() -> None:
-    """Have all routines ready, of the modules imported so far."""
-    for load in called_by_name.values():
-        load()

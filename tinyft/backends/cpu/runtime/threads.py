@@ -29,18 +29,16 @@ computes alone, in memory that nobody refers to. Nothing waits for what it inter
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 
-import numba
 import numpy as np
 from numpy import ndarray as Array
 
-from tinyft.backends.cpu.codegen.cache import InWork, kernel, wait_for_nobody
+from tinyft.backends.cpu.codegen.cache import kernel
 from tinyft.backends.cpu.codegen.vectors import atomic_announce, atomic_load, cpu_pause, give_way
 from tinyft.backends.cpu.runtime import workspace
 from tinyft.backends.cpu.runtime.work_stealing import (
@@ -231,7 +229,6 @@ class _State:
         self.lock = threading.Lock()
         self.pool: Pool | None = None
         self.wanted = 0  # threads asked for by set_num_threads; 0: not yet
-        self.only_compiles = False
 
 
 _state = _State()
@@ -288,21 +285,7 @@ def _run(function: Callable, floats: int, arguments: tuple) -> None:
 
 
 def _compute_alone(function: Callable, floats: int, arguments: tuple) -> None:
-    arguments = make_whole(), *_own(floats), *arguments
-    if _state.only_compiles:
-        with contextlib.suppress(InWork):
-            function.compile(tuple(map(numba.typeof, arguments)))
-    else:
-        function(*arguments)
-
-
-def only_compile() -> None:
-    """From now on, where one thread computes, it compiles kernels for the arguments that they get
-    and does not run them, nor waits for one that another process compiles: in the process that
-    compiles ahead of another.
-    """
-    _state.only_compiles = True
-    wait_for_nobody()
+    function(make_whole(), *_own(floats), *arguments)
 
 
 def get_num_threads() -> int:
