@@ -53,7 +53,7 @@ for record in learner.steps(plan):
 #
 #   Phase 1: head alone, 1 epoch of 3 steps (steps 0 to 2)
 #     the optimizer starts empty
-#     group               state   lr start  lr peak   lr end    momentum        numbers that train
+#     group               state   lr start  lr peak   lr end    momentum        parameters that train
 #     stem+layer1+layer2  frozen  8.00e-06  1.54e-04  1.54e-04  0.95 0.87 0.87  576 of 77,216
 #     layer3+layer4       frozen  8.00e-06  1.54e-04  1.54e-04  0.95 0.87 0.87  2,304 of 1,149,184
 #     head                trains  8.00e-05  1.54e-03  1.54e-03  0.95 0.87 0.87  265,728 of 265,728
@@ -62,7 +62,7 @@ for record in learner.steps(plan):
 #
 #   Phase 2: everything, 2 epochs of 3 steps (steps 3 to 8)
 #     the optimizer starts empty
-#     group               state   lr start  lr peak   lr end    momentum        numbers that train
+#     group               state   lr start  lr peak   lr end    momentum        parameters that train
 #     stem+layer1+layer2  trains  2.00e-06  9.94e-06  1.33e-06  0.95 0.85 0.94  77,216 of 77,216
 #     layer3+layer4       trains  2.00e-05  9.94e-05  1.33e-05  0.95 0.85 0.94  1,149,184 of 1,149,184
 #     head                trains  2.00e-04  9.94e-04  1.33e-04  0.95 0.85 0.94  265,728 of 265,728

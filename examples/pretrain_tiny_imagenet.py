@@ -115,8 +115,8 @@ def main():
         else:
             learner, plan, run, start = begin(data, args.epochs, args.run)
         print(plan)
-        with display(plan, start) as watcher:
-            learner.execute(plan, observers=[run, watcher], start=start)
+        with display(plan, start) as observer:
+            learner.execute(plan, observers=[run, observer], start=start)
     learner = ft.load_learner(args.run / "learner.h5")
     training = (
         f"Pretrained by tinyft on {len(train[1]):,} photos of {len(classes)} classes "

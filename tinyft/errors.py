@@ -17,11 +17,38 @@ call is Python's own ``TypeError``, and a file that the system will not open sta
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
+from typing import Any, Self
 
 
 class TinyftError(Exception):
-    """The root: catching it catches every error that tinyft raises on purpose."""
+    """The root: catching it catches every error that tinyft raises on purpose.
+
+    `remedy` is the end of the message, with {name} for an argument of the call that failed, whose
+    value is given beside it. Python reads `name=value` there, the command line its own option:
+
+        DataError("2 pictures are broken", remedy="skip them with {on_error}", on_error="skip")
+    """
+
+    def __init__(self, message: str = "", *, remedy: str = "", **arguments: Any):
+        self.message, self.remedy, self.arguments = message, remedy, arguments
+        super().__init__(self.spelled(lambda name, value: f"{name}={value!r}"))
+
+    def spelled(self, argument: Callable[[str, Any], str]) -> str:
+        """The message with each argument of the remedy as `argument(name, value)` spells it."""
+        if not self.remedy:
+            return self.message
+        spelled = {name: argument(name, value) for name, value in self.arguments.items()}
+        return f"{self.message}; {self.remedy.format(**spelled)}"
+
+    def about(self, source: str) -> Self:
+        """The same error with "source: " before its message."""
+        found = copy.copy(self)
+        found.message = f"{source}: {self.message}"
+        found.args = (f"{source}: {self}",)
+        return found
 
 
 class ShapeError(TinyftError, ValueError):

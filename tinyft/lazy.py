@@ -9,14 +9,14 @@ from typing import Any
 
 
 def looked_up_in(package: str, home: dict[str, str]) -> Callable[[str], Any]:
-    """A package's `__getattr__` (PEP 562). `home` says which of its modules has a name; a module is
-    its own home.
+    """A package's `__getattr__` (PEP 562). `home` says which of its modules has a name (with a dot
+    before it: a module beside the package); a module is its own home.
     """
 
     def look_up(name: str) -> Any:
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = importlib.import_module(f"{package}.{home[name]}")
+        module = importlib.import_module(f".{home[name]}", package)
         value = module if home[name] == name else getattr(module, name)
         setattr(sys.modules[package], name, value)  # not asked for again
         return value

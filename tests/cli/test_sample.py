@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tinyft as ft
-from tinyft.cli import sample, story
+from tinyft.cli import finetune, sample
 from tinyft.weights import find, load_weights
 
 
@@ -70,8 +70,8 @@ def test_the_weights_that_travel_along_are_those_that_the_registry_names():
 def test_what_knowing_nothing_gets_is_the_share_of_the_largest_class(draw):
     metrics = {"phase": ["head alone", "everything"], "valid_accuracy": [0.75, 0.9]}
     data = ft.ImageFolder(draw({"cat": 60, "dog": 10}), batch_size=2)
-    assert story.comparison(metrics, 0.9, data).endswith(
+    assert finetune.comparison(metrics, 0.9, data).endswith(
         "made it 90.00 % (always naming cat, the largest class: 85.71 %)"
     )
     even = ft.ImageFolder(draw({"cat": 10, "dog": 10}, "even"), batch_size=2)
-    assert story.comparison(metrics, 0.9, even).endswith("(guessing: 50.00 %)")
+    assert finetune.comparison(metrics, 0.9, even).endswith("(guessing: 50.00 %)")

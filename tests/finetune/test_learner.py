@@ -294,7 +294,7 @@ def test_a_run_names_its_weights_from_anywhere(tmp_path, monkeypatch):
     small_learner().save(tmp_path / "first.h5")
     monkeypatch.chdir(tmp_path)
     learner = ft.vision_learner(small_data(), weights="first.h5")
-    assert learner.facts["arguments"]["weights"] == str(tmp_path / "first.h5")
+    assert learner.origin.arguments["weights"] == str(tmp_path / "first.h5")
 
 
 def test_settings_that_decide_results_are_saved(tmp_path):

@@ -38,7 +38,7 @@ def test_a_head_for_the_same_classes_is_kept_and_said_to_be(trained):
     again = ft.vision_learner(small_data(), weights=path)
     assert bits(again) == bits(learner)
     assert again.evaluate() == learner.evaluate()
-    kind = learner.facts["head"]
+    kind = learner.origin.head
     assert head_line(again) == f"head: {kind}, kept as the weights have it, 3 classes"
     assert "random weights, so its first gradients" not in " ".join(explain(again.plan(1)).split())
 

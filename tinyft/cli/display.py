@@ -26,7 +26,7 @@ def has_terminal() -> bool:
 
 @contextlib.contextmanager
 def display(plan: Plan, start: int) -> Iterator[PlainDisplay]:
-    """A watcher for a run that begins with step `start` of the plan."""
+    """An observer of a run that begins with step `start` of the plan."""
     if not has_terminal():
         yield PlainDisplay(plan, start)
         return

@@ -51,14 +51,6 @@ _REMEDIES = {
 }
 
 
-# What the library calls its arguments, and what the command line calls them.
-_SPELLINGS = {
-    "on_error='skip'": "--on-error skip",
-    "ignore_unknown=True": "--ignore-unknown (weights convert)",
-    "valid_fraction": "--valid-fraction",
-    "weights=None": "--weights none",
-    "epochs and freeze_epochs": "--epochs and --freeze-epochs",
-}
 _RESTORE = "restore the file, or start a new run with --on-error skip"
 
 
@@ -70,7 +62,7 @@ def naming(source: str) -> Iterator[None]:
     except WeightsError as error:
         if str(source) in str(error):
             raise
-        raise type(error)(f"{source}: {error}") from error
+        raise error.about(source) from error
 
 
 def exit_code_and_line(
@@ -112,8 +104,12 @@ def _of_memory(error: MemoryError, options: Mapping[str, Any]) -> str:
 
 
 def _in_options(error: Exception, working: bool, options: Mapping[str, Any]) -> str:
-    """The library's message in the words of the command line."""
-    text = str(error)
+    """The library's message, its remedy as an option of the command line."""
+    if not isinstance(error, TinyftError):
+        return str(error)
+    if _resumes(options) and "on_error" in error.arguments:
+        return f"{error.message}; {_RESTORE}"
+    text = error.spelled(_option)
     if working and "on_error" in options and isinstance(error, DataError):
         if _resumes(options):
             text += f"; {_RESTORE}"
@@ -121,11 +117,15 @@ def _in_options(error: Exception, working: bool, options: Mapping[str, Any]) -> 
             text += "; it could be read when the folder was opened"
         else:
             text += "; --on-error skip leaves out such pictures"
-    if _resumes(options):
-        text = text.replace("remove them, or leave them out with on_error='skip'", _RESTORE)
-    for argument, option in _SPELLINGS.items():
-        text = text.replace(argument, option)
     return text
+
+
+def _option(name: str, value: Any) -> str:
+    """An argument of the library as it is typed here."""
+    option = "--" + name.replace("_", "-")
+    if value is True:  # the one such is an option of another command than that which failed
+        return f"{option} (weights convert)"
+    return f"{option} {'none' if value is None else value}"
 
 
 def _resumes(options: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinyft.cli.display import display
 from tinyft.cli.failures import RequestError, Stopped
@@ -29,9 +30,9 @@ from tinyft.cli.options import (
 from tinyft.cli.output import duration, json_result, one_line, percent, result, say
 from tinyft.cli.parser import add_command, add_json
 from tinyft.cli.resuming import refuse_contradictions, resume_command
-from tinyft.cli.story import beginning, comparison
 
 if TYPE_CHECKING:
+    from tinyft.data.loader import PictureData
     from tinyft.finetune import Learner, Plan
     from tinyft.finetune.run.folder import Run
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         is_sample = args.dir is None
         learner = make_learner(args)
         plan = make_plan(args, learner)
-        _announce(learner, plan, in_words=is_sample)
+        _announce(learner, plan, as_story=is_sample)
         training = _create_run(args, learner)
         _train(args, learner, plan, training, 0)
         if is_sample:
@@ -83,8 +84,10 @@ def _resume(args: argparse.Namespace) -> None:
     _train(args, learner, plan, training, start)
 
 
-def _announce(learner: Learner, plan: Plan, *, in_words: bool = False) -> None:
-    say(beginning(learner, plan) if in_words else str(plan))
+def _announce(learner: Learner, plan: Plan, *, as_story: bool = False) -> None:
+    from tinyft.finetune.in_words import story
+
+    say(story(plan) if as_story else str(plan))
     say(describe_backend(learner.device))
 
 
@@ -97,10 +100,10 @@ def _train(
     say(f"run: {one_line(str(training.path))}\n")
     args.on_interrupt = f"; go on with: {resume_command(training.path)}"
     args.working = True
-    with _signals(training) as received, display(plan, start) as watcher:
+    with _signals(training) as received, display(plan, start) as observer:
         try:
             # The run comes last: where it ends a session, the others have seen the step.
-            observers = [Ledger(training.path), watcher, training]
+            observers = [Ledger(training.path), observer, training]
             learner.execute(plan, observers=observers, start=start)
         except KeyboardInterrupt:
             raise Stopped(received[0] if received else signal.SIGINT) from None
@@ -139,6 +142,27 @@ def _report(args: argparse.Namespace, learner: Learner, training: Run) -> None:
         ["inspect", run, "--step", str(learner.step // 2)],
     ):
         say(f"  {one_line(shlex.join(['tinyft', *command]))}")
+
+
+def comparison(metrics: dict[str, Any], accuracy: float, data: PictureData) -> str:
+    """The accuracy beside that of the head alone and that of guessing, or of always naming the
+    largest class, from all of a run's `read_metrics`; "" if there is nothing to compare.
+    """
+    from tinyft.finetune.recipe import HEAD_ALONE
+
+    judged = zip(metrics["phase"], metrics["valid_accuracy"], strict=True)
+    of_head = [found for phase, found in judged if phase == HEAD_ALONE and not math.isnan(found)]
+    if not of_head or metrics["phase"][-1] == HEAD_ALONE:
+        return ""
+    before, chance = of_head[-1], 1 / data.num_classes
+    name, largest = data.always_largest()
+    nothing = f"guessing: {percent(chance)}"
+    if largest > chance:
+        nothing = f"always naming {name}, the largest class: {percent(largest)}"
+    return (
+        f"the head alone had {percent(before)}; training everything made it {percent(accuracy)} "
+        f"({nothing})"
+    )
 
 
 # ------------------------------------------------------------------------------- the run's folder

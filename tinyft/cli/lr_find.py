@@ -30,10 +30,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tinyft.finetune.plan import facts_of
+    from tinyft.finetune.planning import subject_of
 
     learner = make_learner(args)
-    say("\n".join(facts_of(learner)[:2]))
+    say("\n".join(subject_of(learner).lines()[:2]))
     say(f"{args.steps} steps with a growing rate; {describe_backend(learner.device)}")
     args.working = True
     finding = learner.lr_find(num_it=args.steps)

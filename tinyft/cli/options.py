@@ -141,6 +141,8 @@ def make_plan(args: argparse.Namespace, learner: Learner) -> Plan:
     if args.weights == "none" and "freeze_epochs" not in options:
         say("note: random weights are not worth freezing, so there is no phase of the head alone")
         options["freeze_epochs"] = 0
+    if not epochs and options.get("freeze_epochs") == 0:
+        raise RequestError("there is nothing to do: --epochs and --freeze-epochs are both 0")
     if "lr" in options:
         options["base_lr"] = options.pop("lr")
     return learner.plan(epochs, **options)

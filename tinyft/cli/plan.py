@@ -24,7 +24,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tinyft.inspection.report.plan_in_words import explain
+    from tinyft.finetune.in_words import explain
 
     learner = make_learner(args)
     plan = make_plan(args, learner)

@@ -147,7 +147,8 @@ class ImageFolder(PictureData):
             return
         summary = f"{len(bad)} of {len(paths)} pictures cannot be used: {self._by_reason(bad)}"
         if self.on_error == "raise":
-            raise DataError(f"{summary}; remove them, or leave them out with on_error='skip'")
+            remedy = "remove them, or leave them out with {on_error}"
+            raise DataError(summary, remedy=remedy, on_error="skip")
         self._found.append(f"skipped: {summary}")
         self.skipped = {self._name(path): reason for path, reason in bad.items()}
         for split, part in parts.items():

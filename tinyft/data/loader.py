@@ -118,7 +118,8 @@ class PictureData:
         Raises:  DataError if there are no training pictures
         """
         if self.n_train == 0:
-            raise DataError("there are no training pictures (valid_fraction=1 only evaluates)")
+            no_pictures = "there are no training pictures"
+            raise DataError(no_pictures, remedy="{valid_fraction} only evaluates", valid_fraction=1)
         return self.n_train // self.batch_size
 
     def files(self, split: str) -> list[str]:

@@ -18,11 +18,11 @@ from tinyft.errors import DataError, WeightsError
 from tinyft.finetune.groups import Grouping
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.optim import OPTIMIZERS, Adam, Optimizer
-from tinyft.finetune.plan import KEPT
 from tinyft.finetune.proof import digests
 from tinyft.finetune.run.folder import settings_of
 from tinyft.finetune.run.save import put_dropouts, settings_in
 from tinyft.finetune.schedule import expect_number
+from tinyft.finetune.training import KEPT, RANDOM, Origin
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import ResNet, build, expect_architecture
@@ -74,23 +74,23 @@ def vision_learner(
     arguments = _checked(locals())
     _expect_data(data)
     loaded = _loaded(arch, arguments["weights"])
-    network, preprocess, facts = _network(loaded, arch, arguments["weights"], seed)
-    head, about_head = _head(loaded, arguments, network.num_features, list(data.classes))
-    facts |= about_head
-    if facts.get("head"):
-        again = None if facts["head_state"] == KEPT else facts["head"]
-        facts["arguments"] = _plain(arguments | {"head": again})
+    network, preprocess, origin = _network(loaded, arch, arguments["weights"], seed)
+    head = _head(loaded, arguments, network.num_features, list(data.classes), origin)
+    if origin.head is not None:
+        again = None if origin.head_state == KEPT else origin.head
+        origin.arguments = _plain(arguments | {"head": again})
     learner = Learner(
         attach(cut(network), head).astype(dtype), data,
-        replace(preprocess, whole_square=data.shows_whole_squares), facts["arch"],
+        replace(preprocess, whole_square=data.shows_whole_squares),
+        loaded.arch if loaded else arch or "resnet18",
         list(data.classes), bn=bn, seed=seed, device=device,
         optimizer_class=_optimizer_class(optimizer), weight_decay=weight_decay,
         label_smoothing=label_smoothing, class_weights=class_weights, dtype=dtype,
-        facts=facts, grouping=groups,
+        origin=origin, grouping=groups,
     )  # fmt: skip
     if weights is not None:
         learner.freeze()
-    learner.facts |= {"as_made": settings_of(learner), "weights_as_made": digests(learner.model)}
+    origin.settings, origin.digests = settings_of(learner), digests(learner.model)
     return learner
 
 
@@ -144,31 +144,31 @@ def _expect_place_for_dropout(dropout: float, head: str | Module) -> None:
 
 
 def _head(
-    loaded: Weights | None, arguments: dict[str, Any], C: int, classes: list[str]
-) -> tuple[Module, dict[str, Any]]:
-    """The head that `vision_learner`'s arguments ask for, and what there is to say about it.
+    loaded: Weights | None, arguments: dict[str, Any], C: int, classes: list[str], origin: Origin
+) -> Module:
+    """The head that `vision_learner`'s arguments ask for; `origin` is told about it.
 
     Raises: ValueError for a `dropout` that a head which is kept has no place for; WeightsError for
     a head that does not fit its own description
     """
     asked, dropout, seed = (arguments[name] for name in ("head", "dropout", "seed"))
     kind, arrays = trained_head(loaded) if loaded else ("", {})
-    dropped = _why_dropped(kind, loaded, asked, classes) if kind else ""
+    origin.head_dropped = _why_dropped(kind, loaded, asked, classes) if kind else ""
     if isinstance(asked, Module):
-        return asked, {"head_state": "as given", "head_dropped": dropped}
-    if not kind or dropped:
-        kind = asked or "fastai"
-        options = {} if dropout is None else {"dropout": dropout}
-        head = HEADS[kind](C, len(classes), seed=seed, **options)
-        return head, {"head": kind, "head_state": "random", "head_dropped": dropped}
+        return asked
+    options = {} if dropout is None else {"dropout": dropout}
+    if not kind or origin.head_dropped:
+        origin.head, origin.head_state = asked or "fastai", RANDOM
+        return HEADS[origin.head](C, len(classes), seed=seed, **options)
     if dropout is not None:
         _expect_place_for_dropout(dropout, kind)
     # differs from fastai, where the head is always new
-    head = HEADS[kind](C, len(classes), **({} if dropout is None else {"dropout": dropout}))
+    origin.head, origin.head_state = kind, KEPT
+    head = HEADS[kind](C, len(classes), **options)
     head.load_state_dict(arrays)
     if dropout is None:
         put_dropouts(head, settings_in(arguments["weights"], loaded)["dropout"])
-    return head, {"head": kind, "head_state": KEPT}
+    return head
 
 
 def trained_head(weights: Weights) -> tuple[str, dict[str, np.ndarray]]:
@@ -216,9 +216,9 @@ def published_learner(weights: Weights, classes: list[str], *, device: str = "au
     body = cut(build(weights.arch, seed=None))
     attach(body, HEADS["linear"](body.num_features, count))
     body.load_state_dict({n.replace("fc.", "head.linear."): a for n, a in weights.arrays.items()})
-    facts = {"head": "linear", "head_state": KEPT, "metadata": dict(weights.metadata)}
+    origin = Origin(head="linear", head_state=KEPT, metadata=dict(weights.metadata))
     return Learner(
-        body, None, weights.preprocess, weights.arch, list(classes), device=device, facts=facts
+        body, None, weights.preprocess, weights.arch, list(classes), device=device, origin=origin
     )
 
 
@@ -249,18 +249,18 @@ def _loaded(arch: str | None, weights: str | None) -> Weights | None:
 
 def _network(
     loaded: Weights | None, arch: str | None, weights: str | None, seed: int
-) -> tuple[Any, Preprocess, dict[str, Any]]:
-    """The network with its weights, their preprocessing, and what there is to say about them."""
+) -> tuple[ResNet, Preprocess, Origin]:
+    """The network with its weights, their preprocessing, and where they came from."""
     if loaded is None:
         arch = arch or "resnet18"
-        facts = {"arch": arch, "weights": f"random weights from seed {seed}"}
-        return build(arch, seed=seed), Preprocess.for_architecture(arch), facts
+        origin = Origin(f"random weights from seed {seed}", random_body=True)
+        return build(arch, seed=seed), Preprocess.for_architecture(arch), origin
     source = (arch or "resnet18") if weights == "default" else weights
     network = cut(build(loaded.arch, seed=None))
     body = {n: a for n, a in loaded.arrays.items() if n.split(".")[0] not in ("fc", "head")}
     network.load_state_dict(body)
-    facts = {"arch": loaded.arch, "weights": source, "metadata": dict(loaded.metadata)}
+    origin = Origin(source, metadata=dict(loaded.metadata))
     if "fc.weight" in loaded.arrays:
         num_classes, C = loaded.arrays["fc.weight"].shape
-        facts["cut"] = f"fc ({C} features to {num_classes} classes)"
-    return network, loaded.preprocess, facts
+        origin.removed = f"fc ({C} features to {num_classes} classes)"
+    return network, loaded.preprocess, origin

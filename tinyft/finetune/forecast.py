@@ -66,6 +66,7 @@ def forecast(training: Training, plan: Plan) -> Forecast:
     The first of each is not counted: it may compile kernels. Pictures come from the loader, as in
     training. Writing a run's files is not counted. What would not fit into memory is not tried.
     """
+    training.own_data()
     needed, free = step_bytes(training, plan), free_memory()
     if needed > free and not training.device.startswith("gpu"):  # whose memory it is not
         return Forecast(math.nan, math.nan, needed, free)

@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     from tinyft.finetune.training import Training
 
 
-def evaluate(training: Training, data: PictureData) -> Evaluation:
-    """Accuracy and mean loss over the validation pictures of `data`, in evaluation mode. Features
-    that are kept are those of the learner's own pictures.
+def evaluate(training: Training, data: PictureData | None = None) -> Evaluation:
+    """Measure accuracy and mean loss over the validation pictures of `data`, else of the learner's
+    own, whose features may be kept.
 
     Raises: DataError if there are none, or their classes are not the learner's
     """
+    data = data or training.own_data()
     expect_judgeable(training, data)
 
     def batches() -> Iterator[Batch]:
@@ -93,11 +94,13 @@ def judge(training: Training, logits: Tensor, labels: np.ndarray) -> tuple[Any, 
     return right, training.loss(logits, labels).data
 
 
-def predict(training: Training, images: list[Any] | tuple[Any, ...]) -> list[Prediction]:
-    """The class of each picture: paths, or arrays (H, W, 3) uint8.
+def predict(training: Training, images: Any) -> Prediction | list[Prediction]:
+    """Say the class of a picture: a path, or an array (H, W, 3) uint8. A list gives a list.
 
     Raises: DataError for a picture that cannot be used, naming the file if it is damaged; OSError
     """
+    if not isinstance(images, list | tuple):
+        return predict(training, [images])[0]
     preprocess = training.adjusted_preprocess()
     predictions = []
     with no_grad(), backends.use(training.device):

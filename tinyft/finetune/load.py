@@ -13,8 +13,8 @@ from tinyft.errors import DataError, WeightsError
 from tinyft.finetune.build import vision_learner
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.optim import OPTIMIZERS, Adam, Optimizer
-from tinyft.finetune.plan import KEPT
 from tinyft.finetune.run.save import OPTIONS, judged_preprocess, put_dropouts, settings_in
+from tinyft.finetune.training import KEPT, Origin
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import build
@@ -58,7 +58,7 @@ def load_learner(
         return Learner(
             body.astype(settings["dtype"]), None, judged_preprocess(path, weights),
             weights.arch, weights.classes,
-            device=device, facts={"head": kind, "head_state": KEPT, "weights": str(path)},
+            device=device, origin=Origin(str(path), head=kind, head_state=KEPT),
             grouping=settings["groups"],
             optimizer_class=OPTIMIZERS.get(optimizer, optimizer),
             **{name: settings[name] for name in OPTIONS},
@@ -96,7 +96,7 @@ def _with_pictures(
     learner = vision_learner(
         data, weights=path, head=own_head, optimizer=optimizer, device=device, **options
     )
-    learner.facts |= {"head_state": KEPT, "head_dropped": ""}
+    learner.origin.head_state, learner.origin.head_dropped = KEPT, ""
     learner.preprocess = replace(learner.preprocess, whole_square=settings["whole_squares"])
     learner.unfreeze()
     return learner

@@ -6,7 +6,6 @@ step. `execute` is a loop over it, and so may be the reader's own.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +13,8 @@ from typing import Protocol
 from tinyft import backends
 from tinyft.finetune.feature_cache import FeatureCache
 from tinyft.finetune.judge import evaluate, expect_finite
-from tinyft.finetune.plan import Plan, expect_unchanged
+from tinyft.finetune.plan import Plan
+from tinyft.finetune.planning import expect_unchanged
 from tinyft.finetune.proof import expected_identical, prove
 from tinyft.finetune.recipe import Phase
 from tinyft.finetune.records import Evaluation, StepRecord
@@ -22,8 +22,12 @@ from tinyft.finetune.run.folder import Run
 from tinyft.finetune.training import Training
 
 
-class Watcher(Protocol):
-    """What can follow a run: a progress display, a run folder, a ledger."""
+class Observer(Protocol):
+    """What can follow a run: a progress display, a run folder, a ledger.
+
+    One with a true attribute `norms` has every step measured; one with a method `release` has it
+    called at the end, however the run ends.
+    """
 
     def begin(self, learner: Training, plan: Plan) -> None: ...
 
@@ -33,83 +37,86 @@ class Watcher(Protocol):
 
 
 def execute(
-    training: Training,
+    learner: Training,
     plan: Plan,
     *,
     out: str | Path | None = None,
-    observers: Sequence[Watcher] = (),
+    observers: Sequence[Observer] = (),
     start: int = 0,
 ) -> list[Evaluation]:
-    """The validations of a plan that is run to its end; see `Learner.execute`."""
-    training.run_folder = None
+    """Run a plan to its end (from its step `start`, when resumed), and tell the observers of every
+    step; the validation of each epoch.
+
+    With `out` the run is written to that folder, and `finetune/run/resume.py` goes on with it.
+    Raises: as `steps`; RunError if the folder is taken
+    """
+    learner.run_folder = None
     if out is not None:
         run = Run.create(out)
-        training.run_folder = run.path
+        learner.run_folder = run.path
         observers = [*observers, run]  # last: what it saves, the others have seen
-    with released(observers):
+    try:
         for observer in observers:
-            observer.begin(training, plan)
+            observer.begin(learner, plan)
         norms = any(getattr(observer, "norms", False) for observer in observers)
-        for record in steps(training, plan, norms=norms, start=start):
+        for record in steps(learner, plan, norms=norms, start=start):
             for observer in observers:
-                observer.after_step(training, record)
+                observer.after_step(learner, record)
         for observer in observers:
-            observer.end(training)
-    return [r.validation for r in training.history[-plan.steps :] if r.validation]
+            observer.end(learner)
+    finally:
+        for observer in observers:  # a run lets others work on its folder
+            getattr(observer, "release", bool)()
+    return [r.validation for r in learner.history[-plan.steps :] if r.validation]
 
 
 def steps(
-    training: Training, plan: Plan, *, norms: bool = False, start: int = 0
+    learner: Training, plan: Plan, *, norms: bool = False, start: int = 0
 ) -> Iterator[StepRecord]:
-    """The records of a plan's steps, each made when it is asked for; see `Learner.steps`."""
-    training.own_data()
+    """Execute a plan, one optimizer step each time that a record is asked for.
+
+    `norms` measures gradients and updates, for the records' groups and per parameter in
+    `learner.updates`, which costs a few percent of a step. `start` continues a plan whose first
+    steps were made before, with the state that they left behind.
+    Raises: NonFiniteLossError for a loss, also of a validation, that is NaN or infinite; RunError
+    if a frozen tensor moved; ValueError if the learner was changed since the plan was made
+    """
+    learner.own_data()
     done = 0  # steps of the phases before this one
     for phase, cached_bytes in zip(plan.phases, plan.cached_bytes, strict=True):
         if start < done + phase.steps:
-            expect_unchanged(training, plan, max(start, done))
-            training.enter(phase, **plan.switches, resumed=start > done)
-            training.cache = FeatureCache(training) if cached_bytes else None
+            expect_unchanged(learner, plan, max(start, done))
+            learner.enter(phase, **plan.switches, resumed=start > done)
+            learner.cache = FeatureCache(learner) if cached_bytes else None
             try:
-                yield from _phase(training, phase, norms, max(0, start - done))
+                yield from _phase(learner, phase, norms, max(0, start - done))
             finally:
-                training.cache = None
+                learner.cache = None
         done += phase.steps
 
 
-def _phase(training: Training, phase: Phase, norms: bool, start: int) -> Iterator[StepRecord]:
+def _phase(learner: Training, phase: Phase, norms: bool, start: int) -> Iterator[StepRecord]:
     """All epochs of a phase: train on each batch, validate after each epoch, prove at the end."""
-    groups, expected = training.groups, expected_identical(training.groups)
+    groups, expected = learner.groups, expected_identical(learner.groups)
     frozen = [group.frozen for group in groups]
     for i in range(start, phase.steps):
-        if training.groups is not groups or [group.frozen for group in groups] != frozen:
+        if learner.groups is not groups or [group.frozen for group in groups] != frozen:
             raise ValueError(
                 f"groups were frozen, unfrozen or exchanged within the phase {phase.name!r}; "
                 "what is frozen is the plan's: end here, and make a plan for what is to follow"
             )
         in_epoch = i % phase.steps_per_epoch
         if in_epoch == 0 or i == start:
-            batches = training.data.train_batches(training.epoch, training.preprocess, in_epoch)
-            batches = backends.get(training.device).uploads(batches)
-        training.set_rates(phase, i)
-        record = training.train_step(next(batches), phase.name, norms=norms)
+            batches = learner.data.train_batches(learner.epoch, learner.preprocess, in_epoch)
+            batches = backends.get(learner.device).uploads(batches)
+        learner.set_rates(phase, i)
+        record = learner.train_step(next(batches), phase.name, norms=norms)
         if in_epoch == phase.steps_per_epoch - 1:
-            training.read_losses()
-            record.validation = training.validation = evaluate(training, training.data)
-            expect_finite(training, record.validation)
-            training.epoch += 1
+            learner.read_losses()
+            record.validation = learner.validation = evaluate(learner, learner.data)
+            expect_finite(learner, record.validation)
+            learner.epoch += 1
         if i == phase.steps - 1:
-            record.proof = prove(training.phase_digests, training.model, expected)
-        training.history.append(record)
+            record.proof = prove(learner.phase_digests, learner.model, expected)
+        learner.history.append(record)
         yield record
-
-
-@contextlib.contextmanager
-def released(observers: Sequence[Watcher]) -> Iterator[None]:
-    """However this block ends, observers that have a `release` are then called by it: a run lets
-    others work on its folder.
-    """
-    try:
-        yield
-    finally:
-        for observer in observers:
-            getattr(observer, "release", bool)()

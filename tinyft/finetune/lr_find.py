@@ -65,6 +65,7 @@ def lr_find(
     DataError as a plan;
     RunError if there were too few steps to read anything from
     """
+    training.own_data()
     if not isinstance(num_it, int | np.integer) or num_it < 1:
         raise ValueError(f"num_it must be a whole number of at least 1; got {num_it!r}")
     if not 0 < start_lr < end_lr < math.inf:

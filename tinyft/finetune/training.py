@@ -48,6 +48,25 @@ class Features(Protocol):
     def to(self, device: str) -> None: ...
 
 
+AS_GIVEN, RANDOM, KEPT = "as given", "random", "kept as the weights have it"  # of a head
+
+
+@dataclass
+class Origin:
+    """Where a learner's network came from: for its plan, for files, and to make it again."""
+
+    weights: str = "as given"  # a published name, a path, or which random ones
+    random_body: bool = False
+    metadata: dict[str, Any] = field(default_factory=dict)  # of the weights file
+    removed: str = "The last layer"  # of the weights' network, in words
+    head: str | None = None  # one of HEADS; None for a Module of the caller's own
+    head_state: str = AS_GIVEN
+    head_dropped: str = ""  # why the weights' trained head is not the learner's
+    arguments: dict[str, Any] | None = None  # of `vision_learner`, as JSON holds them
+    settings: dict[str, Any] | None = None  # as `vision_learner` left them; see run/folder.py
+    digests: dict[str, str] | None = None  # of the tensors, as `vision_learner` left them
+
+
 @dataclass(repr=False)
 class Training:
     """A network, its data, its layer groups with their optimizer, and how far training has come."""
@@ -65,7 +84,7 @@ class Training:
     label_smoothing: float = 0.0
     class_weights: np.ndarray | None = None
     dtype: str = "float32"
-    facts: dict[str, Any] = field(default_factory=dict)  # where the weights came from, which head
+    origin: Origin = field(default_factory=Origin)
     lr: float = 1e-3
     grouping: InitVar[Any] = None  # layer groups of one's own; see layer_groups
 

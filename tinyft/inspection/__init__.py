@@ -5,7 +5,7 @@ from tinyft.lazy import looked_up_in
 _HOME = {
     "Ledger": "ledger.ledger",
     "changed": "ledger.changes",
-    "explain": "report.plan_in_words",
+    "explain": ".finetune.in_words",
     "explain_image": "report.image_stages",
     "grad_cams": "report.grad_cam",
     "judge_pictures": "report.learned",

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from tinyft import backends
 from tinyft.errors import RunError
 from tinyft.finetune.groups import grouping_of
-from tinyft.finetune.plan import is_made_by_its_arguments
+from tinyft.finetune.planning import is_made_by_its_arguments
 from tinyft.finetune.proof import digests
 from tinyft.finetune.run.reading import (
     CHECKPOINT,
@@ -54,7 +54,7 @@ EPOCH_CHECKPOINT_BYTES = 1 << 30  # older epochs' checkpoints are dropped beyond
 
 @dataclass
 class Run:
-    """A run folder, as a watcher of the learner that trains into it."""
+    """A run folder, as an observer of the learner that trains into it."""
 
     path: Path
     settings: dict[str, Any] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Run:
         if not (self.path / "run.json").exists():
             self.describe(training, plan)
             # trained or filled by hand before this run: a resumed one cannot begin at the file's
-            if training.step or training.facts.get("weights_as_made") != digests(training.model):
+            if training.step or training.origin.digests != digests(training.model):
                 self.checkpoint(training, keep=True)
 
     def describe(self, training: Training, plan: Plan) -> None:
@@ -113,6 +113,8 @@ class Run:
             "data": training.data.describe() | {"sha256": listing_sha256(pictures)},
             "plan": plan.arguments if is_made_by_its_arguments(plan, training) else {},
             "first_step": training.step,
+            "random_body": plan.random_body,
+            "random_head": plan.random_head,
             "steps": plan.steps,
             "plan_text": str(plan),
             "classes": training.classes,
@@ -254,8 +256,8 @@ def settings_of(training: Training) -> dict[str, Any]:
 
 def arguments_of(training: Training) -> dict[str, Any] | None:
     """What `vision_learner` was called with; None if that would not make this learner again."""
-    arguments = training.facts.get("arguments")
-    if arguments is None or training.facts.get("as_made") != settings_of(training):
+    arguments = training.origin.arguments
+    if arguments is None or training.origin.settings != settings_of(training):
         return None
     return arguments | {"groups": grouping_of(training.model, training.groups)}
 
@@ -264,7 +266,7 @@ def weights_sha256(training: Training) -> str:
     """The hash of the arrays, or else of the file, that the body came from; empty for random
     weights.
     """
-    metadata = training.facts.get("metadata", {})
+    metadata = training.origin.metadata
     return str(metadata.get("content_sha256") or metadata.get("source_sha256") or "")
 
 

@@ -36,6 +36,16 @@ def read_description(run: Path) -> dict[str, Any]:
     return description
 
 
+def random_parts(description: dict[str, Any]) -> dict[str, bool]:
+    """Whether the run began with random weights in its body, and in its head; of a run whose
+    run.json does not say so, what its learner's arguments tell.
+    """
+    learner = description["learner"] or {"weights": "", "head": None}
+    begun = description["first_step"] == 0
+    told = {"random_body": learner["weights"] is None, "random_head": learner["head"] is not None}
+    return {name: description.get(name, begun and random) for name, random in told.items()}
+
+
 def listing_sha256(listing: str) -> str:
     """The one hash by which run.json knows all pictures: that of pictures.csv."""
     return hashlib.sha256(listing.encode("utf-8", "backslashreplace")).hexdigest()

@@ -13,7 +13,8 @@ from tinyft.data.loader import PictureData
 from tinyft.errors import RunError, TinyftError, WeightsError
 from tinyft.finetune.build import vision_learner
 from tinyft.finetune.learner import Learner
-from tinyft.finetune.plan import Plan, remade
+from tinyft.finetune.plan import Plan
+from tinyft.finetune.planning import remade
 from tinyft.finetune.run.folder import Run, drop_unfinished_files, hold, versions, weights_sha256
 from tinyft.finetune.run.pictures import pictures_of_run
 from tinyft.finetune.run.reading import (
@@ -151,7 +152,7 @@ def _check_weights(path: Path, recorded: str, learner: Learner) -> None:
     """Raises: RunError if the weights file was exchanged"""
     if weights_sha256(learner) != recorded:
         raise RunError(
-            f"the weights that {path} began with ({learner.facts['weights']}) have changed since, "
+            f"the weights that {path} began with ({learner.origin.weights}) have changed since, "
             "so it would not end the same; put the file back, or start a new run"
         )
 

@@ -65,7 +65,7 @@ def save(learner: Training, path: str | os.PathLike[str], *, training: str = "")
     # differs from fastai, which pickles the learner
     state = {name: backends.host(array) for name, array in learner.model.state_dict().items()}
     arrays = {name: np.asarray(array, np.float32, order="C") for name, array in state.items()}
-    settings = {"head": learner.facts.get("head"), "bn": learner.bn,
+    settings = {"head": learner.origin.head, "bn": learner.bn,
                 "seed": learner.seed, "label_smoothing": learner.label_smoothing,
                 "weight_decay": learner.weight_decay, "dtype": learner.dtype,
                 "groups": grouping_of(learner.model, learner.groups),
@@ -74,9 +74,9 @@ def save(learner: Training, path: str | os.PathLike[str], *, training: str = "")
                 "class_weights": _plain(learner.class_weights)}  # fmt: skip
     last = learner.validation
     metadata: dict[str, Any] = {
-        "head": learner.facts.get("head") or "custom",
+        "head": learner.origin.head or "custom",
         "training": training,
-        "parent_sha256": learner.facts.get("metadata", {}).get("content_sha256", ""),
+        "parent_sha256": learner.origin.metadata.get("content_sha256", ""),
         "metrics": json.dumps({"valid_accuracy": last.accuracy} if last else {}),
     }
     preprocess = learner.adjusted_preprocess()
@@ -126,7 +126,7 @@ def expect_savable(learner: Training) -> None:
     """Raises: ValueError if a batch norm has another eps than the one that weights files mean"""
     from tinyft.weights.hdf5.weights_file import BATCH_NORM_EPSILON
 
-    own_head = learner.facts.get("head") is None  # whose caller makes it again
+    own_head = learner.origin.head is None  # whose caller makes it again
     for name, module in learner.model.named_modules():
         if own_head and name.startswith("head"):
             continue

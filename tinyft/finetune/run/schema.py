@@ -175,6 +175,8 @@ DESCRIPTION = {
     "data": _data,
     "plan": _plan,
     "first_step": whole(),
+    "random_body": IfThere(SWITCH),
+    "random_head": IfThere(SWITCH),
     "steps": whole(1),
     "plan_text": TEXT,
     "classes": [TEXT],

@@ -147,7 +147,7 @@ def _start(path: Path, description: dict[str, Any]) -> Snapshot:
     learner = learner_at_start(path, no_pictures, description["learner"] | {"device": "reference"})
     if weights_sha256(learner) != description["weights_sha256"]:
         raise RunError(
-            f"the weights that {path} began with ({learner.facts['weights']}) have changed since; "
+            f"the weights that {path} began with ({learner.origin.weights}) have changed since; "
             "put the file back, or compare two files: tinyft diff BEFORE.h5 AFTER.h5"
         )
     return of_learner(learner, "before")

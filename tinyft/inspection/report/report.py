@@ -16,12 +16,12 @@ import numpy as np
 
 from tinyft.display import counted
 from tinyft.errors import TinyftError
+from tinyft.finetune.in_words import decay, phases
 from tinyft.inspection.comparison.result import diff_section
 from tinyft.inspection.html import Markup, escape, page, table
 from tinyft.inspection.report.curves import curves, inside_steps
 from tinyft.inspection.report.learned import wilson
 from tinyft.inspection.report.mistakes import learned, mistakes
-from tinyft.inspection.report.plan_in_words import explain
 from tinyft.inspection.report.run_files import RunFiles
 from tinyft.weights.files import replacing
 
@@ -162,8 +162,14 @@ def _in_words(run: RunFiles) -> list[Markup]:
     metrics.csv tells.
     """
     if run.plan is not None:
-        _, *paragraphs = explain(run.plan).split("\n\n")  # the first holds facts of today
-        return [_paragraph(paragraph) for paragraph in paragraphs]
+        each = [
+            Markup(
+                f"<b>{escape(phase.title)}</b>: {escape(phase.text)}"
+                f'<br><span class="soft">Where: {escape(phase.where)}</span>'
+            )
+            for phase in phases(run.plan)
+        ]
+        return [*each, escape(decay(run.plan))]
     said = []
     for number, (name, start, end) in enumerate(run.phases, 1):
         momentum, rate = (
@@ -188,16 +194,6 @@ def _in_words(run: RunFiles) -> list[Markup]:
             )
         said.append(Markup(f"<b>Phase {number}, {escape(name)}</b>: {escape(text)}."))
     return said
-
-
-def _paragraph(text: str) -> Markup:
-    """A paragraph of the plan in words: its title bold, the files where to look on a line apart."""
-    said, _, where = text.partition("\n  Where: ")
-    title, colon, rest = said.partition(":")
-    if not title.startswith("Phase "):
-        return escape(text)
-    files = f'<br><span class="soft">Where: {escape(where)}</span>' if where else ""
-    return Markup(f"<b>{escape(title)}</b>{colon}{escape(rest)}{files}")
 
 
 def _inside_steps(run: RunFiles) -> str:

@@ -20,9 +20,9 @@ from tinyft.data.loader import PictureData
 from tinyft.errors import RunError, TinyftError
 from tinyft.finetune.build import OPTIMIZERS
 from tinyft.finetune.load import load_learner
-from tinyft.finetune.plan import remade
+from tinyft.finetune.planning import remade
 from tinyft.finetune.run.pictures import pictures_of_run
-from tinyft.finetune.run.reading import metrics_lines, read_description
+from tinyft.finetune.run.reading import metrics_lines, random_parts, read_description
 from tinyft.inspection.comparison.diff import Diff, diff_run
 from tinyft.inspection.ledger.file import FILE_NAME
 from tinyft.inspection.ledger.ledger import Ledger
@@ -166,15 +166,12 @@ def _learner(path: Path, name: str, device: str) -> Learner:
 
 
 def _plan(learner: Learner, description: dict[str, Any]) -> Plan:
-    """The run's plan, made again by the learner that it ended with; its facts are those of the
-    beginning, as they were printed then.
-    """
+    """The run's plan, made again by the learner that it ended with."""
     optimizer = (description["learner"] or {}).get("optimizer")
     if optimizer in OPTIMIZERS:  # a saved learner has none
         learner.optimizer = OPTIMIZERS[optimizer](learner.groups)
-    facts = description["plan_text"].partition("\n\n")[0].replace("\n    ", " ").splitlines()
     plan = remade(learner, description["plan"], description["first_step"])
-    return replace(plan, facts=facts)
+    return replace(plan, **random_parts(description))
 
 
 def _pictures(path: Path, data: PictureData | None) -> PictureData:

@@ -109,7 +109,9 @@ def find(name: str) -> Entry:
     if name in defaults:
         return defaults[name]
     if name in ARCHITECTURES:
-        raise WeightsError(f"no weights of {name} are published: give a file, or weights=None")
+        raise WeightsError(
+            f"no weights of {name} are published", remedy="give a file, or {weights}", weights=None
+        )
     if Path(name).is_dir():
         raise WeightsError(f"{name} is a folder; give a file of weights, of a run its learner.h5")
     known = [*defaults, *by_id]

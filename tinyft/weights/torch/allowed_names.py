@@ -197,8 +197,10 @@ def check_names(names: list[str], ignore_unknown: bool) -> None:
         more = f" and {len(unknown) - 20} more" if len(unknown) > 20 else ""
         raise WeightsError(
             f"refused, nothing was executed: the pickle names {shown}{more}, which no state dict "
-            f"needs. If you know the file, save its state dict alone, or load it with "
-            f"ignore_unknown=True, which leaves these objects out"
+            "needs",
+            remedy="if you know the file, save its state dict alone, or load it with "
+            "{ignore_unknown}, which leaves these objects out",
+            ignore_unknown=True,
         )
 
 

@@ -1,14 +1,18 @@
-"""A plan in words: each phase as a paragraph with its numbers, the reasons, and the files."""
+"""A plan in words: `explain` has each phase with its numbers, the reasons and the files, `story` is
+for somebody who sees a run for the first time. `print(plan)` shows the numbers as a table.
+"""
 
 from __future__ import annotations
 
 import textwrap
+from dataclasses import dataclass
 
-from tinyft.display import counted
+from tinyft.display import counted, first_few
 from tinyft.finetune.plan import REMEMBERS, GroupState, Plan
 from tinyft.finetune.recipe import Phase
+from tinyft.finetune.training import KEPT
 
-WIDTH = 100
+WIDTH, STORY_WIDTH = 100, 96  # columns
 
 WHY_FROZEN = (
     "Why: the head begins with random weights, so its first gradients say nothing about pictures; "
@@ -56,30 +60,56 @@ BN_FROZEN = {
         "trainable=False, so {unchanged}."
     ),
 }
+FILES = {
+    "phases and rates": "recipe.py",
+    "the curve": "schedule.py",
+    "freezing and batch norms": "groups.py",
+    "the update": "optim.py",
+    "the loop": "loop.py",
+    "the comparison": "proof.py",
+}
 UNCHANGED = "not one bit of these layers changes"
 UNCHANGED_BUT_DECAY = "only weight decay changes these layers (stale_gradients=True)"
 
 
+@dataclass(frozen=True)
+class PhaseInWords:
+    """A phase as a paragraph: title, sentences, and which file does which part."""
+
+    title: str
+    text: str
+    where: str
+
+    def __str__(self) -> str:
+        where = textwrap.fill(
+            f"Where: {self.where}", WIDTH, initial_indent="  ", subsequent_indent="  ",
+            break_on_hyphens=False,
+        )  # fmt: skip
+        return _paragraph(f"{self.title}: {self.text}") + "\n" + where
+
+
 def explain(plan: Plan) -> str:
-    """The whole plan as text of at most 100 columns."""
-    parts = ["\n".join(map(_paragraph, plan.facts))]
-    first = plan.first_step
+    """The whole plan as text of at most 100 columns: what it is about, its phases, the decay."""
+    subject = "\n".join(map(_paragraph, plan.subject.lines()))
+    return "\n\n".join([subject, *map(str, phases(plan)), _paragraph(decay(plan))])
+
+
+def phases(plan: Plan) -> list[PhaseInWords]:
+    """Each phase of the plan: its numbers, and the reasons."""
+    found, first = [], plan.first_step
     for number, phase in enumerate(plan.phases):
-        parts.append(_phase(plan, number, first))
+        found.append(_phase(plan, number, first))
         first += phase.steps
-    parts.append(_paragraph(_decay(plan)))
-    return "\n\n".join(parts)
+    return found
 
 
-def _phase(plan: Plan, number: int, first: int) -> str:
-    """One paragraph, and the files where to look."""
+def _phase(plan: Plan, number: int, first: int) -> PhaseInWords:
     phase, states = plan.phases[number], plan.states[number]
     frozen = [state for state in states if state.frozen]
-    last = first + phase.steps - 1
     sentences = [
-        f"Phase {number + 1} of {len(plan.phases)}, {phase.name}: {counted(phase.epochs, 'epoch')} "
-        f"of {counted(phase.steps_per_epoch, 'step')}, steps {first} to {last}.",
-        *([_frozen(plan, frozen)] if frozen else [_norms(plan.bn)]),
+        f"{counted(phase.epochs, 'epoch')} of {counted(phase.steps_per_epoch, 'step')}, "
+        f"steps {first} to {first + phase.steps - 1}.",
+        _frozen(plan, frozen) if frozen else _norms(plan.bn),
         _what_trains(states),
         *_why(plan, number, frozen),
         *_rates(plan, number, first),
@@ -89,7 +119,10 @@ def _phase(plan: Plan, number: int, first: int) -> str:
         f"Before the first step the optimizer {_optimizer(plan)}; after the last the bits "
         "of every tensor that was to stay are compared with those before.",
     ]
-    return _paragraph(" ".join(sentences)) + "\n" + _where(bool(plan.cached_bytes[number]))
+    title = f"Phase {number + 1} of {len(plan.phases)}, {phase.name}"
+    files = FILES | ({"kept features": "feature_cache.py"} if plan.cached_bytes[number] else {})
+    where = ", ".join(f"{what}: tinyft/finetune/{file}" for what, file in files.items())
+    return PhaseInWords(title, " ".join(sentences), where)
 
 
 def _optimizer(plan: Plan) -> str:
@@ -133,7 +166,7 @@ def _rates(plan: Plan, number: int, first: int) -> list[str]:
     found = [f"Learning rates {way}: {'; '.join(texts)}."]
     if len(moving) > 1 and phase.lr[0, moving[0]] < phase.lr[0, moving[-1]]:
         times = phase.lr[0, moving[-1]] / phase.lr[0, moving[0]]
-        why = RATES_RANDOM if _knows_nothing(plan) else WHY_RATES
+        why = RATES_RANDOM if plan.random_body else WHY_RATES
         found.append(f"The last group learns {times:.0f} times as fast as the first. {why}")
     return found
 
@@ -160,50 +193,22 @@ def _why(plan: Plan, number: int, frozen: list[GroupState]) -> list[str]:
     """The reason for what is frozen; freezing everything has none."""
     if not frozen:
         return [_why_unfrozen(plan, number)]
-    if _knows_nothing(plan):
+    if plan.random_body:
         return [WHY_FROZEN_RANDOM]
     training = [state for state in plan.states[number] if not state.frozen]
     if training and all(state.in_head for state in training):
-        has_random_head = number == 0 and _is_said(plan, ", random, ")
-        return [WHY_FROZEN if has_random_head else WHY_FROZEN_AGAIN]
+        return [WHY_FROZEN if number == 0 and plan.random_head else WHY_FROZEN_AGAIN]
     return [WHY_FROZEN_IN_PART] if training else []
 
 
 def _why_unfrozen(plan: Plan, number: int) -> str:
     if number == 0:
         return WHY_ALL_AT_ONCE
-    return WHY_UNFROZEN_RANDOM if _knows_nothing(plan) else WHY_UNFROZEN
+    return WHY_UNFROZEN_RANDOM if plan.random_body else WHY_UNFROZEN
 
 
-def _knows_nothing(plan: Plan) -> bool:
-    """Whether the body begins with random weights that no step has trained."""
-    return plan.first_step == 0 and _is_said(plan, "body: random weights")
-
-
-def _is_said(plan: Plan, words: str) -> bool:
-    return any(words in fact for fact in plan.facts)
-
-
-def _where(cached: bool) -> str:
-    """Which file does which part."""
-    files = {
-        "phases and rates": "recipe.py",
-        "the curve": "schedule.py",
-        "freezing and batch norms": "groups.py",
-        "the update": "optim.py",
-        "the loop": "learner.py",
-        "the comparison": "proof.py",
-    }
-    if cached:
-        files["kept features"] = "feature_cache.py"
-    listed = ", ".join(f"{what}: tinyft/finetune/{file}" for what, file in files.items())
-    return textwrap.fill(
-        f"Where: {listed}", WIDTH, initial_indent="  ", subsequent_indent="  ",
-        break_on_hyphens=False,
-    )  # fmt: skip
-
-
-def _decay(plan: Plan) -> str:
+def decay(plan: Plan) -> str:
+    """What weight decay does in every step."""
     text = (
         f"In every step each weight that trains also shrinks by {plan.weight_decay:g} times its "
         "learning rate; batch norms and biases do not (tinyft/finetune/groups.py)."
@@ -215,9 +220,8 @@ def _decay(plan: Plan) -> str:
     if plan.weight_decay and any(lost.values()):
         listed = ", ".join(f"{name} in {n}" for name, n in lost.items() if n)
         text += (
-            f" Where the rate is small, 1 minus that product is 1 in {plan.dtype} and nothing "
-            "shrinks: "
-            f"{listed} of {plan.steps} steps."
+            f" Where the rate is small, 1 minus that product is 1 in {plan.subject.dtype} and "
+            f"nothing shrinks: {listed} of {plan.steps} steps."
         )
     if plan.stale_gradients:
         text += " Frozen weights that once trained decay on, as in fastai (stale_gradients=True)."
@@ -228,7 +232,7 @@ def _without_decay(plan: Plan, number: int, g: int) -> int:
     """In how many steps of a phase a group trains whose decay is rounded away."""
     if plan.states[number][g].frozen:
         return 0
-    kept = (1 - plan.phases[number].lr[:, g] * plan.weight_decay).astype(plan.dtype)
+    kept = (1 - plan.phases[number].lr[:, g] * plan.weight_decay).astype(plan.subject.dtype)
     return int((kept == 1).sum())
 
 
@@ -238,3 +242,64 @@ def _rate(value: float) -> str:
 
 def _paragraph(text: str) -> str:
     return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+# ----------------------------------------------------------------------------------------- a story
+
+
+HEAD_TEXTS = {
+    "fastai": "both pools, batch norm, dropout, 512 numbers, ReLU, batch norm, dropout, {} classes",
+    "linear": "average pool, {} classes",
+    None: "a module of the caller's, {} classes",
+}
+BODY_FROZEN = (
+    "The pretrained layers are frozen: the weights of their convolutions get no gradient, so what "
+    "they know is safe from the head's first, random errors."
+)
+ALL_TRAIN = (
+    "The early layers hardly move, as edges and textures serve any photo; later ones move more."
+)
+RANDOM_FROZEN = "The body's layers are frozen and know nothing: their weights are random."
+RANDOM_TRAIN = "Everything is learnt from these photos alone."
+
+
+def story(plan: Plan) -> str:
+    """What is about to happen, in a few sentences: the pictures, the network, the cut, and each
+    phase.
+    """
+    subject, origin = plan.subject, plan.subject.origin
+    known = origin.metadata.get("training") or origin.weights
+    body = sum(state.total for state in plan.states[0] if not state.in_head)
+    cut = f"{origin.removed} is removed, and a new head of random numbers put there"
+    if origin.head_state == KEPT:
+        cut = "The trained head is kept, since its classes are these"
+    paragraphs = {
+        "pictures": f"{subject.n_train} to learn from and {subject.n_valid} to be tested on, of "
+        f"{len(subject.classes)} classes: {first_few(subject.classes)}.",
+        "network": f"{subject.arch}, {body:,} numbers without its last layer. {known}.",
+        "cut": f"{cut}: {HEAD_TEXTS[origin.head].format(len(subject.classes))}.",
+    }
+    for number, phase in enumerate(plan.phases, 1):
+        what = f"{phase.name}, {counted(phase.epochs, 'epoch')}. {_short_phase(plan, number - 1)}"
+        paragraphs[f"phase {number}"] = what
+    return "\n".join(
+        textwrap.fill(
+            text, STORY_WIDTH, initial_indent=f"{name:10}", subsequent_indent=" " * 10,
+            break_on_hyphens=False,
+        )
+        for name, text in paragraphs.items()
+    )  # fmt: skip
+
+
+def _short_phase(plan: Plan, index: int) -> str:
+    """What trains, how fast, and what the batch norms do."""
+    states, random = plan.states[index], plan.subject.origin.random_body
+    rates = ", ".join(
+        f"{state.name} {peak:.1e}".replace(".0e", "e").replace("e-0", "e-")
+        for state, peak in zip(states, plan.phases[index].lr.max(axis=0), strict=True)
+        if not state.frozen
+    )
+    if not states[0].frozen:
+        return f"{RANDOM_TRAIN if random else ALL_TRAIN} Largest learning rates: {rates}."
+    text = RANDOM_FROZEN if random else BODY_FROZEN
+    return f"{text} Their batch norms: {states[0].batch_norms}. Largest learning rate: {rates}."

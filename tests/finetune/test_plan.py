@@ -114,7 +114,7 @@ def test_reasons_are_those_of_the_case():
     )
     assert "everything has to be learnt from these pictures" in plan
     assert "random ones have as much to learn as the head" in plan and "old task" not in plan
-    learner.facts["weights"] = "published"
+    learner.origin.random_body = False
     plan = unwrapped(learner.plan(1))
     assert "undo what the pretrained layers know" in plan and "the old task" in plan
     in_part = unwrapped(learner.one_cycle_plan(1, first_trainable=1))
