@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from tinyft.data import augment
 from tinyft.data.augment import AugmentDraw, CropDraw
-from tinyft.data.lighting import light
-from tinyft.data.resample import grid, sample
-from tinyft.data.resize import centre_crop, resize_box
+from tinyft.data.picture import centre_crop, resize_box
+from tinyft.data.resample import grid, light, sample
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "golden_augment.npz")
 NEUTRAL = AugmentDraw()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinyft.data.decode import MAX_PIXELS, check_header, check_size, decode
+from tinyft.data.picture import MAX_PIXELS, check_header, check_size, decode
 from tinyft.errors import DataError
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tinyft.data import ImageFolder
-from tinyft.data.scan import scan_classes
+from tinyft.data.split import scan_classes
 from tinyft.errors import DataError
 from tinyft.weights.preprocess import Preprocess
 

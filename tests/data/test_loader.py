@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 from tinyft.data import ImageArrays, ImageFolder, prepare
-from tinyft.data.cache import PictureCache, default_budget
-from tinyft.data.prefetch import ahead, default_workers
+from tinyft.data.prefetch import PictureCache, ahead, default_budget, default_workers
 from tinyft.errors import DataError
 from tinyft.weights.preprocess import Preprocess
 
@@ -260,3 +259,46 @@ def test_the_memory_keeps_training_and_validation_apart():
 def test_the_defaults_fit_this_machine():
     assert 0 < default_budget() <= 2**30
     assert default_workers() in (1, 2)
+
+
+@pytest.mark.parametrize("first", ["other", "settings"])
+def test_the_memory_may_be_asked_by_what_interrupts_it(first):
+    """As a signal handler does that predicts: it gets its picture, and nothing waits."""
+    cache, pictures = PictureCache(budget=1000), []
+
+    class Settings(str):
+        """Compared while the memory changes; that is interrupted here."""
+
+        __hash__ = str.__hash__
+
+        def __ne__(self, other):
+            handler = cache.get("train", 0, "settings", lambda: np.ones(100, np.uint8))
+            pictures.append(handler)
+            return str(self) != other
+
+    cache.get("train", 0, first, lambda: np.ones(100, np.uint8))
+    asking = threading.Thread(
+        target=cache.get,
+        args=("train", 1, Settings("settings"), lambda: np.zeros(100, np.uint8)),
+        daemon=True,
+    )
+    asking.start()
+    asking.join(timeout=10)
+    assert not asking.is_alive()
+    assert pictures[0].all() and len(pictures) == 1
+    assert cache.used == (200 if first == "settings" else 100)
+
+
+def test_the_memory_is_empty_after_a_stop_in_the_midst_of_a_change():
+    cache = PictureCache(budget=1000)
+    cache.get("train", 0, "settings", lambda: np.ones(100, np.uint8))
+
+    class Stopping(str):
+        def __ne__(self, other):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.get("train", 1, Stopping("settings"), lambda: np.ones(100, np.uint8))
+    assert cache.used == 0
+    cache.get("train", 1, "settings", lambda: np.ones(100, np.uint8))
+    assert cache.used == 100

@@ -7,8 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyft.data.prepare import prepare, printable, working_picture
-from tinyft.data.resize import centre_crop, centre_offset, resize_short_side
+from tinyft.data.picture import (
+    centre_crop,
+    centre_offset,
+    prepare,
+    printable,
+    resize_short_side,
+    working_picture,
+)
 from tinyft.errors import DataError
 from tinyft.weights.preprocess import Preprocess
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +12,12 @@ import pytest
 from tinyft import backends
 from tinyft.data import augment, resample
 from tinyft.data import fast_resample as resample_kernel
-from tinyft.data.lighting import light
-from tinyft.data.resample import average_area, axis, mirror, resample_plain, to_bytes
+from tinyft.data.resample import average_area, axis, light, mirror, resample_plain, to_bytes
+
+
+def resample_fast(picture, matrix, size, brightness, contrast):
+    lit = partial(light, brightness=brightness, contrast=contrast)
+    return resample_kernel.resample_fast(picture, matrix, size, lit)
 
 
 def test_mirror_by_hand():
@@ -61,7 +66,7 @@ def test_compiled_equals_plain(height, width, size, seed, rough):
     drawn = augment.draw(np.random.default_rng(seed))
     arguments = (augment.transform(drawn), size, drawn.brightness, drawn.contrast)
     plain = resample_plain(rough(height, width), *arguments).astype(int)
-    fast = resample_kernel.resample_fast(rough(height, width), *arguments)
+    fast = resample_fast(rough(height, width), *arguments)
     assert fast.dtype == np.uint8
     assert np.abs(plain - fast).max() <= 1
     assert (plain != fast).sum() <= max(1, 0.002 * plain.size)
@@ -74,7 +79,7 @@ def test_compiled_equals_plain_on_dark_pixels():
     drawn = augment.AugmentDraw(angle=7.0, brightness=0.6, contrast=0.8)
     arguments = (augment.transform(drawn), 30, drawn.brightness, drawn.contrast)
     plain = resample_plain(picture, *arguments).astype(int)
-    fast = resample_kernel.resample_fast(picture, *arguments)
+    fast = resample_fast(picture, *arguments)
     assert np.abs(plain - fast).max() <= 1 and (plain != fast).mean() < 0.02
 
 
@@ -90,7 +95,7 @@ def test_the_loop_runs_uncompiled_too(rough, monkeypatch):
 
 @pytest.mark.parametrize("matrix", [np.zeros((3, 3)), np.full((3, 3), np.nan), np.eye(3) * 1e300])
 def test_no_matrix_can_read_outside_the_picture(matrix, rough):
-    out = resample_kernel.resample_fast(rough(5, 5), matrix, 4, 0.5, 1.0)
+    out = resample_fast(rough(5, 5), matrix, 4, 0.5, 1.0)
     assert out.shape == (4, 4, 3)
 
 

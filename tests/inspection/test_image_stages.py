@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.finetune.conftest import bits, pictures, small_learner
-from tinyft.data.prepare import prepare
+from tinyft.data.picture import prepare
 from tinyft.errors import DataError
 from tinyft.inspection.report.image_stages import explain_image
 

@@ -60,7 +60,7 @@ def _readable(files: list[Path], skip: bool) -> list[Path]:
 
     Raises: DataError for the first that cannot be read, unless `skip`
     """
-    from tinyft.data.check_files import unreadable
+    from tinyft.data.folder import unreadable
 
     bad = unreadable(files, whole=True, workers=2)  # all that are bad, before one is judged
     for file, reason in bad.items():
@@ -72,7 +72,7 @@ def _readable(files: list[Path], skip: bool) -> list[Path]:
 
 def _pictures(path: Path) -> list[Path]:
     """The file itself, or all pictures below a folder."""
-    from tinyft.data.scan import Scan, pictures_below
+    from tinyft.data.split import Scan, pictures_below
 
     if not path.is_dir():
         return [path]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tinyft.data.decode import check_size
 from tinyft.data.loader import PictureData
+from tinyft.data.picture import check_size
 from tinyft.errors import DataError
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -46,8 +46,12 @@ class ImageArrays(PictureData):
     ) -> None:
         pairs = {"train": train, "valid": valid}
         for split, pair in pairs.items():
-            _check_pictures(split, *_two(split, pair))
-        given = {split: np.asarray(pair[1]) for split, pair in pairs.items()}
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise DataError(
+                    f"{split} must be a pair (pictures, labels); got {type(pair).__name__}"
+                )
+            _check_pictures(split, *pair)
+        given = {split: np.asarray(labels) for split, (_, labels) in pairs.items()}
         if classes is None:
             highest = int(given["train"].max()) if given["train"].size else -1
             classes = [str(label) for label in range(highest + 1)]
@@ -68,15 +72,15 @@ class ImageArrays(PictureData):
         )
 
     def files(self, split: str) -> list[str]:
-        """The pictures have no files; they are called "train[0]", "train[1]", ..."""
+        """Names the pictures "train[0]", "train[1]", ..., since they have no files."""
         return [f"{split}[{index}]" for index in range(len(self.labels[split]))]
 
     def source(self, split: str, index: int) -> np.ndarray:
-        """One picture, (H, W, 3) uint8, as a view."""
+        """Returns one picture, (H, W, 3) uint8, as a view."""
         return self._pictures[split][index]
 
     def describe(self) -> dict:
-        """The options that decide what batches hold; the caller must bring the pictures again."""
+        """Returns the options that decide what batches hold; the pictures must be brought again."""
         return {
             "kind": "arrays",
             "arguments": {
@@ -91,12 +95,6 @@ class ImageArrays(PictureData):
             "n_train": self.n_train,
             "n_valid": self.n_valid,
         }
-
-
-def _two(split: str, pair: Pair) -> Pair:
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise DataError(f"{split} must be a pair (pictures, labels); got {type(pair).__name__}")
-    return pair[0], pair[1]
 
 
 def _check_pictures(split: str, pictures: np.ndarray, labels: np.ndarray) -> None:

@@ -1,7 +1,7 @@
 """Random changes to a training picture: fastai's `aug_transforms`, its RandomResizedCrop, or the
 shift that small pictures are trained with.
 
-A draw and its use are apart. `draw(rng)` makes an `AugmentDraw`, a handful of numbers that can be
+A draw and its use are apart. `draw(rng)` makes an `AugmentDraw`, a handful of values that can be
 printed; `apply(picture, draw, size)` is a pure function of them. Flip, rotation, zoom,
 perspective warp and the crop to a square become *one* matrix, so that the picture is sampled once
 and loses sharpness once (tinyft/data/resample.py); brightness and contrast then act on the logit
@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinyft.data.picture import resize_box
 from tinyft.data.resample import resample
-from tinyft.data.resize import resize_box
 
 # The defaults of fastai 2.8.12, vision/augment.py, aug_transforms.
 MAX_ROTATE = 10.0  # degrees
@@ -72,10 +72,10 @@ class CropDraw:
 
 
 def draw(rng: np.random.Generator) -> AugmentDraw:
-    """The random numbers of fastai's `aug_transforms()` for one picture.
+    """Draws the random values of fastai's `aug_transforms()` for one picture.
 
-    Each value is drawn, and then kept with its probability, else neutral. The same numbers are
-    taken from `rng` whatever comes out.
+    Each value is drawn, and then kept with its probability, else neutral. As many are taken from
+    `rng` whatever comes out.
 
     Source:  fastai 2.8.12, vision/augment.py: Resize, Flip, Rotate, Zoom, Warp, Brightness,
              Contrast
@@ -106,7 +106,7 @@ def draw(rng: np.random.Generator) -> AugmentDraw:
 
 
 def apply(picture: np.ndarray, drawn: AugmentDraw, size: int) -> np.ndarray:
-    """The picture as `drawn` says, cut to a square and resampled once to `size` pixels.
+    """Changes the picture as `drawn` says, cut to a square and resampled once to `size` pixels.
 
     Shapes:  picture (H, W, 3) uint8, contiguous; out (size, size, 3) uint8
     """
@@ -121,7 +121,7 @@ def apply(picture: np.ndarray, drawn: AugmentDraw, size: int) -> np.ndarray:
 def draw_crop(
     rng: np.random.Generator, height: int, width: int, min_scale: float = MIN_SCALE
 ) -> CropDraw:
-    """A random part with `min_scale` to all of the area, and sides in a ratio of 3:4 to 4:3.
+    """Draws a part with `min_scale` to all of the area, and sides in a ratio of 3:4 to 4:3.
 
     Source:  fastai 2.8.12, RandomResizedCrop
     """
@@ -140,7 +140,7 @@ def draw_crop(
 
 
 def apply_crop(picture: np.ndarray, drawn: CropDraw, size: int) -> np.ndarray:
-    """That part of the picture, resized to a square by Pillow, whatever its shape.
+    """Resizes that part of the picture to a square, by Pillow, whatever its shape.
 
     Shapes:  picture (H, W, 3) uint8; out (size, size, 3) uint8
     """
@@ -149,7 +149,7 @@ def apply_crop(picture: np.ndarray, drawn: CropDraw, size: int) -> np.ndarray:
 
 
 def random_resized_crop(picture: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
-    """`apply_crop` of one `draw_crop`: the augmentation called "crop".
+    """Applies one `draw_crop`: the augmentation called "crop".
 
     Shapes:  picture (H, W, 3) uint8; out (size, size, 3) uint8
     """
@@ -157,8 +157,8 @@ def random_resized_crop(picture: np.ndarray, rng: np.random.Generator, size: int
 
 
 def random_shift(picture: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
-    """A random square of the picture with a mirrored border around it, flipped half of the time:
-    the augmentation called "shift".
+    """Cuts a random square out of the picture with a mirrored border around it, flipped half of the
+    time: the augmentation called "shift".
 
     Shapes:  picture (H, W, 3) uint8, no side below `size`; out (size, size, 3) uint8
     Source:  He et al., Deep residual learning for image recognition (2016), section 4.2, whose
@@ -179,7 +179,7 @@ def random_shift(picture: np.ndarray, rng: np.random.Generator, size: int) -> np
 
 
 def aug_transforms(picture: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
-    """`apply` of one `draw`: the augmentation called "default".
+    """Applies one `draw`: the augmentation called "default".
 
     Shapes:  picture (H, W, 3) uint8; out (size, size, 3) uint8
     """
@@ -187,37 +187,23 @@ def aug_transforms(picture: np.ndarray, rng: np.random.Generator, size: int) -> 
 
 
 def transform(drawn: AugmentDraw) -> np.ndarray:
-    """The projective map of a draw on a square picture: warp after (flip, rotation, zoom).
+    """Returns the projective map of a draw on a square: warp after (flip, rotation, zoom).
 
     Shapes:  out (3, 3) float64, on homogeneous points (x, y, 1)
     """
-    affine = flip_matrix(drawn.flip) @ rotation_matrix(drawn.angle)
-    affine = affine @ zoom_matrix(drawn.zoom, drawn.centre)
-    if drawn.warp == (0.0, 0.0):
-        return affine
-    return warp_matrix(drawn.warp) @ affine
-
-
-def flip_matrix(flip: bool) -> np.ndarray:
-    """Mirrors left and right."""
-    return np.diag([-1.0 if flip else 1.0, 1.0, 1.0])
-
-
-def rotation_matrix(angle: float) -> np.ndarray:
-    """Turns the picture about its middle. Units: degrees."""
-    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    return np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
-
-
-def zoom_matrix(zoom: float, centre: tuple[float, float]) -> np.ndarray:
-    """Enlarges by `zoom` about the point `centre`, which is (0.5, 0.5) in the middle."""
-    scale = 1 / zoom
-    shift_x, shift_y = ((1 - scale) * (2 * c - 1) for c in centre)
-    return np.array([[scale, 0.0, shift_x], [0.0, scale, shift_y], [0.0, 0.0, 1.0]])
+    flip = np.diag([-1.0 if drawn.flip else 1.0, 1.0, 1.0])
+    angle = math.radians(drawn.angle)
+    cos, sin = math.cos(angle), math.sin(angle)
+    rotation = np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
+    scale = 1 / drawn.zoom  # about the point `centre`, which is (0.5, 0.5) in the middle
+    shift_x, shift_y = ((1 - scale) * (2 * c - 1) for c in drawn.centre)
+    zoom = np.array([[scale, 0.0, shift_x], [0.0, scale, shift_y], [0.0, 0.0, 1.0]])
+    affine = flip @ rotation @ zoom
+    return affine if drawn.warp == (0.0, 0.0) else warp_matrix(drawn.warp) @ affine
 
 
 def warp_matrix(warp: tuple[float, float]) -> np.ndarray:
-    """The homography that sends four moved corners to the corners: a look from aside or below.
+    """Returns the homography from four moved corners to the corners: a look from aside or below.
 
     For each corner, with (u, v) the moved and (X, Y) the true one,
         X = (a u + b v + c) / (g u + h v + 1)   and   Y = (d u + e v + f) / (g u + h v + 1);

@@ -9,23 +9,28 @@ there, below 0.001 elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from tinyft.backends.cpu.codegen.cache import helper, kernel
-from tinyft.data.lighting import light
 
 KNOTS_PER_LEVEL = 16
 _KNOTS = np.arange(255 * KNOTS_PER_LEVEL + 1) / (255 * KNOTS_PER_LEVEL)
 
 
 def resample_fast(
-    picture: np.ndarray, matrix: np.ndarray, size: int, brightness: float, contrast: float
+    picture: np.ndarray,
+    matrix: np.ndarray,
+    size: int,
+    light: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """As `resample.resample_plain`, without its reduction of pictures that shrink by more than 2.
+    """Returns `resample.resample_plain`, without its reduction of pictures that shrink by more
+    than 2; `light` maps pixels in 0..1 to lit ones.
 
     Shapes:  picture (H, W, 3) uint8; matrix (3, 3) float64; out (size, size, 3) uint8
     """
-    curve = (light(_KNOTS, brightness, contrast) * 255 + 0.5).astype(np.float32)
+    curve = (light(_KNOTS) * 255 + 0.5).astype(np.float32)
     curve = np.append(curve, curve[-1])  # so that the last knot has a right neighbour
     picture = np.ascontiguousarray(picture).view()
     picture.flags.writeable = False  # whatever came: the loop is compiled for one kind of array
@@ -45,7 +50,7 @@ def _from_corners(height: int, width: int) -> np.ndarray:
 
 
 def _mirror(position, last):
-    """Reflected about the centres of the border pixels; the first test is nearly always enough."""
+    """Reflects about the centres of the border pixels; the first test is nearly always enough."""
     if 0.0 <= position <= last:
         return position
     if last == 0.0:

@@ -5,10 +5,10 @@ alone, of which a share of each class is set aside. The vocabulary is that of th
 sorted by code point: a class that is missing from validation shifts nothing, one that only
 validation has is an error.
 
-Construction lists names (scan.py), divides them (split.py) and reads every file's first bytes
-(check_files.py), so that a web page called rose.jpg is found now; a photograph that is cut off at
-the end is found when it is first needed. With `on_error="skip"` every file is decoded once
-instead, because the number of pictures, and with it the plan, must not change on the way.
+Construction lists names and divides them (split.py), and reads every file's first bytes, so that a
+web page called rose.jpg is found now; a photograph that is cut off at the end is found when it is
+first needed. With `on_error="skip"` every file is decoded once instead, because the number of
+pictures, and with it the plan, must not change on the way.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from __future__ import annotations
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
 from pathlib import Path
 
 import numpy as np
 
-from tinyft.data.check_files import copies, unreadable
-from tinyft.data.loader import PictureData, checked_classes, checked_int
+from tinyft.data.loader import PictureData, checked_classes, checked_int, sha256
+from tinyft.data.picture import check_header, decode, printable
 from tinyft.data.prefetch import default_workers
-from tinyft.data.prepare import printable
 from tinyft.data.split import ByClass, find_parts, scan_part, set_aside, unused_folders
 from tinyft.display import first_few
 from tinyft.errors import DataError
@@ -67,8 +67,12 @@ class ImageFolder(PictureData):
         cache_bytes: int | None = None,
     ) -> None:
         self.path = Path(path)
-        self.valid_fraction = _checked_fraction(valid_fraction)
-        self.on_error = _checked_on_error(on_error)
+        if not isinstance(valid_fraction, Real) or not 0 < valid_fraction <= 1:
+            raise DataError(f"valid_fraction must be above 0 and at most 1; got {valid_fraction!r}")
+        if on_error not in ("raise", "skip"):
+            raise DataError(f"on_error must be 'raise' or 'skip'; got {on_error!r}")
+        self.valid_fraction = float(valid_fraction)
+        self.on_error = on_error
         self.skipped: dict[str, str] = {}
         self._given_classes = None if classes is None else checked_classes(classes)
         self._found: list[str] = []  # notices, until the base class has its own
@@ -92,15 +96,15 @@ class ImageFolder(PictureData):
         self.notices = self._found + self.notices
 
     def files(self, split: str) -> list[str]:
-        """Paths relative to the folder, with forward slashes, undecodable bytes spelt out."""
+        """Names paths relative to the folder, with forward slashes, undecodable bytes spelt out."""
         return [self._name(path) for path in self._paths[split]]
 
     def source(self, split: str, index: int) -> Path:
-        """The path of one picture."""
+        """Returns the path of one picture."""
         return self._paths[split][index]
 
     def describe(self) -> dict:
-        """The options that decide what batches hold, and what they led to."""
+        """Returns the options that decide what batches hold, and what they led to."""
         return {
             "kind": "folder",
             "arguments": {
@@ -122,7 +126,7 @@ class ImageFolder(PictureData):
         }
 
     def _parts(self, seed: int, workers: int) -> dict[str, ByClass]:
-        """Readable pictures of "train" and "valid", by class."""
+        """Finds the readable pictures of "train" and "valid", by class."""
         parts, roots = {}, find_parts(self.path)
         unused = unused_folders(self.path, roots)
         if unused:
@@ -145,7 +149,11 @@ class ImageFolder(PictureData):
         bad = unreadable(paths, whole=self.on_error == "skip", workers=workers)
         if not bad:
             return
-        summary = f"{len(bad)} of {len(paths)} pictures cannot be used: {self._by_reason(bad)}"
+        by_reason = defaultdict(list)
+        for path, reason in bad.items():
+            by_reason[reason].append(self._name(path))
+        reasons = (f"{first_few(names, SHOWN)}: {why}" for why, names in by_reason.items())
+        summary = f"{len(bad)} of {len(paths)} pictures cannot be used: {'; '.join(reasons)}"
         if self.on_error == "raise":
             remedy = "remove them, or leave them out with {on_error}"
             raise DataError(summary, remedy=remedy, on_error="skip")
@@ -160,14 +168,8 @@ class ImageFolder(PictureData):
                 where = f" for {split}" if len(parts) > 1 else ""
                 raise DataError(f"no readable pictures are left{where}; {summary}")
 
-    def _by_reason(self, bad: dict[Path, str]) -> str:
-        files = defaultdict(list)
-        for path, reason in bad.items():
-            files[reason].append(self._name(path))
-        return "; ".join(f"{first_few(names, SHOWN)}: {reason}" for reason, names in files.items())
-
     def _vocabulary(self, parts: dict[str, ByClass]) -> list[str]:
-        """Class names in the order of their labels, which is that of `classes` or of training."""
+        """Orders the class names as `classes` does, or as training: their places are the labels."""
         classes = self._given_classes
         whose = "given"
         if classes is None:
@@ -193,7 +195,7 @@ class ImageFolder(PictureData):
             for split, paths in self._paths.items()
             for path, label in zip(paths, self.labels[split].tolist(), strict=True)
         }
-        same = copies(place)
+        same = _copies(place)
         for what, axis in (("under two labels", 1), ("in both train and valid", 0)):
             apart = [paths for paths in same if len({place[path][axis] for path in paths}) > 1]
             if apart:
@@ -216,13 +218,46 @@ def _labels(part: ByClass, classes: list[str]) -> np.ndarray:
     return np.repeat(np.array([classes.index(name) for name in part], np.int64), counts)
 
 
-def _checked_fraction(fraction: float) -> float:
-    if not isinstance(fraction, Real) or not 0 < fraction <= 1:
-        raise DataError(f"valid_fraction must be above 0 and at most 1; got {fraction!r}")
-    return float(fraction)
+def unreadable(paths: Sequence[Path], *, whole: bool, workers: int) -> dict[Path, str]:
+    """Returns the files that are no usable picture, each with the reason.
+
+    Opens each file and reads its first bytes, about 0.2 ms; with `whole`, decodes all of it in
+    threads.
+    """
+
+    def reason(path: Path) -> str | None:
+        try:
+            if whole and path.exists() and not path.is_file():
+                # a pipe gives its bytes once, and is read twice
+                return "not a regular file but a pipe, device or folder"
+            with path.open("rb") as stream:
+                check_header(stream)  # first: what is no picture may be larger than the memory
+                if whole:
+                    stream.seek(0)
+                    decode(stream.read())
+        except DataError as error:
+            return str(error)
+        except OSError as error:
+            return f"cannot be opened: {error.strerror}"
+        except MemoryError:
+            return "the file is larger than the memory"
+        return None
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        reasons = pool.map(reason, paths)
+        return {path: why for path, why in zip(paths, reasons, strict=True) if why is not None}
 
 
-def _checked_on_error(on_error: str) -> str:
-    if on_error not in ("raise", "skip"):
-        raise DataError(f"on_error must be 'raise' or 'skip'; got {on_error!r}")
-    return on_error
+def _copies(places: Mapping[Path, object]) -> list[list[Path]]:
+    """Finds files with the same bytes that are in different places, such as both sides of a split.
+
+    Only files whose size occurs in more than one place are read.
+    """
+    sizes, found = defaultdict(list), defaultdict(list)
+    for path in places:
+        sizes[path.stat().st_size].append(path)
+    for paths in sizes.values():
+        if len({places[path] for path in paths}) > 1:
+            for path in paths:
+                found[sha256(path)].append(path)
+    return sorted(same for same in found.values() if len({places[path] for path in same}) > 1)

@@ -12,23 +12,24 @@ Letters: N pictures, S the side of the network's input.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinyft.data.augment import aug_transforms, random_resized_crop, random_shift
-from tinyft.data.cache import PictureCache, default_budget
-from tinyft.data.check_files import sha256s
-from tinyft.data.prefetch import ahead, default_workers
-from tinyft.data.prepare import Source, shown, working_picture
+from tinyft.data.picture import Source, shown, working_picture
+from tinyft.data.prefetch import PictureCache, ahead, default_budget, default_workers
 from tinyft.errors import DataError
 from tinyft.seeds import generator
 
@@ -85,35 +86,42 @@ class PictureData:
         self.cache = PictureCache(checked_int("cache_bytes", budget, 0))
         self.notices: list[str] = []
         self.requested_batch_size = checked_int("batch_size", batch_size, 1)
-        self.batch_size = self._effective_batch_size()
+        self.batch_size = self.requested_batch_size
+        # differs from fastai, whose epoch of fewer pictures than a batch has no step
+        if 0 < self.n_train < self.batch_size:
+            self.notices.append(
+                f"batch size {self.batch_size} reduced to {self.n_train}: "
+                f"there are no more training pictures"
+            )
+            self.batch_size = self.n_train
         self._note_uneven_classes()
 
     @property
     def num_classes(self) -> int:
-        """How many classes the network has to tell apart."""
+        """Counts the classes that the network has to tell apart."""
         return len(self.classes)
 
     @property
     def shows_whole_squares(self) -> bool:
-        """Whether training shows the whole middle of a picture, as fastai's augmentation does, and
-        so should validation.
+        """Tells whether training shows the whole middle of a picture, as fastai's augmentation
+        does, and so should validation.
         """
         return self.augment == "default"
 
     @property
     def n_train(self) -> int:
-        """How many training pictures there are."""
+        """Counts the training pictures."""
         return len(self.labels["train"])
 
     @property
     def n_valid(self) -> int:
-        """How many validation pictures there are."""
+        """Counts the validation pictures."""
         return len(self.labels["valid"])
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch. The last short one is dropped: a few pictures have poor
-        statistics, which batch norm would normalise with.
+        """Counts the whole batches in an epoch. The last short one is dropped: a few pictures have
+        poor statistics, which batch norm would normalise with.
 
         Raises:  DataError if there are no training pictures
         """
@@ -123,33 +131,36 @@ class PictureData:
         return self.n_train // self.batch_size
 
     def files(self, split: str) -> list[str]:
-        """The names of the pictures of "train" or "valid", in the order of their ids."""
+        """Names the pictures of "train" or "valid", in the order of their ids."""
         raise NotImplementedError
 
     def describe(self) -> dict:
-        """What builds the same data again, in plain JSON: `kind`, its `arguments`, and counts."""
+        """Returns what builds the same data again, as JSON: `kind`, its `arguments`, and counts."""
         raise NotImplementedError
 
     def listing(self) -> str:
-        """Which pictures these are, as a CSV file has it: each one's split, class, sha256 and name.
+        """Lists the pictures as a CSV file: each one's split, class, sha256 and name.
+
         It reads all of them, at the speed of the disk or 1.5 GB a second.
         """
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(("split", "class", "sha256", "file"))
         for split, labels in self.labels.items():
-            hashes = sha256s([self.source(split, i) for i in range(len(labels))], self.workers)
+            parts = _groups([self.source(split, i) for i in range(len(labels))], 64)
+            with ThreadPoolExecutor(max(1, self.workers)) as pool:
+                hashes = chain.from_iterable(pool.map(lambda part: [*map(sha256, part)], parts))
             classes = [self.classes[label] for label in labels]
             for row in zip(classes, hashes, self.files(split), strict=True):
                 writer.writerow((split, *row))
         return table.getvalue()
 
     def source(self, split: str, index: int) -> Source:
-        """One picture as it came: a path or an array (H, W, 3) uint8."""
+        """Returns one picture as it came: a path or an array (H, W, 3) uint8."""
         raise NotImplementedError
 
     def adjusted(self, preprocess: Preprocess) -> Preprocess:
-        """The weights' preprocessing as this data applies it: at `size`, turned upright or not."""
+        """Returns the weights' preprocessing at this data's `size`, turned upright or not."""
         if self.size is not None:
             preprocess = preprocess.scaled(self.size)
         if not self.exif_transpose:
@@ -157,7 +168,7 @@ class PictureData:
         return preprocess
 
     def train_order(self, epoch: int) -> np.ndarray:
-        """The ids of all training pictures in the order of an epoch.
+        """Orders the ids of all training pictures for an epoch.
 
         Shapes:  out (n_train,) int64
         """
@@ -168,7 +179,7 @@ class PictureData:
     def train_batches(
         self, epoch: int, preprocess: Preprocess, first_step: int = 0
     ) -> Iterator[Batch]:
-        """The batches of a training epoch from `first_step` on, all of `batch_size` pictures.
+        """Yields the batches of a training epoch from `first_step` on, of `batch_size` pictures.
 
         Raises:  DataError, naming the file, when the batch of a picture that cannot be read is due
         """
@@ -177,7 +188,7 @@ class PictureData:
         return self._batches("train", groups, preprocess, partial(self._augmented, epoch=epoch))
 
     def valid_batches(self, preprocess: Preprocess) -> Iterator[Batch]:
-        """All validation pictures in order, never augmented; the last batch may be short.
+        """Yields all validation pictures in order, never augmented; the last batch may be short.
 
         Raises:  as `train_batches`
         """
@@ -185,7 +196,7 @@ class PictureData:
         return self._batches("valid", groups, preprocess, self._plain)
 
     def train_pictures(self, ids: np.ndarray, preprocess: Preprocess) -> Iterator[Batch]:
-        """Those training pictures in this order, not augmented; the last batch may be short.
+        """Yields those training pictures in this order, not augmented; the last batch may be short.
 
         Raises:  as `train_batches`
         """
@@ -198,7 +209,7 @@ class PictureData:
         preprocess: Preprocess,
         make: Callable[[np.ndarray, int, Preprocess], np.ndarray],
     ) -> Iterator[Batch]:
-        """Batches whose rows are filled by `make(working picture, id, preprocess)` in threads."""
+        """Yields batches whose rows `make(working picture, id, preprocess)` fills in threads."""
         preprocess = self.adjusted(preprocess)
         side = preprocess.crop
 
@@ -214,7 +225,7 @@ class PictureData:
         return ahead(jobs(), self.workers)
 
     def _working(self, split: str, index: int, preprocess: Preprocess) -> np.ndarray:
-        """The decoded picture at working size, remembered under all that decides its pixels."""
+        """Decodes a picture to working size; remembered under all that decides its pixels."""
         settings = (preprocess.resize, preprocess.interpolation, preprocess.exif_transpose)
         make = partial(working_picture, self.source(split, index), preprocess)
         return self.cache.get(split, index, settings, make)
@@ -231,8 +242,8 @@ class PictureData:
         return shown(picture, preprocess)
 
     def always_largest(self) -> tuple[str, float]:
-        """The class with most training pictures, and the accuracy of always naming it (NaN without
-        validation pictures): what a network has to be better than.
+        """Returns the class with most training pictures, and the accuracy of always naming it (NaN
+        without validation pictures): what a network has to be better than.
         """
         largest = int(np.bincount(self.labels["train"], minlength=self.num_classes).argmax())
         right = self.labels["valid"] == largest
@@ -251,20 +262,19 @@ class PictureData:
                 f"{self.classes[fewest]} {counts[fewest]}{found}"
             )
 
-    def _effective_batch_size(self) -> int:
-        """The requested one, or all training pictures if they are fewer: an epoch has a step."""
-        size = self.requested_batch_size
-        # differs from fastai, whose epoch then has no step
-        if 0 < self.n_train < size:
-            self.notices.append(
-                f"batch size {size} reduced to {self.n_train}: there are no more training pictures"
-            )
-            return self.n_train
-        return size
 
-
-def _groups(ids: np.ndarray, size: int) -> list[np.ndarray]:
+def _groups(ids: Sequence, size: int) -> list[Sequence]:
     return [ids[start : start + size] for start in range(0, len(ids), size)]
+
+
+def sha256(source: Source) -> str:
+    """Returns the sha256 of a file's bytes, or of an array's shape and values, as 64 digits."""
+    if isinstance(source, np.ndarray):
+        digest = hashlib.sha256(str(source.shape).encode())
+        digest.update(np.ascontiguousarray(source))
+        return digest.hexdigest()
+    with open(source, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def expect_pictures(data: object) -> None:
@@ -276,14 +286,17 @@ def expect_pictures(data: object) -> None:
 
 
 def checked_int(name: str, value: object, least: int) -> int:
-    """`value` as an int, or a DataError that says what the option `name` must be."""
+    """Returns `value` as an int. Raises: DataError that says what the option `name` must be"""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise DataError(f"{name} must be a whole number of at least {least}; got {value!r}")
     return int(value)
 
 
 def checked_classes(classes: Sequence[str]) -> list[str]:
-    """The names, texts that are all different, in composed characters (NFC) as folders' are."""
+    """Returns the names in composed characters (NFC), as folders' are.
+
+    Raises:  DataError for what is no text, has no place in a file, or comes twice
+    """
     if isinstance(classes, str):
         raise DataError(f"classes must be a list of names; got {classes!r}: give [{classes!r}]")
     classes = list(classes)

@@ -1,22 +1,146 @@
-"""Work done in threads, a few batches ahead of whoever consumes them.
+"""What spares the training step its waiting: pictures decoded before, batches made ahead of it.
 
-Threads, not processes: Pillow's decoder and our resampling loop release Python's lock, and
-nothing needs to be copied between processes. Order and content do not depend on the threads: each
-task fills its own row.
+Decoding a photograph costs more than augmenting it, and every epoch needs it again. So the
+picture at working size stays in memory, for training and validation alike (`PictureCache`), and
+`ahead` runs what is left in threads. Threads, not processes: Pillow's decoder and our resampling
+loop release Python's lock, and nothing needs to be copied between processes.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+import sys
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
 
 Result = TypeVar("Result")
 Job = tuple[Result, list[Callable[[], None]]]
 
 BATCHES_AHEAD = 3
+LARGEST_DEFAULT = 2**30  # bytes, about 4,000 pictures of 256x340
+
+
+class PictureCache:
+    """Remembers pictures of "train" and "valid", made when first asked for; safe to use from
+    several threads, and from a signal handler that interrupts one of them.
+
+    When the budget is full, the pictures that came first stay: an epoch visits each once, so
+    throwing the oldest out would always throw out the next one needed.
+    """
+
+    def __init__(self, budget: int) -> None:
+        """Units: bytes; 0 remembers nothing."""
+        self.budget = budget
+        self._lock = threading.RLock()
+        self._changing = False
+        self._forget_all()
+
+    def __reduce__(self) -> tuple:
+        """Gives whoever copies its owner, by copy.deepcopy or pickle, an empty one."""
+        return PictureCache, (self.budget,)
+
+    def get(
+        self, part: str, index: int, settings: Hashable, make: Callable[[], np.ndarray]
+    ) -> np.ndarray:
+        """Returns picture `index` of a part under `settings`; other settings forget the part's
+        pictures.
+
+        The array is shared and read-only. Two threads that miss at once both make it; it is equal.
+        """
+        found = self._change(self._find, part, index, settings)
+        if found is not None:
+            return found
+        picture = make().view()
+        picture.flags.writeable = False
+        self._change(self._keep, part, index, settings, picture)
+        return picture
+
+    def bytes_of(self, count: int) -> int:
+        """Estimates what it will hold once `count` pictures were asked for, by those it has."""
+        mean = self.used / max(len(self._pictures), 1)
+        return min(self.budget, round(mean * count))
+
+    def _change(self, change: Callable[..., np.ndarray | None], *arguments) -> np.ndarray | None:
+        """Returns change(*arguments) when no other thread is at it; None within another change of
+        this thread, which a signal handler interrupted: it makes its picture and leaves no trace.
+        """
+        with self._lock:
+            if self._changing:
+                return None
+            self._changing = True
+            try:
+                return change(*arguments)
+            except BaseException:  # Ctrl-C half-way
+                self._forget_all()
+                raise
+            finally:
+                self._changing = False
+
+    def _forget_all(self) -> None:
+        self.used = 0
+        self._settings: dict[str, Hashable] = {}  # of each part
+        self._pictures: dict[tuple[str, int], np.ndarray] = {}
+
+    def _find(self, part: str, index: int, settings: Hashable) -> np.ndarray | None:
+        if settings != self._settings.get(part):
+            for key in [key for key in self._pictures if key[0] == part]:
+                self.used -= self._pictures.pop(key).nbytes
+            self._settings[part] = settings
+        return self._pictures.get((part, index))
+
+    def _keep(self, part: str, index: int, settings: Hashable, picture: np.ndarray) -> None:
+        fits = self.used + picture.nbytes <= self.budget
+        wanted = settings == self._settings.get(part) and (part, index) not in self._pictures
+        if fits and wanted:
+            self._pictures[part, index] = picture
+            self.used += picture.nbytes
+
+
+def default_budget() -> int:
+    """Returns a quarter of the memory that is free now, at most 1 GiB. Units: bytes."""
+    return min(LARGEST_DEFAULT, free_memory() // 4)
+
+
+def free_memory() -> int:
+    """Returns what this process may still take of the machine and its container. Units: bytes."""
+    return min(_free_on_machine(), _free_in_container())
+
+
+def _free_on_machine() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, ValueError, OSError):
+        return LARGEST_DEFAULT  # Windows does not say; a quarter of it is a modest budget
+
+
+def _free_in_container(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Returns what is left of the limit of the control group, of either version, that a container
+    sees as its own. The system's page cache counts as free, since it would be given up.
+    """
+    found = [sys.maxsize]
+    for limit, used, kept in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            free = int((root / limit).read_text()) - int((root / used).read_text())
+            lines = (root / limit).with_name("memory.stat").read_text().splitlines()
+            given_up = [int(n) for name, n in map(str.split, lines) if name == kept]
+            found.append(max(free + sum(given_up), 0))
+    return min(found)
 
 
 def ahead(jobs: Iterable[Job], workers: int, depth: int = BATCHES_AHEAD) -> Iterator[Result]:
@@ -52,7 +176,7 @@ def _finished(result: Result, futures: list) -> Result:
 
 
 def default_workers() -> int:
-    """Two threads keep up with any step we measured; a machine with one core has one."""
+    """Returns two, which keep up with any step we measured; one on a machine with one core."""
     if hasattr(os, "sched_getaffinity"):
         return min(2, len(os.sched_getaffinity(0)))
     return min(2, os.cpu_count() or 1)

@@ -8,16 +8,20 @@ channel count.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from tinyft import backends
-from tinyft.data.lighting import light
+
+# fastai 2.8.12 clamps pixels to this distance from 0 and 1 before it takes their logit.
+LOGIT_MARGIN = 1e-7
 
 
 def resample(
     picture: np.ndarray, matrix: np.ndarray, size: int, brightness: float, contrast: float
 ) -> np.ndarray:
-    """The picture seen through `matrix`, then lit, at `size` x `size` pixels.
+    """Returns the picture seen through `matrix`, then lit, at `size` x `size` pixels.
 
     `matrix` maps a homogeneous output point to an input point, in coordinates that are -1 and 1 at
     the centres of the corner pixels. Outside, the picture is mirrored about its border pixels.
@@ -25,23 +29,27 @@ def resample(
     Shapes:  picture (H, W, 3) uint8; matrix (3, 3) float64; out (size, size, 3) uint8
     Source:  fastai 2.8.12, vision/augment.py: AffineCoordTfm, then LightingTfm
     """
-    if not backends.why_no_numba() and not _shrinks_too_much(picture.shape, matrix, size):
-        from tinyft.data.fast_resample import resample_fast
+    # The usual 256 to 224 is far from being reduced, and needs no grid to tell.
+    may_reduce = min(picture.shape[:2]) > 2 * size
+    reduces = may_reduce and _reduction(picture.shape, grid(matrix, size, size)) > 1
+    if backends.why_no_numba() or reduces:
+        return resample_plain(picture, matrix, size, brightness, contrast)
+    from tinyft.data.fast_resample import resample_fast
 
-        return resample_fast(picture, matrix, size, brightness, contrast)
-    return resample_plain(picture, matrix, size, brightness, contrast)
+    lit = partial(light, brightness=brightness, contrast=contrast)
+    return resample_fast(picture, matrix, size, lit)
 
 
 def resample_plain(
     picture: np.ndarray, matrix: np.ndarray, size: int, brightness: float, contrast: float
 ) -> np.ndarray:
-    """The definition of `resample`, slow and plain; the fast one's bytes are within 1 of its."""
+    """Defines `resample`, slow and plain; the fast one's bytes are within 1 of its."""
     pixels = sample(picture / 255.0, grid(matrix, size, size))
     return to_bytes(light(pixels, brightness, contrast))
 
 
 def grid(matrix: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The input point that each output pixel shows.
+    """Returns the input point that each output pixel shows.
 
     Shapes:  out (height, width, 2), (x, y) in -1..1 from corner to corner
     """
@@ -51,12 +59,12 @@ def grid(matrix: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def axis(count: int) -> np.ndarray:
-    """`count` points from -1 to 1; a single one lies in the middle."""
+    """Returns `count` points from -1 to 1; a single one lies in the middle."""
     return np.linspace(-1.0, 1.0, count) if count > 1 else np.zeros(1)
 
 
 def sample(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The picture at each point, interpolated bilinearly; first reduced if it shrinks too much.
+    """Interpolates the picture bilinearly at each point; reduces it first if it shrinks too much.
 
     Bilinear sampling reads four pixels, so that a strong reduction would skip most of the picture.
 
@@ -77,7 +85,7 @@ def sample(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def mirror(position: np.ndarray, last: int) -> np.ndarray:
-    """Positions outside 0..last, reflected about the centres of the border pixels."""
+    """Reflects positions outside 0..last about the centres of the border pixels."""
     if last == 0:
         return np.zeros_like(position)
     position = np.abs(position) % (2 * last)
@@ -85,7 +93,7 @@ def mirror(position: np.ndarray, last: int) -> np.ndarray:
 
 
 def average_area(picture: np.ndarray, factor: float) -> np.ndarray:
-    """The picture reduced by `factor`: each output pixel is the mean of the pixels that it touches.
+    """Reduces the picture by `factor`: each output pixel is the mean of the pixels that it touches.
 
     Shapes:  picture (H, W, C); out (floor(H / factor), floor(W / factor), C)
     Source:  PyTorch 2.14.1, interpolate(mode="area"), which is adaptive_avg_pool2d
@@ -103,19 +111,25 @@ def average_area(picture: np.ndarray, factor: float) -> np.ndarray:
     return picture
 
 
+def light(pixels: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
+    """Adds brightness to the logit of each pixel and multiplies it by contrast, as fastai does;
+    0 and 1 stay in reach.
+
+    Shapes:  pixels any shape, 0..1; out the same
+    """
+    inside = np.clip(pixels, LOGIT_MARGIN, 1 - LOGIT_MARGIN)
+    lit = (np.log(inside / (1 - inside)) + np.log(brightness / (1 - brightness))) * contrast
+    return 1 / (1 + np.exp(-lit))
+
+
 def to_bytes(pixels: np.ndarray) -> np.ndarray:
-    """0..1 to 0..255, halves up."""
+    """Rounds 0..1 to 0..255, halves up."""
     # differs from fastai, whose pixels stay floating point
     return np.floor(pixels * 255 + 0.5).astype(np.uint8)
 
 
 def _reduction(shape: tuple[int, ...], points: np.ndarray) -> float:
-    """By how much fastai reduces a picture before it samples it; 1 where it does not."""
+    """Returns by how much fastai reduces a picture before it samples it; 1 where it does not."""
     factor = min(shape[0] / points.shape[0], shape[1] / points.shape[1]) / 2
     zoom = 2 / (points.max() - points.min()) if points.max() > points.min() else np.inf
     return factor if factor > 1 and factor > zoom else 1.0
-
-
-def _shrinks_too_much(shape: tuple[int, ...], matrix: np.ndarray, size: int) -> bool:
-    """Whether the reduction applies; the usual 256 to 224 is far from it and needs no grid."""
-    return min(shape[:2]) > 2 * size and _reduction(shape, grid(matrix, size, size)) > 1

@@ -1,18 +1,25 @@
-"""Training and validation parts of a folder: the folder's own, or a random share of each class.
+"""The pictures below a folder, by class, and their division into training and validation.
 
-The random split is keyed by (seed, "split", class name): it depends on the names of the class's
-files alone, not on the file system's order, on the other classes, or on any other use of the
-seed.
+Names only: nothing is opened. A class is a folder; its pictures are the files with a picture's
+extension in it and below it. Hidden names, macOS leftovers, links to folders (they can form loops)
+and everything else is passed over, counted by reason, so that the count can be shown.
+
+A folder may come divided (`find_parts`), or a random share of each class is set aside. That split
+is keyed by (seed, "split", class name): it depends on the names of the class's files alone, not on
+the file system's order, on the other classes, or on any other use of the seed.
 """
 
 from __future__ import annotations
 
+import os
+import unicodedata
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tinyft.data.prepare import printable
-from tinyft.data.scan import Scan, has_folders, scan_classes
+from tinyft.data.picture import printable
 from tinyft.errors import DataError
 from tinyft.seeds import generator
 
@@ -24,10 +31,16 @@ LAYOUTS = (
     "expected train/CLASS/*.jpg with valid/CLASS/*.jpg beside it (or val, validation, test), or "
     "CLASS/*.jpg (then a share of each class is set aside for validation)"
 )
+# What cameras and programs write for picture.FORMATS. The content decides later.
+EXTENSIONS = frozenset(
+    f".{name}"
+    for names in ("jpg jpeg jpe jfif", "png webp gif avif", "bmp tif tiff", "ppm pgm pbm pnm")
+    for name in names.split()
+)
 
 
 def find_parts(path: Path) -> dict[str, Path]:
-    """The folders that hold classes: "train" and "valid", or only "train", which is to be split.
+    """Finds the folders that hold classes: "train" and "valid", or only "train", to be split.
 
     The case of their names does not matter, and a link to a folder is one: within a part none is
     followed, so it cannot form a loop.
@@ -37,53 +50,41 @@ def find_parts(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         raise DataError(f"{printable(path)} is not a folder; {LAYOUTS}")
     train, valid = _first_called(TRAIN_NAMES, path), _first_called(VALID_NAMES, path)
-    if train is None or not has_folders(train):
-        if valid and has_folders(valid) and not _others(path):
+    if train is None or not _has_folders(train):
+        if valid and _has_folders(valid) and not _others(path):
             raise DataError(f"{printable(path)} has {valid.name}/ and no train/; {LAYOUTS}")
         return {"train": path}
     return {"train": train} | ({"valid": valid} if valid else {})
 
 
 def unused_folders(path: Path, parts: dict[str, Path]) -> list[str]:
-    """The names of folders that lie beside the parts and are none."""
+    """Names the folders that lie beside the parts and are none."""
     return [] if path in parts.values() else _others(path)
 
 
 def _others(path: Path) -> list[str]:
-    """The folders that are not called as parts are."""
+    """Names the folders that are not called as parts are."""
     names = [found.name for found in path.iterdir() if found.is_dir()]
     parts = (*TRAIN_NAMES, *VALID_NAMES)
     return sorted(n for n in names if n.lower() not in parts and not n.startswith("."))
 
 
 def _first_called(names: Sequence[str], path: Path) -> Path | None:
-    return next((found for name in names if (found := _folder_called(name, path))), None)
+    """Returns the folder of the first name there is, else one that differs in case alone."""
+    for name in names:
+        others = sorted(found for found in path.iterdir() if found.name.lower() == name)
+        for found in (path / name, *others):
+            if found.is_dir():
+                return found
+    return None
 
 
-def _folder_called(name: str, path: Path) -> Path | None:
-    """The folder of that name, or else one that differs from it in case alone."""
-    others = sorted(found for found in path.iterdir() if found.name.lower() == name)
-    return next((found for found in (path / name, *others) if found.is_dir()), None)
-
-
-def scan_part(root: Path) -> Scan:
-    """The pictures of one part.
-
-    Raises:  DataError, saying what is there, if there are none
-    """
-    scan = scan_classes(root)
-    if not scan.pictures:
-        folders = f"; folders: {', '.join(scan.empty[:10])}" if scan.empty else ""
-        above = "; is it one class of several? Then give the folder above" if scan.loose else ""
-        raise DataError(
-            f"no class folders with pictures in {printable(root)}: found {scan}{folders}{above}; "
-            f"{LAYOUTS}"
-        )
-    return scan
+def _has_folders(path: Path) -> bool:
+    return path.is_dir() and any(entry.is_dir() for entry in _entries(path, Scan()))
 
 
 def set_aside(pictures: ByClass, fraction: float, seed: int) -> tuple[ByClass, ByClass]:
-    """Training and validation pictures: at least one of each class on both sides.
+    """Splits into training and validation pictures: at least one of each class on both sides.
 
     A fraction of 1 sets everything aside.
 
@@ -106,3 +107,108 @@ def set_aside(pictures: ByClass, fraction: float, seed: int) -> tuple[ByClass, B
         train[name] = [file for i, file in enumerate(files) if i not in chosen]
         valid[name] = [file for i, file in enumerate(files) if i in chosen]
     return train, valid
+
+
+@dataclass
+class Scan:
+    """The pictures of each class in the order of their paths, and what was passed over."""
+
+    pictures: ByClass = field(default_factory=dict)
+    empty: list[str] = field(default_factory=list)  # classes without a picture
+    skipped: Counter = field(default_factory=Counter)
+    loose: int = 0  # pictures in no class folder, among the skipped
+
+    def __str__(self) -> str:
+        count = sum(map(len, self.pictures.values()))
+        reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(self.skipped.items()))
+        text = f"{count} pictures in {len(self.pictures)} classes"
+        return text + (f"; passed over: {reasons}" if reasons else "")
+
+
+def scan_part(root: Path) -> Scan:
+    """Lists the pictures of one part.
+
+    Raises:  DataError, saying what is there, if there are none; else as `scan_classes`
+    """
+    scan = scan_classes(root)
+    if not scan.pictures:
+        folders = f"; folders: {', '.join(scan.empty[:10])}" if scan.empty else ""
+        above = "; is it one class of several? Then give the folder above" if scan.loose else ""
+        raise DataError(
+            f"no class folders with pictures in {printable(root)}: found {scan}{folders}{above}; "
+            f"{LAYOUTS}"
+        )
+    return scan
+
+
+def scan_classes(root: Path) -> Scan:
+    """Lists every class folder of `root`, sorted by code point of their NFC names.
+
+    Raises:  DataError if two folders have the same name once Unicode is normalised; OSError if
+             a folder cannot be listed
+    """
+    scan, folders = Scan(), {}
+    for entry in _entries(root, scan):
+        if not entry.is_dir():
+            scan.skipped["files outside a class folder"] += 1
+            scan.loose += _is_picture(entry)
+            continue
+        # a class is called as its folder: composed characters, undecodable bytes spelt out
+        name = unicodedata.normalize("NFC", printable(entry.name))
+        if name in folders:
+            raise DataError(
+                f"{printable(root)}: two folders are both called {name} once Unicode is "
+                f"normalised (NFC); merge or rename one"
+            )
+        folders[name] = entry.path
+    for name in sorted(folders):
+        found = pictures_below(folders[name], scan)
+        if found:
+            scan.pictures[name] = found
+        else:
+            scan.empty.append(name)
+    return scan
+
+
+def pictures_below(folder: str | Path, scan: Scan) -> list[Path]:
+    """Lists the pictures in a folder and below it, by name; counts what is passed over."""
+    found = []
+    ahead = _entries(folder, scan)[::-1]  # a stack, next entry last: folders may be nested deeply
+    while ahead:
+        entry = ahead.pop()
+        if entry.is_dir():
+            ahead += _entries(entry.path, scan)[::-1]
+        elif _is_picture(entry):
+            found.append(Path(entry.path))
+        else:
+            suffix = printable(Path(entry.name).suffix)
+            scan.skipped[f"files of another kind ({suffix or 'no extension'})"] += 1
+    return found
+
+
+def _is_picture(entry: os.DirEntry) -> bool:
+    return Path(entry.name).suffix.lower() in EXTENSIONS
+
+
+def _entries(folder: str | Path, scan: Scan) -> list[os.DirEntry]:
+    """Lists files and folders by name; what may not be looked at is counted and left out."""
+    kept = []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith(".") or entry.name in ("__MACOSX", "Thumbs.db"):
+                scan.skipped["hidden files or folders"] += 1
+            elif entry.is_symlink() and _holds(entry.is_dir):
+                scan.skipped["links to folders"] += 1
+            elif not _holds(entry.is_dir) and not _holds(entry.is_file):
+                scan.skipped["dead links or special files"] += 1
+            else:
+                kept.append(entry)
+    return kept
+
+
+def _holds(test: Callable[[], bool]) -> bool:
+    """Returns what entry.is_dir or is_file says; False where it cannot, as of a link to itself."""
+    try:
+        return test()
+    except OSError:
+        return False

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinyft import backends
-from tinyft.data.cache import free_memory
 from tinyft.data.loader import Batch
+from tinyft.data.prefetch import free_memory
 from tinyft.engine.tape import no_grad
 from tinyft.finetune.feature_cache import FeatureCache
 from tinyft.finetune.judge import judge_batch

@@ -14,7 +14,7 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.data.loader import Batch, PictureData, expect_pictures
-from tinyft.data.prepare import prepare
+from tinyft.data.picture import prepare
 from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import DataError, NonFiniteLossError

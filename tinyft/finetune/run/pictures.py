@@ -8,7 +8,7 @@ from typing import Any
 
 from tinyft.data import ImageFolder
 from tinyft.data.loader import PictureData
-from tinyft.data.prepare import printable
+from tinyft.data.picture import printable
 from tinyft.display import first_few
 from tinyft.errors import DataError, RunError
 from tinyft.finetune.run.reading import (

@@ -18,9 +18,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinyft import backends
-from tinyft.data.decode import TURNS, decode, orientation
-from tinyft.data.prepare import Source, printable, shown, working_picture
-from tinyft.data.resize import centre_offset, resize_box
+from tinyft.data.picture import (
+    TURNS,
+    Source,
+    centre_offset,
+    decode,
+    orientation,
+    printable,
+    resize_box,
+    shown,
+    working_picture,
+)
 from tinyft.inspection.html import Markup, escape, page, picture
 from tinyft.inspection.report.grad_cam import grad_cams, overlay
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinyft.data.prepare import prepare
+from tinyft.data.picture import prepare
 from tinyft.inspection.html import Markup, escape, picture, table
 from tinyft.inspection.report.charts import reliability_chart
 from tinyft.inspection.report.grad_cam import grad_cams, overlay
