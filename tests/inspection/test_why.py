@@ -8,11 +8,9 @@ import pytest
 from tests.finetune.conftest import small_data
 from tests.inspection.conftest import everything
 from tests.inspection.moments import SIDE, linear_moment, moment_of
-from tinyft.inspection.step.jump import STATES, jump
-from tinyft.inspection.step.moment import Moment
-from tinyft.inspection.step.probe import MODES, look
+from tinyft.inspection.step.moment import MODES, Moment
 from tinyft.inspection.step.what_if import what_if
-from tinyft.inspection.step.why import explain_step, signed
+from tinyft.inspection.step.why import STATES, explain_step, jump, signed
 
 
 def head_gradient(moment):
@@ -97,7 +95,7 @@ def test_the_parts_add_up_and_agree_with_the_step_itself(step):
             assert looks[mode].each.mean() == pytest.approx(looks[mode].loss, abs=1e-12)
     assert found.picture_changes.mean() == pytest.approx(found.in_training, abs=1e-12)
     assert found.before["training"].loss == pytest.approx(moment.take().loss, abs=1e-12)
-    after = look(moment.learner, moment.batch, "evaluation", step=step)
+    after = moment.look("evaluation")
     assert found.after["evaluation"].loss == after.loss
 
 
@@ -130,13 +128,14 @@ def test_looking_leaves_no_trace():
     before = everything(moment.learner)
     modules = [m.training for _, m in moment.learner.model.named_modules()]
     dropouts = [d.step for d in moment.learner.dropouts]
+    moment.step = 7  # whose dropout masks are others
     for mode in MODES:
-        look(moment.learner, moment.batch, mode, step=7)
+        moment.look(mode)
     assert everything(moment.learner) == before
     assert [m.training for _, m in moment.learner.model.named_modules()] == modules
     assert [d.step for d in moment.learner.dropouts] == dropouts
     with pytest.raises(ValueError, match="mode must be one of training, no dropout, evaluation"):
-        look(moment.learner, moment.batch, "eval", step=0)
+        moment.look("eval")
 
 
 @pytest.mark.parametrize("question", [explain_step, jump, what_if])
@@ -175,7 +174,7 @@ def test_of_a_run_on_disk(run_folder, data):
 def test_a_loss_that_is_no_number_is_neither_better_nor_worse():
     moment = moment_of(0, optimizer="sgd", plan={"base_lr": 1e300, "weight_decay": 0.0})
     text = str(explain_step(moment))
-    assert "0 of 8 pictures got better, 0 worse; of 8 the loss is no number any more" in text
+    assert "0 of 8 pictures got better, 0 worse; of 8 the loss is NaN or infinite now" in text
 
 
 # -------------------------------------------------------------------------------------------- jumps

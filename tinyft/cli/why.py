@@ -13,10 +13,9 @@ from tinyft.cli.output import json_result, result
 from tinyft.cli.parser import Parser
 
 if TYPE_CHECKING:
-    from tinyft.inspection.step.jump import Jump
     from tinyft.inspection.step.moment import Moment
     from tinyft.inspection.step.what_if import WhatIf
-    from tinyft.inspection.step.why import Explanation
+    from tinyft.inspection.step.why import Explanation, Jump
 
 
 def add_options(parser: Parser) -> None:
@@ -42,9 +41,8 @@ def asked(args: argparse.Namespace) -> bool:
 
 def answer(args: argparse.Namespace, moment: Moment, previous: float | None) -> int:
     """Answer what was asked. `previous` is the loss recorded for the step before, if known."""
-    from tinyft.inspection.step.jump import jump
     from tinyft.inspection.step.what_if import what_if
-    from tinyft.inspection.step.why import explain_step
+    from tinyft.inspection.step.why import explain_step, jump
 
     texts, found = [], {"where": moment.where, "ids": moment.batch.ids.tolist()}
     if args.why:

@@ -1,29 +1,51 @@
-"""A moment: a learner just before one step, with everything set as that step will have it.
+"""A moment: a learner just before one step, with everything set as that step will have it, and
+looks at the loss of its batch.
 
 Any step of a run can be made again, to the bit: every draw comes from a generator keyed by the
 seed and the step, and a checkpoint holds the rest. What-if steps, explanations of a loss and the
 microscope all begin with a moment; `take` makes the step, `restore` undoes it, as often as you
-like.
+like. A look (`look`) moves nothing: no gradient, no running statistic, no counter. So the same
+network can be looked at again and again, and a difference between two looks has one cause.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from tinyft import backends
 from tinyft.data.loader import Batch, PictureData
+from tinyft.engine.tape import no_grad
+from tinyft.engine.tensor import Tensor
 from tinyft.errors import RunError
 from tinyft.finetune.feature_cache import FeatureCache
 from tinyft.finetune.learner import Learner
+from tinyft.finetune.norms import UpdateSums
 from tinyft.finetune.plan import Plan
 from tinyft.finetune.recipe import Phase
 from tinyft.finetune.records import StepRecord
 from tinyft.finetune.run.reading import read_description
 from tinyft.finetune.run.resume import recreate
 from tinyft.finetune.run.state import bookmark
+
+MODES = (
+    "training",  # batch norms by their switches, dropout with the step's own masks
+    "no dropout",  # the same without dropout
+    "evaluation",  # batch norms by running statistics, no dropout
+)
+
+
+@dataclass(frozen=True)
+class Look:
+    """The loss of a batch, and of each of its pictures by itself: each (N,) float64."""
+
+    loss: float
+    each: np.ndarray
 
 
 @dataclass(repr=False)
@@ -133,6 +155,39 @@ class Moment:
         finally:
             self.learner.cache = None
 
+    def measured_step(self) -> dict[str, UpdateSums]:
+        """Make the step as the learner is set now; the sums of each parameter's update.
+
+        Without the feature cache, which holds for the plan's settings and not for others.
+        """
+        with np.errstate(all="ignore"):  # a rate that is ten times too high may overflow
+            self.learner.train_step(self.batch, self.phase.name, norms=True)
+        return dict(self.learner.updates)
+
+    def look(self, mode: str) -> Look:
+        """The batch's loss in one of MODES, by the network as it is now, with the step's dropout
+        masks. It may be infinite or NaN.
+
+        It is computed from the logits in float64: a step changes it by so little that in float32
+        half of the digits of the difference would be noise.
+        Raises: ValueError for a mode that is none
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
+        learner, batch = self.learner, self.batch
+        quietly = np.errstate(all="ignore")  # a rate that is ten times too high may overflow
+        with _mode(learner, mode, self.step), no_grad(), backends.use(learner.device), quietly:
+            logits = learner.model(learner.input(batch.images)).data.astype(np.float64)
+            rows = [(logits[i : i + 1], batch.labels[i : i + 1]) for i in range(len(batch.ids))]
+            each = [learner.loss(Tensor.wrap(row), label).item() for row, label in rows]
+            return Look(learner.loss(Tensor.wrap(logits), batch.labels).item(), np.array(each))
+
+    def restore(self) -> None:
+        """Put the learner back to just before the step, bit for bit: weights, statistics,
+        gradients, the optimizer's memory, counters, what is frozen, history.
+        """
+        self._put_back()
+
     def _features_so_far(self) -> FeatureCache | None:
         """The body's features of the batch, where the run had kept them: from the second epoch on
         of a phase that does.
@@ -145,8 +200,37 @@ class Moment:
             cache.features(self.batch)
         return cache
 
-    def restore(self) -> None:
-        """Put the learner back to just before the step, bit for bit: weights, statistics,
-        gradients, the optimizer's memory, counters, what is frozen, history.
-        """
-        self._put_back()
+
+@contextlib.contextmanager
+def _mode(learner: Learner, mode: str, step: int) -> Iterator[None]:
+    """Within this block the network is in that mode and none of its statistics moves."""
+    put_modes_back = learner.model.remember_modes()
+    updates = [norm.updates for norm in learner.batch_norms]
+    steps = [dropout.step for dropout in learner.dropouts]
+    learner.model.train(mode != "evaluation")
+    for norm in learner.batch_norms:
+        norm.updates = False
+    for dropout in learner.dropouts:
+        dropout.training = mode == "training"
+        dropout.step = step
+    try:
+        yield
+    finally:
+        put_modes_back()
+        for norm, was in zip(learner.batch_norms, updates, strict=True):
+            norm.updates = was
+        for dropout, was in zip(learner.dropouts, steps, strict=True):
+            dropout.step = was
+
+
+def weights_of(learner: Learner) -> dict[str, np.ndarray]:
+    """A copy of every parameter by its name."""
+    return {n: p.data.copy("K") for group in learner.groups for n, p in group.parameters.items()}
+
+
+def put_weights(learner: Learner, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write these arrays into the parameters of these names."""
+    for group in learner.groups:
+        for name, parameter in group.parameters.items():
+            if name in arrays:
+                parameter.data[...] = arrays[name]

@@ -18,8 +18,7 @@ from tinyft.finetune.groups import head_at
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.norms import total
 from tinyft.inspection.step.moment import Moment
-from tinyft.inspection.step.probe import look
-from tinyft.inspection.step.why import measured_step, signed
+from tinyft.inspection.step.why import signed
 
 PLANNED = "as planned"
 
@@ -32,7 +31,7 @@ class Outcome:
 
     Losses are (before, after) of the step's own batch, in training (same dropout masks) and in
     evaluation. `predicted` is <gradient, update>; `distance` |update| / |weights| over everything,
-    `distances` by group. A step whose loss is no number is not made: all that follows is NaN.
+    `distances` by group. A step whose loss is NaN or infinite is not made: all that follows is NaN.
     """
 
     name: str
@@ -128,35 +127,27 @@ def _outcome(moment: Moment, name: str, change: Change) -> Outcome:
     learner = moment.learner
 
     def losses() -> list[float]:
-        modes = ("training", "evaluation")
-        return [look(learner, moment.batch, mode, step=moment.step).loss for mode in modes]
+        return [moment.look(mode).loss for mode in ("training", "evaluation")]
 
     try:
         change(learner)
         before = losses()
         try:
-            sums = measured_step(moment)
-        except NonFiniteLossError:
-            return _not_made(name, before, [group.name for group in learner.groups])
+            sums = moment.measured_step()
+        except NonFiniteLossError:  # it stopped at its own loss
+            nothing = dict.fromkeys((group.name for group in learner.groups), math.nan)
+            pairs = [(loss, math.nan) for loss in before]
+            return Outcome(name, *pairs, math.nan, math.nan, nothing)
         after = losses()
-        by_group = {g.name: total(sums[n] for n in g.parameters) for g in learner.groups}
     finally:
         moment.restore()
     whole = total(sums.values())
-    return Outcome(
-        name,
-        (before[0], after[0]),
-        (before[1], after[1]),
-        whole.gradient_update,
-        whole.update_ratio,
-        {group: found.update_ratio for group, found in by_group.items()},
-    )
-
-
-def _not_made(name: str, before: list[float], groups: list[str]) -> Outcome:
-    """The outcome of a step that stopped at its own loss."""
-    pairs = [(loss, math.nan) for loss in before]
-    return Outcome(name, *pairs, math.nan, math.nan, dict.fromkeys(groups, math.nan))
+    by_group = {
+        group.name: total(sums[n] for n in group.parameters).update_ratio
+        for group in learner.groups
+    }
+    pairs = zip(before, after, strict=True)
+    return Outcome(name, *pairs, whole.gradient_update, whole.update_ratio, by_group)
 
 
 def _scale_rates(learner: Learner, factor: float) -> None:

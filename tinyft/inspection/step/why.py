@@ -1,7 +1,9 @@
-"""Why did the loss change in this step?
+"""Why did the loss change in this step? And why did it jump when the body was unfrozen?
 
-The gradient predicts: a small update d changes the loss by <gradient, d>. What is measured differs,
-and each part of the difference has a name:
+Both answers are made by changing one thing at a time, so their lines add up exactly.
+
+**In a step** the gradient predicts: a small update d changes the loss by <gradient, d>. What is
+measured differs, and each part of the difference has a name:
 
     predicted          <gradient, update>, summed over all weights
     + curvature        the loss is no plane: measured on the same batch with the same dropout masks
@@ -11,33 +13,32 @@ and each part of the difference has a name:
     + statistics       these statistics moved in the step, too
     = in evaluation
 
-Each line is measured by changing one thing, so they add up exactly. "In training" is the step's own
-batch before and after its update, which no training loop shows: the next recorded loss is that of
-other pictures.
+"In training" is the step's own batch before and after its update, which no training loop shows: the
+next recorded loss is that of other pictures.
+
+**At a switch of modes** one batch is looked at four times, as training sees it and as evaluation
+does: before the step; after the switch alone; after the step without the body's update; after the
+whole step. In tinyft unfreezing switches no batch norm (groups.py), so that the training loss of
+"the switch alone" must be 0; what the eye takes for a jump there is a comparison of the validation
+loss with the training loss, or of different pictures. In evaluation the switch adds what the
+running statistics moved when the batch went through.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from tinyft.display import aligned
-from tinyft.finetune.groups import Group
+from tinyft.finetune.groups import Group, freeze_to
 from tinyft.finetune.norms import UpdateSums, total
-from tinyft.inspection.step.moment import Moment
-from tinyft.inspection.step.probe import (
-    MODES,
-    Look,
-    look,
-    put_statistics,
-    put_weights,
-    statistics_of,
-    weights_of,
-)
+from tinyft.inspection.step.moment import MODES, Look, Moment, put_weights, weights_of
 
 PICTURES = 3  # that got better, and worse, in the text
+STATES = ("before", "modes switched", "without the body's update", "whole step")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class GroupEffect:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a step did to the loss of its own batch; see the head of this file.
+    """A step's effect on the loss of its own batch; see the head of this file.
 
     `before` and `after` hold a Look for each of MODES; `held` is evaluation after the step with the
     running statistics from before it. `names` are the batch's pictures.
@@ -115,20 +116,6 @@ class Explanation:
 
     def __str__(self) -> str:
         before, after = self.before["training"], self.after["training"]
-        return "\n".join([
-            f"why did the loss change in {self.where}?",
-            f"its {len(self.names)} pictures before and after: {before.loss:.5f} -> "
-            f"{after.loss:.5f} in training, {self.before['evaluation'].loss:.5f} -> "
-            f"{self.after['evaluation'].loss:.5f} in evaluation",
-            "",
-            *group_lines(self.groups),
-            "",
-            *self._sum_lines(),
-            "",
-            *self._picture_lines(),
-        ])  # fmt: skip
-
-    def _sum_lines(self) -> list[str]:
         rows = [
             ("predicted by the gradient", self.predicted),
             ("+ curvature", self.curvature),
@@ -138,109 +125,114 @@ class Explanation:
             ("+ running statistics moved", self.statistics),
             ("= in evaluation", self.in_evaluation),
         ]
-        return aligned([[name, signed(value)] for name, value in rows])
+        return "\n".join([
+            f"why did the loss change in {self.where}?",
+            f"its {len(self.names)} pictures before and after: {before.loss:.5f} -> "
+            f"{after.loss:.5f} in training, {self.before['evaluation'].loss:.5f} -> "
+            f"{self.after['evaluation'].loss:.5f} in evaluation",
+            "",
+            *self._group_lines(),
+            "",
+            *aligned([[name, signed(value)] for name, value in rows]),
+            "",
+            *self._picture_lines(),
+        ])  # fmt: skip
+
+    def _group_lines(self) -> list[str]:
+        """A table with one line a group."""
+        header = ["group", "", "rate", "moved", "in rates", "predicted", "by decay",
+                  "measured alone"]  # fmt: skip
+        rows = [
+            [
+                group.name,
+                "frozen" if group.frozen else "trains",
+                f"{group.lr:.2e}",
+                f"{group.distance:.1e}",
+                f"{group.of_rate:.2f}",
+                signed(group.predicted),
+                signed(group.by_decay),
+                signed(group.alone),
+            ]
+            for group in self.groups
+        ]
+        return aligned([header, *rows])
 
     def _picture_lines(self) -> list[str]:
         """The pictures whose loss fell and rose most."""
-        changes = self.picture_changes
+        before, after, changes = (
+            self.before["training"],
+            self.after["training"],
+            self.picture_changes,
+        )
         order = np.argsort(changes)
         better = [i for i in order if changes[i] < 0][:PICTURES]
         worse = [i for i in order[::-1] if changes[i] > 0][:PICTURES]
         count = int((changes < 0).sum())
-        rows = [self._picture("better", i) for i in better]
-        rows += [self._picture("worse", i) for i in worse]
+        rows = [
+            [
+                verdict,
+                f"{before.each[i]:.4f} -> {after.each[i]:.4f}",
+                signed(changes[i]),
+                self.names[i],
+            ]
+            for verdict, chosen in (("better", better), ("worse", worse))
+            for i in chosen
+        ]
         header = f"{count} of {len(changes)} pictures got better, {int((changes > 0).sum())} worse"
         if lost := int(np.isnan(changes).sum()):
-            header += f"; of {lost} the loss is no number any more"
+            header += f"; of {lost} the loss is NaN or infinite now"
         return [header, *aligned(rows)] if rows else [header]
-
-    def _picture(self, verdict: str, i: int) -> list[str]:
-        before, after = self.before["training"].each[i], self.after["training"].each[i]
-        return [verdict, f"{before:.4f} -> {after:.4f}", signed(after - before), self.names[i]]
 
 
 def explain_step(moment: Moment) -> Explanation:
     """Take the moment's step, look at its batch from all sides, and undo everything.
 
-    Raises: NonFiniteLossError if the loss before the step is no number
+    Raises: NonFiniteLossError if the loss before the step is NaN or infinite
     """
-    learner, batch = moment.learner, moment.batch
+    learner = moment.learner
     files = learner.data.files("train")
-    before = _looks(moment)
-    old_weights, old_statistics = weights_of(learner), statistics_of(learner)
+    before = {mode: moment.look(mode) for mode in MODES}
+    old_weights = weights_of(learner)
+    statistics = [(norm, norm.running_mean, norm.running_var) for norm in learner.batch_norms]
+    statistics = [(norm, mean.copy(), variance.copy()) for norm, mean, variance in statistics]
     try:
-        sums = measured_step(moment)
-        after = _looks(moment)
+        sums = moment.measured_step()
+        after = {mode: moment.look(mode) for mode in MODES}
         new_weights = weights_of(learner)
-        put_statistics(learner, old_statistics)
-        held = look(learner, batch, "evaluation", step=moment.step)
+        for norm, mean, variance in statistics:
+            norm.running_mean, norm.running_var = mean, variance
+        held = moment.look("evaluation")
         effects = []
         for group in learner.groups:
             put_weights(learner, old_weights)
             put_weights(learner, {name: new_weights[name] for name in group.parameters})
-            moved = look(learner, batch, "training", step=moment.step).loss
-            effects.append(_effect(group, sums, moved - before["training"].loss))
+            alone = moment.look("training").loss - before["training"].loss
+            effects.append(_effect(group, sums, alone))
     finally:
         moment.restore()
-    return Explanation(
-        moment.where, effects, before, after, held, [files[i] for i in batch.ids.tolist()]
-    )
-
-
-def measured_step(moment: Moment) -> dict[str, UpdateSums]:
-    """Make the moment's step as the learner is set now; the sums of each parameter's update.
-
-    Without the feature cache, which holds for the plan's settings and not for others.
-    """
-    with np.errstate(all="ignore"):  # a rate that is ten times too high may overflow
-        moment.learner.train_step(moment.batch, moment.phase.name, norms=True)
-    return dict(moment.learner.updates)
-
-
-def _looks(moment: Moment) -> dict[str, Look]:
-    return {m: look(moment.learner, moment.batch, m, step=moment.step) for m in MODES}
+    names = [files[i] for i in moment.batch.ids.tolist()]
+    return Explanation(moment.where, effects, before, after, held, names)
 
 
 def _effect(group: Group, sums: dict[str, UpdateSums], alone: float) -> GroupEffect:
-    """What the step did to one group, from the sums of its parameters."""
-    whole = total(sums[name] for name in group.parameters)
-    by_decay = sum(_decayed(sums[name]) * sums[name].gradient_before for name in group.parameters)
-    visited = sum(p.size for name, p in group.parameters.items() if sums[name].visited)
-    way = group.lr * math.sqrt(visited)
+    """A group's part in the step, from the sums of its parameters."""
+    whole, by_decay, visited = total(sums[name] for name in group.parameters), 0.0, 0
+    for name, parameter in group.parameters.items():
+        of = sums[name]
+        if of.before_before:  # the share that decay took, as the optimizer rounded it
+            by_decay += math.sqrt(of.decay / of.before_before) * of.gradient_before
+        visited += parameter.size if of.visited else 0
+    rate = group.lr * math.sqrt(visited)
     return GroupEffect(
         group.name,
         group.lr,
         group.frozen,
         whole.update_ratio,
-        whole.update_norm / way if way else 0.0,
+        whole.update_norm / rate if rate else 0.0,
         whole.gradient_update,
         -by_decay,
         alone,
     )
-
-
-def _decayed(sums: UpdateSums) -> float:
-    """The share of a parameter's weights that decay took, as the optimizer rounded it."""
-    return math.sqrt(sums.decay / sums.before_before) if sums.before_before else 0.0
-
-
-def group_lines(groups: list[GroupEffect]) -> list[str]:
-    """A table with one line a group."""
-    header = ["group", "", "rate", "moved", "in rates", "predicted", "by decay", "measured alone"]
-    rows = [
-        [
-            group.name,
-            "frozen" if group.frozen else "trains",
-            f"{group.lr:.2e}",
-            f"{group.distance:.1e}",
-            f"{group.of_rate:.2f}",
-            signed(group.predicted),
-            signed(group.by_decay),
-            signed(group.alone),
-        ]
-        for group in groups
-    ]
-    return aligned([header, *rows])
 
 
 def signed(value: float) -> str:
@@ -250,3 +242,98 @@ def signed(value: float) -> str:
     if value == 0:
         return " 0"
     return f"{value:+.6f}" if abs(value) >= 1e-4 else f"{value:+.2e}"
+
+
+# -------------------------------------------------------------------------------------- the jump
+
+
+@dataclass(frozen=True)
+class Jump:
+    """The loss of one batch in each of STATES: in training mode and in evaluation mode.
+
+    `batch_norm` and `dropout` say by how much the training loss of the first state exceeds its
+    evaluation loss, and why. `previous` is the recorded loss of the step before, on its own
+    pictures, or None.
+    """
+
+    where: str
+    pictures: int
+    training: dict[str, float]
+    evaluation: dict[str, float]
+    batch_norm: float
+    dropout: float
+    previous: float | None
+
+    def parts(self, losses: dict[str, float]) -> dict[str, float]:
+        """The changes of the loss by the switch, the head's update and the body's."""
+        names = ("the switch of modes alone", "the head's update", "the body's update")
+        pairs = itertools.pairwise(losses[state] for state in STATES)
+        return dict(zip(names, (b - a for a, b in pairs), strict=True))
+
+    def __str__(self) -> str:
+        training, evaluation = self.parts(self.training), self.parts(self.evaluation)
+        rows = [["before", *self._losses("before")]]
+        rows += [[f"+ {n}", signed(training[n]), signed(evaluation[n])] for n in training]
+        rows += [["after the whole step", *self._losses("whole step")]]
+        gap = self.batch_norm + self.dropout
+        lines = [
+            f"one batch of {self.pictures} pictures through {self.where}",
+            *aligned([["", "in training", "in evaluation"], *rows]),
+            f"in training less in evaluation, before the step: {signed(gap).strip()}, of which "
+            f"{signed(self.batch_norm).strip()} by batch norm and "
+            f"{signed(self.dropout).strip()} by dropout",
+        ]
+        if self.previous is not None:
+            other = self.training["before"] - self.previous
+            lines.append(
+                f"the step before recorded {self.previous:.6f}, before its update and on its own "
+                f"pictures; from there to here: {signed(other).strip()}"
+            )
+        return "\n".join(lines)
+
+    def _losses(self, state: str) -> list[str]:
+        return [f" {self.training[state]:.6f}", f" {self.evaluation[state]:.6f}"]
+
+
+def jump(moment: Moment, previous: float | None = None) -> Jump:
+    """Look at the moment's batch four times while its step is made, then undo everything. The
+    moment of interest is the first step of a phase: there the modes switch.
+
+    `previous` is the loss that the step before recorded; by default the learner's last, if it
+    made that step itself.
+    """
+    learner, phases, number = moment.learner, moment.plan.phases, moment.phase_number
+    if previous is None and learner.history and learner.history[-1].step == moment.step - 1:
+        previous = learner.history[-1].loss
+    old = weights_of(learner)
+    body = {n: old[n] for g in learner.groups if not g.in_head for n in g.parameters}
+    training, evaluation = {}, {}
+
+    def note(state: str) -> None:
+        training[state] = moment.look("training").loss
+        evaluation[state] = moment.look("evaluation").loss
+
+    try:
+        if moment.step_in_phase == 0 and number > 0:  # the step before is another phase's
+            number -= 1
+        freeze_to(learner.groups, phases[number].first_trainable, learner.bn)
+        note("before")
+        dry = moment.look("no dropout").loss
+        moment.restore()
+        moment.measured_step()
+        note("whole step")
+        put_weights(learner, body)
+        note("without the body's update")
+        put_weights(learner, old)
+        note("modes switched")
+    finally:
+        moment.restore()
+    return Jump(
+        moment.where,
+        len(moment.batch.ids),
+        training,
+        evaluation,
+        dry - evaluation["before"],
+        training["before"] - dry,
+        previous,
+    )
