@@ -10,7 +10,6 @@ with its defaults: TF32 for convolutions.
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -26,15 +25,7 @@ from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
 from tinyft.nn import build
 from tinyft.seeds import generator
-from tinyft.testing.contract import (
-    KERNEL_CASES,
-    OP_CASES,
-    REFUSALS,
-    ContractError,
-    as_float64,
-    check_case,
-    draw,
-)
+from tinyft.testing.contract import KERNEL_CASES, as_float64, check_families, draw, precision
 from tinyft.testing.kernel_cases import KernelCase
 
 CASES = (Case("resnet18", 64, 224), Case("resnet50", 64, 224))
@@ -49,28 +40,13 @@ TF32_ERROR = 2e-3  # 10 bits of fraction, rounded: 5e-4 for one product
 
 def contract(device: str) -> dict[str, Any]:
     """The whole contract in fp32: how many cases ran and passed, and what the others said."""
-    started, failures = time.perf_counter(), []
-    cases = (*KERNEL_CASES, *OP_CASES, *REFUSALS)
-    with precision(device, "fp32"):
-        for case in cases:
-            try:
-                check_case(case, device)
-            except ContractError as error:
-                failures.append(str(error))
+    started = time.perf_counter()
+    families = list(check_families(device))
+    failures = [failure for family in families for failure in family.failures]
+    cases = sum(family.cases for family in families)
     seconds = time.perf_counter() - started
-    return {"cases": len(cases), "passed": len(cases) - len(failures), "failures": failures,
+    return {"cases": cases, "passed": cases - len(failures), "failures": failures,
             "seconds": seconds}  # fmt: skip
-
-
-@contextlib.contextmanager
-def precision(device: str, name: str) -> Iterator[None]:
-    """Within this block the device's convolutions work in "fp32" or "tf32"."""
-    backend = backends.get(device)
-    before, backend.precision = backend.precision, name
-    try:
-        yield
-    finally:
-        backend.precision = before
 
 
 def errors(device: str, name: str) -> dict[str, dict[str, float]]:

@@ -19,7 +19,9 @@ import contextlib
 import importlib
 import importlib.util
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,18 +57,52 @@ def check_backend(name: str) -> str:
 
     Raises: ContractError with everything that failed
     """
-    failures = []
-    for case in (*KERNEL_CASES, *OP_CASES, *REFUSALS):
-        try:
-            check_case(case, name)
-        except ContractError as error:
-            failures.append(str(error))
+    failures = [failure for family in check_families(name) for failure in family.failures]
     if failures:
         raise ContractError("\n".join([f"{len(failures)} cases failed on {name}", *failures]))
     return (
         f"{name}: {len(KERNEL_CASES)} kernel cases, {len(OP_CASES)} op cases and "
         f"{len(REFUSALS)} refusals passed"
     )
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the cases of one kernel, or of one op and its refusals, went on a backend."""
+
+    kind: str  # "kernel" or "op"
+    subject: str
+    cases: int
+    failures: list[str]
+
+
+def subjects() -> list[str]:
+    """The names of all kernels and ops, in the order of the alphabet."""
+    return sorted({case.subject for case in (*KERNEL_CASES, *OP_CASES, *REFUSALS)})
+
+
+def check_families(backend: str, only: str | None = None) -> Iterator[Family]:
+    """Run the contract of every kernel and op, or of `only` one; each as soon as it has run.
+
+    A GPU's convolutions work in fp32 meanwhile. Raises: DeviceError if there is no such backend
+    """
+    families = defaultdict(list)
+    for case in (*KERNEL_CASES, *OP_CASES, *REFUSALS):
+        kind = "kernel" if isinstance(case, KernelCase) else "op"
+        if only in (None, case.subject):
+            families[kind, case.subject].append(case)
+    with precision(backend, "fp32"):
+        for (kind, subject), cases in families.items():
+            failures = []
+            for case in cases:
+                try:
+                    check_case(case, backend)
+                except ContractError as error:
+                    failures.append(str(error))
+                except Exception as error:  # a wrong kernel may raise anything
+                    kind_of_error = type(error).__name__
+                    failures.append(f"{case} on {backend}: raises {kind_of_error}: {error}")
+            yield Family(kind, subject, len(cases), failures)
 
 
 def check_case(case: KernelCase | OpCase | Refusal, backend: str) -> None:
@@ -262,6 +298,20 @@ def _show_changes(given: dict[str, Array], placed: dict[str, Array]) -> None:
 
 def _first(result: Any) -> Tensor:
     return result[0] if isinstance(result, tuple) else result
+
+
+@contextlib.contextmanager
+def precision(backend: str, name: str) -> Iterator[None]:
+    """Within this block a GPU's convolutions work in "fp32" or "tf32"; others have no choice."""
+    computing = backends.get(backend)
+    before = getattr(computing, "precision", None)
+    if before:
+        computing.precision = name
+    try:
+        yield
+    finally:
+        if before:
+            computing.precision = before
 
 
 @contextlib.contextmanager

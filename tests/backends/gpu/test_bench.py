@@ -11,6 +11,7 @@ from tinyft.bench import gpu as bench_gpu
 from tinyft.bench.cases import Case
 from tinyft.cli import bench as command
 from tinyft.cli.main import main
+from tinyft.testing import contract
 from tinyft.testing.contract import ContractError
 
 TINY = Case("cifar_resnet20", 2, 8)
@@ -35,7 +36,7 @@ def test_the_contract_is_counted(gpu, monkeypatch):
         if case.subject == "relu":
             raise ContractError("wrong")
 
-    monkeypatch.setattr(bench_gpu, "check_case", check_case)
+    monkeypatch.setattr(contract, "check_case", check_case)
     found = bench_gpu.contract("gpu")
     assert found["cases"] > 450
     assert found["cases"] - found["passed"] == len(found["failures"]) > 0
@@ -49,9 +50,10 @@ def test_the_convolutions_of_a_network():
 
 
 def test_the_file_holds_everything(gpu, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench_gpu, "KERNEL_CASES", bench_gpu.KERNEL_CASES[:4])
-    monkeypatch.setattr(bench_gpu, "OP_CASES", [])
-    monkeypatch.setattr(bench_gpu, "REFUSALS", [])
+    for module in (bench_gpu, contract):
+        monkeypatch.setattr(module, "KERNEL_CASES", contract.KERNEL_CASES[:4])
+    monkeypatch.setattr(contract, "OP_CASES", [])
+    monkeypatch.setattr(contract, "REFUSALS", [])
     monkeypatch.setattr(bench_gpu, "WARM_UPS", 0)
     path = tmp_path / "found.json"
     arguments = ["bench", "--backend", "gpu", "--alone", "--rounds", "1", "--out", str(path)]
