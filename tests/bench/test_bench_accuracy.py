@@ -5,7 +5,7 @@ import pytest
 
 import tinyft as ft
 from tinyft import backends
-from tinyft.backends.cpu.conv.conv2d import winograd_is_on
+from tinyft.backends.cpu.conv.table import winograd_is_on
 from tinyft.bench import accuracy as bench_accuracy
 from tinyft.bench import common as bench
 

@@ -37,6 +37,7 @@ def test_without_pytorch(tinyft, monkeypatch):
         assert f"cifar_resnet20, batch 2, 32 px: {mode}" in done.out
     assert "PyTorch, NCHW" not in done.out
     assert "measuring training of cifar_resnet20" in done.err
+    assert "conv2d_weight_grad  1 by few channels, 16 by Winograd, 4 by implicit GEMM" in done.out
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,8 @@ def test_json(tinyft):
         side = case[mode]["sides"]["tinyft"]
         assert [side["median"]] == [side["min"]] == side["seconds"]
         assert case[mode]["ratios"] == {}
+    counts = [sum(by.values()) for by in case["algorithms"].values()]
+    assert counts == [21, 20, 21]  # no gradient with respect to the pictures
 
 
 def test_the_lines_of_a_comparison(tinyft, monkeypatch):

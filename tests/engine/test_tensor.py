@@ -931,7 +931,7 @@ def convolve():
 def without_winograd():
     if backends.why_no_numba():
         pytest.skip(backends.why_no_numba())
-    from tinyft.backends.cpu.conv.conv2d import switch_winograd
+    from tinyft.backends.cpu.conv.table import switch_winograd
 
     return switch_winograd(False)
 

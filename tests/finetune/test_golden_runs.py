@@ -16,7 +16,7 @@ import pytest
 
 import tinyft as ft
 from tinyft import nn
-from tinyft.backends.cpu.conv.conv2d import switch_winograd
+from tinyft.backends.cpu.conv.table import switch_winograd
 from tinyft.finetune.learner import Learner
 from tinyft.weights import Preprocess
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
-from tinyft.backends.cpu.conv.conv2d import switch_winograd
+from tinyft.backends.cpu.conv.table import switch_winograd
 from tinyft.errors import NonFiniteLossError, RunError, TinyftError
 from tinyft.finetune.records import Evaluation
 from tinyft.finetune.run import folder as finetune_run

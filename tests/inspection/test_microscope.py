@@ -158,9 +158,9 @@ def test_kernels_say_who_they_are(frozen_step):
     trace, _, _ = frozen_step
     if backends.get("auto").name != "cpu":
         pytest.skip("Numba is not installed")
-    assert [c.by for c in trace["conv1"].forward] == ["few_channels"]
-    assert [c.by for c in trace["layer1.0.conv1"].forward] == ["winograd"]
-    assert [c.by for c in trace["layer2.0.conv1"].backward] == ["winograd_strided"]
+    assert [c.by for c in trace["conv1"].forward] == ["few channels"]
+    assert [c.by for c in trace["layer1.0.conv1"].forward] == ["Winograd"]
+    assert [c.by for c in trace["layer2.0.conv1"].backward] == ["Winograd with stride 2"]
     assert [c.by for c in trace["head.linear1"].backward] == ["gemm", "gemm"]
     assert [c.by for c in trace[len(trace) - 1].forward] == ["reference"]
     assert "winograd.convolve_tiles" in trace["layer1.0.conv1"].forward[0].started

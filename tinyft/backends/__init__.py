@@ -115,7 +115,8 @@ def arithmetic(name: str) -> dict[str, str]:
         return {"backend": get(name).description()}
     if type(get(name)) is Backend:
         return {"backend": "reference"}
-    from tinyft.backends.cpu.conv.conv2d import LANES, winograd_is_on
+    from tinyft.backends.cpu.codegen.simd import LANES
+    from tinyft.backends.cpu.conv.table import winograd_is_on
 
     winograd = "on" if winograd_is_on() else "off"
     return {"backend": "cpu", "vector width": f"{LANES} floats", "Winograd": winograd}

@@ -30,7 +30,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft import backends
-from tinyft.backends.cpu.conv.conv2d import switch_winograd
+from tinyft.backends.cpu.conv.table import switch_winograd
 from tinyft.data.loader import Batch, PictureData
 from tinyft.finetune.build import vision_learner
 from tinyft.finetune.learner import Learner

@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from tinyft import backends
+from tinyft.engine.tape import no_grad
+from tinyft.engine.tensor import Tensor
+from tinyft.nn import build
 from tinyft.seeds import generator
 
 Side = Callable[[], Any]  # computes once; the loss, or the logits
@@ -41,3 +45,51 @@ def batch(case: Case) -> tuple[np.ndarray, np.ndarray]:
     draw = generator(0, "bench")
     shape = (case.batch_size, case.size, case.size, 3)
     return draw.standard_normal(shape, np.float32), draw.integers(0, 10, case.batch_size)
+
+
+class _Convolutions:
+    """A backend that notes its convolutions: shapes and options, and how often each comes."""
+
+    def __init__(self, backend: Any, found: dict[tuple, int]):
+        self.backend, self.found = backend, found
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.backend, name)
+        if name != "conv2d":
+            return method
+
+        def conv2d(x, weight, *rest, stride, padding, **options):
+            layer = x.shape[1:], weight.shape, stride, padding
+            self.found[layer] = self.found.get(layer, 0) + 1
+            return method(x, weight, *rest, stride=stride, padding=padding, **options)
+
+        return conv2d
+
+
+def convolutions(case: Case) -> dict[tuple, int]:
+    """The distinct convolutions of a network: ((H, W, C), (F, C, R, S), stride, padding) -> how
+    often.
+    """
+    found: dict[tuple, int] = {}
+    x = Tensor(np.zeros((1, case.size, case.size, 3), np.float32))
+    with no_grad(), backends.watch(lambda backend: _Convolutions(backend, found)):
+        build(case.arch).eval()(x)
+    return found
+
+
+def algorithms(case: Case) -> dict[str, dict[str, int]]:
+    """By which algorithm the CPU backend computes the network's convolutions: {"conv2d": {"Winograd
+    stem": 1, "Winograd": 13, ...}, "conv2d_input_grad": ...}, in the order of its table.
+    """
+    from tinyft.backends.cpu.conv.table import PASS_OF, TABLE, algorithm_of
+
+    found = {kernel: dict.fromkeys((row.name for row in TABLE), 0) for kernel in PASS_OF}
+    for (picture, *layer), count in convolutions(case).items():
+        for kernel, counts in found.items():
+            if kernel == "conv2d_input_grad" and picture[2] == 3:  # pictures need no gradient
+                continue
+            counts[algorithm_of(kernel, (case.batch_size, *picture), *layer)] += count
+    return {
+        kernel: {name: count for name, count in counts.items() if count}
+        for kernel, counts in found.items()
+    }

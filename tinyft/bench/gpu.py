@@ -19,11 +19,8 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.backends.reference import output_size
-from tinyft.bench.cases import Case, Side
+from tinyft.bench.cases import Case, Side, convolutions
 from tinyft.bench.common import installed, our_side
-from tinyft.engine.tape import no_grad
-from tinyft.engine.tensor import Tensor
-from tinyft.nn import build
 from tinyft.seeds import generator
 from tinyft.testing.contract import KERNEL_CASES, as_float64, check_families, draw, precision
 from tinyft.testing.kernel_cases import KernelCase
@@ -100,36 +97,6 @@ def seconds(work: Side, synchronize: Callable[[], None], rounds: int) -> float:
         if number >= WARM_UPS:
             times.append(time.perf_counter() - started)
     return statistics.median(times)
-
-
-class _Convolutions:
-    """A backend that notes its convolutions: shapes and options, and how often each comes."""
-
-    def __init__(self, backend: Any, found: dict[tuple, int]):
-        self.backend, self.found = backend, found
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self.backend, name)
-        if name != "conv2d":
-            return method
-
-        def conv2d(x, weight, *rest, stride, padding, **options):
-            layer = x.shape[1:], weight.shape, stride, padding
-            self.found[layer] = self.found.get(layer, 0) + 1
-            return method(x, weight, *rest, stride=stride, padding=padding, **options)
-
-        return conv2d
-
-
-def convolutions(case: Case) -> dict[tuple, int]:
-    """The distinct convolutions of a network: ((H, W, C), (F, C, R, S), stride, padding) -> how
-    often.
-    """
-    found: dict[tuple, int] = {}
-    x = Tensor(np.zeros((1, case.size, case.size, 3), np.float32))
-    with no_grad(), backends.watch(lambda backend: _Convolutions(backend, found)):
-        build(case.arch).eval()(x)
-    return found
 
 
 def layers(case: Case, device: str, rounds: int, torch: bool) -> Iterator[dict[str, Any]]:

@@ -183,7 +183,7 @@ def _describe(show: Any, found: dict[str, Any], args: argparse.Namespace, torch:
 
 def _times(show: Any, case: Any, threads: int, args: argparse.Namespace) -> dict[str, Any]:
     """Both modes of one case, each shown as soon as it is measured."""
-    from tinyft.bench.cases import MODES
+    from tinyft.bench.cases import MODES, algorithms
     from tinyft.bench.common import measure_case
 
     found = asdict(case)
@@ -193,6 +193,11 @@ def _times(show: Any, case: Any, threads: int, args: argparse.Namespace) -> dict
         found[mode] = measure_case(case, mode, **options)
         show(f"\n{case}: {TITLES[mode]}")
         _show_mode(show, found[mode])
+    found["algorithms"] = algorithms(case)
+    show(f"\n{case}: tinyft's convolutions")
+    for kernel, counts in found["algorithms"].items():
+        names = ", ".join(f"{count} by {name}" for name, count in counts.items())
+        show(f"  {kernel:20}{names}")
     return found
 
 

@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from tinyft.backends.cpu import CpuBackend
 from tinyft.backends.cpu.codegen.cpu_features import is_arm64, is_x86
 from tinyft.backends.cpu.codegen.simd import LANES
-from tinyft.backends.cpu.conv import conv2d as conv2d_module
-from tinyft.backends.cpu.conv.winograd import forward as winograd
+from tinyft.backends.cpu.conv import table
 from tinyft.backends.cpu.conv.winograd import stem as winograd_stem
 from tinyft.backends.cpu.conv.winograd import weight_grad as winograd_weight_grad
 from tinyft.backends.cpu.conv.winograd.strided import forward as winograd_strided
@@ -172,24 +171,20 @@ def assert_close(actual, expected, terms, squares, winograd=False, name=""):
     assert error <= limit, f"{name}: error {error:.1e}, limit {limit:.1e}"
 
 
-def may_use_tiles(name, window, x_shape, out_shape):
-    R, _, stride, _ = window
-    map_shape = x_shape if name == "conv2d_input_grad" else out_shape
-    suits = winograd.suits(*window, map_shape) or winograd_strided.suits(*window, out_shape)
-    if x_shape[3] <= conv2d_module.FEW_CHANNELS and name != "conv2d_input_grad":
-        suits = winograd_stem.suits(R, stride, x_shape, out_shape)
-    return suits and conv2d_module.winograd_is_on()
+def uses_winograd(name, case):
+    x_shape, F, R, S, stride, padding = case
+    algorithm = table.algorithm_of(name, x_shape, (F, x_shape[3], R, S), stride, padding)
+    return algorithm.startswith("Winograd")
 
 
 def assert_equals_definition(case, actual, x, weight, dout):
-    (_, _, _, C), F, R, S, stride, padding = case
+    (_, _, _, C), F, R, S, *_ = case
     arrays = doubles(x, weight, dout)
     expected = run(REFERENCE, case, *arrays)
     squares = run(REFERENCE, case, *(np.square(array) for array in arrays))
     terms = R * S * C, R * S * F, dout.size // F
     for name, *result in zip(NAMES, actual, expected, terms, squares, strict=True):
-        tiles = may_use_tiles(name, (R, S, stride, padding), x.shape, dout.shape)
-        assert_close(*result, tiles, name)
+        assert_close(*result, uses_winograd(name, case), name)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -219,10 +214,9 @@ def test_bias_residual_and_relu(case, parts):
     actual = FAST.conv2d(x, weight, bias, residual=residual, **options)
     in_double = [None if a is None else a.astype(np.float64) for a in (bias, residual)]
     expected = REFERENCE.conv2d(*doubles(x, weight), in_double[0], residual=in_double[1], **options)
-    tiles = may_use_tiles("conv2d", (*weight.shape[2:], stride, padding), x.shape, dout.shape)
     # What is added afterwards is rounded, too.
     squares = REFERENCE.conv2d(*doubles(x**2, weight**2), stride=stride, padding=padding) + 2
-    assert_close(actual, expected, weight[0].size, squares, tiles)
+    assert_close(actual, expected, weight[0].size, squares, uses_winograd("conv2d", case))
 
 
 @settings(max_examples=40, deadline=None)
@@ -512,31 +506,31 @@ def test_arrays_without_elements():
 
 
 def test_another_word_for_winograd_is_refused(monkeypatch):
-    asked_for_once = conv2d_module._environment_has_winograd_on
-    monkeypatch.setattr(conv2d_module, "_environment_has_winograd_on", asked_for_once.__wrapped__)
+    asked_for_once = table._environment_has_winograd_on
+    monkeypatch.setattr(table, "_environment_has_winograd_on", asked_for_once.__wrapped__)
     monkeypatch.setenv("TINYFT_WINOGRAD", "maybe")
     with pytest.raises(ValueError, match=r"TINYFT_WINOGRAD must be 0 \(off\) or 1 .* got 'maybe'"):
-        conv2d_module.winograd_is_on()
+        table.winograd_is_on()
 
 
 @pytest.mark.parametrize("value, on", [("0", False), ("1", True), ("", True), (None, True)])
 def test_the_environment_chooses_winograd(monkeypatch, value, on):
-    asked_for_once = conv2d_module._environment_has_winograd_on
-    monkeypatch.setattr(conv2d_module, "_environment_has_winograd_on", asked_for_once.__wrapped__)
+    asked_for_once = table._environment_has_winograd_on
+    monkeypatch.setattr(table, "_environment_has_winograd_on", asked_for_once.__wrapped__)
     monkeypatch.delenv("TINYFT_WINOGRAD", raising=False)
     if value is not None:
         monkeypatch.setenv("TINYFT_WINOGRAD", value)
-    with pytest.raises(KeyError), conv2d_module.switch_winograd(not on):
-        assert conv2d_module.winograd_is_on() is not on
+    with pytest.raises(KeyError), table.switch_winograd(not on):
+        assert table.winograd_is_on() is not on
         raise KeyError
-    assert conv2d_module.winograd_is_on() is on
+    assert table.winograd_is_on() is on
 
 
 @pytest.mark.parametrize("case", [CASES[5], STRIDED[0], STEMS[0]], ids=str)
 def test_winograd_can_be_turned_off(case):
     arrays = make(case)
     tiles = run(FAST, case, *arrays)
-    with conv2d_module.switch_winograd(False):
+    with table.switch_winograd(False):
         direct = run(FAST, case, *arrays)
     assert_equals_definition(case, direct, *arrays)
     for name, a, b in zip(NAMES, tiles, direct, strict=True):
@@ -551,7 +545,7 @@ def test_denormal_pictures_and_gradients_count_as_zero(case, winograd):
         pytest.skip("denormals are computed with here")
     x, weight, dout = make(case)
     x, dout = (np.where(a > 0, a.dtype.type(1e-38), a.dtype.type(-1e-38)) for a in (x, dout))
-    with conv2d_module.switch_winograd(winograd):
+    with table.switch_winograd(winograd):
         for name, result in zip(NAMES, run(FAST, case, x, weight, dout), strict=True):
             assert (result == 0).all(), name
 
@@ -569,7 +563,7 @@ def test_winograd_computes_what_it_saves_something_on(size, stride, same):
     """
     case = (16, size, size, 64), 128, 3, 3, stride, 1
     arrays = make(case)
-    with conv2d_module.switch_winograd(False):
+    with table.switch_winograd(False):
         direct = run(FAST, case, *arrays)
     forward_and_input_grad = [*zip(NAMES, run(FAST, case, *arrays), direct, strict=True)][:2]
     for name, got, plain in forward_and_input_grad:
@@ -622,40 +616,68 @@ def test_winograd_points_amplify_rounding_as_little_as_any():
 @pytest.mark.parametrize("side, tiles", [(7, False), (8, False), (9, True)])
 def test_winograd_is_not_for_a_picture_of_four_tiles(side, tiles):
     x, weight, _ = make(((1, side, side, 16), 16, 3, 3, 1, 1))
-    with conv2d_module.switch_winograd(False):
+    with table.switch_winograd(False):
         direct = FAST.conv2d(x, weight, padding=1)
     assert (FAST.conv2d(x, weight, padding=1) != direct).any() == tiles
 
 
-@pytest.mark.parametrize(
-    "case, kernels",
-    [
-        (((4, 14, 14, 64), 128, 3, 3, 2, 1), ("strided", "strided", "strided")),
-        (((4, 14, 14, 48), 256, 3, 3, 2, 1), ("direct", "strided", "direct")),
-        (((4, 14, 14, 256), 96, 3, 3, 2, 1), ("direct", "strided", "direct")),
-        (((3, 14, 14, 64), 128, 3, 3, 2, 1), ("direct", "strided", "direct")),
-        (((4, 10, 10, 64), 128, 3, 3, 2, 1), ("direct", "direct", "direct")),
-        (((4, 10, 56, 64), 128, 3, 3, 2, 1), ("strided", "strided", "strided")),
-        (((4, 14, 14, 64), 128, 3, 3, 2, 0), ("direct", "direct", "direct")),
-    ],
-    ids=str,
-)
-def test_where_winograd_with_stride_2_is_used(case, kernels):
-    x, weight, dout = make(case)
-    options = {"stride": 2, "padding": case[5]}
-    calls = [
-        lambda: FAST.conv2d(x, weight, **options),
-        lambda: FAST.conv2d_input_grad(dout, weight, x.shape, **options),
-        lambda: FAST.conv2d_weight_grad(dout, x, weight.shape, **options),
-    ]
-    for call, expected in zip(calls, kernels, strict=True):
-        started = []
-        threads.listeners.append(lambda kernel, to=started: to.append(kernel.__module__))
-        try:
-            call()
-        finally:
-            threads.listeners.pop()
-        assert any(".winograd.strided." in module for module in started) == (expected == "strided")
+# What is chosen for forward, input gradient and weight gradient.
+STRIDE_2, GEMM = "Winograd with stride 2", "implicit GEMM"
+CHOICES = [
+    (((16, 224, 224, 3), 64, 7, 7, 2, 3), ("Winograd stem", GEMM, "Winograd stem")),
+    (((16, 32, 32, 3), 16, 3, 3, 1, 1), ("few channels", "Winograd", "few channels")),
+    (((16, 2, 2, 512), 512, 3, 3, 1, 1), ("whole maps", "whole maps", "whole maps")),
+    (((3, 2, 2, 512), 512, 3, 3, 1, 1), (GEMM, GEMM, GEMM)),  # too few pictures
+    (((16, 14, 14, 256), 256, 3, 3, 1, 1), ("Winograd", "Winograd", "Winograd")),
+    (((1, 7, 7, 512), 512, 3, 3, 1, 1), (GEMM, "Winograd", "Winograd")),  # too few tiles
+    (((16, 3, 3, 64), 64, 3, 3, 1, 1), ("Winograd", "Winograd", GEMM)),  # smaller than a tile
+    (((16, 56, 56, 64), 256, 1, 1, 1, 0), (GEMM, GEMM, GEMM)),
+    (((4, 14, 14, 64), 128, 3, 3, 2, 1), (STRIDE_2, STRIDE_2, STRIDE_2)),
+    (((4, 14, 14, 48), 256, 3, 3, 2, 1), (GEMM, STRIDE_2, GEMM)),
+    (((4, 14, 14, 256), 96, 3, 3, 2, 1), (GEMM, STRIDE_2, GEMM)),
+    (((3, 14, 14, 64), 128, 3, 3, 2, 1), (GEMM, STRIDE_2, GEMM)),
+    (((4, 10, 10, 64), 128, 3, 3, 2, 1), (GEMM, GEMM, GEMM)),
+    (((4, 10, 56, 64), 128, 3, 3, 2, 1), (STRIDE_2, STRIDE_2, STRIDE_2)),
+    (((4, 14, 14, 64), 128, 3, 3, 2, 0), (GEMM, GEMM, GEMM)),
+]
+
+
+@pytest.mark.parametrize("case, algorithms", CHOICES, ids=str)
+def test_which_algorithm_computes(case, algorithms):
+    x_shape, F, R, S, stride, padding = case
+    layer = x_shape, (F, x_shape[3], R, S), stride, padding
+    assert tuple(table.algorithm_of(name, *layer) for name in NAMES) == algorithms
+
+
+def test_each_row_of_the_table_computes_what_it_has():
+    """Among the cases that are compared with the definition; without Winograd where it is off."""
+    chosen = set()
+    for x_shape, F, R, S, stride, padding in CASES:
+        layer = x_shape, (F, x_shape[3], R, S), stride, padding
+        chosen |= {(table.algorithm_of(name, *layer), table.PASS_OF[name]) for name in NAMES}
+        with table.switch_winograd(False):
+            assert not any(table.algorithm_of(name, *layer)[:8] == "Winograd" for name in NAMES)
+    there = {
+        (row.name, what)
+        for row in table.TABLE
+        for what in table.PASS_OF.values()
+        if getattr(row, what) is not None
+    }
+    assert chosen == there
+
+
+def test_a_row_without_what_it_suits_is_an_error(monkeypatch):
+    incomplete = table.TABLE[-1]._replace(name="mine", input_grad=None)
+    monkeypatch.setattr(table, "TABLE", (incomplete,))
+    layer = table.Layer((7, 6, 5, 16), (16, 16, 3, 3), (7, 6, 5, 16), 1, 1)
+    assert table.choose("forward", layer, True) is incomplete
+    with pytest.raises(TypeError, match=r"'mine' says .* suits input_grad .* no input_grad"):
+        table.choose("input_grad", layer, True)
+    monkeypatch.setattr(table, "TABLE", (incomplete._replace(suits=lambda *_: False),))
+    with pytest.raises(TypeError, match=r"no row in .*table\.TABLE suits forward"):
+        table.choose("forward", layer, True)
+    with pytest.raises(TypeError, match="weight_grad"):
+        table.Algorithm("mine", incomplete.suits, incomplete.forward, None)
 
 
 def test_winograd_with_stride_2_amplifies_rounding_less():

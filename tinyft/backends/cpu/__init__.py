@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy import ndarray as Array
 
-from tinyft.backends.cpu.conv import conv2d, gemm
+from tinyft.backends.cpu.conv import gemm, table
 from tinyft.backends.cpu.memory_bound.batch_norm import BatchNorm
 from tinyft.backends.cpu.memory_bound.elementwise import Elementwise
 from tinyft.backends.cpu.memory_bound.measurement import Measurement
@@ -41,17 +41,17 @@ class CpuBackend(BatchNorm, Pooling, Elementwise, Optimizers, Measurement, Backe
 
     def conv2d(self, x, weight, bias=None, *, stride=1, padding=0, residual=None, relu=False):
         options = {"stride": stride, "padding": padding, "residual": residual, "relu": relu}
-        compute = conv2d.conv2d if _fast(x, weight, bias, residual) else super().conv2d
+        compute = table.conv2d if _fast(x, weight, bias, residual) else super().conv2d
         return compute(x, weight, bias, **options)
 
     def conv2d_input_grad(self, dout, weight, x_shape, *, stride, padding):
         fast = _fast(dout, weight)
-        compute = conv2d.conv2d_input_grad if fast else super().conv2d_input_grad
+        compute = table.conv2d_input_grad if fast else super().conv2d_input_grad
         return compute(dout, weight, x_shape, stride=stride, padding=padding)
 
     def conv2d_weight_grad(self, dout, x, weight_shape, *, stride, padding):
         fast = _fast(dout, x)
-        compute = conv2d.conv2d_weight_grad if fast else super().conv2d_weight_grad
+        compute = table.conv2d_weight_grad if fast else super().conv2d_weight_grad
         return compute(dout, x, weight_shape, stride=stride, padding=padding)
 
     def matmul(self, a, b):

@@ -21,15 +21,19 @@ from tinyft import backends
 from tinyft.backends import Backend
 from tinyft.engine.tape import inside_an_op
 
-# Packing and summing up serve every kind of kernel, so they name none.
-_HELPERS = ("gemm", "winograd_transforms")
+_CONVOLVED = {  # the shapes of x and weight, from a convolution's arguments
+    "conv2d": lambda x, weight, *_: (x.shape, weight.shape),
+    "conv2d_input_grad": lambda dout, weight, x_shape: (x_shape, weight.shape),
+    "conv2d_weight_grad": lambda dout, x, weight_shape: (x.shape, weight_shape),
+}
 
 
 @dataclass
 class KernelCall:
     """One call of a backend's method. `started` names the compiled functions, as
-    "winograd.convolve_tiles"; `difference` is set where the reference was asked as well. A kernel
-    that is not `inside_an_op` is an optimizer's, or a picture's.
+    "winograd.convolve_tiles"; `algorithm`, for a convolution on the CPU, the row of the table in
+    tinyft/backends/cpu/conv/table.py; `difference` is set where the reference was asked as well.
+    A kernel that is not `inside_an_op` is an optimizer's, or a picture's.
     """
 
     kernel: str
@@ -37,18 +41,19 @@ class KernelCall:
     started: tuple[str, ...]
     backend: str
     inside_an_op: bool
+    algorithm: str | None = None
     difference: float | None = None
     arguments: tuple | None = field(default=None, repr=False)  # and results, until they are taken
 
     @property
     def by(self) -> str:
-        """What computed: "winograd", "implicit_gemm", ... the module of the compiled functions; or
-        the backend that needs none.
+        """What computed: a convolution's algorithm, as "Winograd"; the module of the compiled
+        functions, as "gemm"; or the backend that needs none.
         """
-        modules = list(dict.fromkeys(name.partition(".")[0] for name in self.started))
-        special = [module for module in modules if module not in _HELPERS]
-        if special or modules:
-            return "+".join(special or modules)
+        if self.algorithm:
+            return self.algorithm
+        if self.started:
+            return "+".join(dict.fromkeys(name.partition(".")[0] for name in self.started))
         return "reference" if self.backend == "cpu" else self.backend
 
     def compare(self) -> None:
@@ -97,6 +102,7 @@ class KernelWatch:
                 tuple(self.started),
                 backend.name,
                 inside_an_op(),
+                _algorithm(name, args, options) if self.started else None,
                 arguments=(args, options, result),
             )
         )
@@ -114,6 +120,16 @@ def _short_name(module: str) -> str:
     """
     parts = module.split(".")[4:] or module.split(".")[-1:]  # below a folder of backends/cpu
     return "_".join(parts[:-1] if parts[-1] == "forward" else parts)
+
+
+def _algorithm(kernel: str, args: tuple, options: dict) -> str | None:
+    """Which algorithm of the CPU backend computed a convolution; None for another kernel."""
+    if kernel not in _CONVOLVED:
+        return None
+    from tinyft.backends.cpu.conv.table import algorithm_of
+
+    window = options.get("stride", 1), options.get("padding", 0)
+    return algorithm_of(kernel, *_CONVOLVED[kernel](*args), *window)
 
 
 class _StandIn:

@@ -153,7 +153,7 @@ def _entry_lines(node: TracedNode) -> list[str]:
 
 
 def kernels(calls: Sequence[KernelCall]) -> str:
-    """What computed: "winograd, winograd_weight_grad"; "numpy" for an op that needs no kernel."""
+    """What computed: "Winograd, implicit GEMM"; "numpy" for an op that needs no kernel."""
     return ", ".join(dict.fromkeys(call.by for call in calls)) or "numpy"
 
 

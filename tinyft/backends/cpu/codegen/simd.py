@@ -36,7 +36,7 @@ at that time, so it writes the instruction once per turn. That is all that is ne
 3. in generators.py, two functions that write longer pieces: the loop above, and small constant
    matrices applied to both sides of a square of vectors (all of Winograd's transforms).
 
-Addresses are not checked here: whoever calls a kernel has checked shapes (conv/conv2d.py).
+Addresses are not checked here: whoever calls a kernel has checked shapes (conv/table.py).
 """
 
 from __future__ import annotations

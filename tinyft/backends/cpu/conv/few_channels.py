@@ -27,15 +27,15 @@ from numpy import ndarray as Array
 from tinyft.backends.cpu.codegen.cache import kernel
 from tinyft.backends.cpu.codegen.simd import BLOCK_ROWS, LANES, REST_ROWS
 from tinyft.backends.cpu.codegen.vectors import seen_from, vload, vmax, vset1, vstore
-from tinyft.backends.cpu.conv.gemm import copy_to_panels, multiply, round_up, sum_parts
+from tinyft.backends.cpu.conv.gemm import copy_to_panels, multiply, sum_parts
 from tinyft.backends.cpu.conv.implicit_gemm.forward import (
-    Epilogue,
     Taps,
     packed_weight,
     window_taps,
     windows,
 )
 from tinyft.backends.cpu.conv.implicit_gemm.weight_grad import sum_windows
+from tinyft.backends.cpu.conv.layer import FEW_CHANNELS, INPUT_GRAD, Epilogue, Layer, round_up
 from tinyft.backends.cpu.runtime import threads
 from tinyft.backends.cpu.runtime.work_stealing import next_item
 
@@ -119,6 +119,11 @@ def multiply_rows_in_place_transposed(share, work, x, stride, dout, R, rows, par
                     line - start, 0, ahead,
                 )  # fmt: skip
         part = next_item(share, parts)
+
+
+def suits(what: str, layer: Layer) -> bool:
+    """Whether so few channels are read as they are."""
+    return what != INPUT_GRAD and layer.weight[1] <= FEW_CHANNELS
 
 
 def with_border(x: Array, padding: int) -> Array:

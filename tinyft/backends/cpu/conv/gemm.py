@@ -39,6 +39,7 @@ from tinyft.backends.cpu.codegen.simd import (
     REST_ROWS,
 )
 from tinyft.backends.cpu.codegen.vectors import vload, vstore, vtranspose
+from tinyft.backends.cpu.conv.layer import copied, padded, round_up
 from tinyft.backends.cpu.runtime import packed_weights as prepared
 from tinyft.backends.cpu.runtime import threads, workspace
 from tinyft.backends.cpu.runtime.work_stealing import next_item, next_start
@@ -48,11 +49,6 @@ SAME_SET = 1024  # floats; so far apart lines fall into one set of the L1 cache
 IN_L2 = 1 << 18  # floats (1 MiB) of B that are still in L2 when the next rows of A need them
 ROWS_PER_ITEM = 8 * BLOCK_ROWS  # 96 rows of A with AVX-512: some 200 KiB at K = 512
 SHORT_SUM = 32  # products that are added up in registers before they join the rest of their sum
-
-
-def round_up(number: int, multiple: int) -> int:
-    """The next multiple."""
-    return -(-number // multiple) * multiple
 
 
 @helper
@@ -292,26 +288,3 @@ def _pack_matrix(b: Array) -> Array:
     if b.T.flags.c_contiguous and K % LANES == 0:
         return pack(padded(b.T, (full, K))[None, None], one_place, True, "packed b")
     return pack(padded(b, (K, full))[None, None], one_place, False, "packed b")
-
-
-# ------------------------------------------------------------- what the kernels take: plain arrays
-
-
-def padded(array: Array, shape: tuple[int, ...]) -> Array:
-    """`array` as the kernels take it (C-contiguous, aligned, writable: one compiled version each),
-    with zeros up to `shape`; itself where it is so already.
-    """
-    if array.shape == shape and array.flags.carray:
-        return np.asarray(array)
-    out = workspace.empty(shape)
-    if array.shape != shape:
-        out.fill(0)
-    out[tuple(slice(size) for size in array.shape)] = array
-    return out
-
-
-def copied(array: Array) -> Array:
-    """A C-contiguous copy."""
-    out = workspace.empty(array.shape)
-    out[...] = array
-    return out

@@ -31,10 +31,11 @@ from numpy import ndarray as Array
 from tinyft.backends.cpu.codegen.cache import kernel
 from tinyft.backends.cpu.codegen.simd import LANES, PANEL, REST_ROWS
 from tinyft.backends.cpu.codegen.vectors import vfma, vload, vmax, vset1, vstore
-from tinyft.backends.cpu.conv.gemm import ROWS_PER_ITEM, multiply, pack, padded, round_up
+from tinyft.backends.cpu.conv.gemm import ROWS_PER_ITEM, multiply, pack
 from tinyft.backends.cpu.conv.implicit_gemm import forward as implicit_gemm
 from tinyft.backends.cpu.conv.implicit_gemm import weight_grad as implicit_weight_grad
-from tinyft.backends.cpu.conv.implicit_gemm.forward import Epilogue, packed_weight, window_taps
+from tinyft.backends.cpu.conv.implicit_gemm.forward import packed_weight, window_taps
+from tinyft.backends.cpu.conv.layer import Epilogue, Layer, padded, round_up
 from tinyft.backends.cpu.runtime import threads, workspace
 from tinyft.backends.cpu.runtime.work_stealing import next_item
 
@@ -110,14 +111,13 @@ def multiply_pairs(share, x, packed, packed_rows, dweight, pairs, starts):
         item = next_item(share, items)
 
 
-@functools.lru_cache(maxsize=256)
-def suits(x_shape: tuple[int, ...], R: int, S: int, stride: int, padding: int) -> bool:
+def suits(what: str, layer: Layer) -> bool:
     """Whether all windows reach over the whole picture, each place of them meets it, and there are
     as many pictures as a register block has rows at least: for one, windows are 1.1 to 1.6 times as
     fast.
     """
-    N, H, W, _ = x_shape
-    sees_all = stride == 1 and padding > 0 and H + padding == R and W + padding == S
+    (N, H, W, _), (_, _, R, S), padding = layer.x, layer.weight, layer.padding
+    sees_all = layer.stride == 1 and padding > 0 and H + padding == R and W + padding == S
     return sees_all and N >= REST_ROWS
 
 
@@ -143,16 +143,18 @@ def pairs_of_taps(R: int, S: int, padding: int) -> tuple[Array, Array]:
     return pairs, np.cumsum([0, *map(len, found)])
 
 
-def forward(x: Array, weight: Array, y: Array, epilogue: Epilogue, padding: int) -> None:
+def forward(
+    x: Array, weight: Array, y: Array, epilogue: Epilogue, stride: int, padding: int
+) -> None:
     """y (N, P, Q, F) from x (N, H, W, C), weight (R, S, C, F); C and F multiples of LANES."""
     R, S, C, _ = weight.shape
     packed = packed_weight(weight, window_taps(R, S, padding))
     taps = tap_table(R, S, padding)
     if not _multiply_maps(x, packed, R * S * C, taps, y, epilogue):
-        implicit_gemm.forward(x, weight, y, epilogue, 1, padding)
+        implicit_gemm.forward(x, weight, y, epilogue, stride, padding)
 
 
-def input_grad(dout: Array, weight: Array, dx: Array, padding: int) -> None:
+def input_grad(dout: Array, weight: Array, dx: Array, stride: int, padding: int) -> None:
     """dx (N, H, W, C) from dout (N, P, Q, F), weight (R, S, C, F); C and F multiples of LANES."""
     R, S, _, F = weight.shape
     packed = pack(weight, np.arange(R * S), True, "packed weight")
@@ -178,12 +180,12 @@ def _multiply_maps(x, packed, packed_rows, taps, y, epilogue) -> bool:
     return not zeros.any()
 
 
-def weight_grad(dout: Array, x: Array, dweight: Array, padding: int) -> None:
+def weight_grad(dout: Array, x: Array, dweight: Array, stride: int, padding: int) -> None:
     """dweight (R, S, C, F) from dout (N, P, Q, F), x (N, H, W, C); C and F multiples of LANES."""
     R, S, C, F = dweight.shape
     N, P, Q, _ = dout.shape
     if not np.isfinite(dout).all():
-        implicit_weight_grad.weight_grad(dout, x, dweight, 1, padding)
+        implicit_weight_grad.weight_grad(dout, x, dweight, stride, padding)
         return
     results = np.ascontiguousarray(dout.transpose(1, 2, 0, 3))  # (P, Q, N, F)
     packed = pack(results, np.arange(P * Q), False, "packed dout")

@@ -32,8 +32,9 @@ from numpy import ndarray as Array
 from tinyft.backends.cpu.codegen.cache import helper, kernel
 from tinyft.backends.cpu.codegen.simd import BLOCK_ROWS, LANES, REST_ROWS
 from tinyft.backends.cpu.codegen.vectors import finish_streams, vload, vmax, vput, vset1, vstore
-from tinyft.backends.cpu.conv.gemm import multiply, next_panel, pack, round_up, row_apart
-from tinyft.backends.cpu.memory_bound.arrays import LOWEST, ZERO, large
+from tinyft.backends.cpu.conv.gemm import multiply, next_panel, pack, row_apart
+from tinyft.backends.cpu.conv.layer import Epilogue, Layer, round_up
+from tinyft.backends.cpu.memory_bound.arrays import large
 from tinyft.backends.cpu.runtime import packed_weights as prepared
 from tinyft.backends.cpu.runtime import threads
 from tinyft.backends.cpu.runtime.work_stealing import next_start
@@ -137,30 +138,6 @@ def clear(share, x):
         start = next_start(share, CLEARED, x.size)
 
 
-@functools.lru_cache(maxsize=64)
-def _zeros(count: int) -> Array:
-    """What no bias adds; no kernel writes to it."""
-    return np.zeros(count, np.float32)
-
-
-class Epilogue(NamedTuple):
-    """What is done to the results on their way to memory: max(y + bias + residual, low)."""
-
-    bias: Array | None = None
-    residual: Array | None = None
-    relu: bool = False
-
-    @property
-    def empty(self) -> bool:
-        return self.bias is None and self.residual is None and not self.relu
-
-    def arguments(self, y: Array) -> tuple:
-        """bias, residual, has_residual, low: what kernels take, whether there is one or not."""
-        bias = _zeros(y.shape[3]) if self.bias is None else self.bias
-        residual = y if self.residual is None else self.residual
-        return bias, residual, int(self.residual is not None), ZERO if self.relu else LOWEST
-
-
 class Taps(NamedTuple):
     """Places of a kernel: their numbers r * S + s, and how far they are from the window's start."""
 
@@ -207,6 +184,11 @@ def packed_weight(weight: Array, taps: Taps) -> Array:
     """All places of a kernel as packed panels, for the forward pass."""
     name = "packed weight"
     return prepared.keep(weight, name, lambda: pack(weight, taps.numbers, False, name))
+
+
+def suits(what: str, layer: Layer) -> bool:
+    """True: it computes any convolution."""
+    return True
 
 
 def forward(

@@ -26,11 +26,11 @@ from tinyft.backends.cpu.codegen.vectors import seen_from
 from tinyft.backends.cpu.conv.gemm import (
     copy_to_panels,
     multiply_ahead,
-    round_up,
     row_apart,
     sum_parts,
 )
 from tinyft.backends.cpu.conv.implicit_gemm.forward import Taps, gather, window_taps
+from tinyft.backends.cpu.conv.layer import round_up
 from tinyft.backends.cpu.runtime import threads
 from tinyft.backends.cpu.runtime.work_stealing import next_item
 

@@ -42,8 +42,15 @@ from numpy import ndarray as Array
 from tinyft.backends.cpu.codegen.cache import helper, kernel
 from tinyft.backends.cpu.codegen.simd import LANES, PANEL, REST_ROWS
 from tinyft.backends.cpu.codegen.vectors import finish_streams, seen_from, vset1, vstore
-from tinyft.backends.cpu.conv.gemm import multiply, next_panel, round_up
-from tinyft.backends.cpu.conv.implicit_gemm.forward import Epilogue
+from tinyft.backends.cpu.conv.gemm import multiply, next_panel
+from tinyft.backends.cpu.conv.layer import (
+    FORWARD,
+    INPUT_GRAD,
+    WEIGHT_GRAD,
+    Epilogue,
+    Layer,
+    round_up,
+)
 from tinyft.backends.cpu.conv.winograd.tiles import (
     TILE,
     VALUES,
@@ -178,33 +185,40 @@ def convolve_filters(
         first = next_start(share, PANEL, F)
 
 
-@functools.lru_cache(maxsize=256)
-def suits(R: int, S: int, stride: int, padding: int, map_shape: tuple[int, ...]) -> bool:
-    """Whether this is what the tiles are made for, and they save something on results (N, rows,
-    columns, channels): they reach beyond a small map. On 2 x 2 results the direct kernel is 1.1 to
-    1.5 times as fast, and five times as exact.
+def suits(what: str, layer: Layer) -> bool:
+    """Whether this is what the tiles are made for, and they save something: they reach beyond a
+    small map. On 2 x 2 results the direct kernel is 1.1 to 1.5 times as fast, five times as exact.
+
+    Forward, so many tiles have to be worth the transformed filters, which are four times as many
+    numbers as the weights: with 4 of 7x7 pixels ResNet-18 takes 14 % longer for a picture, and 66 %
+    for one of 96 pixels. A weight gradient on a map smaller than a tile adds up so few products
+    that a plain sum is five times as exact.
     """
-    if not (R == S == 3 and stride == 1 and padding <= 2):
+    if not (layer.weight[2:] == (3, 3) and layer.stride == 1 and layer.padding <= 2):
         return False
-    _, rows, columns, _ = map_shape
+    rows, columns = (layer.x if what == INPUT_GRAD else layer.out)[1:3]
     tiles = -(-rows // TILE) * -(-columns // TILE)
-    return 9 * rows * columns > VALUES * tiles  # multiplications per pair of channels
+    if 9 * rows * columns <= VALUES * tiles:  # multiplications per pair of channels
+        return False
+    if what == FORWARD and tile_count(layer.out) < LEAST_TILES:
+        return False
+    return what != WEIGHT_GRAD or min(rows, columns) >= TILE
 
 
-def pays(out_shape: tuple[int, ...]) -> bool:
-    """Whether so many tiles are worth the transformed filters, which are four times as many numbers
-    as the weights: with 4 of 7x7 pixels ResNet-18 takes 14 % longer for a picture, and 66 % for one
-    of 96 pixels.
-    """
-    return tile_count(out_shape) >= LEAST_TILES
-
-
-def convolve(
-    x: Array, weight: Array, y: Array, epilogue: Epilogue, turned: bool, padding: int
+def forward(
+    x: Array, weight: Array, y: Array, epilogue: Epilogue, stride: int, padding: int
 ) -> None:
-    """y (N, P, Q, F) from x (N, H, W, C), weight (3, 3, C, F). turned: the input gradient, x is
-    dout and y is dx, weight (3, 3, F, C). C and F are multiples of LANES.
-    """
+    """y (N, P, Q, F) from x (N, H, W, C), weight (3, 3, C, F); C and F multiples of LANES."""
+    _convolve(x, weight, y, epilogue, False, padding)
+
+
+def input_grad(dout: Array, weight: Array, dx: Array, stride: int, padding: int) -> None:
+    """dx (N, H, W, C) from dout (N, P, Q, F), weight (3, 3, C, F); C and F multiples of LANES."""
+    _convolve(dout, weight, dx, Epilogue(), True, 2 - padding)
+
+
+def _convolve(x, weight, y, epilogue, turned, padding):
+    """forward, with its names; turned: the input gradient, weight (3, 3, F, C)."""
     C, F = x.shape[3], y.shape[3]
     bias, residual, has_residual, low = epilogue.arguments(y)
     rest = (bias, residual.reshape(-1), has_residual, low)

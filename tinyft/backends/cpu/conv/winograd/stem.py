@@ -42,8 +42,6 @@ over the gradients of a filter's rows of one phase.
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 from numpy import ndarray as Array
 
@@ -59,8 +57,9 @@ from tinyft.backends.cpu.codegen.vectors import (
     vset1,
     vstore,
 )
-from tinyft.backends.cpu.conv.gemm import multiply, panel_offset, round_up, sum_parts
-from tinyft.backends.cpu.conv.implicit_gemm.forward import Epilogue
+from tinyft.backends.cpu.conv import few_channels
+from tinyft.backends.cpu.conv.gemm import multiply, panel_offset, sum_parts
+from tinyft.backends.cpu.conv.layer import Epilogue, Layer, round_up
 from tinyft.backends.cpu.conv.winograd.tiles import TILE
 from tinyft.backends.cpu.conv.winograd.transforms import odd_lines, winograd_matrices
 from tinyft.backends.cpu.memory_bound.arrays import large
@@ -242,13 +241,14 @@ def count_products(R: int, stride: int) -> int:
     return (VALUES - 1) * stride + (R - 1) % stride + 1
 
 
-@functools.lru_cache(maxsize=256)
-def suits(R: int, stride: int, x_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> bool:
-    """Whether this is what the tiles are made for, a line fills a register (its last one overlaps
-    the one before), and the tiles save something: they reach beyond a low map (N, P, Q, F).
+def suits(what: str, layer: Layer) -> bool:
+    """Whether channels are few, this is what the tiles are made for, a line fills a register (its
+    last one overlaps the one before), and the tiles save something: they reach beyond a low map.
     """
-    _, _, W, C = x_shape
-    P = out_shape[1]
+    (_, C, R, _), stride = layer.weight, layer.stride
+    W, P = layer.x[2], layer.out[1]
+    if not few_channels.suits(what, layer):
+        return False
     if -(-R // stride) != TAPS or W * C < LANES:
         return False
     return -(-P // TILE) * count_products(R, stride) < P * R

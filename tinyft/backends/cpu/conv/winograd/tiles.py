@@ -33,7 +33,7 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu.codegen.cache import helper
 from tinyft.backends.cpu.codegen.simd import BLOCK_ROWS, REST_ROWS
-from tinyft.backends.cpu.conv.gemm import round_up
+from tinyft.backends.cpu.conv.layer import round_up
 
 TILE = 4  # results of a tile in each direction
 WINDOW = 6  # inputs of a tile in each direction

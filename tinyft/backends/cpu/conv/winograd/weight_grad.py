@@ -37,7 +37,6 @@ from tinyft.backends.cpu.codegen.cache import helper, kernel
 from tinyft.backends.cpu.codegen.simd import LANES
 from tinyft.backends.cpu.codegen.vectors import seen_from, vset1, vstore
 from tinyft.backends.cpu.conv.gemm import multiply, panel_offset, sum_parts
-from tinyft.backends.cpu.conv.winograd import forward as winograd
 from tinyft.backends.cpu.conv.winograd.tiles import (
     TILE,
     VALUES,
@@ -220,15 +219,7 @@ def multiply_blocks(
         item = next_item(share, items)
 
 
-@functools.lru_cache(maxsize=256)
-def suits(R: int, S: int, stride: int, padding: int, out_shape: tuple[int, ...]) -> bool:
-    """Whether tiles save something here. A map smaller than a tile adds up so few products that a
-    plain sum is five times as exact.
-    """
-    return winograd.suits(R, S, stride, padding, out_shape) and min(out_shape[1:3]) >= TILE
-
-
-def weight_grad(dout: Array, x: Array, dweight: Array, padding: int) -> None:
+def weight_grad(dout: Array, x: Array, dweight: Array, stride: int, padding: int) -> None:
     """dweight (3, 3, C, F) from dout (N, P, Q, F), x (N, H, W, C); C and F multiples of LANES."""
     C, F = dweight.shape[2:]
     compute = _by_parts if C * F <= FEW_WEIGHTS else _by_blocks

@@ -54,8 +54,8 @@ from tinyft.backends.cpu.codegen.cache import kernel
 from tinyft.backends.cpu.codegen.generators import make_two_sided_transform
 from tinyft.backends.cpu.codegen.simd import LANES, PANEL, REST_ROWS
 from tinyft.backends.cpu.codegen.vectors import finish_streams, vset1, vstore
-from tinyft.backends.cpu.conv.gemm import LINE, multiply, round_up
-from tinyft.backends.cpu.conv.implicit_gemm.forward import Epilogue
+from tinyft.backends.cpu.conv.gemm import LINE, multiply
+from tinyft.backends.cpu.conv.layer import INPUT_GRAD, Epilogue, Layer, round_up
 from tinyft.backends.cpu.conv.winograd.forward import whole_blocks
 from tinyft.backends.cpu.conv.winograd.tiles import (
     TILE,
@@ -94,26 +94,25 @@ LEAST_TILES = 16  # of the whole batch
 MUST_SAVE = 1.4  # times as many multiplications: 1.15 (10x10 pixels) are 5 to 11 % slower, 1.65 pay
 
 
-@functools.lru_cache(maxsize=256)
-def suits(R: int, S: int, stride: int, padding: int, out_shape: tuple[int, ...]) -> bool:
-    """Whether this is what the tiles are made for, and they do not reach too far beyond the results
-    (N, P, Q, F), as on 2 x 2 or 5 x 5.
+def suits(what: str, layer: Layer) -> bool:
+    """Whether this is what the tiles are made for, and they do not reach too far beyond the
+    results, as on 2 x 2 or 5 x 5.
+
+    But for the input gradient, enough products with each number of x have to be worth its
+    transform: 32 or 256 channels and 64 filters are 3 to 26 % slower. And enough tiles those of the
+    filters: 4 tiles of 14x14 pixels are up to twice as slow.
     """
-    if not (R == S == 3 and stride == 2 and padding == 1):
+    F, C, R, S = layer.weight
+    if not (R == S == 3 and layer.stride == 2 and layer.padding == 1):
         return False
     products = 1
-    for size in out_shape[1:3]:
+    for size in layer.out[1:3]:
         _, is_short = tiles_along(size)  # a tile of 3 results has 7 products
         products *= SPLIT * len(is_short) - 2 * is_short.sum()
-    return 9 * out_shape[1] * out_shape[2] > MUST_SAVE * products
-
-
-def pays(C: int, out_shape: tuple[int, ...]) -> bool:
-    """Whether so many products with each number of x are worth its transform: 32 or 256 channels
-    and 64 filters are 3 to 26 % slower. And whether so many tiles are worth those of the filters: 4
-    tiles of 14x14 pixels are up to twice as slow.
-    """
-    return C >= 64 and out_shape[3] >= 128 and tile_count(out_shape) >= LEAST_TILES
+    if 9 * layer.out[1] * layer.out[2] <= MUST_SAVE * products:
+        return False
+    many = round_up(C, LANES) >= 64 and round_up(F, LANES) >= 128
+    return what == INPUT_GRAD or (many and tile_count(layer.out) >= LEAST_TILES)
 
 
 def split_inputs(matrix: Array) -> Array:
@@ -262,10 +261,20 @@ def convolve_windows(
     finish_streams()
 
 
-def convolve(x: Array, weight: Array, y: Array, epilogue: Epilogue, turned: bool) -> None:
-    """y (N, P, Q, F) from x (N, H, W, C), weight (3, 3, C, F). turned: the input gradient, x is
-    dout and y is dx, weight (3, 3, F, C). C and F are multiples of LANES.
-    """
+def forward(
+    x: Array, weight: Array, y: Array, epilogue: Epilogue, stride: int, padding: int
+) -> None:
+    """y (N, P, Q, F) from x (N, H, W, C), weight (3, 3, C, F); C and F multiples of LANES."""
+    _convolve(x, weight, y, epilogue, False)
+
+
+def input_grad(dout: Array, weight: Array, dx: Array, stride: int, padding: int) -> None:
+    """dx (N, H, W, C) from dout (N, P, Q, F), weight (3, 3, C, F); C and F multiples of LANES."""
+    _convolve(dout, weight, dx, Epilogue(), True)
+
+
+def _convolve(x, weight, y, epilogue, turned):
+    """forward, with its names; turned: the input gradient, weight (3, 3, F, C)."""
     C = x.shape[3]
     size, places, bounds, per_round, items = _rounds(C, y.shape, turned)
     bias, residual, has_residual, low = epilogue.arguments(y)

@@ -112,7 +112,7 @@ def multiply_groups(
         item = next_item(share, items)
 
 
-def weight_grad(dout: Array, x: Array, dweight: Array) -> None:
+def weight_grad(dout: Array, x: Array, dweight: Array, stride: int, padding: int) -> None:
     """dweight (3, 3, C, F) from dout (N, P, Q, F), x (N, H, W, C); C and F multiples of LANES."""
     C, F = dweight.shape[2:]
     places, bounds = sorted_tiles(*dout.shape[:3])
