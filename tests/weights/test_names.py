@@ -7,8 +7,8 @@ import pytest
 from tinyft.errors import WeightsError
 from tinyft.weights import LoadReport, compare
 from tinyft.weights.names import find_state_dict, strip_prefixes, to_torchvision_names
-from tinyft.weights.torch.allowed_names import Inert
 from tinyft.weights.torch.tensors import Storage, StoredTensor
+from tinyft.weights.torch.unpickler import Inert
 
 TENSOR = StoredTensor(Storage("Float", "0", 4), 0, (4,), (1,))
 STATE = {"conv1.weight": TENSOR, "bn1.weight": TENSOR}

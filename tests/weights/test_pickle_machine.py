@@ -14,15 +14,11 @@ import pytest
 from torch_assembler import Call, Global, program, whole
 
 from tinyft.errors import WeightsError
-from tinyft.weights.torch.allowed_names import Inert
-from tinyft.weights.torch.unpickler import execute, scan
+from tinyft.weights.torch.unpickler import Inert, unpickle
 
 
 def read(data: bytes, ignore_unknown: bool = False):
-    stream = io.BytesIO(data)
-    scan(stream, ignore_unknown)
-    stream.seek(0)
-    return execute(stream, lambda identity: identity)
+    return unpickle(io.BytesIO(data), lambda identity: identity, ignore_unknown)
 
 
 @pytest.mark.parametrize(

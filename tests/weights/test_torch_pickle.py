@@ -24,9 +24,8 @@ from torch_assembler import (
 )
 
 from tinyft.errors import WeightsError
-from tinyft.weights.torch.allowed_names import Inert
-from tinyft.weights.torch.checkpoint import open_checkpoint
-from tinyft.weights.torch.zip_file import ZipFile
+from tinyft.weights.torch.checkpoint import ZipCheckpoint, open_checkpoint
+from tinyft.weights.torch.unpickler import Inert
 
 TWELVE = np.arange(12, dtype="<f4")
 
@@ -146,8 +145,8 @@ def test_other_packings_of_zip_are_refused(method, number):
 def test_a_storage_of_many_small_tensors_is_read_once(monkeypatch):
     parts = {str(i): tensor(storage("0", "Float", 12), i, (1,), (1,)) for i in range(12)}
     data, reads = zip_bytes(parts, {"0": TWELVE.tobytes()}), []
-    original = ZipFile.read
-    monkeypatch.setattr(ZipFile, "read", lambda *args: reads.append(args) or original(*args))
+    original = ZipCheckpoint.read
+    monkeypatch.setattr(ZipCheckpoint, "read", lambda *args: reads.append(args) or original(*args))
     assert [found[0] for found in read(data).values()] == list(range(12))
     assert len(reads) == 1
 

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from tinyft.errors import WeightsError
 from tinyft.weights.report import LoadReport
-from tinyft.weights.torch.allowed_names import Inert, describe
 from tinyft.weights.torch.tensors import StoredTensor
+from tinyft.weights.torch.unpickler import Inert, describe
 
 T = TypeVar("T")
 Shape = tuple[int, ...]
