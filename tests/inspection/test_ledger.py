@@ -20,7 +20,8 @@ from tinyft.errors import RunError
 from tinyft.finetune.optim import SGD
 from tinyft.finetune.run.folder import Run
 from tinyft.finetune.run.resume import resume
-from tinyft.inspection.ledger.rows import EPOCH_LAYER_COLUMNS, LAYER_COLUMNS, epoch_layer_rows
+from tinyft.inspection.ledger.ledger import epoch_layer_rows
+from tinyft.inspection.ledger.reading import EPOCH_LAYER_COLUMNS, LAYER_COLUMNS
 
 ROOT = Path(__file__).parents[2]
 

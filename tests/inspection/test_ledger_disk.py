@@ -20,7 +20,7 @@ from tinyft.errors import RunError
 from tinyft.finetune.run.folder import Run
 from tinyft.finetune.run.resume import resume
 from tinyft.inspection.ledger import file as ledger_file
-from tinyft.inspection.ledger import rows as ledger_rows
+from tinyft.inspection.ledger import reading as ledger_reading
 from tinyft.inspection.ledger.file import LedgerFile, Table
 from tinyft.inspection.ledger.reading import LedgerReading
 
@@ -258,7 +258,7 @@ def parts(tmp_path_factory) -> tuple[dict, list[bytes]]:
     learner = small_learner(small_data(size=12))
     learner.execute(learner.plan(1), observers=[ft.Ledger(path)])
     head, _, data = (path / "ledger.bin").read_bytes().split(b"\n", 2)
-    tables = ledger_rows.layout(json.loads(head)["description"])
+    tables = ledger_reading.layout(json.loads(head)["description"])
     sizes = {n.encode(): ledger_file._dtype(of).itemsize + 12 for n, of in tables.items()}
     records = []
     while data:
@@ -275,7 +275,7 @@ def test_a_description_of_another_ledger_is_told(parts):
             changed = head | {"description": head["description"] | {name: value}}
             whole = sealed(json.dumps(changed).encode(), records)
             with pytest.raises(RunError, match="is damaged"):
-                LedgerReading.of(ledger_file.parse(whole, ledger_rows.layout))
+                LedgerReading.of(ledger_file.parse(whole, ledger_reading.layout))
 
 
 def test_crafted_records_do_no_harm(parts):
@@ -295,7 +295,7 @@ def test_crafted_records_do_no_harm(parts):
         whole = sealed(head, crafted[: draw.integers(1, len(crafted) + 1)])
         with np.errstate(all="ignore"):
             try:
-                look_at(LedgerReading.of(ledger_file.parse(whole, ledger_rows.layout)))
+                look_at(LedgerReading.of(ledger_file.parse(whole, ledger_reading.layout)))
                 read += 1
             except RunError as error:
                 assert "damaged" in str(error)

@@ -32,8 +32,7 @@ REASONS = ("gradient", "weight decay", "momentum", "running statistics", "unknow
 COLUMNS = ("identical", "distance", "largest", "relative", *REASONS)
 
 FROM_ZERO = "from 0"  # how far: no size before to compare with
-# A float32 weight that is only scaled is off by roundings; c has to be told from them.
-ROUNDING = 2.0**-23
+ROUNDING = 2.0**-23  # of a float32 weight that is only scaled; a move has to be told from it
 PROPORTIONAL = 0.01  # of the distance: what may be left of a move that is called pure decay
 
 
@@ -67,7 +66,7 @@ def snapshot(model: Module | Learner) -> Before:
 
 
 def changed(before: Before, model: Module | Learner, optimizer: Optimizer | None = None) -> Changes:
-    """What moved since the snapshot, how far, and why.
+    """Compare a network with its snapshot: what moved, how far, and why.
 
     Why is read off the weights: a parameter that needs no gradient has decayed (then it is a
     multiple of itself) or was carried on by momentum. One that needed a gradient when the snapshot
@@ -160,9 +159,7 @@ class Changes:
         return [t for t in self.tensors if not t.identical]
 
     def diagnosis(self) -> list[str]:
-        """What a user who froze layers should know, a sentence each; empty if nothing moved that
-        got no gradient.
-        """
+        """Tell a user who froze layers what moved without a gradient, a sentence each."""
         found = []
         carried = [t for t in self.moved if {"weight decay", "momentum"} & set(t.reasons)]
         carried = [t for t in carried if "gradient" not in t.reasons]
@@ -173,7 +170,7 @@ class Changes:
                 "their gradients are zeros instead of None, so it still visits them; when freezing "
                 "them, set grad = None and forget its state"
             )
-        by_name = {t.name: t for t in self.tensors}
+        norms = {_parent(t.name) for t in self.tensors if t.name.endswith(".running_mean")}
         trained = [t.name for t in self.moved if "gradient" in t.reasons]
         statistics = [
             t.name
@@ -185,8 +182,9 @@ class Changes:
                 f"{len(statistics)} running statistics moved in layers where nothing trains: their "
                 'batch norms still follow the batches, as in PyTorch; bn="frozen" stops them'
             )
-        still = {_owner(n) for n, t in by_name.items() if t.identical and _is_weight(n, by_name)}
-        scales = [n for n in trained if _is_norm(n, by_name) and _owner(n) in still]
+        weights = [name for name in self.identical if name.endswith(".weight")]
+        still = {_owner(name) for name in weights if _parent(name) not in norms}
+        scales = [n for n in trained if _parent(n) in norms and _owner(n) in still]
         if scales:
             found.append(
                 f"{len(scales)} scales and shifts of batch norms train beside weights that are "
@@ -213,10 +211,10 @@ class Changes:
     def __str__(self) -> str:
         title = f"{self.title}: " if self.title else ""
         head = f"{title}{len(self.identical)} tensors bit-identical, {len(self.moved)} moved"
-        lines = [
-            f"  {layer:8} {identical + moved:4} {_moved(relative) if moved else '':24}{why}"
-            for layer, identical, moved, relative, why in self.rows()
-        ]
+        lines = []
+        for layer, identical, moved, most, why in self.rows():
+            how = f"moved {most}" if most == FROM_ZERO else f"moved by up to {most}"
+            lines.append(f"  {layer:8} {identical + moved:4} {how if moved else '':24}{why}")
         return "\n".join([head, *lines, *(f"note: {text}" for text in self.diagnosis())])
 
     def _repr_html_(self) -> str:
@@ -241,7 +239,9 @@ def _reasons(
     """Why a parameter moved, if it did: one that needs a gradient now, or did before. Without an
     optimizer to ask, by its weights alone.
     """
-    group = _visiting(optimizer, name)
+    group = None  # with which the optimizer's last step visited the parameter
+    if optimizer is not None and name in optimizer.visited:
+        group = next((group for group in optimizer.groups if name in group.parameters), None)
     decays = group is not None and group.weight_decay * group.lr > 0
     decays = decays and name not in group.undecayed
     by_gradient = ("gradient", "weight decay") if decays else ("gradient",)
@@ -257,16 +257,9 @@ def _reasons(
     return ("momentum",) if optimizer is None else ("unknown",)
 
 
-def _visiting(optimizer: Optimizer | None, name: str) -> Group | None:
-    """The group with which the optimizer's last step visited a parameter; None if it did not."""
-    if optimizer is None or name not in optimizer.visited:
-        return None
-    return next((group for group in optimizer.groups if name in group.parameters), None)
-
-
 def _carries_on(optimizer: Optimizer, group: Group, name: str) -> bool:
-    """Whether what the optimizer remembers moves a parameter that has a gradient of zeros, apart
-    from decay: tried on copies, at a rate at which rounding hides no update.
+    """Would the optimizer's memory move a parameter that has a gradient of zeros, apart from decay?
+    Tried on copies, at a rate at which rounding hides no update.
     """
     parameter = group.parameters[name]
     trial = copy.copy(optimizer)
@@ -275,13 +268,13 @@ def _carries_on(optimizer: Optimizer, group: Group, name: str) -> bool:
     weights.grad = weights.backend.zeros_like(weights.data)
     try:
         trial.update(name, weights, replace(group, lr=1.0 if group.lr else 0.0), 0.0)
-    except NotImplementedError:  # it makes whole steps of its own, and nobody can say
+    except NotImplementedError:  # it makes whole steps of its own
         return False
     return _bits(backends.host(weights.data)) != _bits(backends.host(parameter.data))
 
 
 def _is_multiple(before: np.ndarray, after: np.ndarray) -> bool:
-    """Whether `after` is `before` times a number below 1, but for rounding."""
+    """Is `after` `before` times a factor below 1, but for rounding?"""
     old = np.asarray(before, np.float64).ravel()
     step = np.asarray(after, np.float64).ravel() - old
     shrunk = -float(old @ step) / max(float(old @ old), 1e-300)
@@ -303,10 +296,6 @@ def _most(relative: list[float]) -> str:
     return f"{max(finite):.1e}" if finite else "?" if np.isnan(relative).any() else FROM_ZERO
 
 
-def _moved(most: str) -> str:
-    return f"moved {most}" if most == FROM_ZERO else f"moved by up to {most}"
-
-
 def _parent(name: str) -> str:
     return name.rpartition(".")[0]
 
@@ -315,12 +304,3 @@ def _owner(name: str) -> str:
     """The part of the network: stem, layer1, ..., head."""
     first = name.split(".")[0]
     return "stem" if first in ("conv1", "bn1") else first
-
-
-def _is_norm(name: str, by_name: Mapping[str, TensorChange]) -> bool:
-    """Whether a tensor is a batch norm's."""
-    return f"{_parent(name)}.running_mean" in by_name
-
-
-def _is_weight(name: str, by_name: Mapping[str, TensorChange]) -> bool:
-    return name.endswith(".weight") and not _is_norm(name, by_name)

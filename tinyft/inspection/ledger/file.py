@@ -61,7 +61,7 @@ class Table:
     columns: tuple[str, ...] = ()
 
 
-Records = Mapping[str, Sequence[Table]]  # by a record's name, the tables that it holds a row of
+Records = Mapping[str, Sequence[Table]]  # the tables that a record holds a row of, by its name
 Layout = Callable[[Any], Records]  # the records of a ledger with that description, which it checks
 
 

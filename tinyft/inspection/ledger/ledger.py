@@ -12,15 +12,16 @@ What `read` gives (`LedgerReading`):
     steps        {column: array}. (steps,): step, epoch, phase (number), loss, smooth_loss.
                  (steps, groups): lr, momentum, weight_decay, frozen, gradient_norm,
                  weight_norm_before, weight_norm, update_norm, update_ratio, decay_share, cosine
-                 (of update and negative gradient), moved (numbers that changed), updated (tensors),
-                 weight_dot_update, gradient_dot_update, gradient_dot_weight, decay_norm, rest_norm
+                 (of update and negative gradient), moved (elements that changed), updated
+                 (tensors), weight_dot_update, gradient_dot_update, gradient_dot_weight, decay_norm,
+                 rest_norm
     layers       {column: (steps, parameters) float32}: gradient_norm, weight_norm, update_norm,
                  update_ratio, decay_share, cosine, moved, decay_norm, rest_norm
     epochs       {column: array}. (epochs,): epoch, phase, step (its last), valid_loss,
                  valid_accuracy. (epochs, parameters): the columns of `layers` (root mean squares of
                  norms, means of ratios; weight_norm at the end), lr, momentum, weight_decay, `path`
                  (the sum of the steps' lengths), `distance` from where the epoch began, and
-                 `changed`, how many numbers ended elsewhere (both NaN where a resumed run has lost
+                 `changed`, how many elements ended elsewhere (both NaN where a resumed run has lost
                  the checkpoint of its epoch's start)
     norm_drift   {column: (epochs, norms)}: mean and variance, how far a batch norm's running
                  statistics went in the epoch, and mean_since_start, variance_since_start. A mean
@@ -36,8 +37,10 @@ file.py.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,19 +49,20 @@ import numpy as np
 from tinyft import backends
 from tinyft.display import Displayed, counted
 from tinyft.errors import RunError, TinyftError
+from tinyft.finetune.norms import UpdateSums, total
 from tinyft.inspection.ledger import file as ledger_file
 from tinyft.inspection.ledger.changes import ROUNDING, Before, Changes, TensorChange, snapshot
 from tinyft.inspection.ledger.file import FILE_NAME, LedgerFile
-from tinyft.inspection.ledger.reading import CONTINUES, LedgerReading
-from tinyft.inspection.ledger.rows import (
+from tinyft.inspection.ledger.reading import (
+    CONTINUES,
+    EPOCH_LAYER_COLUMNS,
     GROUP_COLUMNS,
     LAYER_COLUMNS,
-    by_group,
+    RATES,
+    LedgerReading,
     description_of,
-    epoch_layer_rows,
-    group_rows,
-    layer_rows,
     layout,
+    share,
     step_numbers,
 )
 
@@ -110,7 +114,7 @@ class Ledger(Displayed):
         self.path = None if folder is None else Path(folder) / FILE_NAME
         self.file = None
         self.phases = [phase.name for phase in plan.phases]
-        self.norms_of = {name: norm for g in learner.groups for name, norm in g.norms.items()}
+        self.batch_norms = [norm for g in learner.groups for norm in g.norms.values()]
         self.epoch_start: Before | None = snapshot(learner.model)
         self.phase_start: Before | None = self.epoch_start
         self.statistics_at_start = self._statistics()
@@ -124,7 +128,7 @@ class Ledger(Displayed):
         phase = self.phases.index(record.phase)
         ids = np.full(learner.data.batch_size, -1)
         ids[: len(record.ids)] = record.ids
-        groups, layers = group_rows(record, by_group(learner)), layer_rows(learner.updates)
+        groups, layers = _group_rows(learner, record), _layer_rows(learner.updates)
         steps = [record.step, record.epoch, phase, float(record.loss), record.smooth_loss]
         self.file.append("step", steps=steps, groups=groups, ids=ids, layers=layers)
         self.epoch_rows.append((groups, layers))
@@ -157,12 +161,23 @@ class Ledger(Displayed):
         """Which tensors moved in the phase, how far, and why; by the proof's hashes alone where its
         start is not known.
         """
-        reasons = _reasons(learner, self.evidence)
+        causes = np.array(("gradient", "weight decay", "momentum"))
+        names = [name for group in learner.groups for name in group.parameters]
+        of = {n: tuple(causes[row].tolist()) for n, row in zip(names, self.evidence.T, strict=True)}
+        tensors = list(learner.model.state_dict())
+        reasons = {name: of.get(name, ("running statistics",)) for name in tensors}
         now = self.epoch_start  # a phase ends with an epoch
-        if self.phase_start is None:
-            changes = _by_hashes(record, learner, reasons)
-        else:
+        if self.phase_start is not None:
             changes = Changes.between(self.phase_start.arrays, now.arrays, reasons, record.phase)
+        else:
+            moved, unknown = set(record.proof.moved), [float("nan")] * 3
+            found = [
+                TensorChange(name, False, *unknown, reasons[name] or ("unknown",))
+                if name in moved
+                else TensorChange(name, True)
+                for name in tensors
+            ]
+            changes = Changes(tuple(found), record.phase)
         self.file.append("phase", phases=[phase, record.step], tensors=changes.columns())
         self.evidence = False
         self.phase_start = now
@@ -181,9 +196,8 @@ class Ledger(Displayed):
 
     def _statistics(self) -> np.ndarray:
         """Every batch norm's running mean and variance: (2, channels)"""
-        norms = self.norms_of.values()
-        means = [backends.host(norm.running_mean) for norm in norms]
-        variances = [backends.host(norm.running_var) for norm in norms]
+        means = [backends.host(norm.running_mean) for norm in self.batch_norms]
+        variances = [backends.host(norm.running_var) for norm in self.batch_norms]
         return np.array([np.concatenate(means), np.concatenate(variances)])
 
     # ------------------------------------------------------------------------------------- the file
@@ -244,6 +258,59 @@ class Ledger(Displayed):
             self.phase_start = self.epoch_start if phase == epoch else start_of(phase)
 
 
+# -------------------------------------------------------------------------------------------- rows
+
+
+def _group_rows(learner: Learner, record: StepRecord) -> np.ndarray:
+    """(columns, groups). Raises: ValueError if the step was not measured"""
+    if learner.updates is None:
+        raise ValueError("a ledger needs norms: make the steps by learner.steps(plan, norms=True)")
+    rows = []
+    for group, of in zip(learner.groups, record.groups, strict=True):
+        sums = total(learner.updates[name] for name in group.parameters)
+        rows.append((
+            *(of.lr, of.momentum, of.weight_decay, of.frozen),
+            *(sums.gradient_norm, sums.weight_norm_before, sums.weight_norm, sums.update_norm),
+            *(sums.before_update, sums.gradient_update, sums.gradient_before, sums.cosine),
+            *(math.sqrt(sums.decay), math.sqrt(sums.rest), sums.moved, sums.visited),
+        ))  # fmt: skip
+    return np.array(rows, np.float64).T
+
+
+def _layer_rows(sums: Mapping[str, UpdateSums]) -> np.ndarray:
+    """(columns, parameters)"""
+    rows = [
+        (
+            *(one.gradient_norm, one.weight_norm, one.update_norm, one.update_ratio, one.cosine),
+            *(math.sqrt(one.decay), math.sqrt(one.rest), one.moved),
+        )
+        for one in sums.values()
+    ]
+    return np.array(rows, np.float32).T
+
+
+def epoch_layer_rows(
+    layers: np.ndarray, rates: np.ndarray, travelled: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """An epoch's columns from those of its steps.
+
+    Shapes: layers (steps, columns, parameters), rates (steps, 3, parameters); travelled: distance
+    and changed, (parameters,); out (columns, parameters)
+    """
+    column = {name: layers[:, i].astype(np.float64) for i, name in enumerate(LAYER_COLUMNS)}
+    mean = {name: values.mean(axis=0) for name, values in column.items()}
+    found: dict[str, Any] = dict(zip(RATES, rates.mean(axis=0), strict=True))
+    for name in ("gradient_norm", "update_norm", "decay_norm", "rest_norm"):
+        found[name] = np.sqrt(np.square(column[name]).mean(axis=0))
+    for name in ("update_ratio", "cosine", "moved"):
+        found[name] = mean[name]
+    found["weight_norm"] = column["weight_norm"][-1]
+    found["decay_share"] = share(column["decay_norm"], column["rest_norm"]).mean(axis=0)
+    found["path"] = column["update_norm"].sum(axis=0)
+    found |= travelled
+    return np.array([found[name] for name in EPOCH_LAYER_COLUMNS])
+
+
 def _evidence(layers: np.ndarray) -> np.ndarray:
     """Which reasons for a move (gradient, weight decay, momentum) steps gave each parameter.
 
@@ -254,28 +321,6 @@ def _evidence(layers: np.ndarray) -> np.ndarray:
     rest = column["rest_norm"] > ROUNDING * column["weight_norm"]
     found = (gradient, column["decay_norm"] > 0, rest & ~gradient)
     return np.array([of_steps.any(axis=0) for of_steps in found])
-
-
-def _reasons(learner: Learner, evidence: np.ndarray) -> dict[str, tuple[str, ...]]:
-    """Why each tensor moved in a phase, if it did: by what the phase's steps measured."""
-    reasons = np.array(("gradient", "weight decay", "momentum"))
-    names = [name for group in learner.groups for name in group.parameters]
-    found = {n: tuple(reasons[there].tolist()) for n, there in zip(names, evidence.T, strict=True)}
-    return {name: found.get(name, ("running statistics",)) for name in learner.model.state_dict()}
-
-
-def _by_hashes(
-    record: StepRecord, learner: Learner, reasons: dict[str, tuple[str, ...]]
-) -> Changes:
-    """What the learner's own proof says; how far is not known."""
-    moved, unknown = set(record.proof.moved), float("nan")
-    tensors = [
-        TensorChange(name, False, unknown, unknown, unknown, reasons[name] or ("unknown",))
-        if name in moved
-        else TensorChange(name, True)
-        for name in learner.model.state_dict()
-    ]
-    return Changes(tuple(tensors), record.phase)
 
 
 def _weights_before(learner: Learner, run: Path, step: int, norms: np.ndarray) -> Before | None:

@@ -1,27 +1,38 @@
-"""A ledger that was read: columns by name, the check that its books balance, and a summary."""
+"""The columns of a ledger; and a ledger that was read: columns by name, the check that its books
+balance, and a summary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyft.display import aligned
 from tinyft.errors import RunError
 from tinyft.inspection.html import table as html_table
+from tinyft.inspection.ledger.changes import COLUMNS as TENSOR_COLUMNS
 from tinyft.inspection.ledger.changes import ROUNDING, Changes
-from tinyft.inspection.ledger.file import Contents
-from tinyft.inspection.ledger.rows import (
-    EPOCH_COLUMNS,
-    EPOCH_LAYER_COLUMNS,
-    GROUP_COLUMNS,
-    LAYER_COLUMNS,
-    STEP_COLUMNS,
-    share,
-)
+from tinyft.inspection.ledger.file import Contents, Table
+
+if TYPE_CHECKING:
+    from tinyft.finetune.learner import Learner
+
+STEP_COLUMNS = ("step", "epoch", "phase", "loss", "smooth_loss")
+RATES = ("lr", "momentum", "weight_decay")
+GROUP_COLUMNS = (*RATES, "frozen", "gradient_norm", "weight_norm_before", "weight_norm",
+                 "update_norm", "weight_dot_update", "gradient_dot_update", "gradient_dot_weight",
+                 "cosine", "decay_norm", "rest_norm", "moved", "updated")  # fmt: skip
+LAYER_COLUMNS = ("gradient_norm", "weight_norm", "update_norm", "update_ratio", "cosine",
+                 "decay_norm", "rest_norm", "moved")  # fmt: skip
+PHASE_COLUMNS = ("phase", "step")
+EPOCH_COLUMNS = ("epoch", "phase", "step", "valid_loss", "valid_accuracy")
+EPOCH_LAYER_COLUMNS = (*RATES, *LAYER_COLUMNS, "decay_share", "path", "distance", "changed")
+SHOWN = ("gradient_norm", "weight_norm", "update_norm", "update_ratio", "decay_share", "cosine")
+HEAD = ("steps", "group", "gradient", "weights", "update", "ratio", "decay", "cosine")
 
 NUMBERS = ("step", "epoch", "phase")
 COUNTS = ("moved", "updated")  # in an epoch, means over its steps
@@ -29,6 +40,86 @@ CONTINUES = 1e-9  # of a weight norm; both sides are float64 sums of the same fl
 BALANCES = 1e-6
 LENGTHS = 1e-3  # an update is known to the rounding of the weights that it is added to
 EPS = 1e-5  # batch norm's own: a variance of 0 has no standard deviation
+
+
+# ------------------------------------------------------------------------------------- the columns
+
+
+def description_of(learner: Learner, phases: list[str]) -> dict[str, Any]:
+    """Describe the learner and the plan that a ledger is of."""
+    return {
+        "arch": learner.arch,
+        "optimizer": type(learner.optimizer).__name__,
+        "has_momentum": learner.optimizer.has_momentum,
+        "batch_size": learner.data.batch_size,
+        "groups": [group.name for group in learner.groups],
+        "parameters": [name for group in learner.groups for name in group.parameters],
+        "group_of": [i for i, g in enumerate(learner.groups) for _ in g.parameters],
+        "undecayed": sorted(name for group in learner.groups for name in group.undecayed),
+        "norms": [name for group in learner.groups for name in group.norms],
+        "channels": [len(n.running_mean) for g in learner.groups for n in g.norms.values()],
+        "tensors": list(learner.model.state_dict()),
+        "phases": phases,
+    }
+
+
+def layout(description: dict[str, Any]) -> dict[str, list[Table]]:
+    """The records of a ledger with that description, and the tables that each holds a row of.
+
+    Raises: ValueError for a description that no ledger has
+    """
+    d = description
+    names = [d[of] for of in ("groups", "parameters", "undecayed", "norms", "tensors", "phases")]
+    counts = (d["batch_size"], *d["group_of"], *d["channels"])
+    if not all(type(of) is list and {str}.issuperset(map(type, of)) for of in names):
+        raise ValueError("a name is no text")
+    if type(d["optimizer"]) is not str or type(d["has_momentum"]) is not bool:
+        raise ValueError("it does not say which optimizer")
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("a count is no whole number")
+    groups, parameters, channels = len(d["groups"]), len(d["parameters"]), sum(d["channels"])
+    if len(d["group_of"]) != parameters or max(d["group_of"], default=0) >= max(groups, 1):
+        raise ValueError("not every parameter has a group")
+    if len(d["channels"]) != len(d["norms"]) or 0 in d["channels"]:
+        raise ValueError("not every batch norm has channels")
+
+    def table(name: str, columns: tuple[str, ...], *rest: int, **options: Any) -> Table:
+        return Table(name, (len(columns), *rest), columns=columns, **options)
+
+    statistics = table("statistics", ("running_mean", "running_var"), channels, dtype="<f4")
+    return {
+        "begin": [statistics],
+        "step": [
+            table("steps", STEP_COLUMNS),
+            table("groups", GROUP_COLUMNS, groups),
+            Table("ids", (d["batch_size"],), "<i8"),
+            table("layers", LAYER_COLUMNS, parameters, dtype="<f4"),
+        ],
+        "epoch": [
+            table("epochs", EPOCH_COLUMNS),
+            table("epoch_layers", EPOCH_LAYER_COLUMNS, parameters),
+            statistics,
+        ],
+        "phase": [
+            table("phases", PHASE_COLUMNS),
+            table("tensors", TENSOR_COLUMNS, len(d["tensors"])),
+        ],
+    }
+
+
+def step_numbers(record: str, rows: np.ndarray) -> np.ndarray:
+    """The step with which each record of that name was written; -1 before the first."""
+    if record == "begin":
+        return np.full(len(rows), -1.0)
+    table, columns = {
+        "step": ("steps", STEP_COLUMNS),
+        "epoch": ("epochs", EPOCH_COLUMNS),
+        "phase": ("phases", PHASE_COLUMNS),
+    }[record]
+    return rows[table][:, columns.index("step")]
+
+
+# ------------------------------------------------------------------------------------- the reading
 
 
 @dataclass(frozen=True)
@@ -51,7 +142,7 @@ class LedgerReading:
         return cls(tables, contents.description, contents.unfinished)
 
     def __getattr__(self, name: str) -> Any:
-        """groups, parameters, group_of, phases, norms, tensors: as the description lists them."""
+        """groups, parameters, group_of, phases, norms, tensors ...: entries of the description."""
         if name.startswith("_") or name not in self.description:
             raise AttributeError(f"a ledger has no {name!r}")
         return self.description[name]
@@ -84,7 +175,7 @@ class LedgerReading:
     def norm_drift(self) -> dict[str, np.ndarray]:
         statistics = self.tables["statistics"].astype(np.float64)
         since_start = np.broadcast_to(statistics[:1], statistics[1:].shape)
-        starts = np.cumsum([0, *self.description["channels"][:-1]])
+        starts = np.cumsum([0, *self.channels[:-1]])
         mean, variance = _drift(statistics[:-1], statistics[1:], starts)
         mean_since, variance_since = _drift(since_start, statistics[1:], starts)
         return {
@@ -96,13 +187,11 @@ class LedgerReading:
 
     @cached_property
     def proofs(self) -> list[Changes]:
-        names, phases = self.description["tensors"], self.tables["phases"]
+        pairs = zip(self.tables["phases"], self.tables["tensors"], strict=True)
         return [
-            Changes.from_columns(names, columns, title=self.description["phases"][int(number)])
-            for (number, _), columns in zip(phases, self.tables["tensors"], strict=True)
+            Changes.from_columns(self.tensors, columns, title=self.phases[int(number)])
+            for (number, _), columns in pairs
         ]
-
-    # ------------------------------------------------------------------------------------- checking
 
     def balance(self) -> list[str]:
         """What does not balance, a sentence each.
@@ -110,53 +199,33 @@ class LedgerReading:
         A step starts from the weight norms that the last one ended with; |w+d|^2 = |w|^2 + 2<w,d> +
         |d|^2; and SGD without momentum moves by lr times the gradient, weight decay apart.
         """
-        number, groups = self.steps["step"], self.description["groups"]
-        found = sorted([*self._jumps(), *self._wrong_squares(), *self._wrong_lengths()])
-        return [f"step {number[i]}, {groups[g]}: {text}" for i, g, text in found]
-
-    def _jumps(self) -> Iterator[tuple[int, int, str]]:
-        begun, ended = self.steps["weight_norm_before"][1:], self.steps["weight_norm"][:-1]
+        s, found = self.steps, []
+        begun, ended = s["weight_norm_before"][1:], s["weight_norm"][:-1]
         for i, g in np.argwhere(np.abs(begun - ended) > CONTINUES * ended):
-            yield (
-                i + 1,
-                g,
+            text = (
                 f"starts with weights of norm {begun[i, g]:.9g}, but the step before ended with "
-                f"{ended[i, g]:.9g}: something else wrote into them",
+                f"{ended[i, g]:.9g}: something else wrote into them"
             )
-
-    def _wrong_squares(self) -> Iterator[tuple[int, int, str]]:
-        s = self.steps
+            found.append((i + 1, g, text))
         ended = s["weight_norm"] ** 2
         summed = s["weight_norm_before"] ** 2 + 2 * s["weight_dot_update"] + s["update_norm"] ** 2
         for i, g in np.argwhere(~(np.abs(ended - summed) <= BALANCES * ended)):
-            yield (
-                i,
-                g,
-                f"|w+d|^2 is {ended[i, g]:.9g}, but |w|^2 + 2<w,d> + |d|^2 {summed[i, g]:.9g}",
-            )
-
-    def _wrong_lengths(self) -> Iterator[tuple[int, int, str]]:
-        if self.description["optimizer"] != "SGD" or self.description["has_momentum"]:
-            return  # other optimizers' steps depend on what they remember
-        s = self.steps
-        meant = s["lr"] * s["gradient_norm"]
-        rounding = ROUNDING * s["weight_norm"]
-        for i, g in np.argwhere(~(np.abs(s["rest_norm"] - meant) <= LENGTHS * meant + rounding)):
-            yield (
-                i,
-                g,
-                f"moved by {s['rest_norm'][i, g]:.6g}, but lr times the gradient is "
-                f"{meant[i, g]:.6g}",
-            )
-
-    # ------------------------------------------------------------------------------------- printing
+            text = f"|w+d|^2 is {ended[i, g]:.9g}, but |w|^2 + 2<w,d> + |d|^2 {summed[i, g]:.9g}"
+            found.append((i, g, text))
+        if self.optimizer == "SGD" and not self.has_momentum:  # others' steps depend on a memory
+            meant, moved = s["lr"] * s["gradient_norm"], s["rest_norm"]
+            allowed = LENGTHS * meant + ROUNDING * s["weight_norm"]
+            for i, g in np.argwhere(~(np.abs(moved - meant) <= allowed)):
+                text = f"moved by {moved[i, g]:.6g}, but lr times the gradient is {meant[i, g]:.6g}"
+                found.append((i, g, text))
+        return [f"step {s['step'][i]}, {self.groups[g]}: {text}" for i, g, text in sorted(found)]
 
     def rows(self) -> list[list[str]]:
         """A line for each phase and group: steps, and means over them."""
         s, lines = self.steps, []
-        for number, phase in enumerate(self.description["phases"]):
+        for number, phase in enumerate(self.phases):
             chosen = s["phase"] == number
-            for g, group in enumerate(self.description["groups"] if chosen.any() else ()):
+            for g, group in enumerate(self.groups if chosen.any() else ()):
                 mean = {name: s[name][chosen, g].mean() for name in SHOWN}
                 first, last = s["step"][chosen][[0, -1]]
                 cells = [f"{mean[name]:.2e}" for name in SHOWN]
@@ -177,21 +246,17 @@ class LedgerReading:
         return html_table(HEAD, self.rows())
 
 
-SHOWN = ("gradient_norm", "weight_norm", "update_norm", "update_ratio", "decay_share", "cosine")
-HEAD = ("steps", "group", "gradient", "weights", "update", "ratio", "decay", "cosine")
-
-
 def _columns(
     names: Sequence[str], rows: np.ndarray, integers: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
     """(rows, columns, ...) by name."""
     found = {name: rows[:, i] for i, name in enumerate(names)}
-    with np.errstate(invalid="ignore"):  # what is no number there is none here
+    with np.errstate(invalid="ignore"):  # NaN has no integer
         return found | {name: found[name].astype(np.int64) for name in integers}
 
 
 def _drift(old: np.ndarray, new: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How far mean and variance went, root mean squares by norm.
+    """How far mean and variance went: root mean squares over the channels of each batch norm.
 
     Shapes: old, new (epochs, 2, channels), starts (norms,) -> two of (epochs, norms)
     """
@@ -199,9 +264,14 @@ def _drift(old: np.ndarray, new: np.ndarray, starts: np.ndarray) -> tuple[np.nda
     mean = np.square(new[:, 0] - old[:, 0]) / (old[:, 1] + EPS)
     variance = np.square(np.log((new[:, 1] + EPS) / (old[:, 1] + EPS)))
     sums = (np.add.reduceat(squares, starts, axis=1) for squares in (mean, variance))
-    first, second = (np.sqrt(one / counts) for one in sums)
-    return first, second
+    return tuple(np.sqrt(one / counts) for one in sums)
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+
+
+def share(decay: np.ndarray, rest: np.ndarray) -> np.ndarray:
+    """How much of an update's way is weight decay, from 0 to 1; 0 where nothing moved."""
+    whole = decay + rest
+    return np.divide(decay, whole, out=np.zeros_like(whole), where=whole > 0)
