@@ -26,7 +26,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-import tinyft.weights.hdf5.read as hdf5_read
 from tinyft.bundled import bundled
 from tinyft.errors import WeightsError
 from tinyft.weights import (
@@ -38,6 +37,7 @@ from tinyft.weights import (
     write_arrays,
 )
 from tinyft.weights.hdf5 import arrays as hdf5_arrays
+from tinyft.weights.hdf5 import tree as hdf5_tree
 from tinyft.weights.hdf5.index import UNDEFINED, Blocks, lookup3
 from tinyft.weights.read import read_weights
 
@@ -68,7 +68,7 @@ def repaired(data: bytes) -> tuple[bytes, list[tuple[int, int]]]:
     file = io.BytesIO(data)
     blocks = Repairing(file)
     with contextlib.suppress(Exception):  # what reading a mutant does is tested elsewhere
-        hdf5_read._Tree(blocks).visit("", blocks.root(), depth=0)
+        hdf5_tree._Tree(blocks).visit("", blocks.root(), depth=0)
     return file.getvalue(), blocks.met
 
 
@@ -240,8 +240,8 @@ def flipped(path: Path, count: int, folder: Path) -> dict[str, int]:
     return dict(counts)
 
 
-def stored(data: bytes) -> list[hdf5_read.Stored]:
-    return list(hdf5_read.read_tree(io.BytesIO(data))[0].values())
+def stored(data: bytes) -> list[hdf5_tree.Stored]:
+    return list(hdf5_tree.read_tree(io.BytesIO(data))[0].values())
 
 
 def content(path: Path, format: str) -> object:

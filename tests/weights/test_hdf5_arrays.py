@@ -37,6 +37,18 @@ def test_round_trip(tmp_path):
     assert found["content_sha256"] == digest == content_sha256(ARRAYS)
 
 
+def test_as_many_attributes_are_written_as_are_read(tmp_path):
+    """The root has four of its own beside the caller's."""
+    path, most = tmp_path / "a.h5", {f"a{i}": i for i in range(60)}
+    grouped = {f"group.a{i}": i for i in range(64)}
+    write_arrays(path, "x", ARRAYS, {**most, **grouped})
+    assert read_arrays(path, "x")[1].items() >= {**most, **grouped}.items()
+    for one_more, where in (("a60", "65 attributes in its root"), ("group.a64", "65 .* in group:")):
+        with pytest.raises(WeightsError, match=f"{where}.* at most 64.* dotted name"):
+            write_arrays(path, "x", ARRAYS, {**most, **grouped, one_more: 0})
+    assert read_arrays(path, "x")[1].items() >= most.items()  # the old file is untouched
+
+
 def test_the_file_is_plain_hdf5(tmp_path):
     write_arrays(tmp_path / "a.h5", "x", ARRAYS)
     with h5py.File(tmp_path / "a.h5") as file:

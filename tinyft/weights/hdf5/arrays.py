@@ -22,6 +22,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -30,8 +31,7 @@ import numpy as np
 
 from tinyft.errors import WeightsError
 from tinyft.weights.files import LazyArray, damage_is_an_error, replacing
-from tinyft.weights.hdf5.read import DEEPEST, NAME, read_tree
-from tinyft.weights.hdf5.write import write_tree
+from tinyft.weights.hdf5.tree import DEEPEST, MOST_ATTRIBUTES, NAME, read_tree, write_tree
 
 # 2: all_sha256, without which nothing told of a changed attribute or text
 FORMAT_VERSION = 2
@@ -58,7 +58,7 @@ class ArrayFile:
     texts: dict[str, Text]
 
     def read_all(self) -> dict[str, np.ndarray]:
-        """Every array, once their common hash is found to be the stored one.
+        """Reads every array, once their common hash is found to be the stored one.
 
         Raises: WeightsError if the file has changed since it was written.
         """
@@ -73,12 +73,12 @@ class ArrayFile:
 
 
 def content_sha256(arrays: Mapping[str, np.ndarray]) -> str:
-    """A hash of names, dtypes, shapes and numbers, whatever the file's layout: 64 hex digits.
+    """Hashes names, dtypes, shapes and values, whatever the file's layout, to 64 hex digits.
 
     It finds damage. It is no signature: whoever edits a file on purpose can write the new hash.
     """
     digest = hashlib.sha256()
-    for path, array in sorted((_path(name), array) for name, array in arrays.items()):
+    for path, array in sorted((name.replace(".", "/"), array) for name, array in arrays.items()):
         stored = _little_endian(array)
         shape = ",".join(str(size) for size in stored.shape)
         digest.update(_encoded(f"{path}\0{stored.dtype.str}\0{shape}\0"))
@@ -93,11 +93,11 @@ def write_arrays(
     attributes: Mapping[str, Attribute] | None = None,
     texts: Mapping[str, Text] | None = None,
 ) -> str:
-    """Write a file that read_arrays reads, replacing an old one whole; its content_sha256.
+    """Writes a file that read_arrays reads, replacing an old one whole; returns its content_sha256.
 
-    Raises: WeightsError for a dtype other than float16/32/64, int32/64, uint8, for a name that
-    read_arrays would refuse, and for a text that would not come back; OSError if the disk is full,
-    in which case an old file of that name is untouched.
+    Raises: WeightsError for a dtype other than float16/32/64, int32/64, uint8, for a name or a
+    number of attributes that read_arrays would refuse, and for a text that would not come back;
+    OSError if the disk is full, in which case an old file of that name is untouched.
     """
     attributes, texts = attributes or {}, texts or {}
     _check_names([*arrays, *attributes, *texts])
@@ -113,6 +113,7 @@ def write_arrays(
         {name: _value(text) for name, text in stored_texts.items()},
     )
     stored[_WHOLE_HASH] = np.array(whole.encode())
+    _check_counts(stored)
     content = {name: _little_endian(array) for name, array in arrays.items()} | stored_texts
     with replacing(path) as temporary, open(temporary, "xb") as file:
         write_tree(file, _by_path(content), _by_path(stored))
@@ -120,7 +121,7 @@ def write_arrays(
 
 
 def _all_sha256(attributes: Mapping[str, object], texts: Mapping[str, object]) -> str:
-    """A hash of all attributes but itself, the arrays' hash among them, and of all texts."""
+    """Hashes all attributes but this hash, the arrays' hash among them, and all texts."""
     own = {name: value for name, value in attributes.items() if name != _WHOLE_HASH}
     return hashlib.sha256(json.dumps([own, texts], sort_keys=True).encode()).hexdigest()
 
@@ -142,21 +143,28 @@ def _check_names(names: Collection[str]) -> None:
             )
 
 
-def _path(name: str) -> str:
-    return name.replace(".", "/")
+def _check_counts(attributes: Collection[str]) -> None:
+    """Raises: WeightsError naming the first group with more attributes than the reader takes"""
+    for group, count in Counter(name.rpartition(".")[0] for name in attributes).items():
+        if count > MOST_ATTRIBUTES:
+            raise WeightsError(
+                f"a tinyft file cannot hold {count} attributes in {group or 'its root'}: at most "
+                f"{MOST_ATTRIBUTES}, the format's own four in the root among them; give some of "
+                f"them a dotted name, as group.name, or make one text of them"
+            )
 
 
 def _by_path(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {_path(name): value for name, value in values.items()}
+    return {name.replace(".", "/"): value for name, value in values.items()}
 
 
 def _little_endian(array: np.ndarray) -> np.ndarray:
-    """The array as the file holds it. (ascontiguousarray would make a scalar one-dimensional.)"""
+    """Orders the array as the file holds it. (ascontiguousarray would make a scalar 1-d.)"""
     return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
 
 
 def _stored_attribute(name: str, value: Attribute) -> np.ndarray:
-    """A text, a boolean, or numbers as int64 or float64."""
+    """Encodes a text, a boolean, or numbers as int64 or float64."""
     if not isinstance(value, str):
         array = np.asarray(value)
         return array if array.dtype.kind == "b" else array.astype(f"<{array.dtype.kind}8")
@@ -170,7 +178,7 @@ def _stored_attribute(name: str, value: Attribute) -> np.ndarray:
 
 
 def _stored_text(text: Text) -> np.ndarray:
-    """UTF-8 of a fixed length; HDF5 has no length 0."""
+    """Encodes as UTF-8 of a fixed length; HDF5 has no length 0."""
     encoded = _to_be_kept(text) if isinstance(text, str) else list(map(_to_be_kept, text))
     return np.array(encoded, dtype=None if len(encoded) else "S1")
 
@@ -183,13 +191,13 @@ def _to_be_kept(text: str) -> bytes:
 
 
 def _encoded(text: str) -> bytes:
-    """UTF-8; of a name that is no text, the bytes spelt out."""
+    """Encodes as UTF-8; of a name that is no text, spells out the bytes."""
     return text.encode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager
 def open_arrays(path: str | os.PathLike[str], format: str) -> Iterator[ArrayFile]:
-    """The content of a file of that format; arrays can be read until the block ends.
+    """Opens a file of that format; its arrays can be read until the block ends.
 
     The whole file has passed the guard before the block begins.
     Raises: WeightsError for a hazard, damage, another format or a newer version; OSError if the
@@ -202,28 +210,22 @@ def open_arrays(path: str | os.PathLike[str], format: str) -> Iterator[ArrayFile
             raise WeightsError(f"{path}: {error}") from None
         attributes = _dotted_attributes(groups)
         _check_format(path, format, attributes)
-        numbers = {_dotted(name): item for name, item in stored.items() if item.dtype.kind != "S"}
-        texts = {
-            _dotted(name): _read_text(name, item.read(file))
-            for name, item in stored.items()
-            if item.dtype.kind == "S"
-        }
+        arrays: dict[str, LazyArray] = {}
+        texts: dict[str, Text] = {}
+        for name, item in stored.items():
+            if item.dtype.kind == "S":
+                texts[_dotted(name)] = _read_text(name, item.read(file))
+            else:
+                read = partial(item.read, file)
+                arrays[_dotted(name)] = LazyArray(item.shape, item.dtype.str, read)
         _check_whole(path, attributes, texts)
-        yield ArrayFile(
-            path=os.fspath(path),
-            arrays={
-                name: LazyArray(item.shape, item.dtype.str, partial(item.read, file))
-                for name, item in numbers.items()
-            },
-            attributes=attributes,
-            texts=texts,
-        )
+        yield ArrayFile(os.fspath(path), arrays, attributes, texts)
 
 
 def read_arrays(
     path: str | os.PathLike[str], format: str
 ) -> tuple[dict[str, np.ndarray], dict[str, object], dict[str, Text]]:
-    """The arrays, attributes and texts of a file that write_arrays wrote, from whomever it comes.
+    """Reads arrays, attributes and texts of a file that write_arrays wrote, whoever sent it.
 
     Raises: as open_arrays, and WeightsError if the content does not have the stored hash.
     """
@@ -236,7 +238,7 @@ def _dotted(path: str) -> str:
 
 
 def _dotted_attributes(groups: Mapping[str, dict[str, object]]) -> dict[str, object]:
-    """All attributes under dotted names: the root's plainly, others after their group's name."""
+    """Gives attributes dotted names: the root's plainly, others after their group's name."""
     return {
         f"{_dotted(path)}.{name}" if path else name: value
         for path, attributes in groups.items()
@@ -276,7 +278,7 @@ def _read_text(name: str, text: np.ndarray) -> Text:
 
 
 def _value(array: np.ndarray) -> object:
-    """What is read of an attribute or a text: Python's own values, of numbers a tuple."""
+    """Returns what is read of an attribute or a text: Python's own values, of numbers a tuple."""
     if array.dtype.kind == "S":
         texts = [text.decode("utf-8") for text in array.reshape(-1).tolist()]
         return texts if array.ndim else texts[0]

@@ -1,13 +1,20 @@
-"""The part of HDF5 that tinyft's files need, read in plain Python: groups, attributes, arrays.
+"""The part of HDF5 that tinyft's files need, in plain Python: groups, attributes, arrays.
 
 HDF5 is a file system in a file: it has links into other files, arrays whose bytes lie elsewhere,
 plugins that are loaded to unpack, and its C library follows whatever a file's index says, into a
-crash if need be.  A file from a stranger is therefore not given to it.  This reader knows the few
+crash if need be.  A file from a stranger is therefore not given to it.  `read_tree` knows the few
 structures that a plain file of plain arrays consists of and refuses all others by name.
 
 Its rules: HDF5's own checksums are compared; no place outside the file is read; no block is
 entered twice, so that nothing goes in circles; and the blocks of the index, the objects, their
 depth, and the arrays' bytes altogether have limits that the file cannot raise.
+
+`write_tree` writes files of those structures that any HDF5 program reads.  Every link and attribute
+stands in its group's header, every array lies in one piece: the file needs none of HDF5's trees and
+heaps.  The C library is not used here either: it ends the process when a disk is full (HDF5 2.0),
+and one version of it has no empty lists (1.14).
+
+Source: HDF5 File Format Specification, version 3.0 (The HDF Group)
 """
 
 from __future__ import annotations
@@ -15,26 +22,27 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass
-from struct import unpack_from
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from struct import pack, unpack_from
 from typing import BinaryIO
 
 import numpy as np
 
 from tinyft.errors import WeightsError
-from tinyft.weights.hdf5.index import UNDEFINED, Blocks, dense_objects
+from tinyft.weights.hdf5.index import SIGNATURE, UNDEFINED, Blocks, dense_objects, lookup3
 
 # ResNet-152 with two optimizer moments per parameter has some 3,000 groups and arrays.
 _MOST_OBJECTS = 10_000
 DEEPEST = 12
 NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_MOST_ATTRIBUTES = 64
+MOST_ATTRIBUTES = 64  # of one group
 _LARGEST_ATTRIBUTE = 64 << 10  # bytes; HDF5's own limit in a header
 _MOST_DIMENSIONS = 32  # HDF5's own limit
 
 # The types of tinyft's files as HDF5 describes them, without the version in the first byte's upper
 # half: class, bit field, size, then for numbers offset, precision, and the parts of a float.
-ENCODED = {
+_ENCODED = {
     "<f2": bytes.fromhex("01200f0002000000000010000a05000a0f000000"),
     "<f4": bytes.fromhex("01201f000400000000002000170800177f000000"),
     "<f8": bytes.fromhex("01203f000800000000004000340b0034ff030000"),
@@ -48,9 +56,10 @@ ENCODED = {
 _TEXT = (b"\3\x11\0\0", b"\3\1\0\0")  # fixed length, padded with NUL, UTF-8 or ASCII; then its size
 
 # Messages of an object header, by their number in HDF5's specification.
-DATASPACE, LINK_INFO, DATATYPE, FILL_VALUE, LINK, LAYOUT = 1, 2, 3, 5, 6, 8
-GROUP_INFO, ATTRIBUTE, CONTINUATION, ATTRIBUTE_INFO = 10, 12, 16, 21
-_WITHOUT_EFFECT = {0, 4, FILL_VALUE, GROUP_INFO, 14, 18, 22}  # 14, 18: times
+_DATASPACE, _LINK_INFO, _DATATYPE, _FILL_VALUE, _LINK, _LAYOUT = 1, 2, 3, 5, 6, 8
+_GROUP_INFO, _ATTRIBUTE, _CONTINUATION, _ATTRIBUTE_INFO = 10, 12, 16, 21
+_READ = {_DATASPACE, _LINK_INFO, _DATATYPE, _LINK, _LAYOUT, _ATTRIBUTE, _ATTRIBUTE_INFO}
+_WITHOUT_EFFECT = {0, 4, _FILL_VALUE, _GROUP_INFO, 14, 18, 22}  # 14, 18: times
 _REFUSED = {
     7: "takes its bytes from another file",
     11: "is packed by a filter; write it plainly (h5repack -l CONTI -f NONE)",
@@ -58,8 +67,16 @@ _REFUSED = {
     "tinyft.weights.write_arrays",
 }
 _SHARED = 2  # a message's flag: it lies elsewhere
-_CONTIGUOUS, _VIRTUAL = 1, 3
-_LAYOUTS = {0: "compact", 2: "chunked", _VIRTUAL: "virtual"}
+_LAYOUTS = {0: "compact", 2: "chunked", 3: "virtual"}
+_CONTIGUOUS = 1
+
+_SUPERBLOCK = 48  # bytes
+_ALIGNED = 8
+
+Message = tuple[int, bytes]  # its number, its body
+
+
+# ----------------------------------------------------------------------------------------- reading
 
 
 @dataclass(frozen=True)
@@ -72,7 +89,10 @@ class Stored:
     nbytes: int
 
     def read(self, file: BinaryIO) -> np.ndarray:
-        """A new array of native byte order. Raises: WeightsError if the file has become shorter"""
+        """Returns a new array of native byte order.
+
+        Raises: WeightsError if the file has become shorter
+        """
         array = np.empty(self.shape, self.dtype)
         if self.nbytes:  # an array of nothing has no place
             file.seek(self.offset)
@@ -82,7 +102,8 @@ class Stored:
 
 
 def read_tree(file: BinaryIO) -> tuple[dict[str, Stored], dict[str, dict[str, object]]]:
-    """Every array, and the attributes of every group, by path (``weights/conv1``, the root "").
+    """Finds every array, and the attributes of every group, by path (``weights/conv1``, the root
+    "").
 
     Raises: WeightsError at the first structure that a plain file of plain arrays does not have;
     for damage any other exception, too
@@ -103,15 +124,15 @@ class _Tree:
         self.nbytes = 0
 
     def visit(self, path: str, address: int, depth: int) -> None:
-        """Take in one object and, if it is a group, all that is in it."""
+        """Takes in one object and, if it is a group, all that is in it."""
         self.objects += 1
         if depth > DEEPEST or self.objects > _MOST_OBJECTS:
             raise WeightsError(f"{path[:160]}: too deep or too many objects; the file is refused")
         messages = _messages(self.blocks, path, address)
         kinds = {kind for kind, _ in messages}
-        if LAYOUT in kinds:
+        if _LAYOUT in kinds:
             self._add_array(path, dict(messages))
-        elif LINK_INFO in kinds or LINK in kinds:
+        elif _LINK_INFO in kinds or _LINK in kinds:
             self.attributes[path] = _attributes(self.blocks, path, messages)
             for name, child in _links(self.blocks, path, messages):
                 self.visit(f"{path}/{name}" if path else name, child, depth + 1)
@@ -120,9 +141,15 @@ class _Tree:
 
     def _add_array(self, path: str, messages: dict[int, bytes]) -> None:
         """Many small lies add up: the sum of the arrays has a limit, too."""
-        shape, dtype = _shape(path, messages[DATASPACE]), _dtype(path, messages[DATATYPE])
+        shape, dtype = _shape(path, messages[_DATASPACE]), _dtype(path, messages[_DATATYPE])
         nbytes = math.prod(shape) * dtype.itemsize
-        stored, offset = _layout(path, messages[LAYOUT])
+        layout = messages[_LAYOUT]
+        if layout[0] not in (3, 4) or layout[1] != _CONTIGUOUS:
+            kind = _LAYOUTS.get(layout[1], "in an unknown way")
+            raise WeightsError(
+                f"{path} is stored {kind}, not in one piece; write it plainly (h5repack -l CONTI)"
+            )
+        offset, stored = unpack_from("<QQ", layout, 2)
         self.nbytes += nbytes
         if stored != nbytes:
             raise WeightsError(
@@ -138,10 +165,10 @@ class _Tree:
         self.arrays[path] = Stored(shape, dtype, offset, nbytes)
 
 
-def _messages(blocks: Blocks, path: str, address: int) -> list[tuple[int, bytes]]:
-    """The messages of an object's header and its continuations, except those without effect."""
+def _messages(blocks: Blocks, path: str, address: int) -> list[Message]:
+    """Lists the messages of an object's header and its continuations, but those without effect."""
     newer, tracked, pending = blocks.object_header(path, address)
-    messages: list[tuple[int, bytes]] = []
+    messages: list[Message] = []
     head = (6 if tracked else 4) if newer else 8
     while pending:
         block, at = pending.pop(), 0
@@ -152,28 +179,25 @@ def _messages(blocks: Blocks, path: str, address: int) -> list[tuple[int, bytes]
             at += head + size
             if at > len(block):
                 raise WeightsError(f"{path}: a header's message is longer than the header")
-            if kind == CONTINUATION:
+            if kind == _CONTINUATION:
                 pending.append(blocks.continuation(newer, *unpack_from("<QQ", body)))
             elif kind not in _WITHOUT_EFFECT:
-                _check_kind(path, kind, flags)
+                if kind not in _READ:
+                    unknown = f"has a property (number {kind}) that tinyft does not know"
+                    why = _REFUSED.get(kind, unknown)
+                    raise WeightsError(f"{path or 'the root'} {why}; the file is refused")
+                if flags & _SHARED:
+                    where = path or "the root"
+                    raise WeightsError(f"{where} is described elsewhere (shared); refused")
                 messages.append((kind, body))
     return messages
 
 
-def _check_kind(path: str, kind: int, flags: int) -> None:
-    known = (DATASPACE, LINK_INFO, DATATYPE, LINK, LAYOUT, ATTRIBUTE, ATTRIBUTE_INFO)
-    if kind not in known:
-        why = _REFUSED.get(kind, f"has a property (number {kind}) that tinyft does not know")
-        raise WeightsError(f"{path or 'the root'} {why}; the file is refused")
-    if flags & _SHARED:
-        raise WeightsError(f"{path or 'the root'} is described elsewhere (shared); refused")
-
-
-def _links(blocks: Blocks, path: str, messages: list[tuple[int, bytes]]) -> list[tuple[str, int]]:
-    """Names and addresses of what is in a group, in the order of making."""
-    bodies = [body for kind, body in messages if kind == LINK]
+def _links(blocks: Blocks, path: str, messages: list[Message]) -> list[tuple[str, int]]:
+    """Lists names and addresses of what is in a group, in the order of making."""
+    bodies = [body for kind, body in messages if kind == _LINK]
     for kind, body in messages:
-        if kind == LINK_INFO:
+        if kind == _LINK_INFO:
             at = 2 + 8 * (body[1] & 1)
             bodies += dense_objects(blocks, *unpack_from("<QQ", body, at), _MOST_OBJECTS)
     found = sorted(_link(path, body) for body in bodies)
@@ -183,8 +207,106 @@ def _links(blocks: Blocks, path: str, messages: list[tuple[int, bytes]]) -> list
     return [(name, address) for _, name, address in found]
 
 
+def _attributes(blocks: Blocks, path: str, messages: list[Message]) -> dict[str, object]:
+    bodies = [body for kind, body in messages if kind == _ATTRIBUTE]
+    for kind, body in messages:
+        if kind == _ATTRIBUTE_INFO:
+            at = 2 + 2 * (body[1] & 1)
+            bodies += dense_objects(blocks, *unpack_from("<QQ", body, at), MOST_ATTRIBUTES)
+    if len(bodies) > MOST_ATTRIBUTES:
+        raise WeightsError(f"{path or 'the root'} has too many attributes; the file is refused")
+    return dict(_attribute(path, body) for body in bodies)
+
+
+# ----------------------------------------------------------------------------------------- writing
+
+
+def write_tree(
+    file: BinaryIO, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, np.ndarray]
+) -> None:
+    """Fills an empty file with arrays and groups' attributes, under the paths that read_tree gives
+    (``weights/conv1/weight``; an attribute's last part is its own name).
+
+    Text is of NumPy's type ``S``, encoded as UTF-8.
+    Raises: OSError if the disk does not take it
+    """
+    groups: dict[str, _Group] = {}
+    _made(groups, "")
+    file.write(bytes(_SUPERBLOCK))
+    for path, array in arrays.items():
+        above, _, name = path.rpartition("/")
+        _made(groups, above).links[name] = _add_array(file, array)
+    for path, value in attributes.items():
+        above, _, name = path.rpartition("/")
+        _made(groups, above).attributes.append((_ATTRIBUTE, _encoded_attribute(name, value)))
+    for path, group in sorted(groups.items(), key=lambda item: -item[0].count("/")):
+        if path:  # those within others come first, so that their addresses are known; last the root
+            above, _, name = path.rpartition("/")
+            groups[above].links[name] = _add_header(file, group.messages())
+    address = _add_header(file, groups[""].messages())
+    head = SIGNATURE + pack("<BBBBQQQQ", 2, 8, 8, 0, 0, UNDEFINED, file.tell(), address)
+    file.seek(0)
+    file.write(head + pack("<I", lookup3(head)))
+
+
+@dataclass
+class _Group:
+    """What is in a group: addresses by name, in the order of making, and its attributes."""
+
+    links: dict[str, int] = field(default_factory=dict)
+    attributes: list[Message] = field(default_factory=list)
+
+    def messages(self) -> list[Message]:
+        """Lists its header: attributes, that it has no heap, and its links."""
+        info = pack("<BBQ", 0, 3, len(self.links)) + 3 * pack("<Q", UNDEFINED)
+        links = [_encoded_link(order, *link) for order, link in enumerate(self.links.items())]
+        plain = [(_LINK_INFO, info), (_GROUP_INFO, bytes(2)), *((_LINK, link) for link in links)]
+        return [*self.attributes, *plain]
+
+
+def _made(groups: dict[str, _Group], path: str) -> _Group:
+    """Returns the group of that path, made and entered above if it is new."""
+    if path not in groups:
+        groups[path] = _Group()
+        if path:
+            above, _, name = path.rpartition("/")
+            _made(groups, above).links[name] = UNDEFINED  # keeps the place in the order
+    return groups[path]
+
+
+def _add_array(file: BinaryIO, array: np.ndarray) -> int:
+    """Writes an array and behind it its header, whose address is returned."""
+    offset = _aligned(file)
+    file.write(memoryview(array.reshape(-1).view(np.uint8)))
+    place = pack("<QQ", offset if array.nbytes else UNDEFINED, array.nbytes)
+    messages = [
+        (_DATASPACE, _encoded_shape(array)),
+        (_DATATYPE, _encoded_dtype(array.dtype)),
+        (_FILL_VALUE, pack("<BBBBI", 2, 2, 2, 1, 0)),  # version 2, zeros where nothing was written
+        (_LAYOUT, bytes([3, _CONTIGUOUS]) + place),  # version 3
+    ]
+    return _add_header(file, messages)
+
+
+def _add_header(file: BinaryIO, messages: Iterable[Message]) -> int:
+    """Writes an object's header (version 2, its size in 4 bytes); returns its address."""
+    address = _aligned(file)
+    body = b"".join(pack("<BHB", kind, len(data), 0) + data for kind, data in messages)
+    header = b"OHDR" + pack("<BBI", 2, 2, len(body)) + body
+    file.write(header + pack("<I", lookup3(header)))
+    return address
+
+
+def _aligned(file: BinaryIO) -> int:
+    file.write(bytes(-file.tell() % _ALIGNED))
+    return file.tell()
+
+
+# ---------------------------------------------------- the bodies of messages, each read and written
+
+
 def _link(path: str, body: bytes) -> tuple[int, str, int]:
-    """Order, name and address of a hard link; there are no others in tinyft's files."""
+    """Reads order, name and address of a hard link; there are no others in tinyft's files."""
     flags, at = body[1], 2
     kind = body[at] if flags & 8 else 0
     at += flags >> 3 & 1
@@ -206,19 +328,13 @@ def _link(path: str, body: bytes) -> tuple[int, str, int]:
     return order, name, unpack_from("<Q", body, at + length)[0]
 
 
-def _attributes(blocks: Blocks, path: str, messages: list[tuple[int, bytes]]) -> dict[str, object]:
-    bodies = [body for kind, body in messages if kind == ATTRIBUTE]
-    for kind, body in messages:
-        if kind == ATTRIBUTE_INFO:
-            at = 2 + 2 * (body[1] & 1)
-            bodies += dense_objects(blocks, *unpack_from("<QQ", body, at), _MOST_ATTRIBUTES)
-    if len(bodies) > _MOST_ATTRIBUTES:
-        raise WeightsError(f"{path or 'the root'} has too many attributes; the file is refused")
-    return dict(_attribute(path, body) for body in bodies)
+def _encoded_link(order: int, name: str, address: int) -> bytes:
+    """Version 1; the flag 4 says that the order stands in it, and the name's length in 1 byte."""
+    return pack("<BBQB", 1, 4, order, len(name)) + name.encode() + pack("<Q", address)
 
 
 def _attribute(path: str, body: bytes) -> tuple[str, object]:
-    """Name and value: a text, a number, a boolean, or a short tuple of numbers."""
+    """Reads name and value: a text, a number, a boolean, or a short tuple of numbers."""
     version, flags, *sizes = unpack_from("<BBHHH", body)
     at, parts = 9 if version == 3 else 8, []
     for size in sizes:
@@ -240,6 +356,13 @@ def _attribute(path: str, body: bytes) -> tuple[str, object]:
     return name, tuple(value) if shape else value
 
 
+def _encoded_attribute(name: str, value: np.ndarray) -> bytes:
+    """Version 1, whose parts begin at multiples of eight."""
+    parts = (name.encode() + b"\0", _encoded_dtype(value.dtype), _encoded_shape(value))
+    padded = b"".join(part.ljust(-(-len(part) // 8) * 8, b"\0") for part in parts)
+    return pack("<BBHHH", 1, 0, *map(len, parts)) + padded + value.tobytes()
+
+
 def _shape(path: str, body: bytes) -> tuple[int, ...]:
     version, rank = body[0], body[1]
     if version == 2 and body[3] == 2:
@@ -249,10 +372,15 @@ def _shape(path: str, body: bytes) -> tuple[int, ...]:
     return unpack_from(f"<{rank}Q", body, 8 if version == 1 else 4)
 
 
+def _encoded_shape(array: np.ndarray) -> bytes:
+    """A dataspace of version 2: a number, or an array of a fixed shape."""
+    return pack(f"<BBBB{array.ndim}Q", 2, array.ndim, 0, int(array.ndim > 0), *array.shape)
+
+
 def _dtype(path: str, body: bytes) -> np.dtype:
     """Plain numbers and fixed-length text: no references, no variable length, no records."""
     plain = bytes([body[0] & 15]) + body[1:]
-    for name, encoded in ENCODED.items():
+    for name, encoded in _ENCODED.items():
         if plain.startswith(encoded):
             return np.dtype(name)
     if plain.startswith(_TEXT) and (length := unpack_from("<I", plain, 4)[0]):
@@ -263,12 +391,9 @@ def _dtype(path: str, body: bytes) -> np.dtype:
     )
 
 
-def _layout(path: str, body: bytes) -> tuple[int, int]:
-    """Bytes and address of an array that lies in one piece."""
-    if body[0] not in (3, 4) or body[1] != _CONTIGUOUS:
-        kind = _LAYOUTS.get(body[1], "in an unknown way")
-        raise WeightsError(
-            f"{path} is stored {kind}, not in one piece; write it plainly (h5repack -l CONTI)"
-        )
-    offset, stored = unpack_from("<QQ", body, 2)
-    return stored, offset
+def _encoded_dtype(dtype: np.dtype) -> bytes:
+    """A datatype of version 1, as _ENCODED lists them, or UTF-8 of a fixed length."""
+    if dtype.kind == "S":
+        return b"\x13\x11\0\0" + pack("<I", dtype.itemsize)
+    encoded = _ENCODED[dtype.str]
+    return bytes([encoded[0] | 16]) + encoded[1:]
