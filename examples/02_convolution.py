@@ -2,7 +2,7 @@
 
 A filter is a small picture that is laid on every place of a large one; at each place, the sum of
 the products is one pixel of the result. Everything else follows from that sentence. Sources:
-tinyft/backends/reference.py, which computes it, and tinyft/ops/conv2d.py, which records it.
+tinyft/backends/reference.py, which computes it, and tinyft/ops/convolution.py, which records it.
 """
 
 import itertools

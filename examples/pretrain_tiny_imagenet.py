@@ -27,7 +27,7 @@ from tinyft.cli.display import display
 from tinyft.finetune.build import published_learner
 from tinyft.finetune.run.folder import Run
 from tinyft.finetune.run.resume import resume
-from tinyft.nn.fold import fold
+from tinyft.nn.folding import fold
 from tinyft.weights import Preprocess, Weights, load_weights, save_weights
 
 SHEET, SIDE = 8, 64  # a picture file holds 8 x 8 pictures of 64 x 64 pixels

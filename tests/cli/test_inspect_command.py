@@ -38,7 +38,7 @@ def test_in_a_terminal_places_are_shown_where_they_fit(capsys, monkeypatch, colu
     inspect.show(trace)
     out = capsys.readouterr().out
     assert "relu" in out and "backward went all the way" in out
-    assert ("ops/activation.py:" in out) == places
+    assert ("ops/elementwise.py:" in out) == places
 
 
 def test_a_node_is_opened(tinyft, trained):

@@ -128,7 +128,7 @@ def test_a_step_is_short_enough_to_be_read(make, most_files, most_lines):
     assert count.n_lines <= most_lines
     # a count that misses the kernels or the engine would be flattering
     files = {Path(file).name for file in count.functions}
-    assert {"tensor.py", "reference.py", "conv2d.py", "batch_norm.py", "optim.py"} <= files
+    assert {"tensor.py", "reference.py", "convolution.py", "normalisation.py", "optim.py"} <= files
     assert count.n_lines > 300
     if make is plain_step:
         counted = re.search(r"It executes (\d+) lines in (\d+) files", PAGE.read_text())

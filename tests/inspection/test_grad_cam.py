@@ -9,7 +9,7 @@ from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import ShapeError
 from tinyft.inspection.report.grad_cam import grad_cams, heat_colours, overlay
-from tinyft.nn.fold import fold
+from tinyft.nn.folding import fold
 
 
 def test_the_weights_are_the_slopes_of_the_logit():

@@ -55,13 +55,13 @@ def test_every_op_in_order_with_its_layer_and_place():
     assert trace[0].shape == (2, 4) and trace[3].shape == ()
     assert [i.name for i in trace[0].inputs] == ["x", "weight"]
     assert trace[1].inputs[0].made_by == 0 and trace[2].inputs[0].made_by == 1
-    assert trace[0].source.startswith("tinyft/ops/linear.py:")
+    assert trace[0].source.startswith("tinyft/ops/convolution.py:")
     assert trace[2].source.startswith("tinyft/engine/primitives.py:")
     first = [int(node.call.rpartition(":")[2]) for node in trace]
     assert all("tests/inspection/test_microscope.py:" in node.call for node in trace)
     assert first == [first[0], first[0], first[0] + 1, first[0] + 1]
     assert "each output is a weighted sum" in trace[0].formula
-    assert trace[0].derivative.startswith("out = x @ weight.T + bias, so dx = dout @ weight")
+    assert trace[0].derivative.startswith("out = x @ weight.T + bias; so: dx = dout @ weight")
 
 
 def test_norms_are_those_of_the_gradients(frozen_step):

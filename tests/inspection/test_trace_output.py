@@ -16,7 +16,7 @@ import tinyft as ft
 from tests.inspection.test_html import balanced
 from tinyft.inspection.html import escape
 from tinyft.inspection.trace.open_node import FUSED, composition_of
-from tinyft.nn.fold import fold
+from tinyft.nn.folding import fold
 from tinyft.nn.head import LinearHead
 from tinyft.nn.module import Module
 
@@ -108,7 +108,7 @@ def test_an_opened_node_says_all(trace):
     text = str(trace[1])
     assert text.startswith("node 1: linear in head.linear -> 2x3 float32")
     assert "x @ weight.T + bias: each output is a weighted sum of all inputs." in text
-    assert "backward: out = x @ weight.T + bias, so dx = dout @ weight" in text
+    assert "backward: out = x @ weight.T + bias; so: dx = dout @ weight" in text
     assert re.search(r"^bias +3 +head\.linear\.bias +none: frozen$", text, re.M)
     assert re.search(r"^forward +matmul +\w+ +[\d.]+ .*e-0\d$", text, re.M)
     assert len(re.findall(r"^weight\[\d+, \d+\] ", text, re.M)) == 3

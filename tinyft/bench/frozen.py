@@ -35,7 +35,7 @@ from tinyft.finetune import judge, loop
 from tinyft.finetune.build import vision_learner
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.records import Evaluation
-from tinyft.nn.fold import fold
+from tinyft.nn.folding import fold
 
 PRESETS = ("frozen", "fastai")  # of the body's batch norms
 THEIRS = "pytorch_channels_last"

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, Self
 from numpy import ndarray as Array
 
 from tinyft import backends
-from tinyft.engine import messages
+from tinyft.engine.checks import expect_gradients, expect_one_device, expect_result
 from tinyft.errors import TinyftError
 
 Backward = Callable[[Array], tuple[Array | None, ...]]
@@ -141,15 +141,14 @@ def op(function: Callable) -> Callable:
         inputs = [a for a in (*args, *map(kwargs.get, names)) if isinstance(a, Recorded)]
         if {type(x.data) for x in inputs} != {Array}:  # all in main memory: the usual case
             arguments = signature.bind(*args, **kwargs).arguments
-            messages.expect_one_device(function.__name__, arguments)
+            expect_one_device(function.__name__, arguments)
         observed = bool(_state.observers)
         made = _run(function, *args, **kwargs) if observed else function(*args, **kwargs)
-        if not _is_made_by_an_op(made):
-            raise messages.wrong_result(function.__name__, made)
+        expect_result(function.__name__, made)
         result, backward = made
         first, *others = result if isinstance(result, tuple) else (result,)
         if not inputs:
-            raise messages.no_tensor(function.__name__)
+            raise TypeError(f"{function.__name__}: an op needs a Tensor among its arguments")
         kind = type(inputs[0])  # Tensor, which this file need not know
         out = kind.wrap(first)
         if _state.recording or observed:
@@ -158,14 +157,6 @@ def op(function: Callable) -> Callable:
         return (out, *map(kind.wrap, others)) if isinstance(result, tuple) else out
 
     return call
-
-
-def _is_made_by_an_op(made: Any) -> bool:
-    """Whether it is (array, backward), or ((array, more arrays), backward)."""
-    if not isinstance(made, tuple) or len(made) != 2 or not callable(made[1]):
-        return False
-    results = made[0] if isinstance(made[0], tuple) else made[:1]
-    return all([hasattr(array, "dtype") and not isinstance(array, Recorded) for array in results])
 
 
 def _record(
@@ -242,19 +233,10 @@ def _input_gradients(node: Node, dout: Array) -> tuple[Array | None, ...]:
         )
     gradients = _run(node.backward, dout) if _state.observers else node.backward(dout)
     node.backward = None
-    if not _fit(gradients, node.shapes):
-        raise messages.wrong_gradients(node.op, node.shapes, gradients)
+    expect_gradients(node.op, node.shapes, gradients)
     for observer in _state.observers:
         observer.after_backward(node, dout, gradients)
     return gradients
-
-
-def _fit(gradients: Any, shapes: list[tuple[int, ...]]) -> bool:
-    """Whether they are a tuple of an array of its input's shape, or None, for each input."""
-    if not isinstance(gradients, tuple) or len(gradients) != len(shapes):
-        return False
-    pairs = zip(gradients, shapes, strict=True)
-    return all([g is None or (hasattr(g, "nbytes") and g.shape == shape) for g, shape in pairs])
 
 
 def _add_to_leaf(leaf: Recorded, gradient: Array, borrowed: bool) -> None:

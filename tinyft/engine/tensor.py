@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,14 @@ from numpy import ndarray as Array
 
 from tinyft import backends
 from tinyft.display import Displayed
-from tinyft.engine import messages, printing
 from tinyft.engine.primitives import add, div, matmul, move, mul, neg, sub
 from tinyft.engine.tape import Node, Recorded, run_backward
 from tinyft.errors import ShapeError, TinyftError
 
+_SMALL = 100  # numbers: the values of a larger one, even shortened by NumPy, would fill a screen
 
-class Tensor(Recorded, Displayed, messages.NotMethods):
+
+class Tensor(Recorded, Displayed):
     """An array, its gradient, and how it was made.
 
     `data` array of numbers; `grad` array of the same shape or None; `requires_grad`; `name`, for
@@ -95,10 +97,21 @@ class Tensor(Recorded, Displayed, messages.NotMethods):
         run_backward(self, gradient.astype(self.dtype, copy=False))
 
     def __repr__(self) -> str:
-        return printing.as_repr(self)
+        """A small tensor's values; of a large one the facts."""
+        if self.size > _SMALL:
+            return f"<{facts(self)}>"
+        made_by = f", made by {self.node.op}" if self.node else ""
+        return f"Tensor({self.data}{made_by})"
 
     def __str__(self) -> str:
-        return printing.as_text(self)
+        """The facts; of a small tensor its values too."""
+        if self.size > _SMALL:
+            return facts(self)
+        values = str(self.data)
+        return facts(self) + ("\n" if "\n" in values else ": ") + values
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__()} - {*" ".join(_INSTEAD).split()})
 
     def __add__(self, other: Any) -> Tensor:
         return add(self, as_tensor(other, self))
@@ -133,14 +146,8 @@ class Tensor(Recorded, Displayed, messages.NotMethods):
     def __neg__(self) -> Tensor:
         return neg(self)
 
-    @messages.ForNumpyAlone
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **_: Any) -> Tensor:
-        """array * tensor, which NumPy asks as np.multiply(array, tensor), is ours; no other is."""
-        ours = _NUMPY_OPERATORS.get(ufunc.__name__) if method == "__call__" else None
-        if ours is None:
-            called = "" if method == "__call__" else f".{method}"
-            raise messages.no_array(f"np.{ufunc.__name__}{called}")
-        return ours(*(as_tensor(x, self) for x in inputs))
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise _no_array("NumPy")
 
 
 def as_tensor(value: Any, like: Tensor) -> Tensor:
@@ -164,4 +171,114 @@ def as_tensor(value: Any, like: Tensor) -> Tensor:
     return Tensor.wrap(backends.beside(array, like.data))
 
 
-_NUMPY_OPERATORS = {"add": add, "subtract": sub, "multiply": mul, "divide": div, "matmul": matmul}
+# ------------------------------------------------------------------------- what a Tensor says
+
+
+def facts(tensor: Tensor) -> str:
+    """One line: shape, dtype, the op and the layer that made it, its range, its gradient's norm.
+
+    Tensor (16, 32, 32, 16) float32; made by conv2d in layer1.0.conv1; -3.1 to 2.9, mean 0.012
+    """
+    words = [f"Tensor {tensor.shape} {tensor.dtype}"]
+    if tensor.name:
+        words.append(f"named {tensor.name}")
+    if tensor.node:
+        layer = f" in {tensor.node.layer}" if tensor.node.layer else ""
+        words.append(f"made by {tensor.node.op}{layer}")
+    elif tensor.requires_grad:
+        words.append("a leaf that requires a gradient")
+    words += _range(backends.host(tensor.data))
+    if tensor.grad is not None:
+        words.append(f"gradient of norm {norm(tensor.grad):.4g}")
+    return "; ".join(words)
+
+
+def norm(array: np.ndarray) -> float:
+    """The Euclidean norm, summed in float64."""
+    return float(np.sqrt(np.square(backends.host(array), dtype=np.float64).sum()))
+
+
+def _range(values: np.ndarray) -> list[str]:
+    """Of the finite numbers, and how many are not: one NaN would hide the others."""
+    if values.dtype.kind not in "iuf" or values.size < 2:
+        return []
+    finite = values[np.isfinite(values)]
+    words = []
+    if finite.size:
+        mean = finite.mean(dtype=np.float64)
+        words.append(f"{finite.min():.4g} to {finite.max():.4g}, mean {mean:.4g}")
+    if finite.size < values.size:
+        words.append(f"{values.size - finite.size} of {values.size} are NaN or infinite")
+    return words
+
+
+# ------------------------------------------------------------------- what only arrays can do
+
+_GRADIENT = "for a gradient use + - * / @ and ft.ops, or write an op with @ft.op"
+
+
+def _no_array(asked: str) -> TypeError:
+    """For a function of NumPy that was given a Tensor."""
+    return TypeError(
+        f"{asked} takes no Tensor, since its result would have no gradient. Give it the Tensor's "
+        f"array, x.data; {_GRADIENT}"
+    )
+
+
+class _ForNumpyAlone:
+    """A method for NumPy, which looks for it on the class. Other arrays, such as CuPy's, ask the
+    object: None lets the Tensor's own operators decide.
+    """
+
+    def __init__(self, method: Callable):
+        self.method = method
+
+    def __get__(self, instance: Any, owner: type) -> Callable | None:
+        return self.method if instance is None else None
+
+
+class _Elsewhere:
+    """A method that a Tensor does not have: asking for it says what to write instead. Not a
+    `__getattr__`, which would make every attribute of a Tensor slower.
+    """
+
+    def __init__(self, name: str, instead: str):
+        self.name, self.instead = name, instead
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        raise AttributeError(f"a Tensor has no {self.name}; {self.instead}")
+
+
+# What those who know NumPy or PyTorch ask a Tensor for, and what to write instead.
+_INSTEAD = {
+    "sum": "write ft.ops.sum(x)",
+    "mean": "write ft.ops.mean(x)",
+    "relu": "write ft.ops.relu(x)",
+    "reshape view flatten": "write ft.ops.reshape(x, shape)",
+    "numpy": "its array is x.data",
+    "cpu": 'write x.to("cpu")',
+    "cuda": 'write x.to("gpu")',
+    "clone copy": "write ft.Tensor(x.data), which copies the array, without a history",
+    "astype float double": 'write ft.Tensor(x.data.astype("float64")), without a history',
+    "requires_grad_": "write x.requires_grad = True",
+    "zero_": "write x.grad = None, if it is the gradient that should go",
+    "abs argmax exp log max min pow sqrt std var T transpose permute squeeze unsqueeze tolist": (
+        f"its array, x.data, or NumPy may have; {_GRADIENT}"
+    ),
+}
+
+for _names, _instead in _INSTEAD.items():
+    for _name in _names.split():
+        setattr(Tensor, _name, _Elsewhere(_name, _instead))
+
+
+def _array_ufunc(tensor: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **_: Any) -> Tensor:
+    """array * tensor, which NumPy asks as np.multiply(array, tensor), is ours; no other is."""
+    operators = {"add": add, "subtract": sub, "multiply": mul, "divide": div, "matmul": matmul}
+    if method != "__call__" or ufunc.__name__ not in operators:
+        called = "" if method == "__call__" else f".{method}"
+        raise _no_array(f"np.{ufunc.__name__}{called}")
+    return operators[ufunc.__name__](*(as_tensor(x, tensor) for x in inputs))
+
+
+Tensor.__array_ufunc__ = _ForNumpyAlone(_array_ufunc)

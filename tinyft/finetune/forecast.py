@@ -22,7 +22,7 @@ from tinyft.finetune.judge import judge_batch
 from tinyft.finetune.lr_find import endless_batches
 from tinyft.finetune.recipe import Phase
 from tinyft.finetune.run.state import undone
-from tinyft.nn.fold import fold
+from tinyft.nn.folding import fold
 from tinyft.nn.layer_table import forward_nodes
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from tinyft.errors import DataError, NonFiniteLossError
 from tinyft.finetune.groups import rates_in_words
 from tinyft.finetune.records import Evaluation, Prediction
 from tinyft.finetune.training import REMEDY
-from tinyft.nn.fold import fold
+from tinyft.nn.folding import fold
 from tinyft.nn.module import Module
 
 if TYPE_CHECKING:

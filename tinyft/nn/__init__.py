@@ -1,10 +1,9 @@
 """Networks: modules that hold parameters under the names of the published files."""
 
-from tinyft.nn.fold import fold
+from tinyft.nn.folding import fold
 from tinyft.nn.head import FastaiHead, LinearHead, attach, cut
-from tinyft.nn.initialise import initialise
 from tinyft.nn.layer_table import summary
-from tinyft.nn.layers import BatchNorm, Conv2d, Dropout, Linear, Sequential
+from tinyft.nn.layers import BatchNorm, Conv2d, Dropout, Linear, Sequential, initialise
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import ARCHITECTURES, ResNet, build
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from tinyft.engine.tensor import Tensor
-from tinyft.nn.initialise import initialise_head
-from tinyft.nn.layers import BatchNorm, Dropout, Linear
+from tinyft.nn.layers import BatchNorm, Dropout, Linear, initialise_head
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import ResNet
-from tinyft.ops import concatenate, global_average_pool, global_max_pool
-from tinyft.ops.activation import relu
+from tinyft.ops import concatenate, global_average_pool, global_max_pool, relu
 
 
 class FastaiHead(Module):

@@ -1,14 +1,20 @@
-"""The layers of a residual network, each an op with the parameters that it needs."""
+"""The layers of a residual network, each an op with the parameters that it needs, and the random
+weights that they start from.
+"""
 
 from __future__ import annotations
+
+import math
+import os
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from tinyft import backends, ops
 from tinyft.engine.tensor import Tensor
 from tinyft.nn.module import Module
-from tinyft.ops.dropout import dropout
-from tinyft.ops.linear import linear
+from tinyft.seeds import generator
 
 
 def parameter(array: np.ndarray) -> Tensor:
@@ -34,15 +40,8 @@ class Conv2d(Module):
         self.bias = parameter(np.zeros(F, np.float32)) if bias else None
 
     def forward(self, x: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        return ops.conv2d(
-            x,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            residual=residual,
-            relu=relu,
-        )
+        window = {"stride": self.stride, "padding": self.padding}
+        return ops.conv2d(x, self.weight, self.bias, residual=residual, relu=relu, **window)
 
 
 class Linear(Module):
@@ -54,7 +53,7 @@ class Linear(Module):
         self.bias = parameter(np.zeros(F, np.float32)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return ops.linear(x, self.weight, self.bias)
 
 
 class BatchNorm(Module):
@@ -123,7 +122,7 @@ class Dropout(Module):
         if not self.training or self.probability == 0:
             return x
         self.step += 1
-        return dropout(x, self.probability, seed=self.seed, stream=(self.step - 1, self.layer))
+        return ops.dropout(x, self.probability, seed=self.seed, stream=(self.step - 1, self.layer))
 
 
 class Sequential(Module):
@@ -141,7 +140,7 @@ class Sequential(Module):
 
 
 class Folded(Module):
-    """What stands where a batch norm was folded into the convolution before it; see fold.py."""
+    """What stands where a batch norm was folded into the convolution before it; see folding.py."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -159,3 +158,45 @@ def conv_norm(
     if isinstance(norm, Folded):
         return conv(x, residual=residual, relu=relu)
     return norm(conv(x), residual=residual, relu=relu)
+
+
+# ---------------------------------------------------------------------------------- random weights
+
+
+def initialise(model: Module, seed: int) -> None:
+    """Draw what torchvision gives a new ResNet, by seed and layer name. Batch norms stay at 1
+    and 0.
+
+    Convolutions: normal, variance 2 / fan-out (He et al., Delving deep into rectifiers, 2015).
+    Linear layers: uniform within 1 / sqrt(fan-in), PyTorch's default.
+    """
+
+    def fill(name: str, layer: Module) -> None:
+        draw = generator(seed, "initialise", zlib.crc32(name.encode()))
+        if isinstance(layer, Conv2d):
+            F, _, R, S = layer.weight.shape
+            layer.weight.data[...] = draw.normal(0, math.sqrt(2 / (F * R * S)), layer.weight.shape)
+        elif isinstance(layer, Linear):
+            bound = 1 / math.sqrt(layer.weight.shape[1])
+            layer.weight.data[...] = draw.uniform(-bound, bound, layer.weight.shape)
+            if layer.bias is not None:
+                layer.bias.data[...] = draw.uniform(-bound, bound, layer.bias.shape)
+
+    # NumPy draws without the GIL, and each layer has a generator of its own.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(fill, *zip(*model.named_modules(), strict=True)))
+
+
+def initialise_head(head: Module, seed: int) -> None:
+    """Draw what fastai gives a new head: linear weights normal, variance 2 / fan-in; biases 0.
+
+    Source: fastai 2.8.12 `apply_init(head, kaiming_normal_)`. The gain is for a ReLU, also where
+    none follows.
+    """
+    for name, layer in head.named_modules():
+        if isinstance(layer, Linear):
+            draw = generator(seed, "initialise", zlib.crc32(f"head.{name}".encode()))
+            spread = math.sqrt(2 / layer.weight.shape[1])
+            layer.weight.data[...] = draw.normal(0, spread, layer.weight.shape)
+            if layer.bias is not None:
+                layer.bias.data[...] = 0

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyft.engine.tensor import Tensor
-from tinyft.nn.initialise import initialise
 from tinyft.nn.layer_table import Summary, summary
-from tinyft.nn.layers import BatchNorm, Conv2d, Linear, Sequential, conv_norm
+from tinyft.nn.layers import BatchNorm, Conv2d, Linear, Sequential, conv_norm, initialise
 from tinyft.nn.module import Module
 from tinyft.ops import conv2d, global_average_pool, max_pool2d
 

@@ -12,12 +12,10 @@ from tinyft.engine.primitives import (
     sub,
     sum,
 )
-from tinyft.ops.activation import relu
-from tinyft.ops.batch_norm import batch_norm, batch_norm_eval, unfused
-from tinyft.ops.conv2d import conv2d
-from tinyft.ops.dropout import dropout
-from tinyft.ops.linear import linear
+from tinyft.ops.convolution import conv2d, linear
+from tinyft.ops.elementwise import dropout, relu
 from tinyft.ops.loss import cross_entropy
+from tinyft.ops.normalisation import batch_norm, batch_norm_eval, unfused
 from tinyft.ops.pooling import global_average_pool, global_max_pool, max_pool2d
 
 __all__ = [

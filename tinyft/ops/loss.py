@@ -46,8 +46,9 @@ def cross_entropy(logits, labels, *, label_smoothing=0.0, class_weights=None):
         logits.data, labels, label_smoothing, class_weights
     )
 
-    # With t what a row's targets sum to and T what its labels' weights sum to in the batch (without
-    # class weights 1 and N): dlogits = (probabilities * t - target) / T
+    # forward was: loss = -sum(target * log(probabilities)) / T; so: dlogits = (probabilities * t -
+    # target) / T * dout. t is the sum of a row's target, T that of the batch's label weights
+    # (without class weights 1 and N)
     def backward(dout):
         dlogits = backend.softmax_cross_entropy_grad(
             log_probabilities, labels, label_smoothing, class_weights

@@ -31,7 +31,8 @@ def max_pool2d(x, *, kernel, stride, padding=0):
     backend, x_shape = x.backend, x.shape
     out, place = backend.max_pool2d(x.data, **window)
 
-    # each window's gradient goes to its maximum (the first, if several are equal)
+    # forward was: out = each window's maximum; so: dx = dout at that pixel (the first, if several
+    # are equal), summed over the windows that it won; 0 elsewhere
     def backward(dout):
         return (backend.max_pool2d_grad(dout, place, x_shape, **window),)
 
@@ -48,7 +49,7 @@ def global_average_pool(x):
     expect_floats("global_average_pool", x=x)
     backend, x_shape = x.backend, x.shape
 
-    # dx = dout / (H W) at every pixel
+    # forward was: out = sum(x) / (H W); so: dx = dout / (H W) at every pixel
     def backward(dout):
         return (backend.global_average_pool_grad(dout, x_shape),)
 
@@ -66,7 +67,8 @@ def global_max_pool(x):
     backend, x_shape = x.backend, x.shape
     out, place = backend.global_max_pool(x.data)
 
-    # dx = dout at the largest pixel (the first, if several are equal), 0 at all others
+    # forward was: out = max(x); so: dx = dout at that pixel (the first, if several are equal), 0
+    # elsewhere
     def backward(dout):
         return (backend.global_max_pool_grad(dout, place, x_shape),)
 

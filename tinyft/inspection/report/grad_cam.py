@@ -28,7 +28,7 @@ from tinyft import backends
 from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import ShapeError
-from tinyft.nn.fold import fold
+from tinyft.nn.folding import fold
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner

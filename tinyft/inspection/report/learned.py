@@ -23,7 +23,7 @@ from tinyft.display import aligned
 from tinyft.engine.tape import no_grad
 from tinyft.errors import DataError
 from tinyft.finetune.judge import expect_judgeable, softmax
-from tinyft.nn.fold import fold
+from tinyft.nn.folding import fold
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinyft.display import as_preformatted
-from tinyft.engine.printing import facts
-from tinyft.engine.tensor import Tensor
+from tinyft.engine.tensor import Tensor, facts
 from tinyft.finetune.plan import Plan
 from tinyft.finetune.records import GROUP_COLUMNS, StepRecord
 from tinyft.inspection.html import escape, table

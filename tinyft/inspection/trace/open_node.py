@@ -78,7 +78,7 @@ def derivative_of(function: Callable) -> str:
     while at > 0 and lines[at - 1].strip().startswith("#"):
         at -= 1
         comment.insert(0, lines[at].strip().removeprefix("#").strip())
-    return " ".join(comment)
+    return " ".join(comment).removeprefix("forward was: ")
 
 
 def check_entries(

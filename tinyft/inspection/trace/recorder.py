@@ -26,9 +26,8 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.engine import tape
-from tinyft.engine.printing import norm
 from tinyft.engine.tape import Node, kept_arrays, observe
-from tinyft.engine.tensor import Tensor
+from tinyft.engine.tensor import Tensor, norm
 from tinyft.errors import NonFiniteLossError
 from tinyft.inspection.step.moment import Moment
 from tinyft.inspection.trace.kernel_watch import KernelCall, KernelWatch

@@ -1,9 +1,7 @@
-"""Batch normalisation, with the statistics of the batch or with given ones, and what usually
-follows it.
+"""Batch normalisation, with the statistics of the batch or with given ones.
 
-A residual network adds and rectifies right after normalising, so both ops do all three in one pass
-over memory; `with unfused():` runs them one after the other instead, for whoever wants to see each
-value.
+A residual network adds and rectifies right after it, so both ops do all three in one pass over
+memory; `with unfused():` runs them one after the other, for whoever wants to see each value.
 
 Source: Ioffe and Szegedy, Batch normalization (2015), section 3.
 """
@@ -21,13 +19,11 @@ from tinyft.engine.checks import data_of, expect_floats, expect_same_dtype, expe
 from tinyft.engine.tape import op
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import ShapeError
-from tinyft.ops.activation import relu as plain_relu
+from tinyft.ops import elementwise
 
 
 class _Here(threading.local):
-    """Per thread: whether one op does all three."""
-
-    fused = True
+    fused = True  # one op does all three, in this thread
 
 
 _here = _Here()
@@ -35,7 +31,7 @@ _here = _Here()
 
 @contextlib.contextmanager
 def unfused() -> Iterator[None]:
-    """Within this block, in this thread, normalising, adding and rectifying are three ops."""
+    """Make normalising, adding and rectifying three ops within this block, in this thread."""
     before, _here.fused = _here.fused, False
     try:
         yield
@@ -80,8 +76,8 @@ def batch_norm_eval(
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """The same with a mean and a variance (arrays, (C,)) that are constants: in evaluation, and in
-    a frozen layer.
+    """Normalise by a given mean and variance, arrays (C,) and constants: in evaluation (the running
+    statistics), and in a frozen layer.
 
     Shapes, Raises, Keeps: as `batch_norm`; one value per channel is allowed
     """
@@ -96,7 +92,7 @@ def batch_norm_eval(
 def _add_and_rectify(out: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
     if residual is not None:
         out = out + residual
-    return plain_relu(out) if relu else out
+    return elementwise.relu(out) if relu else out
 
 
 @op
@@ -116,10 +112,12 @@ def batch_norm_train(x, weight, bias, *, eps, residual=None, relu=False):
     )
     kept_x, kept_out = x.data, (out if relu else None)
     kept_bias = bias.data if relu and residual is None else None
-    needs = _needs(x, weight, bias, residual)
+    needs = [t.requires_grad for t in (x, weight, bias, residual) if t is not None]
 
-    # With n = (x - mean) / std over M values per channel: dbias = sum dout, dweight = sum dout * n,
-    # dx = weight / std * (dout - dbias / M - n * dweight / M)
+    # forward was: out = relu(n * weight + bias + residual) with n = (x - mean) / std, both of the M
+    # values per channel; so, with dout = 0 where out is 0: dbias = sum(dout),
+    # dweight = sum(dout * n), dx = weight / std * (dout - dbias / M - n * dweight / M),
+    # dresidual = dout
     def backward(dout):
         gradients = backend.batch_norm_train_grad(
             dout, kept_x, scale, mean, variance, eps, out=kept_out, bias=kept_bias
@@ -144,9 +142,11 @@ def batch_norm_fixed(x, weight, bias, mean, variance, *, eps, residual=None, rel
     )
     kept_x, kept_out = x.data, (out if relu else None)
     kept_bias = bias.data if relu and residual is None else None
-    needs = _needs(x, weight, bias, residual)
+    needs = [t.requires_grad for t in (x, weight, bias, residual) if t is not None]
 
-    # mean and std are constants here: dx = dout * weight / std, and no more
+    # forward was: out = relu(n * weight + bias + residual) with n = (x - mean) / std of constants;
+    # so, with dout = 0 where out is 0: dx = dout * weight / std, dbias = sum(dout),
+    # dweight = sum(dout * n), dresidual = dout
     def backward(dout):
         gradients = backend.batch_norm_eval_grad(
             dout, kept_x, scale, mean, variance, eps, out=kept_out, bias=kept_bias
@@ -172,12 +172,6 @@ def _check_shapes(name, x, weight, bias, residual):
     expect_shape(name, "residual", residual, x)
 
 
-def _needs(*tensors):
-    return [t.requires_grad for t in tensors if t is not None]
-
-
 def _wanted(gradients, needs):
-    """One gradient per tensor argument, None where it is not needed (an absent residual is no
-    argument).
-    """
+    """One gradient per tensor argument (no residual, no argument), None where it is not needed."""
     return tuple([g if need else None for g, need in zip(gradients, needs, strict=False)])

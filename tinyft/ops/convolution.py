@@ -1,4 +1,4 @@
-"""Convolution: forward, and both gradients.
+"""The ops with a weight matrix or filters: the convolution and the linear layer.
 
 Letters: N pictures, H W rows and columns in, C channels in, P Q rows and columns out, F filters, R
 S the kernel.
@@ -50,9 +50,9 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, residual=None, relu=Fal
     needs_bias = None if bias is None else bias.requires_grad
     needs_residual = None if residual is None else residual.requires_grad
 
-    # out = relu(conv(x, weight) + bias + residual); what is left of dout behind the ReLU reaches
-    # all four. dx sends each output's gradient back through its window; dweight sums, over all
-    # windows, a window's pixels times its output's gradient.
+    # forward was: out = relu(conv(x, weight) + bias + residual); so, with dout = 0 where out is 0:
+    # dx sends each output's dout back through its window, dweight = sum over all windows of
+    # dout * the window's pixels, dbias = dout summed over N P Q, dresidual = dout
     def backward(dout):
         if kept_out is not None:
             dout = backend.relu_grad(dout, kept_out)
@@ -83,3 +83,37 @@ def _check_shapes(x, weight, bias, residual, stride, padding):
     expect_shape("conv2d", "bias", bias, (F,))
     P, Q = output_size(H, R, stride, padding), output_size(W, S, stride, padding)
     expect_shape("conv2d", "residual", residual, (N, P, Q, F))
+
+
+@op
+def linear(x, weight, bias=None):
+    """x @ weight.T + bias: each output is a weighted sum of all inputs.
+
+    Shapes: x (N, C), weight (F, C), bias (F,) -> (N, F)
+    Raises: ShapeError, TypeError
+    Keeps: weight for dx, x for dweight
+    """
+    expect_shape("linear", "x", x.shape, ("N", "C"))
+    expect_shape("linear", "weight", weight.shape, ("F", x.shape[1]), f" (x is {x.shape})")
+    expect_shape("linear", "bias", None if bias is None else bias.shape, (weight.shape[0],))
+    expect_same_dtype("linear", x=x, weight=weight, bias=bias)
+    expect_floats("linear", x=x)
+
+    backend = x.backend
+    out = backend.matmul(x.data, weight.data.T)
+    if bias is not None:
+        out = out + bias.data
+    kept_weight = weight.data if x.requires_grad else None
+    kept_x = x.data if weight.requires_grad else None
+    needs_bias = None if bias is None else bias.requires_grad
+
+    # forward was: out = x @ weight.T + bias; so: dx = dout @ weight, dweight = dout.T @ x,
+    # dbias = dout summed over N
+    def backward(dout):
+        dx = None if kept_weight is None else backend.matmul(dout, kept_weight)
+        dweight = None if kept_x is None else backend.matmul(dout.T, kept_x)
+        if needs_bias is None:
+            return dx, dweight
+        return dx, dweight, backend.sum(dout, (0,)) if needs_bias else None
+
+    return out, backward

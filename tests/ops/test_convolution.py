@@ -127,3 +127,21 @@ def test_any_shape_stride_and_padding(N, H, W, C, F, R, S, stride, padding):
     wide = [x.astype(np.float64), weight.astype(np.float64)]
     # with much padding and stride, a whole small picture can lie between the windows
     assert ft.gradcheck(function, wide, rounds=1, allow_zero=True)
+
+
+def test_linear_by_hand():
+    x, weight = leaf([[1.0, 2.0]]), leaf([[3.0, 4.0], [5.0, 6.0], [0.0, -1.0]])
+    bias = leaf([1, 0, 2])
+    out = ops.linear(x, weight, bias)
+    assert out.data.tolist() == [[12, 17, 0]]
+    out.backward(np.array([[1, 10, 100]], np.float32))
+    assert x.grad.tolist() == [[53, -36]]
+    assert weight.grad.tolist() == [[1, 2], [10, 20], [100, 200]]
+    assert bias.grad.tolist() == [1, 10, 100]
+
+
+def test_frozen_parts_of_a_linear_layer_cost_nothing():
+    x, weight, bias = Tensor([[1.0, 2.0]]), Tensor([[3.0, 4.0]]), leaf([1.0])
+    out = ops.linear(x, weight, bias)
+    gradients = out.node.backward(np.ones((1, 1), np.float32))
+    assert gradients[0] is None and gradients[1] is None and gradients[2].tolist() == [1]
