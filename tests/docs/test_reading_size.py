@@ -142,8 +142,6 @@ def kernels_that_ran():
     from numba.core.dispatcher import Dispatcher
     from numba.core.extending import _Intrinsic
 
-    from tinyft.backends.cpu.codegen.cache import called_by_name
-
     def used_by(function):
         code = function.__code__
         inside = [code, *(c for c in code.co_consts if hasattr(c, "co_names"))]
@@ -163,7 +161,6 @@ def kernels_that_ran():
         for value in vars(module).values()
         if isinstance(value, Dispatcher) and value.overloads
     ]
-    todo += [load.args[1].function for load in called_by_name.values()]  # routines
     found = {}
     while todo:
         function = todo.pop()

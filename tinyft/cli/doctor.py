@@ -100,7 +100,7 @@ def _backends() -> bool:
 
 
 def _say_what_numba_lacks() -> None:
-    from tinyft.backends.cpu.codegen.internals import lacks
+    from tinyft.backends.cpu.codegen.compiler import lacks
 
     for lack in lacks:
         result(f"backend cpu: {one_line(str(lack))}")

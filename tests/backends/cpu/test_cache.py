@@ -18,7 +18,7 @@ from numba import types
 from numba.core.registry import cpu_target
 
 from tinyft.backends.cpu.codegen import cache as compile_cache
-from tinyft.backends.cpu.codegen import compiler as compilers
+from tinyft.backends.cpu.codegen import compiler
 
 SCRIPT = """
 import sys
@@ -278,7 +278,7 @@ def test_a_kernel_makes_no_array():
 
 
 def test_numba_is_asked_once_which_function_adds(monkeypatch):
-    monkeypatch.setattr(compilers.RememberingTypingContext, "found", {})
+    monkeypatch.setattr(compiler.RememberingTypingContext, "found", {})
     context = cpu_target.typing_context
     add = context.resolve_value_type(operator.add)
     pairs = [(types.int64, types.int64), (types.int64, types.float32), (types.int64, types.int64)]
@@ -290,7 +290,7 @@ def test_numba_is_asked_once_which_function_adds(monkeypatch):
             asked.append(arguments)
             return context.resolve_function_type(function, arguments, named)
 
-    remembering = compilers.RememberingTypingContext(Counting())
+    remembering = compiler.RememberingTypingContext(Counting())
     assert [remembering.resolve_function_type(add, pair, {}) for pair in pairs] == expected
     assert asked == pairs[:2]
 
@@ -375,44 +375,6 @@ def test_garbage_is_collected_as_before_once_a_kernel_is_compiled(collecting):
     finally:
         (gc.enable if before else gc.disable)()
     assert set(during) == {False}
-
-
-@pytest.mark.parametrize("frozen_by_python", [0, 375])  # before 3.12, since then
-def test_what_compiling_leaves_is_not_searched_as_young(monkeypatch, frozen_by_python):
-    monkeypatch.setattr(gc, "get_freeze_count", lambda: frozen_by_python)
-    # or what an earlier run of the tests has kept would be loaded
-    monkeypatch.setattr(compile_cache, "folder", lambda: None)
-
-    @compile_cache.kernel
-    def increment(number):
-        return number + 1
-
-    young, enable = [], gc.enable
-
-    def count_and_enable():
-        young.append(len(gc.get_objects(generation=0)))
-        enable()
-
-    monkeypatch.setattr(gc, "enable", count_and_enable)
-    increment(2)
-    assert len(young) == 1
-    assert young[0] < 100
-
-
-def test_what_a_program_has_frozen_stays_frozen(monkeypatch):
-    monkeypatch.setattr(compile_cache, "folder", lambda: None)
-
-    @compile_cache.kernel
-    def increment(number):
-        return number + 1
-
-    gc.freeze()
-    try:
-        frozen = gc.get_freeze_count()
-        increment(2)
-        assert gc.get_freeze_count() >= 0.99 * frozen > 0  # some were freed
-    finally:
-        gc.unfreeze()
 
 
 def test_what_interrupts_compiling_does_not_compile(monkeypatch):

@@ -39,14 +39,9 @@ import numpy as np
 import platformdirs
 from numba import TypingError
 
-from tinyft.backends.cpu.codegen import internals
+from tinyft.backends.cpu.codegen import compiler
 
 DIGEST_SIZE = hashlib.sha256().digest_size
-
-
-# error_model numpy: no test for division by zero before every // and %.
-# _nrt: without Numba's runtime, which makes arrays and counts references to them (compiler.py).
-OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": False}
 
 
 def helper(function: Callable, *, reorder: bool = False) -> Callable:
@@ -59,10 +54,11 @@ def helper(function: Callable, *, reorder: bool = False) -> Callable:
     call is a type of its own: `multiply` alone was compiled nine times. So a number counts as what
     it is, an int64, which takes 6 s off a first start; LLVM sees at the call which number it is.
     """
-    options = {**OPTIONS, "forceinline": True, "no_cpython_wrapper": True}
     fastmath = {"reassoc", "contract"} if reorder else False
-    compiled = internals.compiled(function, helper=True, **options, fastmath=fastmath)
-    internals.without_literals(compiled)
+    compiled = compiler.dispatcher(
+        function, helper=True, forceinline=True, no_cpython_wrapper=True, fastmath=fastmath
+    )
+    compiler.without_literals(compiled)
     return compiled
 
 
@@ -73,12 +69,12 @@ def kernel(function: Callable) -> Callable:
     of another kernel's. Of Numba's Python a kernel or helper has numbers, arrays that it is given,
     their slices and tuples: it makes no array or list, and defines no function.
     """
-    compiled = internals.compiled(function, helper=False, **OPTIONS)
+    compiled = compiler.dispatcher(function, helper=False)
     compiled.get_call_template = functools.partial(_refuse_call, function)
     compiled.compile = functools.partial(_compile_alone, function, compiled.compile)
     # Kept where a file says all of its code: not a closure's, nor a notebook's cell.
     if function.__closure__ is None and _content(inspect.getfile(function)):
-        internals.keep_in(compiled, KernelCache(function))
+        compiler.keep_in(compiled, KernelCache(function))
     return compiled
 
 
@@ -89,7 +85,7 @@ def _refuse_call(function: Callable, *types_of_arguments) -> None:
 
 def _compile_alone(function: Callable, compile_it: Callable, signature: tuple) -> Callable:
     """Numba and LLVM are not made to be called from within themselves: that may end the process."""
-    if internals.is_compiling():
+    if compiler.is_compiling():
         raise RuntimeError(
             f"kernel {function.__name__} is not compiled yet, and cannot be by a call that "
             "interrupts compiling, as from a signal handler; compute once before signals come, or "
@@ -191,7 +187,6 @@ def _cpu() -> tuple[str, str]:
 
 # -------------------------------------------------------------------------------------------- cache
 
-called_by_name: dict[str, Callable] = {}  # each routine, and what makes it ready: routines.py
 _complaints: set[tuple] = set()
 
 
@@ -232,20 +227,17 @@ class KernelCache:
         if not self.enabled or folder() is None:
             return
         try:
-            _write(self._file(signature), internals.packed(compiled))
+            _write(self._file(signature), compiler.packed(compiled))
         except (AttributeError, ImportError) as error:
-            internals.note(error, internals.NOT_KEPT)
+            compiler.note(error, compiler.NOT_KEPT)
         except Exception as error:  # a full disk, for example: it runs all the same
             self._complain("kept", error)
 
     def _load(self, file: Path, target_context) -> Any:
         payload = _read(file)
         if payload is not None:
-            for name, load in called_by_name.items():
-                if name.encode() in payload:
-                    load()
             try:
-                return internals.unpacked(payload, target_context)
+                return compiler.unpacked(payload, target_context)
             except Exception as error:  # whatever is wrong with it, it can be compiled
                 self._complain("loaded", error)
         return None

@@ -28,12 +28,9 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu.codegen.cache import helper, kernel
 from tinyft.backends.cpu.codegen.generators import make_register_block
-from tinyft.backends.cpu.codegen.routines import array_at, routine
 from tinyft.backends.cpu.codegen.simd import (
-    ADDRESS,
     BLOCK_REGISTERS,
     BLOCK_ROWS,
-    INT,
     LANES,
     PANEL,
     REST_ROWS,
@@ -118,16 +115,16 @@ block_narrow, _ = in_pieces(BLOCK_ROWS, 1)
 block_narrow_rest, _ = in_pieces(REST_ROWS, 1)
 
 
-@routine(ADDRESS, INT, INT, ADDRESS, INT, INT, ADDRESS, *(INT,) * 9)
+@helper
 def multiply_ahead(
-    a, a_row, a_step, b, b_rows, b_first, c, c_row, M, N, K,
+    a, a_offset, a_row, a_step, b, b_offset, b_rows, b_first, c, c_offset, c_row, M, N, K,
     accumulate, ahead_a, ahead_b, ahead_a_row, ahead_b_row,
 ):  # fmt: skip
     """c (M, N) (+)= A (M, K) @ B[b_first : b_first + K] (K, N).
 
     `accumulate` 0 overwrites c, any other number adds to it: callers pass the counter of the loop
     that they add up over. M is a multiple of REST_ROWS, N of LANES, K >= 1. A's element (i, k) is
-    at a + i * a_row + k * a_step. B is a packed matrix of `b_rows` rows that starts at b.
+    at a_offset + i * a_row + k * a_step. B is a packed matrix of `b_rows` rows, at b_offset.
 
     If not 0, ahead_a and ahead_b say how many floats from here the A and the panel of B lie that
     are needed next and not in L2. They are fetched meanwhile: the next A while the first panel is
@@ -135,43 +132,37 @@ def multiply_ahead(
     ahead_b_row: 0 if they lie line after line; for K rows of a matrix, of each of which a line is
     fetched, how many floats these are apart.
     """
-    a, b, c = array_at(a), array_at(b), array_at(c)
     full = M // BLOCK_ROWS * BLOCK_ROWS
     line_a, step_a = (LINE, ahead_a_row) if ahead_a_row else (K * LINE, LINE)
     step_b = ahead_b_row if ahead_b_row else PANEL
     j = 0
     while j + PANEL <= N:
-        panel = j * b_rows + b_first * PANEL
+        panel = b_offset + j * b_rows + b_first * PANEL
         next_b = ahead_b + (j - j * b_rows if ahead_b_row else 0)
         for i in range(0, full, BLOCK_ROWS):
+            a_at, c_at = a_offset + i * a_row, c_offset + i * c_row + j
             fetch_a, fetch_b = ahead_a != 0 and j == 0, ahead_b != 0 and i == 0
             if fetch_a or fetch_b:
                 next_a = ahead_a + i // BLOCK_ROWS * line_a - i * a_row
                 block_wide_ahead(
-                    a, i * a_row, a_row, a_step, b, panel,
-                    c, i * c_row + j, c_row, K, accumulate,
+                    a, a_at, a_row, a_step, b, panel, c, c_at, c_row, K, accumulate,
                     next_a if fetch_a else 0, step_a if fetch_a else 0,
                     next_b if fetch_b else 0, step_b if fetch_b else 0,
                 )  # fmt: skip
             else:
-                block_wide(
-                    a, i * a_row, a_row, a_step, b, panel, c, i * c_row + j, c_row, K, accumulate
-                )
+                block_wide(a, a_at, a_row, a_step, b, panel, c, c_at, c_row, K, accumulate)
         for i in range(full, M, REST_ROWS):
-            block_wide_rest(
-                a, i * a_row, a_row, a_step, b, panel, c, i * c_row + j, c_row, K, accumulate
-            )
+            a_at, c_at = a_offset + i * a_row, c_offset + i * c_row + j
+            block_wide_rest(a, a_at, a_row, a_step, b, panel, c, c_at, c_row, K, accumulate)
         j += PANEL
     if j < N:
-        panel = j * b_rows + b_first * LANES
+        panel = b_offset + j * b_rows + b_first * LANES
         for i in range(0, full, BLOCK_ROWS):
-            block_narrow(
-                a, i * a_row, a_row, a_step, b, panel, c, i * c_row + j, c_row, K, accumulate
-            )
+            a_at, c_at = a_offset + i * a_row, c_offset + i * c_row + j
+            block_narrow(a, a_at, a_row, a_step, b, panel, c, c_at, c_row, K, accumulate)
         for i in range(full, M, REST_ROWS):
-            block_narrow_rest(
-                a, i * a_row, a_row, a_step, b, panel, c, i * c_row + j, c_row, K, accumulate
-            )
+            a_at, c_at = a_offset + i * a_row, c_offset + i * c_row + j
+            block_narrow_rest(a, a_at, a_row, a_step, b, panel, c, c_at, c_row, K, accumulate)
 
 
 @helper
