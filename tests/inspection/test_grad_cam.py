@@ -8,7 +8,8 @@ from tinyft import backends
 from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import ShapeError
-from tinyft.inspection.report.grad_cam import grad_cams, heat_colours, overlay
+from tinyft.inspection.report.charts import heat_colours
+from tinyft.inspection.report.images import grad_cams, overlay
 from tinyft.nn.folding import fold
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from tests.finetune.conftest import bits, pictures, small_learner
 from tinyft.data.picture import prepare
 from tinyft.errors import DataError
-from tinyft.inspection.report.image_stages import explain_image
+from tinyft.inspection.report.images import explain_image
 
 
 def names(found):

@@ -13,10 +13,8 @@ import pytest
 import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
 from tinyft.errors import RunError
-from tinyft.inspection.report import curves as report_curves
-from tinyft.inspection.report import run_files
-from tinyft.inspection.report.learned import Judgements
-from tinyft.inspection.report.mistakes import learned, mistakes
+from tinyft.inspection.report import report, run_files
+from tinyft.inspection.report.learned import Judgements, learned, mistakes
 from tinyft.inspection.report.report import report_html, save_report
 from tinyft.inspection.report.run_files import RunFiles, read_metrics
 from tinyft.nn import build
@@ -267,18 +265,18 @@ def names_of(network):
 
 
 def test_a_linear_layer_may_be_called_like_a_batch_norm():
-    rows, _ = report_curves.rows_of(["bn1.weight", "bn1.bias", "head.bn_fc.weight"], ["bn1"])
+    rows, _ = report.rows_of(["bn1.weight", "bn1.bias", "head.bn_fc.weight"], ["bn1"])
     assert rows == ["head.bn_fc"]
 
 
 def test_a_heat_map_has_a_row_for_each_layer_or_each_block_of_a_deep_network():
     names, norms = names_of(build("resnet10s"))
-    rows, members = report_curves.rows_of(names, norms)
+    rows, members = report.rows_of(names, norms)
     assert rows[:2] == ["conv1", "layer1.0.conv1"] and rows[-1] == "fc"
     assert "layer2.0.downsample.0" in rows and not any("bn" in row for row in rows)
     assert all(len(row) == 1 for row in members) and len(rows) == 13
     deep, norms = names_of(ft.cifar_resnet110())
-    rows, members = report_curves.rows_of(deep, norms)
+    rows, members = report.rows_of(deep, norms)
     assert len(rows) == 56 and rows[0] == "conv1" and rows[-1] == "fc"
     assert [deep[i] for i in members[rows.index("layer2.17")]] == [
         f"layer2.17.conv{i}.weight" for i in (1, 2)
@@ -293,17 +291,17 @@ def test_norms_of_several_parameters_are_the_norm_of_all_their_numbers():
         "update_ratio": np.array([[5.0, 5.0, 0.0, 0.0]]),  # before it: 6 and 8
     }
     members = [[0, 1], [2], [3]]
-    norms = report_curves.combined(layers, "gradient_norm", members)
+    norms = report.combined(layers, "gradient_norm", members)
     assert norms.tolist() == [[5.0], [7.0], [0.0]]
-    ratios = report_curves.combined(layers, "update_ratio", members)
+    ratios = report.combined(layers, "update_ratio", members)
     assert ratios.tolist() == [[pytest.approx(5.0)], [0.0], [0.0]]
 
 
 def test_bins_are_means_and_few_columns_stay():
     values = np.arange(10.0)[None]
-    assert report_curves.binned(values, 10) is values
-    assert report_curves.binned(values, 5).tolist() == [[0.5, 2.5, 4.5, 6.5, 8.5]]
-    assert report_curves.binned(np.arange(7.0)[None], 3).tolist() == [[0.5, 2.5, 5.0]]
+    assert report.binned(values, 10) is values
+    assert report.binned(values, 5).tolist() == [[0.5, 2.5, 4.5, 6.5, 8.5]]
+    assert report.binned(np.arange(7.0)[None], 3).tolist() == [[0.5, 2.5, 5.0]]
 
 
 def test_what_was_right_is_no_mistake():

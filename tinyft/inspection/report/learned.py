@@ -13,28 +13,36 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinyft import backends
 from tinyft.data.loader import PictureData
+from tinyft.data.picture import prepare
 from tinyft.display import aligned
 from tinyft.engine.tape import no_grad
 from tinyft.errors import DataError
 from tinyft.finetune.judge import expect_judgeable, softmax
+from tinyft.inspection.html import escape, picture, table
+from tinyft.inspection.report.charts import reliability_chart
+from tinyft.inspection.report.images import grad_cams, overlay
 from tinyft.nn.folding import fold
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner
 
 Z_95 = 1.959963984540054  # the normal distribution's quantile at 0.975, for 95 % intervals
+MOST_CELLS = 20  # classes of a confusion matrix that is written out; more are a picture
+SHOWN = 9  # pictures with the largest losses
+PICTURE_WIDTH = 150  # CSS pixels
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How one class fares. Precision is None where nothing was called by its name, recall where no
-    picture shows it; intervals are Wilson's at 95 %.
+    """Precision and recall of one class. Precision is None where nothing was called by its name,
+    recall where no picture shows it; intervals are Wilson's at 95 %.
     """
 
     name: str
@@ -45,6 +53,14 @@ class ClassScore:
     precision_interval: tuple[float, float]
     recall: float | None
     recall_interval: tuple[float, float]
+
+    def cells(self) -> list[str]:
+        """Recall and precision: "0.90 (0.71 to 0.97)"."""
+        pairs = (self.recall, self.recall_interval), (self.precision, self.precision_interval)
+        return [
+            "-" if share is None else f"{share:.2f} ({low:.2f} to {high:.2f})"
+            for share, (low, high) in pairs
+        ]
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Judgements:
-    """What a network says of N labelled pictures.
+    """A network's answers to N labelled pictures.
 
     Shapes: labels (N,) int64; probabilities (N, C) float64, in the order of `classes`
     """
@@ -117,23 +133,19 @@ class Judgements:
 
     def per_class(self) -> list[ClassScore]:
         """Precision and recall of each class, in the order of `classes`."""
-        matrix = self.confusion()
-        scores = []
+        matrix, scores = self.confusion(), []
         for i, name in enumerate(self.classes):
             shown, called, right = map(int, (matrix[i].sum(), matrix[:, i].sum(), matrix[i, i]))
-            scores.append(
-                ClassScore(
-                    name,
-                    shown,
-                    called,
-                    right,
-                    right / called if called else None,
-                    wilson(right, called),
-                    right / shown if shown else None,
-                    wilson(right, shown),
-                )
-            )
+            scores.append(ClassScore(
+                name, shown, called, right,
+                right / called if called else None, wilson(right, called),
+                right / shown if shown else None, wilson(right, shown),
+            ))  # fmt: skip
         return scores
+
+    def lowest_recall_first(self) -> list[ClassScore]:
+        """Classes of which no picture was shown come last."""
+        return sorted(self.per_class(), key=lambda s: 2.0 if s.recall is None else s.recall)
 
     def top_losses(self, most: int = 9) -> np.ndarray:
         """The pictures that the network was most wrong about, worst first: places in `files`."""
@@ -153,13 +165,15 @@ class Judgements:
         return Calibration(edges, counts, mean_confidence, accuracy, error)
 
     def __str__(self) -> str:
-        low, high = wilson(int(self.right.sum()), len(self.labels))
+        right, n = int(self.right.sum()), len(self.labels)
+        low, high = wilson(right, n)
+        scores = [[s.name, f"{s.shown:8}", *s.cells()] for s in self.lowest_recall_first()]
         lines = [
-            f"{int(self.right.sum())} of {len(self.labels)} pictures right: {_percent(low)} to "
-            f"{_percent(high)} with 95 % confidence; mean loss {self.losses.mean():.4f}; expected "
-            f"calibration error {self.calibration().error:.3f}",
+            f"{right} of {n} pictures right: {100 * low:.1f} % to {100 * high:.1f} % with 95 % "
+            f"confidence; mean loss {self.losses.mean():.4f}; expected calibration error "
+            f"{self.calibration().error:.3f}",
             "",
-            *_score_lines(self.per_class()),
+            *aligned([["class", "pictures", "recall (95 %)", "precision (95 %)"], *scores]),
             "",
             *(f"{true} taken for {called}: {n}" for true, called, n in self.most_confused()),
         ]
@@ -203,25 +217,113 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _score_lines(scores: list[ClassScore]) -> list[str]:
-    """Precision and recall as a table, the class of the lowest recall first."""
-    rows = [["class", "pictures", "recall (95 %)", "precision (95 %)"]]
-    for s in lowest_recall_first(scores):
-        recall = with_interval(s.recall, s.recall_interval)
-        precision = with_interval(s.precision, s.precision_interval)
-        rows.append([s.name, f"{s.shown:8}", recall, precision])
-    return aligned(rows)
+# ------------------------------------------------------------------------------------- as sections
 
 
-def lowest_recall_first(scores: list[ClassScore]) -> list[ClassScore]:
-    """Classes of which no picture was shown come last."""
-    return sorted(scores, key=lambda score: 2.0 if score.recall is None else score.recall)
+def learned(judged: Judgements) -> str:
+    """Scores of each class, who is taken for whom, calibration."""
+    confused = judged.most_confused(8)
+    scores = [[score.name, score.shown, *score.cells()] for score in judged.lowest_recall_first()]
+    parts = [
+        "<p>Recall: of the pictures of a class, the share that was found. Precision: of those that "
+        "were given its name, the share that is one. In brackets what so few pictures allow to "
+        "claim (Wilson's interval, 95 %).</p>",
+        table(["class", "pictures", "recall", "precision"], scores),
+        "<h3>Who is taken for whom</h3>",
+        table(["shown", "taken for", "pictures"], confused) if confused else "<p>Nobody.</p>",
+        _confusion(judged),
+        "<h3>Does it know what it does not know?</h3>",
+        _calibration(judged),
+    ]
+    return "\n".join(parts)
 
 
-def with_interval(share: float | None, interval: tuple[float, float]) -> str:
-    """ "0.90 (0.71 to 0.97)" """
-    return "-" if share is None else f"{share:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
+def mistakes(learner: Learner, judged: Judgements) -> str:
+    """The pictures of the largest losses, each beside the evidence for what the network said and
+    for what is true.
+
+    Raises: DataError if a picture cannot be read any more
+    """
+    of_truth = judged.probabilities[np.arange(len(judged.labels)), judged.labels]
+    worst = [i for i in judged.top_losses(SHOWN) if not judged.right[i] or of_truth[i] < 0.5]
+    if not worst:
+        return "<p>It was right about every picture, and more than half sure.</p>"
+    preprocess = learner.adjusted_preprocess()
+    images = np.stack([prepare(learner.data.source("valid", int(i)), preprocess) for i in worst])
+    said, true = judged.predicted[worst], judged.labels[worst]
+    for_said, for_true = grad_cams(learner, images, said), grad_cams(learner, images, true)
+    figures = [
+        _mistake(judged, int(index), image, overlay(image, a), overlay(image, b))
+        for index, image, a, b in zip(worst, images, for_said, for_true, strict=True)
+    ]
+    words = (
+        "<p>The pictures that it was most wrong or least sure about. Each is shown as the network "
+        "sees it, then with the evidence for what it said and for what is true (Grad-CAM: bright "
+        "places speak for the class). Look at the labels first: a large loss is often a wrong "
+        "label.</p>"
+    )
+    return words + "\n".join(figures)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _mistake(
+    judged: Judgements, index: int, image: np.ndarray, for_said: np.ndarray, for_true: np.ndarray
+) -> str:
+    """One picture, three times, and what was said of it."""
+    true, said = int(judged.labels[index]), int(judged.predicted[index])
+    shares = judged.probabilities[index]
+    truth, answer = judged.classes[true], judged.classes[said]
+    name = PurePath(judged.files[index]).name
+    verdict = "right, but unsure" if true == said else f"taken for {answer}"
+    caption = (
+        f"<b>{escape(truth)}</b>, {escape(verdict)}: {escape(answer)} {100 * shares[said]:.0f} %, "
+        f"{escape(truth)} {100 * shares[true]:.0f} %; loss {judged.losses[index]:.2f} "
+        f'<span class="soft">({escape(name)})</span>'
+    )
+    shown = [(image, truth), (for_said, f"evidence for {answer}")]
+    if true != said:
+        shown.append((for_true, f"evidence for {truth}"))
+    pictures = " ".join(
+        picture(pixels, alt, width=PICTURE_WIDTH, lossless=False) for pixels, alt in shown
+    )
+    return f"<figure>{pictures}<figcaption>{caption}</figcaption></figure>"
+
+
+def _confusion(judged: Judgements) -> str:
+    """The matrix, its cells shaded by the share of their row; of many classes, as a picture."""
+    matrix = judged.confusion()
+    shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
+    words = "<p>Confusion matrix: a row is what was shown, a column what was said.</p>"
+    if len(matrix) > MOST_CELLS:
+        grey = np.repeat((255 * (1 - shares)).round().astype(np.uint8)[..., None], 3, axis=2)
+        return words + picture(grey, "confusion matrix, dark is often", width=440)
+    head = "".join(f'<th class="number">{i}</th>' for i in range(1, len(matrix) + 1))
+    rows = []
+    for i, name in enumerate(judged.classes):
+        cells = []
+        for j, (count, share) in enumerate(zip(matrix[i].tolist(), shares[i], strict=True)):
+            # transparent green and red are readable on a light and on a dark ground
+            colour = "23 113 74" if i == j else "200 60 40"
+            style = f' style="background:rgb({colour} / {0.6 * share:.2f})"' if count else ""
+            cells.append(f'<td class="number"{style}>{count or ""}</td>')
+        rows.append(f"<tr><th>{i + 1} {escape(name)}</th>{''.join(cells)}</tr>")
+    return (
+        f'{words}<div class="wide"><table class="matrix"><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _calibration(judged: Judgements) -> str:
+    """The reliability diagram, and what it says in a sentence."""
+    found = judged.calibration()
+    confidence = float(judged.probabilities.max(axis=1).mean())
+    gap = confidence - judged.accuracy
+    verdict = "too sure" if gap > 0 else "not sure enough"
+    words = (
+        f"<p>It says {100 * confidence:.1f} % on average and is right in "
+        f"{100 * judged.accuracy:.1f} %: {verdict} by {100 * abs(gap):.1f} points. The expected "
+        f"calibration error (Guo and others, 2017) is {found.error:.3f}; with "
+        f"{len(judged.labels)} pictures a part of it is chance. Discs below the diagonal are "
+        "answers given with too much confidence.</p>"
+    )
+    chart = reliability_chart("Reliability", found.confidence, found.accuracy, found.counts)
+    return words + chart

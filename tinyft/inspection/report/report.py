@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,8 @@ from tinyft.errors import TinyftError
 from tinyft.finetune.in_words import decay, phases
 from tinyft.inspection.comparison.result import diff_section
 from tinyft.inspection.html import Markup, escape, page, table
-from tinyft.inspection.report.curves import curves, inside_steps
-from tinyft.inspection.report.learned import wilson
-from tinyft.inspection.report.mistakes import learned, mistakes
+from tinyft.inspection.report.charts import Line, heat_map, line_chart
+from tinyft.inspection.report.learned import learned, mistakes, wilson
 from tinyft.inspection.report.run_files import RunFiles
 from tinyft.weights.files import replacing
 
@@ -30,6 +29,16 @@ if TYPE_CHECKING:
 
 FROZEN = " with {} frozen: the weights of their convolutions get no gradient"
 RANDOM_HEAD = ", so that the random head's first errors do not move them"
+MOST_COLUMNS = 200  # of a heat map: more steps than that are averaged
+MOST_ROWS = 60  # of a heat map: more layers than that are taken together by block
+HOW_TO_READ = (
+    "How to read them: a row is a layer's weights, from the input at the top to the output, a "
+    "column is a step, and bright is large. The update ratio is |update| / |weights|: about 1e-3 "
+    "in a step is usual (CS231n notes, Neural networks 3); 1e-2 and more says that the learning "
+    "rate is probably too high, 1e-6 that the layer hardly moves. In fine-tuning it should get "
+    "brighter downwards, since early layers have smaller rates. An empty cell is a layer "
+    "that was frozen, or a number that is exactly 0."
+)
 TILE_STYLE = """<style>
 .tile { background: var(--panel); border-radius: 8px; padding: 0.7rem 1rem; min-width: 9rem; }
 .tile b { display: block; font-size: 1.5rem; line-height: 1.25; }
@@ -67,45 +76,36 @@ def save_report(run: RunFiles, out: str | os.PathLike[str] | None = None) -> Pat
 
 def report_html(run: RunFiles) -> str:
     """The whole page."""
-    sections = [
-        ("What was done", "plan", lambda: _recipe(run)),
-        ("Curves", "curves", lambda: curves(run)),
-        ("Inside each step", "steps", lambda: _or_missing(run, "ledger", _inside_steps)),
-        ("What was frozen, and the proof", "proof", lambda: _or_missing(run, "ledger", _proofs)),
-        (
-            "Before and after",
-            "changes",
-            lambda: _or_missing(run, "changes", lambda run: diff_section(run.changes, level=3)),
-        ),
-        ("What it learned", "learned", lambda: _or_missing(run, "judged", _learned)),
-        ("Its largest mistakes", "mistakes", lambda: _or_missing(run, "judged", _mistakes)),
-        ("To make it again", "again", lambda: _environment(run)),
+    sections = [  # title, anchor, the part of the run that it needs, what makes it
+        ("What was done", "plan", "metrics", _recipe),
+        ("Curves", "curves", "metrics", _curves),
+        ("Inside each step", "steps", "ledger", _inside_steps),
+        ("What was frozen, and the proof", "proof", "ledger", _proofs),
+        ("Before and after", "changes", "changes", lambda run: diff_section(run.changes, level=3)),
+        ("What it learned", "learned", "judged", _learned),
+        ("Its largest mistakes", "mistakes", "judged", _mistakes),
+        ("To make it again", "again", "description", _environment),
     ]
-    links = "".join(f'<a href="#{anchor}">{title}</a> ' for title, anchor, _ in sections)
+    links = "".join(f'<a href="#{anchor}">{title}</a> ' for title, anchor, *_ in sections)
     parts = [_head(run), f"<nav>{links}</nav>"]
     parts += [
-        f'<section><h2 id="{anchor}">{title}</h2>\n{_section(make)}</section>'
-        for title, anchor, make in sections
+        f'<section><h2 id="{anchor}">{title}</h2>\n{_section(run, part, make)}</section>'
+        for title, anchor, part, make in sections
     ]
     return page(_title(run), TILE_STYLE + "\n".join(parts))
 
 
-def _section(make: Callable[[], str]) -> str:
+def _section(run: RunFiles, part: str, make: Callable[[RunFiles], str]) -> str:
     """A section's content, or why there is none: one picture that cannot be read is no reason to
     have no report.
     """
-    try:
-        return make()
-    except (TinyftError, OSError) as error:
-        return _not_shown(str(error))
-
-
-def _or_missing(run: RunFiles, part: str, make: Callable[[RunFiles], str]) -> str:
-    """The section, if the part of the run that it needs is there."""
     if getattr(run, part) is None:
         needed = next((n for n in (part, "learner", "pictures") if n in run.missing), part)
         return _not_shown(run.missing.get(needed, f"the {part} is not there"))
-    return make(run)
+    try:
+        return make(run)
+    except (TinyftError, OSError) as error:
+        return _not_shown(str(error))
 
 
 def _not_shown(reason: str) -> str:
@@ -121,7 +121,9 @@ def _head(run: RunFiles) -> str:
     description = run.description
     tiles = [(f"{len(run.steps):,}", f"steps in {counted(len(run.phases), 'phase')}")]
     if (seconds := description.get("seconds")) is not None:
-        tiles.append((_duration(seconds), "from first to last step"))
+        minutes, rest = divmod(round(seconds), 60)
+        duration = f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+        tiles.append((duration, "from first to last step"))
     accuracy = run.metrics["valid_accuracy"][np.isfinite(run.metrics["valid_accuracy"])]
     if accuracy.size:
         n = description["data"].get("n_valid", 0)
@@ -196,12 +198,61 @@ def _in_words(run: RunFiles) -> list[Markup]:
     return said
 
 
-def _inside_steps(run: RunFiles) -> str:
-    lacking = len(run.steps) - len(run.ledger.ids)
+def _curves(run: RunFiles) -> str:
+    """Loss, validation, learning rates of every group, momentum."""
+    metrics, steps, borders = run.metrics, run.steps, run.borders
+    validated = np.isfinite(metrics["valid_loss"])
+    at = steps[validated]
+    loss = [
+        Line("training", steps, metrics["loss"], thin=True),
+        Line("training", steps, metrics["smooth_loss"]),
+        Line("validation", at, metrics["valid_loss"][validated], dots=True),
+    ]
+    accuracy = [
+        Line("accuracy", steps[[0, -1]], np.full(2, np.nan)),  # all charts have one x axis
+        Line("accuracy", at, 100 * metrics["valid_accuracy"][validated], dots=True),
+    ]
+    rates = [Line(name, steps, metrics[f"lr {name}"]) for name in run.groups]
+    charts = [
+        line_chart("Loss", loss, borders=borders),
+        line_chart("Accuracy on the validation pictures, in %", accuracy, borders=borders),
+        line_chart("Learning rate of each group", rates, log=True, borders=borders),
+        line_chart("Momentum", [Line("momentum", steps, metrics["momentum"])], borders=borders),
+    ]
     words = (
-        f"<p>The ledger lacks {lacking} of the {len(run.steps)} steps.</p>" if lacking > 0 else ""
+        "<p>The thin line is the loss of each batch, the thick one its running mean (fastai's, "
+        "beta 0.98), which starts anew with each phase. Learning rates are on a logarithmic "
+        "scale.</p>"
     )
-    return words + inside_steps(run.ledger, run.borders)
+    return f'{words}<div class="row">{"".join(charts)}</div>'
+
+
+def _inside_steps(run: RunFiles) -> str:
+    """Gradient norm and update ratio: lines by group, heat maps by layer."""
+    ledger, borders = run.ledger, run.borders
+    steps, lacking = ledger.steps["step"].astype(float), len(run.steps) - len(ledger.ids)
+    words = f"<p>{escape(HOW_TO_READ)}</p>"
+    if lacking > 0:
+        words = f"<p>The ledger lacks {lacking} of the {len(run.steps)} steps.</p>{words}"
+    columns = ("Gradient norm", "gradient_norm"), ("Update ratio", "update_ratio")
+    charts = []
+    for title, column in columns:
+        groups = ledger.steps[column].T
+        lines = [Line(n, steps, values) for n, values in zip(ledger.groups, groups, strict=True)]
+        charts.append(line_chart(f"{title} of each group", lines, log=True, borders=borders))
+    names, members = rows_of(ledger.parameters, ledger.norms)
+    for title, column in columns:
+        values = binned(combined(ledger.layers, column, members))
+        span = float(steps[0]), float(steps[-1])
+        charts.append(heat_map(f"{title} of each layer", values, names, span, borders=borders))
+    problems = ledger.balance()
+    books = (
+        f"<p>The ledger does not balance: {escape('; '.join(problems[:3]))}.</p>"
+        if problems
+        else "<p>The ledger balances: each step starts from the weights that the last one ended "
+        "with.</p>"
+    )
+    return f'{words}<div class="row">{"".join(charts)}</div>{books}'
 
 
 def _proofs(run: RunFiles) -> str:
@@ -253,23 +304,65 @@ def _environment(run: RunFiles) -> str:
         ["pictures, sha256 of pictures.csv", description["data"]["sha256"]],
         ["seed", str((description["learner"] or {}).get("seed", "the caller's own"))],
     ]
-    how = (
-        f"<p>The command:</p><pre>{escape(shlex.join(command))}</pre>"
-        if command
-        else f"<p>It was started from Python, with {escape(_call(description['plan']))}</p>"
-    )
+    if command:
+        how = f"<p>The command:</p><pre>{escape(shlex.join(command))}</pre>"
+    else:  # the calls that made the plan and executed it
+        given = dict(description["plan"])
+        method = given.pop("method", "plan")
+        arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        call = f"learner.execute(learner.{method}({arguments}))"
+        how = f"<p>It was started from Python, with {escape(call)}</p>"
     bits = (
         "<p>With the same versions, processor, weights and pictures it ends in the same bits.</p>"
     )
     return how + bits + table(["what", "which"], rows)
 
 
-def _call(plan: dict) -> str:
-    """The call that made a plan and executed it."""
-    arguments = ", ".join(f"{name}={value!r}" for name, value in plan.items() if name != "method")
-    return f"learner.execute(learner.{plan.get('method', 'plan')}({arguments}))"
+# ------------------------------------------------------------------------- the heat maps' rows
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+def rows_of(parameters: Sequence[str], norms: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+    """A heat map's rows: the weight of each layer that is not among the batch norms; of a deep
+    network, those of each block together. Names, and the places of each row's parameters.
+    """
+    layers = [(i, name.removesuffix(".weight")) for i, name in enumerate(parameters)
+              if name.endswith(".weight")]  # fmt: skip
+    matrices = [(i, layer) for i, layer in layers if layer not in norms]
+    rows: dict[str, list[int]] = {}
+    for i, layer in matrices:
+        is_deep = len(matrices) > MOST_ROWS and layer.startswith("layer")
+        rows.setdefault(".".join(layer.split(".")[:2]) if is_deep else layer, []).append(i)
+    return list(rows), list(rows.values())
+
+
+def combined(
+    layers: Mapping[str, np.ndarray], column: str, members: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """A column for rows of several parameters: the norm of them all together.
+
+    Shapes: layers[column] (steps, parameters) -> (rows, steps)
+    """
+
+    def norms(values: np.ndarray) -> np.ndarray:
+        squares = np.square(values, dtype=np.float64)
+        return np.sqrt(np.stack([squares[:, row].sum(axis=1) for row in members]))
+
+    if column != "update_ratio":
+        return norms(layers[column])
+    # The ledger has the weights' norms after each step; before it they differ, but where nothing
+    # moved.
+    ratios, after = layers["update_ratio"], layers["weight_norm"].astype(np.float64)
+    before = np.divide(layers["update_norm"], ratios, out=after, where=ratios > 0)
+    updates, weights = norms(layers["update_norm"]), norms(before)
+    return np.divide(updates, weights, out=np.zeros_like(weights), where=weights > 0)
+
+
+def binned(values: np.ndarray, most: int = MOST_COLUMNS) -> np.ndarray:
+    """At most `most` columns, each the mean of neighbours.
+
+    Shapes: values (rows, columns) -> (rows, min(columns, most))
+    """
+    if values.shape[1] <= most:
+        return values
+    edges = np.linspace(0, values.shape[1], most + 1).astype(int)
+    return np.add.reduceat(values, edges[:-1], axis=1) / np.diff(edges)

@@ -97,7 +97,7 @@ class RunFiles:
         return [name for row in counts for name, n in zip(self.groups, row, strict=True) if n == 0]
 
     def _part(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` returns, or None and a reason."""
+        """Return what `make` returns, or None and note why."""
         try:
             return make()
         except (TinyftError, OSError, ValueError) as error:
