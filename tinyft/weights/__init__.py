@@ -5,18 +5,17 @@
 
 from __future__ import annotations
 
-from tinyft.weights.architectures import ARCHITECTURES, expected_shapes, infer_architecture
+from tinyft.nn.resnet import ARCHITECTURES
 from tinyft.weights.files import file_sha256, replacing
 from tinyft.weights.hdf5.arrays import content_sha256, read_arrays, write_arrays
 from tinyft.weights.hdf5.weights_file import save_weights
 from tinyft.weights.load import export_safetensors, load_weights
-from tinyft.weights.model import Weights
-from tinyft.weights.names import compare
+from tinyft.weights.model import LoadReport, Weights
+from tinyft.weights.names import compare, expected_shapes, infer_architecture
 from tinyft.weights.preprocess import Preprocess
 from tinyft.weights.published.cache import cached_path, fetch, verify
 from tinyft.weights.published.registry import Entry, entries, find, imagenet_classes
 from tinyft.weights.read import detect_format
-from tinyft.weights.report import LoadReport
 
 __all__ = [
     "ARCHITECTURES",

@@ -22,7 +22,7 @@ def load_weights(
     expect_different: tuple[str, ...] = HEAD_PREFIXES,
     ignore_unknown: bool = False,
 ) -> Weights:
-    """The weights of a file, of a published id, or of an architecture's published default.
+    """Loads the weights of a file, a published id, or an architecture's published default.
 
     A file's content decides its format: tinyft's HDF5, a torch checkpoint, or safetensors.
     ``arch`` is recognised from the tensors unless given.  Names that begin with one of
@@ -51,7 +51,7 @@ def load_weights(
 
 
 def export_safetensors(weights: Weights, path: str | os.PathLike[str]) -> None:
-    """Write weights for other programs, under torchvision's names; ``head.linear`` becomes ``fc``.
+    """Writes weights for other programs, under torchvision's names; ``head.linear`` becomes ``fc``.
 
     Raises: OSError if it cannot be written.
     """

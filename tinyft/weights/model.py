@@ -9,7 +9,55 @@ import numpy as np
 
 from tinyft.errors import WeightsError
 from tinyft.weights.preprocess import Preprocess
-from tinyft.weights.report import LoadReport
+
+_SHOWN = 5  # names per list in a message; the lists themselves are complete
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Says how a file's tensors fit a network.
+
+    The first three lists are faults.  ``expected_differences`` are those the caller announced,
+    such as the replaced last layer; ``ignored`` is what lay beside the weights; ``prefix`` was
+    taken off each name; ``notes`` say whatever else was decided.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    expected_differences: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    prefix: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def fits(self) -> bool:
+        """Tells whether there is no fault."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def lines(self) -> list[str]:
+        """Lists what there is to say.  Names are the file's: a line may hold any character."""
+        lines = [
+            _line("missing from the file", self.missing),
+            _line("not in the network", self.unexpected),
+            _line("of another shape", self.mismatched),
+            _line("different, as expected", self.expected_differences),
+            _line("ignored", self.ignored),
+            f"prefix taken off each name: {self.prefix}" if self.prefix else "",
+            *self.notes,
+        ]
+        return [line for line in lines if line] or ["every name and shape is as expected"]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def _line(title: str, names: list[str]) -> str:
+    """Returns ``"ignored: optimizer, epoch=89"``, or nothing for no names."""
+    if not names:
+        return ""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{title}: {', '.join(name[:120] for name in names[:_SHOWN])}{more}"
 
 
 @dataclass(frozen=True)
@@ -32,7 +80,7 @@ class Weights:
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes the last layer tells apart; None for a body without one."""
+        """Counts the classes that the last layer tells apart; None for a body without one."""
         if "fc.bias" in self.arrays:
             return len(self.arrays["fc.bias"])
         if self.classes is not None:
@@ -42,7 +90,7 @@ class Weights:
 
 
 def check_numbers(arrays: Mapping[str, np.ndarray]) -> None:
-    """Refuse what can only be the remains of a failed training or of a damaged file.
+    """Refuses what can only be the remains of a failed training or of a damaged file.
 
     Raises: WeightsError naming the first array with NaN or infinity, or a negative variance.
     """

@@ -1,23 +1,26 @@
-"""Finds the state dict in a checkpoint, and compares its names and shapes with a network's.
+"""Names and shapes: which ResNet has which, and what in a stranger's file they belong to.
 
 This file alone knows that a checkpoint may be nested ({"state_dict": ..., "optimizer": ...}), that
 a wrapper leaves a prefix on each name (``module.``), and that a file for one task may differ from
-the network in its last layer.
+the network in its last layer.  A file is compared with a network's names and shapes before a byte
+of it becomes an array.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from tinyft.errors import WeightsError
-from tinyft.weights.report import LoadReport
+from tinyft.nn.resnet import ARCHITECTURES, Architecture, Bottleneck, ResNet
+from tinyft.weights.model import LoadReport
 from tinyft.weights.torch.tensors import StoredTensor
 from tinyft.weights.torch.unpickler import Inert, describe
 
 T = TypeVar("T")
-Shape = tuple[int, ...]
+Shapes = dict[str, tuple[int, ...]]
 
 # Where training scripts put the state dict, in the order in which we look.  Averaged weights
 # (state_dict_ema) come last: they are another model, taken only if there is no plain one.
@@ -34,6 +37,7 @@ _CANDIDATES = (
 # What wraps a model: DataParallel, torch.compile, Lightning, detection and self-supervision.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "net.")
 _DEEPEST = 5
+_SIMPLE = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class StateDict:
 
 
 def find_state_dict(content: object) -> StateDict:
-    """Unwrap a checkpoint's object down to the dict whose values are tensors.
+    """Unwraps a checkpoint's object down to the dict whose values are tensors.
 
     Raises: WeightsError if there is none, or if an entry of it is no plain tensor.
     """
@@ -64,26 +68,25 @@ def find_state_dict(content: object) -> StateDict:
         chosen = candidates[0]
         if len(candidates) > 1:
             notes.append(f"several state dicts ({', '.join(candidates)}): {chosen} was taken")
-        rest = [(key, value) for key, value in content.items() if key != chosen]
-        ignored += [_ignored(key, value) for key, value in rest]
+        ignored += [_ignored(key, value) for key, value in content.items() if key != chosen]
         content = content[chosen]
     raise WeightsError(f"no state dict within {_DEEPEST} levels of the file")
 
 
 def _is_state_dict(content: Mapping[object, object]) -> bool:
-    """Whether most values are tensors (or what a tensor was refused as)."""
+    """Tells whether most values are tensors (or what a tensor was refused as)."""
     tensors = sum(isinstance(value, (StoredTensor, Inert)) for value in content.values())
     real = sum(isinstance(value, StoredTensor) for value in content.values())
     return real > 0 and 2 * tensors > len(content)
 
 
 def _tensors(content: Mapping[object, object], ignored: list[str]) -> dict[str, StoredTensor]:
-    """The tensors by name; counters and plain numbers beside them are left aside."""
+    """Takes the tensors by name; counters and plain numbers beside them are left aside."""
     tensors: dict[str, StoredTensor] = {}
     for name, value in content.items():
         if isinstance(value, StoredTensor) and isinstance(name, str):
             tensors[name] = value
-        elif isinstance(name, str) and isinstance(value, (bool, int, float, str, type(None))):
+        elif isinstance(name, str) and isinstance(value, _SIMPLE):
             ignored.append(_ignored(name, value))
         else:
             raise WeightsError(
@@ -94,12 +97,11 @@ def _tensors(content: Mapping[object, object], ignored: list[str]) -> dict[str, 
 
 
 def _ignored(key: object, value: object) -> str:
-    simple = isinstance(value, (bool, int, float, str, type(None)))
-    return f"{key!s:.40}={describe(value)}" if simple else f"{key!s:.40}"
+    return f"{key!s:.40}={describe(value)}" if isinstance(value, _SIMPLE) else f"{key!s:.40}"
 
 
 def strip_prefixes(tensors: Mapping[str, T]) -> tuple[dict[str, T], str]:
-    """The tensors without what all their names begin with, and the prefix that was taken off.
+    """Takes off what all names begin with; returns the tensors and that prefix.
 
     Only a prefix that *all* names share goes, so that a layer that is called ``module`` stays.
     A name without a dot, such as SWA's counter ``n_averaged``, has no say and stays as it is.
@@ -107,18 +109,17 @@ def strip_prefixes(tensors: Mapping[str, T]) -> tuple[dict[str, T], str]:
     dotted = {name: value for name, value in tensors.items() if "." in name}
     plain = {name: value for name, value in tensors.items() if "." not in name}
     removed = ""
-    while shared := next((p for p in _PREFIXES if _all_begin_with(dotted, p)), ""):
+    while dotted:
+        shared = next((p for p in _PREFIXES if all(name.startswith(p) for name in dotted)), "")
+        if not shared:
+            break
         dotted = {name.removeprefix(shared): value for name, value in dotted.items()}
         removed += shared
     return {**plain, **dotted}, removed
 
 
-def _all_begin_with(tensors: Mapping[str, object], prefix: str) -> bool:
-    return bool(tensors) and all(name.startswith(prefix) for name in tensors)
-
-
 def to_torchvision_names(tensors: Mapping[str, T]) -> tuple[dict[str, T], list[str]]:
-    """The tensors under torchvision's names, without counters, and notes on what changed.
+    """Gives the tensors torchvision's names, without counters; notes say what changed.
 
     The CIFAR ResNets call their last layer ``linear``.  ``num_batches_tracked`` and other counters
     have no use here: tinyft's BatchNorm has a fixed momentum.
@@ -140,11 +141,11 @@ def _is_counter(name: str) -> bool:
 
 
 def compare(
-    expected: Mapping[str, Shape],
-    found: Mapping[str, Shape],
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
     expect_different: tuple[str, ...] = (),
 ) -> LoadReport:
-    """How the names and shapes of a file differ from those of a network.
+    """Reports how the names and shapes of a file differ from those of a network.
 
     A difference in a name that begins with one of ``expect_different`` (``("fc.",)`` when the
     last layer is replaced) is reported, but is no fault.
@@ -156,15 +157,84 @@ def compare(
         for name in expected
         if name in found and tuple(expected[name]) != tuple(found[name])
     ]
-    faults = [_faults(names, expect_different) for names in (missing, unexpected, mismatched)]
+    lists = {"missing": missing, "extra": unexpected, "reshaped": mismatched}
+    faults = [[n for n in names if not n.startswith(expect_different)] for names in lists.values()]
     different = [
         f"{kind} {name}"
-        for kind, names in (("missing", missing), ("extra", unexpected), ("reshaped", mismatched))
+        for kind, names in lists.items()
         for name in names
         if name.startswith(expect_different)
     ]
     return LoadReport(*faults, expected_differences=different)
 
 
-def _faults(names: list[str], expect_different: tuple[str, ...]) -> list[str]:
-    return [name for name in names if not name.startswith(expect_different)]
+def architecture(arch: str) -> Architecture:
+    """Returns the architecture of that name.
+
+    Raises: WeightsError if there is none, listing those there are.
+    """
+    if arch not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise WeightsError(f"there is no architecture {arch!r}; choose one of {known}")
+    return ARCHITECTURES[arch]
+
+
+def expected_shapes(arch: str, num_classes: int | None) -> Shapes:
+    """Returns each tensor's name and shape, in the order of the network; no ``fc`` if None.
+
+    Convolutions are (F, C, R, S), linear weights (outputs, inputs), as in torchvision's files.
+
+    Raises: WeightsError for an unknown architecture.
+    """
+    network = ResNet(architecture(arch), num_classes or 1)  # of zeros, which take no memory yet
+    shapes = {name: array.shape for name, array in network.state_dict().items()}
+    if num_classes is None:
+        del shapes["fc.weight"], shapes["fc.bias"]
+    return shapes
+
+
+def infer_architecture(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Recognises the architecture whose blocks, widths and stem a file's tensors have.
+
+    Raises: WeightsError that says what was found, for relatives that tinyft does not build
+    (ResNeXt, wide and "d" variants) and for anything else.
+    """
+    if "conv1.0.weight" in shapes:
+        raise _not_ours("a stem of several convolutions (resnet50d and its relatives)")
+    if "conv1.weight" not in shapes or "layer1.0.conv1.weight" not in shapes:
+        some = ", ".join(sorted(shapes)[:5]) or "no tensors"
+        raise _not_ours(f"no conv1.weight or layer1.0.conv1.weight, but {some}")
+    middle = shapes.get("layer1.0.conv2.weight", ())
+    if len(middle) == 4 and middle[1] < middle[0]:  # a block's 3x3 sees every channel, unless ...
+        raise _not_ours(f"grouped convolutions of {middle[1]} channels each (ResNeXt)")
+    found = _describe(shapes)
+    for name, plan in ARCHITECTURES.items():
+        if found == (plan.depths, plan.widths, plan.block is Bottleneck, plan.stem[0]):
+            return name
+    blocks, widths, bottleneck, stem = found
+    kind = "bottleneck" if bottleneck else "basic"
+    raise _not_ours(f"{kind} blocks {blocks} of widths {widths} after a {stem}x{stem} stem")
+
+
+def _describe(
+    shapes: Mapping[str, tuple[int, ...]],
+) -> tuple[tuple[int, ...], tuple[int, ...], bool, int]:
+    """Counts blocks per stage, width per stage; are blocks bottlenecks; the stem's kernel."""
+    last_block: dict[int, int] = {}
+    for name in shapes:
+        if match := re.match(r"layer([1-9])\.([0-9]{1,3})\.", name):
+            stage, block = int(match[1]), int(match[2])
+            last_block[stage] = max(block, last_block.get(stage, 0))
+    blocks = tuple(last_block[stage] + 1 for stage in sorted(last_block))
+    firsts = [shapes.get(f"layer{stage}.0.conv1.weight", ()) for stage in sorted(last_block)]
+    widths = tuple(shape[0] if shape else 0 for shape in firsts)
+    stem = shapes["conv1.weight"]
+    bottleneck = "layer1.0.conv3.weight" in shapes
+    return blocks, widths, bottleneck, stem[-1] if len(stem) == 4 else 0
+
+
+def _not_ours(found: str) -> WeightsError:
+    known = ", ".join(ARCHITECTURES)
+    return WeightsError(
+        f"the tensors are of no network that tinyft builds: found {found}; known are {known}"
+    )

@@ -1,4 +1,4 @@
-"""How a picture becomes the numbers that a network was trained on.
+"""How a picture becomes the values that a network was trained on.
 
 Weights without this are half a model: a wrong mean or a wrong channel order raises no error, it
 only predicts worse.  So each weights file carries its Preprocess, and prediction takes no default.
@@ -54,7 +54,12 @@ class Preprocess:
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
             object.__setattr__(self, name, _three_numbers(name, getattr(self, name)))
-        _check_sizes(self.resize, self.crop)
+        for name in ("resize", "crop"):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= _LARGEST_SIDE:
+                raise _wrong(name, value, f"a whole number from 1 to {_LARGEST_SIDE}")
+        if self.crop > self.resize:
+            raise _wrong("crop", self.crop, f"at most resize, which is {self.resize}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise _wrong(name, getattr(self, name), "one of " + ", ".join(choices))
@@ -66,7 +71,7 @@ class Preprocess:
 
     @classmethod
     def for_architecture(cls, arch: str) -> Preprocess:
-        """The usual preprocessing of an architecture, marked as assumed.
+        """Returns the usual preprocessing of an architecture, marked as assumed.
 
         Source: torchvision 0.29.1's V1 weights; akamaster/pytorch_resnet_cifar10 for CIFAR.
         """
@@ -78,7 +83,7 @@ class Preprocess:
         return cls(resize=256, crop=224, assumed=True)
 
     def scaled(self, size: int) -> Preprocess:
-        """The same preprocessing for another crop; the resize keeps its proportion (256 to 224).
+        """Scales it to another crop; the resize keeps its proportion (256 to 224).
 
         Raises: WeightsError for a size whose resize is beyond the largest
         """
@@ -89,17 +94,17 @@ class Preprocess:
         return replace(self, crop=size, resize=resize)
 
     def to_dict(self) -> dict[str, object]:
-        """Plain JSON values: numbers, text, booleans, lists; ``whole_square`` only if it is true,
-        as other files do not know it.
+        """Returns plain JSON values: numbers, text, booleans, lists; ``whole_square`` only if it is
+        true, as other files do not know it.
         """
-        values = {name: _plain(value) for name, value in asdict(self).items()}
+        values = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
         if not self.whole_square:
             del values["whole_square"]
         return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Preprocess:
-        """The inverse of to_dict.
+        """Inverts to_dict.
 
         Raises: WeightsError if a key is missing, unknown or has a wrong value; nothing is
         filled in, except that ``assumed`` and ``whole_square`` are false where it does not say.
@@ -113,7 +118,7 @@ class Preprocess:
 
 
 def _three_numbers(name: str, values: object) -> tuple[float, ...]:
-    """Three finite floats; anything else is refused."""
+    """Returns three finite floats; refuses anything else."""
     if isinstance(values, (list, tuple)) and len(values) == 3:
         numbers = [value for value in values if type(value) in (int, float)]
         if len(numbers) == 3 and all(math.isfinite(number) for number in numbers):
@@ -121,17 +126,5 @@ def _three_numbers(name: str, values: object) -> tuple[float, ...]:
     raise _wrong(name, values, "three finite numbers")
 
 
-def _check_sizes(resize: object, crop: object) -> None:
-    for name, value in (("resize", resize), ("crop", crop)):
-        if type(value) is not int or not 1 <= value <= _LARGEST_SIDE:
-            raise _wrong(name, value, f"a whole number from 1 to {_LARGEST_SIDE}")
-    if crop > resize:
-        raise _wrong("crop", crop, f"at most resize, which is {resize}")
-
-
 def _wrong(name: str, value: object, expected: str) -> WeightsError:
     return WeightsError(f"preprocess: {name} is {value!r}, expected {expected}")
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value

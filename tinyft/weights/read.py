@@ -1,31 +1,36 @@
-"""read_weights: a weights file of any format, from whomever it comes, to weights in memory.
+"""read_weights: from a weights file of any format, whoever sent it, to weights in memory.
 
-The order of work is the same for each format: open the file without reading a number; find the
-names; recognise the architecture; compare every shape; only then read, and check the numbers.
+The order of work is the same for each format: open the file without reading an array; find the
+names; recognise the architecture; compare every shape; only then read, and check the values.
 What a file holds ends in Weights, in a WeightsError or in an OSError, in nothing else.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from tinyft.errors import WeightsError
-from tinyft.weights.architectures import expected_shapes, infer_architecture
 from tinyft.weights.files import LazyArray, damage_is_an_error, file_sha256
 from tinyft.weights.hdf5.index import SIGNATURE
 from tinyft.weights.hdf5.weights_file import open_native
-from tinyft.weights.model import Weights, check_numbers
-from tinyft.weights.names import compare, find_state_dict, strip_prefixes, to_torchvision_names
+from tinyft.weights.model import LoadReport, Weights, check_numbers
+from tinyft.weights.names import (
+    compare,
+    expected_shapes,
+    find_state_dict,
+    infer_architecture,
+    strip_prefixes,
+    to_torchvision_names,
+)
 from tinyft.weights.preprocess import Preprocess
 from tinyft.weights.published.registry import Entry, imagenet_classes, with_digest
-from tinyft.weights.report import LoadReport
 from tinyft.weights.safetensors import is_safetensors, open_safetensors
 from tinyft.weights.torch.checkpoint import (
     PICKLE_MAGICS,
@@ -45,15 +50,6 @@ HEAD_PREFIXES = ("fc.", "head.")
 _LAST_LAYER = ("fc.bias", "fc.weight")
 
 
-@dataclass
-class _Found:
-    """The tensors of a foreign file, not read yet, and what finding them decided."""
-
-    arrays: dict[str, LazyArray]
-    ignored: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
 def read_weights(
     path: str | os.PathLike[str],
     entry: Entry | None = None,
@@ -62,7 +58,7 @@ def read_weights(
     expect_different: tuple[str, ...] = HEAD_PREFIXES,
     ignore_unknown: bool = False,
 ) -> Weights:
-    """The weights in a file; its content decides the format.
+    """Reads the weights in a file; its content decides the format.
 
     ``entry`` says what a foreign file does not: preprocessing, licence, origin.  Without one it is
     looked for by the file's sha256.  The other options are those of load_weights.
@@ -76,14 +72,16 @@ def read_weights(
             return _load_native(path, arch, expect_different)
         digest = file_sha256(path)
         entry = entry or with_digest(digest)
-        with _open_foreign(path, kind, ignore_unknown) as found:
-            loaded = _load_foreign(found, arch, expect_different)
-        origin = {"source_format": kind, "source_sha256": digest, **_origin(entry)}
+        with open(path, "rb") as file:
+            loaded = _load_foreign(file, kind, arch, expect_different, ignore_unknown)
+        origin = {"source_format": kind, "source_sha256": digest}
+        if entry is not None:
+            origin |= {"source_url": entry.url, "licence": entry.licence}
         return _with_facts(replace(loaded, metadata=origin), entry)
 
 
 def detect_format(path: str | os.PathLike[str]) -> str:
-    """``tinyft`` (HDF5), ``torch`` or ``safetensors``, by the first bytes and not by the name.
+    """Says ``tinyft`` (HDF5), ``torch`` or ``safetensors``, by the first bytes, not by the name.
 
     Raises: WeightsError if it is none of them; OSError if it cannot be opened.
     """
@@ -120,22 +118,38 @@ def _load_native(path: Path, arch: str | None, expect_different: tuple[str, ...]
         )
 
 
-@contextlib.contextmanager
-def _open_foreign(path: Path, kind: str, ignore_unknown: bool) -> Iterator[_Found]:
-    """The tensors of a torch checkpoint or a safetensors file; readable inside the block."""
-    with open(path, "rb") as file:
-        if kind == "safetensors":
-            yield _Found(open_safetensors(file)[0])
-            return
+def _load_foreign(
+    file: BinaryIO,
+    kind: str,
+    arch: str | None,
+    expect_different: tuple[str, ...],
+    ignore_unknown: bool,
+) -> Weights:
+    """Reads a torch checkpoint or a safetensors file."""
+    ignored: list[str] = []
+    notes: list[str] = []
+    if kind == "safetensors":
+        lazy, _ = open_safetensors(file)
+    else:
         checkpoint = open_checkpoint(file, ignore_unknown)
         state = find_state_dict(checkpoint.content)
         lazy = {name: checkpoint.lazy(tensor) for name, tensor in state.tensors.items()}
-        _check_total(lazy, os.path.getsize(path))
-        yield _Found(lazy, state.ignored, state.notes)
+        ignored, notes = state.ignored, state.notes
+        _check_total(lazy, os.fstat(file.fileno()).st_size)
+    lazy, prefix = strip_prefixes(lazy)
+    lazy, renamed = to_torchvision_names(lazy)
+    arch = arch or infer_architecture({name: item.shape for name, item in lazy.items()})
+    report = _checked_report(arch, lazy, expect_different)
+    doubles = sum(item.dtype == "<f8" for item in lazy.values())
+    rounded = [f"{doubles} float64 tensors rounded to float32"] if doubles else []
+    report = replace(report, ignored=ignored, prefix=prefix, notes=[*notes, *renamed, *rounded])
+    arrays = _in_order({name: _as_float32(name, item) for name, item in lazy.items()}, arch)
+    check_numbers(arrays)
+    return Weights(arch, arrays, None, Preprocess.for_architecture(arch), report=report)
 
 
 def _check_total(lazy: Mapping[str, LazyArray], file_size: int) -> None:
-    """Many views of the same few numbers can take any memory. Raises: WeightsError for such."""
+    """Raises: WeightsError for many views of the same few values, which can take any memory"""
     total = _ITEMSIZE * sum(math.prod(item.shape) for item in lazy.values())
     if total > _LARGEST_EXPANSION * file_size + _ALWAYS_ALLOWED:
         raise WeightsError(
@@ -144,48 +158,24 @@ def _check_total(lazy: Mapping[str, LazyArray], file_size: int) -> None:
         )
 
 
-def _load_foreign(found: _Found, arch: str | None, expect_different: tuple[str, ...]) -> Weights:
-    stripped, prefix = strip_prefixes(found.arrays)
-    lazy, notes = to_torchvision_names(stripped)
-    arch = arch or infer_architecture({name: item.shape for name, item in lazy.items()})
-    report = replace(
-        _checked_report(arch, lazy, expect_different),
-        ignored=found.ignored,
-        prefix=prefix,
-        notes=[*found.notes, *notes, *_rounding(lazy)],
-    )
-    arrays = _in_order({name: _as_float32(name, item) for name, item in lazy.items()}, arch)
-    check_numbers(arrays)
-    return Weights(arch, arrays, None, Preprocess.for_architecture(arch), report=report)
-
-
 def _checked_report(
     arch: str, lazy: Mapping[str, LazyArray], expect_different: tuple[str, ...]
 ) -> LoadReport:
-    """The comparison with the architecture; its number of classes is the file's own.
+    """Compares with the architecture; its number of classes is the file's own.
 
     So a wrong shape is a fault in each tensor, ``fc`` included, and so is half a last layer; other
     names may differ as announced.
     """
     shapes = {name: item.shape for name, item in lazy.items()}
-    expected = expected_shapes(arch, _count_outputs(shapes))
+    last = [shapes[name] for name in _LAST_LAYER if name in shapes]
+    outputs = next((shape[0] for shape in last if shape), 1) if last else None
+    expected = expected_shapes(arch, outputs)
     report, strict = compare(expected, shapes, expect_different), compare(expected, shapes)
     missing = [name for name in strict.missing if name in (*report.missing, *_LAST_LAYER)]
     report = replace(report, missing=missing, mismatched=strict.mismatched)
     if not report.fits:
         raise WeightsError(f"the file does not fit {arch}:\n{report}")
     return report
-
-
-def _count_outputs(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Of the last layer, as far as its tensors agree; None without one."""
-    found = [shapes[name] for name in _LAST_LAYER if name in shapes]
-    return next((shape[0] for shape in found if shape), 1) if found else None
-
-
-def _rounding(lazy: Mapping[str, LazyArray]) -> list[str]:
-    doubles = [name for name, item in lazy.items() if item.dtype == "<f8"]
-    return [f"{len(doubles)} float64 tensors rounded to float32"] if doubles else []
 
 
 def _as_float32(name: str, item: LazyArray) -> np.ndarray:
@@ -196,19 +186,13 @@ def _as_float32(name: str, item: LazyArray) -> np.ndarray:
 
 
 def _in_order(arrays: Mapping[str, np.ndarray], arch: str) -> dict[str, np.ndarray]:
-    """In the order of the network; heads, which it does not know, come last."""
+    """Orders arrays as the network does; heads, which it does not know, come last."""
     known = [name for name in expected_shapes(arch, 1) if name in arrays]
     return {name: arrays[name] for name in (*known, *sorted(set(arrays) - set(known)))}
 
 
-def _origin(entry: Entry | None) -> dict[str, object]:
-    if entry is None:
-        return {}
-    return {"source_url": entry.url, "licence": entry.licence}
-
-
 def _with_facts(weights: Weights, entry: Entry | None) -> Weights:
-    """Add what the file does not say: the registry's preprocessing, ImageNet's class names."""
+    """Adds what the file does not say: the registry's preprocessing, ImageNet's class names."""
     notes = list(weights.report.notes)
     preprocess = entry.preprocess if entry else weights.preprocess
     if preprocess.assumed:

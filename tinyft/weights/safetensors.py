@@ -1,11 +1,11 @@
-"""Reads and writes safetensors files: a JSON header, then the numbers, nothing to execute.
+"""Reads and writes safetensors files: a JSON header, then the arrays, nothing to execute.
 
 ::
 
     8 bytes          length of the header, little-endian
     header           {"conv1.weight": {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]},
                       ..., "__metadata__": {text: text}}
-    numbers          C-contiguous and little-endian, without holes or overlaps
+    arrays           C-contiguous and little-endian, without holes or overlaps
 
 Source: github.com/huggingface/safetensors, README (Format), version 0.8.
 """
@@ -42,18 +42,18 @@ _DTYPES = {
     "BOOL": "|b1",
 }
 _LENGTH = struct.Struct("<Q")
-_ALIGNMENT = 8  # the numbers begin at a multiple of this
+_ALIGNMENT = 8  # the arrays begin at a multiple of this
 # ResNet-152's header has some 90 kB (the library itself allows 100 MB).
 _LARGEST_HEADER = 16 << 20
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Whether a file's first bytes are a length and the beginning of a JSON object."""
+    """Tells whether a file's first bytes are a length and the beginning of a JSON object."""
     return head[8:9] == b"{"
 
 
 def open_safetensors(file: BinaryIO) -> tuple[dict[str, LazyArray], dict[str, str]]:
-    """The arrays of a file opened for reading bytes, not read yet, and its metadata.
+    """Finds the arrays of a file opened for reading bytes, not read yet, and its metadata.
 
     Raises: WeightsError for a header that is malformed, has duplicate names, or whose entries do
     not cover the data exactly.
@@ -71,7 +71,9 @@ def open_safetensors(file: BinaryIO) -> tuple[dict[str, LazyArray], dict[str, st
             f"safetensors file"
         )
     header = _parse(file.read(length))
-    metadata = _metadata(header.pop("__metadata__", {}))
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise WeightsError("the safetensors metadata is not text to text; the file is damaged")
     entries = {name: _entry(name, value) for name, value in header.items()}
     _check_cover(entries, size - start)
     arrays = {
@@ -97,21 +99,15 @@ def _parse(text: bytes) -> dict[str, object]:
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON parser keeps the last of two equal names, another keeps the first: refuse them."""
+    """Refuses equal names, of which one JSON parser keeps the last, another the first."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise WeightsError("the safetensors header has the same name twice; the file is refused")
     return found
 
 
-def _metadata(value: object) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise WeightsError("the safetensors metadata is not text to text; the file is damaged")
-    return value
-
-
 def _entry(name: str, value: object) -> _Entry:
-    """One entry's dtype, shape and place, if they agree with one another."""
+    """Returns one entry's dtype, shape and place, if they agree with one another."""
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise WeightsError(f"{name[:80]}: expected dtype, shape and data_offsets; file damaged")
     shape, offsets = value["shape"], value["data_offsets"]
@@ -123,7 +119,7 @@ def _entry(name: str, value: object) -> _Entry:
             f"{name[:80]}: the dtype {value['dtype']!r:.40} is not read; convert it to F32"
         )
     begin, end = offsets
-    needed = math.prod(shape) * _itemsize(dtype)
+    needed = math.prod(shape) * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
     if end - begin != needed:
         raise WeightsError(
             f"{name[:80]}: shape {shape!r:.80} of {value['dtype']} needs {needed:,} bytes, "
@@ -138,12 +134,8 @@ def _are_counts(values: object) -> bool:
     return all(type(value) is int and 0 <= value < 1 << 63 for value in values)
 
 
-def _itemsize(dtype: str) -> int:
-    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
-
-
 def _check_cover(entries: Mapping[str, _Entry], size: int) -> None:
-    """In order of their begin, the entries follow one another from the first byte to the last."""
+    """Checks that the entries follow one another from the first byte of the data to the last."""
     position = 0
     for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != position:
@@ -170,7 +162,7 @@ def _read(
 def write_safetensors(
     path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Write arrays under their names, in their order; an existing file is replaced whole.
+    """Writes arrays under their names, in their order; an existing file is replaced whole.
 
     Raises: WeightsError for a dtype that the format lacks; OSError if the disk is full.
     """

@@ -24,10 +24,10 @@ import numpy as np
 
 from tinyft.errors import WeightsError
 from tinyft.version import __version__
-from tinyft.weights.architectures import architecture
 from tinyft.weights.files import LazyArray
 from tinyft.weights.hdf5.arrays import ArrayFile, Attribute, open_arrays, write_arrays
 from tinyft.weights.model import Weights, check_numbers
+from tinyft.weights.names import architecture
 from tinyft.weights.preprocess import Preprocess
 
 FORMAT = "tinyft-weights"
@@ -65,7 +65,7 @@ class NativeFile:
     content: ArrayFile
 
     def read(self) -> dict[str, np.ndarray]:
-        """All arrays as float32, once their hash is right. Raises: WeightsError if it is not."""
+        """Reads all arrays as float32. Raises: WeightsError if their hash is not right"""
         stored = self.content.read_all()
         return {
             name.removeprefix(_WEIGHTS): np.asarray(array, np.float32)
@@ -75,37 +75,40 @@ class NativeFile:
 
 @contextlib.contextmanager
 def open_native(path: str | os.PathLike[str]) -> Iterator[NativeFile]:
-    """The content of a weights file; its arrays can be read until the block ends.
+    """Opens a weights file; its arrays can be read until the block ends.
 
     Raises: WeightsError if the file is hostile, damaged, newer, or does not say what it must.
     """
     with open_arrays(path, FORMAT) as content:
-        attributes = content.attributes
-        arch = _required_text(attributes, "arch")
+        attributes, texts = content.attributes, content.texts
+        arch = attributes.get("arch")
+        if not isinstance(arch, str) or not arch:
+            raise WeightsError("the attribute arch is missing or no text; write the file anew")
         _check_arrays(content.arrays)
         _check_variant(attributes)
         count = _checked_count(attributes, content.arrays)
-        texts = {name: text for name, text in content.texts.items() if isinstance(text, str)}
+        classes = texts.get("classes")
+        if classes is not None and (not isinstance(classes, list) or len(classes) != count):
+            raise WeightsError(f"/classes is no list of {count} names, as num_classes says")
+        preprocess = {
+            name.removeprefix(_PREPROCESS): value
+            for name, value in attributes.items()
+            if name.startswith(_PREPROCESS)
+        }
+        known = (*_METADATA, "num_classes", "content_sha256")  # others are not passed on
         yield NativeFile(
             arch=arch,
             arrays={name.removeprefix(_WEIGHTS): lazy for name, lazy in content.arrays.items()},
-            classes=_checked_classes(content.texts.get("classes"), count),
-            preprocess=_preprocess(attributes),
-            metadata=_metadata(attributes),
-            extra=texts,
+            classes=classes,
+            preprocess=Preprocess.from_dict(preprocess),
+            metadata={name: attributes[name] for name in known if name in attributes},
+            extra={name: text for name, text in texts.items() if isinstance(text, str)},
             content=content,
         )
 
 
-def _required_text(attributes: Mapping[str, object], name: str) -> str:
-    value = attributes.get(name)
-    if not isinstance(value, str) or not value:
-        raise WeightsError(f"the attribute {name} is missing or no text; write the file anew")
-    return value
-
-
 def _check_arrays(arrays: Mapping[str, LazyArray]) -> None:
-    """Each array lies in /weights; half precision is for matrices and kernels only."""
+    """Refuses arrays outside /weights, and half precision but for matrices and kernels."""
     for name, lazy in arrays.items():
         if not name.startswith(_WEIGHTS):
             raise WeightsError(f"{name} lies outside /weights, where a weights file has no arrays")
@@ -118,7 +121,7 @@ def _check_arrays(arrays: Mapping[str, LazyArray]) -> None:
 
 
 def _check_variant(attributes: Mapping[str, object]) -> None:
-    """Variants of the same shapes that compute something else, which tinyft does not build."""
+    """Refuses variants of the same shapes that compute something else than tinyft's networks."""
     if attributes.get("stride_in_1x1", False) is not False:
         raise WeightsError("the file is for bottlenecks with the stride in the 1x1 convolution")
     epsilon = attributes.get("bn_eps", BATCH_NORM_EPSILON)
@@ -127,7 +130,7 @@ def _check_variant(attributes: Mapping[str, object]) -> None:
 
 
 def _checked_count(attributes: Mapping[str, object], arrays: Mapping[str, LazyArray]) -> int:
-    """The number of classes, which the last layer must have."""
+    """Returns the number of classes, which the last layer must have."""
     count = attributes.get("num_classes")
     if type(count) is not int or count < 0:
         raise WeightsError("the attribute num_classes is missing or no count; write the file anew")
@@ -137,31 +140,8 @@ def _checked_count(attributes: Mapping[str, object], arrays: Mapping[str, LazyAr
     return count
 
 
-def _checked_classes(classes: object, count: int) -> list[str] | None:
-    """The class names, if their number is the recorded one."""
-    if classes is not None and (not isinstance(classes, list) or len(classes) != count):
-        raise WeightsError(f"/classes is no list of {count} names, as num_classes says")
-    return classes
-
-
-def _preprocess(attributes: Mapping[str, object]) -> Preprocess:
-    return Preprocess.from_dict(
-        {
-            name.removeprefix(_PREPROCESS): value
-            for name, value in attributes.items()
-            if name.startswith(_PREPROCESS)
-        }
-    )
-
-
-def _metadata(attributes: Mapping[str, object]) -> dict[str, object]:
-    """The known attributes and the content's hash; names that we do not know are not passed on."""
-    known = (*_METADATA, "num_classes", "content_sha256")
-    return {name: attributes[name] for name in known if name in attributes}
-
-
 def save_weights(path: str | os.PathLike[str], weights: Weights, *, half: bool = False) -> str:
-    """Write a weights file, replacing an old one whole; returns its content_sha256.
+    """Writes a weights file, replacing an old one whole; returns its content_sha256.
 
     ``half`` stores convolution and linear weights as float16: half the size, a relative error of
     2e-4.  BatchNorm and biases stay float32 always, since variances span 6e-5 to 21 in real files.
@@ -189,24 +169,18 @@ def _to_stored(name: str, array: np.ndarray, half: bool) -> np.ndarray:
 
 
 def _attributes_to_write(weights: Weights) -> dict[str, Attribute]:
-    """The root's attributes and those of /preprocess, under dotted names."""
+    """Returns the root's attributes and those of /preprocess, under dotted names."""
     given = {
         k: v for k, v in weights.metadata.items() if k not in ("num_classes", "content_sha256")
     }
     if unknown := sorted(set(given) - set(_METADATA)):
         raise WeightsError(f"a weights file has no metadata {unknown}; known: {list(_METADATA)}")
-    count = _count_classes(weights)
+    count = weights.num_classes or 0  # of a body alone
+    if weights.classes is not None and len(weights.classes) != count:
+        raise WeightsError(f"{len(weights.classes)} class names for a last layer of {count}")
     metadata = {**_METADATA, **given, "created_by": f"tinyft {__version__}"}
     preprocess = {
         _PREPROCESS + name: tuple(value) if isinstance(value, list) else value
         for name, value in weights.preprocess.to_dict().items()
     }
     return {"arch": weights.arch, "num_classes": count, **metadata, **preprocess}
-
-
-def _count_classes(weights: Weights) -> int:
-    """How many classes there are: 0 for a body alone."""
-    count = weights.num_classes or 0
-    if weights.classes is not None and len(weights.classes) != count:
-        raise WeightsError(f"{len(weights.classes)} class names for a last layer of {count}")
-    return count

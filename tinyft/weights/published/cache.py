@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tinyft.bundled import bundled
@@ -35,7 +36,7 @@ _CAVEAT = (
 
 
 def cache_folder() -> Path:
-    """Where fetched weights are kept: ``TINYFT_HOME``, else the platform's cache folder."""
+    """Returns where fetched weights are kept: ``TINYFT_HOME``, else the platform's cache folder."""
     import platformdirs
 
     # a "~" that no shell has replaced, as in a container's settings
@@ -44,14 +45,14 @@ def cache_folder() -> Path:
 
 
 def cached_path(entry: Entry) -> Path:
-    """Where an entry's file is, or will be once it is fetched."""
+    """Returns where an entry's file is, or will be once it is fetched."""
     if entry.bundled_file:
         return bundled(f"weights/{entry.bundled_file}")
     return cache_folder() / f"{_file_name(entry)}.h5"
 
 
 def fetch(entry: Entry, announce: Announce | None = None) -> Path:
-    """The path of an entry's file, downloaded and converted if it is not in the cache.
+    """Returns the path of an entry's file, downloaded and converted if it is not in the cache.
 
     ``announce`` gets the line that says what is fetched, how large, under which licence, and then
     how far it is; they go to stderr by default.  A download that broke off is gone on with.  Two
@@ -69,7 +70,7 @@ def fetch(entry: Entry, announce: Announce | None = None) -> Path:
         return path
     if os.environ.get("TINYFT_OFFLINE", "0") not in ("", "0") and not _placed_by_hand(entry):
         raise WeightsError(f"TINYFT_OFFLINE forbids to fetch {entry.id}; {_by_hand(entry)}")
-    announce = announce or _print_to_stderr
+    announce = announce or partial(print, file=sys.stderr, flush=True)
     with _locked(path, announce):
         if not path.exists():  # another process may have fetched it while we waited
             _fill_cache(entry, path, announce)
@@ -77,7 +78,7 @@ def fetch(entry: Entry, announce: Announce | None = None) -> Path:
 
 
 def verify(entry: Entry) -> str:
-    """The sha256 of the published file that an entry's cached file is, or was made from.
+    """Returns the sha256 of the published file that an entry's file is, or was made from.
 
     Raises: WeightsError if it is not the published one, or the cached file was changed since;
     OSError if it is not there.
@@ -94,7 +95,7 @@ def verify(entry: Entry) -> str:
 
 
 def _fill_cache(entry: Entry, path: Path, announce: Announce) -> None:
-    """Make the cached file from one placed by hand, or from the first source that can be had."""
+    """Makes the cached file from one placed by hand, or the first source that can be had."""
     for unfinished in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed
         unfinished.unlink()
     if placed := _placed_by_hand(entry):
@@ -109,7 +110,11 @@ def _fill_cache(entry: Entry, path: Path, announce: Announce) -> None:
         _pin(source, digest)
         return
     candidates = sources(entry)
-    announce(_announcement(entry, candidates[0]))
+    first = candidates[0]
+    size = f"{first.size / 1e6:.1f} MB" if first.size else "of unknown size"
+    kept = " No sha256 is published for it: that of what comes first is kept, and compared later."
+    trust = "" if first.sha256 else kept
+    announce(f"Fetching {entry.id} ({size}, {entry.licence}) from {first.url}.{trust} {_CAVEAT}.")
     for source, next_one in zip(candidates, [*candidates[1:], None], strict=True):
         try:
             return _download_and_convert(entry, source, path, announce)
@@ -138,7 +143,7 @@ def _download_and_convert(entry: Entry, source: Entry, path: Path, announce: Ann
 
 
 def _pin_path(source: Entry) -> Path | None:
-    """Where the sha256 of what came first is kept; None where the publisher states all of it."""
+    """Returns where the sha256 of what came first is kept; None if all of it is published."""
     if len(source.sha256) == SHA256_DIGITS:
         return None
     return cache_folder() / f"{_file_name(source)}.sha256"
@@ -165,19 +170,17 @@ def _pin(source: Entry, digest: str) -> None:
 
 
 def _convert(entry: Entry, source: Entry, file: Path, path: Path) -> None:
-    """Write what a published file holds, and what the registry knows about it, as the cached
-    file.
-    """
+    """Caches what a published file holds, and what the registry knows about it."""
     save_weights(path, read_weights(file, replace(source, preprocess=entry.preprocess)))
 
 
 def _file_name(entry: Entry) -> str:
-    """Every file of one publisher is called model.safetensors; the id tells them apart."""
+    """Names a file by its id: all of one publisher's are called model.safetensors."""
     return entry.id.replace("/", "_")
 
 
 def _published_path(entry: Entry, source: Entry) -> Path:
-    """Where a file as it was published is expected."""
+    """Returns where a file as it was published is expected."""
     return cache_folder() / f"{_file_name(entry)}{Path(source.url).suffix}"
 
 
@@ -197,16 +200,9 @@ def _by_hand(entry: Entry) -> str:
     )
 
 
-def _announcement(entry: Entry, source: Entry) -> str:
-    size = f"{source.size / 1e6:.1f} MB" if source.size else "of unknown size"
-    kept = " No sha256 is published for it: that of what comes first is kept, and compared later."
-    trust = "" if source.sha256 else kept
-    return f"Fetching {entry.id} ({size}, {entry.licence}) from {source.url}.{trust} {_CAVEAT}."
-
-
 @contextlib.contextmanager
 def _locked(path: Path, announce: Announce) -> Iterator[None]:
-    """Within this block no other process fetches the same file."""
+    """Lets no other process fetch the same file within this block."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path.with_name(path.name + ".lock"))
@@ -226,7 +222,3 @@ def _locked(path: Path, announce: Announce) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _print_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

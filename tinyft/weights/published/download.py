@@ -33,12 +33,12 @@ _SECONDS_BETWEEN_COUNTS = 0.2  # on a terminal, where the line is written over
 
 
 def download(entry: Entry, part: Path, announce: Announce) -> str:
-    """Make ``part`` the whole file of an entry, from what an earlier attempt left of it; its
-    sha256.
+    """Makes ``part`` the whole file of an entry, from what an earlier attempt left of it; returns
+    its sha256.
 
     Raises: NetworkError if it could not be had, or not all of it (what came is kept then);
-    WeightsError if what came is not the published file (``part`` is then
-    deleted), OSError if it cannot be written.
+    WeightsError if what came is not the published file (``part`` is then deleted), OSError if it
+    cannot be written.
     """
     if not entry.sha256:  # nothing would tell if the rest came from another version
         part.unlink(missing_ok=True)
@@ -68,7 +68,7 @@ def check_digest(entry: Entry, found: str) -> None:
 def _transfer(
     entry: Entry, part: Path, digest: hashlib._Hash, received: int, announce: Announce
 ) -> hashlib._Hash:
-    """Add to ``part`` what the server has beyond the bytes received before; the whole digest."""
+    """Adds to ``part`` what the server has beyond the bytes received; returns the whole digest."""
     with _connect(entry.url, received, announce) as response:
         if response.status != 206:  # the whole file: the server cannot, or there was nothing yet
             digest, received = hashlib.sha256(), 0
@@ -100,7 +100,7 @@ def _transfer(
 
 
 def _connect(url: str, received: int, announce: Announce) -> HTTPResponse:
-    """The server's answer: the file from byte ``received`` on, or all of it if it cannot."""
+    """Asks the server for the file from byte ``received`` on, or all of it if it cannot."""
     from urllib.error import HTTPError
     from urllib.request import Request
 
@@ -122,8 +122,8 @@ def _connect(url: str, received: int, announce: Announce) -> HTTPResponse:
 
 
 def _opener(url: str, announce: Announce) -> OpenerDirector:
-    """What opens an address: it follows redirects to encrypted ones only (a server on this machine
-    may be plain, as in tests), and says which other host one leads to.
+    """Opens an address, following redirects to encrypted ones only (a server on this machine may be
+    plain, as in tests), and says which other host one leads to.
     """
     from urllib.parse import urlsplit
     from urllib.request import HTTPRedirectHandler, build_opener
@@ -141,7 +141,7 @@ def _opener(url: str, announce: Announce) -> OpenerDirector:
 
 
 def _blocks(response: HTTPResponse, url: str) -> Iterator[bytes]:
-    """What comes, as it comes."""
+    """Yields what comes, as it comes."""
     with _network_errors(url):
         while block := response.read1(_BLOCK):
             yield block
@@ -149,7 +149,7 @@ def _blocks(response: HTTPResponse, url: str) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def _network_errors(url: str) -> Iterator[None]:
-    """Whatever goes wrong on the way leaves this block as a NetworkError."""
+    """Turns whatever goes wrong on the way, within this block, into a NetworkError."""
     from http.client import HTTPException
 
     try:
@@ -184,6 +184,6 @@ class _Progress:
             self.announce(line)
 
     def end(self) -> None:
-        """Wipe the line."""
+        """Wipes the line."""
         if self.on_terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)

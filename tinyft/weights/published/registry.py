@@ -32,7 +32,7 @@ class Entry:
 
     ``sha256`` may be a prefix of eight digits, or empty where the publisher states none;
     ``bundled_file`` is set for weights that travel with tinyft and have no URL;
-    ``same_weights_as`` names the entry whose numbers these are, in a file of another format.
+    ``same_weights_as`` names the entry whose values these are, in a file of another format.
 
     Units: size in bytes, 0 if unknown; top1 and top5 in percent of the validation pictures of
     ImageNet, for resnet10s of Tiny ImageNet.
@@ -55,7 +55,7 @@ class Entry:
 
 @functools.cache
 def entries() -> tuple[Entry, ...]:
-    """All entries, in the order of the file.
+    """Lists all entries, in the order of the file.
 
     Raises: WeightsError if the bundled registry is damaged.
     """
@@ -65,6 +65,10 @@ def entries() -> tuple[Entry, ...]:
 
 
 def _entry(table: Mapping[str, object]) -> Entry:
+    preprocess = ("resize", "crop", "interpolation", "antialias", "mean", "std")
+    # publishers round sizes to MiB (torchvision) or MB (the hub)
+    rounded = round(table.get("size_mib", 0) * _MIB + table.get("size_mb", 0) * _MB)
+    optional = ("bundled_file", "same_weights_as", "top1", "top5")
     try:
         return Entry(
             id=table["id"],
@@ -72,33 +76,18 @@ def _entry(table: Mapping[str, object]) -> Entry:
             url=table.get("url", ""),
             format=table["format"],
             licence=table["licence"],
-            preprocess=_preprocess(table),
-            sha256=table.get("sha256", table.get("sha256_prefix", "")),
-            size=_size(table),
             num_classes=table["num_classes"],
-            bundled_file=table.get("bundled_file", ""),
-            same_weights_as=table.get("same_weights_as", ""),
-            top1=table.get("top1"),
-            top5=table.get("top5"),
+            preprocess=Preprocess(**{name: table[name] for name in preprocess}),
+            sha256=table.get("sha256", table.get("sha256_prefix", "")),
+            size=table.get("size_bytes", rounded),
+            **{name: table[name] for name in optional if name in table},
         )
     except KeyError as error:
         raise WeightsError(f"registry.toml: {table.get('id', 'an entry')} lacks {error}") from error
 
 
-def _preprocess(table: Mapping[str, object]) -> Preprocess:
-    names = ("resize", "crop", "interpolation", "antialias", "mean", "std")
-    return Preprocess(**{name: table[name] for name in names})
-
-
-def _size(table: Mapping[str, object]) -> int:
-    """Bytes; publishers round to MiB (torchvision) or MB (the hub)."""
-    if "size_bytes" in table:
-        return int(table["size_bytes"])
-    return round(table.get("size_mib", 0) * _MIB + table.get("size_mb", 0) * _MB)
-
-
 def find(name: str) -> Entry:
-    """The entry of an id, such as ``timm/resnet50.a1_in1k``, or an architecture's default.
+    """Finds the entry of an id, such as ``timm/resnet50.a1_in1k``, or an architecture's default.
 
     Raises: WeightsError if there is none, naming the nearest.
     """
@@ -123,7 +112,7 @@ def find(name: str) -> Entry:
 
 
 def _defaults() -> dict[str, Entry]:
-    """Per architecture: the publisher's last version, or else the first entry of the file."""
+    """Picks per architecture the publisher's last version, or else the first entry of the file."""
     defaults: dict[str, Entry] = {}
     for entry in entries():
         if entry.arch not in defaults or entry.id.startswith(_DEFAULT_PUBLISHER):
@@ -132,7 +121,7 @@ def _defaults() -> dict[str, Entry]:
 
 
 def sources(entry: Entry) -> list[Entry]:
-    """The entries whose files hold these weights, in the order in which they are to be tried:
+    """Lists the entries whose files hold these weights, in the order in which they are tried:
     a safetensors file, which can be read without a pickle, if its whole sha256 is published; last
     the entry's own.
     """
@@ -147,14 +136,12 @@ def sources(entry: Entry) -> list[Entry]:
 
 
 def with_digest(sha256: str) -> Entry | None:
-    """The entry whose file has this full sha256, however it came to be on the disk."""
-    for entry in entries():
-        if entry.sha256 and sha256.startswith(entry.sha256):
-            return entry
-    return None
+    """Finds the entry whose file has this full sha256, however it came to be on the disk."""
+    found = (entry for entry in entries() if entry.sha256 and sha256.startswith(entry.sha256))
+    return next(found, None)
 
 
 def imagenet_classes() -> list[str]:
-    """The 1000 ImageNet class names, in the order of the networks' outputs."""
+    """Lists the 1000 ImageNet class names, in the order of the networks' outputs."""
     text = bundled(_CLASSES).read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line and not line.startswith("#")]

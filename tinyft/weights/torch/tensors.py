@@ -1,6 +1,6 @@
 """From a torch checkpoint's storages to NumPy arrays.
 
-torch keeps numbers in *storages*: flat runs of one dtype.  A tensor is a view of one: an offset, a
+torch keeps values in *storages*: flat runs of one dtype.  A tensor is a view of one: an offset, a
 size and a stride per dimension, counted in elements.  Transposed, sliced and channels-last tensors
 are saved as such views, and several tensors may share one storage.
 
@@ -51,7 +51,7 @@ class StorageType:
 
 @dataclass(frozen=True)
 class Storage:
-    """A flat run of ``count`` numbers in the file, found by its key."""
+    """A flat run of ``count`` values in the file, found by its key."""
 
     type: str
     key: str
@@ -59,7 +59,7 @@ class Storage:
 
     @property
     def itemsize(self) -> int:
-        """Bytes per number. Raises: WeightsError for types that have no fixed, known size."""
+        """Returns bytes per value. Raises: WeightsError for types of no fixed, known size."""
         if self.type == UNTYPED:
             return 1
         if self.type not in _DTYPES:
@@ -81,12 +81,12 @@ class StoredTensor:
 
     @property
     def dtype(self) -> str:
-        """The stored dtype, in NumPy's spelling, or ``bfloat16``."""
+        """Returns the stored dtype, in NumPy's spelling, or ``bfloat16``."""
         return "bfloat16" if self.storage.type == "BFloat16" else "<" + _DTYPES[self.storage.type]
 
 
 def storage_from_id(identity: object) -> Storage:
-    """The storage that a persistent id ``('storage', type, key, location, count, ...)`` names.
+    """Reads a persistent id ``('storage', type, key, location, count, ...)``.
 
     Raises: WeightsError for a pickled module, a view of a storage (2016's files), or nonsense.
     """
@@ -103,7 +103,7 @@ def storage_from_id(identity: object) -> Storage:
 
 
 def stored_tensor(storage: object, offset: object, shape: object, strides: object) -> StoredTensor:
-    """The record of a view, checked to lie inside its storage.
+    """Records a view, checked to lie inside its storage.
 
     Raises: WeightsError if it does not; UnreadableTensorError for dtypes that NumPy lacks.
     """
@@ -131,7 +131,7 @@ def _are_counts(values: object) -> bool:
 
 
 def _check_bounds(tensor: StoredTensor) -> None:
-    """The last element of the view is in the storage, and the view is not absurdly repeated."""
+    """Checks that the view ends in its storage, and does not repeat it absurdly."""
     count = tensor.storage.count
     elements = math.prod(tensor.shape)
     steps = zip(tensor.shape, tensor.strides, strict=True)
@@ -149,7 +149,7 @@ def _check_bounds(tensor: StoredTensor) -> None:
 
 
 def to_array(tensor: StoredTensor, raw: bytes, order: str) -> np.ndarray:
-    """The tensor as a new C-contiguous array of native byte order; bfloat16 as float32.
+    """Returns the tensor as a new C-contiguous array of native byte order; bfloat16 as float32.
 
     ``raw`` are the bytes of its storage, ``order`` is their byte order, ``<`` or ``>``.
     Raises: WeightsError if the storage has other than ``count * itemsize`` bytes.
@@ -173,5 +173,5 @@ def to_array(tensor: StoredTensor, raw: bytes, order: str) -> np.ndarray:
 
 
 def bfloat16_to_float32(bits: np.ndarray) -> np.ndarray:
-    """Exact: a bfloat16 is a float32 whose lower 16 bits are gone. bits is uint16, any shape."""
+    """Widens bfloat16, a float32 without its lower 16 bits: exact. bits is uint16, any shape."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
