@@ -16,6 +16,7 @@ from tinyft.testing.contract import (
     OP_CASES,
     ContractError,
     Refusal,
+    Spread,
     check_backend,
     check_kernel,
     check_op,
@@ -270,7 +271,7 @@ def test_the_bound_is_derived_and_not_generous(terms):
 def test_a_result_keeps_the_bounds_of_its_norm_and_of_its_largest_error():
     """Of 10,000 numbers the norm's is 25 times that of the largest error."""
     exact = np.ones(10_000)
-    spread, largest = (0.0, 0.0), 5 * 4 * 2.0**-24
+    spread, largest = Spread(0.0, 0.0), 5 * 4 * 2.0**-24
     one, every = exact.copy(), exact + 0.9 * largest
     one[7] += 0.9 * largest
     assert close_enough(one, exact, spread, 1) is None

@@ -47,12 +47,12 @@ def likely_cause(
 
 
 def alike(a: Array, b: Array) -> bool:
-    """Whether two arrays are equal up to the error of a difference quotient."""
+    """True if two arrays are equal up to the error of finite differences."""
     return bool(np.linalg.norm(a - b) <= ALIKE * np.linalg.norm(b))
 
 
 def _constant_factor(analytic: Array, numeric: Array, out_shape: tuple[int, ...]) -> str | None:
-    """Whether all elements are wrong by one factor, and where that factor comes from."""
+    """All elements are wrong by one factor: where does it come from?"""
     factor = float((analytic * numeric).sum() / np.square(numeric).sum())
     if not alike(analytic, factor * numeric):
         return None
@@ -83,7 +83,7 @@ def _products(shape: tuple[int, ...], name: str) -> dict[int, str]:
 
 
 def _other_order(analytic: Array, numeric: Array) -> str | None:
-    """Whether the numbers are right and their places are not."""
+    """The numbers are right and their places are not."""
     ndim = numeric.ndim
     for axes in list(permutations(range(ndim)))[1:] if ndim <= 4 else ():
         moved = numeric.transpose(axes)
@@ -99,7 +99,7 @@ def _other_order(analytic: Array, numeric: Array) -> str | None:
 
 
 def _missing_term(analytic: Array, numeric: Array, value: Array) -> str | None:
-    """Whether what is missing is, per channel (last axis), a constant or a line in the input."""
+    """What is missing is, per channel (last axis), a constant or a line in the input."""
     if numeric.ndim < 2 or numeric.size < 4 * numeric.shape[-1]:
         return None
     missing = (numeric - analytic).reshape(-1, numeric.shape[-1])
@@ -118,7 +118,7 @@ def _missing_term(analytic: Array, numeric: Array, value: Array) -> str | None:
 
 
 def _some_elements(analytic: Array, numeric: Array) -> str | None:
-    """Whether only some elements are wrong, and what they have in common."""
+    """Only some elements are wrong: what do they have in common?"""
     wrong = np.abs(analytic - numeric) > ALIKE * np.abs(numeric).max()
     if not wrong.any() or wrong.mean() > 0.5:
         return None

@@ -22,7 +22,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray as Array
@@ -107,12 +107,7 @@ def check_families(backend: str, only: str | None = None) -> Iterator[Family]:
 
 def check_case(case: KernelCase | OpCase | Refusal, backend: str) -> None:
     """Check one case of any kind. Raises: ContractError"""
-    if isinstance(case, KernelCase):
-        check_kernel(case, backend)
-    elif isinstance(case, OpCase):
-        check_op(case, backend)
-    else:
-        check_refusal(case, backend)
+    {KernelCase: check_kernel, OpCase: check_op, Refusal: check_refusal}[type(case)](case, backend)
 
 
 def check_kernel(case: KernelCase, backend: str = "auto") -> None:
@@ -128,18 +123,17 @@ def check_kernel(case: KernelCase, backend: str = "auto") -> None:
         with computing.current(), np.errstate(all="ignore"):
             result = case.call(computing, **placed)
         _show_changes(given, placed)
-        return _on_host(result if isinstance(result, tuple) else [result])
+        return list(map(backends.host, result if isinstance(result, tuple) else [result]))
 
-    arrays = draw(case)
-    found = _Findings(case, backend)
-    found.common(run, arrays, itertools.repeat(case.any_order))
-    found.own_memory(run, arrays)
+    found = _Findings(case, backend, run, draw(case))
+    found.common(itertools.repeat(case.any_order))
+    found.own_memory()
     found.raise_if_any()
 
 
 def check_op(case: OpCase, backend: str = "auto") -> None:
     """Check one call of one op: what `check_kernel` checks, for its result and all its gradients,
-    and the gradients against differences.
+    and the gradients against finite differences.
 
     Raises: ContractError
     """
@@ -151,19 +145,21 @@ def check_op(case: OpCase, backend: str = "auto") -> None:
             out = _first(case.call(**tensors))
             out.backward(upstream)
         _show_changes(arrays, placed)
-        return _on_host([out.data, *(t.grad for t in tensors.values() if isinstance(t, Tensor))])
+        gradients = [t.grad for t in tensors.values() if isinstance(t, Tensor)]
+        return list(map(backends.host, [out.data, *gradients]))
 
     arrays = draw(case)
     with backends.use("reference"), no_grad():
         out = _first(case.call(**_tensors(case, arrays)))
-    arrays["upstream"] = as_float32(np.asarray(np.random.default_rng(1).standard_normal(out.shape)))
-    found = _Findings(case, backend)
+    upstream = np.random.default_rng(1).standard_normal(out.shape)
+    arrays["upstream"] = np.asarray(upstream, np.float32)
+    found = _Findings(case, backend, run, arrays)
     differentiable = [n for n, t in _tensors(case, arrays).items() if isinstance(t, Tensor)]
-    found.common(run, arrays, [False, *(n in case.any_order for n in differentiable)])
-    found.differences(arrays, differentiable)
-    found.one_gradient(arrays, differentiable)
+    found.common([False, *(n in case.any_order for n in differentiable)])
+    found.differences(differentiable)
+    found.one_gradient(differentiable)
     if case.subject.startswith("batch_norm"):
-        found.unfused(run, arrays)
+        found.unfused()
     found.raise_if_any()
 
 
@@ -190,29 +186,35 @@ def check_refusal(case: Refusal, backend: str = "auto") -> None:
 # -------------------------------------------------------------------------------------- comparisons
 
 
-def rounding_spread(run: Callable[[dict], list[Array]], arrays: dict, fixed: tuple) -> list[tuple]:
-    """How far each result moves if the inputs are off by one float32 rounding: (norm, largest).
+class Spread(NamedTuple):
+    """How far a result moved: the norm of the difference, and its largest element."""
+
+    norm: float
+    largest: float
+
+
+def rounding_spread(run: Callable[[dict], list[Array]], arrays: dict, fixed: tuple) -> list[Spread]:
+    """Measure how far each result moves if the inputs are off by one float32 rounding.
 
     `run` computes in float64; arrays named in `fixed`, and integers, are not varied.
     """
     rng = np.random.default_rng(2)
     exact = [np.asarray(r, np.float64) for r in run(arrays)]
-    moved = [(0.0, 0.0)] * len(exact)
+    varied = dict(arrays)
+    moved = [Spread(0.0, 0.0)] * len(exact)
     for _ in range(VARIATIONS):
-        varied = {
-            n: a * (1 + ROUNDING * rng.standard_normal(a.shape))
-            if a.dtype.kind == "f" and n not in fixed
-            else a
-            for n, a in arrays.items()
-        }
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and name not in fixed:
+                varied[name] = array * (1 + ROUNDING * rng.standard_normal(array.shape))
         with np.errstate(all="ignore"):
             steps = [np.asarray(r) - e for r, e in zip(run(varied), exact, strict=True)]
-        sizes = [(np.linalg.norm(s), np.abs(s).max(initial=0)) for s in steps]
-        moved = [(max(a, c), max(b, d)) for (a, b), (c, d) in zip(moved, sizes, strict=True)]
+        for i, step in enumerate(steps):
+            largest = max(moved[i].largest, np.abs(step).max(initial=0))
+            moved[i] = Spread(max(moved[i].norm, np.linalg.norm(step)), largest)
     return moved
 
 
-def close_enough(result: Array, exact: Array, spread: tuple, terms: int) -> str | None:
+def close_enough(result: Array, exact: Array, spread: Spread, terms: int) -> str | None:
     """None if a float32 result is as near to the exact one as rounding allows, else what is wrong.
 
     `spread` comes from `rounding_spread`. The result itself is rounded too, once.
@@ -221,9 +223,9 @@ def close_enough(result: Array, exact: Array, spread: tuple, terms: int) -> str 
         return None if np.array_equal(result, exact) else "integers differ from the reference"
     error = np.asarray(result, np.float64) - exact
     growth = SLACK * np.sqrt(terms)
-    norm_allowed = growth * (spread[0] + ROUNDING * np.linalg.norm(exact))
+    norm_allowed = growth * (spread.norm + ROUNDING * np.linalg.norm(exact))
     largest = np.abs(error).max(initial=0)
-    largest_allowed = growth * LARGEST * (spread[1] + ROUNDING * np.abs(exact).max(initial=0))
+    largest_allowed = growth * LARGEST * (spread.largest + ROUNDING * np.abs(exact).max(initial=0))
     if np.linalg.norm(error) <= norm_allowed and largest <= largest_allowed:
         return None
     return (
@@ -254,41 +256,30 @@ def draw(case: KernelCase | OpCase) -> dict[str, Array]:
     """The arrays of a case in float32, drawn with a seed of its own."""
     seed = list(str(case).encode())
     arrays = case.arrays(np.random.default_rng(seed))
-    return {name: as_float32(np.asarray(array)) for name, array in arrays.items()}
-
-
-def as_float32(array: Array) -> Array:
-    """A float array in float32; any other as it is."""
-    return array.astype(np.float32) if array.dtype.kind == "f" else array
+    return {n: _as(np.float32, np.asarray(array)) for n, array in arrays.items()}
 
 
 def as_float64(arrays: dict[str, Array]) -> dict[str, Array]:
     """The float arrays in float64, all others as they are."""
-    return {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in arrays.items()}
+    return {n: _as(np.float64, array) for n, array in arrays.items()}
+
+
+def _as(dtype: type, array: Array) -> Array:
+    return array.astype(dtype) if array.dtype.kind == "f" else array
 
 
 def _tensors(case: OpCase, arrays: dict[str, Array]) -> dict[str, Any]:
     """Arguments of an op: Tensors around the arrays themselves, constants as they are."""
-    arguments: dict[str, Any] = {}
-    for name, array in arrays.items():
-        if name == "upstream":
-            continue
-        if name in case.constants or array.dtype.kind != "f":
-            arguments[name] = array
-            continue
-        arguments[name] = Tensor.wrap(array)
-        arguments[name].requires_grad = True
+    arguments: dict[str, Any] = {n: a for n, a in arrays.items() if n != "upstream"}
+    for name, array in arguments.items():
+        if name not in case.constants and array.dtype.kind == "f":
+            arguments[name] = Tensor.wrap(array)
+            arguments[name].requires_grad = True
     return arguments
 
 
-def _on_host(results: Iterable[Array]) -> list[Array]:
-    return [backends.host(result) for result in results]
-
-
 def _show_changes(given: dict[str, Array], placed: dict[str, Array]) -> None:
-    """What a kernel wrote into arrays that were moved to its device, written into the originals,
-    where it will be found.
-    """
+    """Write into the originals what a kernel wrote into arrays that were moved to its device."""
     for name, array in placed.items():
         after = backends.host(array)
         if after is not given[name] and not _equal([after], [given[name]]):
@@ -327,7 +318,7 @@ def working_with_threads(backend: str, count: int) -> Iterator[None]:
 
 
 def _has_threads(backend: str) -> bool:
-    """Whether the backend is a package with a module `runtime.threads` in it."""
+    """True if the backend is a package with a module `runtime.threads` in it."""
     with contextlib.suppress(ModuleNotFoundError):
         return importlib.util.find_spec(f"tinyft.backends.{backend}.runtime.threads") is not None
     return False
@@ -339,10 +330,13 @@ def _has_threads(backend: str) -> bool:
 class _Findings:
     """What is wrong with one case on one backend, collected promise by promise."""
 
-    def __init__(self, case: KernelCase | OpCase, backend: str):
-        self.case = case
+    def __init__(self, case: KernelCase | OpCase, backend: str, run: Run, arrays: dict[str, Array]):
+        self.case, self.run, self.arrays = case, run, arrays
         self.backend = backends.get(backend).name
         self.lines: list[str] = []
+        in_float64 = as_float64(arrays)
+        self.exact = run("reference", in_float64)
+        self.spread = rounding_spread(lambda a: run("reference", a), in_float64, case.decisive)
 
     def add(self, line: str) -> None:
         self.lines.append(f"{self.case} on {self.backend}: {line}")
@@ -351,28 +345,29 @@ class _Findings:
         if self.lines:
             raise ContractError("\n".join(self.lines))
 
-    def common(self, run: Run, arrays: dict[str, Array], any_order: Iterable[bool]) -> None:
+    def common(self, any_order: Iterable[bool]) -> None:
         """The promises that kernels and ops share."""
-        exact = run("reference", as_float64(arrays))
-        spread = rounding_spread(
-            lambda a: run("reference", a), as_float64(arrays), self.case.decisive
-        )
-        before = {n: a.copy() for n, a in arrays.items()}
-        results = run(self.backend, arrays)
-        for name, array in arrays.items():
+        before = {n: a.copy() for n, a in self.arrays.items()}
+        results = self.run(self.backend, self.arrays)
+        for name, array in self.arrays.items():
             if not np.array_equal(array, before[name]):
                 self.add(f"writes into {name}")
-        for i, (result, truth, free) in enumerate(zip(results, exact, any_order, strict=False)):
+        for i, (result, truth, free) in enumerate(
+            zip(results, self.exact, any_order, strict=False)
+        ):
             self._form(i, result, truth, free)
         if self.lines:
             return
-        self._values("", results, exact, spread)
-        self._strides(run, arrays, exact, spread)
-        self._repeated(run, arrays, results)
-        self._float64(run, arrays, exact)
-        self._threads(run, arrays, results)
-        self._not_finite(run, arrays)
-        self._denormal(run, arrays)
+        self._values("", results)
+        every = {n: layouts(a) for n, a in self.arrays.items()}
+        for kind in next(iter(every.values())):
+            given = {n: every[n][kind] for n in self.arrays}
+            self._values(f" of {kind} inputs", self.run(self.backend, given))
+        self._repeated(results)
+        self._float64()
+        self._threads(results)
+        self._not_finite()
+        self._denormal()
 
     def _form(self, i: int, result: Array, truth: Array, any_order: bool) -> None:
         if result.shape != truth.shape:
@@ -384,134 +379,122 @@ class _Findings:
         if not any_order and not result.flags.c_contiguous:
             self.add(f"result {i} is not C-contiguous")
 
-    def _values(self, how: str, results: list, exact: list, spread: list) -> None:
-        for i, (result, truth, moved) in enumerate(zip(results, exact, spread, strict=True)):
-            problem = close_enough(result, truth, moved, self.case.terms)
+    def _values(self, how: str, results: list[Array]) -> None:
+        for i, (result, truth) in enumerate(zip(results, self.exact, strict=True)):
+            problem = close_enough(result, truth, self.spread[i], self.case.terms)
             if problem:
                 self.add(f"result {i}{how} {problem}")
 
-    def _strides(self, run: Run, arrays: dict, exact: list, spread: list) -> None:
-        every = {n: layouts(a) for n, a in arrays.items()}
-        for kind in next(iter(every.values())):
-            results = run(self.backend, {n: every[n][kind] for n in arrays})
-            self._values(f" of {kind} inputs", results, exact, spread)
-
-    def _repeated(self, run: Run, arrays: dict, results: list) -> None:
+    def _repeated(self, results: list[Array]) -> None:
         """The same bits again; and a later call leaves the earlier result alone."""
         kept = [r.copy() for r in results]
-        again = run(self.backend, arrays)
-        other = {n: a * 2 if a.dtype.kind == "f" else a for n, a in arrays.items()}
-        with np.errstate(all="ignore"):
-            run(self.backend, other)
+        again = self.run(self.backend, self.arrays)
+        self.run(
+            self.backend, {n: a * 2 if a.dtype.kind == "f" else a for n, a in self.arrays.items()}
+        )
         if not _equal(results, kept) or not _equal(again, kept):
             self.add("a second call gives other bits, or changes the first call's result")
 
-    def _float64(self, run: Run, arrays: dict, exact: list) -> None:
-        results = run(self.backend, as_float64(arrays))
-        if not all(map(_agree_in_float64, results, exact)):
-            self.add("float64 does not give the reference's result")
-        if any(a.dtype != b.dtype for a, b in zip(results, exact, strict=True)):
+    def _float64(self) -> None:
+        """Up to the order of a sum; on the host to the bit, where the reference computes it."""
+        results = self.run(self.backend, as_float64(self.arrays))
+        for result, exact in zip(results, self.exact, strict=True):
+            largest = 0 if exact.dtype.kind != "f" else 1e-10 * np.abs(exact).max(initial=0)
+            near = {"rtol": 1e-10, "atol": largest, "equal_nan": True}
+            if not (np.allclose(result, exact, **near) if largest else _equal([result], [exact])):
+                self.add("float64 does not give the reference's result")
+        if any(a.dtype != b.dtype for a, b in zip(results, self.exact, strict=True)):
             self.add(f"float64 inputs give {[r.dtype.name for r in results]}")
 
-    def _threads(self, run: Run, arrays: dict, results: list) -> None:
-        if not _has_threads(self.backend):
-            return
-        for count in THREADS:
+    def _threads(self, results: list[Array]) -> None:
+        for count in THREADS if _has_threads(self.backend) else ():
             with working_with_threads(self.backend, count):
-                if not _equal(run(self.backend, arrays), results):
+                if not _equal(self.run(self.backend, self.arrays), results):
                     self.add(f"{count} threads give other bits")
 
-    def _not_finite(self, run: Run, arrays: dict) -> None:
+    def _having(self, value: float, name: str, backend: str) -> list[Array]:
+        """The results where one number of array `name` is `value`."""
+        changed = self.arrays[name].copy()
+        changed.reshape(-1)[changed.size // 2] = value
+        return self.run(backend, {**self.arrays, name: changed})
+
+    def _not_finite(self) -> None:
         """Where NaN or infinity in an input makes the reference's result NaN or infinite, it may
         not come out as a number. It may reach further: Winograd mixes the pixels of a tile.
         """
-        for name, array in arrays.items():
-            if array.dtype.kind != "f" or not array.size:
-                continue
+        for name in self._floats():
             for value in (np.nan, np.inf, -np.inf):
-                poisoned = array.copy()
-                poisoned.reshape(-1)[array.size // 2] = value
-                expected = run("reference", {**arrays, name: poisoned})
-                results = run(self.backend, {**arrays, name: poisoned})
+                expected = self._having(value, name, "reference")
+                results = self._having(value, name, self.backend)
                 for i, (result, truth) in enumerate(zip(results, expected, strict=True)):
                     hidden = np.isfinite(result) & ~np.isfinite(truth)
                     if hidden.any():
                         self.add(f"result {i} hides {value} in {name} at {hidden.sum()} places")
 
-    def _denormal(self, run: Run, arrays: dict) -> None:
-        """Each result is what the reference makes of a denormal number, or of 0 in its place."""
-
-        def having(value: float, name: str, backend: str) -> list[Array]:
-            changed = arrays[name].copy()
-            changed.reshape(-1)[changed.size // 2] = value
-            return run(backend, {**arrays, name: changed})
-
-        for name, array in arrays.items():
-            if array.dtype.kind != "f" or not array.size:
-                continue
-            # as 0, or as itself: as in the reference, or where that rounds otherwise, as the
-            # smallest number that is normal
-            right = [having(0, name, self.backend), having(DENORMAL, name, "reference")]
-            right.append(having(np.finfo(array.dtype).tiny, name, self.backend))
-            for i, result in enumerate(having(DENORMAL, name, self.backend)):
-                wrong = ~np.any([_near(result, found[i]) for found in right], axis=0)
+    def _denormal(self) -> None:
+        """A denormal number counts as 0, or as itself: as in the reference, or where that rounds
+        otherwise, as the smallest number that is normal.
+        """
+        for name in self._floats():
+            right = [
+                self._having(0, name, self.backend),
+                self._having(DENORMAL, name, "reference"),
+                self._having(np.finfo(self.arrays[name].dtype).tiny, name, self.backend),
+            ]
+            for i, result in enumerate(self._having(DENORMAL, name, self.backend)):
+                # to five digits, or to less than the smallest normal number
+                near = {"rtol": 1e-5, "atol": SMALLEST, "equal_nan": True}
+                wrong = ~np.any([np.isclose(result, found[i], **near) for found in right], axis=0)
                 if wrong.any():
                     self.add(f"result {i}: {DENORMAL} in {name} is wrong at {wrong.sum()} places")
 
-    def own_memory(self, run: Run, arrays: dict) -> None:
+    def _floats(self) -> list[str]:
+        return [n for n, a in self.arrays.items() if a.dtype.kind == "f" and a.size]
+
+    def own_memory(self) -> None:
         """A kernel's results are new arrays, but for those that it may lend."""
-        given = {n: a for n, a in arrays.items() if n not in (*self.case.lent, *self.case.written)}
-        for i, result in enumerate(run(self.backend, arrays)):
-            for name, array in given.items():
-                if np.shares_memory(result, array):
+        lent = (*self.case.lent, *self.case.written)
+        for i, result in enumerate(self.run(self.backend, self.arrays)):
+            for name, array in self.arrays.items():
+                if name not in lent and np.shares_memory(result, array):
                     self.add(f"result {i} shares memory with {name}")
 
-    def differences(self, arrays: dict, differentiable: list[str]) -> None:
-        """Every gradient against differences, in float64."""
-        exact = as_float64(arrays)
-        upload, device = backends.get(self.backend).upload, backends.get(self.backend).device
-        fixed = {n: upload(a) for n, a in exact.items() if n not in (*differentiable, "upstream")}
+    def differences(self, differentiable: list[str]) -> None:
+        """Every gradient against finite differences, in float64."""
+        exact = as_float64(self.arrays)
+        backend = backends.get(self.backend)
+        fixed = {n: backend.upload(a) for n, a in exact.items() if n not in differentiable}
+        del fixed["upstream"]
 
         def function(*values: Tensor) -> Any:
-            moved = [value.to(device) for value in values]
+            moved = [value.to(backend.device) for value in values]
             result = self.case.call(**dict(zip(differentiable, moved, strict=True)), **fixed)
             return _first(result).to("cpu")
 
         function.__name__ = self.case.subject
         inputs = [exact[n] for n in differentiable]
         # every element where that is quick, projections above (300 elements: about 0.1 s)
-        mode = "full" if sum(x.size for x in inputs) <= 300 else "fast"
-        rounds = 1 if mode == "full" else 3
-        empty = not arrays["upstream"].size
+        few = sum(x.size for x in inputs) <= 300
+        options = {"mode": "full", "rounds": 1} if few else {"mode": "fast", "rounds": 3}
+        empty = not self.arrays["upstream"].size
         try:
             with backends.use(self.backend):
-                gradcheck(
-                    function, inputs, mode=mode, rounds=rounds, names=differentiable,
-                    allow_zero=empty,
-                )  # fmt: skip
+                gradcheck(function, inputs, names=differentiable, allow_zero=empty, **options)
         except GradcheckError as error:
             self.add(str(error))
 
-    def one_gradient(self, arrays: dict, differentiable: list[str]) -> None:
+    def one_gradient(self, differentiable: list[str]) -> None:
         """Asked for one input's gradient alone, an op gives that one, the same, and no other."""
-        whole = self._gradients(arrays, differentiable, differentiable)
+        whole = self._gradients(differentiable, differentiable)
         for name in differentiable:
-            alone = self._gradients(arrays, differentiable, [name])
+            alone = self._gradients(differentiable, [name])
             if not _equal([alone[name]], [whole[name]]):
                 self.add(f"the gradient of {name} alone is another than with all others")
             if any(alone[other] is not None for other in differentiable if other != name):
                 self.add(f"asked for the gradient of {name} alone, others come too")
 
-    def unfused(self, run: Run, arrays: dict) -> None:
-        """Normalising, adding and rectifying one after the other gives the same."""
-        exact = run("reference", as_float64(arrays))
-        spread = rounding_spread(lambda a: run("reference", a), as_float64(arrays), ())
-        with ops.unfused():
-            results = run(self.backend, arrays)
-        self._values(", unfused,", results, exact, spread)
-
-    def _gradients(self, arrays: dict, differentiable: list[str], wanted: list[str]) -> dict:
-        placed = {n: backends.get(self.backend).upload(a) for n, a in arrays.items()}
+    def _gradients(self, differentiable: list[str], wanted: list[str]) -> dict[str, Array | None]:
+        placed = {n: backends.get(self.backend).upload(a) for n, a in self.arrays.items()}
         tensors = _tensors(self.case, placed)
         for name in differentiable:
             tensors[name].requires_grad = name in wanted
@@ -520,25 +503,14 @@ class _Findings:
         grads = {name: tensors[name].grad for name in differentiable}
         return {n: grad if grad is None else backends.host(grad) for n, grad in grads.items()}
 
-
-def _agree_in_float64(result: Array, exact: Array) -> bool:
-    """Whether two float64 results differ by no more than the order of a sum, integers not at all.
-
-    On the host they have the same bits: there the reference computes them.
-    """
-    if exact.dtype.kind != "f":
-        return np.array_equal(result, exact)
-    largest = np.abs(exact).max(initial=0)
-    return np.allclose(result, exact, rtol=1e-10, atol=1e-10 * largest, equal_nan=True)
-
-
-def _near(result: Array, other: Array) -> Array:
-    """Where two results agree to five digits, or to less than the smallest normal number."""
-    return np.isclose(result, other, rtol=1e-5, atol=SMALLEST, equal_nan=True)
+    def unfused(self) -> None:
+        """Normalising, adding and rectifying one after the other gives the same."""
+        with ops.unfused():
+            self._values(", unfused,", self.run(self.backend, self.arrays))
 
 
 def _equal(results: list[Array], others: list[Array]) -> bool:
-    """Whether all bits agree (two NaN do)."""
+    """True if all bits agree (two NaN do)."""
     return all(
         a is b or (a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
         for a, b in zip(results, others, strict=True)

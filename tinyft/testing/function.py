@@ -15,7 +15,11 @@ from numpy import ndarray as Array
 from tinyft import backends
 from tinyft.engine.tape import check_saved, no_grad
 from tinyft.engine.tensor import Tensor
-from tinyft.testing.report import GradcheckError
+from tinyft.errors import TinyftError
+
+
+class GradcheckError(TinyftError, AssertionError):
+    """A gradient that disagrees with finite differences, or a function that cannot be checked."""
 
 
 class CheckedFunction:
@@ -92,7 +96,12 @@ class CheckedFunction:
         made = [results[i] for i in self.differentiable]
         if self.name == "<lambda>" and made and made[0].node is not None:
             self.name = made[0].node.op
-        self._expect_history()
+        if not self.differentiable:
+            self._expect_checked()
+            raise GradcheckError(
+                f"gradcheck: the result of {self.name} has no history: it was computed under "
+                "no_grad, with detach, or from .data instead of the Tensors"
+            )
         for r, out in enumerate(made):
             _expect_float64(f"the result of {self.result_name(r)}", out.data)
         self.check_unchanged(self.name)
@@ -111,14 +120,6 @@ class CheckedFunction:
             raise GradcheckError(
                 "gradcheck: no input requires a gradient; pass float64 arrays, or Tensors with "
                 "requires_grad=True"
-            )
-
-    def _expect_history(self) -> None:
-        if not self.differentiable:
-            self._expect_checked()
-            raise GradcheckError(
-                f"gradcheck: the result of {self.name} has no history: it was computed under "
-                "no_grad, with detach, or from .data instead of the Tensors"
             )
 
     def _expect_same(self, r: int, base: Array, again: Array) -> None:
@@ -151,7 +152,7 @@ class CheckedFunction:
                 self._add(x, f"parameter {x.name or name}")
 
     def _matters(self, x: Tensor, bases: list[Array]) -> bool:
-        """Whether a result moves with x, which the tape does not know."""
+        """True if a result moves with x, of which the tape does not know."""
         step = 1e-3 * np.random.default_rng(0).standard_normal(x.shape)
         moved = self._with(x, backends.host(x.data) + step.astype(x.dtype))
         return not all(map(np.array_equal, moved, bases))
@@ -162,8 +163,8 @@ class CheckedFunction:
                 raise GradcheckError(f"gradcheck: {culprit} writes into {label}")
 
     def gradients(self, r: int, upstream: Array) -> list[Array]:
-        """What backward gives each checked tensor for this upstream gradient of the r-th checked
-        result; zeros for None.
+        """The vector-Jacobian product that backward gives each checked tensor for this upstream
+        gradient of the r-th checked result; zeros for None.
         """
         with check_saved():
             out = self.call()[self.differentiable[r]]
@@ -228,7 +229,7 @@ class CheckedFunction:
 
 class CheckedResult:
     """One result of the function, its r-th that is checked: `name`, its value `base`, upstream
-    gradients drawn for it, and what backward makes of each.
+    gradients drawn for it, and the vector-Jacobian products that backward makes of them.
     """
 
     def __init__(
@@ -319,7 +320,7 @@ def _reached(fn: Callable) -> list[tuple[str, Any]]:
 
 
 def _is_module(value: Any) -> bool:
-    """Whether it is an nn.Module, which stands above this file."""
+    """True for an nn.Module, which stands above this file."""
     return hasattr(value, "named_parameters") and not isinstance(value, type)
 
 

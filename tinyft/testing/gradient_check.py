@@ -1,29 +1,78 @@
-"""The numeric check of a gradient: does backward agree with small differences of forward?
+"""The numeric check of a gradient: does backward agree with finite differences of forward?
 
-For a function f, a random upstream gradient R and a random direction u,
+For a function f with Jacobian J, backward turns an upstream gradient R into the vector-Jacobian
+product R J. Along a random direction u,
 
-    sum(R * (f(x + eps u) - f(x - eps u))) / (2 eps)     and     sum(gradient * u)
+    sum(R * (f(x + eps u) - f(x - eps u))) / (2 eps)     and     sum(R J * u)
 
 must be the same number. `mode="fast"` compares such projections, two evaluations each and several
 of them; `mode="full"` moves one element at a time and compares every entry. Both work in float64:
 in float32 the rounding of f is larger than the errors that are looked for.
 
-The file is not called gradcheck.py because a module and a function of one name in one package
-overwrite each other, depending on which is imported first.
+Differences are taken at two step sizes. The two remove the error of the third derivative
+(Richardson), and they expose a kink (ReLU at 0, a tie in a max-pool): for a smooth f the second
+difference shrinks with the square of the step, for a kink it does not. A kink has no derivative to
+compare with; it is left out, and the report says where it was. One at a third of the step away
+escapes, so what disagrees is compared once more with a smaller step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy import ndarray as Array
 
-from tinyft.testing.differences import Comparison
-from tinyft.testing.function import CheckedFunction, CheckedResult
-from tinyft.testing.report import GradcheckError, GradcheckReport
+from tinyft.display import aligned
+from tinyft.testing.causes import likely_cause
+from tinyft.testing.function import CheckedFunction, CheckedResult, GradcheckError
 
 __all__ = ["GradcheckError", "GradcheckReport", "gradcheck"]
+
+# How many roundings of the result one evaluation is allowed; a loss over a deep network needs tens.
+ROUNDINGS = 256 * 2.0**-53
+SMALLER_STEP = 16  # a kink between the two evaluations is often outside a step this much smaller
+MOST_KINKS = 100  # in one input; each costs some twenty evaluations to find
+LOCATED = 400  # elements that are examined one by one to explain a failure
+
+COLUMNS = ("gradient of", "shape", "|gradient|", "compared", "worst / allowed", "kinks left out")
+
+
+@dataclass(frozen=True)
+class InputReport:
+    """What was compared for one input or parameter, and how well it agreed."""
+
+    name: str
+    shape: tuple[int, ...]
+    gradient_norm: float
+    compared: int  # projections (fast) or elements (full), times the upstream gradients
+    worst: float  # the largest difference, in units of what is allowed
+    kinks: list[tuple[int, ...]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class GradcheckReport:
+    """The result of a check that passed. True in a condition; as text, a table."""
+
+    op: str
+    mode: str
+    eps: float
+    seed: int
+    inputs: list[InputReport]
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __str__(self) -> str:
+        head = f"gradcheck {self.op}: passed (mode {self.mode}, eps {self.eps:g}, seed {self.seed})"
+        rows = [COLUMNS] + [
+            (row.name, str(row.shape), f"{row.gradient_norm:.4g}", str(row.compared),
+             f"{row.worst:.2g}", _places(row.kinks) if row.kinks else "none")
+            for row in self.inputs
+        ]  # fmt: skip
+        return "\n".join([head, *(f"  {line}" for line in aligned(rows))])
 
 
 def gradcheck(
@@ -39,7 +88,7 @@ def gradcheck(
     names: Sequence[str] | None = None,
     allow_zero: bool = False,
 ) -> GradcheckReport:
-    """Compare the gradients that `fn(*inputs)` gives with differences; a report if they agree.
+    """Compare the gradients of `fn(*inputs)` with finite differences; a report if they agree.
 
     `inputs`: float64 arrays and Tensors that require a gradient are checked, all else is passed on
     as it is. Parameters are checked too, by name: those of `fn` if it is a module, and those that
@@ -76,7 +125,7 @@ def gradcheck(
     reports = []
     for result in results:
         for n in range(len(function.checked)):
-            comparison = Comparison(function, n, result, eps, rtol, atol)
+            comparison = _Comparison(function, n, result, eps, rtol, atol)
             reports.append(comparison.full() if mode == "full" else comparison.fast(rng))
     function.check_unchanged("the check")
     return GradcheckReport(function.name, mode, eps, seed, reports)
@@ -104,3 +153,187 @@ def _refuse_zero(function: CheckedFunction, results: list[CheckedResult]) -> Non
             "Is an inactive ReLU or a sum over a normalisation in between? If zero is right, pass "
             "allow_zero=True"
         )
+
+
+@dataclass
+class _Comparison:
+    """The gradients that one result gives one input or parameter, the n-th that is checked,
+    against finite differences of that result.
+    """
+
+    function: CheckedFunction
+    n: int
+    result: CheckedResult
+    eps: float
+    rtol: float
+    atol: float
+
+    def __post_init__(self) -> None:
+        self.value = self.function.before[self.n]
+        self.base, self.upstreams = self.result.base, self.result.upstreams
+        self.gradients = [gradients[self.n] for gradients in self.result.gradients]
+        self.kinks: list[tuple[int, ...]] = []
+        self.worst = 0.0
+
+    def fast(self, rng: np.random.Generator) -> InputReport:
+        """One random direction per upstream gradient."""
+        size = self.value.size
+        for k in range(len(self.upstreams) if size else 0):
+            direction = rng.standard_normal(self.value.shape)
+            self._leave_out_kinks(direction)  # those that earlier directions met
+            for eps in self._steps:
+                slope, step = self._slope(k, direction, np.arange(size), eps)
+                self._leave_out_kinks(direction)
+                analytic = float((self.gradients[k] * direction).sum())
+                scale = float(np.linalg.norm(self.gradients[k] * direction))
+                # no more than before: what disagreed then may not hide in rounding now
+                if self._agree(analytic, slope, self._allowed(k, scale, step * self.eps / eps)):
+                    break
+            else:
+                self._fail(k, analytic, slope)
+        return self._report(len(self.upstreams) if size else 0)
+
+    def full(self) -> InputReport:
+        """Every element by itself, under every upstream gradient."""
+        for i in range(self.value.size):
+            index = np.unravel_index(i, self.value.shape)
+            for k in range(len(self.upstreams)):
+                analytic = float(self.gradients[k][index])
+                for eps in self._steps:
+                    slope, step = self._slope(k, np.ones(self.value.shape), np.array([i]), eps)
+                    allowed = self._allowed(k, abs(slope), step * self.eps / eps)
+                    if self._place(i) in self.kinks or self._agree(analytic, slope, allowed):
+                        break
+                else:
+                    self._fail(k, analytic, slope)
+        return self._report((self.value.size - len(self.kinks)) * len(self.upstreams))
+
+    def _leave_out_kinks(self, direction: Array) -> None:
+        for kink in self.kinks:
+            direction[kink] = 0
+
+    def _place(self, i: int) -> tuple[int, ...]:
+        return tuple(int(j) for j in np.unravel_index(i, self.value.shape))
+
+    @property
+    def _steps(self) -> tuple[float, float]:
+        return self.eps, self.eps / SMALLER_STEP
+
+    def _slope(self, k: int, direction: Array, elements: Array, eps: float) -> tuple[float, float]:
+        """The derivative along `direction` restricted to `elements`, by steps of `eps` or less, and
+        the step it was taken with. Elements at a kink are found by halving, noted and left out.
+        """
+        part = np.zeros(self.value.size)
+        part[elements] = direction.reshape(-1)[elements]
+        for step in (eps, eps / SMALLER_STEP):
+            slope, bend = self._differences(k, part.reshape(self.value.shape), step)
+            if abs(bend) <= self._allowed(k, abs(slope), step):
+                return slope, step
+        if len(elements) == 1:
+            self._note_kink(self._place(elements[0]))
+            return 0.0, eps
+        first = self._slope(k, direction, elements[: len(elements) // 2], eps)
+        second = self._slope(k, direction, elements[len(elements) // 2 :], eps)
+        return first[0] + second[0], min(first[1], second[1])
+
+    def _differences(self, k: int, direction: Array, step: float) -> tuple[float, float]:
+        """The slope along `direction`, and what a kink would have added to it (0 if smooth).
+
+        With D(h) the central difference and S(h) the second one, (4 D(h/2) - D(h)) / 3 has no
+        error of order h squared, and S(h) - 4 S(h/2) is of order h**4 unless there is a kink.
+        """
+        far = [self._moved(sign * step * direction) for sign in (1, -1)]
+        near = [self._moved(sign * step / 2 * direction) for sign in (1, -1)]
+        slope = (4 * (near[0] - near[1]) / step - (far[0] - far[1]) / (2 * step)) / 3
+        second = (far[0] + far[1] - 2 * self.base) - 4 * (near[0] + near[1] - 2 * self.base)
+        upstream = self.upstreams[k]
+        return float((upstream * slope).sum()), float((upstream * second).sum() / (2 * step))
+
+    def _moved(self, step: Array) -> Array:
+        return self.function.at(self.n, step)[self.result.r]
+
+    def _allowed(self, k: int, scale: float, step: float) -> float:
+        """How far slope and gradient may differ: what was asked for, and the rounding of results
+        and inputs divided by the step.
+        """
+        rounded = np.linalg.norm(self.upstreams[k] * self.base)
+        rounded += np.linalg.norm(self.gradients[k] * self.value)
+        return self.atol + self.rtol * scale + ROUNDINGS * float(rounded) / step
+
+    def _agree(self, analytic: float, slope: float, allowed: float) -> bool:
+        difference = abs(analytic - slope)
+        if 0 < difference <= allowed:
+            self.worst = max(self.worst, difference / allowed)
+        return difference <= allowed
+
+    def _note_kink(self, place: tuple[int, ...]) -> None:
+        if place not in self.kinks:
+            self.kinks.append(place)
+        if len(self.kinks) > MOST_KINKS:
+            raise GradcheckError(
+                f"gradcheck: {self._who()} has kinks at more than {MOST_KINKS} elements "
+                f"({_places(self.kinks)}), where there is no derivative to compare with; choose "
+                "inputs away from 0 (ReLU) and without ties (max-pool)"
+            )
+
+    def _report(self, compared: int) -> InputReport:
+        label = self.function.labels[self.n]
+        if self.result.name != self.function.name:
+            label = self._who()
+        if self.value.size and len(self.kinks) == self.value.size:
+            raise GradcheckError(f"gradcheck: every element of {self._who()} is at a kink")
+        norm = float(np.linalg.norm(self.gradients[0])) if self.gradients else 0.0
+        return InputReport(label, self.value.shape, norm, compared, self.worst, self.kinks)
+
+    def _who(self) -> str:
+        return f"{self.function.labels[self.n]} of {self.result.name}"
+
+    # ------------------------------------------------------------------------------------- failures
+
+    def _fail(self, k: int, analytic: float, slope: float) -> None:
+        """Find out where and why, and raise."""
+        if self.value.size <= LOCATED:
+            elements = np.arange(self.value.size)
+        else:
+            elements = np.random.default_rng(0).permutation(self.value.size)[:LOCATED]
+        ones = np.ones(self.value.shape)
+        numeric = np.array(
+            [self._slope(k, ones, elements[i : i + 1], self.eps)[0] for i in range(len(elements))]
+        )
+        found = self.gradients[k].reshape(-1)[elements]
+        smooth = [self._place(i) not in self.kinks for i in elements]
+        wrong = np.where(smooth, np.abs(found - numeric), 0)
+        worst = int(wrong.argmax())
+        lines = [f"gradcheck: {self.function.name}: the gradient of {self._who()} is wrong"]
+        if wrong[worst] > self._allowed(k, abs(numeric[worst]), self.eps):
+            lines.append(
+                _both(f"element {self._place(elements[worst])}", found[worst], numeric[worst])
+            )
+        else:
+            lines.append(_both("along a random direction", analytic, slope))
+        lines.append(f"  likely cause: {self._cause(k, elements, found, numeric)}")
+        raise GradcheckError("\n".join(lines))
+
+    def _cause(self, k: int, elements: Array, found: Array, numeric: Array) -> str:
+        if len(elements) < self.value.size:
+            value = self.value.reshape(-1)[elements]
+            return likely_cause(found, numeric, value, self.base.shape, {})
+        others = {
+            label: self.result.gradients[k][n]
+            for n, label in enumerate(self.function.labels)
+            if n != self.n
+        }
+        shape = self.value.shape
+        found, numeric = found.reshape(shape), numeric.reshape(shape)
+        return likely_cause(found, numeric, self.value, self.base.shape, others)
+
+
+def _both(where: str, analytic: float, numeric: float) -> str:
+    ratio = f"ratio {analytic / numeric:.6g}" if numeric else "no ratio"
+    return f"  {where}: backward says {analytic:.8g}, differences say {numeric:.8g}, {ratio}"
+
+
+def _places(indices: list[tuple[int, ...]]) -> str:
+    """The first few of some elements' indices."""
+    shown = ", ".join(map(str, indices[:5]))
+    return f"{len(indices)}: {shown}" + (", ..." if len(indices) > 5 else "")

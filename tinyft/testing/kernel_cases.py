@@ -7,8 +7,8 @@ cannot hide. Letters as in `backends/reference.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray as Array
@@ -22,23 +22,32 @@ Generator = np.random.Generator
 class KernelCase:
     """One call of one kernel.
 
-    `arrays(rng)` draws its arrays, by name; `call(backend, **arrays)` returns an array or several.
-    `terms`: how many products or values one result sums up, from which its rounding follows.
-    `decisive`: arrays whose exact values decide something (which pixel is the largest), so that
-    they may not be varied to measure rounding. `lent`: inputs that a result may be, uncopied.
-    `written`: inputs that the kernel is there to change. `any_order`: the result may be a
-    transposed view (a convolution's weight).
+    `arrays(rng)` draws its arrays, by the names that the kernel has for them; `options` are its
+    other arguments. `compute(backend, **arrays, **options)` stands for the kernel where an array
+    is another kernel's result. `terms`: how many products or values one result sums up, from
+    which its rounding follows. `decisive`: arrays whose exact values decide something (which pixel
+    is the largest), so that they may not be varied to measure rounding. `lent`: inputs that a
+    result may be, uncopied. `written`: inputs that the kernel is there to change. `any_order`: the
+    result may be a transposed view (a convolution's weight).
     """
 
     subject: str
     label: str
     arrays: Callable[[Generator], dict[str, Array]]
-    call: Callable[..., Any]
     terms: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+    compute: Callable[..., Any] | None = None
     decisive: tuple[str, ...] = ()
     lent: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
     any_order: bool = False
+
+    def call(self, backend: Backend, **arrays: Array) -> Any:
+        """Call the kernel: its result, a tuple of several, or the arrays that it has written."""
+        if self.compute is not None:
+            return self.compute(backend, **arrays, **self.options)
+        result = getattr(backend, self.subject)(**arrays, **self.options)
+        return tuple(arrays[name] for name in self.written) if self.written else result
 
     def __str__(self) -> str:
         return f"{self.subject} {self.label}"
@@ -60,66 +69,72 @@ def tied(rng: Generator, shape: tuple[int, ...]) -> Array:
     return rng.integers(-1, 2, shape).astype(float)
 
 
-# -------------------------------------------------------------------------------------- convolution
+def count(shape: tuple[int, ...]) -> int:
+    """How many elements a sum over `shape` has; 1 for none, which rounds as little."""
+    return int(np.prod(shape)) or 1
 
-# (N, H, W, C), F, (R, S), stride, padding
+
+# -------------------------------------------------------------------------- convolution and matmul
+
+
+class Convolution(NamedTuple):
+    """The shapes of one convolution."""
+
+    x: tuple[int, ...]  # (N, H, W, C)
+    F: int
+    kernel: tuple[int, int]  # (R, S)
+    stride: int
+    padding: int
+
+    @property
+    def weight(self) -> tuple[int, ...]:
+        return (self.F, self.x[3], *self.kernel)
+
+    @property
+    def window(self) -> dict[str, int]:
+        return {"stride": self.stride, "padding": self.padding}
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        rows_and_columns = zip(self.x[1:3], self.kernel, strict=True)
+        return (self.x[0], *(output_size(n, k, **self.window) for n, k in rows_and_columns), self.F)
+
+
 CONVOLUTIONS = {
-    "3x3": ((2, 5, 6, 3), 4, (3, 3), 1, 1),
-    "3x3 stride 2": ((2, 7, 5, 3), 5, (3, 3), 2, 1),
-    "3x3 10 to 37 channels": ((1, 9, 8, 10), 37, (3, 3), 1, 1),
-    "3x3 32 to 48 channels": ((2, 13, 10, 32), 48, (3, 3), 1, 1),
-    "3x3 64 channels": ((2, 14, 14, 64), 64, (3, 3), 1, 1),
-    "1x1 one pixel, one channel": ((1, 1, 1, 1), 1, (1, 1), 1, 0),
-    "1x1 37 to 10 channels, stride 2": ((2, 6, 7, 37), 10, (1, 1), 2, 0),
-    "1x1 64 to 32 channels": ((3, 7, 5, 64), 32, (1, 1), 1, 0),
-    "3x3 on one pixel": ((3, 1, 1, 10), 3, (3, 3), 1, 1),
-    "3x3 on 2x2 pixels, which each result sees": ((5, 2, 2, 10), 37, (3, 3), 1, 1),
-    "7x7 stride 2": ((2, 11, 9, 3), 8, (7, 7), 2, 3),
-    "5x5 one channel, batch of one": ((1, 6, 4, 1), 3, (5, 5), 1, 2),
-    "1x3 no padding": ((2, 5, 7, 3), 4, (1, 3), 1, 0),
-    "2x2 stride 3, pixels left over": ((2, 8, 9, 3), 4, (2, 2), 3, 0),
-    "empty batch": ((0, 5, 6, 3), 4, (3, 3), 1, 1),
+    "3x3": Convolution((2, 5, 6, 3), 4, (3, 3), 1, 1),
+    "3x3 stride 2": Convolution((2, 7, 5, 3), 5, (3, 3), 2, 1),
+    "3x3 10 to 37 channels": Convolution((1, 9, 8, 10), 37, (3, 3), 1, 1),
+    "3x3 32 to 48 channels": Convolution((2, 13, 10, 32), 48, (3, 3), 1, 1),
+    "3x3 64 channels": Convolution((2, 14, 14, 64), 64, (3, 3), 1, 1),
+    "1x1 one pixel, one channel": Convolution((1, 1, 1, 1), 1, (1, 1), 1, 0),
+    "1x1 37 to 10 channels, stride 2": Convolution((2, 6, 7, 37), 10, (1, 1), 2, 0),
+    "1x1 64 to 32 channels": Convolution((3, 7, 5, 64), 32, (1, 1), 1, 0),
+    "3x3 on one pixel": Convolution((3, 1, 1, 10), 3, (3, 3), 1, 1),
+    "3x3 on 2x2 pixels, which each result sees": Convolution((5, 2, 2, 10), 37, (3, 3), 1, 1),
+    "7x7 stride 2": Convolution((2, 11, 9, 3), 8, (7, 7), 2, 3),
+    "5x5 one channel, batch of one": Convolution((1, 6, 4, 1), 3, (5, 5), 1, 2),
+    "1x3 no padding": Convolution((2, 5, 7, 3), 4, (1, 3), 1, 0),
+    "2x2 stride 3, pixels left over": Convolution((2, 8, 9, 3), 4, (2, 2), 3, 0),
+    "empty batch": Convolution((0, 5, 6, 3), 4, (3, 3), 1, 1),
 }
 
 
 def _convolution_cases() -> list[KernelCase]:
     cases = []
-    for label, (x_shape, F, kernel, stride, padding) in CONVOLUTIONS.items():
-        N, H, W, C = x_shape
-        w_shape = (F, C, *kernel)
-        P, Q = (output_size(n, k, stride, padding) for n, k in zip((H, W), kernel, strict=True))
-        out_shape, window = (N, P, Q, F), {"stride": stride, "padding": padding}
-        products = C * kernel[0] * kernel[1]
-
-        def forward(b, x, weight, bias=None, residual=None, relu=False, window=window):
-            return b.conv2d(x, weight, bias, residual=residual, relu=relu, **window)
-
-        def input_grad(b, dout, weight, x_shape=x_shape, window=window):
-            return b.conv2d_input_grad(dout, weight, x_shape, **window)
-
-        def weight_grad(b, dout, x, w_shape=w_shape, window=window):
-            return b.conv2d_weight_grad(dout, x, w_shape, **window)
-
-        def fused(b, forward=forward, **arrays):
-            return forward(b, relu=True, **arrays)
-
-        plain = normal(x=x_shape, weight=w_shape)
-        everything = normal(x=x_shape, weight=w_shape, bias=(F,), residual=out_shape)
-        both = normal(dout=out_shape, weight=w_shape)
+    for label, conv in CONVOLUTIONS.items():
+        x, weight, out, window = conv.x, conv.weight, conv.out, conv.window
+        products, pixels = int(np.prod(weight[1:])), int(np.prod(out[:3]))
+        everything = normal(x=x, weight=weight, bias=(conv.F,), residual=out)
         cases += [
-            KernelCase("conv2d", label, plain, forward, products),
-            KernelCase("conv2d", f"{label}, fused", everything, fused, products + 2),
-            KernelCase("conv2d_input_grad", label, both, input_grad, F * kernel[0] * kernel[1]),
-            KernelCase(
-                "conv2d_weight_grad", label, normal(dout=out_shape, x=x_shape), weight_grad,
-                N * P * Q, any_order=True,
-            ),
+            KernelCase("conv2d", label, normal(x=x, weight=weight), products, window),
+            KernelCase("conv2d", f"{label}, fused", everything, products + 2,
+                       {"relu": True, **window}),
+            KernelCase("conv2d_input_grad", label, normal(dout=out, weight=weight),
+                       conv.F * products // weight[1], {"x_shape": x, **window}),
+            KernelCase("conv2d_weight_grad", label, normal(dout=out, x=x), pixels,
+                       {"weight_shape": weight, **window}, any_order=True),
         ]  # fmt: skip
-    return cases
-
-
-def _matmul_cases() -> list[KernelCase]:
-    shapes = {
+    for label, (a, b) in {
         "5x3 @ 3x7": ((5, 3), (3, 7)),
         "1x1": ((1, 1), (1, 1)),
         "37x512 @ 512x10": ((37, 512), (512, 10)),
@@ -127,12 +142,9 @@ def _matmul_cases() -> list[KernelCase]:
         "repeated": ((2, 3, 4), (4, 5)),
         "empty": ((0, 3), (3, 7)),
         "sum over nothing": ((2, 0), (0, 3)),
-    }
-    return [
-        KernelCase("matmul", label, normal(a=a, b=b), lambda backend, a, b: backend.matmul(a, b),
-                   a[-1])
-        for label, (a, b) in shapes.items()
-    ]  # fmt: skip
+    }.items():
+        cases.append(KernelCase("matmul", label, normal(a=a, b=b), a[-1]))
+    return cases
 
 
 # ------------------------------------------------------------------------------ batch normalisation
@@ -167,63 +179,47 @@ def _batch_norm_arrays(shape: tuple[int, ...], offset: float, *names: str) -> Ca
     return draw
 
 
-def _train(b, x, weight, bias, residual=None):
-    relu = residual is not None
-    return b.batch_norm_train(x, weight, bias, EPS, residual=residual, relu=relu)
+def _train_grad(b, dout, x, weight, eps, out=None):
+    _, mean, variance = b.batch_norm_train(x, weight, weight, eps)
+    return b.batch_norm_train_grad(dout, x, weight, mean, variance, eps, out=out)
 
 
-def _eval(b, x, weight, bias, mean, variance, residual=None):
-    relu = residual is not None
-    return b.batch_norm_eval(x, weight, bias, mean, variance, EPS, residual=residual, relu=relu)
+def _rectified_train_grad(b, dout, x, weight, bias, eps):
+    out, mean, variance = b.batch_norm_train(x, weight, bias, eps, relu=True)
+    return b.batch_norm_train_grad(dout, x, weight, mean, variance, eps, out=out, bias=bias)[:3]
 
 
-def _train_grad(b, dout, x, weight, out=None):
-    _, mean, variance = b.batch_norm_train(x, weight, weight, EPS)
-    return b.batch_norm_train_grad(dout, x, weight, mean, variance, EPS, out=out)
-
-
-def _eval_grad(b, dout, x, weight, mean, variance, out=None):
-    return b.batch_norm_eval_grad(dout, x, weight, mean, variance, EPS, out=out)
-
-
-def _rectified_train_grad(b, dout, x, weight, bias):
-    out, mean, variance = b.batch_norm_train(x, weight, bias, EPS, relu=True)
-    given = dout, x, weight, mean, variance, EPS
-    return b.batch_norm_train_grad(*given, out=out, bias=bias)[:3]
-
-
-def _rectified_eval_grad(b, dout, x, weight, bias, mean, variance):
-    out = b.batch_norm_eval(x, weight, bias, mean, variance, EPS, relu=True)
-    given = dout, x, weight, mean, variance, EPS
-    return b.batch_norm_eval_grad(*given, out=out, bias=bias)[:3]
+def _rectified_eval_grad(b, dout, x, weight, bias, mean, variance, eps):
+    out = b.batch_norm_eval(x, weight, bias, mean, variance, eps, relu=True)
+    return b.batch_norm_eval_grad(dout, x, weight, mean, variance, eps, out=out, bias=bias)[:3]
 
 
 def _batch_norm_cases() -> list[KernelCase]:
     offsets = {label: (shape, 0.0) for label, shape in NORMALISED.items()}
     offsets["mean 1000"] = ((4, 6, 5, 3), 1000.0)
-    statistics = "mean", "variance"
-    kernels = [
-        ("batch_norm_train", "", _train, ("x", "weight", "bias")),
-        ("batch_norm_train", ", fused", _train, ("x", "weight", "bias", "residual")),
-        ("batch_norm_eval", "", _eval, ("x", "weight", "bias", *statistics)),
-        ("batch_norm_eval", ", fused", _eval, ("x", "weight", "bias", *statistics, "residual")),
-        ("batch_norm_train_grad", "", _train_grad, ("dout", "x", "weight")),
-        ("batch_norm_train_grad", ", fused", _train_grad, ("dout", "x", "weight", "out")),
-        ("batch_norm_train_grad", ", rectified", _rectified_train_grad,
-         ("dout", "x", "weight", "bias")),
-        ("batch_norm_eval_grad", "", _eval_grad, ("dout", "x", "weight", *statistics)),
-        ("batch_norm_eval_grad", ", fused", _eval_grad,
-         ("dout", "x", "weight", *statistics, "out")),
-        ("batch_norm_eval_grad", ", rectified", _rectified_eval_grad,
-         ("dout", "x", "weight", "bias", *statistics)),
-    ]  # fmt: skip
+    plain, fused = {"eps": EPS}, {"eps": EPS, "relu": True}
     cases = []
-    for subject, suffix, call, names in kernels:
+    for subject, suffix, names, options, compute in (
+        ("batch_norm_train", "", "x weight bias", plain, None),
+        ("batch_norm_train", ", fused", "x weight bias residual", fused, None),
+        ("batch_norm_eval", "", "x weight bias mean variance", plain, None),
+        ("batch_norm_eval", ", fused", "x weight bias mean variance residual", fused, None),
+        ("batch_norm_train_grad", "", "dout x weight", plain, _train_grad),
+        ("batch_norm_train_grad", ", fused", "dout x weight out", plain, _train_grad),
+        ("batch_norm_train_grad", ", rectified", "dout x weight bias", plain,
+         _rectified_train_grad),
+        ("batch_norm_eval_grad", "", "dout x weight mean variance", plain, None),
+        ("batch_norm_eval_grad", ", fused", "dout x weight mean variance out", plain, None),
+        ("batch_norm_eval_grad", ", rectified", "dout x weight bias mean variance", plain,
+         _rectified_eval_grad),
+    ):  # fmt: skip
         empty = {"empty batch": ((0, 4, 3, 5), 0.0)} if "eval" in subject else {}
         for label, (shape, offset) in {**offsets, **empty}.items():
-            terms = int(np.prod(shape[:-1])) or 1
-            draw = _batch_norm_arrays(shape, offset, *names)
-            cases.append(KernelCase(subject, label + suffix, draw, call, terms, lent=("dout",)))
+            draw = _batch_norm_arrays(shape, offset, *names.split())
+            terms = count(shape[:-1])
+            cases.append(
+                KernelCase(subject, label + suffix, draw, terms, options, compute, lent=("dout",))
+            )
     return cases
 
 
@@ -240,96 +236,83 @@ POOLS = {
 }
 
 
-def _max_pool_cases() -> list[KernelCase]:
-    cases = []
-    for label, (x_shape, kernel, stride, padding) in POOLS.items():
-        window = {"kernel": kernel, "stride": stride, "padding": padding}
-        N, H, W, C = x_shape
-        P, Q = (output_size(n, kernel, stride, padding) for n in (H, W))
+def _max_pool_grad(b, x, dout, **window):
+    return b.max_pool2d_grad(dout, b.max_pool2d(x, **window)[1], x.shape, **window)
 
-        def forward(b, x, window=window):
-            return b.max_pool2d(x, **window)
 
-        def backward(b, x, dout, x_shape=x_shape, window=window):
-            return b.max_pool2d_grad(dout, b.max_pool2d(x, **window)[1], x_shape, **window)
-
-        for suffix, values in (("", distinct), (", ties", tied), (", all negative", _negative)):
-
-            def draw(rng, values=values, x_shape=x_shape, out_shape=(N, P, Q, C)):
-                return {"x": values(rng, x_shape), "dout": rng.standard_normal(out_shape)}
-
-            def draw_x(rng, draw=draw):
-                return {"x": draw(rng)["x"]}
-
-            several = {"decisive": ("x",), "terms": kernel * kernel}
-            cases.append(KernelCase("max_pool2d", label + suffix, draw_x, forward, **several))
-            cases.append(KernelCase("max_pool2d_grad", label + suffix, draw, backward, **several))
-    return cases
+def _global_max_grad(b, x, dout):
+    return b.global_max_pool_grad(dout, b.global_max_pool(x)[1], x.shape)
 
 
 def _negative(rng: Generator, shape: tuple[int, ...]) -> Array:
     return distinct(rng, shape) - 2
 
 
-def _global_pool_cases() -> list[KernelCase]:
+def _pooling_cases() -> list[KernelCase]:
     cases = []
+    decisive = ("x",)
+    for label, (x_shape, kernel, stride, padding) in POOLS.items():
+        window = {"kernel": kernel, "stride": stride, "padding": padding}
+        N, H, W, C = x_shape
+        out_shape = (N, output_size(H, **window), output_size(W, **window), C)
+        for suffix, values in (("", distinct), (", ties", tied), (", all negative", _negative)):
+
+            def draw_x(rng, values=values, x_shape=x_shape):
+                return {"x": values(rng, x_shape)}
+
+            def draw(rng, draw_x=draw_x, out_shape=out_shape):
+                return {**draw_x(rng), "dout": rng.standard_normal(out_shape)}
+
+            name, terms = label + suffix, kernel * kernel
+            cases += [
+                KernelCase("max_pool2d", name, draw_x, terms, window, decisive=decisive),
+                KernelCase("max_pool2d_grad", name, draw, terms, window, _max_pool_grad, decisive),
+            ]
     for label, x_shape in {
         "7x7, 37 channels": (2, 7, 7, 37),
         "3x5, batch of one": (1, 3, 5, 10),
         "one pixel": (3, 1, 1, 1),
         "empty batch": (0, 3, 2, 4),
     }.items():
-        pixels, dout = x_shape[1] * x_shape[2], (x_shape[0], x_shape[3])
-
-        def average_grad(b, dout, x_shape=x_shape):
-            return b.global_average_pool_grad(dout, x_shape)
-
-        def max_grad(b, x, dout, x_shape=x_shape):
-            return b.global_max_pool_grad(dout, b.global_max_pool(x)[1], x_shape)
-
-        exact = {"decisive": ("x",)}
+        x, dout = normal(x=x_shape), (x_shape[0], x_shape[3])
         cases += [
-            KernelCase("global_average_pool", label, normal(x=x_shape),
-                       lambda b, x: b.global_average_pool(x), pixels),
-            KernelCase("global_average_pool_grad", label, normal(dout=dout), average_grad),
-            KernelCase("global_max_pool", label, normal(x=x_shape),
-                       lambda b, x: b.global_max_pool(x), **exact),
-            KernelCase("global_max_pool_grad", label, normal(x=x_shape, dout=dout), max_grad,
-                       **exact),
+            KernelCase("global_average_pool", label, x, x_shape[1] * x_shape[2]),
+            KernelCase("global_average_pool_grad", label, normal(dout=dout),
+                       options={"x_shape": x_shape}),
+            KernelCase("global_max_pool", label, x, decisive=decisive),
+            KernelCase("global_max_pool_grad", label, normal(x=x_shape, dout=dout),
+                       compute=_global_max_grad, decisive=decisive),
         ]  # fmt: skip
     return cases
 
 
 def _elementwise_cases() -> list[KernelCase]:
     cases = []
+    some = {"probability": 0.3, "seed": 7, "stream": (2, 5)}
+    none = {"probability": 0.0, "seed": 2**40 + 1, "stream": (0, 2**33)}
     for shape in ((2, 5, 4, 3), (7, 37), (1,), (3, 14, 14, 64), (0, 4)):
-        label = str(shape)
+        label, x = str(shape), normal(x=shape)
 
         def draw_out(rng, shape=shape):
             return {"dout": rng.standard_normal(shape), "out": np.maximum(tied(rng, shape), 0)}
 
         cases += [
-            KernelCase("relu", label, normal(x=shape), lambda b, x: b.relu(x)),
-            KernelCase("relu_grad", label, draw_out, lambda b, dout, out: b.relu_grad(dout, out)),
-            KernelCase("add", label, normal(a=shape, b=shape),
-                       lambda backend, a, b: backend.add(a, b)),
-            KernelCase("dropout", label, normal(x=shape),
-                       lambda b, x: b.dropout(x, 0.3, 7, (2, 5))),
-            KernelCase("dropout", f"{label}, none dropped", normal(x=shape),
-                       lambda b, x: b.dropout(x, 0.0, 2**40 + 1, (0, 2**33))),
-        ]  # fmt: skip
+            KernelCase("relu", label, x),
+            KernelCase("relu_grad", label, draw_out),
+            KernelCase("add", label, normal(a=shape, b=shape)),
+            KernelCase("dropout", label, x, options=some),
+            KernelCase("dropout", f"{label}, none dropped", x, options=none),
+        ]
     return cases
 
 
 # ------------------------------------------------------------------------------ loss and optimizers
 
 
-def _loss_arrays(N: int, C: int, scale: float, weighted: bool) -> Callable:
-    def draw(rng: Generator) -> dict[str, Array]:
-        arrays = {"logits": scale * rng.standard_normal((N, C)), "labels": rng.integers(0, C, N)}
-        return {**arrays, "class_weights": rng.uniform(0.5, 2, C)} if weighted else arrays
-
-    return draw
+def _loss_grad(b, logits, labels, label_smoothing, class_weights):
+    given = label_smoothing, class_weights
+    _, log_probabilities = b.softmax_cross_entropy(logits, labels, *given)
+    return b.softmax_cross_entropy_grad(log_probabilities, labels, *given)
 
 
 def _loss_cases() -> list[KernelCase]:
@@ -344,80 +327,62 @@ def _loss_cases() -> list[KernelCase]:
         "one class": (3, 1, 1.0, 0.0, False),
     }.items():
 
-        def loss(b, logits, labels, class_weights=None, smoothing=smoothing):
-            return b.softmax_cross_entropy(logits, labels, smoothing, class_weights)
+        def draw(rng, N=N, C=C, scale=scale, weighted=weighted):
+            drawn = {"logits": scale * rng.standard_normal((N, C)), "labels": rng.integers(0, C, N)}
+            return {**drawn, "class_weights": rng.uniform(0.5, 2, C)} if weighted else drawn
 
-        def grad(b, logits, labels, class_weights=None, smoothing=smoothing, loss=loss):
-            _, kept = loss(b, logits, labels, class_weights)
-            return b.softmax_cross_entropy_grad(kept, labels, smoothing, class_weights)
-
-        draw = _loss_arrays(N, C, scale, weighted)
-        cases.append(KernelCase("softmax_cross_entropy", label, draw, loss, N * C))
-        cases.append(KernelCase("softmax_cross_entropy_grad", label, draw, grad, C))
+        options = {"label_smoothing": smoothing, **({} if weighted else {"class_weights": None})}
+        cases += [
+            KernelCase("softmax_cross_entropy", label, draw, N * C, options),
+            KernelCase("softmax_cross_entropy_grad", label, draw, C, options, _loss_grad),
+        ]
     return cases
-
-
-def _adam(b, parameter, gradient, average, average_square):
-    b.adam_step(
-        parameter, gradient, average, average_square,
-        step=3, lr=1e-3, momentum=0.9, square_momentum=0.99, eps=1e-5, weight_decay=0.01,
-    )  # fmt: skip
-    return parameter, average, average_square
-
-
-def _sgd(b, parameter, gradient, velocity=None):
-    b.sgd_step(parameter, gradient, velocity, lr=1e-2, momentum=0.9, weight_decay=0.01)
-    return (parameter,) if velocity is None else (parameter, velocity)
 
 
 def _optimizer_cases() -> list[KernelCase]:
     cases = []
+    adam = {"step": 3, "lr": 1e-3, "momentum": 0.9, "square_momentum": 0.99, "eps": 1e-5,
+            "weight_decay": 0.01}  # fmt: skip
+    sgd = {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.01}
     for shape in ((37,), (5, 3, 3, 3), (1,), (0,), (1000,)):
-        label, written = str(shape), ("parameter", "average", "average_square", "velocity")
 
         def draw(rng, shape=shape):
             arrays = normal(parameter=shape, gradient=shape, average=shape)(rng)
             return {**arrays, "average_square": rng.uniform(0, 1, shape)}
 
-        options = {"written": written, "lent": written}
         pair = {"parameter": shape, "gradient": shape}
-        cases += [
-            KernelCase("adam_step", label, draw, _adam, 4, **options),
-            KernelCase("sgd_step", label, normal(**pair), _sgd, 2, **options),
-            KernelCase("sgd_step", f"{label}, momentum", normal(**pair, velocity=shape), _sgd, 3,
-                       **options),
-        ]  # fmt: skip
+        for subject, suffix, arrays, terms, options, written in (
+            ("adam_step", "", draw, 4, adam, ("parameter", "average", "average_square")),
+            ("sgd_step", "", normal(**pair), 2, {**sgd, "velocity": None}, ("parameter",)),
+            ("sgd_step", ", momentum", normal(**pair, velocity=shape), 3, sgd,
+             ("parameter", "velocity")),
+        ):  # fmt: skip
+            label = f"{shape}{suffix}"
+            cases.append(
+                KernelCase(subject, label, arrays, terms, options, lent=written, written=written)
+            )
     return cases
 
 
-# ------------------------------------------------------------------------------------- measurement
+# ------------------------------------------------------------------- measurement, input, reductions
 
 
 def _update_sums(b: Backend, before, after, gradient):
     return b.update_sums(before, after, gradient).astype(before.dtype)
 
 
-def _measurement_cases() -> list[KernelCase]:
-    cases = []
-    for shape in ((37,), (5, 3, 3, 3), (1,), (0,), (), (300, 257)):
-        arrays = normal(before=shape, after=shape, gradient=shape)
-        terms = int(np.prod(shape)) or 1
-        cases += [
-            KernelCase("update_sums", str(shape), arrays, _update_sums, terms),
-            KernelCase("copy", str(shape), normal(x=shape), lambda b, x: b.copy(x), any_order=True),
-        ]
-    return cases
-
-
-# -------------------------------------------------------------------------------- input, reductions
-
-
-def _pictures(b: Backend, pixels, mean, std):
+def _images(b: Backend, pixels, mean, std):
     return b.images(pixels, mean.astype(np.float32), std.astype(np.float32), mean.dtype)
 
 
-def _input_cases() -> list[KernelCase]:
+def _measurement_and_input_cases() -> list[KernelCase]:
     cases = []
+    for shape in ((37,), (5, 3, 3, 3), (1,), (0,), (), (300, 257)):
+        arrays = normal(before=shape, after=shape, gradient=shape)
+        cases += [
+            KernelCase("update_sums", str(shape), arrays, count(shape), compute=_update_sums),
+            KernelCase("copy", str(shape), normal(x=shape), any_order=True),
+        ]
     for shape in ((2, 5, 4, 3), (1, 1, 1, 1), (0, 4, 4, 3)):
 
         def draw(rng, shape=shape):
@@ -428,15 +393,12 @@ def _input_cases() -> list[KernelCase]:
                 "std": rng.uniform(0.2, 0.3, C),
             }
 
-        cases.append(KernelCase("images", str(shape), draw, _pictures, 3))
+        cases.append(KernelCase("images", str(shape), draw, 3, compute=_images))
+    shares = {"keep": 0.9, "weight": 0.1}
     for C in (1, 37, 0):
         draw = normal(running=(C,), value=(C,))
-        cases.append(KernelCase("running_average", f"({C},)", draw, _running_average, 2))
+        cases.append(KernelCase("running_average", f"({C},)", draw, 2, shares))
     return cases
-
-
-def _running_average(b: Backend, running, value):
-    return b.running_average(running, value, 0.9, 0.1)
 
 
 def _reduction_cases() -> list[KernelCase]:
@@ -446,40 +408,32 @@ def _reduction_cases() -> list[KernelCase]:
         ((0, 3), (0,)), ((16, 32, 32, 10), (0, 1, 2)),
     ):  # fmt: skip
         summed = range(len(shape)) if axes is None else axes
-        terms = int(np.prod([shape[a] for a in summed])) or 1
+        terms = count(tuple(shape[a] for a in summed))
         for subject in ("sum", "mean") if 0 not in shape else ("sum",):
             for keep in (False, True):
-
-                def call(b, x, subject=subject, axes=axes, keep=keep):
-                    return getattr(b, subject)(x, axes, keep)
-
                 label = f"{shape} over {axes}{', kept' if keep else ''}"
-                cases.append(KernelCase(subject, label, normal(x=shape), call, terms))
-    three = normal(a=(2, 1, 3), b=(2, 4, 3), c=(2, 0, 3))
-    cases += [
-        KernelCase("broadcast", "(1, 3) to (4, 3)", normal(x=(1, 3)),
-                   lambda b, x: b.broadcast(x, (4, 3))),
-        KernelCase("broadcast", "to nothing", normal(x=(1, 3)),
-                   lambda b, x: b.broadcast(x, (0, 3))),
+                options = {"axis": axes, "keepdims": keep}
+                cases.append(KernelCase(subject, label, normal(x=shape), terms, options))
+    three, row = normal(a=(2, 1, 3), b=(2, 4, 3), c=(2, 0, 3)), normal(x=(1, 3))
+    return [
+        *cases,
+        KernelCase("broadcast", "(1, 3) to (4, 3)", row, options={"shape": (4, 3)}),
+        KernelCase("broadcast", "to nothing", row, options={"shape": (0, 3)}),
         KernelCase("concatenate", "axis 1", three,
-                   lambda backend, a, b, c: backend.concatenate([a, b, c], 1)),
+                   compute=lambda backend, a, b, c: backend.concatenate([a, b, c], 1)),
         KernelCase("split", "axis 1", normal(x=(2, 5, 3)),
-                   lambda b, x: tuple(b.split(x, [1, 4, 0], 1))),
-        KernelCase("zeros_like", "(2, 3)", normal(x=(2, 3)), lambda b, x: b.zeros_like(x)),
+                   compute=lambda b, x: tuple(b.split(x, [1, 4, 0], 1))),
+        KernelCase("zeros_like", "(2, 3)", normal(x=(2, 3))),
     ]  # fmt: skip
-    return cases
 
 
 KERNEL_CASES: list[KernelCase] = [
     *_convolution_cases(),
-    *_matmul_cases(),
     *_batch_norm_cases(),
     *_elementwise_cases(),
-    *_max_pool_cases(),
-    *_global_pool_cases(),
+    *_pooling_cases(),
     *_loss_cases(),
     *_optimizer_cases(),
-    *_measurement_cases(),
-    *_input_cases(),
+    *_measurement_and_input_cases(),
     *_reduction_cases(),
 ]

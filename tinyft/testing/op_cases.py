@@ -7,37 +7,50 @@ a max-pool, or there would be no derivative to compare with.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy import ndarray as Array
 
 from tinyft import ops
-from tinyft.backends.reference import output_size
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import ShapeError
-from tinyft.testing.kernel_cases import CONVOLUTIONS, NORMALISED, POOLS, Generator, distinct, normal
+from tinyft.testing.kernel_cases import (
+    CONVOLUTIONS,
+    NORMALISED,
+    POOLS,
+    Generator,
+    count,
+    distinct,
+    normal,
+)
 
 
 @dataclass(frozen=True)
 class OpCase:
     """One call of one op.
 
-    `arrays(rng)` draws its arrays, by name; `call(**arguments)` gets them as Tensors, but those in
-    `constants` and integers as arrays, and returns a Tensor or a tuple that begins with one.
-    `terms`: how many products or values one result, or one gradient, sums up, from which its
-    rounding follows. `any_order`: arrays whose gradient may be a transposed view.
+    `arrays(rng)` draws its arrays, by the names that the op has for them; `options` are its other
+    arguments. Arrays are handed over as Tensors, but those in `constants` and integers as they are.
+    `compute(**arguments)` stands for the op where its arguments have no names. `terms`: how many
+    products or values one result, or one gradient, sums up, from which its rounding follows.
+    `any_order`: arrays whose gradient may be a transposed view.
     """
 
     subject: str
     label: str
     arrays: Callable[[Generator], dict[str, Array]]
-    call: Callable[..., Any]
     terms: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+    compute: Callable[..., Any] | None = None
     constants: tuple[str, ...] = ()
     decisive: tuple[str, ...] = ()
     any_order: tuple[str, ...] = ()
+
+    def call(self, **arguments: Any) -> Any:
+        """Call the op: a Tensor, or a tuple that begins with one."""
+        return (self.compute or getattr(ops, self.subject))(**arguments, **self.options)
 
     def __str__(self) -> str:
         return f"{self.subject} {self.label}"
@@ -75,17 +88,16 @@ def _arithmetic_cases() -> list[OpCase]:
                 return {"a": np.asarray(rng.standard_normal(a)), "b": sign * rng.uniform(0.5, 2, b)}
 
             # a gradient is summed over what broadcasting repeated: at most 6 elements here
-            cases.append(OpCase(subject, f"{a} and {b}", draw, getattr(ops, subject), 6))
-    shapes = {
+            cases.append(OpCase(subject, f"{a} and {b}", draw, 6))
+    for label, (a, b) in {
         "plain": ((5, 3), (3, 7)),
         "batched": ((2, 3, 4), (2, 4, 5)),
         "repeated": ((2, 3, 4), (4, 5)),
         "one": ((1, 1), (1, 1)),
         "empty": ((0, 3), (3, 4)),
-    }
-    cases += [OpCase("matmul", k, normal(a=a, b=b), ops.matmul, 30) for k, (a, b) in shapes.items()]
-    cases.append(OpCase("neg", "(2, 3)", normal(a=(2, 3)), ops.neg))
-    return cases
+    }.items():
+        cases.append(OpCase("matmul", label, normal(a=a, b=b), 30))
+    return [*cases, OpCase("neg", "(2, 3)", normal(a=(2, 3)))]
 
 
 def _reduction_cases() -> list[OpCase]:
@@ -95,20 +107,18 @@ def _reduction_cases() -> list[OpCase]:
         ((2, 3, 4), -1, False), ((5,), 0, False), ((0, 3), 1, False), ((2, 3), (), False),
     ):  # fmt: skip
         for subject in ("sum", "mean"):
-
-            def call(x, subject=subject, axis=axis, keep=keep):
-                return getattr(ops, subject)(x, axis=axis, keepdims=keep)
-
             label = f"{shape} over {axis}{', kept' if keep else ''}"
-            cases.append(OpCase(subject, label, normal(x=shape), call, 24))
+            options = {"axis": axis, "keepdims": keep}
+            cases.append(OpCase(subject, label, normal(x=shape), 24, options))
     three = normal(a=(2, 1, 3), b=(2, 4, 3), c=(2, 2, 3))
-    cases += [
-        OpCase("reshape", "(2, 6) to (3, -1)", normal(x=(2, 6)), lambda x: ops.reshape(x, (3, -1))),
-        OpCase("reshape", "empty", normal(x=(0, 6)), lambda x: ops.reshape(x, (2, 0))),
-        OpCase("concatenate", "axis 1", three, lambda a, b, c: ops.concatenate(a, b, c, axis=1)),
-        OpCase("concatenate", "one", normal(x=(2, 3)), lambda x: ops.concatenate(x)),
-    ]
-    return cases
+    return [
+        *cases,
+        OpCase("reshape", "(2, 6) to (3, -1)", normal(x=(2, 6)), options={"shape": (3, -1)}),
+        OpCase("reshape", "empty", normal(x=(0, 6)), options={"shape": (2, 0)}),
+        OpCase("concatenate", "axis 1", three,
+               compute=lambda a, b, c: ops.concatenate(a, b, c, axis=1)),
+        OpCase("concatenate", "one", normal(x=(2, 3)), compute=lambda x: ops.concatenate(x)),
+    ]  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------- the network
@@ -116,46 +126,21 @@ def _reduction_cases() -> list[OpCase]:
 
 def _convolution_cases() -> list[OpCase]:
     cases = []
-    for label, (x_shape, F, kernel, stride, padding) in CONVOLUTIONS.items():
-        N, H, W, C = x_shape
-        w_shape, window = (F, C, *kernel), {"stride": stride, "padding": padding}
-        P, Q = (output_size(n, k, stride, padding) for n, k in zip((H, W), kernel, strict=True))
+    for label, conv in CONVOLUTIONS.items():
+        C, R, S = conv.weight[1:]
         # the longest sum of forward, dx and dweight
-        terms = max(C * kernel[0] * kernel[1], F * kernel[0] * kernel[1], N * P * Q)
-
-        def plain(x, weight, bias, window=window):
-            return ops.conv2d(x, weight, bias, **window)
-
-        def fused(x, weight, bias, residual, window=window):
-            return ops.conv2d(x, weight, bias, residual=residual, relu=True, **window)
-
-        shapes = {"x": x_shape, "weight": w_shape, "bias": (F,)}
+        terms = max(C * R * S, conv.F * R * S, int(np.prod(conv.out[:3])))
+        shapes = {"x": conv.x, "weight": conv.weight, "bias": (conv.F,)}
         order = {"any_order": ("weight",)}
-        cases.append(OpCase("conv2d", label, normal(**shapes), plain, terms, **order))
-        if N * P * Q * F < 2000:  # beyond, some unit's sign would hang on a rounding
-            draw = normal(**shapes, residual=(N, P, Q, F))
-            cases.append(OpCase("conv2d", f"{label}, fused", draw, fused, terms, **order))
+        cases.append(OpCase("conv2d", label, normal(**shapes), terms, conv.window, **order))
+        if np.prod(conv.out) < 2000:  # beyond, some unit's sign would hang on a rounding
+            draw, fused = normal(**shapes, residual=conv.out), {"relu": True, **conv.window}
+            cases.append(OpCase("conv2d", f"{label}, fused", draw, terms, fused, **order))
     for label, (N, C, F) in {"4x10": (4, 10, 3), "one": (1, 1, 1), "empty": (0, 5, 2)}.items():
         draw = normal(x=(N, C), weight=(F, C), bias=(F,))
-        cases.append(OpCase("linear", label, draw, ops.linear, 10))
-    no_bias = normal(x=(5, 37), weight=(10, 37))
-    cases.append(OpCase("linear", "no bias", no_bias, ops.linear, 37))
+        cases.append(OpCase("linear", label, draw, 10))
+    cases.append(OpCase("linear", "no bias", normal(x=(5, 37), weight=(10, 37)), 37))
     return cases
-
-
-def _batch_norm_arrays(shape: tuple[int, ...], given: bool, residual: bool) -> Callable:
-    def draw(rng: Generator) -> dict[str, Array]:
-        C = shape[-1]
-        arrays = {
-            "x": rng.standard_normal(shape) * 1.5 + 0.7,
-            "weight": rng.uniform(0.5, 2, C),
-            "bias": rng.standard_normal(C),
-        }
-        if given:
-            arrays |= {"mean": rng.standard_normal(C), "variance": rng.uniform(0.5, 2, C)}
-        return arrays | ({"residual": rng.standard_normal(shape)} if residual else {})
-
-    return draw
 
 
 def _batch_norm_cases() -> list[OpCase]:
@@ -164,57 +149,51 @@ def _batch_norm_cases() -> list[OpCase]:
         constants = ("mean", "variance") if given else ()
         shapes = NORMALISED | ({"empty batch": (0, 3, 4, 5)} if given else {})
         for label, shape in shapes.items():
-            terms = int(np.prod(shape[:-1])) or 1
             for suffix, residual, relu in (
                 ("", False, False), (", relu", False, True), (", residual", True, False),
                 (", residual, relu", True, True),
             ):  # fmt: skip
 
-                def call(subject=subject, relu=relu, **arguments):
-                    return getattr(ops, subject)(relu=relu, **arguments)
+                def draw(rng, shape=shape, given=given, residual=residual):
+                    C = shape[-1]
+                    arrays = {
+                        "x": rng.standard_normal(shape) * 1.5 + 0.7,
+                        "weight": rng.uniform(0.5, 2, C),
+                        "bias": rng.standard_normal(C),
+                    }
+                    if given:
+                        arrays["mean"] = rng.standard_normal(C)
+                        arrays["variance"] = rng.uniform(0.5, 2, C)
+                    return arrays | ({"residual": rng.standard_normal(shape)} if residual else {})
 
-                draw = _batch_norm_arrays(shape, given, residual)
-                cases.append(OpCase(subject, label + suffix, draw, call, terms, constants))
+                options = {"relu": relu}
+                terms = count(shape[:-1])
+                cases.append(
+                    OpCase(subject, label + suffix, draw, terms, options, constants=constants)
+                )
     return cases
 
 
-def _pooling_cases() -> list[OpCase]:
+def _distinct_x(shape: tuple[int, ...]) -> Callable:
+    return lambda rng: {"x": distinct(rng, shape)}
+
+
+def _pooling_and_elementwise_cases() -> list[OpCase]:
     cases = []
-    for label, (x_shape, kernel, stride, padding) in POOLS.items():
-
-        def call(x, kernel=kernel, stride=stride, padding=padding):
-            return ops.max_pool2d(x, kernel=kernel, stride=stride, padding=padding)
-
-        def draw(rng, x_shape=x_shape):
-            return {"x": distinct(rng, x_shape)}
-
-        cases.append(OpCase("max_pool2d", label, draw, call, kernel * kernel, decisive=("x",)))
-    for x_shape in ((2, 4, 3, 10), (1, 1, 1, 1), (3, 5, 2, 37), (0, 3, 2, 4)):
-
-        def draw(rng, x_shape=x_shape):
-            return {"x": distinct(rng, x_shape)}
-
-        label = str(x_shape)
-        cases.append(OpCase("global_average_pool", label, draw, ops.global_average_pool, 20))
-        largest = OpCase("global_max_pool", label, draw, ops.global_max_pool, decisive=("x",))
-        cases.append(largest)
-    return cases
-
-
-def _elementwise_cases() -> list[OpCase]:
-    cases = []
+    for label, (shape, kernel, stride, padding) in POOLS.items():
+        window = {"kernel": kernel, "stride": stride, "padding": padding}
+        draw = _distinct_x(shape)
+        cases.append(OpCase("max_pool2d", label, draw, kernel * kernel, window, decisive=("x",)))
+    for shape in ((2, 4, 3, 10), (1, 1, 1, 1), (3, 5, 2, 37), (0, 3, 2, 4)):
+        label, draw = str(shape), _distinct_x(shape)
+        cases.append(OpCase("global_average_pool", label, draw, 20))
+        cases.append(OpCase("global_max_pool", label, draw, decisive=("x",)))
+    drop = {"probability": 0.4, "seed": 3, "stream": (1, 2)}
     for shape in ((2, 5, 4, 3), (7, 37), (1, 1), (0, 4)):
-
-        def draw(rng, shape=shape):
-            return {"x": distinct(rng, shape)}
-
-        def drop(x):
-            return ops.dropout(x, 0.4, seed=3, stream=(1, 2))
-
-        cases.append(OpCase("relu", str(shape), draw, ops.relu))
+        cases.append(OpCase("relu", str(shape), _distinct_x(shape)))
         # the only element of (1, 1) is dropped, and then nothing is left to check
         if shape != (1, 1):
-            cases.append(OpCase("dropout", str(shape), draw, drop))
+            cases.append(OpCase("dropout", str(shape), _distinct_x(shape), options=drop))
     return cases
 
 
@@ -232,13 +211,8 @@ def _loss_cases() -> list[OpCase]:
             arrays = {"logits": rng.standard_normal((N, C)), "labels": rng.integers(0, C, N)}
             return arrays | ({"class_weights": rng.uniform(0.5, 2, C)} if weighted else {})
 
-        def call(logits, labels, class_weights=None, smoothing=smoothing):
-            return ops.cross_entropy(
-                logits, labels, label_smoothing=smoothing, class_weights=class_weights
-            )
-
-        constants = ("labels", "class_weights")
-        cases.append(OpCase("cross_entropy", label, draw, call, N * C, constants))
+        options, constants = {"label_smoothing": smoothing}, ("labels", "class_weights")
+        cases.append(OpCase("cross_entropy", label, draw, N * C, options, constants=constants))
     return cases
 
 
@@ -247,8 +221,7 @@ OP_CASES: list[OpCase] = [
     *_reduction_cases(),
     *_convolution_cases(),
     *_batch_norm_cases(),
-    *_pooling_cases(),
-    *_elementwise_cases(),
+    *_pooling_and_elementwise_cases(),
     *_loss_cases(),
 ]
 
