@@ -1,14 +1,23 @@
-"""Finding the state dict, taking prefixes off, and comparing names with a network's."""
+"""Names and shapes: finding the state dict, taking prefixes off, comparing with a network's, and
+recognising one.
+"""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 
 from tinyft.errors import WeightsError
-from tinyft.weights import LoadReport, compare
+from tinyft.weights import (
+    ARCHITECTURES,
+    LoadReport,
+    compare,
+    expected_shapes,
+    infer_architecture,
+)
 from tinyft.weights.names import find_state_dict, strip_prefixes, to_torchvision_names
-from tinyft.weights.torch.tensors import Storage, StoredTensor
-from tinyft.weights.torch.unpickler import Inert
+from tinyft.weights.torch.tensors import Inert, Storage, StoredTensor
 
 TENSOR = StoredTensor(Storage("Float", "0", 4), 0, (4,), (1,))
 STATE = {"conv1.weight": TENSOR, "bn1.weight": TENSOR}
@@ -107,3 +116,56 @@ def test_a_long_list_is_cut_in_the_text_only():
     )
     assert "n4 and 4 more" in str(report) and "prefix taken off each name: module." in str(report)
     assert str(LoadReport()) == "every name and shape is as expected"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_an_architecture_is_recognised_from_its_shapes(arch):
+    assert infer_architecture(expected_shapes(arch, 5)) == arch
+    assert infer_architecture(expected_shapes(arch, None)) == arch
+
+
+@pytest.mark.parametrize(  # as torchvision 0.29.1 states them
+    ("arch", "parameters"),
+    [
+        ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
+        ("resnet50", 25_557_032),
+        ("resnet101", 44_549_160),
+        ("resnet152", 60_192_808),
+    ],
+)
+def test_parameter_counts(arch, parameters):
+    shapes = expected_shapes(arch, 1000)
+    trained = [shape for name, shape in shapes.items() if "running" not in name]
+    assert sum(map(math.prod, trained)) == parameters
+
+
+def _resnext():
+    shapes = expected_shapes("resnet50", 1000)
+    return shapes | {"layer1.0.conv2.weight": (128, 4, 3, 3)}
+
+
+def _wide():
+    shapes = expected_shapes("resnet50", 1000)
+    wide = {n: (128, *s[1:]) for n, s in shapes.items() if n.startswith("layer1.0.conv1")}
+    return shapes | wide
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"conv1.0.weight": (32, 3, 3, 3)}, "stem of several convolutions"),
+        ({"features.0.weight": (64, 3, 3, 3)}, "features.0.weight"),
+        ({}, "no tensors"),
+        (_resnext(), "ResNeXt"),
+        (_wide(), r"bottleneck blocks \(3, 4, 6, 3\) of widths \(128"),
+    ],
+)
+def test_relatives_are_refused_by_name(shapes, message):
+    with pytest.raises(WeightsError, match=message):
+        infer_architecture(shapes)
+
+
+def test_unknown_name():
+    with pytest.raises(WeightsError, match="choose one of resnet18, resnet34"):
+        expected_shapes("resnet19", 10)

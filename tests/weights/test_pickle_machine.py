@@ -14,7 +14,8 @@ import pytest
 from torch_assembler import Call, Global, program, whole
 
 from tinyft.errors import WeightsError
-from tinyft.weights.torch.unpickler import Inert, unpickle
+from tinyft.weights.torch.tensors import Inert
+from tinyft.weights.torch.unpickler import unpickle
 
 
 def read(data: bytes, ignore_unknown: bool = False):

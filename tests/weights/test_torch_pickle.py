@@ -25,7 +25,7 @@ from torch_assembler import (
 
 from tinyft.errors import WeightsError
 from tinyft.weights.torch.checkpoint import ZipCheckpoint, open_checkpoint
-from tinyft.weights.torch.unpickler import Inert
+from tinyft.weights.torch.tensors import Inert
 
 TWELVE = np.arange(12, dtype="<f4")
 

@@ -30,6 +30,8 @@ class ImageArrays(PictureData):
         (['0', '1'], 2)
     """
 
+    kind = "arrays"  # which the caller must bring again
+
     def __init__(
         self,
         train: Pair,
@@ -79,22 +81,8 @@ class ImageArrays(PictureData):
         """Returns one picture, (H, W, 3) uint8, as a view."""
         return self._pictures[split][index]
 
-    def describe(self) -> dict:
-        """Returns the options that decide what batches hold; the pictures must be brought again."""
-        return {
-            "kind": "arrays",
-            "arguments": {
-                "classes": self.classes,
-                "size": self.size,
-                "batch_size": self.requested_batch_size,
-                "shuffle": self.shuffle,
-                "augment": self.augment,
-                "seed": self.seed,
-            },
-            "classes": self.classes,
-            "n_train": self.n_train,
-            "n_valid": self.n_valid,
-        }
+    def _arguments(self) -> dict:
+        return {"classes": self.classes, **super()._arguments()}
 
 
 def _check_pictures(split: str, pictures: np.ndarray, labels: np.ndarray) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 from tinyft.data.loader import PictureData, checked_classes, checked_int, sha256
 from tinyft.data.picture import check_header, decode, printable
 from tinyft.data.prefetch import default_workers
-from tinyft.data.split import ByClass, find_parts, scan_part, set_aside, unused_folders
+from tinyft.data.split import ByClass, find_parts, folders_beside, scan_part, set_aside
 from tinyft.display import first_few
 from tinyft.errors import DataError
 
@@ -49,6 +49,8 @@ class ImageFolder(PictureData):
     Raises:  DataError for a folder, file or option that cannot be used, saying what was found;
              OSError if the system will not list a folder
     """
+
+    kind = "folder"
 
     def __init__(
         self,
@@ -104,31 +106,23 @@ class ImageFolder(PictureData):
         return self._paths[split][index]
 
     def describe(self) -> dict:
-        """Returns the options that decide what batches hold, and what they led to."""
+        """Returns what builds the same data again, and the files that were skipped."""
+        return {**super().describe(), "skipped": self.skipped}
+
+    def _arguments(self) -> dict:
         return {
-            "kind": "folder",
-            "arguments": {
-                "path": str(self.path.resolve()),
-                "size": self.size,
-                "batch_size": self.requested_batch_size,
-                "shuffle": self.shuffle,
-                "augment": self.augment,
-                "seed": self.seed,
-                "valid_fraction": self.valid_fraction,
-                "on_error": self.on_error,
-                "exif_transpose": self.exif_transpose,
-                "classes": self._given_classes,
-            },
-            "classes": self.classes,
-            "n_train": self.n_train,
-            "n_valid": self.n_valid,
-            "skipped": self.skipped,
+            "path": str(self.path.resolve()),
+            **super()._arguments(),
+            "valid_fraction": self.valid_fraction,
+            "on_error": self.on_error,
+            "exif_transpose": self.exif_transpose,
+            "classes": self._given_classes,
         }
 
     def _parts(self, seed: int, workers: int) -> dict[str, ByClass]:
         """Finds the readable pictures of "train" and "valid", by class."""
         parts, roots = {}, find_parts(self.path)
-        unused = unused_folders(self.path, roots)
+        unused = folders_beside(self.path) if self.path not in roots.values() else []
         if unused:
             names = ", ".join(map(printable, unused))
             self._found.append(f"beside {roots['train'].name}/, and not used: {names}")

@@ -54,7 +54,12 @@ class Batch:
 
 
 class PictureData:
-    """Labelled training and validation pictures, served in batches."""
+    """Labelled training and validation pictures, served in batches.
+
+    A subclass names its `kind` and has `files` and `source`.
+    """
+
+    kind: str
 
     def __init__(
         self,
@@ -136,7 +141,23 @@ class PictureData:
 
     def describe(self) -> dict:
         """Returns what builds the same data again, as JSON: `kind`, its `arguments`, and counts."""
-        raise NotImplementedError
+        return {
+            "kind": self.kind,
+            "arguments": self._arguments(),
+            "classes": self.classes,
+            "n_train": self.n_train,
+            "n_valid": self.n_valid,
+        }
+
+    def _arguments(self) -> dict:
+        """Returns the options that decide what batches hold."""
+        return {
+            "size": self.size,
+            "batch_size": self.requested_batch_size,
+            "shuffle": self.shuffle,
+            "augment": self.augment,
+            "seed": self.seed,
+        }
 
     def listing(self) -> str:
         """Lists the pictures as a CSV file: each one's split, class, sha256 and name.
@@ -185,7 +206,7 @@ class PictureData:
         """
         whole = self.train_order(epoch)[: self.steps_per_epoch * self.batch_size]
         groups = whole.reshape(-1, self.batch_size)[first_step:]
-        return self._batches("train", groups, preprocess, partial(self._augmented, epoch=epoch))
+        return self._batches("train", groups, preprocess, epoch)
 
     def valid_batches(self, preprocess: Preprocess) -> Iterator[Batch]:
         """Yields all validation pictures in order, never augmented; the last batch may be short.
@@ -193,28 +214,38 @@ class PictureData:
         Raises:  as `train_batches`
         """
         groups = _groups(np.arange(self.n_valid), self.requested_batch_size)
-        return self._batches("valid", groups, preprocess, self._plain)
+        return self._batches("valid", groups, preprocess)
 
     def train_pictures(self, ids: np.ndarray, preprocess: Preprocess) -> Iterator[Batch]:
         """Yields those training pictures in this order, not augmented; the last batch may be short.
 
         Raises:  as `train_batches`
         """
-        return self._batches("train", _groups(ids, self.batch_size), preprocess, self._plain)
+        return self._batches("train", _groups(ids, self.batch_size), preprocess)
 
     def _batches(
         self,
         split: str,
         groups: Iterable[np.ndarray],
         preprocess: Preprocess,
-        make: Callable[[np.ndarray, int, Preprocess], np.ndarray],
+        epoch: int | None = None,
     ) -> Iterator[Batch]:
-        """Yields batches whose rows `make(working picture, id, preprocess)` fills in threads."""
+        """Yields batches that threads fill, augmented if an epoch is given.
+
+        A decoded picture is remembered at working size, under all that decides its pixels.
+        """
         preprocess = self.adjusted(preprocess)
         side = preprocess.crop
+        settings = (preprocess.resize, preprocess.interpolation, preprocess.exif_transpose)
 
         def fill(images: np.ndarray, row: int, index: int) -> None:
-            images[row] = make(self._working(split, index, preprocess), index, preprocess)
+            make = partial(working_picture, self.source(split, index), preprocess)
+            picture = self.cache.get(split, index, settings, make)
+            if epoch is None or self.augment is None:
+                images[row] = shown(picture, preprocess)
+            else:
+                rng = generator(self.seed, "augment", epoch, index)
+                images[row] = AUGMENTATIONS[self.augment](picture, rng, side)
 
         def jobs() -> Iterator[tuple[Batch, list[Callable[[], None]]]]:
             for ids in groups:
@@ -223,23 +254,6 @@ class PictureData:
                 yield Batch(images, self.labels[split][ids], ids), tasks
 
         return ahead(jobs(), self.workers)
-
-    def _working(self, split: str, index: int, preprocess: Preprocess) -> np.ndarray:
-        """Decodes a picture to working size; remembered under all that decides its pixels."""
-        settings = (preprocess.resize, preprocess.interpolation, preprocess.exif_transpose)
-        make = partial(working_picture, self.source(split, index), preprocess)
-        return self.cache.get(split, index, settings, make)
-
-    def _augmented(
-        self, picture: np.ndarray, index: int, preprocess: Preprocess, *, epoch: int
-    ) -> np.ndarray:
-        if self.augment is None:
-            return self._plain(picture, index, preprocess)
-        rng = generator(self.seed, "augment", epoch, index)
-        return AUGMENTATIONS[self.augment](picture, rng, preprocess.crop)
-
-    def _plain(self, picture: np.ndarray, index: int, preprocess: Preprocess) -> np.ndarray:
-        return shown(picture, preprocess)
 
     def always_largest(self) -> tuple[str, float]:
         """Returns the class with most training pictures, and the accuracy of always naming it (NaN
@@ -254,9 +268,8 @@ class PictureData:
         fewest = int(np.where(counts, counts, counts.max(initial=0) + 1).argmin())
         name, share = self.always_largest()
         if counts.max(initial=0) >= UNEVEN * counts[fewest]:
-            found = (
-                "" if math.isnan(share) else f"; always naming {name} is right {share:.0%} of times"
-            )
+            right = f"; always naming {name} is right {share:.0%} of times"
+            found = "" if math.isnan(share) else right
             self.notices.append(
                 f"uneven classes: {name} has {counts.max()} training pictures, "
                 f"{self.classes[fewest]} {counts[fewest]}{found}"

@@ -84,7 +84,24 @@ def working_picture(source: Source, preprocess: Preprocess) -> np.ndarray:
     Shapes:  out (H, W, 3) uint8, min(H, W) == preprocess.resize
     Raises:  as `prepare`
     """
-    pixels = _pixels(source, preprocess.exif_transpose)
+    if isinstance(source, np.ndarray):
+        pixels = source
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise DataError(
+                f"a picture as an array must be uint8 (height, width, 3); "
+                f"got {pixels.dtype} {pixels.shape}"
+            )
+        check_size(pixels.shape[1], pixels.shape[0])
+    elif isinstance(source, bytes):
+        pixels = decode(source, exif_transpose=preprocess.exif_transpose)
+    elif isinstance(source, str | os.PathLike):
+        try:
+            data = Path(source).read_bytes()
+            pixels = decode(data, exif_transpose=preprocess.exif_transpose)
+        except DataError as error:
+            raise DataError(f"{printable(source)}: {error}") from error
+    else:
+        raise TypeError(f"a picture is a path, bytes or a uint8 array; got {type(source).__name__}")
     if not preprocess.antialias and min(pixels.shape[:2]) > preprocess.resize:
         raise DataError(
             "the weights ask for shrinking without antialiasing, which Pillow does not do; bring "
@@ -107,25 +124,6 @@ def shown(picture: np.ndarray, preprocess: Preprocess) -> np.ndarray:
         return resample(square, np.eye(3), preprocess.crop, brightness=0.5, contrast=1.0)
     # differs from fastai: its validation has no such crop, that of published weights
     return centre_crop(picture, preprocess.crop)
-
-
-def _pixels(source: Source, exif_transpose: bool) -> np.ndarray:
-    if isinstance(source, bytes):
-        return decode(source, exif_transpose=exif_transpose)
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
-            raise DataError(
-                f"a picture as an array must be uint8 (height, width, 3); "
-                f"got {source.dtype} {source.shape}"
-            )
-        check_size(source.shape[1], source.shape[0])
-        return source
-    if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"a picture is a path, bytes or a uint8 array; got {type(source).__name__}")
-    try:
-        return decode(Path(source).read_bytes(), exif_transpose=exif_transpose)
-    except DataError as error:
-        raise DataError(f"{printable(source)}: {error}") from error
 
 
 def printable(path: str | os.PathLike) -> str:

@@ -51,18 +51,13 @@ def find_parts(path: Path) -> dict[str, Path]:
         raise DataError(f"{printable(path)} is not a folder; {LAYOUTS}")
     train, valid = _first_called(TRAIN_NAMES, path), _first_called(VALID_NAMES, path)
     if train is None or not _has_folders(train):
-        if valid and _has_folders(valid) and not _others(path):
+        if valid and _has_folders(valid) and not folders_beside(path):
             raise DataError(f"{printable(path)} has {valid.name}/ and no train/; {LAYOUTS}")
         return {"train": path}
     return {"train": train} | ({"valid": valid} if valid else {})
 
 
-def unused_folders(path: Path, parts: dict[str, Path]) -> list[str]:
-    """Names the folders that lie beside the parts and are none."""
-    return [] if path in parts.values() else _others(path)
-
-
-def _others(path: Path) -> list[str]:
+def folders_beside(path: Path) -> list[str]:
     """Names the folders that are not called as parts are."""
     names = [found.name for found in path.iterdir() if found.is_dir()]
     parts = (*TRAIN_NAMES, *VALID_NAMES)

@@ -16,8 +16,8 @@ from typing import TypeVar
 from tinyft.errors import WeightsError
 from tinyft.nn.resnet import ARCHITECTURES, Architecture, Bottleneck, ResNet
 from tinyft.weights.model import LoadReport
-from tinyft.weights.torch.tensors import StoredTensor
-from tinyft.weights.torch.unpickler import Inert, describe
+from tinyft.weights.torch.tensors import Inert, StoredTensor
+from tinyft.weights.torch.unpickler import describe
 
 T = TypeVar("T")
 Shapes = dict[str, tuple[int, ...]]

@@ -140,7 +140,7 @@ class _Tree:
             raise WeightsError(f"{path} is neither a group nor an array; the file is refused")
 
     def _add_array(self, path: str, messages: dict[int, bytes]) -> None:
-        """Many small lies add up: the sum of the arrays has a limit, too."""
+        """Takes in an array. Many small lies add up: the sum of all arrays has a limit, too."""
         shape, dtype = _shape(path, messages[_DATASPACE]), _dtype(path, messages[_DATATYPE])
         nbytes = math.prod(shape) * dtype.itemsize
         layout = messages[_LAYOUT]
@@ -329,7 +329,7 @@ def _link(path: str, body: bytes) -> tuple[int, str, int]:
 
 
 def _encoded_link(order: int, name: str, address: int) -> bytes:
-    """Version 1; the flag 4 says that the order stands in it, and the name's length in 1 byte."""
+    """Writes version 1 with its order (flag 4), and the name's length in 1 byte."""
     return pack("<BBQB", 1, 4, order, len(name)) + name.encode() + pack("<Q", address)
 
 
@@ -357,7 +357,7 @@ def _attribute(path: str, body: bytes) -> tuple[str, object]:
 
 
 def _encoded_attribute(name: str, value: np.ndarray) -> bytes:
-    """Version 1, whose parts begin at multiples of eight."""
+    """Writes version 1, whose parts begin at multiples of eight."""
     parts = (name.encode() + b"\0", _encoded_dtype(value.dtype), _encoded_shape(value))
     padded = b"".join(part.ljust(-(-len(part) // 8) * 8, b"\0") for part in parts)
     return pack("<BBHHH", 1, 0, *map(len, parts)) + padded + value.tobytes()
@@ -373,12 +373,12 @@ def _shape(path: str, body: bytes) -> tuple[int, ...]:
 
 
 def _encoded_shape(array: np.ndarray) -> bytes:
-    """A dataspace of version 2: a number, or an array of a fixed shape."""
+    """Writes a dataspace of version 2: a number, or an array of a fixed shape."""
     return pack(f"<BBBB{array.ndim}Q", 2, array.ndim, 0, int(array.ndim > 0), *array.shape)
 
 
 def _dtype(path: str, body: bytes) -> np.dtype:
-    """Plain numbers and fixed-length text: no references, no variable length, no records."""
+    """Reads plain numbers and fixed-length text: no references, no variable length, no records."""
     plain = bytes([body[0] & 15]) + body[1:]
     for name, encoded in _ENCODED.items():
         if plain.startswith(encoded):
@@ -392,7 +392,7 @@ def _dtype(path: str, body: bytes) -> np.dtype:
 
 
 def _encoded_dtype(dtype: np.dtype) -> bytes:
-    """A datatype of version 1, as _ENCODED lists them, or UTF-8 of a fixed length."""
+    """Writes a datatype of version 1, as _ENCODED lists them, or UTF-8 of a fixed length."""
     if dtype.kind == "S":
         return b"\x13\x11\0\0" + pack("<I", dtype.itemsize)
     encoded = _ENCODED[dtype.str]

@@ -38,8 +38,11 @@ MOST_DIMENSIONS = 8
 _LARGEST_EXPANSION = 1 << 20
 
 
-class UnreadableTensorError(Exception):
-    """A tensor of a kind that tinyft does not read, named in the message."""
+@dataclass(frozen=True)
+class Inert:
+    """Stands for an object that is not wanted; ``name`` says what it would have been."""
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -102,15 +105,17 @@ def storage_from_id(identity: object) -> Storage:
     return Storage(kind.name, key, count)
 
 
-def stored_tensor(storage: object, offset: object, shape: object, strides: object) -> StoredTensor:
-    """Records a view, checked to lie inside its storage.
+def stored_tensor(
+    storage: object, offset: object, shape: object, strides: object
+) -> StoredTensor | Inert:
+    """Records a view, checked to lie inside its storage; Inert for dtypes that NumPy lacks.
 
-    Raises: WeightsError if it does not; UnreadableTensorError for dtypes that NumPy lacks.
+    Raises: WeightsError if it does not lie there, or is described wrongly.
     """
     if not isinstance(storage, Storage):
         raise WeightsError("a tensor of the pickle has no storage; the file is damaged")
     if storage.type not in _DTYPES:
-        raise UnreadableTensorError(f"tensor of a torch.{storage.type[:40]}Storage")
+        return Inert(f"tensor of a torch.{storage.type[:40]}Storage")
     if not (_are_counts(shape) and _are_counts(strides) and _is_count(offset)):
         raise WeightsError("a tensor's offset, size or stride is no count; the file is damaged")
     if len(shape) != len(strides):

@@ -31,9 +31,9 @@ from tinyft.errors import WeightsError
 from tinyft.weights.torch.tensors import (
     MOST_DIMENSIONS,
     UNTYPED,
+    Inert,
     StorageType,
     StoredTensor,
-    UnreadableTensorError,
     stored_tensor,
 )
 
@@ -42,13 +42,6 @@ LARGEST_PICKLE = 16 << 20
 _MOST_OPCODES = 1_000_000
 
 _MARK = object()
-
-
-@dataclass(frozen=True)
-class Inert:
-    """Stands for an object that is not wanted; ``name`` says what it would have been."""
-
-    name: str
 
 
 @dataclass(frozen=True)
@@ -274,10 +267,7 @@ def _tensor(storage, offset, size, stride, *rest) -> StoredTensor | Inert:
     """
     if len(rest) > 2 and rest[2]:
         return Inert("tensor with metadata (a negative or conjugate view)")
-    try:
-        return stored_tensor(storage, offset, size, stride)
-    except UnreadableTensorError as error:
-        return Inert(str(error))
+    return stored_tensor(storage, offset, size, stride)
 
 
 def _tensor_v3(storage, offset, size, stride, grad, hooks, dtype, *_):
