@@ -16,8 +16,8 @@ from tinyft.cli.output import json_result, result, say
 from tinyft.cli.parser import add_command, add_json, whole
 
 if TYPE_CHECKING:
-    from tinyft.inspection.trace.nodes import TracedNode
     from tinyft.inspection.trace.recorder import Trace
+    from tinyft.inspection.trace.table import TracedNode
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:

@@ -27,7 +27,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     from tinyft.inspection.report.report import save_report
     from tinyft.inspection.report.run_files import RunFiles
-    from tinyft.inspection.trace.nodes import size
+    from tinyft.inspection.trace.table import size
 
     expect_replaceable("--out", args.out, PAGES)
     found = RunFiles.read(args.run_folder, device=args.backend or "auto")

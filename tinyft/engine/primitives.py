@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy import ndarray as Array
 
@@ -13,9 +15,14 @@ from tinyft.errors import ShapeError
 
 @op
 def move(x, device):
-    """x on another device. Gradient: dout, moved back. Keeps: nothing."""
+    """x on another device. Keeps: nothing."""
     home = backends.device_of(x.data)
-    return backends.place(x.data, device), lambda dout: (backends.place(dout, home),)
+
+    # forward was: out = x, moved; so: dx = dout, moved back
+    def backward(dout):
+        return (backends.place(dout, home),)
+
+    return backends.place(x.data, device), backward
 
 
 def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
@@ -29,9 +36,7 @@ def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _expect_pair(name: str, a: Recorded, b: Recorded, axes: slice = slice(None)) -> None:
-    """Raise unless a and b broadcast (along `axes`) and have one float dtype: a mixture would
-    silently compute in the wider one.
-    """
+    """Raise unless a and b broadcast (along `axes`) and have one float dtype."""
     if a.dtype != b.dtype and "f" in (a.dtype.kind, b.dtype.kind):
         raise TypeError(
             f"{name}: both tensors must have the same dtype, but a is {a.dtype} and b is {b.dtype}"
@@ -43,25 +48,26 @@ def _expect_pair(name: str, a: Recorded, b: Recorded, axes: slice = slice(None))
 
 @op
 def add(a, b):
-    """a + b, broadcast. Gradient: dout to both. Keeps: nothing."""
+    """a + b, broadcast. Keeps: nothing."""
     _expect_pair("add", a, b)
-    shapes = a.shape, b.shape
-    needs = a.requires_grad, b.requires_grad
+    a_shape, b_shape, needs_a, needs_b = a.shape, b.shape, a.requires_grad, b.requires_grad
 
+    # forward was: out = a + b; so: da = dout, db = dout
     def backward(dout):
-        return tuple(
-            unbroadcast(dout, s) if n else None for s, n in zip(shapes, needs, strict=True)
-        )
+        da = unbroadcast(dout, a_shape) if needs_a else None
+        db = unbroadcast(dout, b_shape) if needs_b else None
+        return da, db
 
     return a.data + b.data, backward
 
 
 @op
 def sub(a, b):
-    """a - b, broadcast. Gradient: dout and -dout. Keeps: nothing."""
+    """a - b, broadcast. Keeps: nothing."""
     _expect_pair("sub", a, b)
     a_shape, b_shape, needs_a, needs_b = a.shape, b.shape, a.requires_grad, b.requires_grad
 
+    # forward was: out = a - b; so: da = dout, db = -dout
     def backward(dout):
         da = unbroadcast(dout, a_shape) if needs_a else None
         db = unbroadcast(-dout, b_shape) if needs_b else None
@@ -72,12 +78,13 @@ def sub(a, b):
 
 @op
 def mul(a, b):
-    """a * b, broadcast. Gradient: dout * b and dout * a. Keeps: b for a's gradient, a for b's."""
+    """a * b, broadcast. Keeps: b for da, a for db."""
     _expect_pair("mul", a, b)
     a_shape, b_shape = a.shape, b.shape
     kept_b = b.data if a.requires_grad else None
     kept_a = a.data if b.requires_grad else None
 
+    # forward was: out = a * b; so: da = dout * b, db = dout * a
     def backward(dout):
         da = None if kept_b is None else unbroadcast(dout * kept_b, a_shape)
         db = None if kept_a is None else unbroadcast(dout * kept_a, b_shape)
@@ -88,15 +95,14 @@ def mul(a, b):
 
 @op
 def div(a, b):
-    """a / b, broadcast. Gradient: dout / b and -dout * (a / b) / b. Keeps: b; the result for b's
-    gradient.
-    """
+    """a / b, broadcast. Keeps: b; out for db."""
     _expect_pair("div", a, b)
     a_shape, b_shape, needs_a = a.shape, b.shape, a.requires_grad
     divisor = b.data
     out = a.data / divisor
     kept_out = out if b.requires_grad else None
 
+    # forward was: out = a / b; so: da = dout / b, db = -dout * a / b ** 2 = -dout * out / b
     def backward(dout):
         da = unbroadcast(dout / divisor, a_shape) if needs_a else None
         db = None if kept_out is None else unbroadcast(-dout * kept_out / divisor, b_shape)
@@ -107,14 +113,20 @@ def div(a, b):
 
 @op
 def neg(a):
-    """-a. Gradient: -dout. Keeps: nothing."""
-    return -a.data, lambda dout: (-dout,)
+    """-a. Keeps: nothing."""
+
+    # forward was: out = -a; so: da = -dout
+    def backward(dout):
+        return (-dout,)
+
+    return -a.data, backward
 
 
 @op
 def matmul(a, b):
-    """a @ b for (..., M, K) and (..., K, N). Gradient: dout @ b.T and a.T @ dout. Keeps: b for
-    a's, a for b's. Raises: ShapeError, TypeError for mixed dtypes
+    """a @ b for (..., M, K) and (..., K, N). Keeps: b for da, a for db.
+
+    Raises: ShapeError, TypeError for mixed dtypes
     """
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise ShapeError(f"matmul: expected (..., M, K) @ (..., K, N), got {a.shape} @ {b.shape}")
@@ -124,6 +136,7 @@ def matmul(a, b):
     kept_b = b.data if a.requires_grad else None
     kept_a = a.data if b.requires_grad else None
 
+    # forward was: out = a @ b; so: da = dout @ b.T, db = a.T @ dout
     def backward(dout):
         da = db = None
         if kept_b is not None:
@@ -155,7 +168,7 @@ def _kept_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...
 
 @op
 def sum(x, axis=None, keepdims=False):
-    """Sum over an axis, several, or all. Gradient: dout, repeated. Keeps: nothing.
+    """Sum over an axis, several, or all. Keeps: nothing.
 
     Raises: TypeError for integers, whose sum may not fit
     """
@@ -163,6 +176,7 @@ def sum(x, axis=None, keepdims=False):
     backend, shape = x.backend, x.shape
     axes = _axes(x, axis, "sum")
 
+    # forward was: out = sum(x); so: dx = dout for each element that was summed
     def backward(dout):
         return (backend.broadcast(dout.reshape(_kept_shape(shape, axes)), shape),)
 
@@ -171,19 +185,18 @@ def sum(x, axis=None, keepdims=False):
 
 @op
 def mean(x, axis=None, keepdims=False):
-    """Mean over an axis, several, or all. Gradient: dout / count, repeated. Keeps: nothing.
+    """Mean over an axis, several, or all. Keeps: nothing.
 
     Raises: TypeError for integers, ShapeError for the mean of nothing
     """
     expect_floats("mean", x=x)
     backend, shape = x.backend, x.shape
     axes = _axes(x, axis, "mean")
-    count = 1
-    for a in axes:
-        count *= shape[a]
+    count = math.prod(shape[a] for a in axes)
     if count == 0:
         raise ShapeError(f"mean: no elements along axis {axis} of a tensor of shape {shape}")
 
+    # forward was: out = sum(x) / count; so: dx = dout / count for each element that was summed
     def backward(dout):
         return (backend.broadcast(dout.reshape(_kept_shape(shape, axes)) / count, shape),)
 
@@ -192,20 +205,26 @@ def mean(x, axis=None, keepdims=False):
 
 @op
 def reshape(x, shape):
-    """The same elements under another shape, shared where possible. Gradient: dout, shaped back.
-    Keeps: nothing. Raises: ShapeError
+    """The same elements under another shape, shared where possible. Keeps: nothing.
+
+    Raises: ShapeError
     """
     before = x.shape
     try:
         out = x.data.reshape(shape)
     except ValueError:
         raise ShapeError(f"reshape: {before} does not have as many elements as {shape}") from None
-    return out, lambda dout: (dout.reshape(before),)
+
+    # forward was: out = x, reshaped; so: dx = dout, reshaped back
+    def backward(dout):
+        return (dout.reshape(before),)
+
+    return out, backward
 
 
 @op
 def concatenate(*tensors, axis=-1):
-    """Tensors side by side along one axis. Gradient: each gets its part of dout. Keeps: nothing.
+    """Tensors side by side along one axis. Keeps: nothing.
 
     Raises: ShapeError, TypeError for mixed dtypes
     """
@@ -221,6 +240,7 @@ def concatenate(*tensors, axis=-1):
         raise ShapeError(f"concatenate: shapes may differ along axis {axis} only, got {shapes}")
     needs = [x.requires_grad for x in tensors]
 
+    # forward was: out = the tensors, one after the other; so: each gets its part of dout
     def backward(dout):
         parts = backend.split(dout, [s[axis] for s in shapes], axis)
         return tuple(part if n else None for part, n in zip(parts, needs, strict=True))

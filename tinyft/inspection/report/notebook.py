@@ -17,9 +17,8 @@ from tinyft.finetune.records import GROUP_COLUMNS, StepRecord
 from tinyft.inspection.html import escape, table
 from tinyft.inspection.ledger.ledger import Ledger
 from tinyft.inspection.report.charts import Line, line_chart
-from tinyft.inspection.trace.nodes import TracedNode
 from tinyft.inspection.trace.page import node_html, trace_section
-from tinyft.inspection.trace.table import TraceTable
+from tinyft.inspection.trace.table import TracedNode, TraceTable
 from tinyft.nn.layer_table import COLUMNS, Summary, summary
 from tinyft.nn.module import Module
 

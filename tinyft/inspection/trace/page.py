@@ -8,19 +8,21 @@ them all, filters, and opens what a link points to.
 from __future__ import annotations
 
 from tinyft.inspection.html import Markup, escape, page, table
-from tinyft.inspection.trace.nodes import (
+from tinyft.inspection.trace.table import (
     TracedNode,
+    TraceTable,
     definitions,
     derivative_lines,
     entry_rows,
+    headline,
     input_rows,
     kernel_rows,
     kernels,
     number,
     shape_text,
     size,
+    stop_lines,
 )
-from tinyft.inspection.trace.table import TraceTable, headline, stop_lines
 
 STYLE = """
 .trace details { border-bottom: 1px solid var(--line); }

@@ -31,7 +31,6 @@ from tinyft.engine.tensor import Tensor, norm
 from tinyft.errors import NonFiniteLossError
 from tinyft.inspection.step.moment import Moment
 from tinyft.inspection.trace.kernel_watch import KernelCall, KernelWatch
-from tinyft.inspection.trace.nodes import Input, TracedNode
 from tinyft.inspection.trace.open_node import (
     check_entries,
     composition_of,
@@ -39,7 +38,7 @@ from tinyft.inspection.trace.open_node import (
     formula_of,
 )
 from tinyft.inspection.trace.page import as_page, dot
-from tinyft.inspection.trace.table import TraceTable
+from tinyft.inspection.trace.table import Input, TracedNode, TraceTable
 from tinyft.nn.module import Module
 
 NOT_RECORDED = "under no_grad nothing is recorded"
@@ -150,11 +149,12 @@ class _Recorder:
                 kept_bytes=0 if node.backward is None else self._kept(node, tensors),
                 recorded=node.backward is not None,
                 is_finite=bool(np.isfinite(backends.host(out.data)).all()),
+                is_open=len(self.trace.nodes) in self.open,
             )
             self.makers[out] = traced.number
             self.by_node[node.number] = traced
             self.trace.nodes.append(traced)
-            if traced.number in self.open:
+            if traced.is_open:
                 self.opened[traced.number] = function, args, options, names
             self._release(traced, calls)
 
@@ -180,15 +180,14 @@ class _Recorder:
     def _calls(self) -> list[KernelCall]:
         """The kernels of the op that just ended; others go where they belong."""
         calls = self.watch.take()
-        self.trace.others += [call for call in calls if not call.inside_an_op]
-        for call in calls:
-            if not call.inside_an_op:
-                call.arguments = None
+        outside = [call for call in calls if not call.inside_an_op]
+        for call in outside:
+            call.arguments = None
+        self.trace.others += outside
         return [call for call in calls if call.inside_an_op]
 
     def _release(self, traced: TracedNode, calls: list[KernelCall]) -> None:
         """Compare the kernels of a node that is opened, and let go of their arrays."""
-        traced.is_open = traced.number in self.open
         for call in calls:
             if traced.is_open:
                 call.compare()
@@ -198,12 +197,10 @@ class _Recorder:
         made_by = self.makers.get(tensor)
         layer = f"{node.layer}." if node.layer else ""
         label = self.parameters.get(id(tensor)) or tensor.name or layer + name
-        found = Input(name, tuple(tensor.shape), made_by, label)
         if made_by is not None:
-            found.label = f"node {made_by}"
-        if not tensor.requires_grad:
-            found.stop = self._why_no_gradient(tensor, made_by)
-        return found
+            label = f"node {made_by}"
+        stop = "" if tensor.requires_grad else self._why_no_gradient(tensor, made_by)
+        return Input(name, tuple(tensor.shape), made_by, label, stop=stop)
 
     def _why_no_gradient(self, tensor: Tensor, made_by: int | None) -> str:
         if made_by is not None:
@@ -229,15 +226,12 @@ class _Recorder:
     def finish(self) -> None:
         """Say of nodes that backward did not reach why it did not."""
         for node in self.trace.nodes:
+            reason = "the op gives it no gradient"
+            if node.backward is None:
+                reason = "backward did not come here" if node.recorded else NOT_RECORDED
             for given in node.inputs:
                 if given.gradient_norm is None and not given.stop:
-                    given.stop = (
-                        NOT_RECORDED
-                        if not node.recorded
-                        else "backward did not come here"
-                        if node.backward is None
-                        else "the op gives it no gradient"
-                    )
+                    given.stop = reason
 
 
 def _milliseconds(calls: list[KernelCall], seconds: float) -> float:
