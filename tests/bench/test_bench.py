@@ -8,9 +8,8 @@ import pytest
 
 from tinyft.backends.reference import peak_bytes_of_process
 from tinyft.bench import cases
-from tinyft.bench import common as bench
+from tinyft.bench import measure as bench
 from tinyft.bench import onnx_side as bench_onnx
-from tinyft.bench import processes as bench_processes
 from tinyft.bench.cases import Case
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import TinyftError
@@ -79,7 +78,7 @@ def test_differences_are_parts_of_the_largest_value():
 
 
 def test_our_sides():
-    infer, step = bench.our_side(TINY, "inference"), bench.our_side(TINY, "training")
+    infer, step = cases.our_side(TINY, "inference"), cases.our_side(TINY, "training")
     expected = build(TINY.arch, seed=0).eval()(Tensor(cases.batch(TINY)[0])).data
     np.testing.assert_allclose(infer(), expected, rtol=1e-4, atol=1e-4)
     losses = [float(step()) for _ in range(4)]
@@ -149,7 +148,7 @@ def test_a_network_as_onnx():
 
 
 def test_the_peak_of_a_process_and_its_seconds():
-    peak, seconds = bench_processes.run_child("tinyft", TINY, 1, 1)
+    peak, seconds = bench.run_child("tinyft", TINY, 1, 1)
     assert 10 << 20 < peak < 4 << 30
     assert seconds > 0
     assert 10 << 20 < peak_bytes_of_process() < 100 << 30
@@ -158,15 +157,15 @@ def test_the_peak_of_a_process_and_its_seconds():
 def test_the_parents_memory_is_not_the_childs():
     if not Path("/proc/self/status").exists():
         pytest.skip("only Linux tells them apart")
-    before, _ = bench_processes.run_child("tinyft", TINY, 1, 1)
+    before, _ = bench.run_child("tinyft", TINY, 1, 1)
     held = np.ones(before + (256 << 20), np.uint8)
-    meanwhile, _ = bench_processes.run_child("tinyft", TINY, 1, 1)
+    meanwhile, _ = bench.run_child("tinyft", TINY, 1, 1)
     assert meanwhile < held.size
 
 
 def test_a_process_that_fails():
     with pytest.raises(TinyftError, match=r"process of tinyft ended with 1: ValueError: .*resnet0"):
-        bench_processes.run_child("tinyft", Case("resnet0", 2, 32), 1, 1)
+        bench.run_child("tinyft", Case("resnet0", 2, 32), 1, 1)
 
 
 def test_memory_and_start_from_what_the_processes_say(monkeypatch):
@@ -181,15 +180,15 @@ def test_memory_and_start_from_what_the_processes_say(monkeypatch):
         }
         return peaks[side], float(10 - len(runs))
 
-    monkeypatch.setattr(bench_processes, "run_child", run_child)
-    assert bench_processes.memory(TINY, 1, alone=False)["ratio"] == 0.75
-    assert bench_processes.memory(TINY, 1, alone=True) == {"bytes": {"tinyft": 60}, "ratio": None}
+    monkeypatch.setattr(bench, "run_child", run_child)
+    assert bench.memory(TINY, 1, alone=False)["ratio"] == 0.75
+    assert bench.memory(TINY, 1, alone=True) == {"bytes": {"tinyft": 60}, "ratio": None}
     runs.clear()
-    assert bench_processes.start(TINY, 2) == {"cold": 9.0, "warm": 6.0}
+    assert bench.start(TINY, 2) == {"cold": 9.0, "warm": 6.0}
     assert len({environment["NUMBA_CACHE_DIR"] for _, _, environment in runs}) == 1
 
 
 def test_pytorch_is_not_imported_without_need():
-    code = "import sys; from tinyft.bench import common, onnx_side; print('torch' in sys.modules)"
-    done = bench_processes.subprocess.run([sys.executable, "-c", code], capture_output=True)
+    code = "import sys; from tinyft.bench import measure, onnx_side; print('torch' in sys.modules)"
+    done = bench.subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert done.stdout.strip() == b"False"

@@ -7,7 +7,7 @@ import tinyft as ft
 from tinyft import backends
 from tinyft.backends.cpu.conv.table import winograd_is_on
 from tinyft.bench import accuracy as bench_accuracy
-from tinyft.bench import common as bench
+from tinyft.bench import measure as bench
 
 without_torch = pytest.mark.skipif(not bench.installed("torch"), reason="PyTorch is not installed")
 OPTIONS = {"arch": "cifar_resnet20", "weights": None}
@@ -109,7 +109,7 @@ def test_errors_are_against_float64_with_winograd_and_without(calls):
 @without_torch
 @pytest.mark.parametrize("layout", bench_accuracy.LAYOUTS)
 def test_pytorch_computes_the_same_kernels(calls, layout):
-    from tinyft.bench.pytorch.kernels import TorchKernels
+    from tinyft.bench.pytorch import TorchKernels
 
     kernels = TorchKernels(layout)
     for call in calls:

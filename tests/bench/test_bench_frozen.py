@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import tinyft as ft
-from tinyft.bench import common as bench
 from tinyft.bench import frozen as bench_frozen
+from tinyft.bench import measure as bench
 from tinyft.bench.frozen import FrozenCase, Spent
 from tinyft.errors import TinyftError
 from tinyft.finetune.feature_cache import FeatureCache
@@ -115,7 +115,7 @@ def test_every_picture_is_decoded_before_the_time_begins():
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("bn", ["frozen", "fastai", "everything"])
 def test_pytorch_trains_as_we_do(bn, layout):
-    from tinyft.bench.pytorch.learner import TorchLearner
+    from tinyft.bench.pytorch import TorchLearner
 
     frozen = case("fastai" if bn == "everything" else bn, dropout=0.0, weight_decay=10.0)
     learner = frozen.learner()
@@ -148,7 +148,7 @@ def test_their_phase(ticking):
 
 @without_torch
 def test_another_network_is_not_compared(monkeypatch):
-    from tinyft.bench.pytorch.learner import TorchLearner
+    from tinyft.bench.pytorch import TorchLearner
 
     logits = TorchLearner.logits
     monkeypatch.setattr(TorchLearner, "logits", lambda self, batch: 1.1 * logits(self, batch))

@@ -7,10 +7,9 @@ import pytest
 from tinyft.backends.cpu.runtime import threads
 from tinyft.bench import accuracy as bench_accuracy
 from tinyft.bench import cases
-from tinyft.bench import common as bench
 from tinyft.bench import frozen as bench_frozen
+from tinyft.bench import measure as bench
 from tinyft.bench import overhead as bench_overhead
-from tinyft.bench import processes as bench_processes
 
 TINY = ("bench", "--arch", "cifar_resnet20", "--batch-size", "2", "--size", "32", "--rounds", "1")
 
@@ -97,7 +96,7 @@ PEAKS = {"tinyft": 60 << 20, "pytorch_nchw": 90 << 20, "pytorch_channels_last": 
 def test_memory_and_start(tinyft, monkeypatch, torch):
     monkeypatch.setattr(bench, "versions", lambda: {"processor": "x"})
     monkeypatch.setattr(bench, "installed", lambda package: torch)
-    monkeypatch.setattr(bench_processes, "run_child", lambda side, *_, **__: (PEAKS.get(side), 1.5))
+    monkeypatch.setattr(bench, "run_child", lambda side, *_, **__: (PEAKS.get(side), 1.5))
     done = tinyft(*TINY, "--memory", "--cold")
     assert done.code == 0, done.err
     assert "tinyft                                60 MiB" in done.out

@@ -65,7 +65,7 @@ def layers(data: PictureData, options: dict[str, Any], seeds: int) -> list[dict[
     """One row for each kind of layer and pass: how many were measured, over all seeds, and the
     worst and the median ratio of each side by each measure.
     """
-    from tinyft.bench.pytorch.kernels import TorchKernels
+    from tinyft.bench.pytorch import TorchKernels
 
     theirs = {layout: TorchKernels(layout) for layout in LAYOUTS}
     found: dict[tuple[str, str], list[Errors]] = defaultdict(list)
@@ -173,7 +173,7 @@ def curves(
     """
     import torch
 
-    from tinyft.bench.pytorch.learner import TorchLearner
+    from tinyft.bench.pytorch import TorchLearner
 
     epochs = -(-steps // data.steps_per_epoch)
 

@@ -1,4 +1,4 @@
-"""What is measured, and by whom: networks with their batches, and the sides that compute them."""
+"""The cases of `tinyft bench` (networks with their batches), and our side of each."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from tinyft import backends
+from tinyft import backends, ops
 from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
-from tinyft.nn import build
+from tinyft.finetune.groups import Group
+from tinyft.finetune.optim import SGD
+from tinyft.nn import build, fold
 from tinyft.seeds import generator
 
 Side = Callable[[], Any]  # computes once; the loss, or the logits
 
+OURS = "tinyft"
 LR, MOMENTUM = 1e-3, 0.9
 
 
@@ -45,6 +48,37 @@ def batch(case: Case) -> tuple[np.ndarray, np.ndarray]:
     draw = generator(0, "bench")
     shape = (case.batch_size, case.size, case.size, 3)
     return draw.standard_normal(shape, np.float32), draw.integers(0, 10, case.batch_size)
+
+
+def our_side(case: Case, mode: str, *, device: str = "auto", frozen: bool = False) -> Side:
+    """A training step (forward, loss, backward, SGD with momentum) of everything, or of the last
+    layer if the others are `frozen`; or inference with folded batch norms.
+    """
+    network = build(case.arch, seed=0).to(device)
+    pictures, labels = batch(case)
+    x = Tensor.wrap(backends.place(pictures, device))
+    if mode == "inference":
+        folded = fold(network)
+
+        def infer() -> np.ndarray:
+            with no_grad():
+                return folded(x).data
+
+        return infer
+    parameters = dict(network.named_parameters())
+    for name, parameter in parameters.items():
+        parameter.requires_grad = name.startswith("fc.") or not frozen
+    group = Group("all", parameters, {}, frozenset(), lr=LR, momentum=MOMENTUM, weight_decay=0.0)
+    optimizer = SGD([group], momentum=MOMENTUM)
+
+    def step() -> np.ndarray:
+        optimizer.zero_grad()
+        loss = ops.cross_entropy(network(x), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.data
+
+    return step
 
 
 class _Convolutions:

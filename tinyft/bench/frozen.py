@@ -8,7 +8,7 @@ without augmentation, each with its validation. Measured twice,
 
 Ours is the learner as anybody uses it: features are kept where the body cannot change, validation
 folds the batch norms, the proof at the end that nothing frozen moved is part of the time. PyTorch's
-is the same loop without those (bench/pytorch/learner.py), in channels_last: same weights, head,
+is the same loop without those (bench/pytorch.py), in channels_last: same weights, head,
 pictures, batches, rates, optimizer; in eval mode under `frozen`, and nothing of the body keeps
 values for a gradient then. Only the dropout masks differ.
 
@@ -26,10 +26,9 @@ from statistics import median
 from typing import Any
 from unittest import mock
 
-import numpy as np
-
-from tinyft.bench.common import OURS, PAUSE, Clock, check
-from tinyft.data.loader import Batch, PictureData
+from tinyft.bench.cases import OURS
+from tinyft.bench.measure import PAUSE, Clock, check, error_of, turns
+from tinyft.data.loader import PictureData
 from tinyft.engine.tape import no_grad
 from tinyft.finetune import judge, loop
 from tinyft.finetune.build import vision_learner
@@ -92,7 +91,7 @@ def their_phase(case: FrozenCase) -> Spent:
 
     Raises: TinyftError if it does not compute what we do
     """
-    from tinyft.bench.pytorch.learner import TorchLearner
+    from tinyft.bench.pytorch import TorchLearner
 
     learner = case.learner()
     plan = learner.plan(0, freeze_epochs=case.epochs)
@@ -100,7 +99,11 @@ def their_phase(case: FrozenCase) -> Spent:
     learner.enter(phase, **plan.switches)
     first = next(case.data.train_batches(0, learner.preprocess))
     unmeasured = TorchLearner(learner, "channels_last")
-    check({THEIRS: _difference(learner, unmeasured, first)})
+    with no_grad():
+        ours = fold(learner.model)(learner.input(first.images)).data
+    unmeasured.body.eval()
+    unmeasured.head.eval()
+    check({THEIRS: error_of(unmeasured.logits(first).detach().numpy(), ours)})
     unmeasured.step(first, phase, 0)
     theirs, training, validation = TorchLearner(learner, "channels_last"), 0.0, 0.0
     for epoch in range(case.epochs):
@@ -123,13 +126,16 @@ def measure(case: FrozenCase, rounds: int, *, alone: bool) -> dict[str, Any]:
     sides = {OURS: our_phase} if alone else {OURS: our_phase, THEIRS: their_phase}
     runs: dict[str, list[Spent]] = {name: [] for name in sides}
     before = Clock.read()
-    for number in range(rounds):
-        for name in list(sides)[:: -1 if number % 2 else 1]:
-            time.sleep(PAUSE)
-            runs[name].append(sides[name](case))
+    for name in turns(sides, rounds, PAUSE):
+        runs[name].append(sides[name](case))
     found: dict[str, Any] = {"bn": case.bn, "epochs": case.epochs, "why": why(case)}
     found["others"] = before.others(Clock.read())
-    found["sides"] = {name: _summary(spent) for name, spent in runs.items()}
+    measures = ("training", "validation", "total", "accuracy")
+    found["sides"] = {
+        side: {name: median(getattr(run, name) for run in spent) for name in measures}
+        | {"runs": [asdict(run) for run in spent]}
+        for side, spent in runs.items()
+    }
     if not alone:
         ours, theirs = found["sides"][OURS], found["sides"][THEIRS]
         found["ratio"] = theirs["total"] / ours["total"]
@@ -138,7 +144,7 @@ def measure(case: FrozenCase, rounds: int, *, alone: bool) -> dict[str, Any]:
 
 
 def why(case: FrozenCase) -> str:
-    """Where the ratio comes from, in a sentence."""
+    """Say in a sentence where the ratio comes from."""
     data, learner = case.data, case.learner()
     if not any(learner.plan(0, freeze_epochs=case.epochs).cached_bytes):
         return (
@@ -171,20 +177,3 @@ def _decode(case: FrozenCase) -> None:
             pass
     for _ in case.data.valid_batches(preprocess):
         pass
-
-
-def _difference(learner: Learner, theirs: Any, batch: Batch) -> float:
-    """Between the logits of both, in evaluation mode, as a part of our largest."""
-    with no_grad():
-        ours = fold(learner.model)(learner.input(batch.images)).data
-    theirs.body.eval()
-    theirs.head.eval()
-    found = theirs.logits(batch).detach().numpy()
-    return float(np.abs(found - ours).max() / np.abs(ours).max())
-
-
-def _summary(runs: list[Spent]) -> dict[str, Any]:
-    """Medians of the runs, beside all of them."""
-    names = ("training", "validation", "total", "accuracy")
-    medians = {name: median(getattr(run, name) for run in runs) for name in names}
-    return medians | {"runs": [asdict(run) for run in runs]}

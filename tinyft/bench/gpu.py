@@ -19,8 +19,8 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.backends.reference import output_size
-from tinyft.bench.cases import Case, Side, convolutions
-from tinyft.bench.common import installed, our_side
+from tinyft.bench.cases import Case, Side, convolutions, our_side
+from tinyft.bench.measure import error_of, installed
 from tinyft.seeds import generator
 from tinyft.testing.contract import KERNEL_CASES, as_float64, check_families, draw, precision
 from tinyft.testing.kernel_cases import KernelCase
@@ -36,7 +36,7 @@ TF32_ERROR = 2e-3  # 10 bits of fraction, rounded: 5e-4 for one product
 
 
 def contract(device: str) -> dict[str, Any]:
-    """The whole contract in fp32: how many cases ran and passed, and what the others said."""
+    """Run the whole contract in fp32: how many cases ran and passed, and what the others said."""
     started = time.perf_counter()
     families = list(check_families(device))
     failures = [failure for family in families for failure in family.failures]
@@ -47,8 +47,8 @@ def contract(device: str) -> dict[str, Any]:
 
 
 def errors(device: str, name: str) -> dict[str, dict[str, float]]:
-    """Of each kernel in that precision: the largest error as a part of the largest answer, and the
-    largest part of what is allowed, over all cases with a float result.
+    """Find for each kernel in that precision the largest error as a part of the largest answer, and
+    as a part of what is allowed, over all cases with a float result.
     """
     found: dict[str, dict[str, float]] = {}
     with precision(device, name):
@@ -74,13 +74,7 @@ def _error(case: KernelCase, device: str) -> float:
         several = result if isinstance(result, tuple) else (result,)
         results.append([backends.host(r) for r in several])
     pairs = zip(*results, strict=True)
-    return max((_part(got, true) for true, got in pairs if true.dtype.kind == "f"), default=0.0)
-
-
-def _part(result: np.ndarray, exact: np.ndarray) -> float:
-    largest = np.abs(exact).max(initial=0)
-    error = np.abs(result - exact).max(initial=0)
-    return float(error / largest) if largest else float(error)
+    return max((error_of(got, true) for true, got in pairs if true.dtype.kind == "f"), default=0.0)
 
 
 # -------------------------------------------------------------------------------- how fast is it?
@@ -100,16 +94,16 @@ def seconds(work: Side, synchronize: Callable[[], None], rounds: int) -> float:
 
 
 def layers(case: Case, device: str, rounds: int, torch: bool) -> Iterator[dict[str, Any]]:
-    """Each distinct convolution at the case's batch size: milliseconds of forward, input gradient
-    and weight gradient, ours and PyTorch's.
+    """Time each distinct convolution at the case's batch size: milliseconds of forward, input
+    gradient and weight gradient, ours and PyTorch's.
     """
     for (picture, weight_shape, stride, padding), count in convolutions(case).items():
         layer = case.batch_size, picture, weight_shape, stride, padding
         sides = {"tinyft": _our_layer(*layer, device)}
         if torch:
-            from tinyft.bench.pytorch import side as bench_torch
+            from tinyft.bench import pytorch
 
-            sides |= bench_torch.layer_sides(*layer)
+            sides |= pytorch.layer_sides(*layer)
         F, C, R, S = weight_shape
         P = output_size(picture[0], R, stride, padding)
         gflop = 2e-9 * case.batch_size * P * P * F * C * R * S
@@ -141,8 +135,8 @@ def _our_layer(N, picture, weight_shape, stride, padding, device):
 
 
 def steps(case: Case, device: str, rounds: int, torch: bool) -> dict[str, Any]:
-    """Milliseconds of a training step, of everything and of the last layer alone, and the most
-    memory in use, ours and PyTorch's.
+    """Time a training step, of everything and of the last layer alone, in milliseconds, and find
+    the most memory in use, ours and PyTorch's.
     """
     found: dict[str, Any] = {"case": str(case), "milliseconds": {}, "peak_bytes": {}}
     for phase, frozen in (("everything", False), ("frozen", True)):
@@ -152,11 +146,11 @@ def steps(case: Case, device: str, rounds: int, torch: bool) -> dict[str, Any]:
             ours = {"tinyft": 1e3 * seconds(step, backend.synchronize, rounds)}
         found["peak_bytes"].setdefault("tinyft", backend.peak_bytes())
         if torch:
-            from tinyft.bench.pytorch import side as bench_torch
+            from tinyft.bench import pytorch
 
-            for name, side, synchronize in bench_torch.device_sides(case, frozen):
+            for name, side, synchronize in pytorch.device_sides(case, frozen):
                 ours[name] = 1e3 * seconds(side, synchronize, rounds)
-                found["peak_bytes"].setdefault(name, bench_torch.peak_bytes())
+                found["peak_bytes"].setdefault(name, pytorch.peak_bytes())
                 del side
         found["milliseconds"][phase] = ours
     return found
@@ -165,7 +159,7 @@ def steps(case: Case, device: str, rounds: int, torch: bool) -> dict[str, Any]:
 def everything(
     cases: tuple[Case, ...], device: str, rounds: int, alone: bool, show: Callable[[str], None]
 ) -> dict[str, Any]:
-    """All of it, shown as it is found."""
+    """Measure all of it, and show it as it is found."""
     torch = installed("torch") and not alone
     found: dict[str, Any] = {"gpu": backends.get(device).description(), "rounds": rounds}
     show(found["gpu"])

@@ -19,15 +19,11 @@ from statistics import median
 from typing import Any
 
 from tinyft import backends
-from tinyft.bench.cases import Case
-from tinyft.bench.common import our_side
+from tinyft.bench.cases import Case, our_side
 
 PACKAGE = "tinyft.backends.cpu"
-STARTERS = (
-    "run",
-    "run_with_scratch",
-    "run_alone",
-)  # of backends/cpu/runtime/threads.py: all kernels pass through one
+# of backends/cpu/runtime/threads.py: all kernels pass through one
+STARTERS = ("run", "run_with_scratch", "run_alone")
 
 
 class KernelClock:
@@ -38,8 +34,8 @@ class KernelClock:
         self.inside = False  # a kernel that another one starts is part of it
 
     def timed(self, start: Callable) -> Callable:
-        """What stands in the place of a function that starts a kernel. What this does before and
-        behind a call counts as the engine's, so it is little.
+        """Stand in for a function that starts a kernel. What this does before and behind a call
+        counts as the engine's, so it is little.
         """
 
         @functools.wraps(start)

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         raise RequestError("--out needs --backend gpu; results of the CPU are printed")
     from tinyft import backends
-    from tinyft.bench import common as bench
+    from tinyft.bench import measure as bench
 
     backends.get("cpu")  # says what is missing
     from tinyft.backends.cpu.runtime.threads import get_num_threads, set_num_threads
@@ -125,8 +125,8 @@ def _check_request(args: argparse.Namespace) -> None:
 def _run_on_gpu(args: argparse.Namespace) -> int:
     """Everything there is to know about the GPU backend here, in one file."""
     from tinyft import backends
-    from tinyft.bench import common as bench
     from tinyft.bench import gpu as bench_gpu
+    from tinyft.bench import measure as bench
 
     backends.get(args.backend)  # says what is missing, before anything begins
     for option in (*CPU_ONLY, *OF_KIND):
@@ -184,7 +184,7 @@ def _describe(show: Any, found: dict[str, Any], args: argparse.Namespace, torch:
 def _times(show: Any, case: Any, threads: int, args: argparse.Namespace) -> dict[str, Any]:
     """Both modes of one case, each shown as soon as it is measured."""
     from tinyft.bench.cases import MODES, algorithms
-    from tinyft.bench.common import measure_case
+    from tinyft.bench.measure import measure_case
 
     found = asdict(case)
     for mode in MODES:
@@ -203,7 +203,7 @@ def _times(show: Any, case: Any, threads: int, args: argparse.Namespace) -> dict
 
 def _show_mode(show: Any, mode: dict[str, Any]) -> None:
     """A line for each side, and the ratios below."""
-    from tinyft.bench.common import DIFFERENCE
+    from tinyft.bench.measure import DIFFERENCE
 
     show(f"  {'':32}{'median':>11}{'minimum':>11}")
     for name, side in mode["sides"].items():
@@ -221,20 +221,20 @@ def _processes(
     show: Any, case: Any, threads: int, alone: bool, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Peak memory and start of one case."""
-    from tinyft.bench import processes as bench_processes
+    from tinyft.bench import measure as bench
 
     found = asdict(case)
     if args.memory:
         say(f"measuring the memory of {case}")
-        found["memory"] = bench_processes.memory(case, threads, alone=alone)
-        show(f"\n{case}: peak memory of {bench_processes.STEPS} training steps")
+        found["memory"] = bench.memory(case, threads, alone=alone)
+        show(f"\n{case}: peak memory of {bench.STEPS} training steps")
         for name, peak in found["memory"]["bytes"].items():
             show(f"  {NAMES[name]:32}{peak / 2**20:8.0f} MiB")
         if found["memory"]["ratio"] is not None:
             show(f"  {found['memory']['ratio']:.2f} of PyTorch's smaller one")
     if args.cold:
         say(f"measuring the start of {case}")
-        found["start"] = bench_processes.start(case, threads)
+        found["start"] = bench.start(case, threads)
         show(f"\n{case}: from the start of the process to the end of the first training step")
         show(f"  {found['start']['cold']:.2f} s with nothing compiled before")
         show(f"  {found['start']['warm']:.2f} s with compiled kernels")

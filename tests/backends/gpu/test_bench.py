@@ -91,8 +91,8 @@ def test_without_a_gpu_the_command_says_why(capsys, monkeypatch):
 
 def test_pytorchs_sides_compute_what_ours_do():
     pytest.importorskip("torch")
-    from tinyft.bench.common import our_side
-    from tinyft.bench.pytorch import side as bench_torch
+    from tinyft.bench import pytorch as bench_torch
+    from tinyft.bench.cases import our_side
 
     for frozen in (False, True):
         ours = float(our_side(TINY, "training", frozen=frozen)())

@@ -14,27 +14,33 @@ from __future__ import annotations
 import importlib.util
 import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinyft import backends, ops
-from tinyft.bench.cases import LR, MOMENTUM, Case, Side, batch
-from tinyft.engine.tape import no_grad
-from tinyft.engine.tensor import Tensor
+from tinyft.backends.reference import peak_bytes_of_process
+from tinyft.bench.cases import OURS, Case, Side, our_side
 from tinyft.errors import TinyftError
-from tinyft.finetune.groups import Group
-from tinyft.finetune.optim import SGD
-from tinyft.nn import build, fold
 
-OURS = "tinyft"
 PAUSE = 0.3  # s; OpenMP's threads spin for some 10 to 200 ms after their last work
 DIFFERENCE = 1e-3  # of the largest value; float32 in another order of summation stays below 1e-4
 BUSY = 0.25  # waiting or running programs per core, before there is any of ours
+
+STEPS = 3  # from the second on all buffers exist
+WARM_STARTS = 3
+
+# The child imports what we import: `-c` alone would look into the current folder first.
+CHILD = (
+    "import sys; sys.path[:] = sys.argv[7:];"
+    "from tinyft.bench.measure import child; child(*sys.argv[1:7])"
+)
 
 # What is compared with: the best side of each line counts.
 RIVALS = {
@@ -44,50 +50,25 @@ RIVALS = {
 }
 
 
-def our_side(case: Case, mode: str, *, device: str = "auto", frozen: bool = False) -> Side:
-    """A training step (forward, loss, backward, SGD with momentum) of everything, or of the last
-    layer if the others are `frozen`; or inference with folded batch norms.
-    """
-    network = build(case.arch, seed=0).to(device)
-    pictures, labels = batch(case)
-    x = Tensor.wrap(backends.place(pictures, device))
-    if mode == "inference":
-        folded = fold(network)
-
-        def infer() -> np.ndarray:
-            with no_grad():
-                return folded(x).data
-
-        return infer
-    parameters = dict(network.named_parameters())
-    for name, parameter in parameters.items():
-        parameter.requires_grad = name.startswith("fc.") or not frozen
-    group = Group("all", parameters, {}, frozenset(), lr=LR, momentum=MOMENTUM, weight_decay=0.0)
-    optimizer = SGD([group], momentum=MOMENTUM)
-
-    def step() -> np.ndarray:
-        optimizer.zero_grad()
-        loss = ops.cross_entropy(network(x), labels)
-        loss.backward()
-        optimizer.step()
-        return loss.data
-
-    return step
+# ----------------------------------------------------------------------------------------- times
 
 
-# --------------------------------------------------------------------------------------- measuring
+def turns(names: Iterable[str], rounds: int, pause: float) -> Iterator[str]:
+    """Whose turn it is, after a pause; every second round goes backwards."""
+    for number in range(rounds):
+        for name in list(names)[:: -1 if number % 2 else 1]:
+            time.sleep(pause)
+            yield name
 
 
 def measure(sides: dict[str, Side], rounds: int, pause: float = PAUSE) -> dict[str, list[float]]:
-    """The seconds of each side's calls, one per round; every second round goes backwards."""
+    """The seconds of each side's calls, one per round."""
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds):
-        for name in list(sides)[:: -1 if number % 2 else 1]:
-            time.sleep(pause)
-            sides[name]()
-            started = time.perf_counter()
-            sides[name]()
-            times[name].append(time.perf_counter() - started)
+    for name in turns(sides, rounds, pause):
+        sides[name]()
+        started = time.perf_counter()
+        sides[name]()
+        times[name].append(time.perf_counter() - started)
     return times
 
 
@@ -100,7 +81,7 @@ def summarise(times: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
 
 
 def ratios(sides: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """How many times our time each rival takes, its best side, by medians and by minima."""
+    """The time of each rival's best side as a multiple of ours, by medians and by minima."""
     found = {}
     for rival, names in RIVALS.items():
         measured = [sides[name] for name in names if name in sides]
@@ -112,14 +93,19 @@ def ratios(sides: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
     return found
 
 
+def error_of(found: np.ndarray, exact: np.ndarray) -> float:
+    """The largest error, as a part of the largest exact value."""
+    error, largest = np.abs(found - exact).max(initial=0), np.abs(exact).max(initial=0)
+    return float(error / largest if largest else error)
+
+
 def differences(sides: dict[str, Side]) -> dict[str, float]:
-    """Between our first result and each other's, as a part of our largest value. It is also the
-    call in which a side compiles and allocates.
+    """Compare our first result to each other side's. It is also the call in which a side compiles
+    and allocates.
     """
-    results = {name: np.array(side(), np.float64) for name, side in sides.items()}
+    results = {name: np.asarray(side(), np.float64) for name, side in sides.items()}
     ours = results.pop(OURS)
-    largest = np.abs(ours).max()
-    return {name: float(np.abs(x - ours).max() / largest) for name, x in results.items()}
+    return {name: error_of(result, ours) for name, result in results.items()}
 
 
 def check(found: dict[str, float]) -> None:
@@ -136,7 +122,7 @@ def check(found: dict[str, float]) -> None:
 def measure_case(
     case: Case, mode: str, *, rounds: int, threads: int, alone: bool = False
 ) -> dict[str, Any]:
-    """A mode's times, ratios and differences, and what other programs took meanwhile."""
+    """Times, ratios and differences of a mode, and the part that other programs took meanwhile."""
     sides = dict(_sides(case, mode, threads, alone))
     differing = differences(sides)
     if mode == "inference":
@@ -155,13 +141,78 @@ def measure_case(
 def _sides(case: Case, mode: str, threads: int, alone: bool) -> Iterator[tuple[str, Side]]:
     yield OURS, our_side(case, mode)
     if not alone and installed("torch"):
-        from tinyft.bench.pytorch import side as bench_torch
+        from tinyft.bench import pytorch
 
-        yield from bench_torch.sides(case, mode, threads)
+        yield from pytorch.sides(case, mode, threads)
     if not alone and installed("onnxruntime") and mode == "inference":
         from tinyft.bench.onnx_side import onnx_side
 
         yield "onnxruntime", onnx_side(case, threads)
+
+
+# ------------------------------------------------ in a new process: peak memory and the first step
+
+
+def child(side: str, arch: str, batch_size: str, size: str, threads: str, steps: str) -> None:
+    """Run by a new process: some training steps of one side, then its peak memory in bytes."""
+    case = Case(arch, int(batch_size), int(size))
+    if side == OURS:
+        step = our_side(case, "training")
+    else:
+        from tinyft.bench import pytorch
+
+        step = dict(pytorch.sides(case, "training", int(threads)))[side]
+    for _ in range(int(steps)):
+        step()
+    print(peak_bytes_of_process(), flush=True)
+
+
+def run_child(
+    side: str, case: Case, threads: int, steps: int, **environment: str
+) -> tuple[int, float]:
+    """(peak memory in bytes, seconds from the start of the process to the end of its steps)
+
+    Raises: TinyftError with the last line that the process wrote
+    """
+    numbers = (case.batch_size, case.size, threads, steps)
+    command = [sys.executable, "-c", CHILD, side, case.arch, *map(str, numbers), *sys.path]
+    environment["TINYFT_NUM_THREADS"] = str(threads)
+    started = time.perf_counter()
+    with subprocess.Popen(
+        command,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        first = process.stdout.readline()  # written at the end of the steps, before Python exits
+        seconds = time.perf_counter() - started
+        _, errors = process.communicate()
+    if process.returncode:
+        said = errors.strip().splitlines() or ["no word"]
+        raise TinyftError(f"the process of {side} ended with {process.returncode}: {said[-1]}")
+    if first.strip() == "None":
+        raise TinyftError("this system does not tell a process's peak memory")
+    return int(first), seconds
+
+
+def memory(case: Case, threads: int, *, alone: bool) -> dict[str, object]:
+    """Peak memory of each side's training steps in bytes, and ours as a part of the best other."""
+    run_child(OURS, case, threads, 1)  # compiling takes memory of its own
+    names = (OURS,) if alone else (OURS, *RIVALS["pytorch"])
+    peaks = {name: run_child(name, case, threads, STEPS)[0] for name in names}
+    rivals = [peak for name, peak in peaks.items() if name != OURS]
+    return {"bytes": peaks, "ratio": peaks[OURS] / min(rivals) if rivals else None}
+
+
+def start(case: Case, threads: int) -> dict[str, float]:
+    """Measure the seconds from the start of a process to the end of its first training step: with
+    nothing compiled before, and the smallest of some with everything compiled.
+    """
+    with tempfile.TemporaryDirectory(prefix="tinyft-bench-") as folder:
+        kept = {"NUMBA_CACHE_DIR": folder, "TINYFT_HOME": folder}
+        starts = [run_child(OURS, case, threads, 1, **kept)[1] for _ in range(1 + WARM_STARTS)]
+    return {"cold": starts[0], "warm": min(starts[1:])}
 
 
 # ------------------------------------------------------------------------------------- the machine
@@ -172,7 +223,7 @@ def installed(package: str) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """What the numbers depend on besides the machine, and the processor."""
+    """The versions that measurements depend on, and the processor."""
     from tinyft.finetune.run.folder import versions as ours
 
     others = [name for name in ("torch", "onnxruntime") if installed(name)]
@@ -180,7 +231,7 @@ def versions() -> dict[str, str]:
 
 
 def load() -> dict[str, Any]:
-    """How busy the machine is; the load is that of the last minute, None where nobody counts it."""
+    """Cores, and the load of the last minute (None where nobody counts it)."""
     cores = os.cpu_count() or 1
     average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {

@@ -1,1 +1,0 @@
-"""PyTorch's side of `tinyft bench`: the same networks, kernels and steps in torch."""
