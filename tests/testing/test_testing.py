@@ -175,13 +175,13 @@ def test_bits_that_depend_on_the_number_of_threads(install, monkeypatch):
     count = [1]
 
     @contextlib.contextmanager
-    def threads(backend, number):
+    def threads(number):
         count[0] = number
         yield
         count[0] = 1
 
     monkeypatch.setattr(testing, "working_with_threads", threads)
-    monkeypatch.setattr(testing, "_has_threads", lambda backend: True)
+    monkeypatch.setattr(testing, "THREADED", ("broken",))
     racing = spoilt("relu", lambda r: r if count[0] != 4 else np.nextafter(r, r.dtype.type(2)))
     assert "4 threads give other bits" in broken_promise(install, racing, RELU)
 

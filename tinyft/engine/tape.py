@@ -28,7 +28,7 @@ Backward = Callable[[Array], tuple[Array | None, ...]]
 
 
 class Recorded:
-    """What the tape knows of a tensor: its array, its gradient, and the node that made it."""
+    """A tensor as the tape knows it: its array, its gradient, and the node that made it."""
 
     __slots__ = ("__weakref__", "data", "grad", "name", "node", "requires_grad")
 
@@ -86,8 +86,9 @@ class Node:
 
 
 class Call(NamedTuple):
-    """How an op was called: what an observer may read in `after_forward`, and a node drops behind
-    it. `inputs` are the Tensors among the arguments, in the order of their gradients; what backward
+    """One call of an op, for observers: a node has it during `after_forward` alone.
+
+    `inputs` are the Tensors among the arguments, in the order of their gradients; what backward
     keeps is `kept_arrays(node.backward)`.
     """
 
@@ -99,7 +100,7 @@ class Call(NamedTuple):
 
 
 class Observer(Protocol):
-    """What can watch the engine: called after each op (when `node.call` is set) and after each op's
+    """Watches the engine: called after each op (when `node.call` is set) and after each op's
     backward, while `observe` is active.
     """
 
@@ -111,9 +112,7 @@ class Observer(Protocol):
 
 
 class _State(threading.local):
-    """Per thread: is the tape written, which layer is running, who watches, are saved arrays
-    checked.
-    """
+    """Of one thread: is the tape written, are saved arrays checked, what runs, who watches."""
 
     def __init__(self) -> None:
         self.recording = True

@@ -8,20 +8,6 @@ from tinyft.nn.module import Module
 from tinyft.nn.resnet import ARCHITECTURES, ResNet, build
 
 __all__ = [
-    "ARCHITECTURES",
-    "BatchNorm",
-    "Conv2d",
-    "Dropout",
-    "FastaiHead",
-    "Linear",
-    "LinearHead",
-    "Module",
-    "ResNet",
-    "Sequential",
-    "attach",
-    "build",
-    "cut",
-    "fold",
-    "initialise",
-    "summary",
-]
+    "ARCHITECTURES", "BatchNorm", "Conv2d", "Dropout", "FastaiHead", "Linear", "LinearHead",
+    "Module", "ResNet", "Sequential", "attach", "build", "cut", "fold", "initialise", "summary",
+]  # fmt: skip

@@ -7,10 +7,9 @@ an observer writes down each op.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from numpy import ndarray as Array
 
 from tinyft import backends
 from tinyft.display import Displayed, aligned
@@ -80,23 +79,15 @@ class Summary(Displayed):
     __repr__ = __str__  # what an interactive Python shows
 
 
-@dataclass
-class _Listener:
-    """Collects the node of every op, in order."""
-
-    seen: list[Node] = field(default_factory=list)
+class _Nodes(list):
+    """An observer that collects the node of every op, in order. No backward comes here."""
 
     def after_forward(self, node: Node) -> None:
-        self.seen.append(node)
-
-    def after_backward(
-        self, node: Node, gradient: Array, input_gradients: tuple[Array | None, ...]
-    ) -> None:
-        """There is no backward here."""
+        self.append(node)
 
 
 def summary(model: Module, shape: tuple[int, ...] | None = None) -> Summary:
-    """What each op of `model` makes of an input of `shape`, without its batch: (H, W, 3) for a
+    """List what each op of `model` makes of an input of `shape`, without its batch: (H, W, 3) for a
     network. None is the size that a network is meant for; other modules then list their layers
     alone. Nothing in the model changes.
     """
@@ -127,7 +118,7 @@ def summary(model: Module, shape: tuple[int, ...] | None = None) -> Summary:
 
 def forward_nodes(model: Module, shape: tuple[int, ...]) -> list[Node]:
     """The nodes of a forward pass of no pictures of `shape`, in evaluation."""
-    listener = _Listener()
+    nodes = _Nodes()
     nothing = np.zeros((0, *shape), np.float32)
     first = next((parameter for _, parameter in model.named_parameters()), None)
     if first is not None:  # of its type, and where it is
@@ -135,11 +126,11 @@ def forward_nodes(model: Module, shape: tuple[int, ...]) -> list[Node]:
     put_modes_back = model.remember_modes()
     model.eval()
     try:
-        with no_grad(), backends.use("reference"), observe(listener):
+        with no_grad(), backends.use("reference"), observe(nodes):
             model(Tensor.wrap(nothing))
     finally:
         put_modes_back()
-    return listener.seen
+    return nodes
 
 
 def _flops(node: Node) -> int:
@@ -153,7 +144,7 @@ def _flops(node: Node) -> int:
 
 
 def _moves(module: Module) -> str:
-    """What of a module's own numbers a training step changes: weights by gradients, a batch norm's
+    """Say what a training step changes in a module itself: weights by gradients, a batch norm's
     running statistics without.
     """
     own = [p.requires_grad for name, p in module.named_parameters() if "." not in name]
@@ -164,7 +155,7 @@ def _moves(module: Module) -> str:
 
 
 def _own_parameters(module: Module) -> int:
-    """How many numbers the module holds itself, not counting those of its children."""
+    """Count the parameters of the module itself, without those of its children."""
     return sum(parameter.size for name, parameter in module.named_parameters() if "." not in name)
 
 

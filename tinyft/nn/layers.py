@@ -80,7 +80,7 @@ class BatchNorm(Module):
 
     @property
     def statistics_move(self) -> bool:
-        """Whether a training step moves the running statistics."""
+        """True if a training step moves the running statistics."""
         return self.statistics == "batch" and self.updates
 
     def forward(self, x: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> Tensor:
@@ -140,7 +140,9 @@ class Sequential(Module):
 
 
 class Folded(Module):
-    """What stands where a batch norm was folded into the convolution before it; see folding.py."""
+    """Takes the place of a batch norm that was folded into the convolution before it; see
+    folding.py.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return x

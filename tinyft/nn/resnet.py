@@ -160,7 +160,7 @@ class ResNet(Module):
         return x
 
     def summary(self, shape: tuple[int, ...] | None = None) -> Summary:
-        """What each layer makes of an input of `shape` (H, W, 3), what it costs, what of it trains;
+        """List what each layer makes of an input of `shape` (H, W, 3), its cost, what of it trains;
         see layer_table.py.
         """
         return summary(self, shape)
@@ -202,8 +202,8 @@ def build(arch: str, num_classes: int | None = None, seed: int | None = 0) -> Re
     """The network called `arch`, with random weights drawn from `seed`.
 
     With seed=None convolutions and linear layers are zeros, to be loaded: drawing 11 million
-    numbers takes longer than reading them. `num_classes` defaults to that of the published weights:
-    1000, for the CIFAR networks 10.
+    parameters takes longer than reading them. `num_classes` defaults to that of the published
+    weights: 1000, for the CIFAR networks 10.
     Raises: ValueError for a name that is not in ARCHITECTURES
     """
     expect_architecture(arch)

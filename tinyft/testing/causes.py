@@ -1,8 +1,8 @@
-"""Why a gradient is probably wrong: the shape of an error names the mistake.
+"""Likely causes of a wrong gradient: the shape of an error names the mistake.
 
 A gradient that is twice what it should be, or its negative, or its transpose, was made by one of a
-few mistakes that everybody makes once. Given what backward returned and what differences measured,
-`likely_cause` says in a sentence which of them fits.
+few mistakes that everybody makes once. Given what backward returned and what finite differences
+measured, `likely_cause` says in a sentence which of them fits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ALIKE = 1e-5
 def likely_cause(
     analytic: Array, numeric: Array, value: Array, out_shape: tuple[int, ...], others: dict
 ) -> str:
-    """One sentence on why `analytic` (from backward) is not `numeric` (from differences).
+    """Say in a sentence why `analytic` (from backward) is not `numeric` (from finite differences).
 
     Shapes: analytic, numeric and value (the input itself) are alike; `others` holds the analytic
     gradients of the other inputs by name
@@ -72,7 +72,7 @@ def _constant_factor(analytic: Array, numeric: Array, out_shape: tuple[int, ...]
 
 
 def _products(shape: tuple[int, ...], name: str) -> dict[int, str]:
-    """What a mean over some axes would divide by: product of their sizes -> which axes."""
+    """List what a mean over some axes divides by: product of their sizes -> which axes."""
     found = {}
     for count in range(1, len(shape) + 1):
         for axes in combinations(range(len(shape)), count):

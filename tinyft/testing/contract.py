@@ -16,8 +16,6 @@ as a result on the way: a CPU may be a hundred times as slow with such.
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +41,7 @@ ROUNDING = 2.0**-24  # half the distance between two float32 numbers near 1
 SLACK = 5
 LARGEST = 4  # the largest of 10,000 normal errors is four times their root mean square
 VARIATIONS = 6  # how often inputs are varied to measure s
-THREADS = (1, 2, 4)
+THREADED, THREADS = ("cpu",), (1, 2, 4)
 DENORMAL = 1e-40
 SMALLEST = float(np.finfo(np.float32).smallest_normal)  # 1.2e-38: with all its digits
 
@@ -68,7 +66,7 @@ def check_backend(name: str) -> str:
 
 @dataclass(frozen=True)
 class Family:
-    """How the cases of one kernel, or of one op and its refusals, went on a backend."""
+    """The cases of one kernel, or of one op and its refusals, and which of them failed."""
 
     kind: str  # "kernel" or "op"
     subject: str
@@ -187,7 +185,7 @@ def check_refusal(case: Refusal, backend: str = "auto") -> None:
 
 
 class Spread(NamedTuple):
-    """How far a result moved: the norm of the difference, and its largest element."""
+    """The distance between two results: the norm of their difference, and its largest element."""
 
     norm: float
     largest: float
@@ -306,9 +304,10 @@ def precision(backend: str, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def working_with_threads(backend: str, count: int) -> Iterator[None]:
-    """Within this block the backend works with `count` threads."""
-    threads = importlib.import_module(f"tinyft.backends.{backend}.runtime.threads")
+def working_with_threads(count: int) -> Iterator[None]:
+    """Within this block the CPU backend works with `count` threads."""
+    from tinyft.backends.cpu.runtime import threads  # where Numba is
+
     before = threads.get_num_threads()
     threads.set_num_threads(count)
     try:
@@ -317,18 +316,11 @@ def working_with_threads(backend: str, count: int) -> Iterator[None]:
         threads.set_num_threads(before)
 
 
-def _has_threads(backend: str) -> bool:
-    """True if the backend is a package with a module `runtime.threads` in it."""
-    with contextlib.suppress(ModuleNotFoundError):
-        return importlib.util.find_spec(f"tinyft.backends.{backend}.runtime.threads") is not None
-    return False
-
-
 # ----------------------------------------------------------------------------------------- findings
 
 
 class _Findings:
-    """What is wrong with one case on one backend, collected promise by promise."""
+    """Checks one case on one backend, promise by promise, and collects what is wrong."""
 
     def __init__(self, case: KernelCase | OpCase, backend: str, run: Run, arrays: dict[str, Array]):
         self.case, self.run, self.arrays = case, run, arrays
@@ -407,8 +399,8 @@ class _Findings:
             self.add(f"float64 inputs give {[r.dtype.name for r in results]}")
 
     def _threads(self, results: list[Array]) -> None:
-        for count in THREADS if _has_threads(self.backend) else ():
-            with working_with_threads(self.backend, count):
+        for count in THREADS if self.backend in THREADED else ():
+            with working_with_threads(count):
                 if not _equal(self.run(self.backend, self.arrays), results):
                     self.add(f"{count} threads give other bits")
 

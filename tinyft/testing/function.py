@@ -82,7 +82,7 @@ class CheckedFunction:
         return [backends.host(results[i].data).copy() for i in self.differentiable]
 
     def result_name(self, r: int) -> str:
-        """What messages call the r-th checked result."""
+        """Name the r-th checked result for messages."""
         return f"result {self.differentiable[r]} of {self.name}" if self.several else self.name
 
     def first_calls(self) -> list[Array]:
@@ -241,7 +241,7 @@ class CheckedResult:
 
     @property
     def scale(self) -> float:
-        """What the sum of the result times an upstream gradient may be as large as."""
+        """Estimate how large the sum of the result times an upstream gradient may be."""
         upstream = self.upstreams[0]
         return max(np.linalg.norm(upstream * self.base), 1e-2 * np.linalg.norm(upstream))
 

@@ -42,7 +42,7 @@ COLUMNS = ("gradient of", "shape", "|gradient|", "compared", "worst / allowed", 
 
 @dataclass(frozen=True)
 class InputReport:
-    """What was compared for one input or parameter, and how well it agreed."""
+    """One input or parameter: what was compared, and how well it agreed."""
 
     name: str
     shape: tuple[int, ...]
@@ -253,7 +253,7 @@ class _Comparison:
         return self.function.at(self.n, step)[self.result.r]
 
     def _allowed(self, k: int, scale: float, step: float) -> float:
-        """How far slope and gradient may differ: what was asked for, and the rounding of results
+        """Allow slope and gradient to differ by what was asked for, and by the rounding of results
         and inputs divided by the step.
         """
         rounded = np.linalg.norm(self.upstreams[k] * self.base)

@@ -70,7 +70,7 @@ def tied(rng: Generator, shape: tuple[int, ...]) -> Array:
 
 
 def count(shape: tuple[int, ...]) -> int:
-    """How many elements a sum over `shape` has; 1 for none, which rounds as little."""
+    """Count the elements of a sum over `shape`; 1 for none, which rounds as little."""
     return int(np.prod(shape)) or 1
 
 

@@ -1,4 +1,5 @@
-"""One node under the microscope: its formula, and three entries of each gradient by differences.
+"""One node under the microscope: its formula, and three entries of each gradient by finite
+differences.
 
 The formula is the op's own docstring, the derivative the comment above its `backward`: what is
 shown is what the source says.
@@ -34,7 +35,7 @@ FUSED = {
 
 @dataclass(frozen=True)
 class GradientEntry:
-    """One number of a gradient: what backward gave, and what differences of forward give.
+    """One entry of a gradient: from backward, and from finite differences of forward.
 
     `difference` is relative to the largest number of that gradient. `kink` says that forward has
     no derivative there.
@@ -63,7 +64,7 @@ def composition_of(op: str, options: dict[str, Any]) -> str:
 
 
 def formula_of(function: Callable) -> str:
-    """What an op computes, in the words of its docstring."""
+    """Say what an op computes, in the words of its docstring."""
     return inspect.getdoc(function) or "(no docstring)"
 
 

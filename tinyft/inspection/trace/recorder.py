@@ -62,7 +62,7 @@ def trace(model: Module | None = None, *, open: Collection[int] = ()) -> Iterato
     """Trace all ops of this block, evaluation included; the Trace is complete at its end.
 
     `model` gives its parameters their names. Nodes whose numbers are in `open` are opened:
-    their kernels are compared with the reference's, three entries of their gradients with
+    their kernels are compared with the reference's, three entries of their gradients with finite
     differences; both take a while.
     """
     recorder = _Recorder(model, frozenset(open))
@@ -82,8 +82,8 @@ def trace_step(moment: Moment, *, open: Collection[int] = ()) -> Trace:
     """The tape of the step that a moment stands before; the step is made.
 
     It is made twice: the first time kernels are compiled or loaded and memory is taken for the
-    first time, which says nothing about the step. A loss that is no number ends the trace where it
-    ended the run; the facts say so.
+    first time, which says nothing about the step. A loss that is NaN or infinite ends the trace
+    where it ended the run; the facts say so.
     """
     where = moment.where
     with contextlib.suppress(NonFiniteLossError):
@@ -253,7 +253,7 @@ def _argument_names(function: Callable, args: tuple, options: dict[str, Any]) ->
 
 
 def _caller() -> str:
-    """Where an op was called: the nearest line that is neither an op nor an operator of Tensor."""
+    """Find where an op was called: the nearest line that is neither op nor operator of Tensor."""
     inside = (__file__, str(PACKAGE / "engine"), str(PACKAGE / "ops"))
     for frame, line in traceback.walk_stack(inspect.currentframe()):
         if not frame.f_code.co_filename.startswith(inside):

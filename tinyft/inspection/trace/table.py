@@ -1,6 +1,4 @@
-"""What is known of a step's ops, and how that reads in a terminal: the nodes of a trace, and their
-table, a line a node.
-"""
+"""A trace as text: each node with all that is known of it, and a table, a line a node."""
 
 from __future__ import annotations
 
@@ -97,7 +95,7 @@ def node_text(node: TracedNode) -> str:
 
 
 def derivative_lines(node: TracedNode) -> list[str]:
-    """What the source says of an op's backward, wrapped; nothing where it says nothing."""
+    """Wrap what the source says of an op's backward; nothing where it says nothing."""
     if not node.derivative:
         return []
     return ["", *textwrap.wrap(f"backward: {node.derivative}", 92, subsequent_indent="  ")]
@@ -129,7 +127,7 @@ def kernel_rows(node: TracedNode) -> list[list[str]]:
 
 
 def definitions(node: TracedNode) -> list[tuple[str, str]]:
-    """What defines each kernel of a node, and where: the reference's docstring."""
+    """Quote what defines each kernel of a node, and where: the reference's docstring."""
     found = {}
     for call in [*node.forward, *(node.backward or [])]:
         method = getattr(Backend, call.kernel)
@@ -160,7 +158,7 @@ PLACES = 2  # the last columns say where the source is: left out where a termina
 
 
 class TraceTable(Displayed):
-    """What happened: `nodes` in order, `others` (kernels outside of ops: pictures, optimizer).
+    """The ops of a block: `nodes` in order, `others` (kernels outside of ops: pictures, optimizer).
 
     `trace[37]` is a node, `trace["layer2.0.conv1"]` the first one of a layer. Printed it is a
     table.
@@ -193,11 +191,11 @@ class TraceTable(Displayed):
 
     @property
     def kept_bytes(self) -> int:
-        """What all nodes keep for backward."""
+        """The bytes that all nodes keep for backward."""
         return sum(node.kept_bytes for node in self.nodes)
 
     def stops(self) -> list[tuple[TracedNode, Input]]:
-        """Where backward came and did not go on: each input that got no gradient."""
+        """List where backward came and did not go on: each input that got no gradient."""
         reached = [node for node in self.nodes if node.backward is not None]
         return [(node, i) for node in reached for i in node.inputs if i.gradient_norm is None]
 
@@ -266,7 +264,7 @@ def cells(node: TracedNode) -> list[str]:
 
 
 def stop_lines(trace: TraceTable) -> list[str]:
-    """Where backward stopped and why; inputs of one reason together."""
+    """Say where backward stopped and why; inputs of one reason together."""
     if not any(node.backward is not None for node in trace):
         recorded = any(node.recorded for node in trace)
         return ["there was no backward" + ("" if recorded else ": nothing was recorded")]
