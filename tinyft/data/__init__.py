@@ -1,6 +1,6 @@
 """Pictures in, batches of bytes out: decoding, augmentation, folders, arrays.
 
-Reading order: picture (without chance), augment, resample, fast_resample (one picture, at random),
+Reading order: picture (nothing random), augment, resample, fast_resample (one picture, at random),
 prefetch, loader (batches), split, folder, arrays (sources). Importing this loads neither Pillow nor
 Numba; they come with the first picture.
 """

@@ -1,4 +1,4 @@
-"""One picture without chance: from a path, bytes or pixels to the square that a network sees.
+"""One picture, nothing random: from a path, bytes or pixels to the square that a network sees.
 
 `working_picture` decodes and resizes to working size, the part that is worth remembering; `shown`
 makes it the square. Prediction calls `prepare`, which does both; validation does the same with

@@ -1,4 +1,4 @@
-"""What spares the training step its waiting: pictures decoded before, batches made ahead of it.
+"""Keeps the training step from waiting: pictures are decoded once, batches are made ahead of it.
 
 Decoding a photograph costs more than augmenting it, and every epoch needs it again. So the
 picture at working size stays in memory, for training and validation alike (`PictureCache`), and
@@ -69,7 +69,7 @@ class PictureCache:
 
     def _change(self, change: Callable[..., np.ndarray | None], *arguments) -> np.ndarray | None:
         """Returns change(*arguments) when no other thread is at it; None within another change of
-        this thread, which a signal handler interrupted: it makes its picture and leaves no trace.
+        this thread, which a signal handler interrupted: its picture is made and not remembered.
         """
         with self._lock:
             if self._changing:

@@ -58,7 +58,7 @@ def find_parts(path: Path) -> dict[str, Path]:
 
 
 def folders_beside(path: Path) -> list[str]:
-    """Names the folders that are not called as parts are."""
+    """Names the folders whose names are not those of parts."""
     names = [found.name for found in path.iterdir() if found.is_dir()]
     parts = (*TRAIN_NAMES, *VALID_NAMES)
     return sorted(n for n in names if n.lower() not in parts and not n.startswith("."))

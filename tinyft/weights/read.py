@@ -2,7 +2,7 @@
 
 The order of work is the same for each format: open the file without reading an array; find the
 names; recognise the architecture; compare every shape; only then read, and check the values.
-What a file holds ends in Weights, in a WeightsError or in an OSError, in nothing else.
+The outcome is Weights, a WeightsError or an OSError, and nothing else.
 """
 
 from __future__ import annotations

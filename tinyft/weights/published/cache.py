@@ -1,11 +1,11 @@
-"""fetch: published weights by name, from the network once, from then on from the cache.
+"""fetch: published weights by name, from the network once and then from the cache.
 
 The cache holds tinyft's own HDF5 files, with the registry's preprocessing, licence and class names
 in them.  A published file is downloaded, compared with its sha256, converted, and dropped.  Where
 the same weights are published as safetensors too, that file is taken, so that no pickle is read.
 
     ~/.cache/tinyft/weights/torchvision_resnet18-v1.h5                 what load_weights reads
-    ~/.cache/tinyft/weights/torchvision_resnet18-v1.safetensors.part   a download that broke off
+    ~/.cache/tinyft/weights/torchvision_resnet18-v1.safetensors.part   an interrupted download
     ~/.cache/tinyft/weights/torchvision_resnet18-v1.pth                a file placed by hand
     ~/.cache/tinyft/weights/timm_resnet18.a1_in1k.sha256               of what came first, where the
                                                                        publisher states no whole one
@@ -55,8 +55,8 @@ def fetch(entry: Entry, announce: Announce | None = None) -> Path:
     """Returns the path of an entry's file, downloaded and converted if it is not in the cache.
 
     ``announce`` gets the line that says what is fetched, how large, under which licence, and then
-    how far it is; they go to stderr by default.  A download that broke off is gone on with.  Two
-    processes that want the same file wait for one another.
+    how far it is; they go to stderr by default.  An interrupted download is resumed.  Two processes
+    that want the same file wait for one another.
 
     Raises: NetworkError if the network fails; WeightsError if ``TINYFT_OFFLINE=1`` forbids it, the
     cache cannot be locked, or a file has not the published hash or size; OSError if it cannot be
@@ -135,7 +135,7 @@ def _download_and_convert(entry: Entry, source: Entry, path: Path, announce: Ann
     try:
         _check_pin(source, digest)
         _convert(entry, source, part, path)
-    except WeightsError:  # it is no use to go on with
+    except WeightsError:  # of no use to resume from
         part.unlink()
         raise
     _pin(source, digest)

@@ -173,6 +173,10 @@ class _Machine:
         else:
             raise TypeError(f"a {type(function).__name__} cannot be called")
 
+    def push_global(self, name: str) -> None:
+        """GLOBAL: looks a name up, which passed the check or is not wanted."""
+        self.push(_meaning_of(name) or Inert(name))
+
     def set_state(self, _: object) -> None:
         """BUILD: drops attributes of an object, such as ``_metadata`` of a state dict."""
         self.pop()
@@ -219,7 +223,7 @@ _DO: dict[str, Callable[[_Machine, object], None]] = {
     "BINGET": _Machine.recall,
     "LONG_BINGET": _Machine.recall,
     # Objects: the dangerous part, made harmless
-    "GLOBAL": lambda machine, argument: machine.push(_meaning_of(_dotted(argument))),
+    "GLOBAL": lambda machine, argument: machine.push_global(_dotted(argument)),
     "BINPERSID": lambda machine, _: machine.push(machine.load_storage(machine.pop())),
     "REDUCE": _Machine.call,
     "NEWOBJ": _Machine.call,
@@ -301,21 +305,18 @@ _REBUILDERS: dict[str, _Rebuilder] = {
     "torch.Size": _Rebuilder(_size),
 }
 
-# Names met in training checkpoints; ending in a dot, whole modules, in _rebuild_, whatever torch
-# rebuilds.
-_HARMLESS = (
+# Names met in training checkpoints, and what whole families of them begin with.
+_HARMLESS = {
     "__builtin__.bytearray", "__builtin__.complex", "__builtin__.dict", "__builtin__.list",
     "__builtin__.object", "__builtin__.set", "_codecs.encode", "argparse.Namespace",
     "builtins.bytearray", "builtins.complex", "builtins.dict", "builtins.list", "builtins.object",
     "builtins.set", "collections.Counter", "collections.defaultdict", "copy_reg._reconstructor",
-    "copyreg._reconstructor", "datetime.", "numpy._core.multiarray._reconstruct",
+    "copyreg._reconstructor", "numpy._core.multiarray._reconstruct",
     "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar", "numpy.dtype", "numpy.ndarray", "omegaconf.", "pathlib.",
-    "torch.Tensor", "torch._utils._rebuild_", "torch.device", "torch.nn.parameter.Parameter",
-    "torch.optim.", "torch.per_channel_affine", "torch.per_tensor_affine",
+    "numpy.core.multiarray.scalar", "numpy.dtype", "numpy.ndarray", "torch.Tensor", "torch.device",
+    "torch.nn.parameter.Parameter", "torch.per_channel_affine", "torch.per_tensor_affine",
     "torch.serialization._get_layout", "typing.Any", "yacs.config.CfgNode",
-)  # fmt: skip
-_TORCH_DTYPES = {
+    # torch's dtypes
     "torch.float16", "torch.float32", "torch.float64", "torch.bfloat16", "torch.bool",
     "torch.half", "torch.float", "torch.double", "torch.short", "torch.int", "torch.long",
     "torch.int8", "torch.int16", "torch.int32", "torch.int64",
@@ -324,16 +325,28 @@ _TORCH_DTYPES = {
     "torch.float8_e4m3fn", "torch.float8_e4m3fnuz", "torch.float8_e5m2", "torch.float8_e5m2fnuz",
     "torch.qint8", "torch.qint32", "torch.quint8",
 }  # fmt: skip
+_HARMLESS_FAMILIES = (
+    "datetime.",
+    "omegaconf.",
+    "pathlib.",
+    "torch._utils._rebuild_",
+    "torch.optim.",
+)
 # Classes that only a pickled model, not a state dict, mentions.
 _MODULES = ("torch.nn.modules.", "torchvision.models.", "timm.models.", "fastai.", "torch.jit.")
 
 
-def _meaning_of(name: str) -> _Rebuilder | StorageType | Inert:
-    """Returns what a global means; Inert for a name that the allow-list has not."""
+def _meaning_of(name: str) -> _Rebuilder | StorageType | Inert | None:
+    """Returns what a global means; None for a name outside the allow-list."""
     if name in _REBUILDERS:
         return _REBUILDERS[name]
-    storage = _storage_type(name)
-    return Inert(name) if storage is None else storage
+    if name == "torch.storage.UntypedStorage":
+        return StorageType(UNTYPED)
+    module, _, last = name.rpartition(".")
+    if module in ("torch", "torch.cuda") and last.endswith("Storage"):  # as torch.FloatStorage
+        return StorageType(last.removesuffix("Storage"))
+    is_harmless = name in _HARMLESS or name.startswith(_HARMLESS_FAMILIES)
+    return Inert(name) if is_harmless else None
 
 
 def _check_names(names: list[str], ignore_unknown: bool) -> None:
@@ -348,7 +361,7 @@ def _check_names(names: list[str], ignore_unknown: bool) -> None:
             f"this is a whole pickled model ({modules[0][:80]}), which only its own code can "
             f"read; in PyTorch, save model.state_dict() instead"
         )
-    unknown = [name for name in names if not _is_known(name)]
+    unknown = [name for name in names if _meaning_of(name) is None]
     if unknown and not ignore_unknown:
         shown = ", ".join(name[:80] for name in unknown[:20])
         more = f" and {len(unknown) - 20} more" if len(unknown) > 20 else ""
@@ -359,22 +372,3 @@ def _check_names(names: list[str], ignore_unknown: bool) -> None:
             "{ignore_unknown}, which leaves these objects out",
             ignore_unknown=True,
         )
-
-
-def _is_known(name: str) -> bool:
-    if name in _REBUILDERS or name in _TORCH_DTYPES or _storage_type(name) is not None:
-        return True
-    return any(
-        name.startswith(entry) if entry.endswith((".", "_rebuild_")) else name == entry
-        for entry in _HARMLESS
-    )
-
-
-def _storage_type(name: str) -> StorageType | None:
-    """Reads ``torch.FloatStorage``, ``torch.cuda.FloatStorage`` or torch.storage.UntypedStorage."""
-    if name == "torch.storage.UntypedStorage":
-        return StorageType(UNTYPED)
-    module, _, last = name.rpartition(".")
-    if module in ("torch", "torch.cuda") and last.endswith("Storage"):
-        return StorageType(last.removesuffix("Storage"))
-    return None
