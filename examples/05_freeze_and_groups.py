@@ -8,7 +8,7 @@ meanings, though, and this example measures both. Source: tinyft/finetune/groups
 from shapes import draw
 
 import tinyft as ft
-from tinyft.finetune.proof import digests
+from tinyft.finetune.groups import digests
 
 names = ["circle", "square", "star"]
 train, valid = draw(names, 16, seed=0), draw(names, 8, seed=1)

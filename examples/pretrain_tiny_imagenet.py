@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 import tinyft as ft
-from tinyft.cli.display import display
+from tinyft.cli.output import progress
 from tinyft.finetune.build import published_learner
 from tinyft.finetune.run.folder import Run
 from tinyft.finetune.run.resume import resume
@@ -115,7 +115,7 @@ def main():
         else:
             learner, plan, run, start = begin(data, args.epochs, args.run)
         print(plan)
-        with display(plan, start) as observer:
+        with progress(plan, start) as observer:
             learner.execute(plan, observers=[run, observer], start=start)
     learner = ft.load_learner(args.run / "learner.h5")
     training = (

@@ -5,13 +5,13 @@ import io
 import re
 from types import SimpleNamespace
 
-from tinyft.cli import display
+from tinyft.cli import output
 from tinyft.cli.output import json_result
 from tinyft.display import first_few
 
 
 def test_a_long_epoch_shows_lines_in_between(tinyft, pictures, tiny, monkeypatch):
-    monkeypatch.setattr(display, "SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr(output, "SECONDS_BETWEEN_LINES", -1.0)
     done = tinyft("finetune", pictures, *tiny)
     assert re.search(r"^  step 1 of 2: loss \d+\.\d{4}; \d+ s left$", done.err, re.MULTILINE)
     assert re.search(r"^epoch 1 of 1 \(everything\): .*; done$", done.err, re.MULTILINE)
@@ -19,8 +19,8 @@ def test_a_long_epoch_shows_lines_in_between(tinyft, pictures, tiny, monkeypatch
 
 def test_the_time_left_forgets_the_first_step_which_compiles(monkeypatch):
     now = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(display.time, "monotonic", lambda: now.seconds)
-    shown = display.PlainDisplay(SimpleNamespace(steps=10), start=2)
+    monkeypatch.setattr(output.time, "monotonic", lambda: now.seconds)
+    shown = output.PlainDisplay(SimpleNamespace(steps=10), start=2)
     shown.begin(None, None)
     record = SimpleNamespace(validation=None, proof=None)
     left = []
@@ -43,10 +43,10 @@ def test_a_terminal_that_goes_away_does_not_stop_the_bar(monkeypatch):
         def isatty(self):
             return True
 
-    monkeypatch.setattr(display, "has_terminal", lambda: True)
+    monkeypatch.setattr(output, "has_terminal", lambda: True)
     monkeypatch.setattr("sys.stderr", Gone())
     plan = SimpleNamespace(steps=10, phases=[SimpleNamespace(name="head alone")])
-    with display.display(plan, 0) as bar:
+    with output.display(plan, 0) as bar:
         bar.line("epoch 1 of 2")
         bar.progress.refresh()
     assert any("epoch 1 of 2" in text for text in written)
@@ -67,12 +67,12 @@ def test_colours_need_a_terminal_that_wants_them(monkeypatch):
         monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert display.has_terminal()
+    assert output.has_terminal()
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not display.has_terminal()
+    assert not output.has_terminal()
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
-    assert not display.has_terminal()
+    assert not output.has_terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
-    assert not display.has_terminal()
+    assert not output.has_terminal()

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from tinyft.cli import finetune
-from tinyft.cli.failures import RequestError, Stopped, exit_code_and_line
-from tinyft.cli.interrupts import stopping
+from tinyft.cli.failures import RequestError, Stopped, exit_code_and_line, stopping
 from tinyft.cli.main import main
 from tinyft.cli.output import duration, one_line
 from tinyft.errors import DataError, DeviceError, NetworkError, NonFiniteLossError, RunError

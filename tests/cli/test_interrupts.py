@@ -10,7 +10,7 @@ import pytest
 from numba.core.typing.context import BaseContext
 
 from tinyft import __main__
-from tinyft.cli.interrupts import heard, interrupt
+from tinyft.cli.failures import interrupt, signals_raise
 
 
 class Something:
@@ -42,7 +42,7 @@ def wait():
 
 
 def test_at_once():
-    with pytest.raises(KeyboardInterrupt), heard():
+    with pytest.raises(KeyboardInterrupt), signals_raise():
         press()
         wait()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -56,7 +56,7 @@ def test_in_a_finaliser_it_waits():
         press()
         reached.append("the end")
 
-    with pytest.raises(KeyboardInterrupt), heard():
+    with pytest.raises(KeyboardInterrupt), signals_raise():
         thing = Something()
         weakref.finalize(thing, finalise)
         del thing
@@ -69,7 +69,7 @@ def test_in_a_callback_of_the_compiler_it_waits(tmp_path):
     folder.mkdir()
     code = compile("press()\nreached.append('the end')", folder / "executionengine.py", "exec")
     reached = []
-    with pytest.raises(KeyboardInterrupt), heard():
+    with pytest.raises(KeyboardInterrupt), signals_raise():
         exec(code, {"press": press, "reached": reached})
         wait()
     assert reached == ["the end"]
@@ -83,7 +83,7 @@ def test_where_numba_forgets_a_global_it_waits():
             press()
             reached.append("the end")
 
-    with pytest.raises(KeyboardInterrupt), heard():
+    with pytest.raises(KeyboardInterrupt), signals_raise():
         thing = Something()
         BaseContext._insert_global(SimpleNamespace(_globals=Globals()), thing, "its type")
         del thing
@@ -95,7 +95,7 @@ def test_a_handler_of_somebody_else_stays():
     mine = []
     before = signal.signal(signal.SIGINT, lambda *_: mine.append(1))
     try:
-        with heard():
+        with signals_raise():
             press()
     finally:
         signal.signal(signal.SIGINT, before)

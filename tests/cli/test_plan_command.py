@@ -9,7 +9,7 @@ def test_a_plan_in_words(tinyft, pictures, tiny):
     done = tinyft("plan", pictures, *tiny, "--freeze-epochs", "1", "--explain")
     assert done.code == 0
     assert "Phase 1 of 2, head alone: 1 epoch of 2 steps, steps 0 to 1." in done.out
-    assert "Where: phases and rates: tinyft/finetune/recipe.py" in done.out
+    assert "Where: phases and rates: tinyft/finetune/schedule.py" in done.out
     assert "forecast: about" in done.out
     plain = tinyft("plan", pictures, *tiny, "--freeze-epochs", "1")
     assert "lr peak" in plain.out and "Why:" not in plain.out

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tinyft as ft
-from tinyft.cli import finetune, sample
+from tinyft.cli import finetune, opening
 from tinyft.weights import find, load_weights
 
 
@@ -47,14 +47,14 @@ def test_other_commands_take_the_sample_too(tinyft, command):
 def test_what_was_given_is_kept():
     given = {"dir": None, "weights": "mine.h5", "arch": None, "epochs": None}
     args = argparse.Namespace(**given)
-    sample.complete(args)
+    opening.complete_sample(args)
     assert args.dir.endswith("animals8")
     assert (args.weights, args.arch, args.epochs) == ("mine.h5", None, None)
     args = argparse.Namespace(**given | {"weights": None, "epochs": 3})
-    sample.complete(args)
+    opening.complete_sample(args)
     assert (args.arch, args.epochs) == ("resnet10s", 3)
     args = argparse.Namespace(**given | {"dir": "photos"})
-    sample.complete(args)
+    opening.complete_sample(args)
     assert vars(args) == given | {"dir": "photos"}
 
 

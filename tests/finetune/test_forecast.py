@@ -9,8 +9,8 @@ import pytest
 
 from tests.finetune.conftest import bits, small_data, small_learner
 from tinyft import backends
-from tinyft.data import cache
-from tinyft.finetune import forecast as module
+from tinyft.data import prefetch
+from tinyft.finetune import trials as module
 
 FULL, NEW, KEPT, JUDGED, FOLDED = 100.0, 40.0, 1.0, 7.0, 3.0  # seconds; JUDGED: of a picture
 
@@ -108,10 +108,10 @@ def test_what_would_not_fit_into_memory_is_not_tried(monkeypatch):
 def test_free_memory_is_that_of_the_container(tmp_path):
     for name, text in (("max", "5000"), ("current", "3000"), ("stat", "anon 1\ninactive_file 70")):
         (tmp_path / f"memory.{name}").write_text(text)
-    assert cache._free_in_container(tmp_path) == 2070
+    assert prefetch._free_in_container(tmp_path) == 2070
     (tmp_path / "memory.max").write_text("max")
-    assert cache._free_in_container(tmp_path) == sys.maxsize
-    assert 0 < cache.free_memory() <= cache._free_on_machine()
+    assert prefetch._free_in_container(tmp_path) == sys.maxsize
+    assert 0 < prefetch.free_memory() <= prefetch._free_on_machine()
 
 
 def test_nothing_is_left_of_it():

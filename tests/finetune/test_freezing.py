@@ -11,7 +11,7 @@ import pytest
 import tinyft as ft
 from tests.finetune.conftest import bits, small_data, small_learner
 from tinyft.errors import RunError
-from tinyft.finetune.proof import digests, prove
+from tinyft.finetune.groups import digests, prove
 
 
 def body_learner(**options) -> ft.Learner:

@@ -9,9 +9,9 @@ import pytest
 
 from tests.finetune.conftest import bits, small_learner
 from tinyft.errors import RunError
-from tinyft.finetune.lr_find import suggest
 from tinyft.finetune.optim import SGD
 from tinyft.finetune.run import state as learner_state
+from tinyft.finetune.trials import suggest
 
 
 def test_rules_on_a_curve_given_by_formula(golden):
@@ -120,7 +120,7 @@ def test_the_end_of_the_curve_is_cut_where_fastai_cuts_it(spoilt, lost, monkeypa
     """
     seen, learner = [], small_learner()
     monkeypatch.setattr(
-        "tinyft.finetune.lr_find.suggest", lambda lrs, losses: seen.append(lrs) or {}
+        "tinyft.finetune.trials.suggest", lambda lrs, losses: seen.append(lrs) or {}
     )
     compute = learner.loss
 

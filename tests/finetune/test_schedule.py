@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinyft.finetune.recipe import fine_tune_phases, one_cycle_phase
-from tinyft.finetune.schedule import even_mults, per_group, positions
+from tinyft.finetune.schedule import (
+    even_mults,
+    fine_tune_phases,
+    one_cycle_phase,
+    per_group,
+    positions,
+)
 
 VARIANT = {
     "epochs": 3,

@@ -21,7 +21,7 @@ def everything(learner: ft.Learner) -> dict[str, object]:
         for name, p in group.parameters.items():
             grad = None if p.grad is None else p.grad.tobytes()
             state[f"gradient {name}"] = (p.requires_grad, grad)
-        for name, norm in group.norms.items():
+        for name, norm in group.batch_norms.items():
             state[f"switches {name}"] = (norm.statistics, norm.updates)
     state["decay"] = learner.weight_decay
     counters = (learner.step, learner.epoch, learner.smooth, sorted(learner.trained))

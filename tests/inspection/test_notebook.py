@@ -124,7 +124,7 @@ def test_a_step_has_its_groups(trained):
     assert f"step 5, epoch 2, everything: loss {record.loss:.4f}" in text
     assert f"{record.groups[2].update_norm:.2e}" in text
     assert "validation: accuracy" in text and "tensors bit-identical" in text
-    for line in record.facts():
+    for line in record.lines():
         assert line in str(record)
     first = trained[0].history[0]
     assert [row[1] for row in first.rows()] == ["frozen", "frozen", "trains"]

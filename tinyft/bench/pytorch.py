@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # a process that measures PyTorch's memory loads no more than
     from tinyft.data.loader import Batch, PictureData
     from tinyft.finetune.groups import Group
     from tinyft.finetune.learner import Learner
-    from tinyft.finetune.recipe import Phase
+    from tinyft.finetune.schedule import Phase
     from tinyft.inspection.trace.kernel_watch import KernelCall
     from tinyft.nn.head import FastaiHead
 
@@ -342,7 +342,7 @@ class TorchLearner:
         )
         self.body = Network(learner.model).to(dtype, memory_format=self.layout)
         self.head = Head(learner.model.head).to(dtype)
-        norms = [norm for group in learner.groups[:-1] for norm in group.norms.values()]
+        norms = [norm for group in learner.groups[:-1] for norm in group.batch_norms.values()]
         self.fixed_body = all(norm.statistics == "running" for norm in norms)
         self.parameters, groups = self._parameters(learner), enumerate(learner.groups)
         self.optimizer = torch.optim.AdamW(

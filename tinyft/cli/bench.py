@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tinyft.cli.failures import RequestError
+from tinyft.cli.options import Parser, add_json, device, whole
 from tinyft.cli.output import json_result, one_line, percent, result, say
-from tinyft.cli.parser import add_command, add_json, device, whole
 from tinyft.cli.photos import NAMES, show_others
+
+HELP = "measure the speed of training and inference, beside PyTorch if it is installed"
+EXAMPLE = "tinyft bench --arch resnet18 --batch-size 16 --size 224"
 
 RIVALS = {
     "pytorch": "PyTorch's better layout",
@@ -28,14 +31,7 @@ CPU_ONLY = ("memory", "cold", "overhead", "frozen", "accuracy", "threads", "all"
 FEWEST_ROUNDS = 5  # a median of fewer says little
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands,
-        "bench",
-        run,
-        help="measure the speed of training and inference, beside PyTorch if it is installed",
-        example="tinyft bench --arch resnet18 --batch-size 16 --size 224",
-    )
+def add_options(parser: Parser) -> None:
     add = parser.add_argument
     add("--arch", metavar="NAME", help="(resnet18)")
     add("--batch-size", type=whole(2), metavar="N", help="(16; cifar_resnet20: 128)")

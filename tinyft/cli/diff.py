@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyft.cli.failures import RequestError
-from tinyft.cli.options import PAGES, add_backend, expect_replaceable, open_folder
-from tinyft.cli.output import json_result, result, say
-from tinyft.cli.parser import add_command, add_json
+from tinyft.cli.opening import open_folder
+from tinyft.cli.options import PAGES, Parser, add_backend, add_json, expect_replaceable
+from tinyft.cli.output import answer, say
 from tinyft.errors import DataError
 
 if TYPE_CHECKING:
     from tinyft.data import PictureData
     from tinyft.inspection.comparison.diff import Diff
 
+HELP = "compare a network before and after training, layer by layer"
+EXAMPLE = """\
+tinyft diff runs/photos-resnet18-1 --html diff.html
+tinyft diff resnet18.pth runs/photos-resnet18-1/best.h5 --pictures photos/"""
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands,
-        "diff",
-        run,
-        help="compare a network before and after training, layer by layer",
-        example="tinyft diff runs/photos-resnet18-1 --html diff.html\n"
-        "  tinyft diff resnet18.pth runs/photos-resnet18-1/best.h5 --pictures photos/",
-    )
+
+def add_options(parser: Parser) -> None:
     add = parser.add_argument
     add("before", metavar="RUN|FILE", help="a run alone: its phases; else what to compare from")
     add("after", metavar="RUN|FILE", nargs="?", help="weights, a learner, a checkpoint, or a run")
@@ -59,10 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html:
         Path(args.html).write_text(as_page(found), encoding="utf-8", errors="backslashreplace")
         say(f"wrote {args.html}")
-    if args.json:
-        json_result(plain(found))
-    else:
-        result(str(found))
+    answer(args, str(found), plain(found))
     return 0
 
 
@@ -72,8 +65,7 @@ def _data(args: argparse.Namespace) -> tuple[PictureData | None, list[str]]:
         return open_folder(args.pictures, valid_fraction=1.0), []
     if args.after is not None:
         return None, ["--pictures DIR compares the features of both networks too"]
-    from tinyft.finetune.run.pictures import changed_pictures
-    from tinyft.finetune.run.reading import read_description
+    from tinyft.finetune.run.reading import changed_pictures, read_description
 
     recorded = read_description(Path(args.before))["data"]
     if recorded.get("kind") != "folder":
@@ -90,22 +82,6 @@ def _data(args: argparse.Namespace) -> tuple[PictureData | None, list[str]]:
 
 
 def plain(found: Diff) -> dict[str, Any]:
-    """The comparison as JSON holds it."""
-    return {
-        "arch": found.arch,
-        "snapshots": found.titles,
-        "spans": found.spans,
-        "stages": {
-            stage: [dataclasses.asdict(move) for move in moves]
-            for stage, moves in found.stages.items()
-        },
-        "layers": [
-            dataclasses.asdict(layer)
-            | {"filters": [[list(pair) for pair in filters] for filters in layer.filters]}
-            for layer in found.layers
-        ],
-        "similarity": found.similarity,
-        "pictures": found.pictures,
-        "unmatched": found.unmatched,
-        "notices": found.notices,
-    }
+    """The comparison as JSON is to hold it: all but the filters' weights."""
+    names = ("arch", "spans", "stages", "layers", "similarity", "pictures", "unmatched", "notices")
+    return {"snapshots": found.titles, **{name: getattr(found, name) for name in names}}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import platform
 import sys
 import tempfile
 from pathlib import Path
 
-from tinyft.cli.options import describe_backend
+from tinyft.cli.opening import describe_backend
 from tinyft.cli.output import one_line, result
-from tinyft.cli.parser import add_command
 from tinyft.errors import TinyftError
+from tinyft.version import __version__, installed
+
+HELP = "say what this machine and this installation offer"
+EXAMPLE = "tinyft doctor"
 
 # What pyproject.toml requires, and llvmlite, whose version decides what the kernels compile to.
 PACKAGES = ("numpy", "numba", "llvmlite", "pillow", "rich", "platformdirs", "filelock")
@@ -20,25 +22,14 @@ WITHOUT = {"numba", "llvmlite"}  # without these the reference backend works
 NOT_WRITABLE = ", which cannot be written; set TINYFT_HOME to a folder that can"
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    add_command(
-        commands,
-        "doctor",
-        run,
-        help="say what this machine and this installation offer",
-        example="tinyft doctor",
-    )
-
-
 def run(args: argparse.Namespace) -> int:
     from tinyft.finetune.run.folder import versions
-    from tinyft.version import __version__
     from tinyft.weights.published.cache import cache_folder
 
     result(f"tinyft {__version__}, Python {platform.python_version()} ({sys.executable})")
     result(f"processor: {versions()['processor']} on {platform.system()}")
-    result("packages: " + ", ".join(f"{n} {_version(n) or 'MISSING'}" for n in PACKAGES))
-    missing = {name for name in PACKAGES if not _version(name)}
+    result("packages: " + ", ".join(f"{n} {installed(n) or 'MISSING'}" for n in PACKAGES))
+    missing = {name for name in PACKAGES if not installed(name)}
     if missing - WITHOUT:
         result("something is missing: install tinyft again with pip")
         return 1
@@ -62,13 +53,6 @@ def _can_be_written(path: Path) -> bool:
             return True
     except OSError:
         return False
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _backends() -> bool:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinyft.cli.failures import RequestError
-from tinyft.cli.opening import open_trained
-from tinyft.cli.options import add_backend, add_reading_options, given, open_folder
-from tinyft.cli.output import json_result, one_line, percent, result, say
-from tinyft.cli.parser import add_command, add_json
+from tinyft.cli.opening import open_folder, open_trained
+from tinyft.cli.options import Parser, add_backend, add_json, add_reading_options, given
+from tinyft.cli.output import answer, one_line, percent, say
 from tinyft.errors import RunError
 
 if TYPE_CHECKING:
@@ -18,16 +17,13 @@ if TYPE_CHECKING:
     from tinyft.finetune import Learner
     from tinyft.weights import Weights
 
+HELP = "measure accuracy and loss of a trained network on pictures"
+EXAMPLE = """\
+tinyft evaluate runs/photos-resnet18-1 more_photos/
+tinyft evaluate resnet20.h5 cifar10/"""
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands,
-        "evaluate",
-        run,
-        help="measure accuracy and loss of a trained network on pictures",
-        example="tinyft evaluate runs/photos-resnet18-1 more_photos/\n"
-        "  tinyft evaluate resnet20.h5 cifar10/",
-    )
+
+def add_options(parser: Parser) -> None:
     parser.add_argument(
         "source", metavar="RUN|WEIGHTS", help="a run's folder, a saved learner, or a weights file"
     )
@@ -51,14 +47,12 @@ def run(args: argparse.Namespace) -> int:
     data = _data(args, learner)
     args.working = True
     found = learner.evaluate(data)
-    if args.json:
-        json_result({"n": found.n, "accuracy": found.accuracy, "loss": found.loss})
-        return 0
     wrong = found.n - round(found.accuracy * found.n)
-    result(
+    text = (
         f"accuracy {percent(found.accuracy)}, error {percent(1 - found.accuracy)} ({wrong} wrong "
         f"of {found.n}), loss {found.loss:.4f}"
     )
+    answer(args, text, found)
     return 0
 
 
@@ -74,7 +68,7 @@ def _data(args: argparse.Namespace, learner: Learner) -> PictureData:
         return open_folder(args.dir, valid_fraction=1.0, classes=learner.classes, **options)
     if not Path(args.source).is_dir():
         raise RequestError("which pictures? Only a run has its own; give a folder")
-    from tinyft.finetune.run.pictures import pictures_of_run
+    from tinyft.finetune.run.reading import pictures_of_run
 
     try:
         return pictures_of_run(

@@ -1,4 +1,5 @@
-"""From an exception to one line and an exit code.
+"""How a command ends that does not come to its end: an exception becomes one line and an exit code,
+and signals become exceptions.
 
 One rule: 2 is for what was asked, 1 for what happened. So what a command refuses before its work
 begins is 2, and what ends the work is 1; each command says `args.working = True` between the two.
@@ -11,8 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping
+from types import FrameType
 from typing import Any
 
 from tinyft.cli.output import one_line
@@ -138,3 +142,62 @@ def _of_system(error: OSError) -> str:
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     said = error.strerror or str(error) or type(error).__name__
     return ": ".join([*names, said]) + _REMEDIES.get(error.errno, "")
+
+
+# -------------------------------------------------------------------------------------- signals
+
+# Python raises KeyboardInterrupt wherever the main thread happens to be. Where C code called back
+# into Python (a callback of LLVM's compiler, a finaliser), an exception has nobody to go to: Python
+# prints it and goes on, and the Ctrl-C is lost. There the signal is sent again a little later.
+
+LATER = 0.02  # s
+# Files whose functions C code calls back; Numba's is called when a global is garbage-collected.
+_CALLED_BACK = (
+    f"{os.sep}llvmlite{os.sep}",
+    f"{os.sep}weakref.py:",
+    os.sep + os.path.join("numba", "core", "typing", "context.py:on_disposal"),
+)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A signal's handler: raises KeyboardInterrupt, as soon as somebody can catch it."""
+    if _is_called_back(frame):
+        threading.Timer(LATER, signal.raise_signal, [number]).start()
+    else:
+        raise Stopped(number)
+
+
+def stopping() -> list[int]:
+    """The signals that ask for an end: Ctrl-C, a scheduler's, and that of a terminal which goes
+    away, unless `nohup` had it ignored.
+    """
+    found = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        found.append(signal.SIGHUP)
+    return found
+
+
+def _is_called_back(frame: FrameType | None) -> bool:
+    while frame is not None:
+        function = f"{frame.f_code.co_filename}:{frame.f_code.co_name}"
+        if any(place in function for place in _CALLED_BACK):
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """Let the signals of `stopping` call `interrupt`, where no other handler is set."""
+    ours = {}
+    if threading.current_thread() is threading.main_thread():
+        nobodys = (signal.default_int_handler, signal.SIG_DFL)
+        before = {number: signal.getsignal(number) for number in stopping()}
+        ours = {number: handler for number, handler in before.items() if handler in nobodys}
+    for number in ours:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)

@@ -18,35 +18,30 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from tinyft.cli.display import display
-from tinyft.cli.failures import RequestError, Stopped
-from tinyft.cli.interrupts import interrupt, stopping
-from tinyft.cli.options import (
-    add_training_options,
+from tinyft.cli.failures import RequestError, Stopped, interrupt, stopping
+from tinyft.cli.opening import (
     describe_backend,
     make_learner,
     make_plan,
+    refuse_contradictions,
+    resume_command,
 )
-from tinyft.cli.output import duration, json_result, one_line, percent, result, say
-from tinyft.cli.parser import add_command, add_json
-from tinyft.cli.resuming import refuse_contradictions, resume_command
+from tinyft.cli.options import Parser, add_json, add_training_options
+from tinyft.cli.output import answer, duration, one_line, percent, progress, say
 
 if TYPE_CHECKING:
     from tinyft.data.loader import PictureData
     from tinyft.finetune import Learner, Plan
     from tinyft.finetune.run.folder import Run
 
+HELP = "fine-tune a pretrained network on a folder of pictures"
+EXAMPLE = """\
+tinyft finetune
+tinyft finetune photos/ --weights resnet18.pth --epochs 3
+tinyft finetune --resume runs/photos-resnet18-1"""
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands,
-        "finetune",
-        run,
-        help="fine-tune a pretrained network on a folder of pictures",
-        example="tinyft finetune\n"
-        "  tinyft finetune photos/ --weights resnet18.pth --epochs 3\n"
-        "  tinyft finetune --resume runs/photos-resnet18-1",
-    )
+
+def add_options(parser: Parser) -> None:
     add_training_options(parser)
     parser.add_argument("--out", metavar="RUN", help="the run's folder (runs/DIR-ARCH-NUMBER)")
     parser.add_argument("--resume", metavar="RUN", help="go on with a run that was interrupted")
@@ -100,7 +95,7 @@ def _train(
     say(f"run: {one_line(str(training.path))}\n")
     args.on_interrupt = f"; go on with: {resume_command(training.path)}"
     args.working = True
-    with _signals(training) as received, display(plan, start) as observer:
+    with _signals(training) as received, progress(plan, start) as observer:
         try:
             # The run comes last: where it ends a session, the others have seen the step.
             observers = [Ledger(training.path), observer, training]
@@ -124,13 +119,11 @@ def _report(args: argparse.Namespace, learner: Learner, training: Run) -> None:
         "n_valid": last.n,
         "best_valid_accuracy": training.best_accuracy,
     }
-    if args.json:
-        json_result(figures)
-    else:
-        result(
-            f"accuracy {percent(last.accuracy)}, loss {last.loss:.4f} on {last.n} pictures after "
-            f"{duration(training.seconds)}; saved in {one_line(str(training.path))}"
-        )
+    text = (
+        f"accuracy {percent(last.accuracy)}, loss {last.loss:.4f} on {last.n} pictures after "
+        f"{duration(training.seconds)}; saved in {one_line(str(training.path))}"
+    )
+    answer(args, text, figures)
     metrics = read_metrics(training.path / "metrics.csv")
     if compared := comparison(metrics, last.accuracy, learner.data):
         say(compared)
@@ -148,7 +141,7 @@ def comparison(metrics: dict[str, Any], accuracy: float, data: PictureData) -> s
     """The accuracy beside that of the head alone and that of guessing, or of always naming the
     largest class, from all of a run's `read_metrics`; "" if there is nothing to compare.
     """
-    from tinyft.finetune.recipe import HEAD_ALONE
+    from tinyft.finetune.schedule import HEAD_ALONE
 
     judged = zip(metrics["phase"], metrics["valid_accuracy"], strict=True)
     of_head = [found for phase, found in judged if phase == HEAD_ALONE and not math.isnan(found)]

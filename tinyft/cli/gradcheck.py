@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyft.cli.failures import RequestError
+from tinyft.cli.options import Parser, whole
 from tinyft.cli.output import result
-from tinyft.cli.parser import Parser, add_command, whole
 from tinyft.errors import TinyftError
 
 if TYPE_CHECKING:
     from tinyft.testing.op_cases import OpCase
+
+HELP = "compare gradients with differences: of all ops, of one, or of a function of yours"
+EXAMPLE = """\
+tinyft gradcheck conv2d
+tinyft gradcheck layer.py:gate --shapes 2x3"""
 
 MOST_DRAWS = 50  # of one case; an empty one never gives anything
 CONVENTION = """
@@ -36,14 +41,7 @@ your own function:
   Or give shapes instead, and normal numbers are drawn: --shapes 2x3 (several: 2x3,3x4)"""
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands,
-        "gradcheck",
-        run,
-        help="compare gradients with differences: of all ops, of one, or of a function of yours",
-        example="tinyft gradcheck conv2d\n  tinyft gradcheck layer.py:gate --shapes 2x3",
-    )
+def add_options(parser: Parser) -> None:
     parser.epilog += "\n" + CONVENTION
     parser.add_argument("op", metavar="OP|FILE.py:FUNCTION", nargs="?", help="(default: all ops)")
     parser.add_argument("--mode", choices=("fast", "full"), help="projections, or every element")

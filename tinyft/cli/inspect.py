@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyft.cli import why
-from tinyft.cli.display import has_terminal
 from tinyft.cli.failures import RequestError
-from tinyft.cli.options import GRAPHS, PAGES, expect_replaceable
-from tinyft.cli.output import json_result, result, say
-from tinyft.cli.parser import add_command, add_json, whole
+from tinyft.cli.options import GRAPHS, PAGES, Parser, add_json, expect_replaceable, whole
+from tinyft.cli.output import answer, has_terminal, json_result, result, say
 
 if TYPE_CHECKING:
+    from tinyft.inspection.step.moment import Moment
+    from tinyft.inspection.step.why import Explanation
+    from tinyft.inspection.trace.kernel_watch import KernelCall
     from tinyft.inspection.trace.recorder import Trace
-    from tinyft.inspection.trace.table import TracedNode
+
+HELP = "make one step of a run again, and show it op by op"
+EXAMPLE = """\
+tinyft inspect runs/photos-resnet18-1 --step 17
+tinyft inspect runs/photos-resnet18-1 --step 17 --node 37 --html step.html
+tinyft inspect runs/photos-resnet18-1 --step 17 --why --what-if"""
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands,
-        "inspect",
-        run,
-        help="make one step of a run again, and show it op by op",
-        example="tinyft inspect runs/photos-resnet18-1 --step 17\n"
-        "  tinyft inspect runs/photos-resnet18-1 --step 17 --node 37 --html step.html\n"
-        "  tinyft inspect runs/photos-resnet18-1 --step 17 --why --what-if",
-    )
+def add_options(parser: Parser) -> None:
     add = parser.add_argument
     add("run_folder", metavar="RUN", help="the folder of a run")
     add("--step", type=whole(0), required=True, metavar="K", help="as counted in metrics.csv")
@@ -37,7 +32,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--node", type=whole(0), action="append", metavar="I", help=f"{opens} (repeatable)")
     add("--html", metavar="FILE", help="write a page to click through")
     add("--dot", metavar="FILE", help="write the graph for Graphviz (dot -Tsvg FILE)")
-    why.add_options(parser)
+    add("--why", action="store_true", help="why the loss of the step's pictures changed")
+    add("--what-if", action="store_true", help="what other rates, or freezing, would have done")
     add_json(parser)
 
 
@@ -46,7 +42,11 @@ def run(args: argparse.Namespace) -> int:
     from tinyft.inspection.trace.recorder import trace_step
 
     nodes = sorted(set(args.node or []))
-    explains = why.asked(args)
+    if (args.why or args.what_if) and (args.node or args.html or args.dot):
+        raise RequestError(
+            "--why and --what-if answer in text or JSON; --node, --html and --dot show the trace; "
+            "ask for one or the other"
+        )
     if args.html and args.dot and Path(args.html).resolve() == Path(args.dot).resolve():
         raise RequestError(f"--html and --dot would both be written to {args.html}; name two files")
     expect_replaceable("--html", args.html, PAGES)
@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     args.working = True
     for notice in moment.notices:
         say(f"note: {notice}")
-    if explains:
-        return why.answer(args, moment, recorded_loss(Path(args.run_folder), args.step - 1))
+    if args.why or args.what_if:
+        return _explain(args, moment)
     found = trace_step(moment, open=nodes)
     if nodes and nodes[-1] >= len(found):
         raise RequestError(
@@ -126,41 +126,57 @@ def show(found: Trace) -> None:
 
 
 def plain(found: Trace, nodes: list[int]) -> dict[str, Any]:
-    """The trace as JSON holds it; with `nodes`, of those only."""
-    listed = [found[number] for number in nodes] if nodes else found.nodes
+    """The trace as JSON is to hold it; with `nodes`, of those only."""
+
+    def plain_calls(calls: list[KernelCall] | None) -> list[dict[str, Any]] | None:
+        names = ("kernel", "by", "milliseconds", "started", "difference")
+        return calls and [{name: getattr(call, name) for name in names} for call in calls]
+
     return {
         "title": found.title,
         "facts": found.facts,
         "loss": found.loss,
         "milliseconds": found.elapsed_ms,
         "kept_bytes": found.kept_bytes,
-        "nodes": [plain_node(node) for node in listed],
-        "others": [_plain_call(call) for call in found.others],
+        "nodes": [
+            vars(node)
+            | {"forward": plain_calls(node.forward), "backward": plain_calls(node.backward)}
+            for node in ([found[number] for number in nodes] if nodes else found.nodes)
+        ],
+        "others": plain_calls(found.others),
     }
 
 
-def plain_node(node: TracedNode) -> dict[str, Any]:
-    described = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
-    described["inputs"] = [dataclasses.asdict(given) for given in node.inputs]
-    described["entries"] = [dataclasses.asdict(entry) for entry in node.entries]
-    described["forward"] = [_plain_call(call) for call in node.forward]
-    if node.backward is not None:
-        described["backward"] = [_plain_call(call) for call in node.backward]
-    return _listed(described)
+# ------------------------------------------------------------------------------ --why and --what-if
 
 
-def _plain_call(call: Any) -> dict[str, Any]:
+def _explain(args: argparse.Namespace, moment: Moment) -> int:
+    """Why the step changed the loss, and what other steps would have done."""
+    from tinyft.inspection.step.what_if import what_if
+    from tinyft.inspection.step.why import explain_step, jump
+
+    texts, found = [], {"where": moment.where, "ids": moment.batch.ids.tolist()}
+    if args.why:
+        previous = recorded_loss(Path(args.run_folder), args.step - 1)
+        explanation, looks = explain_step(moment), jump(moment, previous)
+        texts += [str(explanation), str(looks)]
+        found |= {"why": plain_explanation(explanation), "jump": vars(looks).copy()}
+        del found["jump"]["where"], found["jump"]["pictures"]  # they are said of the whole
+    if args.what_if:
+        outcomes = what_if(moment)
+        texts.append(str(outcomes))
+        found["what_if"] = outcomes.outcomes
+    answer(args, "\n\n".join(texts), found)
+    return 0
+
+
+def plain_explanation(found: Explanation) -> dict[str, Any]:
+    """An explanation as JSON is to hold it: losses are pairs, before and after."""
+    parts = ("predicted", "curvature", "in_training", "dropout", "batch_norm", "statistics",
+             "in_evaluation", "groups")  # fmt: skip
+    losses = zip(found.before["training"].each, found.after["training"].each, strict=True)
     return {
-        "kernel": call.kernel,
-        "by": call.by,
-        "milliseconds": call.milliseconds,
-        "started": list(call.started),
-        "difference": call.difference,
+        **{part: getattr(found, part) for part in parts},
+        "losses": {m: [found.before[m].loss, found.after[m].loss] for m in found.before},
+        "pictures": dict(zip(found.names, losses, strict=True)),
     }
-
-
-def _listed(value: Any) -> Any:
-    """Tuples as lists, all the way down."""
-    if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value

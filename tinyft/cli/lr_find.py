@@ -5,25 +5,21 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tinyft.cli.options import add_network_options, describe_backend, make_learner
+from tinyft.cli.opening import describe_backend, make_learner
+from tinyft.cli.options import Parser, add_json, add_network_options, whole
 from tinyft.cli.output import json_result, result, say
-from tinyft.cli.parser import add_command, add_json, whole
 
 if TYPE_CHECKING:
     from tinyft.finetune import LrFinding
+
+HELP = "try learning rates from tiny to huge and suggest one"
+EXAMPLE = "tinyft lr-find photos/ --weights resnet18.pth"
 
 ROWS = 20  # of the printed curve
 BAR = 40  # columns
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands,
-        "lr-find",
-        run,
-        help="try learning rates from tiny to huge and suggest one",
-        example="tinyft lr-find photos/ --weights resnet18.pth",
-    )
+def add_options(parser: Parser) -> None:
     add_network_options(parser)
     parser.add_argument("--steps", type=whole(10), default=100, metavar="N", help="(100)")
     add_json(parser)
@@ -38,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
     args.working = True
     finding = learner.lr_find(num_it=args.steps)
     if args.json:
-        json_result(_plain(finding))
+        curve = {"lr": finding.lrs, "loss": finding.losses, "smooth_loss": finding.smooth_losses}
+        json_result({"suggestions": finding.suggestions, **curve})
         return 0
     result("\n".join(_curve(finding)))
     result(f"\nsuggestions, each by its own rule ({len(finding.lrs)} steps were made):")
@@ -62,15 +59,3 @@ def _curve(finding: LrFinding) -> list[str]:
         bar = "#" * round(BAR * min(1.0, (losses[i] - lowest) / fall))
         lines.append(f"{finding.lrs[i]:.2e}  {losses[i]:<8.4f}  {bar}".rstrip())
     return lines
-
-
-def _plain(finding: LrFinding) -> dict[str, object]:
-    return {
-        "suggestions": {
-            rule: {"lr": found.lr, "working": found.working}
-            for rule, found in finding.suggestions.items()
-        },
-        "lr": finding.lrs.tolist(),
-        "loss": finding.losses.tolist(),
-        "smooth_loss": finding.smooth_losses.tolist(),
-    }

@@ -39,10 +39,9 @@ from tinyft.cli import (
     warmup,
     weights,
 )
-from tinyft.cli.failures import RequestError, exit_code_and_line
-from tinyft.cli.interrupts import heard
+from tinyft.cli.failures import RequestError, exit_code_and_line, signals_raise
+from tinyft.cli.options import Parser, add_command
 from tinyft.cli.output import one_line, say
-from tinyft.cli.parser import Parser
 from tinyft.version import __version__
 
 COMMANDS = (
@@ -71,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     args.arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with _warnings_as_notes(), heard():
+        with _warnings_as_notes(), signals_raise():
             _check_folder()
             _check_names(args)
             code = args.run(args)
@@ -80,10 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.traceback:
             traceback.print_exc()
         code, line = exit_code_and_line(
-            error,
-            working=args.working,
-            options=vars(args),
-            on_interrupt=args.on_interrupt,
+            error, working=args.working, options=vars(args), on_interrupt=args.on_interrupt
         )
         say(f"{args.prog}: {line}")
         _give_up_output()
@@ -101,7 +97,11 @@ def build_parser() -> Parser:
     parser.set_defaults(working=False, on_interrupt="", traceback=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
-        command.add_parser(commands)
+        name = command.__name__.rpartition(".")[2].replace("_", "-")
+        run = getattr(command, "run", None)  # a group of commands has none
+        below = add_command(commands, name, run, help=command.HELP, example=command.EXAMPLE)
+        if hasattr(command, "add_options"):
+            command.add_options(below)
     return parser
 
 

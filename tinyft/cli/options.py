@@ -1,4 +1,4 @@
-"""The options that several commands share, and the library's objects made from them.
+"""Parsers: a command's from what its module says, and the options that several commands share.
 
 No option has a default here: one that was not given is left to the library, and --resume can tell
 which ones were given.
@@ -7,26 +7,110 @@ which ones were given.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import warnings
+import math
+import re
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
-from tinyft.cli import sample
-from tinyft.cli.failures import RequestError, naming
-from tinyft.cli.output import one_line, say
-from tinyft.cli.parser import Parser, device, fraction, positive, whole
-
-if TYPE_CHECKING:
-    from tinyft.data import ImageFolder
-    from tinyft.finetune import Learner, Plan
+from tinyft.cli.failures import RequestError
 
 DATA = ("size", "batch_size", "augment", "seed", "valid_fraction", "on_error")
 LEARNER = ("arch", "weights", "head", "bn", "seed")
-HEAD_HELP = "a new head (none asked: a trained one that fits is kept, else a new fastai one)"
-MOST_EPOCHS = 10_000  # a plan has a rate for each step
 RECIPE = ("epochs", "freeze_epochs", "lr")
+MOST_EPOCHS = 10_000  # a plan has a rate for each step
 PAGES, GRAPHS = (".html", ".htm"), (".dot", ".gv")  # how files end that may be replaced
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, and that takes no abbreviated options: they
+    would change their meaning when an option is added.
+    """
+
+    def __init__(self, **options: Any):
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` shows an example\n")
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int] | None,
+    *,
+    help: str,
+    example: str,
+) -> Parser:
+    """A command's parser, with the options that all commands have; without `run`, that of a group
+    of commands.
+    """
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog="example:\n" + textwrap.indent(example, "  "),
+    )
+    if run is not None:
+        option = parser.add_argument
+        option("--traceback", action="store_true", help="show where an error came from")
+        parser.set_defaults(run=run, prog=parser.prog)
+    return parser
+
+
+def add_json(parser: Parser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as JSON, the last line of stdout"
+    )
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Parses a whole number that is not less than `least`, nor more than `most`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least or (most is not None and value > most):
+            limits = f">= {least}" if most is None else f"from {least} to {most:,}"
+            raise argparse.ArgumentTypeError(f"expected a whole number {limits}, got {text!r}")
+        return value
+
+    return parse
+
+
+def positive(text: str) -> float:
+    """Parses a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def fraction(text: str) -> float:
+    """Parses a number above 0 and below 1."""
+    value = positive(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
+    return value
+
+
+def device(text: str) -> str:
+    """Parses the name of a backend, or of a GPU."""
+    if not re.fullmatch(r"auto|cpu|reference|gpu(:\d+)?", text):
+        raise argparse.ArgumentTypeError(
+            f"expected auto, cpu, reference, gpu or gpu:1 (the second), got {text!r}"
+        )
+    return text
+
+
+# ---------------------------------------------------------------------- what several commands take
 
 
 def add_training_options(parser: Parser) -> None:
@@ -54,9 +138,10 @@ def add_network_options(parser: Parser) -> None:
     add("dir", metavar="DIR", nargs="?", help="CLASS/*.jpg, or train/ and valid/ (sample photos)")
     add("--arch", metavar="NAME", help="resnet18 ... resnet152 (the weights file's, or resnet18)")
     what = "a weights file, a published name, or none (the architecture's published ones)"
+    head = "a new head (none asked: a trained one that fits is kept, else a new fastai one)"
     add("--weights", metavar="FILE|NAME|none", help=what)
     add("--size", type=whole(1), metavar="PIXELS", help="side of the input (the weights file's)")
-    add("--head", choices=("fastai", "linear"), help=HEAD_HELP)
+    add("--head", choices=("fastai", "linear"), help=head)
     add("--bn", choices=("fastai", "torch", "frozen"), help="batch norms of frozen layers (fastai)")
     add("--seed", type=whole(0), metavar="N", help="decides every random draw (0)")
     augment = parser.add_mutually_exclusive_group()
@@ -106,55 +191,3 @@ def expect_replaceable(option: str, file: str | None, suffixes: tuple[str, ...])
 def given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
     """The options of these names that were given."""
     return {name: value for name in names if (value := getattr(args, name, None)) is not None}
-
-
-def open_folder(path: str, **options: Any) -> ImageFolder:
-    """The pictures of a folder; what there is to say about them goes to stderr."""
-    from tinyft.data import ImageFolder
-
-    if options.get("augment") == "none":
-        options["augment"] = None
-    with warnings.catch_warnings(action="ignore"):  # they are among the notices
-        data = ImageFolder(path, **options)
-    for notice in data.notices:
-        say(f"note: {one_line(notice)}")
-    return data
-
-
-def make_learner(args: argparse.Namespace) -> Learner:
-    """Data, network and head as the options say; without a folder, those of the sample run."""
-    from tinyft.finetune import vision_learner
-
-    sample.complete(args)
-    data = open_folder(args.dir, **given(args, DATA))
-    options = given(args, LEARNER)
-    if options.get("weights") == "none":
-        options["weights"] = None
-    with naming(args.weights or ""):
-        return vision_learner(data, device=args.backend or "auto", **options)
-
-
-def make_plan(args: argparse.Namespace, learner: Learner) -> Plan:
-    """The plan of fine_tune with the options' epochs and rate."""
-    options = given(args, RECIPE)
-    epochs = options.pop("epochs", 3)
-    if args.weights == "none" and "freeze_epochs" not in options:
-        say("note: random weights are not worth freezing, so there is no phase of the head alone")
-        options["freeze_epochs"] = 0
-    if not epochs and options.get("freeze_epochs") == 0:
-        raise RequestError("there is nothing to do: --epochs and --freeze-epochs are both 0")
-    if "lr" in options:
-        options["base_lr"] = options.pop("lr")
-    return learner.plan(epochs, **options)
-
-
-def describe_backend(device: str) -> str:
-    """ "backend: cpu (Numba kernels), 2 threads"; and why there is no GPU, where CuPy is installed
-    and somebody seems to want one.
-    """
-    from tinyft import backends
-
-    text = f"backend: {backends.get(device).description()}"
-    wanted = device == "auto" and importlib.util.find_spec("cupy")
-    reason = backends.why_no_gpu() if wanted else None
-    return f"{text}; no GPU: {reason}" if reason else text

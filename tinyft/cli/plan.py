@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from tinyft.cli.options import add_training_options, describe_backend, make_learner, make_plan
+from tinyft.cli.opening import describe_backend, make_learner, make_plan
+from tinyft.cli.options import Parser, add_training_options
 from tinyft.cli.output import result
-from tinyft.cli.parser import add_command
+
+HELP = "show what finetune would do, without doing it"
+EXAMPLE = "tinyft plan photos/ --weights resnet18.pth --epochs 5"
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands,
-        "plan",
-        run,
-        help="show what finetune would do, without doing it",
-        example="tinyft plan photos/ --weights resnet18.pth --epochs 5",
-    )
+def add_options(parser: Parser) -> None:
     add_training_options(parser)
     parser.add_argument(
         "--explain", action="store_true", help="in words: each phase, why, and which file does it"

@@ -8,23 +8,18 @@ from typing import TYPE_CHECKING
 
 from tinyft.cli.failures import RequestError
 from tinyft.cli.opening import open_trained
-from tinyft.cli.options import add_backend
-from tinyft.cli.output import json_result, one_line, percent, result, say
-from tinyft.cli.parser import add_command, add_json
+from tinyft.cli.options import Parser, add_backend, add_json
+from tinyft.cli.output import answer, one_line, percent, say
 from tinyft.errors import DataError
 
 if TYPE_CHECKING:
     from tinyft.weights import Weights
 
+HELP = "say what is in pictures, with a network that was trained"
+EXAMPLE = "tinyft predict runs/photos-resnet18-1 rose.jpg tulip.jpg"
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands,
-        "predict",
-        run,
-        help="say what is in pictures, with a network that was trained",
-        example="tinyft predict runs/photos-resnet18-1 rose.jpg tulip.jpg",
-    )
+
+def add_options(parser: Parser) -> None:
     parser.add_argument("source", metavar="RUN", help="a run's folder, a saved learner, weights")
     parser.add_argument("files", metavar="FILE", nargs="+", help="pictures, or folders of them")
     parser.add_argument("--best", action="store_true", help="the run's best epoch, not its last")
@@ -41,17 +36,13 @@ def run(args: argparse.Namespace) -> int:
     readable = _readable(files, skip=args.on_error == "skip")
     args.working = True
     predictions = learner.predict(readable)
-    if args.json:
-        json_result(
-            [
-                {"file": found.file, "label": found.label, "probability": found.probability}
-                for found in predictions
-            ]
-        )
-        return 0
-    for found in predictions:
-        label, file = one_line(found.label), one_line(found.file)
-        result(f"{percent(found.probability):>8}  {label}  {file}")
+    lines = [
+        f"{percent(found.probability):>8}  {one_line(found.label)}  {one_line(found.file)}"
+        for found in predictions
+    ]
+    parts = ("file", "label", "probability")
+    plain = [{part: getattr(found, part) for part in parts} for found in predictions]
+    answer(args, "\n".join(lines), plain)
     return 0
 
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from tinyft.cli.options import PAGES, add_backend, expect_replaceable
-from tinyft.cli.output import json_result, one_line, result, say
-from tinyft.cli.parser import add_command, add_json
+from tinyft.cli.options import PAGES, Parser, add_backend, add_json, expect_replaceable
+from tinyft.cli.output import answer, one_line, say
+
+HELP = "write what a run did, and what came of it, as one HTML page"
+EXAMPLE = """\
+tinyft report runs/photos-resnet18-1
+tinyft report runs/photos-resnet18-1 --out ~/photos.html"""
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands,
-        "report",
-        run,
-        help="write what a run did, and what came of it, as one HTML page",
-        example="tinyft report runs/photos-resnet18-1\n"
-        "  tinyft report runs/photos-resnet18-1 --out ~/photos.html",
-    )
+def add_options(parser: Parser) -> None:
     parser.add_argument("run_folder", metavar="RUN", help="the folder of a run, finished or not")
     parser.add_argument("--out", metavar="FILE", help="where to write it (RUN/report.html)")
     add_backend(parser)
@@ -36,8 +32,6 @@ def run(args: argparse.Namespace) -> int:
     args.working = True
     path = save_report(found, args.out)
     nbytes = path.stat().st_size
-    if args.json:
-        json_result({"report": str(path), "bytes": nbytes, "missing": found.missing})
-    else:
-        result(f"{one_line(str(path))}: one page of {size(nbytes)}, to be opened in a browser")
+    text = f"{one_line(str(path))}: one page of {size(nbytes)}, to be opened in a browser"
+    answer(args, text, {"report": str(path), "bytes": nbytes, "missing": found.missing})
     return 0

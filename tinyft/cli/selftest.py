@@ -7,25 +7,23 @@ import time
 from typing import TYPE_CHECKING
 
 from tinyft.cli.failures import RequestError
-from tinyft.cli.options import add_backend, describe_backend
+from tinyft.cli.opening import describe_backend
+from tinyft.cli.options import Parser, add_backend
 from tinyft.cli.output import duration, one_line, result
-from tinyft.cli.parser import add_command
 from tinyft.display import counted
 
 if TYPE_CHECKING:
     from tinyft.testing.contract import Family
 
+HELP = "prove every kernel and op of this installation against the definition, in 20 s"
+EXAMPLE = """\
+tinyft selftest
+tinyft selftest conv2d --backend reference"""
+
 SHOWN = 3  # failures of one kernel or op; the rest is counted
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands,
-        "selftest",
-        run,
-        help="prove every kernel and op of this installation against the definition, in 20 s",
-        example="tinyft selftest\n  tinyft selftest conv2d --backend reference",
-    )
+def add_options(parser: Parser) -> None:
     parser.add_argument("name", metavar="KERNEL|OP", nargs="?", help="(default: all of them)")
     add_backend(parser)
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from tinyft.cli.options import Parser, whole
 from tinyft.cli.output import result
-from tinyft.cli.parser import add_command, whole
+
+HELP = "list a network's layers, their output shapes and parameters"
+EXAMPLE = "tinyft summary resnet50 --size 224"
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands,
-        "summary",
-        run,
-        help="list a network's layers, their output shapes and parameters",
-        example="tinyft summary resnet50 --size 224",
-    )
+def add_options(parser: Parser) -> None:
     parser.add_argument("arch", metavar="ARCH", help="resnet18 ... resnet152, cifar_resnet20 ...")
     parser.add_argument("--size", type=whole(1), metavar="PIXELS", help="side of the input")
 

@@ -5,19 +5,15 @@ from __future__ import annotations
 import argparse
 import time
 
-from tinyft.cli.options import describe_backend
+from tinyft.cli.opening import describe_backend
+from tinyft.cli.options import Parser, whole
 from tinyft.cli.output import duration, result, say
-from tinyft.cli.parser import add_command, whole
+
+HELP = "compile the kernels that training will need, and keep them"
+EXAMPLE = "tinyft warmup --arch resnet18"
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        commands,
-        "warmup",
-        run,
-        help="compile the kernels that training will need, and keep them",
-        example="tinyft warmup --arch resnet18",
-    )
+def add_options(parser: Parser) -> None:
     parser.add_argument("--arch", metavar="NAME", default="resnet18", help="(resnet18)")
     parser.add_argument("--size", type=whole(1), metavar="PIXELS", help="side of the input")
     parser.add_argument("--batch-size", type=whole(2), default=16, metavar="N", help="(16)")

@@ -3,91 +3,66 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinyft.cli.failures import RequestError, naming
+from tinyft.cli.options import Parser, add_command, add_json
 from tinyft.cli.output import json_result, one_line, result, say
-from tinyft.cli.parser import add_command, add_json
 
 if TYPE_CHECKING:
     from tinyft.weights import Weights
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "weights",
-        help="list, fetch, convert, export and verify weights",
-        description="Published weights, and files between other formats and tinyft's HDF5.",
-        epilog="example:\n  tinyft weights convert resnet18.pth resnet18.h5",
-    )
-    below = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for add in (_add_list, _add_fetch, _add_convert, _add_export, _add_verify):
-        add(below)
+HELP = "list, fetch, convert, export and verify weights"
+EXAMPLE = "tinyft weights convert resnet18.pth resnet18.h5"
 
 
-def _add_list(below: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        below,
-        "list",
-        list_published,
-        help="list the published weights that can be fetched",
-        example="tinyft weights list --arch resnet50",
-    )
-    parser.add_argument("--arch", metavar="NAME", help="only those of this architecture")
-    add_json(parser)
+def add_options(parser: Parser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
+    def action(name: str, run: Callable[[argparse.Namespace], int], help: str, example: str) -> Any:
+        return add_command(actions, name, run, help=help, example=f"tinyft weights {example}")
 
-def _add_fetch(below: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        below,
-        "fetch",
-        fetch_published,
-        help="download published weights into the cache, and check them",
-        example="tinyft weights fetch resnet18",
-    )
-    parser.add_argument("name", metavar="NAME", help="an id of `weights list`, or an architecture")
+    below = action(
+        "list", list_published, "list the published weights that can be fetched",
+        "list --arch resnet50",
+    )  # fmt: skip
+    below.add_argument("--arch", metavar="NAME", help="only those of this architecture")
+    add_json(below)
 
+    below = action(
+        "fetch", fetch_published, "download published weights into the cache, and check them",
+        "fetch resnet18",
+    )  # fmt: skip
+    below.add_argument("name", metavar="NAME", help="an id of `weights list`, or an architecture")
 
-def _add_convert(below: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        below,
-        "convert",
-        convert,
-        help="write weights of any format as tinyft's HDF5 file, and report how they fit",
-        example="tinyft weights convert resnet18.pth resnet18.h5",
-    )
-    parser.add_argument("source", metavar="SRC", help=".pth, .th, .pth.tar, .safetensors, .h5")
-    parser.add_argument("out", metavar="OUT.h5")
-    parser.add_argument("--arch", metavar="NAME", help="(default: recognised from the shapes)")
-    parser.add_argument("--half", action="store_true", help="store weights as float16")
-    parser.add_argument(
-        "--ignore-unknown", action="store_true", help="leave out objects of unknown classes"
-    )
+    below = action(
+        "convert", convert,
+        "write weights of any format as tinyft's HDF5 file, and report how they fit",
+        "convert resnet18.pth resnet18.h5",
+    )  # fmt: skip
+    below.add_argument("source", metavar="SRC", help=".pth, .th, .pth.tar, .safetensors, .h5")
+    below.add_argument("out", metavar="OUT.h5")
+    below.add_argument("--arch", metavar="NAME", help="(default: recognised from the shapes)")
+    below.add_argument("--half", action="store_true", help="store weights as float16")
+    ignore = "leave out objects of unknown classes"
+    below.add_argument("--ignore-unknown", action="store_true", help=ignore)
 
+    below = action(
+        "export", export, "write weights as safetensors in torchvision's names, for PyTorch",
+        "export resnet18.h5 resnet18.safetensors",
+    )  # fmt: skip
+    below.add_argument("source", metavar="SRC", help="a weights file, or a saved learner")
+    below.add_argument("out", metavar="OUT.safetensors")
 
-def _add_export(below: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        below,
-        "export",
-        export,
-        help="write weights as safetensors in torchvision's names, for PyTorch",
-        example="tinyft weights export resnet18.h5 resnet18.safetensors",
-    )
-    parser.add_argument("source", metavar="SRC", help="a weights file, or a saved learner")
-    parser.add_argument("out", metavar="OUT.safetensors")
-
-
-def _add_verify(below: argparse._SubParsersAction) -> None:
-    parser = add_command(
-        below,
-        "verify",
-        verify_file,
-        help="check a weights file: its hash, its numbers, its architecture",
-        example="tinyft weights verify resnet18.h5",
-    )
-    parser.add_argument("source", metavar="FILE")
-    add_json(parser)
+    below = action(
+        "verify", verify_file, "check a weights file: its hash, its numbers, its architecture",
+        "verify resnet18.h5",
+    )  # fmt: skip
+    below.add_argument("source", metavar="FILE")
+    add_json(below)
 
 
 def list_published(args: argparse.Namespace) -> int:

@@ -1,9 +1,10 @@
-"""From data and an architecture's name to a learner: pretrained body, classifier cut off, random
-head attached.
+"""Learners made: from data and an architecture's name (pretrained body, classifier cut off, random
+head attached), from published weights as they are, from the file of a saved learner.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,11 @@ from tinyft import backends
 from tinyft.data.loader import PictureData, expect_pictures
 from tinyft.display import first_few
 from tinyft.errors import DataError, WeightsError
-from tinyft.finetune.groups import Grouping
+from tinyft.finetune.groups import Grouping, digests
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.optim import OPTIMIZERS, Adam, Optimizer
-from tinyft.finetune.proof import digests
 from tinyft.finetune.run.folder import settings_of
-from tinyft.finetune.run.save import put_dropouts, settings_in
+from tinyft.finetune.run.save import OPTIONS, judged_preprocess, put_dropouts, settings_in
 from tinyft.finetune.schedule import expect_number
 from tinyft.finetune.training import KEPT, RANDOM, Origin
 from tinyft.nn.head import HEADS, attach, cut
@@ -71,57 +71,59 @@ def vision_learner(
     OSError
     Source: fastai 2.8.12 `vision_learner`
     """
-    arguments = _checked(locals())
-    _expect_data(data)
-    loaded = _loaded(arch, arguments["weights"])
-    network, preprocess, origin = _network(loaded, arch, arguments["weights"], seed)
+    arguments = dict(locals())
+    _check(data, arch, head, seed, device, dropout, optimizer)
+    loaded, origin = None, Origin(f"random weights from seed {seed}", random_body=True)
+    if weights is not None:
+        if Path(weights).is_file():
+            weights = Path(weights).resolve()  # a run may be resumed from anywhere
+        arguments["weights"] = str(weights)
+        source = (arch or "resnet18") if weights == "default" else str(weights)
+        loaded = load_weights(source, arch=arch)
+        origin = Origin(source, metadata=dict(loaded.metadata))
+    arch = loaded.arch if loaded else arch or "resnet18"
+    network = build(arch, seed=None if loaded else seed)
+    preprocess = loaded.preprocess if loaded else Preprocess.for_architecture(arch)
+    cut(network)
+    if loaded:
+        in_head = ("fc", "head")
+        body = {n: a for n, a in loaded.arrays.items() if n.split(".")[0] not in in_head}
+        network.load_state_dict(body)
+        if "fc.weight" in loaded.arrays:
+            num_classes, C = loaded.arrays["fc.weight"].shape
+            origin.removed = f"fc ({C} features to {num_classes} classes)"
     head = _head(loaded, arguments, network.num_features, list(data.classes), origin)
     if origin.head is not None:
         again = None if origin.head_state == KEPT else origin.head
         origin.arguments = _plain(arguments | {"head": again})
     learner = Learner(
-        attach(cut(network), head).astype(dtype), data,
-        replace(preprocess, whole_square=data.shows_whole_squares),
-        loaded.arch if loaded else arch or "resnet18",
-        list(data.classes), bn=bn, seed=seed, device=device,
-        optimizer_class=_optimizer_class(optimizer), weight_decay=weight_decay,
-        label_smoothing=label_smoothing, class_weights=class_weights, dtype=dtype,
-        origin=origin, grouping=groups,
+        attach(network, head).astype(dtype), data,
+        replace(preprocess, whole_square=data.shows_whole_squares), arch, list(data.classes),
+        bn=bn, seed=seed, device=device, optimizer_class=OPTIMIZERS.get(optimizer, optimizer),
+        weight_decay=weight_decay, label_smoothing=label_smoothing, class_weights=class_weights,
+        dtype=dtype, origin=origin, grouping=groups,
     )  # fmt: skip
-    if weights is not None:
+    if loaded:
         learner.freeze()
     origin.settings, origin.digests = settings_of(learner), digests(learner.model)
     return learner
 
 
-def _expect_data(data: PictureData) -> None:
-    """Raises: TypeError for a path, for example; DataError for fewer than two classes, of which
-    there is nothing to tell apart
+def _check(
+    data: PictureData,
+    arch: str | None,
+    head: str | Module | None,
+    seed: int,
+    device: str,
+    dropout: float | None,
+    optimizer: str | Callable[..., Optimizer],
+) -> None:
+    """Raises: what `vision_learner` does for arguments that cannot be, before weights are fetched
+    for nothing
     """
-    expect_pictures(data)
-    if data.num_classes < 2:
-        raise DataError(
-            f"training needs at least two classes; found only {', '.join(data.classes)}"
-        )
-
-
-def _optimizer_class(optimizer: str | Callable[..., Optimizer]) -> Callable[..., Optimizer]:
-    """Raises: ValueError for a name that is none"""
-    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {optimizer!r}")
-    return OPTIMIZERS.get(optimizer, optimizer)
-
-
-def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `vision_learner`, with weights as text, a file's as its whole path: a run
-    may be resumed from anywhere. Raises: ValueError for no such architecture or head, or a dropout
-    without effect; DeviceError
-    """
-    dropout, head, weights = arguments["dropout"], arguments["head"], arguments["weights"]
-    seed = arguments["seed"]
-    if arguments["arch"] is not None:
-        expect_architecture(arguments["arch"])
-    backends.resolve(arguments["device"])  # before weights are fetched for nothing
+    if arch is not None:
+        expect_architecture(arch)
+    backends.resolve(device)
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0; got {seed!r}")
     if head is not None and not isinstance(head, Module) and head not in HEADS:
@@ -129,9 +131,12 @@ def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
     if dropout is not None:
         expect_number("dropout", dropout, 1)
         _expect_place_for_dropout(dropout, head or "fastai")
-    if weights is not None:
-        weights = str(Path(weights).resolve() if Path(weights).is_file() else weights)
-    return {**arguments, "weights": weights}
+    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {optimizer!r}")
+    expect_pictures(data)
+    if data.num_classes < 2:
+        names = ", ".join(data.classes)
+        raise DataError(f"training needs at least two classes; found only {names}")
 
 
 def _expect_place_for_dropout(dropout: float, head: str | Module) -> None:
@@ -241,26 +246,75 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:
     return arguments
 
 
-def _loaded(arch: str | None, weights: str | None) -> Weights | None:
-    if weights is None:
-        return None
-    return load_weights((arch or "resnet18") if weights == "default" else weights, arch=arch)
+# --------------------------------------------------------------------------------- a saved learner
 
 
-def _network(
-    loaded: Weights | None, arch: str | None, weights: str | None, seed: int
-) -> tuple[ResNet, Preprocess, Origin]:
-    """The network with its weights, their preprocessing, and where they came from."""
-    if loaded is None:
-        arch = arch or "resnet18"
-        origin = Origin(f"random weights from seed {seed}", random_body=True)
-        return build(arch, seed=seed), Preprocess.for_architecture(arch), origin
-    source = (arch or "resnet18") if weights == "default" else weights
-    network = cut(build(loaded.arch, seed=None))
-    body = {n: a for n, a in loaded.arrays.items() if n.split(".")[0] not in ("fc", "head")}
-    network.load_state_dict(body)
-    origin = Origin(source, metadata=dict(loaded.metadata))
-    if "fc.weight" in loaded.arrays:
-        num_classes, C = loaded.arrays["fc.weight"].shape
-        origin.removed = f"fc ({C} features to {num_classes} classes)"
-    return network, loaded.preprocess, origin
+def load_learner(
+    path: str | os.PathLike[str],
+    *,
+    data: PictureData | None = None,
+    head: Module | None = None,
+    optimizer: str | Callable[..., Optimizer] | None = None,
+    device: str = "auto",
+) -> Learner:
+    """The learner that `save` wrote, ready to predict and to evaluate; with `data` of its classes
+    also to train on: its head, its settings, nothing frozen, an optimizer that starts empty.
+
+    `head` is needed, untrained, where the learner was made with a Module of its own, and to train
+    also its `optimizer`, if that was one.
+    Raises: WeightsError if the file is not a learner's; DataError for data of other classes
+    """
+    if Path(path).is_dir():
+        raise WeightsError(f"{path} is a folder; a run's learner is its file learner.h5")
+    weights = load_weights(path)
+    if "learner" not in weights.extra or weights.classes is None:
+        raise WeightsError(f"{path} holds weights but no learner; use vision_learner(weights=...)")
+    settings = settings_in(path, weights)
+    kind, optimizer = settings["head"], optimizer or settings["optimizer"]
+    body = cut(build(weights.arch, seed=None))
+    if head is None:
+        if kind not in HEADS:
+            raise WeightsError(
+                f"{path} was saved with a head of its own: ft.load_learner(path, head=...) takes it"
+            )
+        head = HEADS[kind](body.num_features, len(weights.classes))
+    attach(body, head).load_state_dict(weights.arrays)
+    options = {name: settings[name] for name in OPTIONS}
+    try:
+        if data is None:
+            put_dropouts(head, settings["dropout"])
+            optimizer = optimizer or Adam
+            return Learner(
+                body.astype(settings["dtype"]), None, judged_preprocess(path, weights),
+                weights.arch, weights.classes, device=device,
+                origin=Origin(str(path), head=kind, head_state=KEPT), grouping=settings["groups"],
+                optimizer_class=OPTIMIZERS.get(optimizer, optimizer), **options,
+            )  # fmt: skip
+        _expect_classes(path, data, weights.classes)
+        if optimizer is None:
+            raise WeightsError(
+                f"{path} was trained by an optimizer of its caller's own: "
+                "ft.load_learner(path, data=..., optimizer=...) takes it"
+            )
+        learner = vision_learner(  # so that its runs can be made again
+            data, weights=path, head=None if kind in HEADS else head, optimizer=optimizer,
+            device=device, groups=settings["groups"], **options,
+        )  # fmt: skip
+    except ValueError as error:
+        raise WeightsError(f"{path}: no learner can be made of its settings: {error}") from None
+    learner.origin.head_state, learner.origin.head_dropped = KEPT, ""
+    whole = settings["whole_squares"] or weights.preprocess.whole_square
+    learner.preprocess = replace(learner.preprocess, whole_square=whole)
+    learner.unfreeze()
+    return learner
+
+
+def _expect_classes(path: str | os.PathLike[str], data: PictureData, classes: list[str]) -> None:
+    """Raises: TypeError for what is no data; DataError for pictures of other classes"""
+    expect_pictures(data)
+    if data.classes != classes:
+        raise DataError(
+            f"{path} knows the classes {', '.join(classes)}, the pictures have "
+            f"{', '.join(data.classes)}; open them with classes=[...] as there, or begin a new "
+            f"head with ft.vision_learner(data, weights={str(path)!r})"
+        )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tinyft.display import aligned
 from tinyft.finetune.groups import Group
-from tinyft.finetune.norms import total
+from tinyft.finetune.records import total
 
 if TYPE_CHECKING:
     from tinyft.finetune.training import Training
@@ -64,7 +64,7 @@ def describe(training: Training) -> Description:
 def _line(training: Training, group: Group, layer: str, names: list[str]) -> LayerLine:
     weight = group.parameters[names[0]]
     trains = any(group.parameters[name].requires_grad for name in names)
-    norm = group.norms.get(layer)
+    norm = group.batch_norms.get(layer)
     visited = [name for name in names if group.parameters[name].grad is not None]
     moves = trains or bool(visited)  # a frozen one with a stale gradient of zeros decays on
     decays = [name for name in names if name not in group.undecayed]

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinyft import backends
-from tinyft.data.loader import Batch, PictureData
+from tinyft.data.loader import Batch
 from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
-from tinyft.nn.resnet import ResNet
 
 if TYPE_CHECKING:
     from tinyft.finetune.training import Training
@@ -87,15 +86,14 @@ class FeatureCache:
         self.validation = computed  # only if there was no error
 
 
-def cacheable_bytes(
-    model: ResNet, data: PictureData, side: int, *, bn: str, body_frozen: bool, itemsize: int = 4
-) -> int:
-    """How much memory the features of all pictures take; 0 where they cannot be kept.
-
-    `side` is that of the network's input, in pixels.
+def cacheable_bytes(training: Training) -> int:
+    """How much memory the features of all pictures take while the body is frozen; 0 where they
+    cannot be kept.
     """
-    if not body_frozen or bn != "frozen" or data.augment is not None:
+    data = training.data
+    if training.bn != "frozen" or data.augment is not None:
         return 0
-    height, width, channels = model.feature_shape(side)
-    needed = (data.n_train + data.n_valid) * height * width * channels * itemsize
+    height, width, channels = training.model.feature_shape(training.adjusted_preprocess().crop)
+    numbers = (data.n_train + data.n_valid) * height * width * channels
+    needed = numbers * np.dtype(training.dtype).itemsize
     return needed if needed <= BUDGET else 0

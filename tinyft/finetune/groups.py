@@ -1,4 +1,5 @@
-"""Layer groups: which parameters share a learning rate, and what freezing a group means.
+"""Layer groups: which parameters share a learning rate, what freezing a group means, and the proof
+that what was frozen did not move.
 
 Freezing touches two things that are easily confused. A frozen *parameter* gets no gradient, so no
 step moves it. A batch norm in a frozen group also has running statistics, which no gradient ever
@@ -20,13 +21,15 @@ Groups of one's own are named parts of the network, from the pictures to the hea
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tinyft import backends
 from tinyft.engine.tensor import Tensor
-from tinyft.errors import DataError
+from tinyft.errors import DataError, RunError
 from tinyft.nn.layers import BatchNorm
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import ResNet
@@ -45,7 +48,7 @@ class Group:
 
     name: str
     parameters: dict[str, Tensor]
-    norms: dict[str, BatchNorm]
+    batch_norms: dict[str, BatchNorm]
     undecayed: frozenset[str]
     lr: float = 1e-3
     momentum: float = 0.9
@@ -55,7 +58,7 @@ class Group:
 
     @property
     def count(self) -> int:
-        """How many numbers the parameters are."""
+        """How many parameters, each element of an array counted."""
         return sum(parameter.size for parameter in self.parameters.values())
 
     @property
@@ -109,7 +112,7 @@ def expect_grouped(groups: Sequence[Group], model: Module) -> None:
     norms = [n for n, m in model.named_modules() if isinstance(m, BatchNorm)]
     for kind, wanted, found in (
         ("parameters", names, [name for name, p in grouped if id(p) in own]),
-        ("batch norms", norms, [name for group in groups for name in group.norms]),
+        ("batch norms", norms, [name for group in groups for name in group.batch_norms]),
     ):
         counts = Counter(found)
         if wrong := [name for name in wanted if counts[name] != 1]:
@@ -239,5 +242,63 @@ def freeze_to(
             if not parameter.requires_grad:
                 zeros = parameter.backend.zeros_like
                 parameter.grad = zeros(parameter.data) if name in stale else None
-        for norm in group.norms.values():
+        for norm in group.batch_norms.values():
             norm.statistics, norm.updates = norm_switches(bn, group.in_head, group.frozen)
+
+
+# ------------------------------------------------------------------------------- the freeze proof
+
+
+@dataclass(frozen=True)
+class Proof:
+    """After a phase: the tensors that were proved bit-identical, and those that moved."""
+
+    identical: tuple[str, ...]
+    moved: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{len(self.identical)} tensors bit-identical, {len(self.moved)} moved"
+
+
+def digests(model: Module) -> dict[str, str]:
+    """A hash of the bits of every parameter and buffer."""
+    return {
+        name: hashlib.blake2b(backends.host(array).tobytes("A"), digest_size=16).hexdigest()
+        for name, array in model.state_dict().items()
+    }
+
+
+def expected_identical(groups: list[Group]) -> set[str]:
+    """The tensors that no step can move as things are set now.
+
+    A parameter moves if it has a gradient coming or a stale one; running statistics move if their
+    layer says so.
+    """
+    names = {
+        name
+        for group in groups
+        for name, parameter in group.parameters.items()
+        if not parameter.requires_grad and parameter.grad is None
+    }
+    for group in groups:
+        for name, norm in group.batch_norms.items():
+            if not norm.statistics_move:
+                names |= {f"{name}.running_mean", f"{name}.running_var"}
+    return names
+
+
+def prove(before: dict[str, str], model: Module, expected: set[str]) -> Proof:
+    """Compare with the hashes from before the phase.
+
+    Raises: RunError if a tensor moved that was to stay as it was
+    """
+    after = digests(model)
+    identical = tuple(name for name in after if before[name] == after[name])
+    moved = tuple(name for name in after if before[name] != after[name])
+    broken = sorted(expected & set(moved))
+    if broken:
+        raise RunError(
+            f"{len(broken)} tensors changed although they are frozen, first {broken[0]}; "
+            "this is a bug in tinyft or in code that writes into the model"
+        )
+    return Proof(identical, moved)

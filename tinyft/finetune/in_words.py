@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tinyft.display import counted, first_few
 from tinyft.finetune.plan import REMEMBERS, GroupState, Plan
-from tinyft.finetune.recipe import Phase
+from tinyft.finetune.schedule import Phase
 from tinyft.finetune.training import KEPT
 
 WIDTH, STORY_WIDTH = 100, 96  # columns
@@ -46,9 +46,9 @@ WHY_CYCLE = (
 BN_FROZEN = {
     "fastai": (
         "Their batch norms are not frozen: they normalise with each batch's own statistics, their "
-        "running statistics follow, and their scales and shifts train ({numbers} numbers), as in "
-        "fastai. Why: the new pictures have statistics of their own. "
-        'bn="torch" or "frozen" would hold them.'
+        "running statistics follow, and their scales and shifts train ({count} parameters), as in "
+        'fastai. Why: the new pictures have statistics of their own. bn="torch" or "frozen" would '
+        "hold them."
     ),
     "torch": (
         "Their batch norms normalise with each batch's own statistics and their running statistics "
@@ -61,12 +61,10 @@ BN_FROZEN = {
     ),
 }
 FILES = {
-    "phases and rates": "recipe.py",
-    "the curve": "schedule.py",
-    "freezing and batch norms": "groups.py",
+    "phases and rates": "schedule.py",
+    "freezing, batch norms and the comparison": "groups.py",
     "the update": "optim.py",
     "the loop": "loop.py",
-    "the comparison": "proof.py",
 }
 UNCHANGED = "not one bit of these layers changes"
 UNCHANGED_BUT_DECAY = "only weight decay changes these layers (stale_gradients=True)"
@@ -132,18 +130,17 @@ def _optimizer(plan: Plan) -> str:
 def _frozen(plan: Plan, frozen: list[GroupState]) -> str:
     names, count = " and ".join(s.name for s in frozen), sum(s.total for s in frozen)
     norms = BN_FROZEN[plan.bn].format(
-        numbers=f"{sum(s.trainable for s in frozen):,}",
+        count=f"{sum(s.trainable for s in frozen):,}",
         unchanged=UNCHANGED_BUT_DECAY if plan.stale_gradients else UNCHANGED,
     )
-    return f"Frozen: {names}, {count:,} numbers. {norms}"
+    return f"Frozen: {names}, {count:,} parameters. {norms}"
 
 
 def _what_trains(states: list[GroupState]) -> str:
     training = "; ".join(f"{s.name}, {s.trainable:,}" for s in states if not s.frozen)
     whole, all_of_them = sum(s.trainable for s in states), sum(s.total for s in states)
-    return (
-        f"Training: {training or 'no group'}. Gradients reach {whole:,} of {all_of_them:,} numbers."
-    )
+    reached = f"Gradients reach {whole:,} of {all_of_them:,} parameters."
+    return f"Training: {training or 'no group'}. {reached}"
 
 
 def _norms(bn: str) -> str:
@@ -270,13 +267,13 @@ def story(plan: Plan) -> str:
     subject, origin = plan.subject, plan.subject.origin
     known = origin.metadata.get("training") or origin.weights
     body = sum(state.total for state in plan.states[0] if not state.in_head)
-    cut = f"{origin.removed} is removed, and a new head of random numbers put there"
+    cut = f"{origin.removed} is removed, and a new head of random weights put there"
     if origin.head_state == KEPT:
         cut = "The trained head is kept, since its classes are these"
     paragraphs = {
         "pictures": f"{subject.n_train} to learn from and {subject.n_valid} to be tested on, of "
         f"{len(subject.classes)} classes: {first_few(subject.classes)}.",
-        "network": f"{subject.arch}, {body:,} numbers without its last layer. {known}.",
+        "network": f"{subject.arch}, {body:,} parameters without its last layer. {known}.",
         "cut": f"{cut}: {HEAD_TEXTS[origin.head].format(len(subject.classes))}.",
     }
     for number, phase in enumerate(plan.phases, 1):

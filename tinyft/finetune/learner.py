@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyft.finetune import describe, forecast, judge, loop, lr_find, planning
+from tinyft.finetune import describe, judge, loop, planning, trials
 from tinyft.finetune.loop import Observer
 from tinyft.finetune.records import Evaluation
 from tinyft.finetune.run import save
@@ -24,8 +24,8 @@ class Learner(Training):
     one_cycle_plan = planning.one_cycle_plan
     plan_of = planning.plan_of
     describe = describe.describe
-    forecast = forecast.forecast
-    lr_find = lr_find.lr_find
+    forecast = trials.forecast
+    lr_find = trials.lr_find
     # train
     execute = loop.execute
     steps = loop.steps

@@ -12,13 +12,13 @@ from typing import Protocol
 
 from tinyft import backends
 from tinyft.finetune.feature_cache import FeatureCache
+from tinyft.finetune.groups import expected_identical, prove
 from tinyft.finetune.judge import evaluate, expect_finite
 from tinyft.finetune.plan import Plan
 from tinyft.finetune.planning import expect_unchanged
-from tinyft.finetune.proof import expected_identical, prove
-from tinyft.finetune.recipe import Phase
 from tinyft.finetune.records import Evaluation, StepRecord
 from tinyft.finetune.run.folder import Run
+from tinyft.finetune.schedule import Phase
 from tinyft.finetune.training import Training
 
 

@@ -16,7 +16,7 @@ from tinyft.engine.tensor import Tensor
 from tinyft.finetune.groups import Group
 
 if TYPE_CHECKING:
-    from tinyft.finetune.norms import UpdateMeasure
+    from tinyft.finetune.records import UpdateMeasure
 
 
 class Optimizer:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tinyft.display import Displayed, counted
 
 if TYPE_CHECKING:
-    from tinyft.finetune.recipe import Phase
+    from tinyft.finetune.schedule import Phase
     from tinyft.finetune.training import Origin
     from tinyft.weights.preprocess import Preprocess
 

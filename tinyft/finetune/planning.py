@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tinyft.display import counted
 from tinyft.errors import DataError, RunError
 from tinyft.finetune.feature_cache import cacheable_bytes
@@ -24,8 +22,14 @@ from tinyft.finetune.groups import (
 )
 from tinyft.finetune.judge import expect_judgeable
 from tinyft.finetune.plan import GroupState, Plan, Subject
-from tinyft.finetune.recipe import Phase, expect_phases, fine_tune_phases, one_cycle_phase
-from tinyft.finetune.schedule import expect_number, per_group
+from tinyft.finetune.schedule import (
+    Phase,
+    expect_number,
+    expect_phases,
+    fine_tune_phases,
+    one_cycle_phase,
+    per_group,
+)
 from tinyft.finetune.training import RANDOM
 
 if TYPE_CHECKING:
@@ -135,7 +139,15 @@ def _complete(
     if not any(phase.steps for phase in phases):
         zero = "epochs is 0" if phases else "epochs and freeze_epochs are both 0"
         raise ValueError(f"there is nothing to do: {zero}")
-    _expect_usable(learner, phases)
+    if learner.data.n_valid == 0:
+        raise DataError("each epoch ends with validation, and there are no pictures for it")
+    statistics = {
+        norm_switches(learner.bn, group.in_head, frozen=i < phase.first_trainable)[0]
+        for phase in phases
+        for i, group in enumerate(learner.groups)
+        if group.batch_norms
+    }
+    expect_comparable(learner.data, statistics)
     if not learner.optimizer.has_momentum:  # the schedule's means nothing to it
         phases = [replace(phase, momentum=0 * phase.momentum) for phase in phases]
     states = [_group_states(learner.groups, phase, learner.bn) for phase in phases]
@@ -146,11 +158,12 @@ def _complete(
                 f"in the phase {phase.name!r} nothing would train: all groups are frozen; "
                 "unfreeze one"
             )
-    untrained = learner.step == 0
+    head, untrained = head_at(learner.groups), learner.step == 0
+    frozen_bodies = [phase.first_trainable >= head and not stale for phase in phases]
     return Plan(
         phases,
         states,
-        [0 if stale else _cacheable_bytes(learner, phase) for phase in phases],
+        [cacheable_bytes(learner) if frozen else 0 for frozen in frozen_bodies],
         weight_decay,
         learner.bn,
         subject_of(learner),
@@ -170,31 +183,6 @@ def subject_of(learner: Training) -> Subject:
         learner.origin, learner.step, data.n_train, data.n_valid, data.batch_size, data.augment,
         learner.adjusted_preprocess(),
     )  # fmt: skip
-
-
-def _expect_usable(learner: Training, phases: list[Phase]) -> None:
-    """Raises: DataError if the learner's data cannot serve the phases"""
-    if learner.data.n_valid == 0:
-        raise DataError("each epoch ends with validation, and there are no pictures for it")
-    statistics = {
-        norm_switches(learner.bn, group.in_head, frozen=i < phase.first_trainable)[0]
-        for phase in phases
-        for i, group in enumerate(learner.groups)
-        if group.norms
-    }
-    expect_comparable(learner.data, statistics)
-
-
-def _cacheable_bytes(learner: Training, phase: Phase) -> int:
-    """What it takes to keep the body's features in a phase; 0 where they may change."""
-    return cacheable_bytes(
-        learner.model,
-        learner.data,
-        learner.adjusted_preprocess().crop,
-        bn=learner.bn,
-        body_frozen=phase.first_trainable >= head_at(learner.groups),
-        itemsize=np.dtype(learner.dtype).itemsize,
-    )
 
 
 def remade(learner: Training, arguments: dict[str, Any], first_step: int) -> Plan:
@@ -288,7 +276,7 @@ def _batch_norms_in_words(group: Group, frozen: bool, bn: str) -> str:
     """The three switches in words: what normalises, whether it moves, whether scale and shift
     train.
     """
-    if not group.norms:
+    if not group.batch_norms:
         return "none"
     statistics, moves = norm_switches(bn, group.in_head, frozen)
     trained = "train" if not frozen or bn == "fastai" else "frozen"

@@ -1,19 +1,23 @@
-"""What training leaves behind: a record of every step, evaluations, predictions."""
+"""What training leaves behind: a record of every step, how large the step was, evaluations,
+predictions.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tinyft import backends
 from tinyft.display import Displayed, aligned
-from tinyft.finetune.proof import Proof
+from tinyft.finetune.groups import Group, Proof
 
 if TYPE_CHECKING:
-    pass
+    from tinyft.engine.tensor import Tensor
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,8 @@ class StepRecord(Displayed):
         """Whether the losses can be read without waiting for the device; on the CPU always."""
         return self.measured.array is None
 
-    def facts(self) -> list[str]:
-        """What is true of the whole step, in sentences."""
+    def lines(self) -> list[str]:
+        """The step, its loss, its validation and its proof, a line each."""
         found = [f"step {self.step}, epoch {self.epoch + 1}, {self.phase}: loss {self.loss:.4f}, "
                  f"smoothed {self.smooth_loss:.4f}; {len(self.ids)} pictures"]  # fmt: skip
         if self.validation:
@@ -108,7 +112,7 @@ class StepRecord(Displayed):
 
     def __str__(self) -> str:
         table = aligned([GROUP_COLUMNS, *self.rows()])
-        return "\n".join([*self.facts(), *(f"  {line}" for line in table)])
+        return "\n".join([*self.lines(), *(f"  {line}" for line in table)])
 
 
 GROUP_COLUMNS = ("group", "state", "lr", "momentum", "gradient", "weights", "update")
@@ -185,3 +189,135 @@ class SmoothLoss:
         step = np.float64(beta - single(1)) * np.float64(old - new)
         self.value = float(single(np.float64(old) + step))
         return float(single(self.value) / single(1 - 0.98**self.count))
+
+
+# ------------------------------------------------------------------------------- the size of a step
+
+# With w the weights before, v those after, d = v - w and g the gradient, eight sums over each
+# parameter say everything that the ledger prints. They add up: those of a layer group are the sums
+# of its parameters' sums.
+
+
+class UpdateSums(NamedTuple):
+    """Sums over the elements of a parameter, or of several; norms are L2 over all of them.
+
+    The update has two parts: `decay` is the square of what weight decay took from the weights,
+    `rest` that of what is left, which came from the gradient, past ones included.
+    """
+
+    before_before: float = 0.0  # w * w
+    after_after: float = 0.0  # v * v
+    update_update: float = 0.0  # d * d
+    before_update: float = 0.0  # w * d
+    gradient_gradient: float = 0.0  # g * g
+    gradient_update: float = 0.0  # g * d
+    gradient_before: float = 0.0  # g * w
+    moved: float = 0.0  # how many elements have d != 0
+    decay: float = 0.0
+    rest: float = 0.0
+    visited: int = 0  # parameters that the optimizer updated
+
+    @property
+    def weight_norm_before(self) -> float:
+        return math.sqrt(self.before_before)
+
+    @property
+    def weight_norm(self) -> float:
+        return math.sqrt(self.after_after)
+
+    @property
+    def update_norm(self) -> float:
+        return math.sqrt(self.update_update)
+
+    @property
+    def gradient_norm(self) -> float:
+        return math.sqrt(self.gradient_gradient)
+
+    @property
+    def update_ratio(self) -> float:
+        """|update| / |weights before|; 0 / 0 is 0."""
+        return _ratio(self.update_norm, self.weight_norm_before)
+
+    @property
+    def cosine(self) -> float:
+        """Of the update and the negative gradient: 1 if the step goes straight downhill."""
+        return -_ratio(self.gradient_update, self.gradient_norm * self.update_norm)
+
+
+class UpdateMeasure:
+    """Measures a step: the optimizer makes each update within a block of `update`.
+
+    The norm of a parameter that is not updated is taken once and remembered.
+    """
+
+    def __init__(self, groups: Sequence[Group]):
+        self.groups = groups
+        self.measured: dict[str, tuple[np.ndarray, float]] = {}
+        self.resting: dict[str, UpdateSums] = {}
+
+    @contextlib.contextmanager
+    def update(self, name: str, parameter: Tensor, decay: float) -> Iterator[None]:
+        """Measure what happens to the parameter within this block. `decay` is lr * weight_decay,
+        rounded here as the optimizer rounds it: 1 - 2e-8 is 1 in float32, and nothing decays.
+        """
+        with parameter.backend.measured(parameter.data, parameter.grad) as updates:
+            yield
+        decay = 1 - float(parameter.data.dtype.type(1 - decay))
+        self.measured[name] = _summed(updates), decay
+
+    def take(self) -> dict[str, UpdateSums]:
+        """The sums of every parameter over the step that was measured, by name."""
+        sums = {}
+        for group in self.groups:
+            for name, parameter in group.parameters.items():
+                if name in self.measured:
+                    self.resting.pop(name, None)
+                    array, decay = self.measured.pop(name)
+                    values = array.tolist()  # waits for a GPU
+                    before, _, update, before_update = values[:4]
+                    rest = update + 2 * decay * before_update + decay**2 * before  # |d + decay w|^2
+                    sums[name] = UpdateSums(*values, decay**2 * before, max(rest, 0.0), 1)
+                    continue
+                if name not in self.resting:
+                    data = parameter.data
+                    square = parameter.backend.update_sums(data, data, data).tolist()[0]
+                    self.resting[name] = UpdateSums(before_before=square, after_after=square)
+                sums[name] = self.resting[name]
+        return sums
+
+
+def _summed(updates: list[np.ndarray]) -> np.ndarray:
+    """One update's eight sums from those of all updates that a parameter had in a step.
+
+    A step updates a parameter once. If a faulty optimizer does so twice, w is from before the first
+    and v from after the last, and the ledger's check of the books reports the difference.
+    """
+    if len(updates) == 1:
+        return updates[0]
+    whole, at_start = sum(updates), [0, 4, 6]  # w * w, g * g, g * w
+    whole[at_start], whole[1] = updates[0][at_start], updates[-1][1]
+    return whole
+
+
+def total(sums: Iterable[UpdateSums]) -> UpdateSums:
+    """The sums of several parameters together."""
+    return UpdateSums(*map(sum, zip(*sums, strict=True)))
+
+
+def group_records(groups: Sequence[Group], sums: dict[str, UpdateSums] | None) -> list[GroupRecord]:
+    """What a step did to each group; norms only where they were measured."""
+    records = []
+    for group in groups:
+        record = GroupRecord(group.name, group.lr, group.momentum, group.weight_decay, group.frozen)
+        if sums is not None:
+            whole = total(sums[name] for name in group.parameters)
+            record = replace(
+                record, gradient_norm=whole.gradient_norm, update_norm=whole.update_norm,
+                weight_norm=whole.weight_norm, updated=whole.visited,
+            )  # fmt: skip
+        records.append(record)
+    return records
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else 0.0

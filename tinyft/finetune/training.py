@@ -21,17 +21,23 @@ from tinyft.finetune.groups import (
     BN_PRESETS,
     Group,
     Grouping,
+    digests,
     freeze_to,
     head_at,
     layer_groups,
     rates_in_words,
 )
-from tinyft.finetune.norms import UpdateMeasure, UpdateSums, group_records
 from tinyft.finetune.optim import Adam
-from tinyft.finetune.proof import digests
-from tinyft.finetune.recipe import Phase
-from tinyft.finetune.records import Evaluation, Losses, SmoothLoss, StepRecord
-from tinyft.finetune.schedule import expect_number
+from tinyft.finetune.records import (
+    Evaluation,
+    Losses,
+    SmoothLoss,
+    StepRecord,
+    UpdateMeasure,
+    UpdateSums,
+    group_records,
+)
+from tinyft.finetune.schedule import Phase, expect_number
 from tinyft.nn.layers import Dropout
 from tinyft.nn.resnet import ResNet
 from tinyft.ops import cross_entropy
@@ -90,8 +96,7 @@ class Training:
 
     def __post_init__(self, grouping: Any) -> None:
         if self.bn not in BN_PRESETS:
-            known = ", ".join(BN_PRESETS)
-            raise ValueError(f"bn must be one of {known}; got {self.bn!r}")
+            raise ValueError(f"bn must be one of {', '.join(BN_PRESETS)}; got {self.bn!r}")
         self.dtype = np.dtype(self.dtype).name  # "float64", also from np.float64
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be float32 or float64; got {self.dtype}")
@@ -120,10 +125,9 @@ class Training:
         self.to(self.device)
 
     def to(self, device: str) -> Self:
-        """Move everything to a device, "cpu", "gpu" or "gpu:1": parameters, statistics, what the
-        optimizer remembers, features that were kept. "auto": a GPU if one works. Returns itself.
+        """Move parameters, statistics, what the optimizer remembers and kept features to "cpu",
+        "gpu" or "gpu:1"; "auto" is a GPU if one works. Returns itself.
 
-        Files never say where a learner was: they are written from main memory.
         Raises: DeviceError for a device that does not work here; nothing is moved then
         """
         device = backends.resolve(device)
@@ -158,7 +162,7 @@ class Training:
         freeze_to(groups, [*rests, False].index(False), self.bn)
         for group in groups:
             group.weight_decay = self.weight_decay
-        self.batch_norms = [norm for group in groups for norm in group.norms.values()]
+        self.batch_norms = [norm for group in groups for norm in group.batch_norms.values()]
         self.measure = UpdateMeasure(groups)
 
     def freeze_to(self, first_trainable: int, *, stale_gradients: bool = False) -> None:
@@ -198,10 +202,10 @@ class Training:
         """Freeze what the phase says. A new phase starts without optimizer state if
         `reset_optimizer`.
         """
-        keeps = resumed or not reset_optimizer
-        remembered = dict(self.optimizer.state) if keeps else {}
+        remembered = dict(self.optimizer.state)
         self.freeze_to(phase.first_trainable, stale_gradients=stale_gradients)
-        self.optimizer.state.update(remembered)
+        if resumed or not reset_optimizer:
+            self.optimizer.state.update(remembered)
         self.measure = UpdateMeasure(self.groups)
         self.weight_decay = weight_decay  # for good, as in fastai
         for group in self.groups:
@@ -269,19 +273,14 @@ class Training:
                 f"the head gives {logits.shape[-1]} numbers for each picture, and there are "
                 f"{len(self.classes)} classes; attach a head for these"
             )
-        return cross_entropy(
-            logits,
-            labels,
-            label_smoothing=self.label_smoothing,
-            class_weights=self.class_weights,
-        )
+        smoothing, weights = self.label_smoothing, self.class_weights
+        return cross_entropy(logits, labels, label_smoothing=smoothing, class_weights=weights)
 
     def read_losses(self, statistics: Sequence[tuple] = ()) -> None:
-        """Read the losses that are still on the device: all of them, or none where reading costs
-        nothing, because then every step reads its own.
+        """Read the losses that are still on the device.
 
-        Raises: NonFiniteLossError for one that is no number. A step that is only forward so far is
-        taken back: its batch norms get the running `statistics` from before.
+        Raises: NonFiniteLossError for one that is NaN or infinite. A step that is only forward so
+        far is taken back: its batch norms get the running `statistics` from before.
         """
         wrong = self.losses.take_wrong()
         if wrong is None:
@@ -307,11 +306,10 @@ class Training:
     # --------------------------------------------------------------------------------- its pictures
 
     def adjusted_preprocess(self) -> Preprocess:
-        """How validation and prediction prepare a picture: the weights' preprocessing, at the size
-        that the learner works with.
+        """How validation and prediction prepare a picture: as the weights say, at the data's size.
 
         Where training showed whole squares, so does this, through the same two resizings: one
-        alone, straight to 224 pixels, would be a fifth sharper than what training showed.
+        alone, straight to 224 pixels, would be a fifth sharper.
         """
         return self.data.adjusted(self.preprocess) if self.data else self.preprocess
 

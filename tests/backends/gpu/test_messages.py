@@ -213,7 +213,7 @@ def test_names(gpu):
 
 @pytest.mark.usefixtures("compiled")
 def test_the_cpu_is_taken_where_no_gpu_works(monkeypatch):
-    from tinyft.cli.options import describe_backend
+    from tinyft.cli.opening import describe_backend
 
     monkeypatch.setattr(backends, "why_no_gpu", lambda: "there is no CUDA driver")
     assert backends.resolve("auto") == "auto"

@@ -13,7 +13,6 @@ one whole.
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import json
 import os
 import platform
@@ -26,19 +25,19 @@ from typing import TYPE_CHECKING, Any
 
 from tinyft import backends
 from tinyft.errors import RunError
-from tinyft.finetune.groups import grouping_of
+from tinyft.finetune.groups import digests, grouping_of
 from tinyft.finetune.planning import is_made_by_its_arguments
-from tinyft.finetune.proof import digests
 from tinyft.finetune.run.reading import (
     CHECKPOINT,
+    FORMAT,
     PICTURES,
     checkpoints,
     listing_sha256,
     read_description,
 )
 from tinyft.finetune.run.save import expect_savable, save
-from tinyft.finetune.run.schema import FORMAT
 from tinyft.finetune.run.state import capture
+from tinyft.version import __version__, installed
 from tinyft.weights.files import flush_to_disk, replacing
 
 if TYPE_CHECKING:
@@ -272,23 +271,14 @@ def weights_sha256(training: Training) -> str:
 
 def versions(device: str = "auto") -> dict[str, str]:
     """What the bits of a run on that backend may depend on."""
-    from tinyft.version import __version__
-
     packages = ("numpy", "numba", "llvmlite", "pillow")
     return {
         "tinyft": __version__,
-        **{name: _installed_version(name) for name in packages},
+        **{name: installed(name) or "not installed" for name in packages},
         "python": platform.python_version(),
         "processor": _processor(),
         **backends.arithmetic(device),
     }
-
-
-def _installed_version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _processor() -> str:

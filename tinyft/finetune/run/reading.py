@@ -1,4 +1,8 @@
-"""Parts of a run's folder, read back, whatever a kill or another program left in it."""
+"""A run's folder, read back, whatever a kill or another program left in it.
+
+What run.json and a checkpoint's state have to look like is declared in one place, below. A damaged
+or edited file is an error that names the place, and nothing is filled in for what is missing.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,25 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinyft.errors import RunError
-from tinyft.finetune.run.schema import DESCRIPTION, STATE, mistake
+from tinyft.data import ImageFolder
+from tinyft.data.loader import PictureData
+from tinyft.data.picture import printable
+from tinyft.display import first_few
+from tinyft.errors import DataError, RunError
 
+FORMAT = "tinyft-run"
 CHECKPOINT = "tinyft-checkpoint"
 PICTURES = "pictures.csv"
+LARGEST = 2**62  # no count of anything is larger, and machine integers hold it
 
 
 def read_description(run: Path) -> dict[str, Any]:
@@ -49,20 +61,6 @@ def random_parts(description: dict[str, Any]) -> dict[str, bool]:
 def listing_sha256(listing: str) -> str:
     """The one hash by which run.json knows all pictures: that of pictures.csv."""
     return hashlib.sha256(listing.encode("utf-8", "backslashreplace")).hexdigest()
-
-
-def read_listing(run: Path, sha256: str) -> set[tuple[str, ...]] | None:
-    """The lines of pictures.csv; None if there is none, or not the one that run.json knows."""
-    try:
-        listing = (run / PICTURES).read_bytes().decode()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return listing_lines(listing) if listing_sha256(listing) == sha256 else None
-
-
-def listing_lines(listing: str) -> set[tuple[str, ...]]:
-    """(split, class, sha256, name) of each picture, and the head."""
-    return set(map(tuple, csv.reader(io.StringIO(listing, newline=""))))
 
 
 def read_checkpoint(
@@ -116,3 +114,246 @@ def metrics_lines(path: Path) -> list[list[str]]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise RunError(f"{path} is damaged: {error}") from None
     return [line for line in lines if len(line) == len(lines[0])]
+
+
+# -------------------------------------------------------------------------------- its pictures
+
+
+def pictures_of_run(
+    path: str | os.PathLike[str],
+    data: PictureData | None = None,
+    *,
+    otherwise: str = "",
+    **options: Any,
+) -> PictureData:
+    """The pictures of the run at `path`: its folder, opened as it was but for `options`; or `data`,
+    which is needed where the run was made from arrays in memory.
+
+    `otherwise` says in an error what follows if they are no longer the same.
+    Raises: RunError if the pictures have changed, or are arrays that were not given; DataError or
+    OSError if the folder cannot be opened
+    """
+    path = Path(path)
+    recorded = read_description(path)["data"]
+    if data is None:
+        if recorded.get("kind") != "folder":
+            raise RunError(
+                f"{path} was trained on arrays in memory, which only Python can bring back: pass "
+                "them there as data="
+            )
+        folder = Path(recorded["arguments"]["path"])
+        if not folder.is_dir():
+            raise DataError(
+                f"{path} began with the pictures in {printable(folder)}, which is no longer there; "
+                "put them back"
+            )
+        data = ImageFolder(**recorded["arguments"] | options)
+    if changed := changed_pictures(path, data):
+        raise RunError(f"the pictures of {path} have changed since it began{changed}{otherwise}")
+    return data
+
+
+def changed_pictures(path: Path, data: PictureData) -> str:
+    """Which pictures of the run at `path` are others, new or gone: " (1 of them: cat/0.png)"; "" if
+    all are as they were.
+    """
+    listing, recorded = data.listing(), read_description(path)["data"]["sha256"]
+    if listing_sha256(listing) == recorded:
+        return ""
+    try:
+        listing_before = (path / PICTURES).read_bytes().decode()
+    except (OSError, UnicodeDecodeError):
+        listing_before = ""
+    if listing_sha256(listing_before) != recorded:
+        return " (which ones is not known: its pictures.csv is gone)"
+    before, now = (  # lines (split, class, sha256, name)
+        set(map(tuple, csv.reader(io.StringIO(text, newline=""))))
+        for text in (listing_before, listing)
+    )
+    others = {line[2:] for line in before} ^ {line[2:] for line in now}
+    names = sorted({line[-1] for line in others or before ^ now})  # or only classes, or the split
+    return f" ({len(names)} of them: {first_few(names)})"
+
+
+# ------------------------------------------------------------------ what a plain value has to be
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a plain value has to be, in words and as a check."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class IfThere:
+    """What a name has to be that may be missing."""
+
+    kind: Any
+
+
+def optional(kind: Any) -> Callable[[Any], Any]:
+    """Null, or a value of a kind."""
+    return lambda value: ANY if value is None else kind
+
+
+def whole(least: int = 0) -> Kind:
+    """A whole number that is not less than `least`."""
+    return Kind(f"a whole number from {least}", lambda v: type(v) is int and least <= v <= LARGEST)
+
+
+def number(least: float = -math.inf, most: float = math.inf) -> Kind:
+    """A finite number from `least` to `most`."""
+    limits = "" if least == -math.inf else f" from {least:g}"
+    limits += "" if most == math.inf else f" to {most:g}"
+
+    def fits(value: Any) -> bool:
+        # whole numbers beyond the floats' are finite too, and no float can be made of them
+        is_number = type(value) is float or (type(value) is int and abs(value) <= LARGEST)
+        return is_number and math.isfinite(value) and least <= value <= most
+
+    return Kind(f"a finite number{limits}", fits)
+
+
+TEXT = Kind("a text", lambda value: isinstance(value, str))
+SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
+ANY = Kind("anything", lambda value: True)
+
+
+def mistake(value: Any, kind: Any, where: str) -> str:
+    """The first place at which a value is not of its kind, in words; "" if it is.
+
+    A kind is a `Kind`; {"name": kind}, names that have to be there unless they are `IfThere`,
+    beside others; {str: kind}, any names; [kind], a list; a tuple of kinds, a list of as many
+    values; or a function that finds the kind for the value.
+    """
+    if isinstance(kind, IfThere):
+        return mistake(value, kind.kind, where)
+    if callable(kind):
+        return mistake(value, kind(value), where)
+    if isinstance(kind, dict):
+        return _mistake_in_names(value, kind, where)
+    if isinstance(kind, list | tuple):
+        return _mistake_in_list(value, kind, where)
+    return "" if kind.fits(value) else _other(value, kind.words, where)
+
+
+def _mistake_in_names(value: Any, kinds: dict, where: str) -> str:
+    if not isinstance(value, dict):
+        return _other(value, "a set of names and values", where)
+    free = kinds.get(str)
+    for name in value if free else kinds:
+        kind = free or kinds[name]
+        if name in value:
+            if found := mistake(value[name], kind, f"{where}: {name}"):
+                return found
+        elif not isinstance(kind, IfThere):
+            return f"{where} has no {name}"
+    return ""
+
+
+def _mistake_in_list(value: Any, kinds: list | tuple, where: str) -> str:
+    if not isinstance(value, list):
+        return _other(value, "a list", where)
+    if isinstance(kinds, tuple) and len(value) != len(kinds):
+        return _other(value, f"a list of {len(kinds)}", where)
+    each = zip(value, kinds if isinstance(kinds, tuple) else kinds * len(value), strict=True)
+    found = (mistake(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(each))
+    return next(filter(None, found), "")
+
+
+def _other(value: Any, words: str, where: str) -> str:
+    return f"{where} should be {words}, and is {value!r:.60}"
+
+
+# ------------------------------------------------------------------------------------- the schemas
+
+
+_FOLDER = {
+    **dict.fromkeys(("path", "on_error"), TEXT),
+    "valid_fraction": number(0, 1),
+    "exif_transpose": SWITCH,
+    "classes": optional([TEXT]),
+}
+_ARRAYS = {"classes": [TEXT]}
+
+
+def _data(value: Any) -> Any:
+    """Pictures of a folder, arrays, or a caller's own kind, of which nothing is known."""
+    known = {"folder": _FOLDER, "arrays": _ARRAYS}
+    kind = value.get("kind") if isinstance(value, dict) else None
+    arguments = {}
+    if isinstance(kind, str) and kind in known:
+        arguments = known[kind] | {
+            "size": optional(whole(1)),
+            "batch_size": whole(1),
+            "shuffle": SWITCH,
+            "augment": optional(TEXT),
+            "seed": whole(),
+        }
+    n = IfThere(whole())
+    return {"kind": TEXT, "arguments": arguments, "sha256": TEXT, "n_train": n, "n_valid": n}
+
+
+def _plan(value: Any) -> Any:
+    """The arguments of the method that makes the plan again; none for a caller's own."""
+    epochs, stale = {"epochs": whole()}, {"stale_gradients": SWITCH}
+    methods = {
+        "plan": epochs | stale | {"base_lr": number(0), "freeze_epochs": whole()},
+        "one_cycle_plan": epochs
+        | {"lr_max": [number(0)], "first_trainable": whole(), "reset_optimizer": SWITCH},
+        "plan_of": stale | {"phases": ANY, "reset_optimizer": SWITCH},  # see Phase.from_dict
+    }
+    method = value.get("method") if isinstance(value, dict) else None
+    if not isinstance(method, str) or method not in methods:
+        return {} if value == {} else {"method": Kind(" or ".join(methods), lambda _: False)}
+    schedule = dict.fromkeys(("lr_mult", "pct_start", "div", "div_final"), IfThere(number(0)))
+    schedule["moms"] = IfThere((number(0, 1),) * 3)
+    return {"weight_decay": number(0), **methods[method], **schedule}
+
+
+_LEARNER = {
+    **dict.fromkeys(("arch", "weights", "head"), optional(TEXT)),
+    **dict.fromkeys(("bn", "device", "optimizer", "dtype"), TEXT),
+    "seed": whole(),
+    "dropout": optional(number(0, 1)),
+    "label_smoothing": number(0, 1),
+    "class_weights": optional([number(0)]),
+    "weight_decay": optional(number(0)),
+    "groups": IfThere(optional({str: [TEXT]})),
+}
+
+DESCRIPTION = {
+    "format": Kind(repr(FORMAT), lambda value: value == FORMAT),
+    "id": TEXT,
+    "settings": {"command": IfThere([TEXT])},
+    "arch": TEXT,
+    "weights_sha256": TEXT,
+    "learner": optional(_LEARNER),
+    "data": _data,
+    "plan": _plan,
+    "first_step": whole(),
+    "random_body": IfThere(SWITCH),
+    "random_head": IfThere(SWITCH),
+    "steps": whole(1),
+    "plan_text": TEXT,
+    "classes": [TEXT],
+    "versions": {str: TEXT},
+    "finished": SWITCH,
+    "seconds": IfThere(number(0)),
+}
+
+STATE = {
+    "run": TEXT,
+    **dict.fromkeys(("step", "epoch"), whole()),
+    "smooth": {"value": number(), "count": whole()},
+    "optimizer_counts": {str: number()},
+    "trained": [TEXT],
+    "phase_digests": {str: TEXT},
+    "validation": optional({"n": whole(), "accuracy": number(0, 1), "loss": number()}),
+    "groups": [(number(0), number(0, 1), number(0))],
+    "best_accuracy": number(-1, 1),
+    "seconds": number(0),
+    "epoch_steps": [whole()],
+}

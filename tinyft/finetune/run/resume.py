@@ -7,7 +7,7 @@ import csv
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tinyft.data.loader import PictureData
 from tinyft.errors import RunError, TinyftError, WeightsError
@@ -16,21 +16,44 @@ from tinyft.finetune.learner import Learner
 from tinyft.finetune.plan import Plan
 from tinyft.finetune.planning import remade
 from tinyft.finetune.run.folder import Run, drop_unfinished_files, hold, versions, weights_sha256
-from tinyft.finetune.run.pictures import pictures_of_run
 from tinyft.finetune.run.reading import (
     checkpoints,
     metrics_lines,
+    pictures_of_run,
     read_checkpoint,
     read_description,
 )
 from tinyft.finetune.run.state import restore
 
 
+class Resumed(NamedTuple):
+    """What `learner.execute(plan, start=start, observers=[run])` needs to finish a run, and
+    notices.
+    """
+
+    learner: Learner
+    plan: Plan
+    run: Run
+    start: int
+    notices: list[str]
+
+
+class Recreated(NamedTuple):
+    """A run's learner at some step: `start` of the plan's steps are done. `progress` is what `Run`
+    reports.
+    """
+
+    learner: Learner
+    plan: Plan
+    start: int
+    notices: list[str]
+    progress: dict[str, Any]
+
+
 def resume(
     path: str | os.PathLike[str], data: PictureData | None = None, device: str | None = None
-) -> tuple[Learner, Plan, Run, int, list[str]]:
-    """What `learner.execute(plan, start=start, observers=[run])` needs to finish the run at
-    `path`, and notices.
+) -> Resumed:
+    """Go back to the newest checkpoint of the run at `path`, to finish it.
 
     `data` is needed where the run was made from arrays in memory. `device` may be another than the
     one that the run began on. A run without a checkpoint starts anew.
@@ -54,7 +77,7 @@ def resume(
         lock.release()
         raise
     run = Run(path, description["settings"], description["id"], lock=lock, **progress)
-    return learner, plan, run, start, notices
+    return Resumed(learner, plan, run, start, notices)
 
 
 def recreate(
@@ -62,11 +85,10 @@ def recreate(
     data: PictureData | None = None,
     last: int | None = None,
     device: str | None = None,
-) -> tuple[Learner, Plan, int, list[str], dict[str, Any]]:
-    """The learner of a run as its newest checkpoint holds it, or the newest with at most `last`
-    steps (in the numbers of metrics.csv), or as it began; nothing is written.
+) -> Recreated:
+    """Make the learner of a run again as its newest checkpoint holds it, or the newest with at most
+    `last` steps (in the numbers of metrics.csv), or as it began. Nothing is written.
 
-    Also the plan, how many of its steps are done, notices, and the progress that `Run` reports.
     Raises: RunError if the data has changed, or the run cannot be made again from run.json
     """
     path = Path(path)
@@ -80,7 +102,11 @@ def recreate(
         )
     arguments = description["learner"] | ({} if device is None else {"device": device})
     learner = learner_at_start(path, data, arguments)
-    _check_weights(path, description["weights_sha256"], learner)
+    if weights_sha256(learner) != description["weights_sha256"]:
+        raise RunError(
+            f"the weights that {path} began with ({learner.origin.weights}) have changed since, "
+            "so it would not end the same; put the file back, or start a new run"
+        )
     plan = _plan(path, description, learner)
     now = versions(learner.device)
     notices = [
@@ -95,7 +121,7 @@ def recreate(
             f"{path} began with a learner that was trained before, and its checkpoint is lost; "
             "start a new run"
         )
-    return learner, plan, start, notices, progress
+    return Recreated(learner, plan, start, notices, progress)
 
 
 def learner_at_start(path: Path, data: PictureData, arguments: dict[str, Any]) -> Learner:
@@ -146,15 +172,6 @@ def _pictures(path: Path, arguments: dict[str, Any], data: PictureData | None) -
             f"{', '.join(differing)}: make the data as it was, {arguments}"
         )
     return pictures_of_run(path, data, otherwise="; put them back as they were, or start a new run")
-
-
-def _check_weights(path: Path, recorded: str, learner: Learner) -> None:
-    """Raises: RunError if the weights file was exchanged"""
-    if weights_sha256(learner) != recorded:
-        raise RunError(
-            f"the weights that {path} began with ({learner.origin.weights}) have changed since, "
-            "so it would not end the same; put the file back, or start a new run"
-        )
 
 
 def _restore_newest(

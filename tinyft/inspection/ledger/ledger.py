@@ -49,7 +49,7 @@ import numpy as np
 from tinyft import backends
 from tinyft.display import Displayed, counted
 from tinyft.errors import RunError, TinyftError
-from tinyft.finetune.norms import UpdateSums, total
+from tinyft.finetune.records import UpdateSums, total
 from tinyft.inspection.ledger import file as ledger_file
 from tinyft.inspection.ledger.changes import ROUNDING, Before, Changes, TensorChange, snapshot
 from tinyft.inspection.ledger.file import FILE_NAME, LedgerFile
@@ -114,7 +114,7 @@ class Ledger(Displayed):
         self.path = None if folder is None else Path(folder) / FILE_NAME
         self.file = None
         self.phases = [phase.name for phase in plan.phases]
-        self.batch_norms = [norm for g in learner.groups for norm in g.norms.values()]
+        self.batch_norms = [norm for g in learner.groups for norm in g.batch_norms.values()]
         self.epoch_start: Before | None = snapshot(learner.model)
         self.phase_start: Before | None = self.epoch_start
         self.statistics_at_start = self._statistics()

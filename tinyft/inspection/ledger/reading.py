@@ -56,8 +56,8 @@ def description_of(learner: Learner, phases: list[str]) -> dict[str, Any]:
         "parameters": [name for group in learner.groups for name in group.parameters],
         "group_of": [i for i, g in enumerate(learner.groups) for _ in g.parameters],
         "undecayed": sorted(name for group in learner.groups for name in group.undecayed),
-        "norms": [name for group in learner.groups for name in group.norms],
-        "channels": [len(n.running_mean) for g in learner.groups for n in g.norms.values()],
+        "norms": [name for group in learner.groups for name in group.batch_norms],
+        "channels": [len(n.running_mean) for g in learner.groups for n in g.batch_norms.values()],
         "tensors": list(learner.model.state_dict()),
         "phases": phases,
     }

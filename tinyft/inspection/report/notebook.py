@@ -70,8 +70,8 @@ def _plan(plan: Plan) -> str:
 
 
 def _step(record: StepRecord) -> str:
-    facts = "<br>".join(map(escape, record.facts()))
-    return f"<p>{facts}</p>{table(GROUP_COLUMNS, record.rows())}"
+    lines = "<br>".join(map(escape, record.lines()))
+    return f"<p>{lines}</p>{table(GROUP_COLUMNS, record.rows())}"
 
 
 def _ledger(ledger: Ledger) -> str:

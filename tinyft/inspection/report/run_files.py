@@ -18,11 +18,14 @@ import numpy as np
 
 from tinyft.data.loader import PictureData
 from tinyft.errors import RunError, TinyftError
-from tinyft.finetune.build import OPTIMIZERS
-from tinyft.finetune.load import load_learner
+from tinyft.finetune.build import OPTIMIZERS, load_learner
 from tinyft.finetune.planning import remade
-from tinyft.finetune.run.pictures import pictures_of_run
-from tinyft.finetune.run.reading import metrics_lines, random_parts, read_description
+from tinyft.finetune.run.reading import (
+    metrics_lines,
+    pictures_of_run,
+    random_parts,
+    read_description,
+)
 from tinyft.inspection.comparison.diff import Diff, diff_run
 from tinyft.inspection.ledger.file import FILE_NAME
 from tinyft.inspection.ledger.ledger import Ledger

@@ -25,13 +25,12 @@ from tinyft.engine.tensor import Tensor
 from tinyft.errors import RunError
 from tinyft.finetune.feature_cache import FeatureCache
 from tinyft.finetune.learner import Learner
-from tinyft.finetune.norms import UpdateSums
 from tinyft.finetune.plan import Plan
-from tinyft.finetune.recipe import Phase
-from tinyft.finetune.records import StepRecord
+from tinyft.finetune.records import StepRecord, UpdateSums
 from tinyft.finetune.run.reading import read_description
 from tinyft.finetune.run.resume import recreate
 from tinyft.finetune.run.state import bookmark
+from tinyft.finetune.schedule import Phase
 
 MODES = (
     "training",  # batch norms by their switches, dropout with the step's own masks

@@ -16,7 +16,7 @@ from tinyft.errors import NonFiniteLossError
 from tinyft.finetune.groups import freeze_to as freeze_groups
 from tinyft.finetune.groups import head_at
 from tinyft.finetune.learner import Learner
-from tinyft.finetune.norms import total
+from tinyft.finetune.records import total
 from tinyft.inspection.step.moment import Moment
 from tinyft.inspection.step.why import signed
 

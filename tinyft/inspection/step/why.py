@@ -34,7 +34,7 @@ import numpy as np
 
 from tinyft.display import aligned
 from tinyft.finetune.groups import Group, freeze_to
-from tinyft.finetune.norms import UpdateSums, total
+from tinyft.finetune.records import UpdateSums, total
 from tinyft.inspection.step.moment import MODES, Look, Moment, put_weights, weights_of
 
 PICTURES = 3  # that got better, and worse, in the text
