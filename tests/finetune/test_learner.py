@@ -371,17 +371,17 @@ def saved_with(path, **changed):
     ("name", "value"),
     [("bn", "x"), ("bn", []), ("head", []), ("dtype", "y"), ("seed", "1"), ("seed", None),
      ("seed", -1), ("class_weights", "1"), ("class_weights", ["a"]), ("label_smoothing", None),
-     ("whole_squares", 1)],
+     ("whole_squares", 1), ("weight_decay", float("nan"))],
 )  # fmt: skip
 def test_a_file_with_settings_that_no_learner_has_is_refused(name, value, tmp_path):
     path = saved_with(tmp_path / "learner.h5", **{name: value})
-    with pytest.raises(WeightsError, match=f"learner's {name} cannot be"):
+    with pytest.raises(WeightsError, match=f"its learner: {name}.* should be .*, and is"):
         ft.load_learner(path)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("label_smoothing", 5), ("weight_decay", float("nan")), ("class_weights", [1])],
+    [("label_smoothing", 5), ("weight_decay", -1), ("class_weights", [1])],
 )
 def test_a_file_of_which_no_learner_can_be_made_is_refused(name, value, tmp_path):
     path = saved_with(tmp_path / "learner.h5", **{name: value})
@@ -394,7 +394,7 @@ def test_a_file_whose_settings_are_no_json_object_is_refused(text, tmp_path):
     small_learner().save(tmp_path / "learner.h5")
     weights = load_weights(tmp_path / "learner.h5")
     save_weights(tmp_path / "learner.h5", replace(weights, extra={"learner": text}))
-    with pytest.raises(WeightsError, match="should be JSON with bn, class_weights"):
+    with pytest.raises(WeightsError, match="its learner should be a set of names and values"):
         ft.load_learner(tmp_path / "learner.h5")
 
 

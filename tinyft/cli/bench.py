@@ -143,7 +143,7 @@ def _run_on_gpu(args: argparse.Namespace) -> int:
 
 
 def _cases(args: argparse.Namespace) -> tuple:
-    """What the options ask for, checked before anything is measured."""
+    """Return what the options ask for, checked before anything is measured."""
     from tinyft.bench.cases import CASES, Case
     from tinyft.nn import ARCHITECTURES
     from tinyft.weights import Preprocess

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _can_be_written(path: Path) -> bool:
-    """Whether files can be made in this folder, or the folder itself."""
+    """Try to make a file in this folder, and the folder itself."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -56,7 +56,7 @@ def _can_be_written(path: Path) -> bool:
 
 
 def _backends() -> bool:
-    """Whether every backend computes a convolution."""
+    """Try a convolution on every backend; True if all are right."""
     import numpy as np
 
     from tinyft import backends, ops

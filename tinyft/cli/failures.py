@@ -1,10 +1,10 @@
-"""How a command ends that does not come to its end: an exception becomes one line and an exit code,
+"""Ends of a command that fails: an exception becomes one line and an exit code,
 and signals become exceptions.
 
 One rule: 2 is for what was asked, 1 for what happened. So what a command refuses before its work
 begins is 2, and what ends the work is 1; each command says `args.working = True` between the two.
 Where only the kind of the error can tell, it does: a device or a setting of the environment that is
-none is 2, whenever it is first used; a loss that is no number, too little memory, a full disk, no
+none is 2, whenever it is first used; a loss that is NaN, too little memory, a full disk, no
 network are 1, however early.
 """
 
@@ -31,7 +31,7 @@ from tinyft.errors import (
 
 
 class RequestError(TinyftError):
-    """What was asked for cannot be done as asked; always exit code 2."""
+    """A request that cannot be done as asked; always exit code 2."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -99,7 +99,7 @@ def exit_code_and_line(
 
 
 def _of_memory(error: MemoryError, options: Mapping[str, Any]) -> str:
-    """What could not be had, and the options that the command has against it."""
+    """Tell what could not be had, and the options that the command has against it."""
     smaller = {"batch_size": "--batch-size", "size": "--size"}
     has = [option for name, option in smaller.items() if name in options]
     advice = "" if _resumes(options) else " or ".join(has)
@@ -133,7 +133,7 @@ def _option(name: str, value: Any) -> str:
 
 
 def _resumes(options: Mapping[str, Any]) -> bool:
-    """Whether a run goes on, which it only does with the pictures and options that it had."""
+    """True if a run goes on, which it only does with the pictures and options that it had."""
     return options.get("resume") is not None
 
 

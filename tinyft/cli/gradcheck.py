@@ -113,7 +113,7 @@ def _run_file(path: Path) -> Any:
 
 
 def _inputs(args: argparse.Namespace, module: Any) -> list[Any]:
-    """What the file says, or normal numbers in the shapes that were given."""
+    """Return what the file says, or normal numbers in the shapes that were given."""
     import numpy as np
 
     if args.shapes:
@@ -185,7 +185,7 @@ def _drawn(case: OpCase, seed: int) -> dict[str, Any]:
 
 
 def _result(case: OpCase, arrays: dict[str, Any]) -> Any:
-    """What the case's op makes of the arrays, as an array."""
+    """Compute the case's op, as an array."""
     from tinyft.engine.tensor import Tensor
 
     given = {

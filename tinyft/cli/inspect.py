@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def recorded_loss(run: Path, step: int) -> float | None:
-    """What metrics.csv has for a step; None if it does not have the step.
+    """Read the loss of a step from metrics.csv; None if it does not have the step.
 
     Raises: RunError if it is damaged
     """
@@ -93,7 +93,7 @@ def recorded_loss(run: Path, step: int) -> float | None:
 
 
 def comparison(run: Path, step: int, loss: float) -> str:
-    """Whether the step came out as it did in the run."""
+    """Tell if the step came out as it did in the run."""
     recorded = recorded_loss(run, step)
     if recorded is None:
         return "metrics.csv does not have this step"

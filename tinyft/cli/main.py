@@ -71,8 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with _warnings_as_notes(), signals_raise():
-            _check_folder()
-            _check_names(args)
+            _check_request(args)
             code = args.run(args)
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
@@ -105,19 +104,14 @@ def build_parser() -> Parser:
     return parser
 
 
-def _check_folder() -> None:
-    """Raises: RequestError if somebody deleted the folder that this process is in
-
-    Where it is used says no more than "no such file".
+def _check_request(args: argparse.Namespace) -> None:
+    """Raises: RequestError if somebody deleted the current folder, which later errors would call
+    "no such file"; or for an empty name, which Python would take for the current folder
     """
     try:
         os.getcwd()
     except FileNotFoundError:
         raise RequestError("the current folder no longer exists; go to one that does") from None
-
-
-def _check_names(args: argparse.Namespace) -> None:
-    """Raises: RequestError for an empty name, which Python would take for the current folder"""
     if "" in args.arguments:
         raise RequestError("an argument is empty; is it a variable that is not set?")
 

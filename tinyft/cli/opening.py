@@ -180,7 +180,7 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _recorded(description: dict[str, Any]) -> dict[str, Any]:
-    """What run.json says, under the names of the options."""
+    """Return what run.json says, under the names of the options."""
     data = description["data"]["arguments"]
     learner, plan = description["learner"] or {}, description["plan"]
     recorded = {name: data[name] for name in DATA if name in data}

@@ -155,7 +155,7 @@ def add_network_options(parser: Parser) -> None:
 
 
 def add_reading_options(parser: Parser, otherwise: str = "") -> None:
-    """How pictures are read, in training and in evaluation; `otherwise`: when a default is none."""
+    """Add how pictures are read; `otherwise` says when a default does not hold."""
     add, what = parser.add_argument, "what to do with unreadable pictures"
     add("--batch-size", type=whole(1), metavar="N", help=f"pictures in a batch (16{otherwise})")
     add("--on-error", choices=("raise", "skip"), help=f"{what} (raise{otherwise})")

@@ -1,5 +1,5 @@
-"""What is printed where: results to stdout, all else to stderr; and the progress of a run, as a bar
-where there is a terminal, as plain lines elsewhere.
+"""Printing: results to stdout, all else to stderr; the progress of a run as a bar where there is a
+terminal, as plain lines elsewhere.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def duration(seconds: float) -> str:
 
 
 def has_terminal() -> bool:
-    """Whether bars and colours are welcome."""
+    """Say if bars and colours are welcome."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return not plain and sys.stdout.isatty() and sys.stderr.isatty()
 
@@ -219,7 +219,7 @@ class BarDisplay(PlainDisplay):
 
 
 def _proof(record: StepRecord) -> str:
-    """Which tensors the phase left as they were, by the hashes of their bits."""
+    """Tell which tensors the phase left as they were, by the hashes of their bits."""
     names = record.proof.identical
     total = len(names) + len(record.proof.moved)
     if not names:

@@ -1,4 +1,4 @@
-"""What `tinyft bench` measures on a folder of photos: a frozen phase, and how exact kernels are."""
+"""Measurements of `tinyft bench` on a folder of photos: a frozen phase, and exactness."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MEASURES = {"largest": "largest error", "norm": "norm of the error"}
 
 
 def measure(show: Show, args: argparse.Namespace, torch: bool) -> dict[str, Any]:
-    """What the options ask for, by its name."""
+    """Measure what the options ask for."""
     if args.frozen:
         return {"rounds": args.rounds, "frozen": frozen(show, args, torch)}
     return {"accuracy": accuracy(show, args, torch)}

@@ -177,7 +177,7 @@ def _head(
 
 
 def trained_head(weights: Weights) -> tuple[str, dict[str, np.ndarray]]:
-    """Which of HEADS the weights end in, or "custom", or "" for none; and its arrays under the
+    """Find which of HEADS the weights end in, or "custom", or ""; and its arrays under the
     names that they have there. A published classifier is a linear head.
     """
     arrays = {n.removeprefix("head."): a for n, a in weights.arrays.items() if n[:5] == "head."}

@@ -42,7 +42,7 @@ class LayerLine:
 
 @dataclass(frozen=True)
 class Description:
-    """What `Learner.describe` returns; printing it gives the table."""
+    """The result of `Learner.describe`; printing it gives the table."""
 
     lines: tuple[LayerLine, ...]
 

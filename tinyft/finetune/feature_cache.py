@@ -87,8 +87,8 @@ class FeatureCache:
 
 
 def cacheable_bytes(training: Training) -> int:
-    """How much memory the features of all pictures take while the body is frozen; 0 where they
-    cannot be kept.
+    """Bytes that the features of all pictures take while the body is frozen; 0 where they cannot
+    be kept.
     """
     data = training.data
     if training.bn != "frozen" or data.augment is not None:

@@ -58,12 +58,12 @@ class Group:
 
     @property
     def count(self) -> int:
-        """How many parameters, each element of an array counted."""
+        """Number of parameters: of elements, not of arrays."""
         return sum(parameter.size for parameter in self.parameters.values())
 
     @property
     def in_head(self) -> bool:
-        """Whether these are parameters of the head; no group of a learner holds others beside."""
+        """True if these are parameters of the head; no group of a learner holds others beside."""
         return all(map(_is_in_head, self.parameters))
 
 
@@ -142,14 +142,12 @@ def expect_grouped(groups: Sequence[Group], model: Module) -> None:
 
 
 def head_at(groups: Sequence[Group]) -> int:
-    """Which group is the head's first: as many are frozen when the head trains alone."""
+    """Index of the head's first group: as many are frozen when the head trains alone."""
     return sum(not group.in_head for group in groups)
 
 
 def grouping_of(model: ResNet, groups: Sequence[Group]) -> dict[str, list[str]] | None:
-    """What makes the same groups again, as JSON holds it; None where `layer_groups` makes them by
-    itself.
-    """
+    """Name the parameters of each group, as JSON holds them; None for the default groups."""
     named = {group.name: [*group.parameters] for group in groups}
     usual = {group.name: [*group.parameters] for group in layer_groups(model)}
     return None if list(named.items()) == list(usual.items()) else named
@@ -195,13 +193,13 @@ def _group(name: str, model: Module, parts: Sequence[str]) -> Group:
 
 
 def trains(group: Group, name: str, frozen: bool, bn: str) -> bool:
-    """Whether a parameter of the group gets a gradient; `frozen` says whether the group is."""
+    """Say if a parameter of the group gets a gradient, where the group is frozen or not."""
     return not frozen or (bn == "fastai" and name in group.norm_parameters)
 
 
 def norm_switches(bn: str, in_head: bool, frozen: bool) -> tuple[str, bool]:
-    """Which statistics a batch norm normalises with in training, and whether its running ones
-    move; `frozen` says whether its group is.
+    """Return which statistics a batch norm normalises with in training, and if its running ones
+    move, where its group is frozen or not.
     """
     # differs from fastai: "frozen" is not among its choices
     return ("running", False) if bn == "frozen" and (frozen or not in_head) else ("batch", True)

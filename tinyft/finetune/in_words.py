@@ -205,7 +205,7 @@ def _why_unfrozen(plan: Plan, number: int) -> str:
 
 
 def decay(plan: Plan) -> str:
-    """What weight decay does in every step."""
+    """Tell what weight decay does in every step."""
     text = (
         f"In every step each weight that trains also shrinks by {plan.weight_decay:g} times its "
         "learning rate; batch norms and biases do not (tinyft/finetune/groups.py)."
@@ -261,9 +261,7 @@ RANDOM_TRAIN = "Everything is learnt from these photos alone."
 
 
 def story(plan: Plan) -> str:
-    """What is about to happen, in a few sentences: the pictures, the network, the cut, and each
-    phase.
-    """
+    """Tell in a few sentences what is about to happen: pictures, network, cut, and each phase."""
     subject, origin = plan.subject, plan.subject.origin
     known = origin.metadata.get("training") or origin.weights
     body = sum(state.total for state in plan.states[0] if not state.in_head)
@@ -289,7 +287,7 @@ def story(plan: Plan) -> str:
 
 
 def _short_phase(plan: Plan, index: int) -> str:
-    """What trains, how fast, and what the batch norms do."""
+    """Tell what trains, how fast, and what the batch norms do."""
     states, random = plan.states[index], plan.subject.origin.random_body
     rates = ", ".join(
         f"{state.name} {peak:.1e}".replace(".0e", "e").replace("e-0", "e-")

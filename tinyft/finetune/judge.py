@@ -56,7 +56,7 @@ def evaluate(training: Training, data: PictureData | None = None) -> Evaluation:
 
 
 def expect_finite(training: Training, found: Evaluation) -> None:
-    """Raises: NonFiniteLossError for a validation in training whose loss is no number"""
+    """Raises: NonFiniteLossError for a validation in training whose loss is NaN or infinite"""
     if not np.isfinite(found.loss):
         rates = rates_in_words(training.groups, [group.lr for group in training.groups])
         raise NonFiniteLossError(
@@ -81,12 +81,12 @@ def expect_judgeable(training: Training, data: PictureData) -> None:
 
 
 def judge_batch(training: Training, network: Module, batch: Batch) -> tuple[Any, Any]:
-    """What `judge` says of a batch."""
+    """Judge a batch of pictures."""
     return judge(training, network(training.input(batch.images)), batch.labels)
 
 
 def judge(training: Training, logits: Tensor, labels: np.ndarray) -> tuple[Any, Any]:
-    """How many pictures are right, and their mean loss: numbers () on the device, to be read when
+    """Count the right pictures, and take their mean loss: arrays () on the device, to be read when
     every batch is on its way.
     """
     beside = backends.beside(labels, logits.data)

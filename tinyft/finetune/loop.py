@@ -23,7 +23,7 @@ from tinyft.finetune.training import Training
 
 
 class Observer(Protocol):
-    """What can follow a run: a progress display, a run folder, a ledger.
+    """A follower of a run: a progress display, a run folder, a ledger.
 
     One with a true attribute `norms` has every step measured; one with a method `release` has it
     called at the end, however the run ends.

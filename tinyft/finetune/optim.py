@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Optimizer:
-    """What Adam and SGD share: groups, state by parameter name, and the walk over both."""
+    """The base of Adam and SGD: groups, state by parameter name, and the walk over both."""
 
     has_momentum = True  # or the schedule's momentum means nothing
     default_weight_decay = 0.0  # fastai's; Adam has another

@@ -34,7 +34,7 @@ class GroupState:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a plan trains, and on which pictures; `steps_made` by the network before the plan."""
+    """The network that a plan trains, after `steps_made` steps, and the pictures."""
 
     arch: str
     parameters: int
@@ -99,7 +99,7 @@ class Plan(Displayed):
         return sum(phase.epochs for phase in self.phases)
 
     def at(self, step: int) -> tuple[int, int]:
-        """Which phase makes a step of the plan, and which of the phase's steps it is, from 0.
+        """Find the phase that makes a step of the plan, and which of its steps that is, from 0.
 
         Raises: ValueError if the plan has no such step
         """
@@ -115,7 +115,7 @@ class Plan(Displayed):
 
     @property
     def switches(self) -> dict[str, Any]:
-        """What `Training.enter` asks of a plan beside the phase."""
+        """The arguments of `Training.enter` beside the phase."""
         return {
             "weight_decay": self.weight_decay,
             "stale_gradients": self.stale_gradients,
@@ -170,7 +170,7 @@ def _table(phase: Phase, states: list[GroupState], stale: bool) -> list[str]:
 
 
 def _batch_norm_lines(states: list[GroupState]) -> list[str]:
-    """What the batch norms do, groups that do the same together."""
+    """Tell what the batch norms do, groups that do the same together."""
     by_text: dict[str, list[str]] = {}
     for state in states:
         by_text.setdefault(state.batch_norms, []).append(state.name)

@@ -206,7 +206,7 @@ def remade(learner: Training, arguments: dict[str, Any], first_step: int) -> Pla
 
 
 def is_made_by_its_arguments(plan: Plan, learner: Training) -> bool:
-    """Whether `remade` makes this plan; a caller may have changed what a method had made."""
+    """Say if `remade` makes this plan; a caller may have changed what a method had made."""
 
     def content(plan: Plan) -> list:
         phases = [
@@ -259,7 +259,7 @@ def expect_unchanged(learner: Training, plan: Plan, start: int) -> None:
 
 
 def _group_states(groups: Sequence[Group], phase: Phase, bn: str) -> list[GroupState]:
-    """What each group will do in `phase`."""
+    """Describe what each group will do in `phase`."""
     states = []
     for i, group in enumerate(groups):
         frozen = i < phase.first_trainable

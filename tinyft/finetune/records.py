@@ -1,6 +1,4 @@
-"""What training leaves behind: a record of every step, how large the step was, evaluations,
-predictions.
-"""
+"""Records that training leaves behind: of every step and its size, evaluations, predictions."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found over n pictures: the share that was right, and the mean loss.
+    """The result of `evaluate` over n pictures: the share that was right, and the mean loss.
 
     With class weights that is, as fastai's, the mean of the batches' weighted means: other batches,
     another loss.
@@ -47,7 +45,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class GroupRecord:
-    """What one step did to one layer group. Norms are measured on request; `updated` counts
+    """One step of one layer group. Norms are measured on request; `updated` counts
     tensors with a gradient.
     """
 
@@ -89,7 +87,7 @@ class StepRecord(Displayed):
 
     @property
     def is_fetched(self) -> bool:
-        """Whether the losses can be read without waiting for the device; on the CPU always."""
+        """True if the losses can be read without waiting for the device; on the CPU always."""
         return self.measured.array is None
 
     def lines(self) -> list[str]:
@@ -127,7 +125,7 @@ class Losses:
 
     def __init__(self) -> None:
         self.due: list[StepLoss] = []
-        self.wrong: StepLoss | None = None  # the first that is no number, until it is taken
+        self.wrong: StepLoss | None = None  # the first that is NaN or infinite, until taken
 
     def add(self, step: int, array: Any, smooth: SmoothLoss, rates: list[float]) -> StepLoss:
         """The loss () of a step at these learning rates, which will be smoothed by `smooth`."""
@@ -145,7 +143,7 @@ class Losses:
                 self.wrong = loss
 
     def take_wrong(self) -> StepLoss | None:
-        """The first loss since the last call that is no number."""
+        """Return the first loss since the last call that is NaN or infinite."""
         self.fetch()
         wrong, self.wrong = self.wrong, None
         return wrong
@@ -305,7 +303,7 @@ def total(sums: Iterable[UpdateSums]) -> UpdateSums:
 
 
 def group_records(groups: Sequence[Group], sums: dict[str, UpdateSums] | None) -> list[GroupRecord]:
-    """What a step did to each group; norms only where they were measured."""
+    """Record a step of each group; norms only where they were measured."""
     records = []
     for group in groups:
         record = GroupRecord(group.name, group.lr, group.momentum, group.weight_decay, group.frozen)

@@ -306,7 +306,8 @@ class Training:
     # --------------------------------------------------------------------------------- its pictures
 
     def adjusted_preprocess(self) -> Preprocess:
-        """How validation and prediction prepare a picture: as the weights say, at the data's size.
+        """Return how validation and prediction prepare a picture: as the weights say, at the data's
+        size.
 
         Where training showed whole squares, so does this, through the same two resizings: one
         alone, straight to 224 pixels, would be a fifth sharper.

@@ -129,7 +129,7 @@ def endless_batches(training: Training) -> Iterator[Batch]:
 
 
 def suggest(lrs: np.ndarray, losses: np.ndarray) -> dict[str, Suggestion]:
-    """What fastai's four rules read from a curve (float32, float32), cut at the first NaN.
+    """Apply fastai's four rules to a curve (float32, float32), cut at the first NaN.
 
     Raises: RunError if fewer than two points are left
     """

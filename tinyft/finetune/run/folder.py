@@ -160,7 +160,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """How long the run has taken, earlier sessions included."""
+        """Seconds that the run has taken, earlier sessions included."""
         return self.seconds_before + time.monotonic() - self.started
 
     def checkpoint(self, training: Training, keep: bool = False) -> None:
@@ -219,7 +219,7 @@ class Run:
 
 
 def metrics_row(record: StepRecord) -> dict[str, Any]:
-    """What metrics.csv says of a step."""
+    """Make the line of metrics.csv for a step."""
     validation = record.validation
     return {
         "step": record.step,
@@ -235,7 +235,7 @@ def metrics_row(record: StepRecord) -> dict[str, Any]:
 
 
 def settings_of(training: Training) -> dict[str, Any]:
-    """What a caller may set on a learner after `vision_learner` has made it, but for weights."""
+    """Collect what a caller may set after `vision_learner` has made a learner, but for weights."""
     names = ("bn", "seed", "dtype", "label_smoothing", "preprocess", "classes")
     class_weights, numbers = training.class_weights, bool | int | float
     optimizer = {n: v for n, v in vars(training.optimizer).items() if isinstance(v, numbers)}
@@ -254,7 +254,7 @@ def settings_of(training: Training) -> dict[str, Any]:
 
 
 def arguments_of(training: Training) -> dict[str, Any] | None:
-    """What `vision_learner` was called with; None if that would not make this learner again."""
+    """Return the arguments of `vision_learner`; None if they would not make this learner again."""
     arguments = training.origin.arguments
     if arguments is None or training.origin.settings != settings_of(training):
         return None
@@ -270,7 +270,7 @@ def weights_sha256(training: Training) -> str:
 
 
 def versions(device: str = "auto") -> dict[str, str]:
-    """What the bits of a run on that backend may depend on."""
+    """Collect the versions that the bits of a run on that backend may depend on."""
     packages = ("numpy", "numba", "llvmlite", "pillow")
     return {
         "tinyft": __version__,

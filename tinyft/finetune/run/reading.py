@@ -32,7 +32,7 @@ LARGEST = 2**62  # no count of anything is larger, and machine integers hold it
 
 
 def read_description(run: Path) -> dict[str, Any]:
-    """What run.json says. Raises: RunError if there is none or it cannot be read"""
+    """Read run.json. Raises: RunError if there is none or it cannot be read"""
     path = run / "run.json"
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
@@ -49,8 +49,8 @@ def read_description(run: Path) -> dict[str, Any]:
 
 
 def random_parts(description: dict[str, Any]) -> dict[str, bool]:
-    """Whether the run began with random weights in its body, and in its head; of a run whose
-    run.json does not say so, what its learner's arguments tell.
+    """Say if the run began with random weights in its body, and in its head. Where an older
+    run.json does not have it, the learner's arguments tell.
     """
     learner = description["learner"] or {"weights": "", "head": None}
     begun = description["first_step"] == 0
@@ -154,8 +154,8 @@ def pictures_of_run(
 
 
 def changed_pictures(path: Path, data: PictureData) -> str:
-    """Which pictures of the run at `path` are others, new or gone: " (1 of them: cat/0.png)"; "" if
-    all are as they were.
+    """Name the pictures of the run at `path` that are others, new or gone, as " (1 of them:
+    cat/0.png)"; "" if all are as they were.
     """
     listing, recorded = data.listing(), read_description(path)["data"]["sha256"]
     if listing_sha256(listing) == recorded:
@@ -180,7 +180,7 @@ def changed_pictures(path: Path, data: PictureData) -> str:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a plain value has to be, in words and as a check."""
+    """A requirement of a plain value, in words and as a check."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -188,7 +188,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class IfThere:
-    """What a name has to be that may be missing."""
+    """The kind of a name that may be missing."""
 
     kind: Any
 
@@ -196,6 +196,11 @@ class IfThere:
 def optional(kind: Any) -> Callable[[Any], Any]:
     """Null, or a value of a kind."""
     return lambda value: ANY if value is None else kind
+
+
+def one_of(values: tuple[str, ...]) -> Kind:
+    """One of these texts."""
+    return Kind(f"one of {', '.join(values)}", lambda value: value in values)
 
 
 def whole(least: int = 0) -> Kind:
@@ -325,7 +330,7 @@ _LEARNER = {
 }
 
 DESCRIPTION = {
-    "format": Kind(repr(FORMAT), lambda value: value == FORMAT),
+    "format": one_of((FORMAT,)),
     "id": TEXT,
     "settings": {"command": IfThere([TEXT])},
     "arch": TEXT,

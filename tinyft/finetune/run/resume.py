@@ -27,9 +27,7 @@ from tinyft.finetune.run.state import restore
 
 
 class Resumed(NamedTuple):
-    """What `learner.execute(plan, start=start, observers=[run])` needs to finish a run, and
-    notices.
-    """
+    """The needs of `learner.execute(plan, start=start, observers=[run])` to finish a run."""
 
     learner: Learner
     plan: Plan
@@ -153,7 +151,7 @@ def _plan(path: Path, description: dict[str, Any], learner: Learner) -> Plan:
 
 @contextlib.contextmanager
 def _said_by_run_json(path: Path) -> Iterator[None]:
-    """What a call cannot take within this block was no call's of the run at `path`."""
+    """Within this block, an argument that a call refuses is damage of run.json."""
     try:
         yield
     except TinyftError:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,16 @@ from tinyft import backends
 from tinyft.errors import WeightsError
 from tinyft.finetune.groups import BN_PRESETS, grouping_of
 from tinyft.finetune.optim import OPTIMIZERS, name_of
+from tinyft.finetune.run.reading import (
+    SWITCH,
+    TEXT,
+    Kind,
+    mistake,
+    number,
+    one_of,
+    optional,
+    whole,
+)
 from tinyft.nn.layers import BatchNorm, Dropout
 from tinyft.nn.module import Module
 
@@ -24,29 +33,18 @@ if TYPE_CHECKING:
     from tinyft.weights import Preprocess, Weights
 
 
-NUMBER = int | float
-
-
-def _is_list_of(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
-
-
-# What `save` writes beside the weights, and what each may be.
-EXPECTED: dict[str, Callable[[Any], bool]] = {
-    "head": lambda value: isinstance(value, str | None),
-    "bn": lambda value: value in BN_PRESETS,
-    "seed": lambda value: type(value) is int and value >= 0,
-    "label_smoothing": lambda value: isinstance(value, NUMBER),
-    "weight_decay": lambda value: isinstance(value, NUMBER),
-    "dtype": lambda value: value in ("float32", "float64"),
-    "whole_squares": lambda value: isinstance(value, bool),
-    "class_weights": lambda value: value is None or _is_list_of(value, NUMBER),
-    "groups": lambda value: (
-        value is None
-        or (isinstance(value, dict) and all(_is_list_of(names, str) for names in value.values()))
-    ),
-    "dropout": lambda value: _is_list_of(value, NUMBER) and all(0 <= p < 1 for p in value),
-    "optimizer": lambda value: value in [None, *OPTIMIZERS],
+# What `save` writes beside the weights.
+SETTINGS = {
+    "head": optional(TEXT),
+    "bn": one_of(BN_PRESETS),
+    "seed": whole(),
+    **dict.fromkeys(("label_smoothing", "weight_decay"), number()),
+    "dtype": one_of(("float32", "float64")),
+    "whole_squares": SWITCH,
+    "class_weights": optional([number()]),
+    "groups": optional({str: [TEXT]}),
+    "dropout": [Kind("a number from 0 to below 1", lambda p: number(0, 1).fits(p) and p < 1)],
+    "optimizer": optional(one_of(tuple(OPTIMIZERS))),
 }
 # What some versions did not write; a preprocessing says by itself now that it is whole squares.
 LATER = {"groups": None, "dropout": [], "optimizer": "adam", "whole_squares": False}
@@ -92,8 +90,8 @@ def put_dropouts(head: Module, probabilities: list[float]) -> None:
 
 
 def judged_preprocess(path: str | os.PathLike[str], weights: Weights) -> Preprocess:
-    """How pictures are prepared that a file's network judges. An older learner's file says beside
-    its preprocessing that it judges whole squares: those are resized straight to the crop.
+    """Return how pictures are prepared that a file's network judges. An older learner's file says
+    beside its preprocessing that it judges whole squares: those are resized straight to the crop.
     """
     preprocess = weights.preprocess
     if "learner" not in weights.extra:
@@ -103,7 +101,7 @@ def judged_preprocess(path: str | os.PathLike[str], weights: Weights) -> Preproc
 
 
 def settings_in(path: str | os.PathLike[str], weights: Weights) -> dict[str, Any]:
-    """What `save` wrote beside the weights; of weights that are no learner's, only the defaults.
+    """Read what `save` wrote beside the weights; of others than a learner's, only the defaults.
 
     Raises: WeightsError if it is something else
     """
@@ -113,13 +111,11 @@ def settings_in(path: str | os.PathLike[str], weights: Weights) -> dict[str, Any
         settings = json.loads(weights.extra["learner"])
     except (ValueError, RecursionError):  # lists within lists a thousand deep are the latter
         settings = None
-    settings = LATER | settings if isinstance(settings, dict) else {}
-    if not EXPECTED.keys() <= settings.keys():
-        raise WeightsError(f"{path}: its learner should be JSON with {', '.join(sorted(EXPECTED))}")
-    for name, is_right in EXPECTED.items():
-        if not is_right(settings[name]):
-            raise WeightsError(f"{path}: its learner's {name} cannot be {settings[name]!r}")
-    return {name: settings[name] for name in EXPECTED}
+    if isinstance(settings, dict):
+        settings = LATER | settings
+    if wrong := mistake(settings, SETTINGS, "its learner"):
+        raise WeightsError(f"{path}: {wrong}")
+    return {name: settings[name] for name in SETTINGS}
 
 
 def expect_savable(learner: Training) -> None:

@@ -142,7 +142,7 @@ def undone(training: Training) -> Iterator[None]:
 def _optimizer_state(
     name: str, like: np.ndarray, arrays: Arrays, counts: dict[str, int]
 ) -> dict[str, Any]:
-    """What the optimizer remembered of one parameter, in the parameter's memory order."""
+    """Return what the optimizer remembered of a parameter, in the parameter's memory order."""
     state: dict[str, Any] = {}
     for full_name, count in counts.items():
         if full_name.rpartition(".")[0] == name:
