@@ -1,7 +1,6 @@
 """Each command does what its help says."""
 
 import argparse
-import contextlib
 import json
 import os
 import re
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import h5py
@@ -492,38 +490,18 @@ def test_fetch_names_what_is_near(tinyft, monkeypatch, tmp_path):
 # ---------------------------------------------------------------------------------- warmup, doctor
 
 
-@contextlib.contextmanager
-def nobody_helps(asked, *case):
-    asked.append(case)
-    yield
-
-
 def test_warmup(tinyft, monkeypatch):
-    asked, kernels, run_pieces = [], [], measurement.run_pieces
+    kernels, run_pieces = [], measurement.run_pieces
 
     def listed(kernel, *arguments, **options):
         kernels.append(kernel.__name__)
         run_pieces(kernel, *arguments, **options)
 
     monkeypatch.setattr(measurement, "run_pieces", listed)
-    monkeypatch.setattr("tinyft.cli.warmup.helped", partial(nobody_helps, asked))
     done = tinyft("warmup", "--arch", "cifar_resnet20", "--batch-size", "2")
     assert done.code == 0, done.err
     assert done.out.startswith("ready after")
-    assert [case[1:] for case in asked] == [("cifar_resnet20", 2, 32)]
     assert "sum_pieces" in kernels  # of a run, which measures its steps
-
-
-def test_finetune_lets_a_helper_compile(tinyft, draw, tiny, monkeypatch):
-    asked = []
-    monkeypatch.setattr("tinyft.cli.finetune.helped", partial(nobody_helps, asked))
-    done = tinyft("finetune", draw({"cat": 6, "dog": 6}), *tiny)
-    assert done.code == 0, done.err
-    ((_, arch, batch_size, size),) = asked
-    assert (arch, size) == ("cifar_resnet20", 32)
-    assert f"--batch-size {batch_size}" in " ".join(tiny)
-    tinyft("finetune", "pictures", *tiny, "--size", "24")
-    assert asked[1][-1] == 24
 
 
 @pytest.mark.parametrize("command", ["warmup", "bench --rounds 1"])

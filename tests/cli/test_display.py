@@ -46,7 +46,7 @@ def test_a_terminal_that_goes_away_does_not_stop_the_bar(monkeypatch):
     monkeypatch.setattr(output, "has_terminal", lambda: True)
     monkeypatch.setattr("sys.stderr", Gone())
     plan = SimpleNamespace(steps=10, phases=[SimpleNamespace(name="head alone")])
-    with output.display(plan, 0) as bar:
+    with output.progress(plan, 0) as bar:
         bar.line("epoch 1 of 2")
         bar.progress.refresh()
     assert any("epoch 1 of 2" in text for text in written)
