@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from statistics import median
 from typing import Any
 
@@ -105,22 +105,20 @@ def kind(call: KernelCall) -> str:
 def errors_of(call: KernelCall, sides: dict[str, list[Array]]) -> list[Errors]:
     """For each result of the call: the distance from float64 of ours and of what others found."""
     arguments, options, _ = call.arguments
-    reference = getattr(backends.get("reference"), call.kernel)
-    expected = results(reference(*map(_float64, arguments), **_each_float64(options)), call)
-    kernel, found = getattr(backends.get("cpu"), call.kernel), dict(sides)
+
+    def results(device: str, arguments: Iterable, options: dict[str, Any]) -> list[Array]:
+        found = getattr(backends.get(device), call.kernel)(*arguments, **options)
+        return list(found if isinstance(found, tuple) else (found,))[: len(PASSES[call.kernel])]
+
+    in_float64 = {name: _float64(value) for name, value in options.items()}
+    exact, found = results("reference", map(_float64, arguments), in_float64), dict(sides)
     for name, switch in OURS.items():
         with switch_winograd(switch):
-            found[name] = results(kernel(*arguments, **options), call)
+            found[name] = results("cpu", arguments, options)
     return [
         {name: _distance(computed[i], wanted) for name, computed in found.items()}
-        for i, wanted in enumerate(expected)
+        for i, wanted in enumerate(exact)
     ]
-
-
-def results(found: Any, call: KernelCall) -> list[Array]:
-    """Those of a kernel's results that PASSES names."""
-    found = found if isinstance(found, tuple) else (found,)
-    return list(found[: len(PASSES[call.kernel])])
 
 
 def ratios(errors: list[Errors]) -> dict[str, dict[str, dict[str, float]]]:
@@ -140,13 +138,10 @@ def ratios(errors: list[Errors]) -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-def _distance(found: Array, expected: Array) -> dict[str, float]:
-    difference = found.astype(np.float64) - expected
-    largest = _ratio(np.abs(difference).max(), np.abs(expected).max())
-    return {
-        "largest": largest,
-        "norm": _ratio(np.linalg.norm(difference), np.linalg.norm(expected)),
-    }
+def _distance(found: Array, exact: Array) -> dict[str, float]:
+    difference = found.astype(np.float64) - exact
+    norm = _ratio(np.linalg.norm(difference), np.linalg.norm(exact))
+    return {"largest": _ratio(np.abs(difference).max(), np.abs(exact).max()), "norm": norm}
 
 
 def _ratio(a: float, b: float) -> float:
@@ -156,10 +151,6 @@ def _ratio(a: float, b: float) -> float:
 
 def _float64(value: Any) -> Any:
     return value.astype(np.float64) if getattr(value, "dtype", None) == np.float32 else value
-
-
-def _each_float64(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: _float64(value) for name, value in options.items()}
 
 
 # ------------------------------------------------------------------------------------------ curves
@@ -193,35 +184,29 @@ def curves(
                 losses[name].append(learner.train_step(batch, phase.name).loss)
     for name in (*LAYOUTS, EXACT):
         learner, phase, batches = start()
-        exact = name == EXACT
-        theirs = (
-            TorchLearner(learner, "nchw", torch.float64) if exact else TorchLearner(learner, name)
-        )
+        layout, dtype = ("nchw", torch.float64) if name == EXACT else (name, torch.float32)
+        theirs = TorchLearner(learner, layout, dtype)
         losses[name] = [theirs.step(batch, phase, i) for i, batch in enumerate(batches)]
     return losses
 
 
 def apart(losses: dict[str, list[float]]) -> dict[str, float]:
     """The largest difference of PyTorch's two curves, and of each of ours to the nearer of them."""
-    found = {"pytorch": _between(losses, *LAYOUTS)}
+    found = {"pytorch": _apart(*(losses[layout] for layout in LAYOUTS))}
     return found | {
-        name: min(_between(losses, name, layout) for layout in LAYOUTS) for name in OURS
+        name: min(_apart(losses[name], losses[layout]) for layout in LAYOUTS) for name in OURS
     }
 
 
 def from_exact(losses: dict[str, list[float]]) -> dict[str, float]:
     """The largest difference of each side's curve to that in float64."""
-    return {name: _between(losses, name, EXACT) for name in (*OURS, *LAYOUTS)}
+    return {name: _apart(losses[name], losses[EXACT]) for name in (*OURS, *LAYOUTS)}
 
 
 def between_seeds(curves: list[dict[str, list[float]]]) -> float:
     """The largest difference of PyTorch's curves of two seeds, in one layout; 0 for one seed."""
     pairs = itertools.combinations(curves, 2)
     return max((_apart(a[name], b[name]) for a, b in pairs for name in LAYOUTS), default=0.0)
-
-
-def _between(losses: dict[str, list[float]], a: str, b: str) -> float:
-    return _apart(losses[a], losses[b])
 
 
 def _apart(curve: list[float], other: list[float]) -> float:

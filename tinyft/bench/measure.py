@@ -11,6 +11,8 @@ Medians say what to expect, minima what the machine can do when nothing disturbs
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import os
 import statistics
@@ -18,13 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tinyft import backends
 from tinyft.backends.reference import peak_bytes_of_process
 from tinyft.bench.cases import OURS, Case, Side, our_side
 from tinyft.errors import TinyftError
@@ -32,9 +35,10 @@ from tinyft.errors import TinyftError
 PAUSE = 0.3  # s; OpenMP's threads spin for some 10 to 200 ms after their last work
 DIFFERENCE = 1e-3  # of the largest value; float32 in another order of summation stays below 1e-4
 BUSY = 0.25  # waiting or running programs per core, before there is any of ours
-
 STEPS = 3  # from the second on all buffers exist
 WARM_STARTS = 3
+# Of backends/cpu/runtime/threads.py: all kernels pass through one.
+STARTERS = ("run", "run_with_scratch", "run_alone")
 
 # The child imports what we import: `-c` alone would look into the current folder first.
 CHILD = (
@@ -213,6 +217,87 @@ def start(case: Case, threads: int) -> dict[str, float]:
         kept = {"NUMBA_CACHE_DIR": folder, "TINYFT_HOME": folder}
         starts = [run_child(OURS, case, threads, 1, **kept)[1] for _ in range(1 + WARM_STARTS)]
     return {"cold": starts[0], "warm": min(starts[1:])}
+
+
+# ------------------------------------------------------------------- the time outside kernels
+#
+# While it is measured, the functions of the CPU backend that start a kernel are exchanged for ones
+# that also look at the clock. All other time is the engine's: the tape, checks of shapes, buffers,
+# the optimizer's walk, NumPy. What a kernel needs to wake its threads and to wait for the last one
+# counts as the kernel's. Nothing of this is there unless it is asked for.
+
+
+class KernelClock:
+    """The seconds that passed within kernels, and how many calls they were."""
+
+    def __init__(self) -> None:
+        self.seconds, self.calls = 0.0, 0
+        self.inside = False  # a kernel that another one starts is part of it
+
+    def timed(self, start: Callable) -> Callable:
+        """Stand in for a function that starts a kernel. What this does before and behind a call
+        counts as the engine's, so it is little.
+        """
+
+        @functools.wraps(start)
+        def call(*arguments: Any) -> Any:
+            if self.inside:
+                return start(*arguments)
+            self.inside, started = True, time.perf_counter()
+            try:
+                return start(*arguments)
+            finally:
+                self.seconds += time.perf_counter() - started
+                self.calls += 1
+                self.inside = False
+
+        return call
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within this block kernels are timed."""
+        from tinyft.backends.cpu.runtime import threads
+
+        timed = {getattr(threads, name): self.timed(getattr(threads, name)) for name in STARTERS}
+        exchanged = []
+        for module_name, module in list(sys.modules.items()):
+            if module_name.startswith("tinyft.backends.cpu."):
+                for name, value in list(vars(module).items()):
+                    if any(value is start for start in timed):
+                        exchanged.append((module, name, value))
+        try:
+            for module, name, start in exchanged:
+                setattr(module, name, timed[start])
+            yield
+        finally:
+            for module, name, start in exchanged:
+                setattr(module, name, start)
+
+
+def outside_kernels(case: Case, rounds: int) -> dict[str, Any]:
+    """Measure how much of a training step is spent outside kernels: medians of its seconds, of
+    those within kernels and of the share outside, and how many kernels a step starts.
+    """
+    with backends.use("cpu"):
+        step = our_side(case, "training", device="cpu")
+        for _ in range(2):  # the first compiles, the second has all buffers
+            step()
+        steps, within = [], []
+        for _ in range(rounds):
+            clock = KernelClock()
+            with clock.watching():
+                started = time.perf_counter()
+                step()
+                steps.append(time.perf_counter() - started)
+            within.append(clock.seconds)
+    outside = [1 - kernels / whole for kernels, whole in zip(within, steps, strict=True)]
+    return {
+        "step": statistics.median(steps),
+        "kernels": statistics.median(within),
+        "outside": statistics.median(outside),
+        "outside_min": min(outside),
+        "calls": clock.calls,
+    }
 
 
 # ------------------------------------------------------------------------------------- the machine

@@ -239,10 +239,10 @@ def _processes(
 
 def _overhead(show: Any, case: Any, args: argparse.Namespace) -> dict[str, Any]:
     """The time outside kernels of one case."""
-    from tinyft.bench import overhead as bench_overhead
+    from tinyft.bench.measure import outside_kernels
 
     say(f"measuring the time outside kernels of {case}")
-    measured = bench_overhead.measure(case, args.rounds)
+    measured = outside_kernels(case, args.rounds)
     show(f"\n{case}: training step, within kernels and outside")
     times = f"{1000 * measured['step']:.1f} ms, {1000 * measured['kernels']:.1f} ms of it"
     show(f"  {times} in {measured['calls']} calls of kernels")

@@ -6,9 +6,9 @@ import pytest
 
 from tinyft.backends.cpu.memory_bound import arrays
 from tinyft.backends.cpu.runtime import threads
-from tinyft.bench import overhead as bench_overhead
+from tinyft.bench import measure as bench
 from tinyft.bench.cases import Case
-from tinyft.bench.overhead import KernelClock
+from tinyft.bench.measure import KernelClock
 
 TINY = Case("cifar_resnet20", 2, 32)
 PLACES = [
@@ -51,7 +51,7 @@ def test_all_is_as_before_afterwards():
 
 
 def test_a_step():
-    found = bench_overhead.measure(TINY, rounds=3)
+    found = bench.outside_kernels(TINY, rounds=3)
     assert 0 < found["kernels"] < found["step"]
     assert 0 < found["outside_min"] <= found["outside"] < 1
     # 19 convolutions, 19 batch norms and 65 parameters: each starts a kernel at the least
