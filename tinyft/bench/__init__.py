@@ -1,1 +1,1 @@
-"""What `tinyft bench` measures: our speed, and PyTorch's and ONNX Runtime's beside it."""
+"""`tinyft bench`: our speed, and PyTorch's and ONNX Runtime's beside it."""

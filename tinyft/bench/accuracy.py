@@ -1,4 +1,4 @@
-"""How exact the fast kernels are on real weights and photos: `tinyft bench --accuracy DIR`.
+"""Rounding errors of the fast kernels on real weights and photos: `tinyft bench --accuracy DIR`.
 
 **Layer by layer.** One forward and backward pass of the learner, in training mode, gives each
 convolution and each batch norm the inputs that it has in practice. From these same arrays each is
@@ -103,7 +103,7 @@ def kind(call: KernelCall) -> str:
 
 
 def errors_of(call: KernelCall, sides: dict[str, list[Array]]) -> list[Errors]:
-    """For each result of the call: the distance from float64 of ours and of what others found."""
+    """Measure for each result of the call the distance from float64 of ours and of the others'."""
     arguments, options, _ = call.arguments
 
     def results(device: str, arguments: Iterable, options: dict[str, Any]) -> list[Array]:

@@ -119,8 +119,8 @@ def their_phase(case: FrozenCase) -> Spent:
 
 
 def measure(case: FrozenCase, rounds: int, *, alone: bool) -> dict[str, Any]:
-    """Both sides' runs, in turns, and how many times our time PyTorch takes: `ratio` of everything,
-    `training_ratio` without validation, by medians.
+    """Run both sides in turns, and say how many times our time PyTorch takes, by medians: `ratio`
+    of everything, `training_ratio` without validation.
     """
     _decode(case)
     sides = {OURS: our_phase} if alone else {OURS: our_phase, THEIRS: their_phase}
@@ -160,8 +160,8 @@ def why(case: FrozenCase) -> str:
 
 
 def _computed_once(case: FrozenCase) -> int:
-    """How many pictures pass through the body in training if features are kept: an epoch's, and
-    with the next epoch those that it left out, filled up to a batch.
+    """Count the pictures that pass through the body in training if features are kept: an epoch's,
+    and with the next epoch those that it left out, filled up to a batch.
     """
     data = case.data
     epoch = data.steps_per_epoch * data.batch_size

@@ -1,4 +1,4 @@
-"""What to run on a machine with a GPU: is everything right there, and how fast is it?
+"""On a machine with a GPU: is everything right there, and how fast is it?
 
     tinyft bench --backend gpu        # the contract, then layers and steps; one JSON file
 

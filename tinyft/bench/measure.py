@@ -1,4 +1,4 @@
-"""How fast a training step and inference are, beside PyTorch and ONNX Runtime where they are
+"""The speed of a training step and of inference, beside PyTorch and ONNX Runtime where they are
 installed.
 
 All sides compute the same: same weights, same pictures, float32, same number of threads. They take
@@ -58,7 +58,7 @@ RIVALS = {
 
 
 def turns(names: Iterable[str], rounds: int, pause: float) -> Iterator[str]:
-    """Whose turn it is, after a pause; every second round goes backwards."""
+    """Yield whose turn it is, after a pause; every second round goes backwards."""
     for number in range(rounds):
         for name in list(names)[:: -1 if number % 2 else 1]:
             time.sleep(pause)
@@ -113,10 +113,11 @@ def differences(sides: dict[str, Side]) -> dict[str, float]:
 
 
 def check(found: dict[str, float]) -> None:
-    """Raises: TinyftError if a side does not compute what we do
+    """Refuse sides that do not compute what we do.
 
     For inference only: a batch norm over a few values, as small maps and batches have in training,
     amplifies rounding without limit (float64 agrees to 1e-10 where float32 losses differ by 7 %).
+    Raises: TinyftError
     """
     for name, difference in found.items():
         if not difference <= DIFFERENCE:
@@ -158,7 +159,7 @@ def _sides(case: Case, mode: str, threads: int, alone: bool) -> Iterator[tuple[s
 
 
 def child(side: str, arch: str, batch_size: str, size: str, threads: str, steps: str) -> None:
-    """Run by a new process: some training steps of one side, then its peak memory in bytes."""
+    """Make training steps of one side in this new process, then print its peak memory in bytes."""
     case = Case(arch, int(batch_size), int(size))
     if side == OURS:
         step = our_side(case, "training")
@@ -201,7 +202,7 @@ def run_child(
 
 
 def memory(case: Case, threads: int, *, alone: bool) -> dict[str, object]:
-    """Peak memory of each side's training steps in bytes, and ours as a part of the best other."""
+    """Measure each side's peak memory over some steps in bytes, and ours in parts of the best."""
     run_child(OURS, case, threads, 1)  # compiling takes memory of its own
     names = (OURS,) if alone else (OURS, *RIVALS["pytorch"])
     peaks = {name: run_child(name, case, threads, STEPS)[0] for name in names}

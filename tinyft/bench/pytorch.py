@@ -131,7 +131,7 @@ def _pictures(case: Case, layout: str) -> torch.Tensor:
 
 
 def training_side(case: Case, layout: str, device: str = "cpu", *, frozen: bool = False) -> Side:
-    """What `our_side` does in training, as PyTorch's tutorials write it."""
+    """Train as `our_side` does, as PyTorch's tutorials write it."""
     network = Network(build(case.arch, seed=0)).to(device, memory_format=LAYOUTS[layout])
     for name, parameter in network.named_parameters():
         parameter.requires_grad = name.startswith("fc.") or not frozen

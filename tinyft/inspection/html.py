@@ -67,7 +67,7 @@ class Markup(str):
 
 
 def escape(text: object) -> Markup:
-    """Any text so that a browser shows it as it is; what is Markup already is returned."""
+    """Escape any text so that a browser shows it as it is; Markup is returned unchanged."""
     return text if isinstance(text, Markup) else Markup(html.escape(str(text)))
 
 
@@ -108,7 +108,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Markup:
                 f"table: row {i} has {len(row)} cells, the header {len(header)}; give each column "
                 "a cell (None is an empty one)"
             )
-    # A column is one of numbers if it holds some and nothing but numbers and empty cells.
+    # A column is numeric if it holds numbers and nothing else but empty cells.
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(header)
     numeric = [
         any(map(_is_number, column)) and all(c is None or _is_number(c) for c in column)

@@ -1,1 +1,1 @@
-"""What training changed: weights, filters and features, before and after."""
+"""Before and after training: weights, filters and features."""

@@ -26,7 +26,8 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,8 @@ PICTURES = 64  # on which features are compared
 LEAST_PICTURES = 4  # the unbiased estimate divides by n - 3
 FILTERS = 3  # named of each layer; a terminal shows two
 _COLUMNS = 1 << 16  # features that are turned into float64 at a time
+
+Span = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]  # two networks' arrays
 
 
 def diff(
@@ -86,29 +89,29 @@ def compare(
     Raises: WeightsError if they are not of one architecture, ValueError for fewer than two
     """
     expect_comparable(snapshots)
-    spans = list(itertools.pairwise(range(len(snapshots))))
+    spans = _spans([snapshot.arrays for snapshot in snapshots])
     names = ["change"]
     if len(spans) > 1:
-        names = [snapshots[after].title.removeprefix("after ") for _, after in spans] + ["in all"]
-        spans.append((0, len(snapshots) - 1))
-    common, unmatched = _common(snapshots)
-    pictures = _pictures(data, snapshots[0].preprocess) if data is not None else None
+        names = [snapshot.title.removeprefix("after ") for snapshot in snapshots[1:]] + ["in all"]
+    everything = list(dict.fromkeys(name for s in snapshots for name in s.arrays))
+    shapes = {n: {getattr(s.arrays.get(n), "shape", None) for s in snapshots} for n in everything}
+    common = [name for name in everything if len(shapes[name]) == 1]  # in the network's order
+    pictures = [] if data is None else _pictures(data, snapshots[0].preprocess)
     notices, similarity = [], {}
-    if pictures is not None and len(pictures) < LEAST_PICTURES:
+    if data is not None and len(pictures) < LEAST_PICTURES:
         notices.append(f"{len(pictures)} pictures are too few to compare features")
-    elif pictures is not None:
-        similarity = _similarity(snapshots, spans, pictures, device)
-    ends = snapshots[0].arrays["conv1.weight"], snapshots[-1].arrays["conv1.weight"]
+    elif data is not None:
+        similarity = _similarity(snapshots, pictures, device)
     return Diff(
         [snapshot.title for snapshot in snapshots],
         names,
         snapshots[0].arch,
-        _layers(snapshots, spans, common),
-        _stages(snapshots, spans, common),
+        _layers(spans, common),
+        _stages(spans, common),
         similarity,
-        0 if pictures is None else len(pictures),
-        (ends[0].copy(), ends[1].copy()),
-        unmatched,
+        len(pictures),
+        tuple(snapshots[end].arrays["conv1.weight"].copy() for end in (0, -1)),
+        [name for name in everything if name not in common],
         notices,
     )
 
@@ -125,51 +128,33 @@ def expect_comparable(snapshots: Sequence[Snapshot]) -> None:
             )
 
 
-def _common(snapshots: Sequence[Snapshot]) -> tuple[list[str], list[str]]:
-    """The tensors that all have in one shape, in the order of the network, and the others."""
-    everything = list(dict.fromkeys(name for s in snapshots for name in s.arrays))
-    shapes = {n: {getattr(s.arrays.get(n), "shape", None) for s in snapshots} for n in everything}
-    common = [n for n in everything if len(shapes[n]) == 1]
-    return common, [n for n in everything if n not in common]
+def _spans(ends: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Each with the next and, if there are more than two, the first with the last."""
+    pairs = list(itertools.pairwise(ends))
+    return pairs if len(pairs) == 1 else [*pairs, (ends[0], ends[-1])]
 
 
-def _moves(
-    snapshots: Sequence[Snapshot], spans: Sequence[tuple[int, int]], names: Sequence[str]
-) -> list[Move]:
-    """One move a span, of all these tensors together."""
+def _moves(spans: Sequence[Span], names: Sequence[str]) -> list[Move]:
+    """One move a span, of all these tensors together; none of no tensors."""
     if not names:
         return []
-    return [
-        Move.between([(snapshots[a].arrays[n], snapshots[b].arrays[n]) for n in names])
-        for a, b in spans
-    ]
+    return [Move.between([(before[n], after[n]) for n in names]) for before, after in spans]
 
 
-def _layers(
-    snapshots: Sequence[Snapshot], spans: Sequence[tuple[int, int]], common: Sequence[str]
-) -> list[LayerChange]:
+def _layers(spans: Sequence[Span], common: Sequence[str]) -> list[LayerChange]:
     """One entry for each module that has parameters, in the order of the network."""
     parts: dict[str, list[str]] = {}
     for name in common:
         parts.setdefault(name.rpartition(".")[0], []).append(name)
     changes = []
     for layer, names in parts.items():
-        weights = [n for n in names if not _is_statistic(n)]
-        statistics = [n for n in names if _is_statistic(n)]
-        matrix = f"{layer}.weight"
-        has_filters = matrix in names and snapshots[0].arrays[matrix].ndim > 1
-        changes.append(
-            LayerChange(
-                layer,
-                _moves(snapshots, spans, weights),
-                _moves(snapshots, spans, statistics),
-                [
-                    moved_most(snapshots[a].arrays[matrix], snapshots[b].arrays[matrix])
-                    for a, b in spans
-                    if has_filters
-                ],
-            )
-        )
+        statistics = [n for n in names if n.endswith((".running_mean", ".running_var"))]
+        weights, matrix = [n for n in names if n not in statistics], f"{layer}.weight"
+        filters = []
+        if matrix in names and spans[0][0][matrix].ndim > 1:
+            filters = [moved_most(before[matrix], after[matrix]) for before, after in spans]
+        moves = _moves(spans, weights), _moves(spans, statistics)
+        changes.append(LayerChange(layer, *moves, filters))
     return changes
 
 
@@ -185,26 +170,24 @@ def moved_most(before: np.ndarray, after: np.ndarray) -> list[tuple[int, float]]
     return [(f, distances[f]) for f in order[:FILTERS] if distances[f] > 0]
 
 
-def _stages(
-    snapshots: Sequence[Snapshot], spans: Sequence[tuple[int, int]], common: Sequence[str]
-) -> dict[str, list[Move]]:
+def _stages(spans: Sequence[Span], common: Sequence[str]) -> dict[str, list[Move]]:
     """The convolutions and linear layers of stem, stages and head, each taken together.
 
     Scales and shifts of batch norms are left out: one large scale can hide a whole stage.
     """
     members: dict[str, list[str]] = {}
     for name in common:
-        if snapshots[0].arrays[name].ndim > 1:
+        if spans[0][0][name].ndim > 1:
             first = name.split(".")[0]
             members.setdefault("stem" if first == "conv1" else first, []).append(name)
-    return {stage: _moves(snapshots, spans, names) for stage, names in members.items()}
+    return {stage: _moves(spans, names) for stage, names in members.items()}
+
+
+# ------------------------------------------------------------------------------------- similarity
 
 
 def _similarity(
-    snapshots: Sequence[Snapshot],
-    spans: Sequence[tuple[int, int]],
-    pictures: np.ndarray,
-    device: str,
+    snapshots: Sequence[Snapshot], pictures: np.ndarray, device: str
 ) -> dict[str, list[float]]:
     """Linear CKA in each span for stem, blocks and head, where all networks have them."""
     device, tables = backends.resolve(device), []
@@ -217,7 +200,7 @@ def _similarity(
             features = features_by_layer(model, x)
             tables.append({name: gram(backends.host(y.data)) for name, y in features})
     return {
-        name: [linear_cka(tables[a][name], tables[b][name]) for a, b in spans]
+        name: [linear_cka(before[name], after[name]) for before, after in _spans(tables)]
         for name in tables[0]
         if all(name in other for other in tables)
     }
@@ -230,13 +213,6 @@ def _pictures(data: PictureData, preprocess: Preprocess) -> np.ndarray:
     chosen = order[np.linspace(0, len(order) - 1, min(PICTURES, len(order))).astype(int)]
     adjusted = data.adjusted(preprocess)
     return np.stack([prepare(data.source(split, int(i)), adjusted) for i in chosen])
-
-
-def _is_statistic(name: str) -> bool:
-    return name.endswith((".running_mean", ".running_var"))
-
-
-# ------------------------------------------------------------------------------------- similarity
 
 
 def features_by_layer(model: ResNet, x: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -1,5 +1,5 @@
-"""What differs between networks, and how that is shown: as text, and as an HTML page with bars by
-layer and the first layer's filters as pictures.
+"""The differences between networks, and how they are shown: as text, and as an HTML page with bars
+by layer and the first layer's filters as pictures.
 
 Letters: F filters, R S kernel rows and columns.
 """
@@ -27,7 +27,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Move:
-    """How far parameters went: `distance` is relative to their norm before, `cosine` is between
+    """A change of parameters: `distance` is relative to their norm before, `cosine` is between
     before and after; `identical` says that not a bit changed.
     """
 
@@ -77,7 +77,7 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class Diff:
-    """What changed between two or more snapshots of one network.
+    """The changes between two or more snapshots of one network.
 
     `spans` are the stretches that every list of moves follows: from each snapshot to the next
     and, if there are more than two, from the first to the last. `stages` has the convolutions and
@@ -166,7 +166,7 @@ def bar_range(distances: Sequence[float]) -> tuple[float, float]:
 
 
 def bar_length(distance: float, low: float, high: float, most: int) -> int:
-    """How much of `most` a bar takes on the logarithmic scale; 0 only for 0 or NaN."""
+    """Scale a distance logarithmically to a bar of 1 to `most`; only 0 and NaN have none."""
     if not distance > 0:
         return 0
     share = math.log(min(distance, high) / low) / math.log(high / low)
@@ -270,7 +270,7 @@ def _similarity(diff: Diff) -> str:
 
 
 def filter_grid(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """All filters side by side in a nearly square grid with white gaps of one pixel.
+    """Draw all filters side by side in a nearly square grid with white gaps of one pixel.
 
     Zero is grey, +scale the brightest and -scale the darkest; `scale` has one entry a filter.
 
@@ -297,8 +297,8 @@ def filter_grid(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
 def before_and_after(
     before: np.ndarray, after: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Grids of the filters before and after, on one scale for each filter, so that one that did not
-    change looks the same; of the differences, on one scale for all, so that the one that moved most
+    """Draw the filters before and after, on one scale for each filter, so that one that did not
+    change looks the same; the differences, on one scale for all, so that the one that moved most
     stands out; and how many times these were enlarged (infinity where nothing changed).
 
     Shapes: before and after (F, 3, R, S) -> three uint8 pictures

@@ -1,1 +1,1 @@
-"""What every step did to every layer group, kept beside a run, and what moved since."""
+"""The ledger: every step's effect on every layer, kept beside a run; and what moved since."""

@@ -5,7 +5,7 @@
     record, record, record, ...
 
 The second line is the CRC-32 of the first. A record is its name (8 bytes, NULs behind it), its
-rows as plain little-endian numbers, and the CRC-32 of both, begun with the one before. For each
+rows as plain little-endian values, and the CRC-32 of both, begun with the one before. For each
 name the head lists the tables of which such a record holds a row, their dtype and the row's shape.
 NumPy alone reads a ledger that is whole:
 
@@ -67,7 +67,7 @@ Layout = Callable[[Any], Records]  # the records of a ledger with that descripti
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds. `records` has, by name, an array with a field for each table.
+    """The contents of a file. `records` has, by name, an array with a field for each table.
 
     `unfinished` is how many bytes there are of a last record that is not whole; `damage`, if not
     empty, says why reading ended before the file's end.
@@ -98,7 +98,7 @@ class LedgerFile:
         description: Mapping[str, Any],
         kept: Mapping[str, np.ndarray] | None = None,
     ):
-        """A new file with the records in `kept`, instead of an old one of that name.
+        """Begin a new file with the records in `kept`, in place of an old one of that name.
 
         Raises: OSError, also from the methods, if the disk is full; the file is closed then
         """
@@ -118,7 +118,7 @@ class LedgerFile:
         weakref.finalize(self, self.file.close)  # a run that is interrupted does not close it
 
     def append(self, record: str, **rows: Any) -> None:
-        """A record with a row of each of its tables. From here on no kill loses it."""
+        """Write a record, a row of each of its tables. From here on no kill loses it."""
         dtype = self.dtypes[record]
         self._append(record, np.array(tuple(rows[name] for name in dtype.names), dtype).tobytes())
 
@@ -128,7 +128,7 @@ class LedgerFile:
             os.fsync(self.file.fileno())
 
     def contents(self) -> Contents:
-        """What `read` gives."""
+        """Read what was written so far."""
         if self.path is not None:
             return read(self.path, self.layout)
         return parse(self.file.getvalue(), self.layout)
@@ -163,7 +163,8 @@ class LedgerFile:
 
 
 def read(path: Path, layout: Layout, *, damaged: bool = False) -> Contents:
-    """All whole records of a ledger, also of one that is being written or whose writer was killed.
+    """Read all whole records of a ledger, also of one that is being written or whose writer was
+    killed.
 
     It takes memory for three times the file's size at most, whatever its bytes are, and before that
     what the JSON of its head does.
@@ -178,7 +179,7 @@ def read(path: Path, layout: Layout, *, damaged: bool = False) -> Contents:
 def parse(
     data: bytes, layout: Layout, name: object = "the ledger in memory", *, damaged: bool = False
 ) -> Contents:
-    """What the bytes of a file called `name` hold; see `read`."""
+    """Read the bytes of a file called `name`; see `read`."""
     try:
         found = _contents(data, layout)
     except Exception as error:  # each way in which a head can be nonsense

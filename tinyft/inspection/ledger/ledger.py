@@ -31,7 +31,7 @@ What `read` gives (`LedgerReading`):
     proofs       a `Changes` for each finished phase: what moved, how far and why
     balance()    the steps whose books do not balance, as sentences; none is as it should be
 
-The file, `ledger.bin`, holds these as tables of plain numbers, which NumPy alone can read: see
+The file, `ledger.bin`, holds these as plain tables, which NumPy alone can read: see
 file.py.
 """
 
@@ -98,7 +98,7 @@ class Ledger(Displayed):
 
     @property
     def reading(self) -> LedgerReading:
-        """What was written so far. Raises: RunError before the first step"""
+        """Read what was written so far. Raises: RunError before the first step"""
         if self.file is None:
             raise RunError("this ledger is empty: no step was made since it was handed in")
         return LedgerReading.of(self.file.contents())
@@ -158,8 +158,8 @@ class Ledger(Displayed):
         self.epoch_start = now
 
     def _end_phase(self, learner: Learner, record: StepRecord, phase: int) -> None:
-        """Which tensors moved in the phase, how far, and why; by the proof's hashes alone where its
-        start is not known.
+        """Write which tensors moved in the phase, how far, and why; by the proof's hashes alone
+        where its start is not known.
         """
         causes = np.array(("gradient", "weight decay", "momentum"))
         names = [name for group in learner.groups for name in group.parameters]
@@ -312,7 +312,7 @@ def epoch_layer_rows(
 
 
 def _evidence(layers: np.ndarray) -> np.ndarray:
-    """Which reasons for a move (gradient, weight decay, momentum) steps gave each parameter.
+    """Find what steps gave each parameter to move: gradient, weight decay, momentum.
 
     Shapes: layers (steps, columns, parameters) -> (3, parameters) bool
     """

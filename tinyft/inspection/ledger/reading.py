@@ -36,7 +36,7 @@ HEAD = ("steps", "group", "gradient", "weights", "update", "ratio", "decay", "co
 
 NUMBERS = ("step", "epoch", "phase")
 COUNTS = ("moved", "updated")  # in an epoch, means over its steps
-CONTINUES = 1e-9  # of a weight norm; both sides are float64 sums of the same float32 numbers
+CONTINUES = 1e-9  # of a weight norm; both sides are float64 sums of the same float32 weights
 BALANCES = 1e-6
 LENGTHS = 1e-3  # an update is known to the rounding of the weights that it is added to
 EPS = 1e-5  # batch norm's own: a variance of 0 has no standard deviation
@@ -176,14 +176,10 @@ class LedgerReading:
         statistics = self.tables["statistics"].astype(np.float64)
         since_start = np.broadcast_to(statistics[:1], statistics[1:].shape)
         starts = np.cumsum([0, *self.channels[:-1]])
-        mean, variance = _drift(statistics[:-1], statistics[1:], starts)
-        mean_since, variance_since = _drift(since_start, statistics[1:], starts)
-        return {
-            "mean": mean,
-            "variance": variance,
-            "mean_since_start": mean_since,
-            "variance_since_start": variance_since,
-        }
+        columns = ("mean", "variance", "mean_since_start", "variance_since_start")
+        pairs = (statistics[:-1], since_start)
+        drifts = [part for old in pairs for part in _drift(old, statistics[1:], starts)]
+        return dict(zip(columns, drifts, strict=True))
 
     @cached_property
     def proofs(self) -> list[Changes]:
@@ -194,7 +190,7 @@ class LedgerReading:
         ]
 
     def balance(self) -> list[str]:
-        """What does not balance, a sentence each.
+        """Check the books; a sentence for each entry that does not balance.
 
         A step starts from the weight norms that the last one ended with; |w+d|^2 = |w|^2 + 2<w,d> +
         |d|^2; and SGD without momentum moves by lr times the gradient, weight decay apart.
@@ -256,7 +252,7 @@ def _columns(
 
 
 def _drift(old: np.ndarray, new: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How far mean and variance went: root mean squares over the channels of each batch norm.
+    """Measure how far mean and variance went: root mean squares over a batch norm's channels.
 
     Shapes: old, new (epochs, 2, channels), starts (norms,) -> two of (epochs, norms)
     """
@@ -272,6 +268,5 @@ def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def share(decay: np.ndarray, rest: np.ndarray) -> np.ndarray:
-    """How much of an update's way is weight decay, from 0 to 1; 0 where nothing moved."""
-    whole = decay + rest
-    return np.divide(decay, whole, out=np.zeros_like(whole), where=whole > 0)
+    """The part of an update's length that is weight decay, from 0 to 1; 0 where nothing moved."""
+    return _ratio(decay, decay + rest)

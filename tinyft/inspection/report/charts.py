@@ -93,18 +93,25 @@ def line_chart(
     log: bool = False,
     borders: Sequence[tuple[float, str]] = (),
 ) -> Markup:
-    """Lines over the steps. `borders` are places at which something begins, and its name."""
+    """Draw lines over the steps. `borders` are steps at which something begins, and its name."""
     xs = np.concatenate([line.x for line in lines]) if lines else np.zeros(0)
     ys = np.concatenate([line.y for line in lines]) if lines else np.zeros(0)
     x_axis = Axis.over(np.asarray(xs, float), LEFT, WIDTH - RIGHT)
     y_axis = Axis.over(np.asarray(ys, float), HEIGHT - BOTTOM, TOP, log=log)
     parts = [_grid(x_axis, y_axis, "step"), *_borders(x_axis, borders)]
-    colours = _colours(lines)
+    names = dict.fromkeys(line.name for line in lines)  # a thin line has the name of its mean
+    colours = {name: i % SERIES + 1 for i, name in enumerate(names)}
     for line in sorted(lines, key=lambda line: not line.thin):
         kind = "stroke-width:1;opacity:0.35" if line.thin else "stroke-width:2"
-        style = f"fill:none;stroke:var(--series-{colours[line.name]});{kind}"
+        colour = f"var(--series-{colours[line.name]})"
+        style = f"fill:none;stroke:{colour};{kind}"
         parts.append(f'<path d="{_path(x_axis, y_axis, line)}" style="{style}"/>')
-        parts += _dots(x_axis, y_axis, line, colours[line.name]) if line.dots else []
+        places = zip(x_axis(line.x), y_axis(line.y), strict=True) if line.dots else ()
+        parts += [
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" style="fill:{colour}"/>'
+            for x, y in places
+            if np.isfinite(y)
+        ]
     swatches = [(colours[line.name], line.name) for line in lines if not line.thin]
     legend = "".join(
         f'<span style="color:var(--series-{colour})">&#9644;</span> {escape(name)} '
@@ -121,10 +128,10 @@ def heat_map(
     *,
     borders: Sequence[tuple[float, str]] = (),
 ) -> Markup:
-    """Values above 0 as colours on a logarithmic scale, dark to bright; cells that are 0, NaN or
-    infinite stay empty.
+    """Draw values above 0 as colours on a logarithmic scale, dark to bright; cells that are 0,
+    NaN or infinite stay empty.
 
-    `columns` are the first and last column's numbers on the axis below.
+    `columns` are the steps of the first and last column.
 
     Shapes: values (len(rows), columns) float
     """
@@ -147,17 +154,22 @@ def heat_map(
         f'height="{bottom - TOP:.0f}" style="fill:none;stroke:var(--line)"/>',
         *(_text(left - 6, TOP + step * (i + 0.5) + 4, name, "end") for i, name in enumerate(names)),
         *_borders(x_axis, borders, bottom),
-        *(_text(x_axis(t), bottom + 14, f"{t:g}", "middle") for t in _whole(x_axis.ticks())),
+        *(_text(x_axis(t), bottom + 14, f"{t:g}", "middle") for t in x_axis.ticks() if t % 1 == 0),
         _text((left + WIDTH - RIGHT) / 2, bottom + 28, "step", "middle"),
     ]
-    return _figure(title, parts, _legend(scale), height=bottom + 32)
+    strip = heat_colours(np.linspace(0, 1, 64))[None].round().astype(np.uint8)
+    legend = (
+        f'{scale.low:.1e} <img src="{data_uri(strip)}" alt="to" width="120" height="10"> '
+        f"{scale.high:.1e} (logarithmic); none: empty"
+    )
+    return _figure(title, parts, legend, height=bottom + 32)
 
 
 def reliability_chart(
     title: str, confidence: np.ndarray, accuracy: np.ndarray, counts: np.ndarray
 ) -> Markup:
-    """Accuracy over confidence, one disc a bin, its area as the bin's pictures; on the diagonal
-    the network is as sure as it may be.
+    """Draw accuracy over confidence, one disc a bin, its area as the bin's pictures; on the
+    diagonal the network is as sure as it may be.
 
     Shapes: confidence, accuracy, counts (bins,)
     """
@@ -179,7 +191,7 @@ def reliability_chart(
 
 
 def _grid(x_axis: Axis, y_axis: Axis, x_label: str) -> str:
-    """Ticks, their lines and numbers."""
+    """Ticks, their lines and their labels."""
     parts = []
     for tick in y_axis.ticks():
         y = float(y_axis(tick))
@@ -219,35 +231,6 @@ def _path(x_axis: Axis, y_axis: Axis, line: Line) -> str:
             moves.append(f"{'L' if down else 'M'}{px:.1f} {py:.1f}")
         down = bool(np.isfinite(py))
     return "".join(moves)
-
-
-def _dots(x_axis: Axis, y_axis: Axis, line: Line, colour: int) -> list[str]:
-    places = zip(x_axis(line.x), y_axis(line.y), strict=True)
-    return [
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" style="fill:var(--series-{colour})"/>'
-        for x, y in places
-        if np.isfinite(y)
-    ]
-
-
-def _colours(lines: Sequence[Line]) -> dict[str, int]:
-    """A colour for each name: a thin line takes that of the line it is named after."""
-    names = list(dict.fromkeys(line.name for line in lines))
-    return {name: i % SERIES + 1 for i, name in enumerate(names)}
-
-
-def _legend(scale: Axis) -> str:
-    """The colours of a heat map as a strip between its smallest and largest number."""
-    strip = heat_colours(np.linspace(0, 1, 64))[None].round().astype(np.uint8)
-    return (
-        f'{scale.low:.1e} <img src="{data_uri(strip)}" alt="to" width="120" height="10"> '
-        f"{scale.high:.1e} (logarithmic); none: empty"
-    )
-
-
-def _whole(ticks: list[float]) -> list[float]:
-    """Only the whole ones: there is no step 2.5."""
-    return [tick for tick in ticks if float(tick).is_integer()]
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

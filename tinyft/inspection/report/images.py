@@ -1,4 +1,4 @@
-"""What the network gets of a picture, stage by stage, and where in it the evidence stands.
+"""A picture on its way to the network, stage by stage, and where in it the evidence stands.
 
 **Stages.** Preprocessing is where networks fail silently: a picture on its side, another resampling
 filter, a crop that loses the subject. Each stage here is made by the functions that validation and
@@ -198,12 +198,12 @@ def _cropped(cropped: np.ndarray, resized: np.ndarray, preprocess: Preprocess) -
 
 
 def _side(preprocess: Preprocess) -> int:
-    """Of the square that is cut out of the resized picture."""
+    """The side of the square that is cut out of the resized picture."""
     return preprocess.resize if preprocess.whole_square else preprocess.crop
 
 
 def _normalised(normalised: np.ndarray, preprocess: Preprocess) -> Stage:
-    """What the first convolution reads; drawn with the smallest value black, the largest white."""
+    """The first convolution's input, drawn with its smallest value black, its largest white."""
     mean, std = (", ".join(f"{v:g}" for v in x) for x in (preprocess.mean, preprocess.std))
     where = "assumed for the architecture" if preprocess.assumed else "from the weights file"
     words = f"divided by 255, minus ({mean}), divided by ({std}): {where}"

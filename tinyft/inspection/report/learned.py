@@ -1,4 +1,4 @@
-"""What it learned: every validation picture judged, and where the judgements go wrong.
+"""The network judged: its answers to every validation picture, and where they are wrong.
 
     confusion     which class was taken for which
     per class     precision (of what it calls a rose, how much is one) and recall (of the roses, how
@@ -114,7 +114,7 @@ class Judgements:
         return -np.log(np.maximum(of_label, np.finfo(np.float64).tiny))
 
     def confusion(self) -> np.ndarray:
-        """How many pictures of class `row` were called class `column`: (C, C) int64"""
+        """Count the pictures of class `row` that were called class `column`: (C, C) int64"""
         n = len(self.classes)
         pairs = np.bincount(self.labels * n + self.predicted, minlength=n * n)
         return pairs.reshape(n, n)
@@ -144,7 +144,7 @@ class Judgements:
         return scores
 
     def lowest_recall_first(self) -> list[ClassScore]:
-        """Classes of which no picture was shown come last."""
+        """Sort the classes; those of which no picture was shown come last."""
         return sorted(self.per_class(), key=lambda s: 2.0 if s.recall is None else s.recall)
 
     def top_losses(self, most: int = 9) -> np.ndarray:
@@ -152,7 +152,7 @@ class Judgements:
         return np.argsort(-self.losses, kind="stable")[:most]
 
     def calibration(self, bins: int = 10) -> Calibration:
-        """Confidence beside accuracy, in `bins` bins of equal width; a bin holds its upper edge."""
+        """Compare confidence to accuracy in bins of equal width; a bin holds its upper edge."""
         confidence, right = self.probabilities.max(axis=1), self.right
         edges = np.linspace(0, 1, bins + 1)
         bin_of = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
@@ -221,7 +221,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def learned(judged: Judgements) -> str:
-    """Scores of each class, who is taken for whom, calibration."""
+    """Show scores of each class, who is taken for whom, calibration."""
     confused = judged.most_confused(8)
     scores = [[score.name, score.shown, *score.cells()] for score in judged.lowest_recall_first()]
     parts = [

@@ -1,4 +1,4 @@
-"""What a notebook shows of the engine's objects: tables and charts in place of printed text.
+"""The engine's objects in a notebook: tables and charts in place of printed text.
 
 `print` says the same, but for the curves of a plan; see tinyft/display.py for who calls this.
 """
@@ -30,7 +30,7 @@ STYLE = (
 
 
 def as_html(value: Any) -> str:
-    """HTML for a notebook's cell; of what has no drawing here, the printed text."""
+    """Draw an object for a notebook's cell; one that has no drawing here is printed."""
     for kind, draw in DRAWN.items():
         if isinstance(value, kind):
             return f'<div style="{STYLE}">{draw(value)}</div>'
@@ -38,7 +38,7 @@ def as_html(value: Any) -> str:
 
 
 def _tensor(tensor: Tensor) -> str:
-    """What it is and how it came to be, its range, its values."""
+    """Its facts, then its values."""
     return f"<b>{escape(facts(tensor))}</b><pre>{escape(tensor.data)}</pre>"
 
 

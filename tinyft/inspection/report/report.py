@@ -117,7 +117,7 @@ def _title(run: RunFiles) -> str:
 
 
 def _head(run: RunFiles) -> str:
-    """The title, and the four numbers that are asked first."""
+    """The title, and the four figures that are asked for first."""
     description = run.description
     tiles = [(f"{len(run.steps):,}", f"steps in {counted(len(run.phases), 'phase')}")]
     if (seconds := description.get("seconds")) is not None:
@@ -160,8 +160,8 @@ def _recipe(run: RunFiles) -> str:
 
 
 def _in_words(run: RunFiles) -> list[Markup]:
-    """What each phase did, a paragraph each: the plan's own words, or without a plan what
-    metrics.csv tells.
+    """Tell the phases, a paragraph each: in the plan's own words, or without a plan in those of
+    metrics.csv and the ledger.
     """
     if run.plan is not None:
         each = [
@@ -199,7 +199,7 @@ def _in_words(run: RunFiles) -> list[Markup]:
 
 
 def _curves(run: RunFiles) -> str:
-    """Loss, validation, learning rates of every group, momentum."""
+    """Draw loss, validation, learning rates of every group, momentum."""
     metrics, steps, borders = run.metrics, run.steps, run.borders
     validated = np.isfinite(metrics["valid_loss"])
     at = steps[validated]
@@ -228,7 +228,7 @@ def _curves(run: RunFiles) -> str:
 
 
 def _inside_steps(run: RunFiles) -> str:
-    """Gradient norm and update ratio: lines by group, heat maps by layer."""
+    """Draw gradient norm and update ratio: lines by group, heat maps by layer."""
     ledger, borders = run.ledger, run.borders
     steps, lacking = ledger.steps["step"].astype(float), len(run.steps) - len(ledger.ids)
     words = f"<p>{escape(HOW_TO_READ)}</p>"
@@ -256,7 +256,7 @@ def _inside_steps(run: RunFiles) -> str:
 
 
 def _proofs(run: RunFiles) -> str:
-    """Per phase: which tensors are bit-identical, which moved, how far and why."""
+    """List for each phase which tensors are bit-identical, which moved, how far and why."""
     words = (
         "<p>Every tensor's bits were compared before and after each phase. A weight moves because "
         "of a gradient, of weight decay or of momentum; running statistics move when batches pass "
@@ -284,7 +284,7 @@ def _mistakes(run: RunFiles) -> str:
 
 
 def _judged_with(run: RunFiles) -> str:
-    """Which network was judged, where it is not the last."""
+    """Say which network was judged, where it is not the last."""
     if run.judged_file == "learner.h5":
         return ""
     why = "the run is not finished"
@@ -358,7 +358,7 @@ def combined(
 
 
 def binned(values: np.ndarray, most: int = MOST_COLUMNS) -> np.ndarray:
-    """At most `most` columns, each the mean of neighbours.
+    """Take means of neighbours, so that at most `most` columns are left.
 
     Shapes: values (rows, columns) -> (rows, min(columns, most))
     """

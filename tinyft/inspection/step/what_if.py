@@ -99,7 +99,7 @@ def usual_changes(moment: Moment) -> dict[str, Change]:
     stale = learner.trained if moment.plan.stale_gradients else frozenset()
 
     def freeze_to(first_trainable: int, bn: str) -> Change:
-        """As the plan would, but the optimizer keeps its memory: one change at a time."""
+        """Freeze as the plan would, but keep the optimizer's memory: one change at a time."""
         return lambda learner: freeze_groups(learner.groups, first_trainable, bn, stale)
 
     changes: dict[str, Change] = {
