@@ -158,21 +158,22 @@ def ahead(jobs: Iterable[Job], workers: int, depth: int = BATCHES_AHEAD) -> Iter
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="tinyft-data")
     waiting: collections.deque = collections.deque()
+
+    def finished() -> Result:
+        result, futures = waiting.popleft()
+        for future in futures:
+            future.result()
+        return result
+
     try:
         for result, tasks in jobs:
             waiting.append((result, [pool.submit(task) for task in tasks]))
             if len(waiting) > depth:
-                yield _finished(*waiting.popleft())
+                yield finished()
         while waiting:
-            yield _finished(*waiting.popleft())
+            yield finished()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _finished(result: Result, futures: list) -> Result:
-    for future in futures:
-        future.result()
-    return result
 
 
 def default_workers() -> int:

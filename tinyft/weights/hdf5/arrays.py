@@ -208,13 +208,22 @@ def open_arrays(path: str | os.PathLike[str], format: str) -> Iterator[ArrayFile
             stored, groups = read_tree(file)
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
-        attributes = _dotted_attributes(groups)
+        attributes = {
+            _dotted(f"{group}/{name}" if group else name): value
+            for group, values in groups.items()
+            for name, value in values.items()
+        }
         _check_format(path, format, attributes)
         arrays: dict[str, LazyArray] = {}
         texts: dict[str, Text] = {}
         for name, item in stored.items():
             if item.dtype.kind == "S":
-                texts[_dotted(name)] = _read_text(name, item.read(file))
+                text = item.read(file)
+                if text.size > _MOST_TEXTS:
+                    raise WeightsError(
+                        f"{name} is a list of {text.size:,} texts; {_MOST_TEXTS:,} are allowed"
+                    )
+                texts[_dotted(name)] = _value(text.reshape(-1) if text.ndim else text)
             else:
                 read = partial(item.read, file)
                 arrays[_dotted(name)] = LazyArray(item.shape, item.dtype.str, read)
@@ -235,15 +244,6 @@ def read_arrays(
 
 def _dotted(path: str) -> str:
     return path.replace("/", ".")
-
-
-def _dotted_attributes(groups: Mapping[str, dict[str, object]]) -> dict[str, object]:
-    """Gives attributes dotted names: the root's plainly, others after their group's name."""
-    return {
-        f"{_dotted(path)}.{name}" if path else name: value
-        for path, attributes in groups.items()
-        for name, value in attributes.items()
-    }
 
 
 def _check_format(path: object, expected: str, attributes: Mapping[str, object]) -> None:
@@ -269,12 +269,6 @@ def _check_whole(path: object, attributes: dict[str, object], texts: dict[str, T
             f"{path}: the sha256 of its attributes and texts is {found}, the file says {stored}; "
             f"it is damaged or was edited; get it again"
         )
-
-
-def _read_text(name: str, text: np.ndarray) -> Text:
-    if text.size > _MOST_TEXTS:
-        raise WeightsError(f"{name} is a list of {text.size:,} texts; {_MOST_TEXTS:,} are allowed")
-    return _value(text.reshape(-1) if text.ndim else text)
 
 
 def _value(array: np.ndarray) -> object:

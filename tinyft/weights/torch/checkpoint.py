@@ -112,7 +112,12 @@ class ZipCheckpoint(Checkpoint):
         super().__init__(file)
         self.members = _members(file)
         self.root = self._find_root()
-        self.byte_order = self._find_byte_order()
+        order = b"little"
+        if self.root + "byteorder" in self.members:
+            order = self._read_small("byteorder", 16)
+        if order not in (b"little", b"big"):
+            raise WeightsError(f"the byte order is {order!r}, expected little or big")
+        self.byte_order = "<" if order == b"little" else ">"
         data = self._read_small("data.pkl", LARGEST_PICKLE)
         self.has_checksums = zlib.crc32(data) == self.members[self.root + "data.pkl"].CRC
         self.content = unpickle(io.BytesIO(data), self._storage, ignore_unknown)
@@ -154,14 +159,6 @@ class ZipCheckpoint(Checkpoint):
                 "torch.jit.load(path).state_dict() with torch.save"
             )
         return root
-
-    def _find_byte_order(self) -> str:
-        if self.root + "byteorder" not in self.members:
-            return "<"
-        order = self._read_small("byteorder", 16)
-        if order not in (b"little", b"big"):
-            raise WeightsError(f"the byte order is {order!r}, expected little or big")
-        return "<" if order == b"little" else ">"
 
     def _read_small(self, name: str, limit: int) -> bytes:
         member = self.members[self.root + name]

@@ -120,9 +120,21 @@ def stored_tensor(
         raise WeightsError("a tensor's offset, size or stride is no count; the file is damaged")
     if len(shape) != len(strides):
         raise WeightsError("a tensor has more sizes than strides; the file is damaged")
-    tensor = StoredTensor(storage, offset, shape, strides)
-    _check_bounds(tensor)
-    return tensor
+    count = storage.count
+    elements = math.prod(shape)
+    steps = zip(shape, strides, strict=True)
+    last = offset + sum((size - 1) * stride for size, stride in steps)
+    if elements and last >= count:
+        raise WeightsError(
+            f"a tensor of shape {shape} reaches element {last} of a storage of {count}; "
+            f"the file is damaged or made to deceive"
+        )
+    if elements > max(count, _LARGEST_EXPANSION):
+        raise WeightsError(
+            f"a tensor of shape {shape} repeats a storage of {count} numbers; call "
+            f".contiguous() on it before saving"
+        )
+    return StoredTensor(storage, offset, shape, strides)
 
 
 def _is_count(value: object) -> bool:
@@ -133,24 +145,6 @@ def _are_counts(values: object) -> bool:
     if not isinstance(values, tuple) or len(values) > MOST_DIMENSIONS:
         return False
     return all(_is_count(value) for value in values)
-
-
-def _check_bounds(tensor: StoredTensor) -> None:
-    """Checks that the view ends in its storage, and does not repeat it absurdly."""
-    count = tensor.storage.count
-    elements = math.prod(tensor.shape)
-    steps = zip(tensor.shape, tensor.strides, strict=True)
-    last = tensor.offset + sum((size - 1) * stride for size, stride in steps)
-    if elements and last >= count:
-        raise WeightsError(
-            f"a tensor of shape {tensor.shape} reaches element {last} of a storage of {count}; "
-            f"the file is damaged or made to deceive"
-        )
-    if elements > max(count, _LARGEST_EXPANSION):
-        raise WeightsError(
-            f"a tensor of shape {tensor.shape} repeats a storage of {count} numbers; call "
-            f".contiguous() on it before saving"
-        )
 
 
 def to_array(tensor: StoredTensor, raw: bytes, order: str) -> np.ndarray:
