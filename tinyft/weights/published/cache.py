@@ -106,8 +106,7 @@ def _fill_cache(entry: Entry, path: Path, announce: Announce) -> None:
             _check_pin(source, digest)
         except WeightsError as error:
             raise WeightsError(f"{error}. It is {file}: delete it first") from None
-        _convert(entry, source, file, path)
-        _pin(source, digest)
+        _convert(entry, source, file, digest, path)
         return
     candidates = sources(entry)
     first = candidates[0]
@@ -134,11 +133,10 @@ def _download_and_convert(entry: Entry, source: Entry, path: Path, announce: Ann
     digest = download(source, part, announce)
     try:
         _check_pin(source, digest)
-        _convert(entry, source, part, path)
+        _convert(entry, source, part, digest, path)
     except WeightsError:  # of no use to resume from
         part.unlink()
         raise
-    _pin(source, digest)
     part.unlink()
 
 
@@ -163,15 +161,14 @@ def _check_pin(source: Entry, found: str) -> None:
         )
 
 
-def _pin(source: Entry, digest: str) -> None:
+def _convert(entry: Entry, source: Entry, file: Path, digest: str, path: Path) -> None:
+    """Caches what a published file holds, and what the registry knows about it; then keeps its
+    sha256 where the publisher states no whole one.
+    """
+    save_weights(path, read_weights(file, replace(source, preprocess=entry.preprocess)))
     if pin := _pin_path(source):
         with replacing(pin) as temporary:
             temporary.write_text(f"{digest}\n", encoding="utf-8")
-
-
-def _convert(entry: Entry, source: Entry, file: Path, path: Path) -> None:
-    """Caches what a published file holds, and what the registry knows about it."""
-    save_weights(path, read_weights(file, replace(source, preprocess=entry.preprocess)))
 
 
 def _file_name(entry: Entry) -> str:
