@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from tinyft.backends.cpu.memory_bound import measurement
+from tinyft.backends.cpu.memory_bound import optimizers
 from tinyft.cli import doctor, gradcheck, lr_find
 from tinyft.cli.main import COMMANDS, build_parser
 from tinyft.finetune import Evaluation, LrFinding
@@ -491,13 +491,13 @@ def test_fetch_names_what_is_near(tinyft, monkeypatch, tmp_path):
 
 
 def test_warmup(tinyft, monkeypatch):
-    kernels, run_pieces = [], measurement.run_pieces
+    kernels, run_pieces = [], optimizers.run_pieces
 
     def listed(kernel, *arguments, **options):
         kernels.append(kernel.__name__)
         run_pieces(kernel, *arguments, **options)
 
-    monkeypatch.setattr(measurement, "run_pieces", listed)
+    monkeypatch.setattr(optimizers, "run_pieces", listed)
     done = tinyft("warmup", "--arch", "cifar_resnet20", "--batch-size", "2")
     assert done.code == 0, done.err
     assert done.out.startswith("ready after")

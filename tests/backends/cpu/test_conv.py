@@ -22,9 +22,8 @@ from tinyft.backends.cpu.codegen.cpu_features import is_arm64, is_x86
 from tinyft.backends.cpu.codegen.simd import LANES
 from tinyft.backends.cpu.conv import table
 from tinyft.backends.cpu.conv.winograd import stem as winograd_stem
+from tinyft.backends.cpu.conv.winograd import strided as winograd_strided
 from tinyft.backends.cpu.conv.winograd import weight_grad as winograd_weight_grad
-from tinyft.backends.cpu.conv.winograd.strided import forward as winograd_strided
-from tinyft.backends.cpu.conv.winograd.strided import weight_grad as winograd_strided_weight_grad
 from tinyft.backends.cpu.conv.winograd.transforms import (
     A_SHORT,
     A_TRANSPOSED,
@@ -272,7 +271,7 @@ def test_small_items_and_rounds_of_winograd_with_stride_2(case, monkeypatch, for
         monkeypatch.setattr(winograd_strided, "ITEM_TILES", tiles)
         monkeypatch.setattr(winograd_strided, "ITEM_GRAD_TILES", tiles)
         monkeypatch.setattr(winograd_strided, "ROUND_FLOATS", floats)
-        monkeypatch.setattr(winograd_strided_weight_grad, "ROUND_FLOATS", floats)
+        monkeypatch.setattr(winograd_strided, "WEIGHT_GRAD_ROUND_FLOATS", floats)
         forget_layouts()
         assert_equals_definition(case, run(FAST, case, *arrays), *arrays)
 
@@ -291,13 +290,13 @@ def test_an_item_writes_only_its_own_tiles(case, monkeypatch):
     def last_part_first(size, kernel, *arguments):
         if kernel is not winograd_strided.convolve_windows:
             return run_with_scratch(size, kernel, *arguments)
-        *before, count, tiles, plane_filter, plane_out, large = arguments
-        panels = -(-arguments[6].shape[3] // winograd_strided.PANEL)
+        *before, (first, count, tiles), layout = arguments
+        panels = -(-arguments[3].shape[3] // winograd_strided.PANEL)
         for part in reversed(range(-(-count // tiles))):
             share, work = make_whole(), np.full(size, np.nan, np.float32)
             share[TAKEN] = part * panels
             end = min(count, (part + 1) * tiles)
-            kernel(share, work, *before, end, tiles, plane_filter, plane_out, large)
+            kernel(share, work, *before, (first, end, tiles), layout)
             parts_run.append(part)
         return None
 
@@ -593,7 +592,7 @@ def test_long_sums_lose_little(case, limits):
 
 
 def amplification(a, b):
-    """By how much independent roundings of the 36 products grow, see winograd_transforms.py."""
+    """By how much independent roundings of the 36 products grow, see winograd/transforms.py."""
     return amplification_of(*winograd_matrices((0, a, -a, b, -b), 3))
 
 

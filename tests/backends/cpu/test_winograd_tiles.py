@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from tinyft.backends.cpu.codegen.cache import kernel
-from tinyft.backends.cpu.conv.winograd.tiles import VALUES, WINDOW, size_of, tiles_with, tiling
+from tinyft.backends.cpu.conv.winograd.transforms import (
+    VALUES,
+    WINDOW,
+    size_of,
+    tiles_with,
+    tiling,
+)
 
 MAPS = [
     (16, 14, 14), (5, 14, 14), (16, 7, 7), (4, 7, 28), (9, 3, 6), (4, 5, 7), (3, 7, 7), (1, 14, 14),
@@ -23,7 +29,9 @@ def neighbours(value, bounds, units):
 
 
 @pytest.mark.parametrize("shape", MAPS, ids=str)
-@pytest.mark.parametrize("options", [{}, {"whole": True}, {"whole": True, "plain": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"whole": True}, {"whole": True, "all_long": True}], ids=str
+)
 def test_each_result_is_in_one_tile(shape, options):
     N, P, Q = shape
     times = np.zeros((N, P + 4, Q + 4), int)

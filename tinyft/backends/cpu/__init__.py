@@ -11,7 +11,6 @@ from numpy import ndarray as Array
 from tinyft.backends.cpu.conv import gemm, table
 from tinyft.backends.cpu.memory_bound.batch_norm import BatchNorm
 from tinyft.backends.cpu.memory_bound.elementwise import Elementwise
-from tinyft.backends.cpu.memory_bound.measurement import Measurement
 from tinyft.backends.cpu.memory_bound.optimizers import Optimizers
 from tinyft.backends.cpu.memory_bound.pooling import Pooling
 from tinyft.backends.cpu.runtime import packed_weights as prepared
@@ -28,7 +27,7 @@ def _fast(*arrays: Array | None) -> bool:
     return True
 
 
-class CpuBackend(BatchNorm, Pooling, Elementwise, Optimizers, Measurement, Backend):
+class CpuBackend(BatchNorm, Pooling, Elementwise, Optimizers, Backend):
     name = "cpu"
 
     def description(self) -> str:

@@ -28,13 +28,13 @@ from tinyft.backends.cpu.codegen.cache import kernel
 from tinyft.backends.cpu.codegen.simd import BLOCK_ROWS, LANES, REST_ROWS
 from tinyft.backends.cpu.codegen.vectors import seen_from, vload, vmax, vset1, vstore
 from tinyft.backends.cpu.conv.gemm import copy_to_panels, multiply, sum_parts
-from tinyft.backends.cpu.conv.implicit_gemm.forward import (
+from tinyft.backends.cpu.conv.implicit_gemm import (
     Taps,
     packed_weight,
+    sum_windows,
     window_taps,
     windows,
 )
-from tinyft.backends.cpu.conv.implicit_gemm.weight_grad import sum_windows
 from tinyft.backends.cpu.conv.layer import FEW_CHANNELS, INPUT_GRAD, Epilogue, Layer, round_up
 from tinyft.backends.cpu.runtime import threads
 from tinyft.backends.cpu.runtime.work_stealing import next_item
@@ -67,15 +67,15 @@ def copy_into_border(share, x, padding, padded):
 
 
 @kernel
-def multiply_rows_in_place(share, x, R, S, stride, packed, y, plain, bias, low):
-    """y = max(conv(x) + bias, low) for x with its border; conv(x) if `plain`. An item is a row of
-    outputs.
+def multiply_rows_in_place(share, x, R, S, stride, packed, y, adds, bias, floor):
+    """y = conv(x) for x with its border; max(conv(x) + bias, floor) if it `adds`. An item is a row
+    of outputs.
     """
     _, H, W, C = x.shape
     N, P, Q, F = y.shape
     x_flat, y_flat = x.reshape(x.size), y.reshape(y.size)
     run = S * C
-    lowest = vset1(low)
+    lowest = vset1(floor)
     items = N * P
     item = next_item(share, items)
     while item < items:
@@ -87,7 +87,7 @@ def multiply_rows_in_place(share, x, R, S, stride, packed, y, plain, bias, low):
                 x_flat, at, stride * C, 1, packed, 0, R * run, r * run, y_flat, out, F, Q, F, run,
                 r, 0, 0,
             )  # fmt: skip
-        for at in range(out, out if plain else out + Q * F, F):
+        for at in range(out, out + Q * F if adds else out, F):
             for f in range(0, F, LANES):
                 vstore(y, at + f, vmax(vload(y, at + f) + vload(bias, f), lowest))
         item = next_item(share, items)
@@ -127,7 +127,7 @@ def suits(what: str, layer: Layer) -> bool:
 
 
 def with_border(x: Array, padding: int) -> Array:
-    """x with zeros around, in scratch memory with room behind: blocks read too far at the end."""
+    """x with zeros around, in scratch memory with slack behind: blocks read too far at the end."""
     N, H, W, C = x.shape
     shape = (N, H + 2 * padding, W + 2 * padding, C)
     size = math.prod(shape)
@@ -145,8 +145,8 @@ def forward(
     packed = packed_weight(weight, window_taps(R, S, padding))
     padded = with_border(x, padding)
     if epilogue.residual is None and Q % REST_ROWS == 0 and Q >= SHORT_ROW:
-        bias, _, _, low = epilogue.arguments(y)
-        rest = y, epilogue.empty, bias, low
+        bias, _, _, floor = epilogue.arguments(y)
+        rest = y, not epilogue.empty, bias, floor
         threads.run(multiply_rows_in_place, padded, R, S, stride, packed, *rest)
     else:
         windows(padded, row_taps(R), S * C, stride, packed, y, (P, Q, 1, 0, 0), epilogue)

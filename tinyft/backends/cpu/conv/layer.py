@@ -42,7 +42,7 @@ class Epilogue(NamedTuple):
         return self.bias is None and self.residual is None and not self.relu
 
     def arguments(self, y: Array) -> tuple:
-        """bias, residual, has_residual, low: what kernels take, whether there is one or not."""
+        """bias, residual, has_residual, floor: what kernels take, whether there is one or not."""
         bias = _zeros(y.shape[3]) if self.bias is None else self.bias
         residual = y if self.residual is None else self.residual
         return bias, residual, int(self.residual is not None), ZERO if self.relu else LOWEST

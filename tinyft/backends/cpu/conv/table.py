@@ -29,9 +29,7 @@ from typing import NamedTuple
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu.codegen.simd import LANES
-from tinyft.backends.cpu.conv import few_channels, whole_maps
-from tinyft.backends.cpu.conv.implicit_gemm import forward as implicit_gemm
-from tinyft.backends.cpu.conv.implicit_gemm import weight_grad as implicit_weight_grad
+from tinyft.backends.cpu.conv import few_channels, implicit_gemm, whole_maps
 from tinyft.backends.cpu.conv.layer import (
     FEW_CHANNELS,
     FORWARD,
@@ -44,10 +42,8 @@ from tinyft.backends.cpu.conv.layer import (
     round_up,
 )
 from tinyft.backends.cpu.conv.winograd import forward as winograd
-from tinyft.backends.cpu.conv.winograd import stem
+from tinyft.backends.cpu.conv.winograd import stem, strided
 from tinyft.backends.cpu.conv.winograd import weight_grad as winograd_weight_grad
-from tinyft.backends.cpu.conv.winograd.strided import forward as strided
-from tinyft.backends.cpu.conv.winograd.strided import weight_grad as strided_weight_grad
 from tinyft.backends.cpu.runtime import packed_weights as prepared
 from tinyft.backends.cpu.runtime import workspace
 from tinyft.backends.reference import output_size
@@ -97,7 +93,7 @@ TABLE = (
         strided.suits,
         strided.forward,
         strided.input_grad,
-        strided_weight_grad.weight_grad,
+        strided.weight_grad,
         is_winograd=True,
     ),
     # any layer: 180 to 240 GFLOP/s of a core's 265
@@ -106,7 +102,7 @@ TABLE = (
         implicit_gemm.suits,
         implicit_gemm.forward,
         implicit_gemm.input_grad,
-        implicit_weight_grad.weight_grad,
+        implicit_gemm.weight_grad,
     ),
 )
 PASS_OF = {"conv2d": FORWARD, "conv2d_input_grad": INPUT_GRAD, "conv2d_weight_grad": WEIGHT_GRAD}

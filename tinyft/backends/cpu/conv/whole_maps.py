@@ -31,10 +31,9 @@ from numpy import ndarray as Array
 from tinyft.backends.cpu.codegen.cache import kernel
 from tinyft.backends.cpu.codegen.simd import LANES, PANEL, REST_ROWS
 from tinyft.backends.cpu.codegen.vectors import vfma, vload, vmax, vset1, vstore
+from tinyft.backends.cpu.conv import implicit_gemm
 from tinyft.backends.cpu.conv.gemm import ROWS_PER_ITEM, multiply, pack
-from tinyft.backends.cpu.conv.implicit_gemm import forward as implicit_gemm
-from tinyft.backends.cpu.conv.implicit_gemm import weight_grad as implicit_weight_grad
-from tinyft.backends.cpu.conv.implicit_gemm.forward import packed_weight, window_taps
+from tinyft.backends.cpu.conv.implicit_gemm import packed_weight, window_taps
 from tinyft.backends.cpu.conv.layer import Epilogue, Layer, padded, round_up
 from tinyft.backends.cpu.runtime import threads, workspace
 from tinyft.backends.cpu.runtime.work_stealing import next_item
@@ -43,18 +42,19 @@ CHANNELS = 64  # rows of dweight that an item computes
 
 
 @kernel
-def multiply_maps(share, x, packed, packed_rows, taps, y, bias, residual, has_residual, low, zeros):
-    """y[:, target] = max(sum over sources of x[:, source] @ packed[tap] + bias + residual, low).
+def multiply_maps(share, x, packed, packed_rows, taps, y, epilogue, zeros):
+    """y[:, target] = max(sum over sources of x[:, source] @ packed[tap] + bias + residual, floor).
 
     x (N, sources, C), y (N, targets, F), taps (targets, sources): which C rows of the packed matrix
     are multiplied; N is a multiple of REST_ROWS. An item is PANEL columns of a target, for
     ROWS_PER_ITEM pictures. zeros (items, LANES): 0, or NaN if an item's sums are not finite.
     """
+    bias, residual, has_residual, floor = epilogue
     N, sources, C = x.shape
     _, targets, F = y.shape
     x_flat, y_flat = x.reshape(x.size), y.reshape(y.size)
     parts = (N + ROWS_PER_ITEM - 1) // ROWS_PER_ITEM
-    zero, lowest = vset1(np.float32(0)), vset1(low)
+    zero, lowest = vset1(np.float32(0)), vset1(floor)
     items = zeros.shape[0]
     item = next_item(share, items)
     while item < items:
@@ -168,12 +168,12 @@ def _multiply_maps(x, packed, packed_rows, taps, y, epilogue) -> bool:
     whole = y if rows == y.shape[0] else workspace.empty((rows, *y.shape[1:]))
     if epilogue.residual is not None:
         epilogue = epilogue._replace(residual=padded(epilogue.residual, whole.shape))
-    bias, residual, has_residual, low = epilogue.arguments(whole)
+    bias, residual, *rest = epilogue.arguments(whole)
     items = len(taps) * -(-F // PANEL) * -(-rows // ROWS_PER_ITEM)
     zeros = np.empty((items, LANES), np.float32)
     threads.run(
         multiply_maps, _maps(padded(x, (rows, *x.shape[1:]))), packed, packed_rows, taps,
-        _maps(whole), bias, _maps(residual), has_residual, low, zeros,
+        _maps(whole), (bias, _maps(residual), *rest), zeros,
     )  # fmt: skip
     if whole is not y:
         y[...] = whole[: y.shape[0]]
@@ -185,7 +185,7 @@ def weight_grad(dout: Array, x: Array, dweight: Array, stride: int, padding: int
     R, S, C, F = dweight.shape
     N, P, Q, _ = dout.shape
     if not np.isfinite(dout).all():
-        implicit_weight_grad.weight_grad(dout, x, dweight, stride, padding)
+        implicit_gemm.weight_grad(dout, x, dweight, stride, padding)
         return
     results = np.ascontiguousarray(dout.transpose(1, 2, 0, 3))  # (P, Q, N, F)
     packed = pack(results, np.arange(P * Q), False, "packed dout")

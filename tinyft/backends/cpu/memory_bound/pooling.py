@@ -66,8 +66,9 @@ def window(index, stride, padding, kernel_size, size):
 
 
 @kernel
-def largest_of_windows(share, x, N, H, W, C, kernel_size, stride, padding, P, Q, out, places):
-    """x (N * H * W * C,) -> out places (N * P * Q * C,). An item is a row of outputs."""
+def largest_of_windows(share, x, kernel_size, stride, padding, out, places):
+    """x (N, H, W, C) -> out places (N, P, Q, C). An item is a row of outputs."""
+    (N, H, W, C), (_, P, Q, _) = x.shape, out.shape
     one = vset1(np.float32(1))
     while True:
         item = next_item(share, N * P)
@@ -99,13 +100,12 @@ def largest_of_windows(share, x, N, H, W, C, kernel_size, stride, padding, P, Q,
 
 
 @kernel
-def ask_windows(
-    share, work, dout, places, N, H, W, C, kernel_size, stride, padding, P, Q, dx, large
-):
-    """dout places (N * P * Q * C,) -> dx (N * H * W * C,). An item is a row of pixels. work (C,)
+def ask_windows(share, work, dout, places, kernel_size, stride, padding, dx, large):
+    """dout places (N, P, Q, C) -> dx (N, H, W, C). An item is a row of pixels. work (C,)
 
     Pixel h meets window p at place r = h + padding - p * stride, if 0 <= r < kernel_size.
     """
+    (N, H, W, C), (_, P, Q, _) = dx.shape, dout.shape
     zero = vset1(np.float32(0))
     while True:
         item = next_item(share, N * H)
@@ -183,10 +183,8 @@ class Pooling(Backend):
         P, Q = output_size(H, kernel, stride, padding), output_size(W, kernel, stride, padding)
         out = workspace.empty((N, P, Q, C))
         places = workspace.empty((N, P, Q, C), np.uint8)
-        run_pieces(
-            largest_of_windows, N * P, flat(x), N, H, W, C, kernel, stride, padding, P, Q,
-            out.reshape(-1), places.reshape(-1),
-        )  # fmt: skip
+        x = flat(x).reshape(x.shape)
+        run_pieces(largest_of_windows, N * P, x, kernel, stride, padding, out, places)
         return out, places
 
     def max_pool2d_grad(self, dout, place, x_shape, *, kernel, stride, padding):
@@ -201,9 +199,10 @@ class Pooling(Backend):
         ):
             return super().max_pool2d_grad(dout, place, x_shape, **options)
         dx = workspace.empty(x_shape)
+        place = flat(place.astype(np.uint8, copy=False)).reshape(dout.shape)
         threads.run_with_scratch(
-            C, ask_windows, flat(dout), flat(place.astype(np.uint8, copy=False)),
-            N, H, W, C, kernel, stride, padding, P, Q, dx.reshape(-1), large(dx),
+            C, ask_windows, flat(dout).reshape(dout.shape), place, kernel, stride, padding, dx,
+            large(dx),
         )  # fmt: skip
         return dx
 

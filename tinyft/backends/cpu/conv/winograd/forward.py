@@ -51,23 +51,21 @@ from tinyft.backends.cpu.conv.layer import (
     Layer,
     round_up,
 )
-from tinyft.backends.cpu.conv.winograd.tiles import (
+from tinyft.backends.cpu.conv.winograd.transforms import (
+    CHANNELS,
     TILE,
     VALUES,
     WINDOW,
-    place_of,
-    tile_count,
-    tiles_with,
-    tiling,
-)
-from tinyft.backends.cpu.conv.winograd.transforms import (
-    CHANNELS,
     block_of_filters,
     finish_tile,
     odd_lines,
+    place_of,
     prefetch_tile,
     prefetch_window,
     row_pitch,
+    tile_count,
+    tiles_with,
+    tiling,
     transform_all_filters,
     transform_all_windows,
     transform_filters,
@@ -83,24 +81,26 @@ FEW_TILES, MANY_WEIGHTS = 128, 128 * 256  # where `convolve_filters` is faster
 
 
 @helper
-def whole_blocks(begin, end):
-    """The first of the rows begin : end and how many, with those before and behind that a register
-    block computes too; they are there, and nobody reads what comes of them.
+def round_rows(begin, end):
+    """The first of the rows begin : end and how many, with those before and behind that the
+    micro-kernel computes too; they are there, and nobody reads what comes of them.
     """
     begin = begin // REST_ROWS * REST_ROWS
     return begin, (end - begin + REST_ROWS - 1) // REST_ROWS * REST_ROWS
 
 
 @kernel
-def convolve_tiles(
-    share, work, x, padding, filters, plane_filter, y, bias, residual, has_residual, low, places,
-    unit, bounds, tiles, pitch, plane, large,
-):  # fmt: skip
-    """y = max(conv(x) + bias + residual, low) by transformed filters. An item is `tiles` tiles.
+def convolve_tiles(share, work, x, padding, transformed, y, epilogue, tiling, layout):
+    """y = max(conv(x) + bias + residual, floor) by transformed filters. An item is `tiles` tiles.
 
     A value's windows are read once, so the sums of the next value take their place: value v has its
-    windows in plane v + 1 and its sums in plane v.
+    windows in plane v + 1 and its sums in plane v. tiling: see `Tiling`; layout: floats per row and
+    plane of values, whether y is written past the caches.
     """
+    filters, plane_filter = transformed
+    residual, has_residual = epilogue[1], epilogue[2]
+    places, tiles, unit, bounds = tiling
+    pitch, plane, large = layout
     _, H, W, C = x.shape
     _, P, Q, F = y.shape
     x_flat, y_flat, total = x.reshape(x.size), y.reshape(y.size), places.shape[0]
@@ -125,7 +125,7 @@ def convolve_tiles(
                     prefetch_tile(y_flat, (P, Q, F), place_of(places, now + i))
                 prefetch_window(x_flat, (H, W, C), padding, place_of(places, first + i))
             begin, end = tiles_with(value // WINDOW, value % WINDOW, bounds, count // unit)
-            begin, rows = whole_blocks(begin, end)
+            begin, rows = round_rows(begin, end)
             multiply(
                 work, (value + 1) * plane + begin * pitch, pitch, 1,
                 filters, value * plane_filter, C, 0,
@@ -134,19 +134,25 @@ def convolve_tiles(
         for i in range(count):
             finish_tile(
                 work, i * pitch, plane, edge, place_of(places, now + i), y_flat, (P, Q, F), 0, F,
-                bias, residual, has_residual, low, large,
+                epilogue, large,
             )  # fmt: skip
     finish_streams()
 
 
 @kernel
 def convolve_filters(
-    share, work, windows, plane_in, pitch_in, C, weight, turned, y, bias, residual, has_residual,
-    low, places, unit, bounds, plane_filter, plane_out, kept, kept_plane,
-):  # fmt: skip
-    """The same from transformed windows. An item is PANEL filters of y, for all tiles. kept: the
-    transformed filters, if kept_plane is not 0; otherwise they are made of `weight`.
+    share, work, transformed, weight, flipped, y, epilogue, tiling, planes, filters
+):
+    """The same from transformed windows. An item is PANEL filters of y, for all tiles.
+
+    transformed: windows, floats per plane and row of them, C. planes: floats per plane of filters
+    and of sums. filters: those that are kept and floats per plane of them; if that is 0, they are
+    transformed here.
     """
+    windows, plane_in, pitch_in, C = transformed
+    places, _, unit, bounds = tiling
+    plane_filter, plane_out = planes
+    kept, kept_plane = filters
     _, P, Q, F = y.shape
     y_flat, total = y.reshape(y.size), places.shape[0]
     pitch_out = PANEL + 16
@@ -158,21 +164,19 @@ def convolve_filters(
         count = min(PANEL, F - first)
         for c in range(0, C, CHANNELS):
             depth = min(CHANNELS, C - c)
-            filters, plane = 0, plane_filter
+            at, plane = 0, plane_filter
             if kept_plane:
-                filters, plane = seen_from(work, 0, kept, first * C + c * count), kept_plane
-            else:  # turned: y's filters are the weight's channels
-                block = (first, count, c, depth) if turned else (c, depth, first, count)
-                source, tap, pitch = block_of_filters(weight, *block, turned, work, squares)
-                transform_filters(
-                    0, weight, source, tap, pitch, depth, count, work, 0, plane, 0, depth, count
-                )
+                at, plane = seen_from(work, 0, kept, first * C + c * count), kept_plane
+            else:  # flipped: y's filters are the weight's channels
+                part = (first, count, c, depth) if flipped else (c, depth, first, count)
+                block = block_of_filters(weight, *part, flipped, work, squares)
+                transform_filters(0, weight, block, depth, count, work, 0, plane, 0, depth, count)
             for value in range(VALUES):
                 begin, end = tiles_with(value // WINDOW, value % WINDOW, bounds, total // unit)
-                begin, rows = whole_blocks(begin, end)
+                begin, rows = round_rows(begin, end)
                 multiply(
                     windows, (c // CHANNELS * VALUES + value) * plane_in + begin * pitch_in,
-                    pitch_in, 1, work, filters + value * plane, depth, 0,
+                    pitch_in, 1, work, at + value * plane, depth, 0,
                     work, sums + value * plane_out + begin * pitch_out, pitch_out,
                     rows, count, depth, c, plane_in, kept_plane,
                 )  # fmt: skip
@@ -180,7 +184,7 @@ def convolve_filters(
         for tile in range(total):
             finish_tile(
                 work, sums + tile * pitch_out, plane_out, edge, place_of(places, tile), y_flat,
-                (P, Q, F), first, count, bias, residual, has_residual, low, False,
+                (P, Q, F), first, count, epilogue, False,
             )  # fmt: skip
         first = next_start(share, PANEL, F)
 
@@ -217,81 +221,79 @@ def input_grad(dout: Array, weight: Array, dx: Array, stride: int, padding: int)
     _convolve(dout, weight, dx, Epilogue(), True, 2 - padding)
 
 
-def _convolve(x, weight, y, epilogue, turned, padding):
-    """forward, with its names; turned: the input gradient, weight (3, 3, F, C)."""
-    C, F = x.shape[3], y.shape[3]
-    bias, residual, has_residual, low = epilogue.arguments(y)
-    rest = (bias, residual.reshape(-1), has_residual, low)
-    if C * F >= MANY_WEIGHTS and tile_count(y.shape) <= FEW_TILES:
-        _convolve_filters(x, weight, turned, padding, y, rest)
-    else:
-        _convolve_tiles(x, weight, turned, padding, y, rest)
+def _convolve(x, weight, y, epilogue, flipped, padding):
+    """forward, with its names; flipped: the input gradient, weight (3, 3, F, C)."""
+    bias, residual, *rest = epilogue.arguments(y)
+    by_filters = x.shape[3] * y.shape[3] >= MANY_WEIGHTS and tile_count(y.shape) <= FEW_TILES
+    compute = _convolve_filters if by_filters else _convolve_tiles
+    compute(x, weight, flipped, padding, y, (bias, residual.reshape(-1), *rest))
 
 
-def _convolve_tiles(x, weight, turned, padding, y, rest):
-    size, items = _items_of_tiles(x.shape[3], y.shape)
-    filters, plane_filter = transformed_filters(weight, turned)
+def _convolve_tiles(x, weight, flipped, padding, y, epilogue):
+    size, tiles, layout = _layout_of_tiles(x.shape[3], y.shape)
+    filters = transformed_filters(weight, flipped)
     threads.run_with_scratch(
-        size, convolve_tiles, x, padding, filters, plane_filter, y, *rest, *items, large(y)
+        size, convolve_tiles, x, padding, filters, y, epilogue, tiles, (*layout, large(y))
     )
 
 
 @functools.lru_cache(maxsize=256)
-def _items_of_tiles(C: int, y_shape: tuple[int, ...]) -> tuple[int, tuple]:
-    """The scratch memory that `convolve_tiles` needs, and its arguments `places` to `plane`."""
+def _layout_of_tiles(C: int, y_shape: tuple[int, ...]) -> tuple[int, tuple, tuple]:
+    """Of `convolve_tiles`: its scratch memory, its tiling, floats per row and plane of values."""
     N, P, Q, F = y_shape
-    places, tiles, unit, bounds = tiling(N, P, Q)
+    tiles = tiling(N, P, Q)
     pitch = row_pitch(max(C, F))
-    plane = odd_lines(round_up(tiles, REST_ROWS) * pitch)
+    plane = odd_lines(round_up(tiles.tiles, REST_ROWS) * pitch)
     size = (VALUES + 1) * plane + TILE * TILE * F + LANES + WINDOW * WINDOW * C
-    return size, (places, unit, bounds, tiles, pitch, plane)
+    return size, tuple(tiles), (pitch, plane)
 
 
-def transformed_filters(weight: Array, turned: bool) -> tuple[Array, int]:
+def transformed_filters(weight: Array, flipped: bool) -> tuple[Array, int]:
     """[value] = all filters of weight (3, 3, C, F) as packed panels, and floats from one value's to
     the next.
     """
-    name = "turned filters" if turned else "transformed filters"
+    name = "flipped filters" if flipped else "transformed filters"
     _, _, C, F = weight.shape
     plane = odd_lines(C * F)
 
     def make() -> Array:
         filters = prepared.room(weight, name, VALUES * plane)
         threads.run_with_scratch(
-            9 * LANES * C, transform_all_filters, weight, turned, filters, plane
+            9 * LANES * C, transform_all_filters, weight, flipped, filters, plane
         )
         return filters
 
     return prepared.keep(weight, name, make), plane
 
 
-def _convolve_filters(x, weight, turned, padding, y, rest):
+def _convolve_filters(x, weight, flipped, padding, y, epilogue):
     C = x.shape[3]
-    size, size_in, (plane_in, pitch), items = _items_of_filters(C, y.shape)
-    windows, places = threads.scratch("windows", size_in), items[0]
+    size, size_in, (plane_in, pitch), tiles, planes = _layout_of_filters(C, y.shape)
+    windows, places = threads.scratch("windows", size_in), tiles[0]
     threads.run_with_scratch(
         WINDOW * WINDOW * C, transform_all_windows, x, padding, places, 0, len(places), windows,
         plane_in, pitch,
     )  # fmt: skip
     kept = np.empty(1, np.float32), 0
     if prepared.is_constant(weight):
-        kept = transformed_filters(weight, turned)
+        kept = transformed_filters(weight, flipped)
     threads.run_with_scratch(
-        size, convolve_filters, windows, plane_in, pitch, C, weight, turned, y, *rest, *items, *kept
-    )
+        size, convolve_filters, (windows, plane_in, pitch, C), weight, flipped, y, epilogue, tiles,
+        planes, kept,
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)
-def _items_of_filters(C: int, y_shape: tuple[int, ...]) -> tuple[int, int, tuple, tuple]:
-    """The scratch memory that `convolve_filters` needs, that for the windows, their plane and
-    pitch, and its arguments `places` to `plane_out`.
+def _layout_of_filters(C: int, y_shape: tuple[int, ...]) -> tuple[int, int, tuple, tuple, tuple]:
+    """Of `convolve_filters`: its scratch memory, that for the windows, floats per plane and row of
+    them, its tiling, floats per plane of filters and of sums.
     """
     N, P, Q, _ = y_shape
-    places, total, unit, bounds = tiling(N, P, Q, whole=True)
-    rows, pitch = round_up(total, REST_ROWS), row_pitch(min(C, CHANNELS))
+    tiles = tiling(N, P, Q, whole=True)
+    rows, pitch = round_up(tiles.tiles, REST_ROWS), row_pitch(min(C, CHANNELS))
     plane_in = odd_lines(rows * pitch)
     plane_filter, plane_out = odd_lines(CHANNELS * PANEL), odd_lines(rows * row_pitch(PANEL))
     edges = TILE * TILE * PANEL + LANES + 9 * CHANNELS * PANEL
     size, size_in = VALUES * (plane_filter + plane_out) + edges, VALUES * plane_in
-    items = places, unit, bounds, plane_filter, plane_out
-    return size, -(-C // CHANNELS) * size_in, (plane_in, pitch), items
+    planes = plane_filter, plane_out
+    return size, -(-C // CHANNELS) * size_in, (plane_in, pitch), tuple(tiles), planes

@@ -7,7 +7,7 @@ Defined by `Backend.conv2d` and `conv2d_weight_grad` of tinyft/backends/referenc
 back, in two. Along a line everything stays as in few_channels.py: a row of a window is one run of
 numbers in memory, and is multiplied where it lies. Down the picture Winograd saves products. Count
 the lines from the first that a window sees: of a filter's 7 rows 4 meet even lines and 3 odd ones,
-and either is a convolution with stride 1 (strided/forward.py):
+and either is a convolution with stride 1 (strided.py):
 
     4 rows of results by 4 taps    depend on 7 even lines    7 products of lines, not 16
     4 rows of results by 3 taps    depend on 6 odd lines     6, not 12
@@ -60,8 +60,7 @@ from tinyft.backends.cpu.codegen.vectors import (
 from tinyft.backends.cpu.conv import few_channels
 from tinyft.backends.cpu.conv.gemm import multiply, panel_offset, sum_parts
 from tinyft.backends.cpu.conv.layer import Epilogue, Layer, round_up
-from tinyft.backends.cpu.conv.winograd.tiles import TILE
-from tinyft.backends.cpu.conv.winograd.transforms import odd_lines, winograd_matrices
+from tinyft.backends.cpu.conv.winograd.transforms import TILE, odd_lines, winograd_matrices
 from tinyft.backends.cpu.memory_bound.arrays import large
 from tinyft.backends.cpu.runtime import packed_weights as prepared
 from tinyft.backends.cpu.runtime import threads
@@ -103,7 +102,7 @@ def copy_lines(x, picture, top, count, to, at):
 @helper
 def transform_tile(x, picture, top, stride, padding, work, pitch, edge):
     """work[(value * stride + phase) * pitch :] = the values of the lines from `top` on, behind
-    `padding` pixels that are not written. work[edge :]: room for these lines.
+    `padding` pixels that are not written. work[edge :]: memory for these lines.
     """
     _, H, W, C = x.shape
     size, count = W * C, VALUES * stride
@@ -147,20 +146,23 @@ def transform_stem_filters(share, weight, stride, out, plane):
 
 
 @kernel
-def convolve_lines(
-    share, work, x, S, stride, padding, products, filters, plane_filter, y, bias, residual,
-    has_residual, low, columns, pitch, plane, large,
-):  # fmt: skip
-    """y = max(conv(x) + bias + residual, low) by transformed filters. An item is TILE rows of y.
+def convolve_lines(share, work, x, window, transformed, y, epilogue, layout):
+    """y = max(conv(x) + bias + residual, floor) by transformed filters. An item is TILE rows of y.
 
-    columns: those of y, rounded up to what the register block computes.
+    window: S, stride, padding, products. transformed: filters, floats per plane. layout: columns of
+    y, rounded up to what the micro-kernel computes; floats per transformed line and plane of sums;
+    whether y is written past the caches.
     """
+    S, stride, padding, products = window
+    filters, plane_filter = transformed
+    bias, residual, has_residual, floor = epilogue
+    columns, pitch, plane, large = layout
     C = x.shape[3]
     N, P, Q, F = y.shape
     sums = VALUES * stride * pitch  # places in `work`
     results = sums + VALUES * plane
     clear_floats(work, 0, sums)  # the borders
-    lowest = vset1(low)
+    lowest = vset1(floor)
     tiles = (P + TILE - 1) // TILE
     item = next_item(share, N * tiles)
     while item < N * tiles:
@@ -188,12 +190,14 @@ def convolve_lines(
 
 
 @kernel
-def multiply_lines_transposed(
-    share, work, x, R, S, stride, padding, products, dout, parts, out, pitch, plane, depth
-):
+def multiply_lines_transposed(share, work, x, R, window, dout, parts, out, layout):
     """out[part] (R, S * C, F) = the weight gradient over a part of all tiles. An item is a part.
-    depth: S * C, rounded up to what the register block computes.
+
+    window: S, stride, padding, products. layout: floats per transformed line and plane of dout's;
+    S * C, rounded up to what the micro-kernel computes.
     """
+    S, stride, padding, products = window
+    pitch, plane, depth = layout
     C = x.shape[3]
     N, P, Q, F = dout.shape
     grads = VALUES * stride * pitch  # places in `work`
@@ -270,11 +274,10 @@ def forward(
     columns = round_up(y.shape[2], REST_ROWS)
     pitch, lines, outer_lines = _sizes(x, stride, padding)
     plane = odd_lines(columns * F)
-    bias, residual, has_residual, low = epilogue.arguments(y)
+    window = S, stride, padding, count_products(R, stride)
     threads.run_with_scratch(
-        lines + VALUES * plane + max(outer_lines, TILE * F), convolve_lines, x, S, stride, padding,
-        count_products(R, stride), filters, plane_filter, y, bias, residual, has_residual, low,
-        columns, pitch, plane, large(y),
+        lines + VALUES * plane + max(outer_lines, TILE * F), convolve_lines, x, window,
+        (filters, plane_filter), y, epilogue.arguments(y), (columns, pitch, plane, large(y)),
     )  # fmt: skip
 
 
@@ -287,10 +290,10 @@ def weight_grad(dout: Array, x: Array, dweight: Array, stride: int, padding: int
     size = lines + VALUES * (plane + stride * depth * F) + max(outer_lines, TILE * Q * F)
     parts = min(PARTS, N * -(-P // TILE))
     sums = threads.scratch("parts", parts * dweight.size)
+    window = S, stride, padding, count_products(R, stride)
     threads.run_with_scratch(
-        size, multiply_lines_transposed, x, R, S, stride, padding, count_products(R, stride), dout,
-        parts, sums, pitch, plane, depth,
-    )  # fmt: skip
+        size, multiply_lines_transposed, x, R, window, dout, parts, sums, (pitch, plane, depth)
+    )
     run = S * C * F
     threads.run(sum_parts, sums, parts, dweight.size, run, R, run, dweight.reshape(-1))
 

@@ -37,25 +37,23 @@ from tinyft.backends.cpu.codegen.cache import helper, kernel
 from tinyft.backends.cpu.codegen.simd import LANES
 from tinyft.backends.cpu.codegen.vectors import seen_from, vset1, vstore
 from tinyft.backends.cpu.conv.gemm import multiply, panel_offset, sum_parts
-from tinyft.backends.cpu.conv.winograd.tiles import (
+from tinyft.backends.cpu.conv.winograd.transforms import (
+    CHANNELS,
     TILE,
+    TILES_PER_ITEM,
     VALUES,
     WINDOW,
     Tiling,
+    copy_square,
+    odd_lines,
     place_of,
+    prefetch_tile,
+    prefetch_window,
+    row_pitch,
     size_of,
     tile_count,
     tiles_with,
     tiling,
-)
-from tinyft.backends.cpu.conv.winograd.transforms import (
-    CHANNELS,
-    TILES_PER_ITEM,
-    copy_square,
-    odd_lines,
-    prefetch_tile,
-    prefetch_window,
-    row_pitch,
     transform_all_windows,
     transform_output_grad,
     transform_weight_grad,
@@ -117,12 +115,11 @@ transform_output_tiles = make_transform_output_tiles(transform_output_tile)
 
 
 @kernel
-def gradient_of_parts(
-    share, work, x, dout, padding, places, parts, tiles, plane_in, plane_grad, plane_sum, out
-):
+def gradient_of_parts(share, work, x, dout, padding, places, parts, tiles, planes, out):
     """out[part] (9, C, F) = the gradient from a part of the tiles, `tiles` at a time. An item is a
-    part.
+    part. planes: floats per plane of windows, of dout's values and of sums.
     """
+    plane_in, plane_grad, plane_sum = planes
     _, H, W, C = x.shape
     _, P, Q, F = dout.shape
     x_flat, dout_flat = x.reshape(x.size), dout.reshape(dout.size)
@@ -181,13 +178,15 @@ def transform_all_output_tiles(share, work, dout, places, first_tile, count, out
 
 
 @kernel
-def multiply_blocks(
-    share, work, windows, plane_in, pitch, C, grads, plane_grad, rows, F, count, unit, bounds,
-    parts, out, first_part,
-):  # fmt: skip
+def multiply_blocks(share, work, inputs, output_grads, count, unit, bounds, parts, out, first_part):
     """out[first_part + part] (9, C, F) = the gradient from a part of `count` tiles. An item is a
     part and a block of CHANNELS x CHANNELS.
+
+    inputs: windows, floats per plane and row of them, C. output_grads: dout's values as packed
+    panels, floats per plane, rows of a panel, F.
     """
+    windows, plane_in, pitch, C = inputs
+    grads, plane_grad, rows, F = output_grads
     blocks_c, blocks_f = (C + CHANNELS - 1) // CHANNELS, (F + CHANNELS - 1) // CHANNELS
     items = parts * blocks_c * blocks_f
     item = next_item(share, items)
@@ -229,24 +228,22 @@ def weight_grad(dout: Array, x: Array, dweight: Array, stride: int, padding: int
 def _by_parts(dout, x, padding, dweight):
     size, items = _parts(x.shape[3], dout.shape)
     parts = items[1]
-    sums = room_for(parts, dweight)
+    sums = buffer_for(parts, dweight)
     threads.run_with_scratch(size, gradient_of_parts, x, dout, padding, *items, sums)
     add_up(sums, parts, dweight)
 
 
 @functools.lru_cache(maxsize=256)
 def _parts(C: int, dout_shape: tuple[int, ...]) -> tuple[int, tuple]:
-    """The scratch memory that `gradient_of_parts` needs, and its arguments `places` to
-    `plane_sum`.
-    """
+    """The scratch memory that `gradient_of_parts` needs, and its arguments `places` to `planes`."""
     N, P, Q, F = dout_shape
-    places, total, _, _ = tiling(N, P, Q, whole=True, plain=True)
+    places, total, _, _ = tiling(N, P, Q, whole=True, all_long=True)
     parts = max(1, min(MOST_PARTS, total // 16))
     tiles = TILES_IN_L2 if C * F > 32 * 32 else 2 * TILES_IN_L2
     plane_in, plane_grad = odd_lines(tiles * row_pitch(C)), odd_lines(tiles * F)
     plane_sum = odd_lines(C * F)
     size = VALUES * (plane_in + plane_grad + plane_sum) + VALUES * max(C, F)
-    return size, (places, parts, tiles, plane_in, plane_grad, plane_sum)
+    return size, (places, parts, tiles, (plane_in, plane_grad, plane_sum))
 
 
 def _by_blocks(dout, x, padding, dweight):
@@ -256,7 +253,7 @@ def _by_blocks(dout, x, padding, dweight):
     plane_in, plane_grad = odd_lines(tiles * pitch), odd_lines(tiles * F)
     windows = threads.scratch("windows", -(-C // CHANNELS) * VALUES * plane_in)
     grads = threads.scratch("output grads", VALUES * plane_grad)
-    sums = room_for(rounds * parts, dweight)
+    sums = buffer_for(rounds * parts, dweight)
     for i in range(rounds):
         first = total * i // rounds
         count = total * (i + 1) // rounds - first
@@ -269,8 +266,8 @@ def _by_blocks(dout, x, padding, dweight):
             tiles,
         )  # fmt: skip
         threads.run_with_scratch(
-            VALUES * BLOCK_PLANE, multiply_blocks, windows, plane_in, pitch, C, grads, plane_grad,
-            tiles, F, count, unit, bounds, parts, sums, i * parts,
+            VALUES * BLOCK_PLANE, multiply_blocks, (windows, plane_in, pitch, C),
+            (grads, plane_grad, tiles, F), count, unit, bounds, parts, sums, i * parts,
         )  # fmt: skip
     add_up(sums, rounds * parts, dweight)
 
@@ -286,10 +283,10 @@ def _rounds(C: int, dout_shape: tuple[int, ...]) -> tuple[int, int, int, Tiling]
     tiles = -(-total // rounds)
     blocks = -(-C // CHANNELS) * -(-F // CHANNELS)
     parts = max(1, min(4 // blocks, tiles // 64))
-    return rounds, tiles, parts, tiling(N, P, Q, whole=True, plain=rounds > 1)
+    return rounds, tiles, parts, tiling(N, P, Q, whole=True, all_long=rounds > 1)
 
 
-def room_for(parts: int, dweight: Array) -> Array:
+def buffer_for(parts: int, dweight: Array) -> Array:
     """Where the parts' gradients go: a single one is the result."""
     if parts == 1:
         return dweight.reshape(-1)

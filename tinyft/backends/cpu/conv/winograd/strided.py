@@ -1,6 +1,6 @@
-"""Convolution 3x3 with stride 2 and padding 1 by Winograd's transforms: forward and input gradient.
+"""Convolution 3x3 with stride 2 and padding 1 by Winograd's transforms.
 
-Defined by `Backend.conv2d` and `conv2d_input_grad` of tinyft/backends/reference.py. The method of
+Defined by `Backend.conv2d` and its gradients in tinyft/backends/reference.py. The method of
 forward.py needs stride 1; this is how it gets it.
 
 **Two convolutions in one.** In one dimension result p is made of the pixels 2p - 1, 2p, 2p + 1.
@@ -16,8 +16,14 @@ coefficient, that of a second tap, which the filter of one tap has not. That mak
 up to 5 values; in two dimensions 81 products instead of 144 for 16 results, added up to 25 values.
 
 **Input gradient.** An odd pixel gets 2 taps of dout, an even one 1 tap. So 5 x 5 numbers of dout,
-evaluated at 25 points, are multiplied by the 81 values of a filter turned by half a turn (taps 0
-and 2 change places, 1 stays) and become 8 x 8 pixels of dx.
+evaluated at 25 points, are multiplied by the 81 values of a flipped filter (taps 0 and 2 change
+places, 1 stays) and become 8 x 8 pixels of dx.
+
+**Weight gradient.** Of the 81 numbers of a tile of x, 25, 20, 20 and 16 belong to four groups of
+taps. Each group meets the same 25 numbers of dout:
+
+    taps        (0, 0) (0, 2) (2, 0) (2, 2)    (0, 1) (2, 1)    (1, 0) (1, 2)    (1, 1)
+    products    5 x 5                          5 x 4            4 x 5            4 x 4
 
 **The points** are +-2/5, +-5/4 and infinity; a tile of 3 results does without -2/5. Roundings reach
 the result amplified (see transforms.py; stride 1 has 4.8 and 4.0):
@@ -28,7 +34,9 @@ the result amplified (see transforms.py; stride 1 has 4.8 and 4.0):
 
 **Schedule.** As `convolve_filters` of forward.py: windows are transformed for everyone, in rounds
 that the shared cache holds; an item is PANEL filters for a part of the tiles, and transforms its
-filters itself. Milliseconds, two threads of an idle AMD Zen 5 (AVX-512), batch 16:
+filters itself. For the weight gradient dout is transformed for everyone, too; an item is a group of
+taps and a block of 64 x 64 channel pairs, whose sums (at most 410 KB) stay in L2. Milliseconds, two
+threads of an idle AMD Zen 5 (AVX-512), batch 16:
 
                                        forward         input gradient    weight gradient
                                     direct   this      direct   this      direct   this
@@ -56,17 +64,10 @@ from tinyft.backends.cpu.codegen.simd import LANES, PANEL, REST_ROWS
 from tinyft.backends.cpu.codegen.vectors import finish_streams, vset1, vstore
 from tinyft.backends.cpu.conv.gemm import LINE, multiply
 from tinyft.backends.cpu.conv.layer import INPUT_GRAD, Epilogue, Layer, round_up
-from tinyft.backends.cpu.conv.winograd.forward import whole_blocks
-from tinyft.backends.cpu.conv.winograd.tiles import (
-    TILE,
-    place_of,
-    tile_count,
-    tiles_along,
-    tiles_with,
-    tiling,
-)
+from tinyft.backends.cpu.conv.winograd.forward import round_rows
 from tinyft.backends.cpu.conv.winograd.transforms import (
     CHANNELS,
+    TILE,
     TILES_PER_ITEM,
     block_of_filters,
     kinds,
@@ -74,9 +75,24 @@ from tinyft.backends.cpu.conv.winograd.transforms import (
     make_transform_filters,
     make_transform_window,
     odd_lines,
+    place_of,
     row_pitch,
     short_matrices,
+    tile_count,
+    tiles_along,
+    tiles_with,
+    tiling,
     winograd_matrices,
+)
+from tinyft.backends.cpu.conv.winograd.weight_grad import (
+    BLOCK_PITCH,
+    BLOCK_PLANE,
+    TILES_AT_A_TIME,
+    add_up,
+    buffer_for,
+    clear_block,
+    make_transform_output_tile,
+    make_transform_output_tiles,
 )
 from tinyft.backends.cpu.memory_bound.arrays import large
 from tinyft.backends.cpu.runtime import threads
@@ -87,6 +103,7 @@ SPLIT = 9  # products in each direction: SIDE of odd pixels, and SIDE - 1 of eve
 VALUES, PRODUCTS = SIDE * SIDE, SPLIT * SPLIT
 EDGE = (2 * TILE) ** 2 * PANEL  # floats of a tile of dx, the larger one, that reaches beyond it
 ROUND_FLOATS = 1 << 20  # transformed numbers of a round (4 MiB), unless LEAST_ITEMS have more
+WEIGHT_GRAD_ROUND_FLOATS = 3 << 20  # the same for the weight gradient (12 MiB)
 LEAST_ITEMS = 8  # of a round
 ITEM_TILES, ITEM_GRAD_TILES = 96, 64  # at most: 25 sums of a tile and filter, or 81
 SUMS_PITCH = PANEL + LINE  # floats from one tile's sums to the next
@@ -169,9 +186,9 @@ finish_grad_tile = make_finish_tile(  # 9x9 -> 8x8 pixels of dx
 
 
 @kernel
-def transform_split_windows(share, work, x, turned, places, first_tile, count, out, plane, pitch):
+def transform_split_windows(share, work, x, flipped, places, first_tile, count, out, plane, pitch):
     """out[channel group][product][tile] = the windows of `count` tiles, from `first_tile` on; if
-    turned, x is dout: out[channel group][value][tile]. An item is TILES_PER_ITEM tiles.
+    flipped, x is dout: out[channel group][value][tile]. An item is TILES_PER_ITEM tiles.
     """
     _, H, W, C = x.shape
     x_flat = x.reshape(x.size)
@@ -179,7 +196,7 @@ def transform_split_windows(share, work, x, turned, places, first_tile, count, o
     while item < count:
         for tile in range(item, min(count, item + TILES_PER_ITEM)):
             place, at = place_of(places, first_tile + tile), tile * pitch
-            if turned:
+            if flipped:
                 transform_grad_window(
                     x_flat, (H, W, C), 0, place, work, 0, out, at, plane, VALUES * plane
                 )
@@ -192,18 +209,22 @@ def transform_split_windows(share, work, x, turned, places, first_tile, count, o
 
 @kernel
 def convolve_windows(
-    share, work, windows, plane_in, pitch_in, C, weight, turned, y, bias, residual, has_residual,
-    low, places, bounds, first_tile, count, tiles, plane_filter, plane_out, large,
-):  # fmt: skip
-    """y = max(conv(x) + bias + residual, low) from transformed windows; turned: the input gradient,
-    y is dx. An item is PANEL filters and `tiles` of the `count` tiles.
+    share, work, inputs, weight, flipped, y, epilogue, places, bounds, part, layout
+):
+    """y = max(conv(x) + bias + residual, floor) from transformed windows; flipped: the input
+    gradient, y is dx. An item is PANEL filters and `tiles` of the `count` tiles.
 
-    Forward, the 81 products of a tile are added up to 25 values; turned, 25 values of dout become
-    81 products.
+    Forward, the 81 products of a tile are added up to 25 values; flipped, 25 values of dout become
+    81 products. inputs: windows, floats per plane and row of them, C. part: of all tiles the first,
+    how many, how many an item has. layout: floats per plane of filters and of sums, whether y is
+    written past the caches.
     """
+    windows, plane_in, pitch_in, C = inputs
+    first_tile, count, tiles = part
+    plane_filter, plane_out, large = layout
     _, P, Q, F = y.shape
     y_flat = y.reshape(y.size)
-    planes_in, planes_out = (VALUES, PRODUCTS) if turned else (PRODUCTS, VALUES)
+    planes_in, planes_out = (VALUES, PRODUCTS) if flipped else (PRODUCTS, VALUES)
     sums = SPLIT * plane_filter  # places in `work`, behind a row of the filters' products
     edge = sums + planes_out * plane_out
     squares = edge + EDGE + LANES
@@ -211,30 +232,29 @@ def convolve_windows(
     items = (count + tiles - 1) // tiles * panels
     item = next_item(share, items)
     while item < items:
-        part, panel = divmod(item, panels)
-        first, start = panel * PANEL, part * tiles
+        group, panel = divmod(item, panels)
+        first, start = panel * PANEL, group * tiles
         filters, stop = min(PANEL, F - first), min(count, start + tiles)
         for c in range(0, C, CHANNELS):
             depth = min(CHANNELS, C - c)
-            # turned: y's filters are the weight's channels
-            block = (first, filters, c, depth) if turned else (c, depth, first, filters)
-            source, tap, pitch = block_of_filters(weight, *block, turned, work, squares)
+            # flipped: y's filters are the weight's channels
+            place = (first, filters, c, depth) if flipped else (c, depth, first, filters)
+            block = block_of_filters(weight, *place, flipped, work, squares)
             for product in range(PRODUCTS):
                 i, j = divmod(product, SPLIT)
                 value = i % SIDE * SIDE + j % SIDE
                 if j == 0:
                     transform_filters(
-                        i, weight, source, tap, pitch, depth, filters, work, 0, plane_filter, 0,
-                        depth, filters,
-                    )  # fmt: skip
+                        i, weight, block, depth, filters, work, 0, plane_filter, 0, depth, filters
+                    )
                 begin, end = tiles_with(i % SIDE, j % SIDE, bounds, 1)
                 begin, end = max(begin - first_tile, start), min(end - first_tile, stop)
                 if begin >= end:  # no tile of this item has this value
                     continue
-                begin, rows = whole_blocks(begin, end)
+                begin, rows = round_rows(begin, end)
                 # of a value's products, which begin and end alike, the first overwrites its sums
                 source_plane, sum_plane, added = product, value, c + i // SIDE + j // SIDE
-                if turned:
+                if flipped:
                     source_plane, sum_plane, added = value, product, c
                 multiply(
                     windows,
@@ -243,19 +263,19 @@ def convolve_windows(
                     work, sums + sum_plane * plane_out + (begin - start) * SUMS_PITCH, SUMS_PITCH,
                     rows, filters, depth, added, plane_in, 0,
                 )  # fmt: skip
-        pixels = 4 * TILE * TILE if turned else TILE * TILE
+        pixels = 4 * TILE * TILE if flipped else TILE * TILE
         vstore(work, edge + pixels * filters, vset1(np.float32(0)))  # see finish_tile
         for tile in range(start, stop):
-            at, place = sums + (tile - start) * SUMS_PITCH, place_of(places, first_tile + tile)
-            if turned:
+            at, where = sums + (tile - start) * SUMS_PITCH, place_of(places, first_tile + tile)
+            if flipped:
                 finish_grad_tile(
-                    work, at, plane_out, edge, place, y_flat, (P, Q, F), first, filters, bias,
-                    residual, has_residual, low, large,
+                    work, at, plane_out, edge, where, y_flat, (P, Q, F), first, filters, epilogue,
+                    large,
                 )  # fmt: skip
             else:
                 finish_tile(
-                    work, at, plane_out, edge, place, y_flat, (P, Q, F), first, filters, bias,
-                    residual, has_residual, low, large,
+                    work, at, plane_out, edge, where, y_flat, (P, Q, F), first, filters, epilogue,
+                    large,
                 )  # fmt: skip
         item = next_item(share, items)
     finish_streams()
@@ -273,34 +293,35 @@ def input_grad(dout: Array, weight: Array, dx: Array, stride: int, padding: int)
     _convolve(dout, weight, dx, Epilogue(), True)
 
 
-def _convolve(x, weight, y, epilogue, turned):
-    """forward, with its names; turned: the input gradient, weight (3, 3, F, C)."""
+def _convolve(x, weight, y, epilogue, flipped):
+    """forward, with its names; flipped: the input gradient, weight (3, 3, F, C)."""
     C = x.shape[3]
-    size, places, bounds, per_round, items = _rounds(C, y.shape, turned)
-    bias, residual, has_residual, low = epilogue.arguments(y)
-    windows = room_for_windows(C, turned, min(per_round, len(places)))
+    size, places, bounds, per_round, tiles, planes = _rounds(C, y.shape, flipped)
+    bias, residual, *rest = epilogue.arguments(y)
+    windows = windows_buffer(C, flipped, min(per_round, len(places)))
     for first in range(0, len(places), per_round):
         count = min(per_round, len(places) - first)
-        layout = transform_round(x, turned, places, first, count, windows)
+        plane_in, pitch = transform_round(x, flipped, places, first, count, windows)
         threads.run_with_scratch(
-            size, convolve_windows, windows, *layout, C, weight, turned, y, bias,
-            residual.reshape(-1), has_residual, low, places, bounds, first, count, *items, large(y),
+            size, convolve_windows, (windows, plane_in, pitch, C), weight, flipped, y,
+            (bias, residual.reshape(-1), *rest), places, bounds, (first, count, tiles),
+            (*planes, large(y)),
         )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)
 def _rounds(
-    C: int, y_shape: tuple[int, ...], turned: bool
-) -> tuple[int, Array, Array, int, tuple[int, int, int]]:
-    """The scratch memory that `convolve_windows` needs, all tiles, tiles of a round, and the
-    kernel's arguments `tiles` to `plane_out`.
+    C: int, y_shape: tuple[int, ...], flipped: bool
+) -> tuple[int, Array, Array, int, int, tuple[int, int]]:
+    """The scratch memory that `convolve_windows` needs, all tiles and where each kind begins, tiles
+    of a round and of an item, floats per plane of filters and of sums.
     """
     N, P, Q, F = y_shape
-    rows, columns = (-(-P // 2), -(-Q // 2)) if turned else (P, Q)
+    rows, columns = (-(-P // 2), -(-Q // 2)) if flipped else (P, Q)
     places, bounds = sorted_tiles(N, rows, columns)
     total = len(places)
     most, planes_in, planes_out = ITEM_TILES, PRODUCTS, VALUES
-    if turned:
+    if flipped:
         most, planes_in, planes_out = ITEM_GRAD_TILES, VALUES, PRODUCTS
     tiles = round_up(-(-total // -(-total // most)), REST_ROWS)
     least = -(-LEAST_ITEMS // -(-F // PANEL))
@@ -308,7 +329,7 @@ def _rounds(
     plane_filter, plane_out = odd_lines(CHANNELS * PANEL), odd_lines(tiles * SUMS_PITCH)
     edges = EDGE + LANES + 9 * CHANNELS * PANEL
     size = SPLIT * plane_filter + planes_out * plane_out + edges
-    return size, places, bounds, per_round, (tiles, plane_filter, plane_out)
+    return size, places, bounds, per_round, tiles, (plane_filter, plane_out)
 
 
 @functools.lru_cache(maxsize=256)
@@ -318,24 +339,24 @@ def sorted_tiles(N: int, P: int, Q: int) -> tuple[Array, Array]:
     return places, bounds * (total // unit)
 
 
-def room_for_windows(C: int, turned: bool, count: int) -> Array:
+def windows_buffer(C: int, flipped: bool, count: int) -> Array:
     """Scratch memory for the transformed windows of up to `count` tiles: asked for once, as it is
     not handed out again while a round still refers to it.
     """
-    planes = VALUES if turned else PRODUCTS
+    planes = VALUES if flipped else PRODUCTS
     return threads.scratch("windows", -(-C // CHANNELS) * planes * _layout(C, count)[0])
 
 
 def transform_round(
-    x: Array, turned: bool, places: Array, first: int, count: int, windows: Array
+    x: Array, flipped: bool, places: Array, first: int, count: int, windows: Array
 ) -> tuple[int, int]:
     """Fill windows as `transform_split_windows` leaves them for `count` tiles; floats from one of
     their planes to the next, and from one tile.
     """
-    C, planes = x.shape[3], VALUES if turned else PRODUCTS
+    C, planes = x.shape[3], VALUES if flipped else PRODUCTS
     plane, pitch = _layout(C, count)
     threads.run_with_scratch(
-        planes * C, transform_split_windows, x, turned, places, first, count, windows, plane, pitch
+        planes * C, transform_split_windows, x, flipped, places, first, count, windows, plane, pitch
     )
     return plane, pitch
 
@@ -344,3 +365,91 @@ def _layout(C: int, count: int) -> tuple[int, int]:
     """Floats from one plane of `count` transformed windows to the next, and from one tile."""
     pitch = row_pitch(min(C, CHANNELS))
     return odd_lines(round_up(count, REST_ROWS) * pitch), pitch
+
+
+# --------------------------------------------------------------------------------- weight gradient
+
+OUTER, INNER = G_SPLIT[:SIDE].T, G_SPLIT[SIDE:].T  # of taps 0 and 2, of tap 1
+transform_output_tiles = make_transform_output_tiles(  # 4x4 pixels of dout -> 5x5
+    make_transform_output_tile(make_two_sided_transform(*kinds(A_TRANSPOSED.T, A_SHORT.T)), SIDE)
+)
+transform_weight_grad = make_two_sided_transform(  # -> the gradients of a group's taps
+    (OUTER, OUTER), (OUTER, INNER), (INNER, OUTER), (INNER, INNER)
+)
+
+
+@kernel
+def transform_all_split_output_tiles(
+    share, work, dout, places, first_tile, count, out, plane, rows
+):
+    """out[value] = the 5x5 values of `count` tiles of dout, as packed panels with `rows` rows. An
+    item is TILES_PER_ITEM tiles.
+    """
+    transform_output_tiles(share, work, dout, places, first_tile, count, out, plane, rows)
+
+
+@kernel
+def multiply_groups(share, work, inputs, output_grads, bounds, first_tile, count, out, part):
+    """out[part] (9, C, F) = the gradient from `count` tiles. An item is a group of taps and a block
+    of CHANNELS x CHANNELS. inputs, output_grads: see `multiply_blocks`.
+    """
+    windows, plane_in, pitch, C = inputs
+    grads, plane_grad, rows, F = output_grads
+    blocks_c, blocks_f = (C + CHANNELS - 1) // CHANNELS, (F + CHANNELS - 1) // CHANNELS
+    items = 4 * blocks_c * blocks_f
+    item = next_item(share, items)
+    while item < items:
+        group, block = divmod(item, blocks_c * blocks_f)
+        block_c, block_f = divmod(block, blocks_f)
+        c, f = block_c * CHANNELS, block_f * CHANNELS
+        size_c, size_f = min(CHANNELS, C - c), min(CHANNELS, F - f)
+        inner_row, inner_column = group // 2, group % 2
+        for i in range(SIDE - inner_row):
+            for j in range(SIDE - inner_column):
+                sums = (i * SIDE + j) * BLOCK_PLANE
+                product = (inner_row * SIDE + i) * SPLIT + inner_column * SIDE + j
+                begin, end = tiles_with(i, j, bounds, 1)
+                begin, end = max(begin - first_tile, 0), min(end - first_tile, count)
+                if begin >= end:  # no tile of this round has this value
+                    clear_block(work, sums, size_c, size_f)
+                for tile in range(begin, end, TILES_AT_A_TIME):
+                    multiply(
+                        windows, (block_c * PRODUCTS + product) * plane_in + tile * pitch, 1, pitch,
+                        grads, (i * SIDE + j) * plane_grad + f * rows, rows, tile, work, sums,
+                        BLOCK_PITCH, size_c, size_f, min(TILES_AT_A_TIME, end - tile), tile - begin,
+                        plane_in, plane_grad,
+                    )  # fmt: skip
+        to = (part * 9 * C + c) * F + f
+        for a in range(size_c):
+            for b in range(0, size_f, LANES):
+                transform_weight_grad(
+                    group, work, a * BLOCK_PITCH + b, SIDE * BLOCK_PLANE, BLOCK_PLANE,
+                    out, to + a * F + b, 3 * C * F, C * F,
+                )  # fmt: skip
+        item = next_item(share, items)
+
+
+def weight_grad(dout: Array, x: Array, dweight: Array, stride: int, padding: int) -> None:
+    """dweight (3, 3, C, F) from dout (N, P, Q, F), x (N, H, W, C); C and F multiples of LANES."""
+    C, F = dweight.shape[2:]
+    places, bounds = sorted_tiles(*dout.shape[:3])
+    total = len(places)
+    rounds = -(-total // max(8, WEIGHT_GRAD_ROUND_FLOATS // (PRODUCTS * C + VALUES * F)))
+    tiles = -(-total // rounds)  # each round has so many, or one less
+    plane_grad = odd_lines(tiles * F)
+    grads = threads.scratch("output grads", VALUES * plane_grad)
+    windows = windows_buffer(C, False, tiles)
+    sums = buffer_for(rounds, dweight)
+    for i in range(rounds):
+        first = total * i // rounds
+        count = total * (i + 1) // rounds - first
+        plane_in, pitch = transform_round(x, False, places, first, count, windows)
+        threads.run_with_scratch(
+            TILE * TILE * F, transform_all_split_output_tiles, dout, places, first, count, grads,
+            plane_grad, tiles,
+        )  # fmt: skip
+        threads.run_with_scratch(
+            VALUES * BLOCK_PLANE, multiply_groups, (windows, plane_in, pitch, C),
+            (grads, plane_grad, tiles, F), bounds, first, count, sums, i,
+        )  # fmt: skip
+    add_up(sums, rounds, dweight)

@@ -1,1 +1,0 @@
-"""The direct convolution: a matrix product whose patches are never written (implicit GEMM)."""
