@@ -2,7 +2,7 @@
 
 `device="auto"` chooses when the learner is made, and `tinyft doctor` says why it is not a GPU. From
 there on nothing in this file asks which it is: losses, weights and gradients are read in the same
-way. A GPU needs CuPy (`pip install ".[gpu]"`). Source: tinyft/backends/__init__.py; the GPU's
+way. A GPU needs CuPy (`pip install ".[gpu]"`). Source: tinyft/backends/registry.py; the GPU's
 kernels are explained in tinyft/backends/gpu/README.md.
 """
 

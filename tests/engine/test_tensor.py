@@ -949,7 +949,7 @@ def without_winograd():
 )
 def test_what_a_thread_asks_for_is_not_another_ones(block, look, monkeypatch, compiled):
     """Two threads enter such a block one after the other, and leave it in the same order."""
-    monkeypatch.setattr(backends, "gpu_available", lambda: True)
+    monkeypatch.setattr(backends.registry, "gpu_available", lambda: True)
     mine, theirs = block(), block()
     with ThreadPoolExecutor(1) as me, ThreadPoolExecutor(1) as other:
 

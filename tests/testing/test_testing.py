@@ -37,7 +37,8 @@ def install(monkeypatch):
 
     def install(backend):
         backend.name = "broken"
-        monkeypatch.setattr(backends, "get", lambda n: backend if n == "broken" else real(n))
+        for module in (backends, backends.registry):
+            monkeypatch.setattr(module, "get", lambda n: backend if n == "broken" else real(n))
 
     return install
 

@@ -168,7 +168,7 @@ def as_tensor(value: Any, like: Tensor) -> Tensor:
         array = np.asarray(given.astype(dtype))
         if dtype.kind != "f" and not np.array_equal(array, given):
             raise TypeError(f"a tensor of {dtype} cannot take {value!r}: it has no such numbers")
-    return Tensor.wrap(backends.beside(array, like.data))
+    return Tensor.wrap(backends.place_like(array, like.data))
 
 
 # ------------------------------------------------------------------------- what a Tensor says

@@ -89,7 +89,7 @@ def judge(training: Training, logits: Tensor, labels: np.ndarray) -> tuple[Any, 
     """Count the right pictures, and take their mean loss: arrays () on the device, to be read when
     every batch is on its way.
     """
-    beside = backends.beside(labels, logits.data)
+    beside = backends.place_like(labels, logits.data)
     right = (logits.data.argmax(axis=1) == beside).sum()
     return right, training.loss(logits, labels).data
 

@@ -42,7 +42,7 @@ class Optimizer:
             if parameter.grad is not None
         ]
         # A device may put the updates off and make them all at once, unless they are watched.
-        with backends.together(moving[0][2].data if moving and not measure else None):
+        with backends.deferred_updates(moving[0][2].data if moving and not measure else None):
             for group, name, parameter in moving:
                 decay = 0.0 if name in group.undecayed else group.weight_decay
                 if measure is None:

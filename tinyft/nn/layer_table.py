@@ -122,7 +122,7 @@ def forward_nodes(model: Module, shape: tuple[int, ...]) -> list[Node]:
     nothing = np.zeros((0, *shape), np.float32)
     first = next((parameter for _, parameter in model.named_parameters()), None)
     if first is not None:  # of its type, and where it is
-        nothing = backends.beside(nothing.astype(first.dtype), first.data)
+        nothing = backends.place_like(nothing.astype(first.dtype), first.data)
     put_modes_back = model.remember_modes()
     model.eval()
     try:

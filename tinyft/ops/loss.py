@@ -41,7 +41,7 @@ def cross_entropy(logits, labels, *, label_smoothing=0.0, class_weights=None):
         # a float64 array would make all gradients float64
         class_weights = class_weights.astype(logits.dtype, copy=False)
     backend = logits.backend
-    labels = backends.beside(labels, logits.data)  # once, for the gradient too
+    labels = backends.place_like(labels, logits.data)  # once, for the gradient too
     loss, log_probabilities = backend.softmax_cross_entropy(
         logits.data, labels, label_smoothing, class_weights
     )

@@ -168,7 +168,7 @@ class CheckedFunction:
         """
         with check_saved():
             out = self.call()[self.differentiable[r]]
-        sent = backends.beside(upstream.copy(), out.data)
+        sent = backends.place_like(upstream.copy(), out.data)
         kept = {x: x.grad for x in {*self.checked, *_leaves([out])}}
         try:
             for x in kept:
@@ -220,7 +220,7 @@ class CheckedFunction:
     def _with(self, x: Tensor, value: Array) -> list[Array]:
         original = x.data
         try:
-            x.data = backends.beside(value, original)
+            x.data = backends.place_like(value, original)
             with no_grad():
                 return self.values()
         finally:

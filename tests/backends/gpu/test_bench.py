@@ -76,11 +76,13 @@ def test_the_file_holds_everything(gpu, monkeypatch, tmp_path, capsys):
 
 def test_without_a_gpu_the_command_says_why(capsys, monkeypatch):
     from tinyft import backends
+    from tinyft.errors import DeviceError
 
     def fails(name):
-        raise backends.DeviceError("the GPU backend needs CuPy: pip install ...")
+        raise DeviceError("the GPU backend needs CuPy: pip install ...")
 
     monkeypatch.setattr(backends, "get", fails)
+    monkeypatch.setattr(backends.registry, "get", fails)
     assert main(["bench", "--backend", "gpu"]) == 2
     assert "the GPU backend needs CuPy" in capsys.readouterr().err
     with pytest.raises(SystemExit):

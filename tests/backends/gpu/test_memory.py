@@ -41,7 +41,7 @@ def test_there_and_back_in_the_same_order_of_memory(gpu, shape, dtype):
         assert zeros.strides == view.strides and not backends.host(zeros).any()
     assert gpu.upload(there) is there
     assert backends.place(there, "gpu") is there
-    assert backends.host(x) is x and backends.beside(x, x) is x
+    assert backends.host(x) is x and backends.place_like(x, x) is x
 
 
 def test_an_array_of_another_gpu_is_none_of_this_one(gpu, monkeypatch):
@@ -94,7 +94,7 @@ def test_updates_are_one_launch_and_the_same_as_one_by_one(gpu):
         arrays = [[gpu.upload(rng.uniform(0, 1, s).astype(np.float32)) for _ in range(4)]
                   for s in shapes]  # fmt: skip
         options = {"step": 3, "lr": 1e-2, "momentum": 0.9, "square_momentum": 0.99}
-        with backends.together(arrays[0][0] if together else None):
+        with backends.deferred_updates(arrays[0][0] if together else None):
             for group in arrays:
                 gpu.adam_step(*group, eps=1e-5, weight_decay=0.01, **options)
         return [backends.host(a) for group in arrays for a in group]
@@ -110,7 +110,7 @@ def test_updates_are_one_launch_and_the_same_as_one_by_one(gpu):
 
 def test_updates_that_fail_leave_nothing_behind(gpu):
     x = gpu.upload(np.ones(4, np.float32))
-    with pytest.raises(ZeroDivisionError), backends.together(x):
+    with pytest.raises(ZeroDivisionError), backends.deferred_updates(x):
         gpu.sgd_step(x, x, None, lr=0.1, momentum=0.0, weight_decay=0.0)
         1 / 0  # noqa: B018
     np.testing.assert_array_equal(backends.host(x), 1)

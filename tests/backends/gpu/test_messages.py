@@ -215,7 +215,8 @@ def test_names(gpu):
 def test_the_cpu_is_taken_where_no_gpu_works(monkeypatch):
     from tinyft.cli.opening import describe_backend
 
-    monkeypatch.setattr(backends, "why_no_gpu", lambda: "there is no CUDA driver")
+    for module in (backends, backends.registry):
+        monkeypatch.setattr(module, "why_no_gpu", lambda: "there is no CUDA driver")
     assert backends.resolve("auto") == "auto"
     assert not backends.gpu_available() and backends.gpu_info() == "there is no CUDA driver"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)

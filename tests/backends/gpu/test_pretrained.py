@@ -60,7 +60,7 @@ class Decisions:
         passed = self.forced.passed[number]
         values[passed & (values <= 0)] = 1
         values[~passed] = 0
-        return backends.beside(values, x)
+        return backends.place_like(values, x)
 
 
 class _Watching:
@@ -95,7 +95,7 @@ class _Watching:
     def max_pool2d_grad(self, dout, place, *arguments, **options):
         if self._decisions.forced:  # there is one max pool
             forced = self._decisions.forced.places[0].astype(place.dtype)
-            place = backends.beside(forced, place)
+            place = backends.place_like(forced, place)
         return self._backend.max_pool2d_grad(dout, place, *arguments, **options)
 
 

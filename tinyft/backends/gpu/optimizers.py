@@ -1,6 +1,6 @@
 """The optimizer steps on the GPU: all parameters of a step in one launch.
 
-Definition: `adam_step` and `sgd_step` of `backends/reference.py`. Within `together` a step is only
+Definition: `adam_step` and `sgd_step` of `backends/reference.py`. Within `deferred_updates` a step is only
 written down; at its end the kernel gets the whole table.
 """
 
@@ -23,7 +23,7 @@ MOST_BLOCKS = 256  # for each parameter
 
 
 class _PutOff(threading.local):
-    """Per thread: the updates that are made at the end of `together`; None outside of it."""
+    """Per thread: the updates to make at the end of `deferred_updates`; None outside of it."""
 
     updates: list[tuple[str, np.dtype, list[Array | None], dict[str, float]]] | None = None
 
@@ -35,7 +35,7 @@ class Optimizers(Memory):
     """The optimizer kernels of the backend."""
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def deferred_updates(self) -> Iterator[None]:
         _put_off.updates = []
         try:
             yield

@@ -277,7 +277,7 @@ def versions(device: str = "auto") -> dict[str, str]:
         **{name: installed(name) or "not installed" for name in packages},
         "python": platform.python_version(),
         "processor": _processor(),
-        **backends.arithmetic(device),
+        **backends.numerics(device),
     }
 
 

@@ -154,7 +154,7 @@ def _optimizer_state(
                 state[key] = backends.of(like).zeros_like(like)
                 backends.assign(state[key], array)
             else:  # an optimizer of the caller's own, with a number for each filter, say
-                state[key] = backends.beside(array.copy(), like)
+                state[key] = backends.place_like(array.copy(), like)
     return state
 
 

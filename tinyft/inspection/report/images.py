@@ -246,7 +246,7 @@ def grad_cams(learner: Learner, images: np.ndarray, classes: np.ndarray) -> np.n
         logits = network.head(leaf)  # (N, classes); evaluation: no picture sees another
         chosen = np.zeros(logits.shape, logits.dtype)
         chosen[np.arange(len(classes)), classes] = 1
-        logits.backward(backends.beside(chosen, logits.data))
+        logits.backward(backends.place_like(chosen, logits.data))
     weight = backends.host(leaf.grad).mean(axis=(1, 2))  # (N, C)
     heat = np.einsum("nhwc,nc->nhw", backends.host(features), weight)
     return np.maximum(0, heat).astype(np.float32)
