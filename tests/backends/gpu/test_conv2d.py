@@ -120,8 +120,8 @@ FAULTS = {
     "a last row too few": ("conv2d", "m >= M || f", "m >= M - 1 || f"),
     "the carry forgotten": ("conv2d", "{ t.s = 0; t.r++; }", "t.s = 0;"),
     "a picture too late": ("conv2d", "p.P * p.step; v.n++;", "p.P * p.step;"),
-    "not turned round": ("conv2d_weights", "place = R * S - 1 - i", "place = i"),
-    "a share left out": ("conv2d_weights", "z < shares", "z < shares - 1"),
+    "not turned round": ("elementwise", "place = R * S - 1 - i", "place = i"),
+    "a share left out": ("elementwise", "z < shares", "z < shares - 1"),
     "fragments of a exchanged": (
         "conv2d", "e % 2 * 8) * ax + (k + e / 2 * 4)", "e / 2 * 8) * ax + (k + e % 2 * 4)",
     ),
@@ -137,7 +137,7 @@ EACH = [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in FA
 @pytest.mark.parametrize("fault", EACH)
 def test_a_planted_fault_is_found(gpu, tmp_path, fault):
     file, right, wrong = FAULTS[fault]
-    for path in Path(module.__file__).parent.glob("conv2d*.cu"):
+    for path in Path(module.__file__).parent.glob("*.cu"):
         source = path.read_text()
         if path.stem == file:
             assert right in source

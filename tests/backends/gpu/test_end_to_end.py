@@ -146,7 +146,7 @@ def test_nothing_is_computed_below_the_frozen_boundary(gpu):
         standin.launches.clear()
         learner.train_step(batch, "by hand")
         passes = standin.launches.count("weight_grad") + standin.launches.count("turn")
-        norms = standin.launches.count("gradient")
+        norms = standin.launches.count("batch_norm_gradient")
         in_head = 2  # its batch norms
         print(f"\n{frozen} groups frozen: {passes} convolution gradients, {norms} batch norms'")
         assert norms - in_head == {2: 0, 1: 6, 0: 12}[frozen]

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import os
 
-from tinyft.backends.gpu.batch_norm import BatchNorm
 from tinyft.backends.gpu.conv2d import Convolution
-from tinyft.backends.gpu.elementwise import Elementwise
-from tinyft.backends.gpu.loss import Loss
-from tinyft.backends.gpu.measurement import Measurement
+from tinyft.backends.gpu.elementwise import Elementwise, Optimizers, Pooling
 from tinyft.backends.gpu.memory import Memory
 from tinyft.backends.gpu.open import open_device
-from tinyft.backends.gpu.optimizers import Optimizers
-from tinyft.backends.gpu.pooling import Pooling
+from tinyft.backends.gpu.reductions import BatchNorm, Loss, Measurement
 from tinyft.backends.reference import Backend
 from tinyft.errors import DeviceError
 

@@ -53,7 +53,7 @@ class Convolution(Memory):
         _, P, Q, wide_F = dout.shape
         turned = self.empty((R, S, wide_F, -(-C // 4) * 4), dout.dtype)
         arguments = matrix, turned, R, S, C, F, turned.shape[3], wide_F
-        self.launch_each("conv2d_weights.turn", turned.size, arguments, dtype=dout.dtype)
+        self.launch_each("elementwise.turn", turned.size, arguments, dtype=dout.dtype)
         pads = R - 1 - padding, S - 1 - padding
         problem = N, P, Q, wide_F, H, W, C, R, S, 1, stride, *pads
         return self._gather(problem, dout, turned, None, None, False)
@@ -101,7 +101,7 @@ class Convolution(Memory):
             return partial[0]
         total = self.empty((K, F), x.dtype)
         arguments = partial, total, np.int64(total.size), parts
-        self.launch_each("conv2d_weights.add_partial", total.size, arguments, dtype=x.dtype)
+        self.launch_each("elementwise.add_partial", total.size, arguments, dtype=x.dtype)
         return total
 
     def _tile(self, dtype: np.dtype, rows: int, F: int) -> tuple[tuple[str, ...], int, int]:

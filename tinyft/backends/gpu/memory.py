@@ -1,16 +1,18 @@
-"""The GPU's memory: arrays there and back, and the launch of a kernel on them."""
+"""The GPU's memory: arrays there and back, the launch of a kernel on them, and batches that travel
+while the one before is computed.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinyft.backends.gpu.uploads import Uploads
 from tinyft.backends.reference import Backend
 from tinyft.errors import DeviceError
 
@@ -29,7 +31,6 @@ class Memory(Backend):
         self.cupy = self.gpu.cupy
         self._module = functools.cache(self._compile)
         self._function = functools.cache(self._find)
-        self._uploads = Uploads(self.cupy)
 
     # ---------------------------------------------------------------------------------- there, back
 
@@ -53,7 +54,7 @@ class Memory(Backend):
 
     def uploads(self, batches: Iterator) -> Iterator:
         with self.current():
-            yield from self._uploads.ahead(batches)
+            yield from send_ahead(self.cupy, batches)
 
     def synchronize(self) -> None:
         self.current().synchronize()
@@ -171,3 +172,72 @@ def memory_order(x: Array) -> tuple[int, ...]:
 def back(axes: tuple[int, ...]) -> tuple[int, ...]:
     """The permutation that undoes a permutation of axes."""
     return tuple(sorted(range(len(axes)), key=axes.__getitem__))
+
+
+# ------------------------------------------------------------------------------------------ uploads
+
+
+class Slot:
+    """A buffer in pinned memory, which the system may not move, so that a copy needs no help from
+    the processor, and one on the GPU; each as large as the largest batch so far.
+
+    Two slots take turns: one batch travels while the GPU computes on the one before. Copies have a
+    stream of their own, so they run beside the kernels. Two events a slot keep the order:
+
+        pinned buffer    is filled again when the copy out of it has happened      (the host waits)
+        GPU's buffer     is filled again when the step that read it has happened   (the copy waits)
+        step             begins when its batch has arrived                         (kernels wait)
+
+    The host's wait is for the batch before the last one, which has usually been there for long; it
+    also keeps the host from running more than two steps ahead of the GPU.
+    """
+
+    def __init__(self, cupy: Any):
+        self.cupy = cupy
+        self.pinned = self.on_gpu = None
+        self.arrived = cupy.cuda.Event(disable_timing=True)
+        self.consumed = cupy.cuda.Event(disable_timing=True)
+
+    def send(self, images: np.ndarray, stream: Any) -> Array:
+        """Begin to copy; the array on the GPU that will hold the images."""
+        self.arrived.synchronize()
+        if self.pinned is None or self.pinned.size < images.size:
+            import cupyx
+
+            self.consumed.synchronize()
+            self.pinned = cupyx.empty_pinned(images.size, np.uint8)
+            self.on_gpu = self.cupy.empty(images.size, np.uint8)
+            self.consumed.record()  # the pool may hand out memory that a kernel still reads
+        pinned = self.pinned[: images.size].reshape(images.shape)
+        pinned[...] = images
+        stream.wait_event(self.consumed)
+        sent = self.on_gpu[: images.size].reshape(images.shape)
+        sent.set(pinned, stream=stream)
+        self.arrived.record(stream)
+        return sent
+
+    def use(self, batch: Any, images: Array) -> Iterator:
+        """Yield the batch with its images on the GPU, which are lent until the caller goes on."""
+        computing = self.cupy.cuda.get_current_stream()
+        computing.wait_event(self.arrived)
+        yield replace(batch, images=images)
+        self.consumed.record(computing)
+
+
+def send_ahead(cupy: Any, batches: Iterator) -> Iterator:
+    """Yield the same batches with `images` on the GPU: lent until the next one is asked for.
+
+    A batch needs an array `images` of bytes, and is a dataclass; its labels stay where they are,
+    since the loss checks them before it sends them.
+    """
+    stream = cupy.cuda.Stream(non_blocking=True)
+    slots = [Slot(cupy), Slot(cupy)]
+    sent = None
+    for number, batch in enumerate(batches):
+        slot = slots[number % 2]
+        following = slot, batch, slot.send(batch.images, stream)
+        if sent is not None:
+            yield from sent[0].use(*sent[1:])
+        sent = following
+    if sent is not None:
+        yield from sent[0].use(*sent[1:])

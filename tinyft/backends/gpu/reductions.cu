@@ -1,18 +1,42 @@
-// Batch normalisation, forward and backward, with the sum and the ReLU that may follow in the same
-// pass.
+// What needs sums over many elements: batch normalisation, the loss, and what an update did.
 //
-// Defines: batch_norm_train, batch_norm_eval and their gradients of tinyft/backends/reference.py.
+// Defines of tinyft/backends/reference.py: batch_norm_train, batch_norm_eval, their gradients,
+// softmax_cross_entropy, its gradient, and update_sums.
 //
+// Sums are made in double: each block writes its own, and a second kernel adds those in order, so
+// that bits repeat.
+typedef REAL real;
+
+// The sum (or largest) of `value` over the block, in every thread: half of the threads add the
+// other half's values to their own, and again, always in the same pairs. All threads must call it.
+template <int THREADS>
+__device__ double over_block(double value, bool largest = false) {
+    __shared__ double values[THREADS];
+    values[threadIdx.x] = value;
+    __syncthreads();
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if (threadIdx.x < half) {
+            double other = values[threadIdx.x + half];
+            if (!largest) values[threadIdx.x] += other;
+            else if (!(values[threadIdx.x] >= other)) values[threadIdx.x] = other;
+        }
+        __syncthreads();
+    }
+    double result = values[0];
+    __syncthreads();
+    return result;
+}
+
+// ------------------------------------------------------------------------------- batch normalisation
+
 // x is seen as rows of C channels. A block has 32 neighbouring channels (a line of 128 bytes, the
 // unit in which memory is read) and 8 lanes of threads that go through the rows of its share
 // together: thread 32 * lane + i has channel 32 * blockIdx.x + i and the rows lane, lane + 8, ...
-// of share blockIdx.y. Sums are made in double: each block writes its own, and a second kernel adds
-// those in order, so that bits repeat.
+// of share blockIdx.y. The sum and the ReLU that may follow are made in the same pass.
 //
 // A mean of 1000 is off by up to 3e-5 as a float, and so would be everything that is normalised.
 // What is missing, `rest`, is subtracted after it: forward it is left of the sum itself, backward
 // it is the mean of x - mean. Both only where the mean is the batch's own.
-typedef REAL real;
 #define LANES 8
 
 struct Rows { long long first, end; };  // of this thread; it steps by LANES
@@ -38,7 +62,7 @@ __device__ double over_lanes(double value) {
 
 // partial[share] = two rows of C: sums of x - origin and of its square. The origin, the channel's
 // first value, keeps the digits of a small variance beside a large mean.
-extern "C" __global__ void moments(
+extern "C" __global__ void batch_norm_moments(
     const real* x, double* partial, long long rows, int C, int share) {
     int c = channel_of();
     Rows r = rows_of(rows, share);
@@ -68,7 +92,7 @@ __device__ void total(const double* partial, int shares, int C, int c, double (&
     for (int i = 0; i < N; i++) sums[i] = over_lanes(sums[i]);
 }
 
-extern "C" __global__ void finish_moments(
+extern "C" __global__ void batch_norm_finish_moments(
     const double* partial, const real* x, real* mean, real* variance, real* rest, int shares,
     long long rows, int C) {
     int c = channel_of();
@@ -83,7 +107,7 @@ extern "C" __global__ void finish_moments(
 
 // out = relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), the last two if asked
 // for.
-extern "C" __global__ void normalise(
+extern "C" __global__ void batch_norm_normalise(
     const real* x, const real* weight, const real* bias, const real* mean, const real* variance,
     const real* rest, const real* residual, real* out, long long rows, int C, int share, real eps,
     int relu) {
@@ -107,7 +131,7 @@ __device__ real passed(const real* dout, const real* out, long long at) {
 
 // partial[share] = three rows of C: sums of dout, of dout * (x - mean) / sqrt(variance + eps), and
 // of x - mean.
-extern "C" __global__ void gradient_sums(
+extern "C" __global__ void batch_norm_gradient_sums(
     const real* dout, const real* x, const real* mean, const real* variance, const real* out,
     double* partial, long long rows, int C, int share, real eps) {
     int c = channel_of();
@@ -134,7 +158,7 @@ extern "C" __global__ void gradient_sums(
     }
 }
 
-extern "C" __global__ void finish_sums(
+extern "C" __global__ void batch_norm_finish_gradient_sums(
     const double* partial, const real* variance, real* dweight, real* dbias, real* rest, int shares,
     long long rows, int C, real eps, int train) {
     int c = channel_of();
@@ -149,7 +173,7 @@ extern "C" __global__ void finish_sums(
 
 // dx = weight / std * dout, less (dbias + normalised * dweight) / rows if the statistics were the
 // batch's; dresidual, if there was a ReLU to pass, is what is left of dout behind it.
-extern "C" __global__ void gradient(
+extern "C" __global__ void batch_norm_gradient(
     const real* dout, const real* x, const real* weight, const real* mean, const real* variance,
     const real* rest, const real* out, const real* dweight, const real* dbias, real* dx,
     real* dresidual, long long rows, int C, int share, real eps, int train) {
@@ -165,4 +189,94 @@ extern "C" __global__ void gradient(
         if (dresidual) dresidual[at] = d;
         dx[at] = train ? (d - constant - (x[at] - centre - away) * slope) * scale : d * scale;
     }
+}
+
+// --------------------------------------------------------------------------------------------- loss
+
+#define ROW_THREADS 128
+// A block has one row of logits (N, C), its threads the classes c = threadIdx.x, + ROW_THREADS, ...
+#define FOR_CLASSES(c) for (int c = threadIdx.x; c < C; c += ROW_THREADS)
+
+// What class c should get: 1 - e on the label and e / C everywhere, times the class's weight.
+__device__ double target(int c, int label, int C, double e, const real* weights) {
+    return (e / C + (c == label ? 1 - e : 0)) * (weights ? weights[c] : 1);
+}
+
+// log_probabilities (N, C), and of each row: the loss, and the weight of its label.
+extern "C" __global__ void cross_entropy(
+    const real* logits, const long long* labels, const real* weights, real* log_probabilities,
+    double* losses, double* row_weights, int C, real smoothing) {
+    const real* row = logits + (long long)blockIdx.x * C;
+    double largest = row[0], sum = 0, loss = 0;
+    FOR_CLASSES(c) if (row[c] > largest) largest = row[c];
+    largest = over_block<ROW_THREADS>(largest, true);
+    FOR_CLASSES(c) sum += exp(row[c] - largest);
+    double shift = largest + log(over_block<ROW_THREADS>(sum));
+    int label = labels[blockIdx.x];
+    FOR_CLASSES(c) {
+        double log_probability = row[c] - shift, wanted = target(c, label, C, smoothing, weights);
+        log_probabilities[(long long)blockIdx.x * C + c] = log_probability;
+        if (wanted != 0) loss -= wanted * log_probability;  // 0 * -inf must not become NaN
+    }
+    loss = over_block<ROW_THREADS>(loss);
+    if (threadIdx.x == 0) {
+        losses[blockIdx.x] = loss;
+        row_weights[blockIdx.x] = weights ? weights[label] : 1;
+    }
+}
+
+// One block: the rows' losses by the rows' weights.
+extern "C" __global__ void mean_loss(
+    const double* losses, const double* row_weights, real* loss, int N) {
+    double sum = 0, weight = 0;
+    for (int n = threadIdx.x; n < N; n += ROW_THREADS) { sum += losses[n]; weight += row_weights[n]; }
+    sum = over_block<ROW_THREADS>(sum);
+    weight = over_block<ROW_THREADS>(weight);
+    if (threadIdx.x == 0) *loss = sum / weight;
+}
+
+extern "C" __global__ void cross_entropy_grad(
+    const real* log_probabilities, const long long* labels, const real* weights, real* dlogits,
+    int N, int C, real smoothing) {
+    double weight = 0, wanted = 0;
+    for (int n = threadIdx.x; n < N; n += ROW_THREADS) weight += weights ? weights[labels[n]] : 1;
+    weight = over_block<ROW_THREADS>(weight);
+    int label = labels[blockIdx.x];
+    FOR_CLASSES(c) wanted += target(c, label, C, smoothing, weights);
+    wanted = over_block<ROW_THREADS>(wanted);
+    FOR_CLASSES(c) {
+        long long at = (long long)blockIdx.x * C + c;
+        double probability = exp((double)log_probabilities[at]);
+        dlogits[at] = (probability * wanted - target(c, label, C, smoothing, weights)) / weight;
+    }
+}
+
+// -------------------------------------------------------------------------------------- measurement
+
+#define SUM_THREADS 256
+#define SUMS 8
+
+// partial (blocks, 8): each block's sums over its elements.
+extern "C" __global__ void update_sums(
+    const real* before, const real* after, const real* gradient, double* partial, long long size) {
+    double sums[SUMS] = {};
+    const long long threads = gridDim.x * (long long)SUM_THREADS;
+    for (long long i = blockIdx.x * (long long)SUM_THREADS + threadIdx.x; i < size; i += threads) {
+        double w = before[i], v = after[i], g = gradient[i], d = v - w;
+        sums[0] += w * w; sums[1] += v * v; sums[2] += d * d; sums[3] += w * d;
+        sums[4] += g * g; sums[5] += g * d; sums[6] += g * w; sums[7] += d != 0;
+    }
+    for (int i = 0; i < SUMS; i++) {
+        double sum = over_block<SUM_THREADS>(sums[i]);
+        if (threadIdx.x == 0) partial[blockIdx.x * SUMS + i] = sum;
+    }
+}
+
+// One block: the blocks' sums, added in order.
+extern "C" __global__ void finish_update_sums(const double* partial, double* out, int blocks) {
+    int i = threadIdx.x;
+    if (i >= SUMS) return;
+    double sum = 0;
+    for (int block = 0; block < blocks; block++) sum += partial[block * SUMS + i];
+    out[i] = sum;
 }
