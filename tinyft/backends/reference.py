@@ -40,10 +40,8 @@ def pad(x: Array, padding: int, value: float = 0.0) -> Array:
 
 
 def taps(kernel: tuple[int, int], stride: int, out: tuple[int, int]) -> Iterator[tuple]:
-    """For each place (r, s) of a kernel: the index of the pixels it meets, over all windows at
-    once.
-
-    `padded[index]` is (N, P, Q, C): what place (r, s) of each of the P x Q windows lies on.
+    """Yield r, s and the index of the pixels that place (r, s) of a kernel meets, over all windows
+    at once: `padded[index]` is (N, P, Q, C). Side by side, these are im2col's matrix.
     """
     for r, s in product(range(kernel[0]), range(kernel[1])):
         rows = slice(r, r + stride * (out[0] - 1) + 1, stride)
@@ -76,18 +74,18 @@ class Backend:
         return batches
 
     def current(self) -> AbstractContextManager:
-        """Within this block operators on this backend's arrays work."""
+        """Within this block, operators on this backend's arrays work."""
         return nullcontext()
 
     def synchronize(self) -> None:
         """Wait until everything that was asked for is computed."""
 
     def peak_bytes(self) -> int | None:
-        """The most memory that was in use so far, None where the system does not tell."""
+        """The most memory in use so far, in bytes; None where the system does not tell."""
         return peak_bytes_of_process()
 
     def description(self) -> str:
-        """What computes, for people."""
+        """Name what computes, for people to read."""
         return "reference (plain NumPy)"
 
     # ---------------------------------------------------------------------------------- convolution
@@ -127,8 +125,7 @@ class Backend:
     def conv2d_input_grad(
         self, dout: Array, weight: Array, x_shape: tuple[int, ...], *, stride: int, padding: int
     ) -> Array:
-        """Each output's gradient goes back to the pixels of its window, times the weight that met
-        them.
+        """Send each output's gradient back to the pixels of its window, times the weight there.
 
         dout (N, P, Q, F), weight (F, C, R, S) -> dx (N, H, W, C)
         """
@@ -137,14 +134,14 @@ class Backend:
         P, Q = dout.shape[1:3]
         dpadded = np.zeros((N, H + 2 * padding, W + 2 * padding, C), dout.dtype)
         for r, s, index in taps((R, S), stride, (P, Q)):
+            # forward was: out += padded[index] @ weight[:, :, r, s].T
             dpadded[index] += (dout.reshape(-1, F) @ weight[:, :, r, s]).reshape(N, P, Q, C)
         return np.ascontiguousarray(dpadded[:, padding : padding + H, padding : padding + W])
 
     def conv2d_weight_grad(
         self, dout: Array, x: Array, weight_shape: tuple[int, ...], *, stride: int, padding: int
     ) -> Array:
-        """A weight's gradient: over all windows, the output's gradient times the pixel that the
-        weight met.
+        """Sum, over all windows, the output's gradient times the pixel that the weight met.
 
         dout (N, P, Q, F), x (N, H, W, C) -> dweight (F, C, R, S)
         """
@@ -152,6 +149,7 @@ class Backend:
         padded = pad(x, padding)
         dweight = np.zeros(weight_shape, dout.dtype)
         for r, s, index in taps((R, S), stride, dout.shape[1:3]):
+            # forward was: out += padded[index] @ weight[:, :, r, s].T
             dweight[:, :, r, s] = dout.reshape(-1, F).T @ padded[index].reshape(-1, C)
         return dweight
 
@@ -214,15 +212,16 @@ class Backend:
         out: Array | None = None,
         bias: Array | None = None,
     ) -> tuple[Array, Array, Array, Array | None]:
-        """Gradients of x, weight, bias and residual.
+        """Compute the gradients of x, weight, bias and residual.
 
         `out` is given if a ReLU followed, and `bias` too if no residual was added before it: then x
-        alone tells what passed, and the last gradient, which nobody wants, is None.
+        alone tells what passed the ReLU, and the last gradient, which nobody wants, is None.
 
-        The mean and the variance move with x: a channel's result does not change if a number is
-        added to x, nor, but for eps, if x - mean is multiplied by one. So dx has no part along 1,
-        and of its part along the normalised x only eps / (variance + eps) is left: 0.09 for inputs
-        of deviation 0.01 and eps 1e-5 (Ioffe and Szegedy 2015, section 3).
+        The mean and the variance depend on x, which adds two terms to `batch_norm_eval_grad`'s dx
+        (Ioffe and Szegedy 2015, section 3). A channel's result does not change if a constant is
+        added to x, nor, but for eps, if x - mean is scaled: so dx has no part along 1, and of its
+        part along the normalised x only eps / (variance + eps) is left (0.09 for inputs of
+        deviation 0.01 and eps 1e-5).
         """
         dx, dweight, dbias, dresidual = self.batch_norm_eval_grad(
             dout, x, weight, mean, variance, eps, out=out, bias=bias
@@ -230,6 +229,7 @@ class Backend:
         count = x.size // x.shape[-1]
         inverse_std = 1 / np.sqrt(variance + eps)
         normalised = (x - mean) * inverse_std
+        # forward was: mean = sum(x) / count, variance = sum((x - mean)^2) / count
         dx -= weight * inverse_std * (dbias + normalised * dweight) / count
         return dx, dweight, dbias, dresidual
 
@@ -248,6 +248,7 @@ class Backend:
         """The same where mean and variance are constants: each channel is only scaled."""
         if out is not None:
             dout = self.relu_grad(dout, out)
+        # forward was: out = (x - mean) * inverse_std * weight + bias + residual
         inverse_std = 1 / np.sqrt(variance + eps)
         dbias = self.sum(dout, rows_of(x))
         dweight = self.sum(dout * (x - mean) * inverse_std, rows_of(x))
@@ -260,7 +261,7 @@ class Backend:
         return np.maximum(x, 0)
 
     def relu_grad(self, dout: Array, out: Array) -> Array:
-        """dout where the output is positive, else 0 (at 0 too)."""
+        """dout where the output is positive, else 0 (at 0 too). Forward was: out = max(x, 0)."""
         return np.where(out <= 0, np.zeros((), dout.dtype), dout)
 
     def max_pool2d(
@@ -295,12 +296,13 @@ class Backend:
         stride: int,
         padding: int,
     ) -> Array:
-        """Each window's gradient goes to its maximum; windows overlap, so a pixel may receive
+        """Send each window's gradient to its maximum; windows overlap, so a pixel may receive
         several.
         """
         N, H, W, C = x_shape
         dpadded = np.zeros((N, H + 2 * padding, W + 2 * padding, C), dout.dtype)
         for r, s, index in taps((kernel, kernel), stride, dout.shape[1:3]):
+            # forward was: out = padded[index] where place is r * kernel + s
             dpadded[index] += np.where(place == r * kernel + s, dout, np.zeros((), dout.dtype))
         return np.ascontiguousarray(dpadded[:, padding : padding + H, padding : padding + W])
 
@@ -309,7 +311,7 @@ class Backend:
         return self.mean(x, (1, 2))
 
     def global_average_pool_grad(self, dout: Array, x_shape: tuple[int, ...]) -> Array:
-        """Every pixel gets an equal share: (N, C) -> (N, H, W, C)"""
+        """Give every pixel an equal share: (N, C) -> (N, H, W, C)"""
         N, H, W, C = x_shape
         return self.broadcast(dout.reshape(N, 1, 1, C) / (H * W), x_shape)
 
@@ -323,7 +325,7 @@ class Backend:
         return pixels[np.arange(N)[:, None], place, np.arange(C)], place
 
     def global_max_pool_grad(self, dout: Array, place: Array, x_shape: tuple[int, ...]) -> Array:
-        """The gradient goes to the pixel that was the maximum: (N, C) -> (N, H, W, C)"""
+        """Send the gradient to the pixel that was the maximum: (N, C) -> (N, H, W, C)"""
         N, H, W, C = x_shape
         dx = np.zeros((N, H * W, C), dout.dtype)
         dx[np.arange(N)[:, None], place, np.arange(C)] = dout
@@ -366,15 +368,14 @@ class Backend:
         label_smoothing: float,
         class_weights: Array | None,
     ) -> Array:
-        """(probabilities * (what the row's targets sum to) - target) / total weight -> dlogits (N,
-        C)
-        """
+        """(probabilities * (sum of the row's targets) - target) / total weight -> dlogits (N, C)"""
+        # forward was: loss = -sum(target * (logits - log(sum(exp(logits))))) / total
         target, total = self._target(log_probabilities, labels, label_smoothing, class_weights)
         return (np.exp(log_probabilities) * target.sum(axis=1, keepdims=True) - target) / total
 
     def _target(self, logits: Array, labels: Array, label_smoothing: float, class_weights):
-        """What each class should get: 1 - e on the label and e / C everywhere, times the class's
-        weight.
+        """Each class's target, 1 - e on the label and e / C everywhere, times its weight; and what
+        to divide by.
         """
         N, C = logits.shape
         target = np.zeros((N, C), logits.dtype) + label_smoothing / C
@@ -445,15 +446,15 @@ class Backend:
 
     @contextmanager
     def measured(self, parameter: Array, gradient: Array) -> Iterator[list[Array]]:
-        """The list that it gives has, at the end of the block, the `update_sums` of the updates
-        that the block makes to the parameter: of all together, or of each.
+        """Yield a list that has, at the end of the block, the `update_sums` of the updates that the
+        block makes to the parameter: of all of them as one, or of each.
         """
-        before, found = self.copy(parameter), []
-        yield found
-        found.append(self.update_sums(before, parameter, gradient))
+        before, sums = self.copy(parameter), []
+        yield sums
+        sums.append(self.update_sums(before, parameter, gradient))
 
     def update_sums(self, before: Array, after: Array, gradient: Array) -> Array:
-        """What one update did to a parameter: eight sums over its elements, in float64 -> (8,).
+        """Measure what one update did to a parameter: eight sums over its elements, in float64.
 
         With w before, v after, g the gradient and d = v - w, the sums of w * w, v * v, d * d,
         w * d, g * g, g * d, g * w, and how many elements of d are not 0 (a NaN counts).

@@ -18,8 +18,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tinyft.backends.cpu import CpuBackend
-from tinyft.backends.cpu.codegen.cpu_features import is_arm64, is_x86
-from tinyft.backends.cpu.codegen.simd import LANES
+from tinyft.backends.cpu.codegen.simd import LANES, is_arm64, is_x86
 from tinyft.backends.cpu.conv import table
 from tinyft.backends.cpu.conv.winograd import stem as winograd_stem
 from tinyft.backends.cpu.conv.winograd import strided as winograd_strided
@@ -33,7 +32,7 @@ from tinyft.backends.cpu.conv.winograd.transforms import (
     winograd_matrices,
 )
 from tinyft.backends.cpu.runtime import threads, workspace
-from tinyft.backends.cpu.runtime.work_stealing import TAKEN, make_whole
+from tinyft.backends.cpu.runtime.work_stealing import TAKEN, whole_share
 from tinyft.backends.reference import Backend, output_size
 from tinyft.errors import ShapeError
 
@@ -293,7 +292,7 @@ def test_an_item_writes_only_its_own_tiles(case, monkeypatch):
         *before, (first, count, tiles), layout = arguments
         panels = -(-arguments[3].shape[3] // winograd_strided.PANEL)
         for part in reversed(range(-(-count // tiles))):
-            share, work = make_whole(), np.full(size, np.nan, np.float32)
+            share, work = whole_share(), np.full(size, np.nan, np.float32)
             share[TAKEN] = part * panels
             end = min(count, (part + 1) * tiles)
             kernel(share, work, *before, (first, end, tiles), layout)
@@ -407,7 +406,7 @@ def fenced(shape, dtype=np.float32):
     return np.frombuffer(memory, dtype, int(np.prod(shape)), pages - nbytes).reshape(shape)
 
 workspace.empty = fenced
-threads.scratch = lambda name, size, dtype=np.float32: fenced((size,), dtype)
+workspace.scratch = lambda name, size, dtype=np.float32: fenced((size,), dtype)
 threads.set_num_threads(1)
 for case in CASES:
     inputs = []

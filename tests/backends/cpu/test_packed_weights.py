@@ -10,7 +10,7 @@ from tinyft.backends.cpu import CpuBackend
 from tinyft.backends.cpu.conv import gemm
 from tinyft.backends.cpu.conv.winograd import forward as winograd
 from tinyft.backends.cpu.conv.winograd import stem as winograd_stem
-from tinyft.backends.cpu.runtime import packed_weights as prepared
+from tinyft.backends.cpu.runtime import packed_weights
 from tinyft.backends.reference import Backend
 from tinyft.nn import build, fold
 
@@ -92,16 +92,16 @@ def test_a_constant_cannot_be_written_to():
 
 
 def test_what_was_made_dies_with_the_constant():
-    before = len(prepared._kept)
+    before = len(packed_weights._kept)
     x, weight = arrays(32, 32, 3, 12)
     constant = FAST.constant(weight)
     FAST.conv2d(x, constant, padding=1)
-    made = [weakref.ref(array) for array in prepared._made_of(constant).values()]
+    made = [weakref.ref(array) for array in packed_weights._made_of(constant).values()]
     assert made
     del constant
     gc.collect()
     assert [ref() for ref in made] == [None] * len(made)
-    assert len(prepared._kept) == before
+    assert len(packed_weights._kept) == before
 
 
 def test_an_entry_that_was_not_deleted_holds_for_no_other_array():
@@ -110,11 +110,11 @@ def test_an_entry_that_was_not_deleted_holds_for_no_other_array():
     expected = FAST.conv2d(x, weight, padding=1)
     constant = FAST.constant(2 * weight)
     FAST.conv2d(x, constant, padding=1)
-    prepared._kept[id(weight)] = prepared._kept[id(constant)]
+    packed_weights._kept[id(weight)] = packed_weights._kept[id(constant)]
     del constant
     gc.collect()
     np.testing.assert_array_equal(FAST.conv2d(x, weight, padding=1), expected)
-    prepared._kept.pop(id(weight), None)
+    packed_weights._kept.pop(id(weight), None)
 
 
 def test_a_weight_that_trains_is_prepared_in_every_call():

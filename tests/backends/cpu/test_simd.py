@@ -8,14 +8,17 @@ from numba.core.errors import TypingError
 
 from tinyft.backends.cpu import CpuBackend
 from tinyft.backends.cpu.codegen.cache import kernel
-from tinyft.backends.cpu.codegen.cpu_features import blocking, has, is_arm64, is_x86
 from tinyft.backends.cpu.codegen.generators import make_register_block, make_two_sided_transform
 from tinyft.backends.cpu.codegen.simd import (
     BLOCK_REGISTERS,
     BLOCK_ROWS,
     LANES,
     REST_ROWS,
+    blocking,
     flush_denormals,
+    has,
+    is_arm64,
+    is_x86,
 )
 from tinyft.backends.cpu.codegen.vectors import (
     atomic_announce,
@@ -37,7 +40,7 @@ from tinyft.backends.cpu.codegen.vectors import (
     vtranspose,
 )
 from tinyft.backends.cpu.runtime import threads
-from tinyft.backends.cpu.runtime.work_stealing import make_whole
+from tinyft.backends.cpu.runtime.work_stealing import whole_share
 from tinyft.backends.cpu.runtime.workspace import aligned_empty
 
 NAN = np.nan
@@ -342,10 +345,10 @@ def test_kernels_count_denormals_as_zero_and_numpy_does_not():
     finally:
         threads.set_num_threads(before)
     out = np.ones(4, np.float32)
-    double_or_fail(make_whole(), TINY[:4], out)
+    double_or_fail(whole_share(), TINY[:4], out)
     assert (out == 0).all()
     with pytest.raises(ValueError, match="too large"):
-        double_or_fail(make_whole(), np.full(4, 2, np.float32), out)
+        double_or_fail(whole_share(), np.full(4, 2, np.float32), out)
     assert numpy_keeps_denormals()
 
 

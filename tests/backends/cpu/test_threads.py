@@ -18,11 +18,11 @@ from tinyft.backends.cpu.runtime import threads, workspace
 from tinyft.backends.cpu.runtime.work_stealing import (
     AGAIN,
     THREAD,
+    barrier,
     make_shares,
-    make_whole,
-    meet,
     next_item,
     next_start,
+    whole_share,
 )
 
 FAST = CpuBackend()
@@ -78,7 +78,7 @@ def test_a_thread_takes_its_own_share_first_and_then_helps(count, size):
 
 
 def test_who_computes_alone_takes_all():
-    share = make_whole()
+    share = whole_share()
     assert [take(share, 3) for _ in range(5)] == [0, 1, 2, 3, 3]
 
 
@@ -101,7 +101,7 @@ def add_up_twice(share, numbers, sums, found):
         for _ in range(1000):  # long enough for one thread to be late
             sums[item] += numbers[item] / 500
         item = next_item(share, sums.size)
-    meet(share)
+    barrier(share)
     item = next_item(share, found.size, AGAIN)
     while item < found.size:
         found[item] += sums.sum()
@@ -142,14 +142,14 @@ def test_nobody_waits_for_a_thread_that_failed(failing):
 def test_workers_that_fell_asleep_wake_up():
     threads.set_num_threads(3)
     seen = set()
-    barrier = threading.Barrier(3, timeout=10)
+    all_three = threading.Barrier(3, timeout=10)
 
-    def meet(share):
-        barrier.wait()  # passes only if all three are here
+    def wait_for_all(share):
+        all_three.wait()  # passes only if all three are here
         seen.add(threading.get_ident())
 
     for _ in range(3):
-        threads.run(meet)
+        threads.run(wait_for_all)
         threading.Event().wait(0.05)  # longer than they spin
     assert len(seen) == 3
 
@@ -247,18 +247,18 @@ def address(array):
 def test_scratch_is_used_again_and_never_twice_at_once():
     """Whatever views refer to it: one that a signal handler asks for is another one."""
     for size in (100, 200_000):
-        mine = threads.scratch("test", size)
+        mine = workspace.scratch("test", size)
         first = address(mine)
         assert first % 64 == 0 and mine.size >= size
-        assert address(threads.scratch("another", size)) != first
+        assert address(workspace.scratch("another", size)) != first
         mine = mine[:50].reshape(5, 10)[1:].T
-        other = threads.scratch("test", 50)
+        other = workspace.scratch("test", 50)
         assert address(other) != first
         last = address(other)
         del other
-        assert address(threads.scratch("test", 50)) == last
+        assert address(workspace.scratch("test", 50)) == last
     with ThreadPoolExecutor(1) as others:
-        assert others.submit(lambda: address(threads.scratch("test", 50))).result() != last
+        assert others.submit(lambda: address(workspace.scratch("test", 50))).result() != last
 
 
 def test_a_second_step_gets_no_new_scratch_memory(monkeypatch):
@@ -332,7 +332,7 @@ FORK = """
 import os, sys, threading
 import numpy as np
 from tinyft.backends.cpu import CpuBackend
-from tinyft.backends.cpu.runtime import threads
+from tinyft.backends.cpu.runtime import threads, workspace
 threads.set_num_threads(3)
 x, weight = np.ones((2, 12, 12, 32), np.float32), np.ones((32, 32, 3, 3), np.float32)
 expected = CpuBackend().conv2d(x, weight, padding=1)

@@ -13,7 +13,7 @@ from tinyft.backends.cpu.memory_bound.batch_norm import BatchNorm
 from tinyft.backends.cpu.memory_bound.elementwise import Elementwise
 from tinyft.backends.cpu.memory_bound.optimizers import Optimizers
 from tinyft.backends.cpu.memory_bound.pooling import Pooling
-from tinyft.backends.cpu.runtime import packed_weights as prepared
+from tinyft.backends.cpu.runtime import packed_weights
 from tinyft.backends.cpu.runtime.threads import get_num_threads
 from tinyft.backends.reference import Backend
 from tinyft.display import counted
@@ -36,7 +36,7 @@ class CpuBackend(BatchNorm, Pooling, Elementwise, Optimizers, Backend):
     # ---------------------------------------------------------------------------------- convolution
 
     def constant(self, x):
-        return prepared.constant(x)
+        return packed_weights.constant(x)
 
     def conv2d(self, x, weight, bias=None, *, stride=1, padding=0, residual=None, relu=False):
         options = {"stride": stride, "padding": padding, "residual": residual, "relu": relu}

@@ -3,19 +3,17 @@
     @kernel                     # called from Python, most by threads.run
     @helper                     # called by kernels only
 
-Compiling all kernels takes about 10 seconds, loading them from disk a quarter of a second. Numba
-has a cache of its own, but it looks at the file of the kernel alone (an edit in generators.py would
-go unnoticed), stops on a damaged file or a folder that it may not write, and is configured by one
-variable for all of a program's functions, the user's own among them. So each of our kernels gets a
-`KernelCache`, and nothing global is touched.
+Compiling all kernels takes some 10 seconds, loading them from disk a quarter of a second. Numba's
+own cache looks at the file of the kernel alone (an edit in generators.py would go unnoticed), stops
+on a damaged file or a folder that it may not write, and is configured by one variable for all of a
+program's functions. So each of our kernels gets a `KernelCache`, and nothing global is touched.
 
 **Folder**: `kernels-HASH` in NUMBA_CACHE_DIR, else in TINYFT_HOME, else in the platform's cache
-folder. The hash covers the sources of this folder and philox.py, the versions of Python, Numba,
+folder. The hash covers the sources of backends/cpu and philox.py, the versions of Python, Numba,
 llvmlite and NumPy, the CPU, and Numba's settings. Folders of other versions stay: some 2 MB each.
 **File**: one per kernel and signature: a SHA-256 and what it covers. It is written under another
 name and then moved, so two processes may write at once (each then compiles for itself, to the same
-code). A file that does not fit its SHA-256, or cannot be read, counts as absent: the kernel is
-compiled and the file replaced.
+code). A file that is damaged counts as absent: the kernel is compiled and the file replaced.
 """
 
 from __future__ import annotations
@@ -45,14 +43,14 @@ DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 def helper(function: Callable, *, reorder: bool = False) -> Callable:
-    """Compiles `function` where kernels call it, and puts its code in place of the call.
+    """Compile `function` where kernels call it, and put its code in place of the call.
 
     `reorder` lets LLVM add up floats in another order than written, so that a sum becomes vector
     code. NaN and infinity keep their meaning.
 
-    Numba makes one version of it per set of argument types, and to Numba a number written at the
-    call is a type of its own: `multiply` alone was compiled nine times. So a number counts as what
-    it is, an int64, which takes 6 s off a first start; LLVM sees at the call which number it is.
+    Numba compiles a version for each set of argument types, and to Numba a literal at the call is a
+    type of its own: `multiply` alone was compiled nine times. Here a literal counts as an int64,
+    which takes 6 s off a first start; LLVM sees its value at the call all the same.
     """
     fastmath = {"reassoc", "contract"} if reorder else False
     compiled = compiler.dispatcher(
@@ -63,11 +61,11 @@ def helper(function: Callable, *, reorder: bool = False) -> Callable:
 
 
 def kernel(function: Callable) -> Callable:
-    """Compiles `function` when it is first called, without the GIL, and keeps the code on disk.
+    """Compile `function` when it is first called, without the GIL, and keep the code on disk.
 
-    Another kernel cannot call it: what is kept is machine code, of which nothing can become a part
-    of another kernel's. Of Numba's Python a kernel or helper has numbers, arrays that it is given,
-    their slices and tuples: it makes no array or list, and defines no function.
+    Another kernel cannot call it: only machine code is kept, which cannot become a part of
+    another's. A kernel or helper computes with scalars, with arrays that it is given, their slices,
+    and tuples: it makes no array or list, and defines no function.
     """
     compiled = compiler.dispatcher(function, helper=False)
     compiled.get_call_template = functools.partial(_refuse_call, function)

@@ -213,8 +213,8 @@ def _apply(builder, matrix, vectors):
 
 
 class _Squares(NamedTuple):
-    """What a two-sided transform is given: pointers, and steps from row to row and column to
-    column. From `bias` on only with an epilogue.
+    """The arguments of a two-sided transform: pointers, and steps from row to row and column to
+    column. From `bias` on only with an epilogue, whose results are at least `lowest`.
     """
 
     x: Any
@@ -227,7 +227,7 @@ class _Squares(NamedTuple):
     residual: Any = None
     residual_row: Any = None
     residual_column: Any = None
-    low: Any = None
+    lowest: Any = None
 
 
 def _at(builder, start, step, i):
@@ -248,7 +248,7 @@ def _store_row(builder, right, row, squares: _Squares, i) -> None:
     written.
     """
     if squares.bias is not None:
-        bias, low = write_load(builder, squares.bias), write_spread(builder, squares.low)
+        bias, lowest = write_load(builder, squares.bias), write_spread(builder, squares.lowest)
         residual = _at(builder, squares.residual, squares.residual_row, i)
     y = _at(builder, squares.y, squares.y_row, i)
     for j, value in enumerate(_apply(builder, right, row)):
@@ -258,8 +258,8 @@ def _store_row(builder, right, row, squares: _Squares, i) -> None:
             added = write_load(builder, _at(builder, residual, squares.residual_column, INT64(j)))
             value = builder.fadd(value, bias, flags=FUSE)
             value = builder.fadd(value, added, flags=FUSE)
-            below = builder.fcmp_ordered("<", value, low)  # false for NaN
-            value = builder.select(below, low, value)
+            below = builder.fcmp_ordered("<", value, lowest)  # false for NaN
+            value = builder.select(below, lowest, value)
         write_store(builder, value, _at(builder, y, squares.y_column, INT64(j)))
 
 
@@ -292,9 +292,8 @@ def _write_out(builder, number, sides, squares: _Squares) -> None:
 @contextlib.contextmanager
 def _each(builder, count) -> Iterator:
     """Write `for i in range(count)`, for positive counts, with what the block writes."""
-    before, turn, after = (
-        builder.block, *(builder.append_basic_block(name) for name in ("turn", "after"))
-    )  # fmt: skip
+    before = builder.block
+    turn, after = (builder.append_basic_block(name) for name in ("turn", "after"))
     builder.branch(turn)
     builder.position_at_end(turn)
     i = builder.phi(count.type)
@@ -310,9 +309,9 @@ def _write_loops(builder, number, sides, squares: _Squares) -> None:
     """The same by a loop over the columns of x, and one over the rows of left x, on the stack."""
     lefts, rights = zip(*sides, strict=True)
     columns = rights[0].shape[1]
-    room = ir.ArrayType(ir.ArrayType(REGISTER, columns), max(len(left) for left in lefts))
+    square = ir.ArrayType(ir.ArrayType(REGISTER, columns), max(len(left) for left in lefts))
     with builder.goto_entry_block():
-        left_x = builder.alloca(room)
+        left_x = builder.alloca(square)
     rows = INT64(len(lefts[0]))
     for case, left in enumerate(lefts):
         is_it = builder.icmp_signed("==", number, INT64(case))
@@ -338,8 +337,8 @@ def make_two_sided_transform(*sides, epilogue: bool = False, loops: bool = False
     not read, and what is always zero is not written.
 
     With epilogue, more arguments follow: (bias, bias_offset, residual, residual_offset,
-    residual_row, residual_column, low), and y becomes max(y + bias + residual, low), NaN staying
-    NaN.
+    residual_row, residual_column, lowest), and y becomes max(y + bias + residual, lowest), NaN
+    staying NaN.
 
     With `loops`, two loops over lines take the place of long straight code: for large squares,
     whose elements do not fit the registers anyway, and which LLVM would compile for seconds. Then

@@ -1,5 +1,5 @@
-"""What kernels say to a core: loads, stores and arithmetic on registers, atomic counters, wishes
-for cache lines. How such a function is made: simd.py.
+"""The instructions that kernels call: loads, stores and arithmetic on registers, atomic counters,
+prefetches. How such a function is made: simd.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from llvmlite import ir
 from numba import types
 
 from tinyft.backends.cpu.codegen.cache import helper
-from tinyft.backends.cpu.codegen.cpu_features import is_x86
 from tinyft.backends.cpu.codegen.simd import (
     ADDRESS,
     FLOAT,
@@ -22,6 +21,7 @@ from tinyft.backends.cpu.codegen.simd import (
     REGISTER,
     VECTOR,
     instruction,
+    is_x86,
     write_call,
     write_constant,
     write_fma,
@@ -159,11 +159,9 @@ def prefetch_to_write(builder, pointer):
 
 
 @instruction(INT, ADDRESS, ADDRESS)
-def seen_from(builder, pointer, other):
-    """seen_from(a, i, b, j): how far b[j] is behind a[i], so that a[i + that] is b[j].
-
-    A kernel that reads from one of two arrays chooses between two indices; an array is seven
-    numbers.
+def offset_between(builder, pointer, other):
+    """offset_between(a, i, b, j): how far b[j] lies behind a[i], so that a[i + that] is b[j]: a
+    kernel that reads from one of two arrays then chooses between indices.
     """
     here, there = (builder.ptrtoint(place, INT64) for place in (pointer, other))
     return builder.sdiv(builder.sub(there, here), INT64(4), flags=("exact",))

@@ -26,7 +26,7 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu.codegen.cache import kernel
 from tinyft.backends.cpu.codegen.simd import BLOCK_ROWS, LANES, REST_ROWS
-from tinyft.backends.cpu.codegen.vectors import seen_from, vload, vmax, vset1, vstore
+from tinyft.backends.cpu.codegen.vectors import offset_between, vload, vmax, vset1, vstore
 from tinyft.backends.cpu.conv.gemm import copy_to_panels, multiply, sum_parts
 from tinyft.backends.cpu.conv.implicit_gemm import (
     Taps,
@@ -36,7 +36,7 @@ from tinyft.backends.cpu.conv.implicit_gemm import (
     windows,
 )
 from tinyft.backends.cpu.conv.layer import FEW_CHANNELS, INPUT_GRAD, Epilogue, Layer, round_up
-from tinyft.backends.cpu.runtime import threads
+from tinyft.backends.cpu.runtime import threads, workspace
 from tinyft.backends.cpu.runtime.work_stealing import next_item
 
 SHORT_ROW = 2 * BLOCK_ROWS  # rows of fewer outputs are gathered: their rest would cost too much
@@ -112,7 +112,7 @@ def multiply_rows_in_place_transposed(share, work, x, stride, dout, R, rows, par
                 at = (picture * H + row * stride + r) * W * C
                 ahead = 0
                 if r == 0:  # fetch the next line of dout
-                    ahead = seen_from(work, 0, dout_flat, (line + 1) * Q * F)
+                    ahead = offset_between(work, 0, dout_flat, (line + 1) * Q * F)
                 to = (part * R + r) * rows * F
                 multiply(
                     x_flat, at, 1, stride * C, work, 0, Q, 0, sums, to, F, rows, F, Q,
@@ -131,7 +131,7 @@ def with_border(x: Array, padding: int) -> Array:
     N, H, W, C = x.shape
     shape = (N, H + 2 * padding, W + 2 * padding, C)
     size = math.prod(shape)
-    padded = threads.scratch("border", size + C * BLOCK_ROWS + 4 * LANES)[:size].reshape(shape)
+    padded = workspace.scratch("border", size + C * BLOCK_ROWS + 4 * LANES)[:size].reshape(shape)
     threads.run(copy_into_border, x, padding, padded)
     return padded
 
@@ -162,7 +162,7 @@ def weight_grad(dout: Array, x: Array, dweight: Array, stride: int, padding: int
         return
     rows = round_up(run, REST_ROWS)
     parts, size = max(1, min(16, N * P // 16)), R * rows * F
-    sums = threads.scratch("parts", parts * size)
+    sums = workspace.scratch("parts", parts * size)
     threads.run_with_scratch(
         Q * F, multiply_rows_in_place_transposed, padded, stride, dout, R, rows, parts, sums
     )

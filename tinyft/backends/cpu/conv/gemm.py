@@ -37,8 +37,7 @@ from tinyft.backends.cpu.codegen.simd import (
 )
 from tinyft.backends.cpu.codegen.vectors import vload, vstore, vtranspose
 from tinyft.backends.cpu.conv.layer import copied, padded, round_up
-from tinyft.backends.cpu.runtime import packed_weights as prepared
-from tinyft.backends.cpu.runtime import threads, workspace
+from tinyft.backends.cpu.runtime import packed_weights, threads, workspace
 from tinyft.backends.cpu.runtime.work_stealing import next_item, next_start
 
 LINE = 16  # floats of a cache line
@@ -214,7 +213,7 @@ def pack(weight: Array, taps: Array, transposed: bool, name: str) -> Array:
 
     weight (R, S, C, F): F is a multiple of LANES, and so is C if transposed.
     """
-    packed = prepared.room(weight, name, taps.size * weight.shape[2] * weight.shape[3])
+    packed = packed_weights.buffer(weight, name, taps.size * weight.shape[2] * weight.shape[3])
     threads.run(pack_panels, weight, taps, transposed, packed)
     return packed
 

@@ -10,7 +10,7 @@ Gathering also takes care of borders, strides and channels.
 
 - Forward: place (r, s) of the window of pixel (p, q) is at (p stride + r - padding, ...).
 - Input gradient with stride 1: the same with the kernel flipped and its C and F exchanged. With
-  stride t, pixels (h, w) fall into t x t *phases* by (h mod t, w mod t). All pixels of a phase meet
+  stride t, pixels (h, w) fall into t x t *phases* by (h mod t, w mod t). All pixels of a phase barrier
   the same places of the kernel, so that each phase is a convolution of dout with stride 1 and fewer
   taps.
 - Weight gradient: windows' @ dout, summed over all pixels: (R S C, pixels) @ (pixels, F). 128
@@ -38,7 +38,7 @@ from tinyft.backends.cpu.codegen.cache import helper, kernel
 from tinyft.backends.cpu.codegen.simd import BLOCK_ROWS, LANES, PANEL, REST_ROWS
 from tinyft.backends.cpu.codegen.vectors import (
     finish_streams,
-    seen_from,
+    offset_between,
     vload,
     vmax,
     vput,
@@ -56,8 +56,7 @@ from tinyft.backends.cpu.conv.gemm import (
 )
 from tinyft.backends.cpu.conv.layer import Epilogue, Layer, round_up
 from tinyft.backends.cpu.memory_bound.arrays import large
-from tinyft.backends.cpu.runtime import packed_weights as prepared
-from tinyft.backends.cpu.runtime import threads
+from tinyft.backends.cpu.runtime import packed_weights, threads, workspace
 from tinyft.backends.cpu.runtime.work_stealing import next_item, next_start
 
 CLEARED = 1 << 15  # numbers of an item of `clear`
@@ -213,7 +212,7 @@ def windows(x: Array, taps: Taps, run: int, stride: int, packed: Array, y: Array
 def packed_weight(weight: Array, taps: Taps) -> Array:
     """All places of a kernel as packed panels, for the forward pass."""
     name = "packed weight"
-    return prepared.keep(weight, name, lambda: pack(weight, taps.numbers, False, name))
+    return packed_weights.keep(weight, name, lambda: pack(weight, taps.numbers, False, name))
 
 
 def forward(
@@ -310,8 +309,8 @@ def multiply_windows_transposed(share, work, x, taps, run, stride, dout, sums, c
             following = block + PIXELS
             if following < stop:
                 if in_order:
-                    ahead_x = seen_from(work, 0, x, following * C + first_channel)
-                ahead_dout = seen_from(work, packed, dout, following * F + first_filter)
+                    ahead_x = offset_between(work, 0, x, following * C + first_channel)
+                ahead_dout = offset_between(work, packed, dout, following * F + first_filter)
             multiply_ahead(
                 work, 0, 1, pitch, work, packed, panel_rows, 0,
                 sums, to, sums_pitch, rows, filter_count, pixels, block - start,
@@ -338,7 +337,7 @@ def sum_windows(dout: Array, x: Array, taps: Taps, run: int, stride: int, dweigh
     pitch, sums_pitch = round_up(taps_per_item * channels, 16) + 16, row_apart(F)
     size = round_up(steps, REST_ROWS) * sums_pitch
     direct = parts == 1 and size == steps * F
-    sums = dweight if direct else threads.scratch("parts", parts * size)
+    sums = dweight if direct else workspace.scratch("parts", parts * size)
     panel_rows = PIXELS if filters <= FEW_PANELS * PANEL else PIXELS + 1
     threads.run_with_scratch(
         PIXELS * pitch + panel_rows * filters + 4 * LANES, multiply_windows_transposed, x, taps[1:],

@@ -44,8 +44,7 @@ from tinyft.backends.cpu.conv.layer import (
 from tinyft.backends.cpu.conv.winograd import forward as winograd
 from tinyft.backends.cpu.conv.winograd import stem, strided
 from tinyft.backends.cpu.conv.winograd import weight_grad as winograd_weight_grad
-from tinyft.backends.cpu.runtime import packed_weights as prepared
-from tinyft.backends.cpu.runtime import workspace
+from tinyft.backends.cpu.runtime import packed_weights, workspace
 from tinyft.backends.reference import output_size
 from tinyft.errors import ShapeError
 
@@ -221,10 +220,10 @@ def _plan(kernel, x_shape, weight_shape, stride, padding, winograd_on) -> _Plan:
 
 def _kernel_weight(weight: Array, shape: tuple[int, ...]) -> Array:
     """weight (F, C, R, S) -> `shape` (R, S, C, F), which is its memory if nothing is missing."""
-    if not prepared.is_constant(weight):
+    if not packed_weights.is_constant(weight):
         return padded(weight.transpose(2, 3, 1, 0), shape)
-    memory = prepared.memory(weight).transpose(2, 3, 1, 0)
-    return prepared.keep(weight, f"{shape}", lambda: padded(memory, shape))
+    memory = packed_weights.memory(weight).transpose(2, 3, 1, 0)
+    return packed_weights.keep(weight, f"{shape}", lambda: padded(memory, shape))
 
 
 def _check_window(name, x_shape, weight_shape, stride, padding) -> tuple[int, int, int, int]:

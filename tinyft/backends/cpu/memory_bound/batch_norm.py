@@ -25,7 +25,7 @@ other), float32, one thread of an idle AMD Zen 5, minimum of 9:
     evaluation and ReLU                  2.2 /  31 / 23     0.4 / 3.7 / 0.8    0.08 / 0.7 / 0.16
     its gradient                         4.7 /  89 / 47     0.9 /  19 / 2.2    0.26 / 3.9 / 0.31
 
-**Two passes, one kernel.** Between the sums and what is computed from them all threads meet, and
+**Two passes, one kernel.** Between the sums and what is computed from them all threads barrier, and
 each joins the sums of all pieces for itself: with three kernels 2 of 13 ms of Python were spent
 between them in a training step of ResNet-18.
 
@@ -81,8 +81,8 @@ from tinyft.backends.cpu.memory_bound.arrays import (
     run_pieces,
     suitable_channels,
 )
-from tinyft.backends.cpu.runtime import threads, workspace
-from tinyft.backends.cpu.runtime.work_stealing import AGAIN, TAKEN, THREAD, meet, next_start
+from tinyft.backends.cpu.runtime import workspace
+from tinyft.backends.cpu.runtime.work_stealing import AGAIN, TAKEN, THREAD, barrier, next_start
 from tinyft.backends.reference import Backend
 
 # Rows that are summed in a register before the sum joins the piece's: 32, or so few that a block of
@@ -210,7 +210,7 @@ def normalise_by_batch(
     """
     M, C, rows = extent
     sum_moments(share, x, extent, parts)
-    meet(share)
+    barrier(share)
     own_mean, own_variance, gain = work[:C], work[C : 2 * C], work[2 * C : 3 * C]
     join_moments(parts, M, rows, own_mean, own_variance)
     if share[THREAD] == 0:
@@ -346,7 +346,7 @@ def differentiate_by_batch(
     sum_gradients(  # without a factor for dx yet: `factors` is not looked at
         share, arrays, extent, forward, relu, factors, False, parts, dresidual, dx, large
     )
-    meet(share)
+    barrier(share)
     join_gradients(parts, M, rows, weight, variance, eps, own[:C], own[C:], factors)
     if share[THREAD] == 0:
         for c in range(C):
@@ -369,7 +369,7 @@ def differentiate_as_given(
     sum_gradients(
         share, arrays, extent, (mean, gain, bias), relu, factors, True, parts, dresidual, dx, large
     )
-    meet(share)
+    barrier(share)
     if share[THREAD] == 0:
         join_gradients(parts, M, rows, weight, variance, eps, dweight, dbias, factors)
 
@@ -385,7 +385,7 @@ class BatchNorm(Backend):
             return super().batch_norm_train(x, weight, bias, eps, residual=residual, relu=relu)
         extent, pieces = _extent(x.shape)
         C = x.shape[-1]
-        parts = threads.scratch("sums of pieces", pieces * 3 * C)
+        parts = workspace.scratch("sums of pieces", pieces * 3 * C)
         out, x = workspace.empty(x.shape), flat(x)
         mean, variance = np.empty(C, np.float32), np.empty(C, np.float32)
         run_pieces(
@@ -438,7 +438,7 @@ def _gradients(kernel, dout, x, weight, mean, variance, eps, out, bias):
     extent, pieces = _extent(x.shape)
     C = x.shape[-1]
     relu = NO_RELU if out is None else BY_OUT if bias is None else BY_X
-    parts = threads.scratch("sums of pieces", pieces * 2 * C)
+    parts = workspace.scratch("sums of pieces", pieces * 2 * C)
     dx, left = workspace.empty(x.shape), dout
     arriving = flat(dout)
     kept_out = left_flat = arriving  # any arrays will do, but where the result is read

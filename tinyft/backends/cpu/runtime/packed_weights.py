@@ -1,11 +1,10 @@
-"""What convolutions make of a weight before they multiply, kept if the weight cannot change.
+"""Packed panels and transformed filters of a weight, kept if the weight cannot change.
 
-Packed panels and transformed filters cost a pass over the weights: some 7 % of ResNet-18's
-inference for 16 pictures. While a network trains, its weights are others in every call, so this is
-made anew, in scratch memory. The weights of a folded network are promised to stay:
-`Backend.constant` makes them read-only, and what was made of such an array is kept as long as the
-array lives: four times its memory for each way in which it is computed, more where channels are
-padded.
+Making them costs a pass over the weights: some 7 % of ResNet-18's inference for 16 pictures. While
+a network trains, its weights change from call to call, so they are made anew, in scratch memory.
+The weights of a folded network stay: `Backend.constant` makes them read-only, and what was made of
+such an array is kept as long as the array lives: four times its memory for each algorithm that
+uses it, more where channels are padded.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Callable
 
 from numpy import ndarray as Array
 
-from tinyft.backends.cpu.runtime import threads, workspace
+from tinyft.backends.cpu.runtime import workspace
 
 # Of each constant, by its identity, itself and what was made of it. Another array may get a dead
 # one's identity, and a Ctrl-C may come while that is forgotten.
@@ -31,7 +30,7 @@ def constant(array: Array) -> Array:
 
 
 def is_constant(weight: Array) -> bool:
-    """Whether what is made of it is kept."""
+    """True if what is made of it is kept."""
     return _made_of(weight) is not None
 
 
@@ -51,11 +50,9 @@ def keep(weight: Array, what: str, make: Callable[[], Array]) -> Array:
     return made[what]
 
 
-def room(weight: Array, what: str, size: int) -> Array:
+def buffer(weight: Array, what: str, size: int) -> Array:
     """Memory for what is made of a weight: its own for a constant, else scratch."""
-    if is_constant(weight):
-        return workspace.aligned_empty(size)
-    return threads.scratch(what, size)
+    return workspace.aligned_empty(size) if is_constant(weight) else workspace.scratch(what, size)
 
 
 def _made_of(weight: Array) -> dict[str, Array] | None:

@@ -4,33 +4,28 @@
 
 A kernel takes items of its work from `share` until none is left; see work_stealing.py.
 
-**How threads wait.** Waking a sleeping thread takes 20 microseconds or more, and a training step
-runs some hundreds of kernels. So a worker that has finished spins for the next kernel before it
-sleeps: 8 microseconds per call instead of 41 (AMD Zen 4, 2 threads). It spins longer than Python
-takes from one kernel to the next, and gives way every few microseconds to whatever else wants the
-core. Against 0.1 ms without giving way, a step of `resnet10s` gains 8 %, beside another busy
-program 31 %, with 4 threads on 2 cores 61 % (Intel Xeon).
+**Spinning.** Waking a sleeping thread takes 20 microseconds or more, and a training step runs some
+hundreds of kernels. So an idle worker spins for the next kernel before it sleeps: 8 microseconds
+per call instead of 41 (AMD Zen 4, 2 threads). It spins longer than Python takes from one kernel to
+the next, and yields the core every few microseconds: against 0.1 ms without yielding, a step of
+`resnet10s` gains 8 %, beside another busy program 31 %, with 4 threads on 2 cores 61 % (Xeon).
 
 **The GIL** must be free when a thread asks for it, or the system puts the thread to sleep after
 all. So a worker announces that it is done, and waits, in *one* kernel: whoever sees the flag finds
 the GIL free. And when a job comes, a worker holds back until the thread before it has taken an
-item: by then the caller, and after it each worker before this one, computes without the GIL. This
-took a call of an empty kernel from 54 to 7 microseconds (Intel Xeon, 2 threads), and a step of
-`resnet10s` from 38.6 to 36.4 ms.
+item: by then all threads before it compute without the GIL. This took a call of an empty kernel
+from 54 to 7 microseconds (Intel Xeon, 2 threads), and a step of `resnet10s` from 38.6 to 36.4 ms.
 
 **A user's own threads** may call kernels at the same time. One of them gets the pool; the others
 compute in their own thread (or wait for one kernel, if they came at the same moment). A forked
-child starts a pool of its own.
-
-**A signal handler** that computes interrupts whatever this thread does, between two of Python's
-instructions: perhaps a kernel's call, whose workers still compute. It finds the pool taken and
-computes alone, in memory that nobody refers to. Nothing waits for what it interrupts.
+child starts a pool of its own. **A signal handler** that computes may interrupt a kernel's call
+whose workers still compute: it finds the pool taken and computes alone, in scratch memory of its
+own. Nothing waits for what it interrupts.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -46,15 +41,15 @@ from tinyft.backends.cpu.runtime.work_stealing import (
     GIVE_WAY,
     HERE,
     TAKEN,
-    begin_anew,
     make_shares,
-    make_whole,
+    reset,
+    whole_share,
 )
 from tinyft.errors import DeviceError
 
 SPIN = 20000  # turns of waiting before a thread goes to sleep: 0.2 to 0.8 ms
 HOLD_BACK = 200  # turns for which a worker lets others go first: a kernel may take no items
-SHARING = 16  # threads per core at most
+MOST_PER_CORE = 16  # threads
 
 
 @kernel
@@ -80,8 +75,8 @@ JOB, DONE, ASLEEP = 0, APART, 2 * APART  # places in a pool's flags; one ASLEEP 
 
 @kernel
 def announce_job(flags, shares, size):
-    """Announce the next job to a pool of `size` threads; how many of them sleep."""
-    begin_anew(shares, size)
+    """Announce the next job to a pool of `size` threads; return how many of them sleep."""
+    reset(shares, size)
     flags[DONE] = 0
     atomic_announce(flags, JOB)
     sleeping = 0
@@ -92,8 +87,8 @@ def announce_job(flags, shares, size):
 
 @kernel
 def finish_and_wait(flags, finished, number, shares, thread, turns):
-    """A worker between two jobs: announce that one is done, if one is `finished`, and spin until
-    job `number` is there; 0 if that did not happen within so many turns.
+    """Between two jobs of a worker: announce that one is `finished`, if one is, and spin until job
+    `number` is there; 0 if that did not happen within so many turns.
     """
     if finished:
         atomic_announce(flags, DONE)
@@ -129,18 +124,18 @@ class Pool:
             threading.Thread(target=self._work, args=(thread,), daemon=True).start()
 
     def run(self, function: Callable, floats: int, arguments: tuple) -> None:
-        """Call `function` in every thread, with so many floats of scratch memory or, if that is 0,
-        without any; return when all have.
+        """Call `function` in every thread, with so many floats of scratch memory (none if 0), and
+        return when all have ended.
         """
         self.job = function, floats, arguments
         announced, finished = self.flags[JOB], False
         try:
             if announce_job(self.flags, self.shares[0], self.size):
                 self._wake_sleeping()
-            function(self.shares[0], *_own(floats), *arguments)
+            function(self.shares[0], *_scratch(floats), *arguments)
             finished = wait_until(self.flags, DONE, self.size - 1, SPIN)
         except BaseException as error:
-            if self.flags[JOB] == announced:  # a Ctrl-C before anybody heard of the job
+            if self.flags[JOB] == announced:  # a Ctrl-C before any worker saw the job
                 self.job = None
                 raise
             self._wake_sleeping()
@@ -153,12 +148,12 @@ class Pool:
             raise errors[0]
 
     def _fail(self, error: BaseException) -> None:
-        """Keep what was raised instead of a kernel. The others may wait for this thread there."""
+        """Keep what was raised instead of a kernel, and count this thread at its barrier."""
         announce(self.shares[0], HERE)
         self.errors.append(error)
 
     def _wait_longer(self) -> bool:
-        """Whether the workers have finished. A Ctrl-C waits, too: they still write into arrays."""
+        """True if the workers have finished. A Ctrl-C waits, too: they still write into arrays."""
         try:
             time.sleep(0)
             return bool(wait_until(self.flags, DONE, self.size - 1, SPIN))
@@ -187,14 +182,14 @@ class Pool:
                 return
             function, floats, arguments = self.job
             try:
-                function(shares[thread], *_own(floats), *arguments)
+                function(shares[thread], *_scratch(floats), *arguments)
             except BaseException as error:  # raised again in the thread that called `run`
                 self._fail(error)
             del function, arguments
 
     def _sleep(self, thread: int, sleeping: int, jobs: int) -> None:
-        """Until job number `jobs` is there. The flag is set before the last look, and the caller
-        looks at it after it has put the job there, so one of the two notices.
+        """Sleep until job number `jobs` is there. The flag is set before the last look, and the
+        caller looks at it after it has put the job there, so one of the two notices.
         """
         announce(self.flags, sleeping)
         while not wait_until(self.flags, JOB, jobs, 1):
@@ -226,49 +221,42 @@ class _State:
     """The pool, once there is one, and the lock that its user holds."""
 
     def __init__(self) -> None:
+        self.wanted = 0  # threads asked for by set_num_threads; 0: not yet
+        self.start_again()
+
+    def start_again(self) -> None:
+        """In a forked child, which has none of the parent's threads, only their flags."""
         self.lock = threading.Lock()
         self.pool: Pool | None = None
-        self.wanted = 0  # threads asked for by set_num_threads; 0: not yet
 
 
 _state = _State()
-if hasattr(os, "register_at_fork"):  # a child has none of the parent's threads, only their flags
-    os.register_at_fork(after_in_child=lambda: _after_fork())
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_state.start_again)
 
-
-def _after_fork() -> None:
-    wanted = _state.wanted
-    _state.__init__()
-    _state.wanted = wanted
-
-
-# Who is told which kernel starts: nobody, unless a step is traced.
+# Called with each kernel that starts, while a step is traced.
 listeners: list[Callable[[Callable], None]] = []
 
 
 def run(function: Callable, *arguments) -> None:
-    """`function(share, *arguments)` in every thread of the pool, until all are done.
+    """Call `function(share, *arguments)` in every thread of the pool, until all are done.
 
     Raises: what a thread raised
     """
-    _run(function, 0, arguments)
-
-
-def run_with_scratch(size: int, function: Callable, *arguments) -> None:
-    """As `run`, but `function(share, work, *arguments)`: each thread gets `size` floats of its
-    own.
-    """
-    _run(function, size, arguments)
+    run_with_scratch(0, function, *arguments)
 
 
 def run_alone(size: int, function: Callable, *arguments) -> None:
-    """As `run_with_scratch`, or as `run` if size is 0, in this thread only."""
+    """As `run_with_scratch`, in this thread only."""
     for listener in listeners:
         listener(function)
-    _compute_alone(function, size, arguments)
+    function(whole_share(), *_scratch(size), *arguments)
 
 
-def _run(function: Callable, floats: int, arguments: tuple) -> None:
+def run_with_scratch(size: int, function: Callable, *arguments) -> None:
+    """As `run`, but `function(share, work, *arguments)`: each thread gets `size` floats of its own
+    (without `work` if size is 0).
+    """
     for listener in listeners:
         listener(function)
     if not _state.lock.locked():
@@ -276,21 +264,22 @@ def _run(function: Callable, floats: int, arguments: tuple) -> None:
             try:
                 pool = _wanted_pool()
                 if pool is not None:
-                    pool.run(function, floats, arguments)
+                    pool.run(function, size, arguments)
                     return
             finally:
                 if _state.pool is not None and _state.pool.job is not None:
                     _state.pool = None  # a second Ctrl-C: its workers still compute, and keep it
-    _compute_alone(function, floats, arguments)
+    function(whole_share(), *_scratch(size), *arguments)
 
 
-def _compute_alone(function: Callable, floats: int, arguments: tuple) -> None:
-    function(make_whole(), *_own(floats), *arguments)
+def _scratch(floats: int) -> list[Array]:
+    """The memory that a kernel is given with its share: so many floats, or none."""
+    return [workspace.scratch("work", floats)] if floats else []
 
 
 def get_num_threads() -> int:
-    """How many threads compute: set_num_threads, else TINYFT_NUM_THREADS, else this process's
-    cores.
+    """Return how many threads compute: as many as set_num_threads said, else TINYFT_NUM_THREADS,
+    else this process's cores.
     """
     if not _state.wanted:
         _state.wanted = _default_threads()
@@ -315,12 +304,12 @@ def set_num_threads(count: int) -> None:
 
 def most_threads() -> int:
     """All of them wait for the last one at the end of every kernel: with 1000 nothing moves."""
-    return SHARING * (os.cpu_count() or 1)
+    return MOST_PER_CORE * (os.cpu_count() or 1)
 
 
 def _wanted_pool(start: bool = True) -> Pool | None:
-    """The pool, with so many threads as are wanted now; None if that is one, or it is not there and
-    not to `start`. Under the lock.
+    """The pool, with as many threads as are wanted now; None if that is one, or if there is none
+    yet and `start` is false. Under the lock.
     """
     size, pool = _state.wanted or get_num_threads(), _state.pool
     if pool is not None and pool.size != size:
@@ -343,37 +332,3 @@ def _default_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-# ---------------------------------------------------------------------------------------- scratch
-
-_kept = threading.local()
-
-
-def scratch(name: str, size: int) -> Array:
-    """A flat buffer of at least `size` floats that nobody else has while anything refers to it.
-
-    One per name and calling thread, kept for the next call and grown when it must: fresh
-    memory would cost a page fault per 4 KiB. Its content is what the last call left. It never
-    leaves a kernel's call; but a signal handler may interrupt that, and then gets another one.
-    """
-    buffers = _kept.__dict__
-    buffer = buffers.get(name)
-    if buffer is None or buffer.size < size or sys.getrefcount(buffer) > UNUSED:
-        buffer = buffers[name] = workspace.aligned_empty(size)
-    return buffer
-
-
-def _count_kept() -> int:
-    """References to what lies in a dictionary only, as `scratch` counts them."""
-    kept = {"work": object()}
-    value = kept.get("work")
-    return sys.getrefcount(value)
-
-
-UNUSED = _count_kept()
-
-
-def _own(floats: int) -> list[Array]:
-    """The memory that a kernel is given with its share: so many floats, or none."""
-    return [scratch("work", floats)] if floats else []

@@ -1,4 +1,4 @@
-"""Which item of a kernel's work a thread takes next.
+"""Work stealing: which item of a kernel's work a thread takes next.
 
 A kernel cuts its work into items whose number and extent depend on the shape alone. Which thread
 computes an item does not change what it computes, so results have the same bits for any number of
@@ -9,26 +9,24 @@ threads.
         ...
         item = next_item(share, count)
 
-**Two passes.** What needs sums over everything before it can go on makes two passes in one kernel,
-and Python need not wake up between them:
+**Two passes.** A kernel that needs sums over everything before it can go on makes two passes, with
+a barrier between them instead of a return to Python:
 
     item = next_item(share, count)              # the first pass
     ...
-    meet(share)                                 # everybody's sums can be read from here on
+    barrier(share)                              # everybody's sums can be read from here on
     item = next_item(share, count, AGAIN)       # the second
     ...
 
-**Shares.** The items are dealt out: of two threads the first begins with the first half, the second
-with the other. Who has finished helps the others, so a slow core takes fewer. Items follow the
-pictures, so a thread meets in each layer what it computed in the layer before, and finds it in its
-own caches; so it does in the next step, in memory that is used again.
+**Shares.** Each thread begins with a share of its own (of two threads the first with the first
+half) and steals from the others' when it has finished. Items follow the pictures, so a thread finds
+in its own caches what it computed in the layer before; so it does in the next step, in memory that
+is used again. That matters where cores do not share all caches: two cores of an AMD Zen 5 exchange
+a line in 55 ns within a complex of cores, otherwise in 220, and a virtual machine's processors may
+be either. Milliseconds, two threads, against one counter for all threads:
 
-That decides where cores do not share all caches. Two cores of an AMD Zen 5 exchange a line in 55 ns
-if they belong to the same complex of cores, otherwise in 220, and the two processors of a virtual
-machine may be either, and change. Milliseconds, two threads; before, a thread took the next item of
-all:
                                     two complexes        one complex
-                                    before   shares    before   shares
+                                    counter  shares    counter  shares
     stem, (16, 224, 224, 3)           18.5      9.0       9.9      9.2
     its weight gradient               11.7     10.5      10.6     10.5
     ResNet-18, inference              82       67        69.6     67.6
@@ -54,9 +52,9 @@ GIVE_WAY = 100  # turns of waiting between two offers of the core to others
 
 
 def make_shares(threads: int) -> list[Array]:
-    """One for each thread, int64: how many items of it were taken, and taken again in a second
-    pass; in the first thread's how many threads are `here`; whose it is, and how many there are.
-    APART numbers further on are those of the next thread.
+    """A share for each thread, int64: how many items of it were TAKEN, and taken AGAIN in a second
+    pass; in the first thread's how many threads are HERE, at the barrier; whose share it is, and
+    how many there are. APART elements further on is the next thread's.
     """
     numbers = np.zeros((threads + 1) * APART, np.int64)
     start = -numbers.ctypes.data // numbers.itemsize % APART  # of a cache line
@@ -65,14 +63,14 @@ def make_shares(threads: int) -> list[Array]:
     return [lines[thread * APART :] for thread in range(threads)]
 
 
-def make_whole() -> Array:
+def whole_share() -> Array:
     """The share of a thread that computes alone."""
     return np.array([0, 0, 0, 0, 1], np.int64)
 
 
 @helper
-def begin_anew(shares, threads):
-    """Nothing is taken, and nobody here; `shares` is the first thread's."""
+def reset(shares, threads):
+    """Nothing is taken, and nobody at the barrier; `shares` is the first thread's."""
     for thread in range(threads):
         shares[APART * thread + TAKEN] = 0
         shares[APART * thread + AGAIN] = 0
@@ -102,7 +100,7 @@ def next_start(share, step, size, taken=TAKEN):
 
 
 @helper
-def meet(share):
+def barrier(share):
     """Wait until all threads are here. A thread that fails before counts as here (threads.py)."""
     here, turn = HERE - share[THREAD] * APART, 0
     atomic_announce(share, here)

@@ -1,35 +1,32 @@
-"""Memory for results: lent, and taken back by itself when no array refers to it any more.
+"""Memory for results: an arena with a free list, from which `empty` lends; and scratch memory.
 
-A training step asks for the same sizes as the step before. Fresh memory costs a page fault per
-page on its first touch, which can take longer than computing what is written there; memory that
-was used before costs nothing. So `empty` lends pieces of a pool:
+A training step asks for the same sizes as the step before. Fresh memory costs a page fault per page
+on its first touch, which can take longer than computing what is written there. So:
 
     out = workspace.empty((16, 56, 56, 64))     # like np.empty
-    del out                                     # back in the pool, unless a view of it lives on
+    del out                                     # back in the arena, unless a view of it lives on
 
-**When is a piece free?** A result may be held by a user, an observer or a backward closure, as
-itself or as a view of a view. NumPy bases every view on the array at the bottom of the chain, and
-that is the one that was lent. So it dies with its last view, and its finaliser returns the piece.
+**When is a piece free?** NumPy bases every view, and view of a view, on the array at the bottom of
+the chain, which is the one that was lent. So it dies with its last view, and its finaliser returns
+the piece.
 
-**How is memory divided?** In few large segments, with a list of the holes in them: a request takes
-the smallest hole that is large enough, or else the open end of a segment, and what comes back is
-merged with the holes beside it. A training step frees activations of one size while it asks for
-gradients of another, so what counts is how much memory was ever touched, over how much was lent at
-once:
+**Best fit, coalescing.** A request takes the smallest hole (free block) that is large enough, or
+else the open end of a segment, and what comes back is merged with the holes beside it. A step frees
+activations of one size while it asks for gradients of another, so what counts is how much memory
+was ever touched, over how much was lent at once:
 
                                               one list per size    holes that merge
     ResNet-18, batch 16, 224 pixels (339 MiB)       1.62                 1.04
     ResNet-50, batch 8, 224 pixels (691 MiB)        1.23                 1.01
     ResNet-20, batch 128, 32 pixels (190 MiB)       1.20                 1.00
 
-**How much may lie idle?** After every 4096 lendings (several steps of the deepest ResNet) the pool
-looks at what was lent at once lately, and if it holds a quarter more it gives all holes back to the
-system: a phase with small pictures does not keep the memory of one with large ones for long.
+**How much may lie idle?** After every 4096 lendings (several steps of the deepest ResNet), an arena
+that holds a quarter more than was lent at once lately gives all holes back to the system.
 
 **Finalisers run anywhere**: in any thread, inside any allocation, even within this file. They only
-append to a deque, by a function in C, so that no Ctrl-C comes within; whoever asks for memory next
-makes holes of what lies there. **So do signal handlers**, in the main thread, and these compute
-perhaps: one that interrupts a change of the lists gets memory beside them.
+append to a deque, by a function in C, so that no Ctrl-C comes within; the next request makes holes
+of what lies there. **Signal handlers** may compute: one that interrupts a change of the lists gets
+memory beside them.
 """
 
 from __future__ import annotations
@@ -39,6 +36,7 @@ import contextlib
 import math
 import mmap
 import os
+import sys
 import threading
 import weakref
 from collections import deque
@@ -59,8 +57,8 @@ WINDOW = 4096  # lendings between two looks at that
 
 
 class Statistics(NamedTuple):
-    """Bytes that are lent, bytes touched that are not; how often memory was lent, mapped from the
-    system and given back to it.
+    """Bytes lent, and touched but not lent; how often memory was lent, mapped, and given back to
+    the system.
     """
 
     lent: int
@@ -108,7 +106,7 @@ Hole = tuple[int, int, int, Segment]  # what came back between pieces: its size,
 
 
 class MemoryPool:
-    """The segments, the holes in them, and the account of what is lent."""
+    """The arena: its segments, the holes in them, and the account of what is lent."""
 
     def __init__(self) -> None:
         self.coming_back: deque[weakref.ref] = deque()  # left by finalisers
@@ -122,8 +120,8 @@ class MemoryPool:
         self.forget()
 
     def forget(self) -> None:
-        """Leave all segments to those who hold arrays in them: somebody was stopped half-way
-        through the lists, by a fork, by Ctrl-C or by what else a signal handler raised.
+        """Leave all segments to those who hold arrays in them: a fork, Ctrl-C or what else a signal
+        handler raised came half-way through a change of the lists.
         """
         self.lent = 0
         self.peaks = [0, 0]  # most bytes lent at once, in the last window and in this one
@@ -148,8 +146,8 @@ class MemoryPool:
         return Statistics(self.lent, idle, self.lendings, self.mapped, self.given_back)
 
     def _change(self, change: Callable[..., Piece | None], *arguments: int) -> Piece | None:
-        """change(*arguments), when no other thread is at it; nothing, if that would be within
-        another change of this thread, which a signal handler interrupted.
+        """change(*arguments), one thread at a time; None within another change of this thread,
+        which a signal handler interrupted.
         """
         with self.lock:
             if self.changing:
@@ -299,8 +297,8 @@ def empty(shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -> Array:
 
 def aligned_empty(size: int) -> Array:
     """A flat array of `size` floats that starts at a cache line; a large one lies in huge pages
-    where the system has them, since kernels walk through it in 36 places at once. All views of it
-    refer to it, as NumPy bases them on an array whose memory is no other array's.
+    where the system has them, since kernels walk through it in 36 places at once. It is the base of
+    all its views.
 
     Raises: MemoryError
     """
@@ -312,6 +310,33 @@ def aligned_empty(size: int) -> Array:
     raw = np.empty(nbytes + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return np.frombuffer(raw.data, np.float32, size, start)
+
+
+_scratch = threading.local()
+
+
+def scratch(name: str, size: int) -> Array:
+    """A flat buffer of at least `size` floats that nobody else has while anything refers to it.
+
+    One per name and calling thread, kept for the next call and grown when it must: fresh memory
+    would cost a page fault per 4 KiB. Its content is what the last call left. It never leaves a
+    kernel's call; but a signal handler may interrupt that, and then gets another one.
+    """
+    buffers = _scratch.__dict__
+    buffer = buffers.get(name)
+    if buffer is None or buffer.size < size or sys.getrefcount(buffer) > UNUSED:
+        buffer = buffers[name] = aligned_empty(size)
+    return buffer
+
+
+def _references_of_unused() -> int:
+    """How many `scratch` counts for what lies in a dictionary only."""
+    kept = {"work": object()}
+    value = kept.get("work")
+    return sys.getrefcount(value)
+
+
+UNUSED = _references_of_unused()
 
 
 def release() -> None:

@@ -41,7 +41,7 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu.codegen.cache import helper, kernel
 from tinyft.backends.cpu.codegen.simd import LANES, PANEL, REST_ROWS
-from tinyft.backends.cpu.codegen.vectors import finish_streams, seen_from, vset1, vstore
+from tinyft.backends.cpu.codegen.vectors import finish_streams, offset_between, vset1, vstore
 from tinyft.backends.cpu.conv.gemm import multiply, next_panel
 from tinyft.backends.cpu.conv.layer import (
     FORWARD,
@@ -72,8 +72,7 @@ from tinyft.backends.cpu.conv.winograd.transforms import (
     transform_window,
 )
 from tinyft.backends.cpu.memory_bound.arrays import large
-from tinyft.backends.cpu.runtime import packed_weights as prepared
-from tinyft.backends.cpu.runtime import threads
+from tinyft.backends.cpu.runtime import packed_weights, threads, workspace
 from tinyft.backends.cpu.runtime.work_stealing import next_start
 
 LEAST_TILES = 5  # of the whole batch, in the forward pass
@@ -166,7 +165,7 @@ def convolve_filters(
             depth = min(CHANNELS, C - c)
             at, plane = 0, plane_filter
             if kept_plane:
-                at, plane = seen_from(work, 0, kept, first * C + c * count), kept_plane
+                at, plane = offset_between(work, 0, kept, first * C + c * count), kept_plane
             else:  # flipped: y's filters are the weight's channels
                 part = (first, count, c, depth) if flipped else (c, depth, first, count)
                 block = block_of_filters(weight, *part, flipped, work, squares)
@@ -257,25 +256,25 @@ def transformed_filters(weight: Array, flipped: bool) -> tuple[Array, int]:
     plane = odd_lines(C * F)
 
     def make() -> Array:
-        filters = prepared.room(weight, name, VALUES * plane)
+        filters = packed_weights.buffer(weight, name, VALUES * plane)
         threads.run_with_scratch(
             9 * LANES * C, transform_all_filters, weight, flipped, filters, plane
         )
         return filters
 
-    return prepared.keep(weight, name, make), plane
+    return packed_weights.keep(weight, name, make), plane
 
 
 def _convolve_filters(x, weight, flipped, padding, y, epilogue):
     C = x.shape[3]
     size, size_in, (plane_in, pitch), tiles, planes = _layout_of_filters(C, y.shape)
-    windows, places = threads.scratch("windows", size_in), tiles[0]
+    windows, places = workspace.scratch("windows", size_in), tiles[0]
     threads.run_with_scratch(
         WINDOW * WINDOW * C, transform_all_windows, x, padding, places, 0, len(places), windows,
         plane_in, pitch,
     )  # fmt: skip
     kept = np.empty(1, np.float32), 0
-    if prepared.is_constant(weight):
+    if packed_weights.is_constant(weight):
         kept = transformed_filters(weight, flipped)
     threads.run_with_scratch(
         size, convolve_filters, (windows, plane_in, pitch, C), weight, flipped, y, epilogue, tiles,

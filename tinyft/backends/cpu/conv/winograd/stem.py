@@ -50,7 +50,7 @@ from tinyft.backends.cpu.codegen.generators import make_two_sided_transform
 from tinyft.backends.cpu.codegen.simd import LANES, REST_ROWS
 from tinyft.backends.cpu.codegen.vectors import (
     finish_streams,
-    seen_from,
+    offset_between,
     vload,
     vmax,
     vput,
@@ -62,8 +62,7 @@ from tinyft.backends.cpu.conv.gemm import multiply, panel_offset, sum_parts
 from tinyft.backends.cpu.conv.layer import Epilogue, Layer, round_up
 from tinyft.backends.cpu.conv.winograd.transforms import TILE, odd_lines, winograd_matrices
 from tinyft.backends.cpu.memory_bound.arrays import large
-from tinyft.backends.cpu.runtime import packed_weights as prepared
-from tinyft.backends.cpu.runtime import threads
+from tinyft.backends.cpu.runtime import packed_weights, threads, workspace
 from tinyft.backends.cpu.runtime.work_stealing import next_item
 
 TAPS = 4  # rows of a filter that meet lines of one phase, at most; TAPS - 1 at least
@@ -109,7 +108,7 @@ def transform_tile(x, picture, top, stride, padding, work, pitch, edge):
     source = (picture * H + top) * size
     if top < 0 or top + count > H:
         copy_lines(x, picture, top, count, work, edge)
-        source = seen_from(x, 0, work, edge)
+        source = offset_between(x, 0, work, edge)
     for phase in range(stride):
         for first in range(0, size, LANES):
             place = min(first, size - LANES)
@@ -214,7 +213,7 @@ def multiply_lines_transposed(share, work, x, R, window, dout, parts, out, layou
             source = (picture * P + row) * Q * F
             if row + TILE > P:
                 copy_lines(dout, picture, row, TILE, work, edge)
-                source = seen_from(dout, 0, work, edge)
+                source = offset_between(dout, 0, work, edge)
             for q in range(Q):
                 for f in range(0, F, LANES):
                     transform_rows(
@@ -225,7 +224,7 @@ def multiply_lines_transposed(share, work, x, R, window, dout, parts, out, layou
                 planes, ahead = grads + number // stride * plane, 0
                 if number < TILE:  # fetch a row of the next tile's dout
                     next_row = (picture * P + row + TILE + number) * Q * F
-                    ahead = seen_from(work, planes, dout, next_row)
+                    ahead = offset_between(work, planes, dout, next_row)
                 multiply(
                     work, number * pitch, 1, stride * C, work, planes, Q, 0,
                     work, totals + number * depth * F, F, depth, F, Q, tile - start, 0, ahead,
@@ -266,11 +265,11 @@ def forward(
     plane_filter = odd_lines(S * C * F)
 
     def make() -> Array:
-        filters = prepared.room(weight, "transformed rows", VALUES * stride * plane_filter)
+        filters = packed_weights.buffer(weight, "transformed rows", VALUES * stride * plane_filter)
         threads.run(transform_stem_filters, weight, stride, filters, plane_filter)
         return filters
 
-    filters = prepared.keep(weight, f"transformed rows, stride {stride}", make)
+    filters = packed_weights.keep(weight, f"transformed rows, stride {stride}", make)
     columns = round_up(y.shape[2], REST_ROWS)
     pitch, lines, outer_lines = _sizes(x, stride, padding)
     plane = odd_lines(columns * F)
@@ -289,7 +288,7 @@ def weight_grad(dout: Array, x: Array, dweight: Array, stride: int, padding: int
     depth, plane = round_up(S * C, REST_ROWS), odd_lines(Q * F)
     size = lines + VALUES * (plane + stride * depth * F) + max(outer_lines, TILE * Q * F)
     parts = min(PARTS, N * -(-P // TILE))
-    sums = threads.scratch("parts", parts * dweight.size)
+    sums = workspace.scratch("parts", parts * dweight.size)
     window = S, stride, padding, count_products(R, stride)
     threads.run_with_scratch(
         size, multiply_lines_transposed, x, R, window, dout, parts, sums, (pitch, plane, depth)

@@ -95,7 +95,7 @@ from tinyft.backends.cpu.conv.winograd.weight_grad import (
     make_transform_output_tiles,
 )
 from tinyft.backends.cpu.memory_bound.arrays import large
-from tinyft.backends.cpu.runtime import threads
+from tinyft.backends.cpu.runtime import threads, workspace
 from tinyft.backends.cpu.runtime.work_stealing import next_item, next_start
 
 SIDE = 5  # values of a tile of results in each direction
@@ -344,7 +344,7 @@ def windows_buffer(C: int, flipped: bool, count: int) -> Array:
     not handed out again while a round still refers to it.
     """
     planes = VALUES if flipped else PRODUCTS
-    return threads.scratch("windows", -(-C // CHANNELS) * planes * _layout(C, count)[0])
+    return workspace.scratch("windows", -(-C // CHANNELS) * planes * _layout(C, count)[0])
 
 
 def transform_round(
@@ -437,7 +437,7 @@ def weight_grad(dout: Array, x: Array, dweight: Array, stride: int, padding: int
     rounds = -(-total // max(8, WEIGHT_GRAD_ROUND_FLOATS // (PRODUCTS * C + VALUES * F)))
     tiles = -(-total // rounds)  # each round has so many, or one less
     plane_grad = odd_lines(tiles * F)
-    grads = threads.scratch("output grads", VALUES * plane_grad)
+    grads = workspace.scratch("output grads", VALUES * plane_grad)
     windows = windows_buffer(C, False, tiles)
     sums = buffer_for(rounds, dweight)
     for i in range(rounds):

@@ -65,8 +65,8 @@ from tinyft.backends.cpu.codegen.cache import helper, kernel
 from tinyft.backends.cpu.codegen.generators import make_two_sided_transform
 from tinyft.backends.cpu.codegen.simd import BLOCK_ROWS, LANES, REST_ROWS
 from tinyft.backends.cpu.codegen.vectors import (
+    offset_between,
     prefetch,
-    seen_from,
     vload,
     vmax,
     vput,
@@ -307,7 +307,7 @@ def make_transform_window(transform, size: int, stride: int):
         source, row = ((picture * H + top) * W + left) * C, W * C
         if top < 0 or left < 0 or top + size > H or left + size > W:
             copy_square(x, shape, picture, top, left, size, edge, edge_at)
-            source, row = seen_from(x, 0, edge, edge_at), size * C
+            source, row = offset_between(x, 0, edge, edge_at), size * C
         for c in range(0, C, LANES):
             to = at + c // CHANNELS * group + c % CHANNELS
             transform(kind, x, source + c, row, C, out, to, size * plane, plane)
@@ -335,7 +335,7 @@ def block_of_filters(weight, first_c, count_c, first_f, count_f, flipped, square
     _, _, C, F = weight.shape
     if flipped:
         flip_filters(weight, first_c, count_c, first_f, count_f, squares, square_at)
-        return seen_from(weight, 0, squares, square_at), count_f * count_c, count_c
+        return offset_between(weight, 0, squares, square_at), count_f * count_c, count_c
     return first_c * F + first_f, C * F, F
 
 
@@ -386,9 +386,9 @@ def make_finish_tile(transform, side: int, stride: int):
         added, added_row, added_column, step = to, Q * F, F, 1
         if not (has_residual and at_once):
             zeros = edge + tile * tile * count
-            added, added_row, added_column, step = seen_from(residual, 0, sums, zeros), 0, 0, 0
+            added, added_row, added_column, step = offset_between(residual, 0, sums, zeros), 0, 0, 0
         if not at_once:
-            out, out_row, out_column = seen_from(y, 0, sums, edge), tile * count, count
+            out, out_row, out_column = offset_between(y, 0, sums, edge), tile * count, count
             limit = -np.inf
         for f in range(0, count, LANES):
             transform(

@@ -35,7 +35,7 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu.codegen.cache import helper, kernel
 from tinyft.backends.cpu.codegen.simd import LANES
-from tinyft.backends.cpu.codegen.vectors import seen_from, vset1, vstore
+from tinyft.backends.cpu.codegen.vectors import offset_between, vset1, vstore
 from tinyft.backends.cpu.conv.gemm import multiply, panel_offset, sum_parts
 from tinyft.backends.cpu.conv.winograd.transforms import (
     CHANNELS,
@@ -59,7 +59,7 @@ from tinyft.backends.cpu.conv.winograd.transforms import (
     transform_weight_grad,
     transform_window,
 )
-from tinyft.backends.cpu.runtime import threads
+from tinyft.backends.cpu.runtime import threads, workspace
 from tinyft.backends.cpu.runtime.work_stealing import next_item, next_start
 
 FEW_WEIGHTS = 64 * 64  # up to here the sums of all 36 values (590 KB) stay in L2
@@ -85,7 +85,7 @@ def make_transform_output_tile(transform, side: int):
         source, source_row = ((picture * P + top) * Q + left) * F, Q * F
         if top + height > P or left + width > Q:
             copy_square(dout, shape, picture, top, left, TILE, edge, edge_at)
-            source, source_row = seen_from(dout, 0, edge, edge_at), TILE * F
+            source, source_row = offset_between(dout, 0, edge, edge_at), TILE * F
         for f in range(0, F, LANES):
             to = at + panel_offset(row, f, rows, F)
             transform(kind, dout, source + f, source_row, F, out, to, side * plane, plane)
@@ -251,8 +251,8 @@ def _by_blocks(dout, x, padding, dweight):
     rounds, tiles, parts, (places, _, unit, bounds) = _rounds(C, dout.shape)
     pitch, total = row_pitch(CHANNELS), len(places)
     plane_in, plane_grad = odd_lines(tiles * pitch), odd_lines(tiles * F)
-    windows = threads.scratch("windows", -(-C // CHANNELS) * VALUES * plane_in)
-    grads = threads.scratch("output grads", VALUES * plane_grad)
+    windows = workspace.scratch("windows", -(-C // CHANNELS) * VALUES * plane_in)
+    grads = workspace.scratch("output grads", VALUES * plane_grad)
     sums = buffer_for(rounds * parts, dweight)
     for i in range(rounds):
         first = total * i // rounds
@@ -290,7 +290,7 @@ def buffer_for(parts: int, dweight: Array) -> Array:
     """Where the parts' gradients go: a single one is the result."""
     if parts == 1:
         return dweight.reshape(-1)
-    return threads.scratch("parts", parts * dweight.size)
+    return workspace.scratch("parts", parts * dweight.size)
 
 
 def add_up(sums: Array, parts: int, dweight: Array) -> None:
