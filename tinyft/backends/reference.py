@@ -91,16 +91,9 @@ class Backend:
     # ---------------------------------------------------------------------------------- convolution
 
     def conv2d(
-        self,
-        x: Array,
-        weight: Array,
-        bias: Array | None = None,
-        *,
-        stride: int = 1,
-        padding: int = 0,
-        residual: Array | None = None,
-        relu: bool = False,
-    ) -> Array:
+        self, x: Array, weight: Array, bias: Array | None = None,
+        *, stride: int = 1, padding: int = 0, residual: Array | None = None, relu: bool = False,
+    ) -> Array:  # fmt: skip
         """Cross-correlation: R x S shifted matrix products.
 
         x (N, H, W, C), weight (F, C, R, S), bias (F,), residual (N, P, Q, F) -> (N, P, Q, F)
@@ -160,15 +153,9 @@ class Backend:
     # -------------------------------------------------------------------------- batch normalisation
 
     def batch_norm_train(
-        self,
-        x: Array,
-        weight: Array,
-        bias: Array,
-        eps: float,
-        *,
-        residual: Array | None = None,
-        relu: bool = False,
-    ) -> tuple[Array, Array, Array]:
+        self, x: Array, weight: Array, bias: Array, eps: float,
+        *, residual: Array | None = None, relu: bool = False,
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
         """Normalise each channel by its mean and (biased) variance over the batch.
 
         x (..., C), weight bias (C,), residual like x -> out like x, mean (C,), variance (C,)
@@ -181,17 +168,9 @@ class Backend:
         return out, mean, variance
 
     def batch_norm_eval(
-        self,
-        x: Array,
-        weight: Array,
-        bias: Array,
-        mean: Array,
-        variance: Array,
-        eps: float,
-        *,
-        residual: Array | None = None,
-        relu: bool = False,
-    ) -> Array:
+        self, x: Array, weight: Array, bias: Array, mean: Array, variance: Array, eps: float,
+        *, residual: Array | None = None, relu: bool = False,
+    ) -> Array:  # fmt: skip
         """The same with statistics that are given: relu((x - mean) / sqrt(variance + eps) * weight
         + bias + residual)
         """
@@ -201,17 +180,9 @@ class Backend:
         return self.relu(out) if relu else out
 
     def batch_norm_train_grad(
-        self,
-        dout: Array,
-        x: Array,
-        weight: Array,
-        mean: Array,
-        variance: Array,
-        eps: float,
-        *,
-        out: Array | None = None,
-        bias: Array | None = None,
-    ) -> tuple[Array, Array, Array, Array | None]:
+        self, dout: Array, x: Array, weight: Array, mean: Array, variance: Array, eps: float,
+        *, out: Array | None = None, bias: Array | None = None,
+    ) -> tuple[Array, Array, Array, Array | None]:  # fmt: skip
         """Compute the gradients of x, weight, bias and residual.
 
         `out` is given if a ReLU followed, and `bias` too if no residual was added before it: then x
@@ -234,17 +205,9 @@ class Backend:
         return dx, dweight, dbias, dresidual
 
     def batch_norm_eval_grad(
-        self,
-        dout: Array,
-        x: Array,
-        weight: Array,
-        mean: Array,
-        variance: Array,
-        eps: float,
-        *,
-        out: Array | None = None,
-        bias: Array | None = None,
-    ) -> tuple[Array, Array, Array, Array | None]:
+        self, dout: Array, x: Array, weight: Array, mean: Array, variance: Array, eps: float,
+        *, out: Array | None = None, bias: Array | None = None,
+    ) -> tuple[Array, Array, Array, Array | None]:  # fmt: skip
         """The same where mean and variance are constants: each channel is only scaled."""
         if out is not None:
             dout = self.relu_grad(dout, out)
@@ -287,15 +250,9 @@ class Backend:
         return out, place
 
     def max_pool2d_grad(
-        self,
-        dout: Array,
-        place: Array,
-        x_shape: tuple[int, ...],
-        *,
-        kernel: int,
-        stride: int,
-        padding: int,
-    ) -> Array:
+        self, dout: Array, place: Array, x_shape: tuple[int, ...],
+        *, kernel: int, stride: int, padding: int,
+    ) -> Array:  # fmt: skip
         """Send each window's gradient to its maximum; windows overlap, so a pixel may receive
         several.
         """
@@ -362,12 +319,9 @@ class Backend:
         return np.asarray(-terms.sum() / total, logits.dtype), log_probabilities
 
     def softmax_cross_entropy_grad(
-        self,
-        log_probabilities: Array,
-        labels: Array,
-        label_smoothing: float,
+        self, log_probabilities: Array, labels: Array, label_smoothing: float,
         class_weights: Array | None,
-    ) -> Array:
+    ) -> Array:  # fmt: skip
         """(probabilities * (sum of the row's targets) - target) / total weight -> dlogits (N, C)"""
         # forward was: loss = -sum(target * (logits - log(sum(exp(logits))))) / total
         target, total = self._target(log_probabilities, labels, label_smoothing, class_weights)
@@ -387,19 +341,10 @@ class Backend:
     # ----------------------------------------------------------------------------------- optimizers
 
     def adam_step(
-        self,
-        parameter: Array,
-        gradient: Array,
-        average: Array,
-        average_square: Array,
-        *,
-        step: int,
-        lr: float,
-        momentum: float,
-        square_momentum: float,
-        eps: float,
+        self, parameter: Array, gradient: Array, average: Array, average_square: Array,
+        *, step: int, lr: float, momentum: float, square_momentum: float, eps: float,
         weight_decay: float,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """One step of Adam with decoupled weight decay. Writes into parameter, average and
         average_square.
 
@@ -415,15 +360,9 @@ class Backend:
         parameter -= lr / (1 - momentum**step) * average / (root + eps)
 
     def sgd_step(
-        self,
-        parameter: Array,
-        gradient: Array,
-        velocity: Array | None,
-        *,
-        lr: float,
-        momentum: float,
-        weight_decay: float,
-    ) -> None:
+        self, parameter: Array, gradient: Array, velocity: Array | None,
+        *, lr: float, momentum: float, weight_decay: float,
+    ) -> None:  # fmt: skip
         """One step of SGD, with momentum where a velocity is given. Writes into parameter and
         velocity.
 

@@ -51,7 +51,8 @@ def get(name: str) -> Backend:
     """
     if name == "auto":
         if why_no_numba():
-            _say_once(f"plain NumPy computes, many times slower than Numba would: {why_no_numba()}")
+            text = f"plain NumPy computes, many times slower than Numba would: {why_no_numba()}"
+            warnings.warn(text, RuntimeWarning, stacklevel=3)  # once: this function is cached
         return get("reference" if why_no_numba() else "cpu")
     if name == "reference":
         return Backend()
@@ -87,15 +88,6 @@ def why_no_numba() -> str | None:
         found = " ".join(f"{type(error).__name__}: {error}".split())
         return f"another version than Numba {numba.__version__}, which fails here ({found})"
     return None
-
-
-_said: set[str] = set()
-
-
-def _say_once(text: str) -> None:
-    if text not in _said:
-        _said.add(text)
-        warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
 def of(array: object) -> Backend:

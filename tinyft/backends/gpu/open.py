@@ -96,7 +96,7 @@ def _check_driver(cupy: ModuleType, wheels: list[str]) -> None:
         )
     wanted, has = _cuda(cupy), version // 1000
     if has < wanted:
-        other = f", or {_other(wheels)}" if (has, wanted) == (12, 13) else ""
+        other = f", or {_install_for_12(wheels)}" if (has, wanted) == (12, 13) else ""
         raise DeviceError(
             f"the driver supports CUDA {has}.{version % 1000 // 10}, and "
             f"{wheels[0] if wheels else 'CuPy'} wants {wanted}.0; update the driver{other}"
@@ -108,8 +108,8 @@ def _cuda(cupy: ModuleType) -> int:
     return cupy.cuda.runtime.runtimeGetVersion() // 1000
 
 
-def _other(wheels: list[str]) -> str:
-    """How to get the CuPy for CUDA 12. Two of them at once do not work."""
+def _install_for_12(wheels: list[str]) -> str:
+    """The commands that get CuPy for CUDA 12. Two of them at once do not work."""
     return f'pip uninstall {wheels[0] if wheels else "cupy"}, then pip install "tinyft[gpu12]"'
 
 
@@ -141,7 +141,7 @@ def _check_card(cupy: ModuleType, gpu: str, capability: str, wheels: list[str]) 
     if _cuda(cupy) == 13 and float(capability) < OLDEST_CARD:
         raise DeviceError(
             f"{gpu} has compute capability {capability}, and CUDA 13 serves {OLDEST_CARD} and "
-            f"newer; {_other(wheels)}"
+            f"newer; {_install_for_12(wheels)}"
         )
 
 
@@ -169,16 +169,15 @@ def _try_libraries(cupy: ModuleType, number: int, gpu: str, wheels: list[str]) -
 
 
 def _is_missing(error: Exception) -> bool:
-    """Whether CuPy found no library. It looks for NVRTC with a package that has its own class."""
+    """True if CuPy found no library. It looks for NVRTC with a package that has its own class."""
     return isinstance(error, ImportError | OSError) or (
         type(error).__name__ == "DynamicLibNotFoundError"
     )
 
 
 def _first_line(error: Exception) -> str:
-    """CuPy frames some texts with lines of '=' and blank lines: the first line that says something.
-
-    The class where there is no text.
+    """The first line that says something: CuPy frames some texts with lines of '=' and blank ones.
+    The error's class where there is no text.
     """
     said = [line.strip() for line in str(error).splitlines() if re.search(r"\w", line)]
     return said[0] if said else type(error).__name__

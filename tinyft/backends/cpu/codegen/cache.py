@@ -193,17 +193,10 @@ class KernelCache:
 
     def __init__(self, function: Callable) -> None:
         self.function = function
-        self.enabled = True
 
     @property
     def cache_path(self) -> str:
         return str(folder())
-
-    def enable(self) -> None:
-        self.enabled = True
-
-    def disable(self) -> None:
-        self.enabled = False
 
     def flush(self) -> None:
         """Forget what was kept for this kernel."""
@@ -213,7 +206,7 @@ class KernelCache:
 
     def load_overload(self, signature, target_context):
         """The compiled kernel, or None, upon which Numba compiles it."""
-        if self.enabled and folder() is not None:
+        if folder() is not None:
             found = self._load(self._file(signature), target_context)
             if found is not None:
                 return found
@@ -222,7 +215,7 @@ class KernelCache:
 
     def save_overload(self, signature, compiled) -> None:
         """Keep what was just compiled."""
-        if not self.enabled or folder() is None:
+        if folder() is None:
             return
         try:
             _write(self._file(signature), compiler.packed(compiled))
@@ -233,21 +226,19 @@ class KernelCache:
 
     def _load(self, file: Path, target_context) -> Any:
         payload = _read(file)
-        if payload is not None:
-            try:
-                return compiler.unpacked(payload, target_context)
-            except Exception as error:  # whatever is wrong with it, it can be compiled
-                self._complain("loaded", error)
-        return None
+        if payload is None:
+            return None
+        try:
+            return compiler.unpacked(payload, target_context)
+        except Exception as error:  # whatever is wrong with it, it can be compiled
+            self._complain("loaded", error)
+            return None
 
     def _file(self, signature) -> Path:
         line = self.function.__code__.co_firstlineno
-        key = repr((signature, line)).encode() + self._source()
+        source = _content(inspect.getfile(self.function))  # which need not be in this folder
+        key = repr((signature, line)).encode() + source
         return folder() / f"{_prefix(self.function)}-{hashlib.sha256(key).hexdigest()[:16]}.bin"
-
-    def _source(self) -> bytes:
-        """The file that defines the kernel, which need not be in this folder."""
-        return _content(inspect.getfile(self.function))
 
     def _complain(self, what: str, error: Exception) -> None:
         """Once for each kind of trouble: a full disk is the same for all kernels."""

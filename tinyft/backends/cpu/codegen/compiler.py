@@ -208,6 +208,25 @@ try:
             NoPythonBackend,
         )
 
+        def __init__(self, *given, **named):
+            self._given = given, named
+            super().__init__(*given, **named)
+
+        def compile_extra(self, function):
+            """Compile with Numba's own passes instead, from the first time that ours fail."""
+            (given, named), failure = self._given, None
+            if not any(lack.cost == SLOWLY for lack in lacks):
+                try:
+                    return super().compile_extra(function)
+                except Exception as error:
+                    failure = error
+            compiled = Compiler(*given, **named).compile_extra(
+                function
+            )  # raises if it is its fault
+            if failure is not None:
+                note(failure, SLOWLY)
+            return compiled
+
         def define_pipelines(self):
             state = self.state
             state.typingctx = RememberingTypingContext(state.typingctx)
@@ -238,7 +257,7 @@ try:
         passes = (*KernelPipeline.passes[:-1], OfferToKernels, NoPythonBackend)
 
         def define_pipelines(self):
-            self.state.flags = self.state.flags.copy()  # another compiler may need them as they are
+            self.state.flags = self.state.flags.copy()  # Numba's own needs them as they are
             self.state.flags.no_compile = True
             return super().define_pipelines()
 
@@ -251,41 +270,11 @@ except Exception as error:  # whatever a class that is made of Numba's ends with
 # --------------------------------------------------------------------------------------- compiling
 
 
-class _Guarded:
-    """One of our pipelines as Numba calls it; Numba's own from the first time that one fails."""
-
-    ours: type
-
-    def __init__(self, *given: Any, **named: Any) -> None:
-        self._given = given, named
-
-    def compile_extra(self, function: Callable) -> Any:
-        (given, named), failure = self._given, None
-        if not any(lack.cost == SLOWLY for lack in lacks):
-            try:
-                return self.ours(*given, **named).compile_extra(function)
-            except Exception as error:
-                failure = error
-        compiled = Compiler(*given, **named).compile_extra(function)  # raises if it is its fault
-        if failure is not None:
-            note(failure, SLOWLY)
-        return compiled
-
-
-if COMPLETE:
-
-    class _GuardedKernel(_Guarded):
-        ours = KernelPipeline
-
-    class _GuardedHelper(_Guarded):
-        ours = HelperPipeline
-
-
 def dispatcher(function: Callable, *, helper: bool, **options: Any) -> Callable:
     """Numba's dispatcher of a kernel or helper, with the options that this Numba has; without the
     others kernels compute the same.
     """
-    pipeline = {"pipeline_class": _GuardedHelper if helper else _GuardedKernel} if COMPLETE else {}
+    pipeline = {"pipeline_class": HelperPipeline if helper else KernelPipeline} if COMPLETE else {}
     options |= OPTIONS
     try:
         from numba.core.registry import cpu_target

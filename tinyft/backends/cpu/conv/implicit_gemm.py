@@ -10,7 +10,7 @@ Gathering also takes care of borders, strides and channels.
 
 - Forward: place (r, s) of the window of pixel (p, q) is at (p stride + r - padding, ...).
 - Input gradient with stride 1: the same with the kernel flipped and its C and F exchanged. With
-  stride t, pixels (h, w) fall into t x t *phases* by (h mod t, w mod t). All pixels of a phase barrier
+  stride t, pixels (h, w) fall into t x t *phases* by (h mod t, w mod t). All pixels of a phase meet
   the same places of the kernel, so that each phase is a convolution of dout with stride 1 and fewer
   taps.
 - Weight gradient: windows' @ dout, summed over all pixels: (R S C, pixels) @ (pixels, F). 128

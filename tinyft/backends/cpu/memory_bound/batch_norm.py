@@ -25,7 +25,7 @@ other), float32, one thread of an idle AMD Zen 5, minimum of 9:
     evaluation and ReLU                  2.2 /  31 / 23     0.4 / 3.7 / 0.8    0.08 / 0.7 / 0.16
     its gradient                         4.7 /  89 / 47     0.9 /  19 / 2.2    0.26 / 3.9 / 0.31
 
-**Two passes, one kernel.** Between the sums and what is computed from them all threads barrier, and
+**Two passes, one kernel.** Between the sums and what is computed from them all threads wait, and
 each joins the sums of all pieces for itself: with three kernels 2 of 13 ms of Python were spent
 between them in a training step of ResNet-18.
 
