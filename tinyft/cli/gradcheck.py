@@ -150,20 +150,10 @@ def _check_ops(args: argparse.Namespace) -> int:
 
 def _check_case(case: OpCase, args: argparse.Namespace) -> float:
     """The largest difference, in units of what is allowed."""
-    from tinyft.testing.gradient_check import gradcheck
+    from tinyft.testing.contract import check_gradients
 
-    exact = _drawn(case, args.seed)
-    checked = [n for n, a in exact.items() if a.dtype.kind == "f" and n not in case.constants]
-    fixed = {n: a for n, a in exact.items() if n not in checked}
-
-    def function(*values: Any) -> Any:
-        return case.call(**dict(zip(checked, values, strict=True)), **fixed)
-
-    function.__name__ = case.subject
-    inputs = [exact[name] for name in checked]
-    empty = any(array.size == 0 for array in inputs)
-    options = {"mode": args.mode or "fast", "seed": args.seed, "allow_zero": empty}
-    report = gradcheck(function, inputs, names=checked, **options)
+    arrays = _drawn(case, args.seed)
+    report = check_gradients(case, arrays, mode=args.mode or "fast", seed=args.seed)
     return max((row.worst for row in report.inputs), default=0.0)
 
 
@@ -173,24 +163,12 @@ def _drawn(case: OpCase, seed: int) -> dict[str, Any]:
     """
     import numpy as np
 
-    from tinyft.testing.contract import as_float64
+    from tinyft.testing.contract import as_float64, result_of
 
     rng = np.random.default_rng(seed)
     for _ in range(MOST_DRAWS):
         arrays = {name: np.asarray(array) for name, array in case.arrays(rng).items()}
         exact = as_float64(arrays)
-        if _result(case, exact).any():
+        if result_of(case, exact).data.any():
             break
     return exact
-
-
-def _result(case: OpCase, arrays: dict[str, Any]) -> Any:
-    """Compute the case's op, as an array."""
-    from tinyft.engine.tensor import Tensor
-
-    given = {
-        name: Tensor(array) if array.dtype.kind == "f" and name not in case.constants else array
-        for name, array in arrays.items()
-    }
-    out = case.call(**given)
-    return (out[0] if isinstance(out, tuple) else out).data

@@ -29,7 +29,7 @@ from tinyft import backends, ops
 from tinyft.engine.tape import check_saved, no_grad
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import TinyftError
-from tinyft.testing.gradient_check import GradcheckError, gradcheck
+from tinyft.testing.gradient_check import GradcheckError, GradcheckReport, gradcheck
 from tinyft.testing.kernel_cases import KERNEL_CASES, KernelCase
 from tinyft.testing.op_cases import OP_CASES, REFUSALS, OpCase, Refusal
 
@@ -148,7 +148,7 @@ def check_op(case: OpCase, backend: str = "auto") -> None:
 
     arrays = draw(case)
     with backends.use("reference"), no_grad():
-        out = _first(case.call(**_tensors(case, arrays)))
+        out = result_of(case, arrays)
     upstream = np.random.default_rng(1).standard_normal(out.shape)
     arrays["upstream"] = np.asarray(upstream, np.float32)
     found = _Findings(case, backend, run, arrays)
@@ -159,6 +159,29 @@ def check_op(case: OpCase, backend: str = "auto") -> None:
     if case.subject.startswith("batch_norm"):
         found.unfused()
     found.raise_if_any()
+
+
+def check_gradients(
+    case: OpCase, arrays: dict[str, Array], backend: str = "auto", **options: Any
+) -> GradcheckReport:
+    """Compare the gradients of one call of an op with finite differences, in float64; `options` are
+    those of `gradcheck`.
+
+    Raises: GradcheckError
+    """
+    exact, computing = as_float64(arrays), backends.get(backend)
+    checked = [name for name, x in _tensors(case, exact).items() if isinstance(x, Tensor)]
+    fixed = {n: computing.upload(a) for n, a in exact.items() if n not in (*checked, "upstream")}
+
+    def function(*values: Tensor) -> Tensor:
+        moved = [value.to(computing.device) for value in values]
+        return _first(case.call(**dict(zip(checked, moved, strict=True)), **fixed)).to("cpu")
+
+    function.__name__ = case.subject
+    inputs = [exact[name] for name in checked]
+    empty = any(not x.size for x in inputs)  # then no gradient is another than 0
+    with backends.use(backend):
+        return gradcheck(function, inputs, names=checked, allow_zero=empty, **options)
 
 
 def check_refusal(case: Refusal, backend: str = "auto") -> None:
@@ -283,6 +306,11 @@ def _show_changes(given: dict[str, Array], placed: dict[str, Array]) -> None:
         if after is not given[name] and not _equal([after], [given[name]]):
             given[name].setflags(write=True)
             given[name][...] = after
+
+
+def result_of(case: OpCase, arrays: dict[str, Array]) -> Tensor:
+    """Compute the case's op: its result, or of several the one with a gradient."""
+    return _first(case.call(**_tensors(case, arrays)))
 
 
 def _first(result: Any) -> Tensor:
@@ -452,26 +480,13 @@ class _Findings:
                     self.add(f"result {i} shares memory with {name}")
 
     def differences(self, differentiable: list[str]) -> None:
-        """Every gradient against finite differences, in float64."""
-        exact = as_float64(self.arrays)
-        backend = backends.get(self.backend)
-        fixed = {n: backend.upload(a) for n, a in exact.items() if n not in differentiable}
-        del fixed["upstream"]
-
-        def function(*values: Tensor) -> Any:
-            moved = [value.to(backend.device) for value in values]
-            result = self.case.call(**dict(zip(differentiable, moved, strict=True)), **fixed)
-            return _first(result).to("cpu")
-
-        function.__name__ = self.case.subject
-        inputs = [exact[n] for n in differentiable]
-        # every element where that is quick, projections above (300 elements: about 0.1 s)
-        few = sum(x.size for x in inputs) <= 300
+        """Every gradient against finite differences: every element where that is quick (300: about
+        0.1 s), projections above.
+        """
+        few = sum(self.arrays[name].size for name in differentiable) <= 300
         options = {"mode": "full", "rounds": 1} if few else {"mode": "fast", "rounds": 3}
-        empty = not self.arrays["upstream"].size
         try:
-            with backends.use(self.backend):
-                gradcheck(function, inputs, names=differentiable, allow_zero=empty, **options)
+            check_gradients(self.case, self.arrays, self.backend, **options)
         except GradcheckError as error:
             self.add(str(error))
 
