@@ -5,9 +5,9 @@ Defined by `Backend.conv2d` and `conv2d_weight_grad` of tinyft/backends/referenc
 With 3 channels a gathered tap is 3 numbers, and gathering costs more than multiplying. After a
 border of zeros has been put around the picture, a row of a window (S taps of C channels) is *one*
 run of numbers, and the next window's run starts stride * C numbers later. So the windows of one row
-of outputs are a matrix that already lies in memory, with rows that overlap: the register block
-reads it by its two strides, and R products (one per row of the kernel) make a row of outputs,
-without gathering.
+of outputs are a matrix that already lies in memory, with rows that overlap: the micro-kernel reads
+it by its two strides, and R products (one per row of the kernel) make a row of outputs, without
+gathering.
 
 A 7x7 stem with stride 2 is computed by winograd/stem.py instead, unless Winograd is turned off.
 
@@ -96,7 +96,7 @@ def multiply_rows_in_place(share, x, R, S, stride, packed, y, adds, bias, floor)
 @kernel
 def multiply_rows_in_place_transposed(share, work, x, stride, dout, R, rows, parts, sums):
     """sums[part] (R, rows, F) = windows' @ dout over the part's rows of outputs; `rows` is what the
-    register block computes, S * C or a few more. An item is a part.
+    micro-kernel computes, S * C or a few more. An item is a part.
     """
     _, H, W, C = x.shape
     N, P, Q, F = dout.shape
@@ -122,7 +122,7 @@ def multiply_rows_in_place_transposed(share, work, x, stride, dout, R, rows, par
 
 
 def suits(what: str, layer: Layer) -> bool:
-    """Whether so few channels are read as they are."""
+    """Tell whether channels are so few that they are read as they are."""
     return what != INPUT_GRAD and layer.weight[1] <= FEW_CHANNELS
 
 

@@ -1,22 +1,22 @@
-"""Matrix products on packed panels: what every convolution here comes down to.
+"""GEMM, the matrix product that every convolution here comes down to, in the manner of GotoBLAS.
 
 Defined by `Backend.matmul` of tinyft/backends/reference.py.
 
-The left matrix A is read where it lies, by two strides. The right one, B, is *packed*: cut into
-panels of PANEL columns, each stored row after row, so that the register block reads it as one
-stream. All rows of A pass by a panel of B before the next one (K x 32 numbers: 64 KiB for K = 512).
-A short panel stays in the L1 cache; a long one comes from L2, as does A, of which L1 has the line
-that the next steps read. Two loads of B serve 24 multiply-adds, which L2 is fast enough for.
+As in GotoBLAS and BLIS the innermost loop is a *micro-kernel*, whose block of sums stays in
+registers, and the right matrix B is *packed*: cut into panels of PANEL columns, each stored row
+after row, which the micro-kernel reads as one stream. Unlike there the left one, A, is read where
+it lies, by two strides. All rows of A pass by a panel of B before the next one (K x 32 numbers: 64
+KiB for K = 512). A short panel stays in the L1 cache; a long one comes from L2, as does A. Two
+loads of B serve 24 multiply-adds, which L2 is fast enough for: with operands there, 12 x 2
+registers do 215 to 220 of a core's 230 GFLOP/s in one sum, 190 of 240 with sums in pieces (Intel
+Sapphire Rapids). No further level of blocking is needed.
 
-**Fetching ahead.** A larger B (the 9.4 MB of transformed filters of a 14x14x256 layer) comes from
-L3 again for each block of A. So a register block can ask for the lines that are needed next while
-it multiplies by those at hand: 6 to 14 % of Winograd's layers from 28x28x128 on, 9 to 12 % of the
+**Prefetching.** A larger B (the 9.4 MB of transformed filters of a 14x14x256 layer) comes from L3
+again for each block of A. So a micro-kernel can ask for the lines that are needed next while it
+multiplies by those at hand: 6 to 14 % of Winograd's layers from 28x28x128 on, 9 to 12 % of the
 direct ones that have over 1 MiB of weights. The same with an A that was not gathered before, the
 pictures of a 1x1 convolution: 10 to 35 % on 56x56 maps (Intel Xeon, 2 threads). Where all is found
-in L2 the requests cost 4 to 5 %, so there are two versions of the block.
-
-Measured with operands in L2, 12 x 2 registers, Intel Sapphire Rapids: 215 to 220 of a core's 230
-GFLOP/s in one sum, 190 of 240 with sums in pieces; no further level of blocking is needed.
+in L2 the requests cost 4 to 5 %, so there are two versions.
 
 Letters: A is M x K, B is K x N, the result M x N.
 """
@@ -49,8 +49,8 @@ SHORT_SUM = 32  # products that are added up in registers before they join the r
 
 @helper
 def panel_offset(row, column, rows, columns):
-    """Where element (row, column) of a packed rows x columns matrix lies. `columns` is a multiple
-    of LANES; where it is no multiple of PANEL, a last panel of LANES columns follows.
+    """Find element (row, column) of a packed rows x columns matrix. `columns` is a multiple of
+    LANES; where it is no multiple of PANEL, a last panel of LANES columns follows.
     """
     first = column // PANEL * PANEL
     width = PANEL if first + PANEL <= columns else LANES
@@ -73,22 +73,22 @@ def copy_to_panels(x, source, columns, packed, at, row, rows):
 
 
 def in_pieces(rows: int, registers: int, unroll: int = 1):
-    """A register block, and one that fetches ahead, with sums made of pieces of SHORT_SUM products.
+    """A micro-kernel, and one that prefetches, with sums made of pieces of SHORT_SUM products.
 
     Each addition rounds by up to half a unit in the last place of what has grown so far, so that a
     sum of K random products, added one by one, is wrong by some 0.2 sqrt(K) units of its size.
     Pieces are short, and there are few of them: the best size is near sqrt(K), 8 to 23 for a
     ResNet's channels. 16 is hardly better than 32, which has half as many additions in memory
-    (README.md, Errors). The block that fetches runs rarely: `unroll` is for the other one.
+    (README.md, Errors). The one that prefetches runs rarely: `unroll` is for the other one.
     """
     width = registers * LANES
-    plain = make_register_block(rows, registers, unroll=unroll)
+    here = make_register_block(rows, registers, unroll=unroll)
     ahead = make_register_block(rows, registers, ahead=True)
 
     @helper
     def block(a, a_offset, a_row, a_step, b, b_offset, c, c_offset, c_row, K, accumulate):
         for k in range(0, K, SHORT_SUM):
-            plain(
+            here(
                 a, a_offset + k * a_step, a_row, a_step, b, b_offset + k * width,
                 c, c_offset, c_row, min(SHORT_SUM, K - k), accumulate + k,
             )  # fmt: skip
@@ -169,7 +169,7 @@ def multiply(
     a, a_offset, a_row, a_step, b, b_offset, b_rows, b_first, c, c_offset, c_row, M, N, K,
     accumulate, ahead_a, ahead_b,
 ):  # fmt: skip
-    """The same, where what is fetched lies line after line."""
+    """Do as `multiply_ahead` where what is prefetched lies line after line."""
     multiply_ahead(
         a, a_offset, a_row, a_step, b, b_offset, b_rows, b_first, c, c_offset, c_row, M, N, K,
         accumulate, ahead_a, ahead_b, 0, 0,
@@ -178,7 +178,7 @@ def multiply(
 
 @helper
 def next_panel(rows, columns):
-    """How far ahead the panel of a packed B lies that is needed next, 0 if all of B stays in L2."""
+    """Count floats to the panel of a packed B that is needed next; 0 if all of B stays in L2."""
     return rows * PANEL if rows * columns > IN_L2 else 0
 
 

@@ -87,7 +87,7 @@ def window_taps(R: int, S: int, padding: int) -> Taps:
 
 
 def suits(what: str, layer: Layer) -> bool:
-    """True: it computes any convolution."""
+    """Tell that it computes any convolution."""
     return True
 
 
@@ -326,7 +326,7 @@ def weight_grad(dout: Array, x: Array, dweight: Array, stride: int, padding: int
 
 
 def sum_windows(dout: Array, x: Array, taps: Taps, run: int, stride: int, dweight: Array) -> None:
-    """The same for any taps, each of `run` floats."""
+    """Do as `weight_grad` for any taps, each of `run` floats."""
     F, steps = dweight.shape[3], taps.numbers.size * run
     total = dout.size // F
     taps_per_item, channels, filters = taps.numbers.size, run, F

@@ -1,5 +1,5 @@
-"""What every convolution is given: the shapes of its layer, arrays as kernels take them, and what
-is added to its results on their way to memory.
+"""The input of every convolution: the shapes of its layer, arrays as kernels take them, and what is
+added to its results on their way to memory.
 
 Letters: N pictures, H W rows and columns in, C channels in, P Q rows and columns out, F filters, R
 S the kernel. Kernels see weights as (R, S, C, F), the memory order of a model's.
@@ -31,7 +31,7 @@ class Layer(NamedTuple):
 
 
 class Epilogue(NamedTuple):
-    """What is done to the results on their way to memory: max(y + bias + residual, 0 if relu)."""
+    """Done to the results on their way to memory: max(y + bias + residual, 0 if relu)."""
 
     bias: Array | None = None
     residual: Array | None = None
@@ -42,7 +42,7 @@ class Epilogue(NamedTuple):
         return self.bias is None and self.residual is None and not self.relu
 
     def arguments(self, y: Array) -> tuple:
-        """bias, residual, has_residual, floor: what kernels take, whether there is one or not."""
+        """Give bias, residual, has_residual, floor, as kernels take them, there or not."""
         bias = _zeros(y.shape[3]) if self.bias is None else self.bias
         residual = y if self.residual is None else self.residual
         return bias, residual, int(self.residual is not None), ZERO if self.relu else LOWEST
@@ -50,7 +50,7 @@ class Epilogue(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _zeros(count: int) -> Array:
-    """What no bias adds; no kernel writes to it."""
+    """Stand for no bias; no kernel writes to it."""
     return np.zeros(count, np.float32)
 
 

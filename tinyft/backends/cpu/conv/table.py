@@ -270,7 +270,7 @@ _here = _Here()
 
 
 def winograd_is_on() -> bool:
-    """What `switch_winograd` says in this thread, else True unless TINYFT_WINOGRAD=0."""
+    """Give what `switch_winograd` says in this thread, else True unless TINYFT_WINOGRAD=0."""
     switched = _here.winograd
     return _environment_has_winograd_on() if switched is None else switched
 

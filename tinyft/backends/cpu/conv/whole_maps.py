@@ -112,9 +112,9 @@ def multiply_pairs(share, x, packed, packed_rows, dweight, pairs, starts):
 
 
 def suits(what: str, layer: Layer) -> bool:
-    """Whether all windows reach over the whole picture, each place of them meets it, and there are
-    as many pictures as a register block has rows at least: for one, windows are 1.1 to 1.6 times as
-    fast.
+    """Tell whether all windows reach over the whole picture, each place of them meets it, and there
+    are as many pictures as a micro-kernel has rows at least: for one, windows are 1.1 to 1.6 times
+    as fast.
     """
     (N, H, W, _), (_, _, R, S), padding = layer.x, layer.weight, layer.padding
     sees_all = layer.stride == 1 and padding > 0 and H + padding == R and W + padding == S
@@ -123,9 +123,7 @@ def suits(what: str, layer: Layer) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def tap_table(R: int, S: int, padding: int) -> Array:
-    """Which place of the window of result (p, q) pixel (h, w) is at: (P Q, H W), numbers r * S +
-    s.
-    """
+    """Give the place r * S + s of each pixel (h, w) in the window of result (p, q): (P Q, H W)."""
     r = np.arange(R - padding) - np.arange(padding + 1)[:, None] + padding  # (P, H)
     s = np.arange(S - padding) - np.arange(padding + 1)[:, None] + padding  # (Q, W)
     numbers = r[:, None, :, None] * S + s[None, :, None, :]  # (P, Q, H, W)
@@ -163,7 +161,7 @@ def input_grad(dout: Array, weight: Array, dx: Array, stride: int, padding: int)
 
 
 def _multiply_maps(x, packed, packed_rows, taps, y, epilogue) -> bool:
-    """Whether all sums are finite. What has no multiple of REST_ROWS pictures is copied."""
+    """Tell whether all sums are finite. What has no multiple of REST_ROWS pictures is copied."""
     rows, F = round_up(y.shape[0], REST_ROWS), y.shape[3]
     whole = y if rows == y.shape[0] else workspace.empty((rows, *y.shape[1:]))
     if epilogue.residual is not None:

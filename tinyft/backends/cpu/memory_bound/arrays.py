@@ -1,4 +1,4 @@
-"""What the kernels on pictures and parameters share: which arrays they take, and in what pieces."""
+"""Shared by the kernels on pictures and parameters: which arrays they take, and in what pieces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ZERO, LOWEST = np.float32(0), np.float32(-np.inf)  # no result is less: with a R
 
 
 def suitable(*arrays: Array | None) -> bool:
-    """Whether the kernels take these arrays: float32, not empty, of one shape (None: absent).
+    """Tell whether the kernels take these arrays: float32, not empty, of one shape (None: absent).
 
     What they do not take, the reference does, or it raises: a kernel does not look where an array
     ends.
@@ -33,7 +33,7 @@ def suitable(*arrays: Array | None) -> bool:
 
 
 def suitable_channels(pictures: list[Array | None], channels: list[Array]) -> bool:
-    """The same for kernels that keep a channel in a lane: pictures (..., C), channels (C,), and C a
+    """Tell it for kernels that keep a channel in a lane: pictures (..., C), channels (C,), and C a
     multiple of LANES, as the 16, 64 or 2048 of a ResNet are.
     """
     shape = pictures[0].shape
@@ -58,7 +58,7 @@ def flat(x: Array) -> Array:
 
 
 def large(x: Array) -> bool:
-    """Whether x, from `workspace.empty`, is better written past the caches (`vput`)."""
+    """Tell whether x, from `workspace.empty`, is better written past the caches (`vput`)."""
     return x.size >= BEYOND_CACHES
 
 
@@ -98,7 +98,7 @@ def in_memory_order(parameter: Array, gradient: Array, *state: Array) -> list[Ar
 
 
 def _alike_in_memory(arrays: tuple[Array, ...]) -> list[Array] | None:
-    """The same for arrays that lie alike, as they nearly always do. It takes half of the time, and
+    """Do so for arrays that lie alike, as they nearly always do. It takes half of the time, and
     a batch norm's 64 numbers are updated in less.
     """
     strides, rows = arrays[0].strides, []

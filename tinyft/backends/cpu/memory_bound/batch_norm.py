@@ -29,12 +29,12 @@ other), float32, one thread of an idle AMD Zen 5, minimum of 9:
 each joins the sums of all pieces for itself: with three kernels 2 of 13 ms of Python were spent
 between them in a training step of ResNet-18.
 
-**Asking ahead.** Sums go down the columns of a few rows, those of a gradient in two to four arrays
-at once: too many paths for a core to guess what comes next. So the kernel asks for the rows that
-follow, line after line as they lie in memory. (In the order of the sums, the lines of 1024 channels
-are 4 KiB apart: all in one set of L1.) Results too large for the caches are written past them. Two
-threads of an idle AMD Zen 5, in ms; before, lines were asked for in the order of the sums, and only
-for gradients:
+**Prefetching.** Sums go down the columns of a few rows, those of a gradient in two to four arrays
+at once: too many streams for the core's prefetcher. So the kernel asks for the rows that follow,
+line after line as they lie in memory. (In the order of the sums, the lines of 1024 channels are 4
+KiB apart: all in one set of L1.) Results too large for the caches are written past them. Two
+threads of an idle AMD Zen 5, in ms; in brackets asked for in the order of the sums, and only for
+gradients:
 
                                (16, 14, 14, 1024)   (16, 56, 56, 256)   (16, 112, 112, 64)
     moments                       0.22 (0.40)          0.94 (1.16)          1.08 (1.04)
@@ -222,7 +222,7 @@ def normalise_by_batch(
 
 @kernel
 def normalise_as_given(share, work, x, extent, eps, weight, epilogue, mean, variance, out, large):
-    """The same by a mean and a variance that are given; work: scratch memory for C numbers."""
+    """Normalise by a mean and a variance that are given; work: scratch memory for C numbers."""
     gain = work[: extent[1]]
     find_gain(weight, variance, eps, gain)
     normalise(share, TAKEN, x, extent, mean, gain, epilogue, out, large)
@@ -359,7 +359,7 @@ def differentiate_by_batch(
 def differentiate_as_given(
     share, work, arrays, extent, parts, statistics, affine, relu, dresidual, dparameters, dx, large
 ):
-    """The same where given statistics normalised: dx = dout * weight / std, and no more."""
+    """All gradients where given statistics normalised: dx = dout * weight / std, and no more."""
     M, C, rows = extent
     (mean, variance, eps), (weight, bias), (dweight, dbias) = statistics, affine, dparameters
     gain, factors = work[:C], work[C : 4 * C]

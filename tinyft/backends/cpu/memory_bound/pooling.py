@@ -245,7 +245,7 @@ class Pooling(Backend):
 
 
 def _countable(x_shape, *, kernel, stride, padding) -> bool:
-    """Whether there are windows, whose places fit a byte, and numbers that cannot overflow."""
+    """Tell whether there are windows, whose places fit a byte, and numbers that cannot overflow."""
     return (
         0 < kernel <= LARGEST_KERNEL
         and stride > 0

@@ -142,7 +142,7 @@ def convolve_tiles(share, work, x, padding, transformed, y, epilogue, tiling, la
 def convolve_filters(
     share, work, transformed, weight, flipped, y, epilogue, tiling, planes, filters
 ):
-    """The same from transformed windows. An item is PANEL filters of y, for all tiles.
+    """Do as `convolve_tiles` from transformed windows. An item is PANEL filters, for all tiles.
 
     transformed: windows, floats per plane and row of them, C. planes: floats per plane of filters
     and of sums. filters: those that are kept and floats per plane of them; if that is 0, they are
@@ -189,8 +189,8 @@ def convolve_filters(
 
 
 def suits(what: str, layer: Layer) -> bool:
-    """Whether this is what the tiles are made for, and they save something: they reach beyond a
-    small map. On 2 x 2 results the direct kernel is 1.1 to 1.5 times as fast, five times as exact.
+    """Tell whether the tiles are made for this kernel, and save products: they reach beyond a small
+    map. On 2 x 2 results implicit GEMM is 1.1 to 1.5 times as fast, five times as exact.
 
     Forward, so many tiles have to be worth the transformed filters, which are four times as many
     numbers as the weights: with 4 of 7x7 pixels ResNet-18 takes 14 % longer for a picture, and 66 %

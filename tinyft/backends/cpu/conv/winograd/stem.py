@@ -240,13 +240,13 @@ def multiply_lines_transposed(share, work, x, R, window, dout, parts, out, layou
 
 
 def count_products(R: int, stride: int) -> int:
-    """Of lines, for a tile: a phase with a tap less has none for infinity."""
+    """Count products of lines for a tile: a phase with a tap less has none for infinity."""
     return (VALUES - 1) * stride + (R - 1) % stride + 1
 
 
 def suits(what: str, layer: Layer) -> bool:
-    """Whether channels are few, this is what the tiles are made for, a line fills a register (its
-    last one overlaps the one before), and the tiles save something: they reach beyond a low map.
+    """Tell whether channels are few, the tiles are made for this kernel, a line fills a register
+    (its last one overlaps the one before), and tiles, which reach beyond a low map, save products.
     """
     (_, C, R, _), stride = layer.weight, layer.stride
     W, P = layer.x[2], layer.out[1]

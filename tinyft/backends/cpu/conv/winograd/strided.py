@@ -112,8 +112,8 @@ MUST_SAVE = 1.4  # times as many multiplications: 1.15 (10x10 pixels) are 5 to 1
 
 
 def suits(what: str, layer: Layer) -> bool:
-    """Whether this is what the tiles are made for, and they do not reach too far beyond the
-    results, as on 2 x 2 or 5 x 5.
+    """Tell whether the tiles are made for this kernel, and do not reach too far beyond the results,
+    as on 2 x 2 or 5 x 5.
 
     But for the input gradient, enough products with each number of x have to be worth its
     transform: 32 or 256 channels and 64 filters are 3 to 26 % slower. And enough tiles those of the

@@ -136,7 +136,7 @@ def tiling(N: int, P: int, Q: int, *, whole: bool = False, all_long: bool = Fals
 
 
 def tiles_along(size: int) -> tuple[Array, Array]:
-    """Where the tiles along a side begin, and which of them have 3 results, at the end."""
+    """Give where the tiles along a side begin, and which of them, at the end, have 3 results."""
     count = -(-size // TILE)
     too_many = TILE * count - size
     is_short = np.arange(count) >= count - too_many
@@ -279,7 +279,7 @@ def prefetch_tile(x, shape, place):
 
 @helper
 def prefetch_window(x, shape, padding, place):
-    """The same for the middle of its window; the rest belongs to its neighbours."""
+    """Asks for the middle of its window; the rest belongs to its neighbours."""
     H, W, C = shape
     picture, top, left, _ = place
     for row in range(top - padding, top - padding + WINDOW):
@@ -289,8 +289,8 @@ def prefetch_window(x, shape, padding, place):
 
 
 def make_transform_window(transform, size: int, stride: int):
-    """How the window of a tile, size x size pixels, becomes size x size values, if the windows of
-    neighbouring results are `stride` pixels apart.
+    """Make the helper that turns a tile's window, size x size pixels, into size x size values, if
+    the windows of neighbouring results are `stride` pixels apart.
     """
 
     @helper
@@ -329,8 +329,8 @@ def flip_filters(weight, first_c, count_c, first_f, count_f, out, at):
 
 @helper
 def block_of_filters(weight, first_c, count_c, first_f, count_f, flipped, squares, square_at):
-    """Where a block of filters lies, as an index of weight, and how far apart its 9 taps and its
-    rows are. Flipped ones are made in squares[square_at :] first.
+    """Find a block of filters: an index of weight, and how far apart its 9 taps and its rows are.
+    Flipped ones are made in squares[square_at :] first.
     """
     _, _, C, F = weight.shape
     if flipped:
@@ -340,7 +340,7 @@ def block_of_filters(weight, first_c, count_c, first_f, count_f, flipped, square
 
 
 def make_transform_filters(transform, side: int):
-    """How filters become packed panels of side * side values."""
+    """Make the helper that turns filters into packed panels of side * side values."""
 
     @helper
     def transform_filters(
@@ -363,7 +363,7 @@ def make_transform_filters(transform, side: int):
 
 
 def make_finish_tile(transform, side: int, stride: int):
-    """How sums, side * side values of a tile, become TILE * stride results in each direction."""
+    """Make the helper that turns side * side sums of a tile into TILE * stride results a side."""
     tile = TILE * stride
 
     @helper

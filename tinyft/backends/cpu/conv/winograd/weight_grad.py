@@ -72,7 +72,7 @@ BLOCK_PLANE = CHANNELS * BLOCK_PITCH + 16  # an odd number of cache lines
 
 
 def make_transform_output_tile(transform, side: int):
-    """How 4x4 pixels of dout become side * side values."""
+    """Make the helper that turns 4x4 pixels of dout into side * side values."""
 
     @helper
     def transform_output_tile(dout, shape, place, edge, edge_at, out, at, plane, row, rows):
@@ -94,7 +94,7 @@ def make_transform_output_tile(transform, side: int):
 
 
 def make_transform_output_tiles(transform_output_tile):
-    """The same for many tiles, TILES_PER_ITEM at a time: what a kernel does with it."""
+    """Make the helper that does so with many tiles, TILES_PER_ITEM at a time."""
 
     @helper
     def transform_output_tiles(share, work, dout, places, first_tile, count, out, plane, rows):
@@ -274,8 +274,8 @@ def _by_blocks(dout, x, padding, dweight):
 
 @functools.lru_cache(maxsize=256)
 def _rounds(C: int, dout_shape: tuple[int, ...]) -> tuple[int, int, int, Tiling]:
-    """How many rounds there are, of how many tiles each or one less, and in how many parts: enough
-    items for 4 threads, but not fewer than 64 tiles in one.
+    """Count rounds, tiles of each (or one less) and parts: enough items for 4 threads, but not
+    fewer than 64 tiles in one. And give the tiling.
     """
     N, P, Q, F = dout_shape
     total = tile_count(dout_shape)
@@ -287,7 +287,7 @@ def _rounds(C: int, dout_shape: tuple[int, ...]) -> tuple[int, int, int, Tiling]
 
 
 def buffer_for(parts: int, dweight: Array) -> Array:
-    """Where the parts' gradients go: a single one is the result."""
+    """Give memory for the parts' gradients: a single one is the result."""
     if parts == 1:
         return dweight.reshape(-1)
     return workspace.scratch("parts", parts * dweight.size)
