@@ -68,17 +68,17 @@ def layers(data: PictureData, options: dict[str, Any], seeds: int) -> list[dict[
     from tinyft.bench.pytorch import TorchKernels
 
     theirs = {layout: TorchKernels(layout) for layout in LAYOUTS}
-    found: dict[tuple[str, str], list[Errors]] = defaultdict(list)
+    by_row: dict[tuple[str, str], list[Errors]] = defaultdict(list)
     for seed in range(seeds):
         learner = vision_learner(data, device="cpu", seed=seed, **options)
         learner.unfreeze()
         for call in kernel_calls(learner, next(photos(learner, seed))):
             sides = {layout: kernels.compute(call) for layout, kernels in theirs.items()}
             for name, errors in zip(PASSES[call.kernel], errors_of(call, sides), strict=True):
-                found[kind(call), name].append(errors)
+                by_row[kind(call), name].append(errors)
     return [
         {"kind": which, "pass": name, "count": len(errors), "ratios": ratios(errors)}
-        for (which, name), errors in sorted(found.items())
+        for (which, name), errors in sorted(by_row.items())
     ]
 
 
@@ -107,8 +107,8 @@ def errors_of(call: KernelCall, sides: dict[str, list[Array]]) -> list[Errors]:
     arguments, options, _ = call.arguments
 
     def results(device: str, arguments: Iterable, options: dict[str, Any]) -> list[Array]:
-        found = getattr(backends.get(device), call.kernel)(*arguments, **options)
-        return list(found if isinstance(found, tuple) else (found,))[: len(PASSES[call.kernel])]
+        outs = getattr(backends.get(device), call.kernel)(*arguments, **options)
+        return list(outs if isinstance(outs, tuple) else (outs,))[: len(PASSES[call.kernel])]
 
     in_float64 = {name: _float64(value) for name, value in options.items()}
     exact, found = results("reference", map(_float64, arguments), in_float64), dict(sides)
@@ -138,8 +138,8 @@ def ratios(errors: list[Errors]) -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-def _distance(found: Array, exact: Array) -> dict[str, float]:
-    difference = found.astype(np.float64) - exact
+def _distance(result: Array, exact: Array) -> dict[str, float]:
+    difference = result.astype(np.float64) - exact
     norm = _ratio(np.linalg.norm(difference), np.linalg.norm(exact))
     return {"largest": _ratio(np.abs(difference).max(), np.abs(exact).max()), "norm": norm}
 
@@ -192,8 +192,8 @@ def curves(
 
 def apart(losses: dict[str, list[float]]) -> dict[str, float]:
     """The largest difference of PyTorch's two curves, and of each of ours to the nearer of them."""
-    found = {"pytorch": _apart(*(losses[layout] for layout in LAYOUTS))}
-    return found | {
+    differences = {"pytorch": _apart(*(losses[layout] for layout in LAYOUTS))}
+    return differences | {
         name: min(_apart(losses[name], losses[layout]) for layout in LAYOUTS) for name in OURS
     }
 

@@ -84,8 +84,8 @@ def our_side(case: Case, mode: str, *, device: str = "auto", frozen: bool = Fals
 class _Convolutions:
     """A backend that notes its convolutions: shapes and options, and how often each comes."""
 
-    def __init__(self, backend: Any, found: dict[tuple, int]):
-        self.backend, self.found = backend, found
+    def __init__(self, backend: Any, count_of: dict[tuple, int]):
+        self.backend, self.count_of = backend, count_of
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.backend, name)
@@ -94,7 +94,7 @@ class _Convolutions:
 
         def conv2d(x, weight, *rest, stride, padding, **options):
             layer = x.shape[1:], weight.shape, stride, padding
-            self.found[layer] = self.found.get(layer, 0) + 1
+            self.count_of[layer] = self.count_of.get(layer, 0) + 1
             return method(x, weight, *rest, stride=stride, padding=padding, **options)
 
         return conv2d
@@ -104,11 +104,11 @@ def convolutions(case: Case) -> dict[tuple, int]:
     """The distinct convolutions of a network: ((H, W, C), (F, C, R, S), stride, padding) -> how
     often.
     """
-    found: dict[tuple, int] = {}
+    count_of: dict[tuple, int] = {}
     x = Tensor(np.zeros((1, case.size, case.size, 3), np.float32))
-    with no_grad(), backends.watch(lambda backend: _Convolutions(backend, found)):
+    with no_grad(), backends.watch(lambda backend: _Convolutions(backend, count_of)):
         build(case.arch).eval()(x)
-    return found
+    return count_of
 
 
 def algorithms(case: Case) -> dict[str, dict[str, int]]:
@@ -117,13 +117,13 @@ def algorithms(case: Case) -> dict[str, dict[str, int]]:
     """
     from tinyft.backends.cpu.conv.table import PASS_OF, TABLE, algorithm_of
 
-    found = {kernel: dict.fromkeys((row.name for row in TABLE), 0) for kernel in PASS_OF}
+    by_kernel = {kernel: dict.fromkeys((row.name for row in TABLE), 0) for kernel in PASS_OF}
     for (picture, *layer), count in convolutions(case).items():
-        for kernel, counts in found.items():
+        for kernel, counts in by_kernel.items():
             if kernel == "conv2d_input_grad" and picture[2] == 3:  # pictures need no gradient
                 continue
             counts[algorithm_of(kernel, (case.batch_size, *picture), *layer)] += count
     return {
         kernel: {name: count for name, count in counts.items() if count}
-        for kernel, counts in found.items()
+        for kernel, counts in by_kernel.items()
     }

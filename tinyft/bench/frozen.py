@@ -75,9 +75,9 @@ def our_phase(case: FrozenCase) -> Spent:
 
     def timed_evaluate(*arguments: Any) -> Evaluation:
         started = time.perf_counter()
-        found = judge.evaluate(*arguments)
+        evaluation = judge.evaluate(*arguments)
         validation.append(time.perf_counter() - started)
-        return found
+        return evaluation
 
     with mock.patch.object(loop, "evaluate", timed_evaluate):
         started = time.perf_counter()
@@ -128,19 +128,19 @@ def measure(case: FrozenCase, rounds: int, *, alone: bool) -> dict[str, Any]:
     before = Clock.read()
     for name in turns(sides, rounds, PAUSE):
         runs[name].append(sides[name](case))
-    found: dict[str, Any] = {"bn": case.bn, "epochs": case.epochs, "why": why(case)}
-    found["others"] = before.others(Clock.read())
+    report: dict[str, Any] = {"bn": case.bn, "epochs": case.epochs, "why": why(case)}
+    report["others"] = before.others(Clock.read())
     measures = ("training", "validation", "total", "accuracy")
-    found["sides"] = {
+    report["sides"] = {
         side: {name: median(getattr(run, name) for run in spent) for name in measures}
         | {"runs": [asdict(run) for run in spent]}
         for side, spent in runs.items()
     }
     if not alone:
-        ours, theirs = found["sides"][OURS], found["sides"][THEIRS]
-        found["ratio"] = theirs["total"] / ours["total"]
-        found["training_ratio"] = theirs["training"] / ours["training"]
-    return found
+        ours, theirs = report["sides"][OURS], report["sides"][THEIRS]
+        report["ratio"] = theirs["total"] / ours["total"]
+        report["training_ratio"] = theirs["training"] / ours["training"]
+    return report
 
 
 def why(case: FrozenCase) -> str:

@@ -50,7 +50,7 @@ def errors(device: str, name: str) -> dict[str, dict[str, float]]:
     """Find for each kernel in that precision the largest error as a part of the largest answer, and
     as a part of what is allowed, over all cases with a float result.
     """
-    found: dict[str, dict[str, float]] = {}
+    by_kernel: dict[str, dict[str, float]] = {}
     with precision(device, name):
         for case in KERNEL_CASES:
             convolves = case.subject.startswith("conv2d")
@@ -58,10 +58,10 @@ def errors(device: str, name: str) -> dict[str, dict[str, float]]:
                 continue
             allowed = TF32_ERROR if name == "tf32" else FP32_ERROR * (case.terms / 64 + 1) ** 0.5
             error = _error(case, device)
-            worst = found.setdefault(case.subject, {"error": 0.0, "of_allowed": 0.0})
+            worst = by_kernel.setdefault(case.subject, {"error": 0.0, "of_allowed": 0.0})
             worst["error"] = max(worst["error"], error)
             worst["of_allowed"] = max(worst["of_allowed"], error / allowed)
-    return found
+    return by_kernel
 
 
 def _error(case: KernelCase, device: str) -> float:
@@ -138,52 +138,52 @@ def steps(case: Case, device: str, rounds: int, torch: bool) -> dict[str, Any]:
     """Time a training step, of everything and of the last layer alone, in milliseconds, and find
     the most memory in use, ours and PyTorch's.
     """
-    found: dict[str, Any] = {"case": str(case), "milliseconds": {}, "peak_bytes": {}}
+    result: dict[str, Any] = {"case": str(case), "milliseconds": {}, "peak_bytes": {}}
     for phase, frozen in (("everything", False), ("frozen", True)):
         backend = backends.get(device)
         with backends.use(device):
             step = our_side(case, "training", device=device, frozen=frozen)
             ours = {"tinyft": 1e3 * seconds(step, backend.synchronize, rounds)}
-        found["peak_bytes"].setdefault("tinyft", backend.peak_bytes())
+        result["peak_bytes"].setdefault("tinyft", backend.peak_bytes())
         if torch:
             from tinyft.bench import pytorch
 
             for name, side, synchronize in pytorch.device_sides(case, frozen):
                 ours[name] = 1e3 * seconds(side, synchronize, rounds)
-                found["peak_bytes"].setdefault(name, pytorch.peak_bytes())
+                result["peak_bytes"].setdefault(name, pytorch.peak_bytes())
                 del side
-        found["milliseconds"][phase] = ours
-    return found
+        result["milliseconds"][phase] = ours
+    return result
 
 
 def everything(
     cases: tuple[Case, ...], device: str, rounds: int, alone: bool, show: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measure all of it, and show it as it is found."""
+    """Measure all of it, and show each result at once."""
     torch = installed("torch") and not alone
-    found: dict[str, Any] = {"gpu": backends.get(device).description(), "rounds": rounds}
-    show(found["gpu"])
-    found["contract"] = contract(device)
+    report: dict[str, Any] = {"gpu": backends.get(device).description(), "rounds": rounds}
+    show(report["gpu"])
+    report["contract"] = contract(device)
     show(
-        "contract: {passed} of {cases} cases passed in {seconds:.0f} s".format(**found["contract"])
+        "contract: {passed} of {cases} cases passed in {seconds:.0f} s".format(**report["contract"])
     )
     names = ("fp32", "tf32") if backends.get(device).gpu.has_tf32 else ("fp32",)
-    found["errors"] = {name: errors(device, name) for name in names}
-    for name, kernels in found["errors"].items():
+    report["errors"] = {name: errors(device, name) for name in names}
+    for name, kernels in report["errors"].items():
         worst = max(kernels, key=lambda kernel: kernels[kernel]["of_allowed"])
         show(f"{name}: the largest error is {kernels[worst]['of_allowed']:.2f} of what is allowed, "
              f"in {worst}")  # fmt: skip
-    found["cases"] = []
+    report["cases"] = []
     for case in cases:
-        found["cases"].append({"layers": []})
+        report["cases"].append({"layers": []})
         for layer in layers(case, device, rounds, torch):
-            found["cases"][-1]["layers"].append(layer)
+            report["cases"][-1]["layers"].append(layer)
             show(_line(layer))
         measured = steps(case, device, rounds, torch)
-        found["cases"][-1] |= measured
+        report["cases"][-1] |= measured
         for phase, times in measured["milliseconds"].items():
             show(f"{case}, {phase}: " + ", ".join(f"{n} {t:.2f} ms" for n, t in times.items()))
-    return found
+    return report
 
 
 def _line(layer: dict[str, Any]) -> str:

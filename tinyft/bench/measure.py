@@ -86,20 +86,20 @@ def summarise(times: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
 
 def ratios(sides: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
     """The time of each rival's best side as a multiple of ours, by medians and by minima."""
-    found = {}
+    multiples = {}
     for rival, names in RIVALS.items():
         measured = [sides[name] for name in names if name in sides]
         if measured:
-            found[rival] = {
+            multiples[rival] = {
                 statistic: min(side[statistic] for side in measured) / sides[OURS][statistic]
                 for statistic in ("median", "min")
             }
-    return found
+    return multiples
 
 
-def error_of(found: np.ndarray, exact: np.ndarray) -> float:
+def error_of(result: np.ndarray, exact: np.ndarray) -> float:
     """The largest error, as a part of the largest exact value."""
-    error, largest = np.abs(found - exact).max(initial=0), np.abs(exact).max(initial=0)
+    error, largest = np.abs(result - exact).max(initial=0), np.abs(exact).max(initial=0)
     return float(error / largest if largest else error)
 
 
@@ -112,14 +112,14 @@ def differences(sides: dict[str, Side]) -> dict[str, float]:
     return {name: error_of(result, ours) for name, result in results.items()}
 
 
-def check(found: dict[str, float]) -> None:
+def check(differing: dict[str, float]) -> None:
     """Refuse sides that do not compute what we do.
 
     For inference only: a batch norm over a few values, as small maps and batches have in training,
     amplifies rounding without limit (float64 agrees to 1e-10 where float32 losses differ by 7 %).
     Raises: TinyftError
     """
-    for name, difference in found.items():
+    for name, difference in differing.items():
         if not difference <= DIFFERENCE:
             raise TinyftError(f"{name} computes something else: results differ by {difference:.2g}")
 

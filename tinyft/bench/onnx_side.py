@@ -88,12 +88,7 @@ class Graph:
         """Every second pixel, and zeros for the channels that are missing."""
         F, C = shortcut.selection.shape[:2]
         before = (F - C) // 2
-        sliced = [
-            [0, 0],
-            [2**31, 2**31],
-            [2, 3],
-            [shortcut.stride] * 2,
-        ]  # starts, ends, axes, steps
+        sliced = [0, 0], [2**31] * 2, [2, 3], [shortcut.stride] * 2  # starts, ends, axes, steps
         x = self.node("Slice", x, *[self.constant(np.array(part)) for part in sliced])
         pads = np.array([0, before, 0, 0, 0, F - C - before, 0, 0])
         return self.node("Pad", x, self.constant(pads))

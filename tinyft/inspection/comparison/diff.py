@@ -76,9 +76,9 @@ def diff_run(
     Raises: RunError if its start cannot be made again
     """
     snapshots, notices = of_run(path)
-    found = compare(snapshots, data, device=device)
-    found.notices.extend(notices)
-    return found
+    changes = compare(snapshots, data, device=device)
+    changes.notices.extend(notices)
+    return changes
 
 
 def compare(

@@ -81,8 +81,11 @@ def of_source(source: str | os.PathLike[str]) -> Snapshot:
     if Path(source).is_file() and _is_checkpoint(source):
         return _of_checkpoint(title, source)
     weights = load_weights(source)
-    preprocess = judged_preprocess(source, weights)
-    return Snapshot(title, weights.arch, _with_head(weights.arrays), preprocess)
+    arrays = {  # a published classifier under the name that it is trained on with: the linear head
+        f"head.linear.{name[3:]}" if name.startswith("fc.") else name: array
+        for name, array in weights.arrays.items()
+    }
+    return Snapshot(title, weights.arch, arrays, judged_preprocess(source, weights))
 
 
 def of_run(path: str | os.PathLike[str]) -> tuple[list[Snapshot], list[str]]:
@@ -178,14 +181,6 @@ def _of_checkpoint(title: str, path: str | os.PathLike[str]) -> Snapshot:
     with damage_is_an_error(path):
         preprocess = Preprocess.from_dict(json.loads(texts["state"])["preprocess"])
     return Snapshot(title, infer_architecture(_shapes(own)), own, preprocess)
-
-
-def _with_head(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A published classifier under the name that it has when it is trained on: the linear head."""
-    return {
-        f"head.linear.{name[3:]}" if name.startswith("fc.") else name: array
-        for name, array in arrays.items()
-    }
 
 
 def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

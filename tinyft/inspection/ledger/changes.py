@@ -124,11 +124,8 @@ class Changes:
             distance, size = float(np.linalg.norm(step)), float(np.linalg.norm(old))
             relative = distance / size if size else float("inf")
             largest = float(np.abs(step).max())
-            tensors.append(
-                TensorChange(
-                    name, False, distance, largest, relative, reasons[name] or ("unknown",)
-                )
-            )
+            measures = (distance, largest, relative)
+            tensors.append(TensorChange(name, False, *measures, reasons[name] or ("unknown",)))
         return cls(tuple(tensors), title)
 
     @classmethod
@@ -160,12 +157,12 @@ class Changes:
 
     def diagnosis(self) -> list[str]:
         """Tell a user who froze layers what moved without a gradient, a sentence each."""
-        found = []
+        notes = []
         carried = [t for t in self.moved if {"weight decay", "momentum"} & set(t.reasons)]
         carried = [t for t in carried if "gradient" not in t.reasons]
         if carried:
             how = [r for r in REASONS if any(r in t.reasons for t in carried)]
-            found.append(
+            notes.append(
                 f"the optimizer moved {len(carried)} frozen parameters by {' and '.join(how)}: "
                 "their gradients are zeros instead of None, so it still visits them; when freezing "
                 "them, set grad = None and forget its state"
@@ -178,7 +175,7 @@ class Changes:
             if "running statistics" in t.reasons and _parent(t.name) not in map(_parent, trained)
         ]
         if statistics:
-            found.append(
+            notes.append(
                 f"{len(statistics)} running statistics moved in layers where nothing trains: their "
                 'batch norms still follow the batches, as in PyTorch; bn="frozen" stops them'
             )
@@ -186,11 +183,11 @@ class Changes:
         still = {_owner(name) for name in weights if _parent(name) not in norms}
         scales = [n for n in trained if _parent(n) in norms and _owner(n) in still]
         if scales:
-            found.append(
+            notes.append(
                 f"{len(scales)} scales and shifts of batch norms train beside weights that are "
                 'frozen, as in fastai; bn="torch" or "frozen" stops them'
             )
-        return found
+        return notes
 
     def rows(self) -> list[tuple[str, int, int, str, str]]:
         """A line per layer and reason: (layer, identical, moved, largest relative change, why)."""

@@ -81,11 +81,11 @@ class Contents:
     @property
     def tables(self) -> dict[str, np.ndarray]:
         """(rows, ...) of each table, from all records that hold rows of it."""
-        found: dict[str, list[np.ndarray]] = {}
+        parts: dict[str, list[np.ndarray]] = {}
         for rows in self.records.values():
             for name in rows.dtype.names:
-                found.setdefault(name, []).append(rows[name])
-        return {n: of[0] if len(of) == 1 else np.concatenate(of) for n, of in found.items()}
+                parts.setdefault(name, []).append(rows[name])
+        return {n: of[0] if len(of) == 1 else np.concatenate(of) for n, of in parts.items()}
 
 
 class LedgerFile:
@@ -181,12 +181,12 @@ def parse(
 ) -> Contents:
     """Read the bytes of a file called `name`; see `read`."""
     try:
-        found = _contents(data, layout)
+        contents = _contents(data, layout)
     except Exception as error:  # each way in which a head can be nonsense
         raise RunError(f"{name} is damaged or no ledger ({str(error)[:200]})") from error
-    if found.damage and not damaged:
-        raise RunError(f"{name} is damaged: {found.damage}")
-    return found
+    if contents.damage and not damaged:
+        raise RunError(f"{name} is damaged: {contents.damage}")
+    return contents
 
 
 def _contents(data: bytes, layout: Layout) -> Contents:
@@ -206,12 +206,14 @@ def _contents(data: bytes, layout: Layout) -> Contents:
         raise ValueError("its records are not those of a ledger with its description")
     dtypes = {name: _dtype(tables) for name, tables in records.items()}
     rows, end, is_damaged = _walk(data, start, crc, {n: d.itemsize for n, d in dtypes.items()})
-    found = {name: np.frombuffer(rows[name], dtype) for name, dtype in dtypes.items()}
+    arrays = {name: np.frombuffer(rows[name], dtype) for name, dtype in dtypes.items()}
     if not is_damaged:
-        return Contents(head["description"], found, len(data) - end)
-    last = f"behind step {found['step']['steps'][-1, 0]:.0f}" if len(found["step"]) else "of a step"
+        return Contents(head["description"], arrays, len(data) - end)
+    last = (
+        f"behind step {arrays['step']['steps'][-1, 0]:.0f}" if len(arrays["step"]) else "of a step"
+    )
     problem = f"the record {last}, from byte {end:,} of {len(data):,}, is not the one written"
-    return Contents(head["description"], found, damage=problem)
+    return Contents(head["description"], arrays, damage=problem)
 
 
 def _walk(

@@ -171,13 +171,13 @@ class Ledger(Displayed):
             changes = Changes.between(self.phase_start.arrays, now.arrays, reasons, record.phase)
         else:
             moved, unknown = set(record.proof.moved), [float("nan")] * 3
-            found = [
+            tensor_changes = [
                 TensorChange(name, False, *unknown, reasons[name] or ("unknown",))
                 if name in moved
                 else TensorChange(name, True)
                 for name in tensors
             ]
-            changes = Changes(tuple(found), record.phase)
+            changes = Changes(tuple(tensor_changes), record.phase)
         self.file.append("phase", phases=[phase, record.step], tensors=changes.columns())
         self.evidence = False
         self.phase_start = now
@@ -218,15 +218,15 @@ class Ledger(Displayed):
         if self.path is None or not self.path.exists():
             return {}
         try:
-            found = ledger_file.read(self.path, layout, damaged=True)
-            if found.description != self.description:
+            old = ledger_file.read(self.path, layout, damaged=True)
+            if old.description != self.description:
                 raise RunError(f"{self.path} is the ledger of another plan")
         except RunError as error:
             warnings.warn(f"{error}; a new ledger begins with step {step}", stacklevel=2)
             return {}
-        if found.damage:
-            warnings.warn(f"{self.path}: {found.damage}; what is before it is kept", stacklevel=2)
-        kept = {n: rows[step_numbers(n, rows) < step] for n, rows in found.records.items()}
+        if old.damage:
+            warnings.warn(f"{self.path}: {old.damage}; what is before it is kept", stacklevel=2)
+        kept = {n: rows[step_numbers(n, rows) < step] for n, rows in old.records.items()}
         return kept if len(kept["step"]) else {}
 
     def _go_on(self, learner: Learner, record: StepRecord, kept: dict[str, np.ndarray]) -> None:
@@ -299,16 +299,16 @@ def epoch_layer_rows(
     """
     column = {name: layers[:, i].astype(np.float64) for i, name in enumerate(LAYER_COLUMNS)}
     mean = {name: values.mean(axis=0) for name, values in column.items()}
-    found: dict[str, Any] = dict(zip(RATES, rates.mean(axis=0), strict=True))
+    row: dict[str, Any] = dict(zip(RATES, rates.mean(axis=0), strict=True))
     for name in ("gradient_norm", "update_norm", "decay_norm", "rest_norm"):
-        found[name] = np.sqrt(np.square(column[name]).mean(axis=0))
+        row[name] = np.sqrt(np.square(column[name]).mean(axis=0))
     for name in ("update_ratio", "cosine", "moved"):
-        found[name] = mean[name]
-    found["weight_norm"] = column["weight_norm"][-1]
-    found["decay_share"] = share(column["decay_norm"], column["rest_norm"]).mean(axis=0)
-    found["path"] = column["update_norm"].sum(axis=0)
-    found |= travelled
-    return np.array([found[name] for name in EPOCH_LAYER_COLUMNS])
+        row[name] = mean[name]
+    row["weight_norm"] = column["weight_norm"][-1]
+    row["decay_share"] = share(column["decay_norm"], column["rest_norm"]).mean(axis=0)
+    row["path"] = column["update_norm"].sum(axis=0)
+    row |= travelled
+    return np.array([row[name] for name in EPOCH_LAYER_COLUMNS])
 
 
 def _evidence(layers: np.ndarray) -> np.ndarray:
@@ -319,8 +319,8 @@ def _evidence(layers: np.ndarray) -> np.ndarray:
     column = {name: layers[:, i] for i, name in enumerate(LAYER_COLUMNS)}
     gradient = column["gradient_norm"] > 0
     rest = column["rest_norm"] > ROUNDING * column["weight_norm"]
-    found = (gradient, column["decay_norm"] > 0, rest & ~gradient)
-    return np.array([of_steps.any(axis=0) for of_steps in found])
+    reasons = (gradient, column["decay_norm"] > 0, rest & ~gradient)
+    return np.array([of_steps.any(axis=0) for of_steps in reasons])
 
 
 def _weights_before(learner: Learner, run: Path, step: int, norms: np.ndarray) -> Before | None:
@@ -336,5 +336,5 @@ def _weights_before(learner: Learner, run: Path, step: int, norms: np.ndarray) -
     except (TinyftError, OSError):
         return None
     lengths = {n: np.linalg.norm(a.astype(np.float64).ravel()) for n, a in arrays.items()}
-    found = [np.linalg.norm([lengths.get(n, 0) for n in g.parameters]) for g in learner.groups]
-    return Before(arrays, frozenset()) if np.allclose(found, norms, CONTINUES, atol=0) else None
+    of_groups = [np.linalg.norm([lengths.get(n, 0) for n in g.parameters]) for g in learner.groups]
+    return Before(arrays, frozenset()) if np.allclose(of_groups, norms, CONTINUES, atol=0) else None

@@ -149,23 +149,23 @@ class LedgerReading:
 
     @cached_property
     def steps(self) -> dict[str, np.ndarray]:
-        found = _columns(STEP_COLUMNS, self.tables["steps"], integers=NUMBERS)
-        found |= _columns(GROUP_COLUMNS, self.tables["groups"], integers=COUNTS)
-        found["frozen"] = found["frozen"].astype(bool)
-        found["update_ratio"] = _ratio(found["update_norm"], found["weight_norm_before"])
-        found["decay_share"] = share(found["decay_norm"], found["rest_norm"])
-        return found
+        columns = _columns(STEP_COLUMNS, self.tables["steps"], integers=NUMBERS)
+        columns |= _columns(GROUP_COLUMNS, self.tables["groups"], integers=COUNTS)
+        columns["frozen"] = columns["frozen"].astype(bool)
+        columns["update_ratio"] = _ratio(columns["update_norm"], columns["weight_norm_before"])
+        columns["decay_share"] = share(columns["decay_norm"], columns["rest_norm"])
+        return columns
 
     @cached_property
     def layers(self) -> dict[str, np.ndarray]:
-        found = _columns(LAYER_COLUMNS, self.tables["layers"])
-        found["decay_share"] = share(found["decay_norm"], found["rest_norm"])
-        return found
+        columns = _columns(LAYER_COLUMNS, self.tables["layers"])
+        columns["decay_share"] = share(columns["decay_norm"], columns["rest_norm"])
+        return columns
 
     @cached_property
     def epochs(self) -> dict[str, np.ndarray]:
-        found = _columns(EPOCH_COLUMNS, self.tables["epochs"], integers=NUMBERS)
-        return found | _columns(EPOCH_LAYER_COLUMNS, self.tables["epoch_layers"])
+        columns = _columns(EPOCH_COLUMNS, self.tables["epochs"], integers=NUMBERS)
+        return columns | _columns(EPOCH_LAYER_COLUMNS, self.tables["epoch_layers"])
 
     @property
     def ids(self) -> np.ndarray:
@@ -195,26 +195,26 @@ class LedgerReading:
         A step starts from the weight norms that the last one ended with; |w+d|^2 = |w|^2 + 2<w,d> +
         |d|^2; and SGD without momentum moves by lr times the gradient, weight decay apart.
         """
-        s, found = self.steps, []
+        s, wrong = self.steps, []
         begun, ended = s["weight_norm_before"][1:], s["weight_norm"][:-1]
         for i, g in np.argwhere(np.abs(begun - ended) > CONTINUES * ended):
             text = (
                 f"starts with weights of norm {begun[i, g]:.9g}, but the step before ended with "
                 f"{ended[i, g]:.9g}: something else wrote into them"
             )
-            found.append((i + 1, g, text))
+            wrong.append((i + 1, g, text))
         ended = s["weight_norm"] ** 2
         summed = s["weight_norm_before"] ** 2 + 2 * s["weight_dot_update"] + s["update_norm"] ** 2
         for i, g in np.argwhere(~(np.abs(ended - summed) <= BALANCES * ended)):
             text = f"|w+d|^2 is {ended[i, g]:.9g}, but |w|^2 + 2<w,d> + |d|^2 {summed[i, g]:.9g}"
-            found.append((i, g, text))
+            wrong.append((i, g, text))
         if self.optimizer == "SGD" and not self.has_momentum:  # others' steps depend on a memory
             meant, moved = s["lr"] * s["gradient_norm"], s["rest_norm"]
             allowed = LENGTHS * meant + ROUNDING * s["weight_norm"]
             for i, g in np.argwhere(~(np.abs(moved - meant) <= allowed)):
                 text = f"moved by {moved[i, g]:.6g}, but lr times the gradient is {meant[i, g]:.6g}"
-                found.append((i, g, text))
-        return [f"step {s['step'][i]}, {self.groups[g]}: {text}" for i, g, text in sorted(found)]
+                wrong.append((i, g, text))
+        return [f"step {s['step'][i]}, {self.groups[g]}: {text}" for i, g, text in sorted(wrong)]
 
     def rows(self) -> list[list[str]]:
         """A line for each phase and group: steps, and means over them."""
@@ -246,9 +246,9 @@ def _columns(
     names: Sequence[str], rows: np.ndarray, integers: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
     """(rows, columns, ...) by name."""
-    found = {name: rows[:, i] for i, name in enumerate(names)}
+    by_name = {name: rows[:, i] for i, name in enumerate(names)}
     with np.errstate(invalid="ignore"):  # NaN has no integer
-        return found | {name: found[name].astype(np.int64) for name in integers}
+        return by_name | {name: by_name[name].astype(np.int64) for name in integers}
 
 
 def _drift(old: np.ndarray, new: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

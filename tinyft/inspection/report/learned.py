@@ -190,14 +190,14 @@ def judge_pictures(learner: Learner, data: PictureData | None = None) -> Judgeme
     if data is None:
         raise DataError("there are no pictures to judge; pass some as data=")
     expect_judgeable(learner, data)
-    found = []
+    each = []
     with no_grad(), backends.use(learner.device):
         network = fold(learner.model)
         for batch in data.valid_batches(learner.adjusted_preprocess()):
             logits = backends.host(network(learner.input(batch.images)).data)  # (N, C)
-            found.append(softmax(logits.astype(np.float64)))
+            each.append(softmax(logits.astype(np.float64)))
     labels = np.asarray(data.labels["valid"], np.int64)
-    return Judgements(learner.classes, data.files("valid"), labels, np.concatenate(found))
+    return Judgements(learner.classes, data.files("valid"), labels, np.concatenate(each))
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
@@ -314,16 +314,16 @@ def _confusion(judged: Judgements) -> str:
 
 def _calibration(judged: Judgements) -> str:
     """The reliability diagram, and what it says in a sentence."""
-    found = judged.calibration()
+    bins = judged.calibration()
     confidence = float(judged.probabilities.max(axis=1).mean())
     gap = confidence - judged.accuracy
     verdict = "too sure" if gap > 0 else "not sure enough"
     words = (
         f"<p>It says {100 * confidence:.1f} % on average and is right in "
         f"{100 * judged.accuracy:.1f} %: {verdict} by {100 * abs(gap):.1f} points. The expected "
-        f"calibration error (Guo and others, 2017) is {found.error:.3f}; with "
+        f"calibration error (Guo and others, 2017) is {bins.error:.3f}; with "
         f"{len(judged.labels)} pictures a part of it is chance. Discs below the diagonal are "
         "answers given with too much confidence.</p>"
     )
-    chart = reliability_chart("Reliability", found.confidence, found.accuracy, found.counts)
+    chart = reliability_chart("Reliability", bins.confidence, bins.accuracy, bins.counts)
     return words + chart

@@ -6,6 +6,7 @@ those costs the report one section, which then says why.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import warnings
@@ -120,11 +121,10 @@ class RunFiles:
     @property
     def phases(self) -> list[tuple[str, int, int]]:
         """(name, place of the first step, place behind the last) of each phase, in order."""
-        names, found = self.metrics["phase"], []
+        names = self.metrics["phase"]
         starts = [i for i, name in enumerate(names) if i == 0 or names[i - 1] != name]
-        for start, end in zip(starts, [*starts[1:], len(names)], strict=True):
-            found.append((names[start], start, end))
-        return found
+        pairs = itertools.pairwise([*starts, len(names)])
+        return [(names[start], start, end) for start, end in pairs]
 
     @property
     def borders(self) -> list[tuple[float, str]]:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 from tinyft.display import aligned
 from tinyft.errors import NonFiniteLossError
-from tinyft.finetune.groups import freeze_to as freeze_groups
-from tinyft.finetune.groups import head_at
+from tinyft.finetune.groups import Group, freeze_to, head_at
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.records import total
 from tinyft.inspection.step.moment import Moment
@@ -98,28 +97,35 @@ def usual_changes(moment: Moment) -> dict[str, Change]:
     frozen = moment.phase.first_trainable
     stale = learner.trained if moment.plan.stale_gradients else frozenset()
 
-    def freeze_to(first_trainable: int, bn: str) -> Change:
+    def freezing(first_trainable: int, bn: str) -> Change:
         """Freeze as the plan would, but keep the optimizer's memory: one change at a time."""
-        return lambda learner: freeze_groups(learner.groups, first_trainable, bn, stale)
+        return lambda learner: freeze_to(learner.groups, first_trainable, bn, stale)
+
+    def rates(rate_of: Callable[[Group], float]) -> Change:
+        def change(learner: Learner) -> None:
+            for group in learner.groups:
+                group.lr = rate_of(group)
+
+        return change
 
     changes: dict[str, Change] = {
-        "all rates x 10": lambda learner: _scale_rates(learner, 10),
-        "all rates / 10": lambda learner: _scale_rates(learner, 1 / 10),
+        "all rates x 10": rates(lambda group: group.lr * 10),
+        "all rates / 10": rates(lambda group: group.lr * (1 / 10)),
     }
     training = [g for g in groups if any(p.requires_grad for p in g.parameters.values())]
     if any(group.lr != head.lr for group in training):
-        changes["the head's rate for all"] = _one_rate
+        changes["the head's rate for all"] = rates(lambda group: head.lr)
     if learner.bn != "frozen":
-        changes["batch norms frozen"] = freeze_to(frozen, "frozen")
+        changes["batch norms frozen"] = freezing(frozen, "frozen")
     if any(group.weight_decay for group in groups):
         changes["no weight decay"] = _no_decay
     if learner.optimizer.state:
         changes["optimizer without memory"] = lambda learner: learner.optimizer.clear()
     body = head_at(groups)
     if frozen < body:
-        changes["body frozen"] = freeze_to(body, learner.bn)
+        changes["body frozen"] = freezing(body, learner.bn)
     if frozen > 0:
-        changes["nothing frozen"] = freeze_to(0, learner.bn)
+        changes["nothing frozen"] = freezing(0, learner.bn)
     return changes
 
 
@@ -148,16 +154,6 @@ def _outcome(moment: Moment, name: str, change: Change) -> Outcome:
     }
     pairs = zip(before, after, strict=True)
     return Outcome(name, *pairs, whole.gradient_update, whole.update_ratio, by_group)
-
-
-def _scale_rates(learner: Learner, factor: float) -> None:
-    for group in learner.groups:
-        group.lr *= factor
-
-
-def _one_rate(learner: Learner) -> None:
-    for group in learner.groups:
-        group.lr = learner.groups[-1].lr
 
 
 def _no_decay(learner: Learner) -> None:
