@@ -229,7 +229,7 @@ def test_an_optimizer_of_other_groups_is_the_one_that_counts():
         ({"epochs": 0}, "0 epochs of 3 steps; expected at least one"),
         ({"steps_per_epoch": 4}, "of 4 steps; expected at least one, of the data's 3"),
         ({"lr": np.zeros((3, 2))}, r"rates \(steps, groups\) \(3, 2\)"),
-        ({"lr": np.full((3, 3), np.nan)}, "negative or no number"),
+        ({"lr": np.full((3, 3), np.nan)}, "negative, NaN or infinite"),
         ({"momentum": np.ones(3)}, "a momentum that is not"),
         ({"name": "b"}, "names differ; got"),
     ],

@@ -163,7 +163,7 @@ def _rates(plan: Plan, number: int, first: int) -> list[str]:
     found = [f"Learning rates {way}: {'; '.join(texts)}."]
     if len(moving) > 1 and phase.lr[0, moving[0]] < phase.lr[0, moving[-1]]:
         times = phase.lr[0, moving[-1]] / phase.lr[0, moving[0]]
-        why = RATES_RANDOM if plan.random_body else WHY_RATES
+        why = RATES_RANDOM if plan.subject.random_body else WHY_RATES
         found.append(f"The last group learns {times:.0f} times as fast as the first. {why}")
     return found
 
@@ -190,18 +190,18 @@ def _why(plan: Plan, number: int, frozen: list[GroupState]) -> list[str]:
     """The reason for what is frozen; freezing everything has none."""
     if not frozen:
         return [_why_unfrozen(plan, number)]
-    if plan.random_body:
+    if plan.subject.random_body:
         return [WHY_FROZEN_RANDOM]
     training = [state for state in plan.states[number] if not state.frozen]
     if training and all(state.in_head for state in training):
-        return [WHY_FROZEN if number == 0 and plan.random_head else WHY_FROZEN_AGAIN]
+        return [WHY_FROZEN if number == 0 and plan.subject.random_head else WHY_FROZEN_AGAIN]
     return [WHY_FROZEN_IN_PART] if training else []
 
 
 def _why_unfrozen(plan: Plan, number: int) -> str:
     if number == 0:
         return WHY_ALL_AT_ONCE
-    return WHY_UNFROZEN_RANDOM if plan.random_body else WHY_UNFROZEN
+    return WHY_UNFROZEN_RANDOM if plan.subject.random_body else WHY_UNFROZEN
 
 
 def decay(plan: Plan) -> str:

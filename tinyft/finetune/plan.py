@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tinyft.display import Displayed, counted
+from tinyft.finetune.training import RANDOM
 
 if TYPE_CHECKING:
     from tinyft.finetune.schedule import Phase
@@ -48,6 +49,14 @@ class Subject:
     augment: str | None
     preprocess: Preprocess
 
+    @property
+    def random_body(self) -> bool:
+        return self.steps_made == 0 and self.origin.random_body
+
+    @property
+    def random_head(self) -> bool:
+        return self.steps_made == 0 and self.origin.head_state == RANDOM
+
     def lines(self) -> list[str]:
         """Network, head, data and input, a line each."""
         origin, p = self.origin, self.preprocess
@@ -86,8 +95,6 @@ class Plan(Displayed):
     stale_gradients: bool = False
     reset_optimizer: bool = True  # at the start of each phase
     first_step: int = 0
-    random_body: bool = False  # as they are at the plan's first step
-    random_head: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)  # to make it again; see `remade`
 
     @property

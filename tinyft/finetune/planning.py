@@ -30,7 +30,6 @@ from tinyft.finetune.schedule import (
     one_cycle_phase,
     per_group,
 )
-from tinyft.finetune.training import RANDOM
 
 if TYPE_CHECKING:
     from tinyft.finetune.training import Training
@@ -158,7 +157,7 @@ def _complete(
                 f"in the phase {phase.name!r} nothing would train: all groups are frozen; "
                 "unfreeze one"
             )
-    head, untrained = head_at(learner.groups), learner.step == 0
+    head = head_at(learner.groups)
     frozen_bodies = [phase.first_trainable >= head and not stale for phase in phases]
     return Plan(
         phases,
@@ -168,8 +167,6 @@ def _complete(
         learner.bn,
         subject_of(learner),
         first_step=learner.step,
-        random_body=untrained and learner.origin.random_body,
-        random_head=untrained and learner.origin.head_state == RANDOM,
         arguments={"method": method, **arguments, "weight_decay": weight_decay, **switches},
         **switches,
     )

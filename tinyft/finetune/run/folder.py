@@ -30,6 +30,7 @@ from tinyft.finetune.planning import is_made_by_its_arguments
 from tinyft.finetune.run.reading import (
     CHECKPOINT,
     FORMAT,
+    ORIGIN,
     PICTURES,
     checkpoints,
     listing_sha256,
@@ -112,8 +113,7 @@ class Run:
             "data": training.data.describe() | {"sha256": listing_sha256(pictures)},
             "plan": plan.arguments if is_made_by_its_arguments(plan, training) else {},
             "first_step": training.step,
-            "random_body": plan.random_body,
-            "random_head": plan.random_head,
+            "origin": {name: getattr(plan.subject.origin, name) for name in ORIGIN},
             "steps": plan.steps,
             "plan_text": str(plan),
             "classes": training.classes,

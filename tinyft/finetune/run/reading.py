@@ -24,6 +24,7 @@ from tinyft.data.loader import PictureData
 from tinyft.data.picture import printable
 from tinyft.display import first_few
 from tinyft.errors import DataError, RunError
+from tinyft.finetune.training import KEPT, RANDOM
 
 FORMAT = "tinyft-run"
 CHECKPOINT = "tinyft-checkpoint"
@@ -48,14 +49,18 @@ def read_description(run: Path) -> dict[str, Any]:
     return description
 
 
-def random_parts(description: dict[str, Any]) -> dict[str, bool]:
-    """Say if the run began with random weights in its body, and in its head. Where an older
-    run.json does not have it, the learner's arguments tell.
+def origin_at_start(description: dict[str, Any]) -> dict[str, Any]:
+    """Return parts of `Origin` as they were when the run began. Where an older run.json does not
+    have them, the learner's arguments tell.
     """
-    learner = description["learner"] or {"weights": "", "head": None}
-    begun = description["first_step"] == 0
-    told = {"random_body": learner["weights"] is None, "random_head": learner["head"] is not None}
-    return {name: description.get(name, begun and random) for name, random in told.items()}
+    if "origin" in description or description["learner"] is None:
+        return description.get("origin", {})
+    weights, seed = description["learner"]["weights"], description["learner"]["seed"]
+    return {
+        "weights": f"random weights from seed {seed}" if weights is None else weights,
+        "random_body": weights is None,
+        "head_state": KEPT if description["learner"]["head"] is None else RANDOM,
+    }
 
 
 def listing_sha256(listing: str) -> str:
@@ -329,6 +334,13 @@ _LEARNER = {
     "groups": IfThere(optional({str: [TEXT]})),
 }
 
+ORIGIN = {
+    "weights": TEXT,
+    "random_body": SWITCH,
+    "head": optional(TEXT),
+    **dict.fromkeys(("head_state", "head_dropped"), TEXT),
+}
+
 DESCRIPTION = {
     "format": one_of((FORMAT,)),
     "id": TEXT,
@@ -339,8 +351,7 @@ DESCRIPTION = {
     "data": _data,
     "plan": _plan,
     "first_step": whole(),
-    "random_body": IfThere(SWITCH),
-    "random_head": IfThere(SWITCH),
+    "origin": IfThere(ORIGIN),
     "steps": whole(1),
     "plan_text": TEXT,
     "classes": [TEXT],

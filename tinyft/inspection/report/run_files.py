@@ -23,8 +23,8 @@ from tinyft.finetune.build import OPTIMIZERS, load_learner
 from tinyft.finetune.planning import remade
 from tinyft.finetune.run.reading import (
     metrics_lines,
+    origin_at_start,
     pictures_of_run,
-    random_parts,
     read_description,
 )
 from tinyft.inspection.comparison.diff import Diff, diff_run
@@ -174,7 +174,9 @@ def _plan(learner: Learner, description: dict[str, Any]) -> Plan:
     if optimizer in OPTIMIZERS:  # a saved learner has none
         learner.optimizer = OPTIMIZERS[optimizer](learner.groups)
     plan = remade(learner, description["plan"], description["first_step"])
-    return replace(plan, **random_parts(description))
+    origin = replace(plan.subject.origin, **origin_at_start(description))
+    subject = replace(plan.subject, origin=origin, steps_made=description["first_step"])
+    return replace(plan, subject=subject)
 
 
 def _pictures(path: Path, data: PictureData | None) -> PictureData:
