@@ -378,7 +378,7 @@ def test_nothing_is_written_or_used_outside(case, monkeypatch, restore_threads):
     expected = run(FAST, case, *make(case))
     guarded = Guarded()
     monkeypatch.setattr(workspace, "empty", guarded.empty)
-    monkeypatch.setattr(threads, "scratch", guarded.scratch)
+    monkeypatch.setattr(workspace, "scratch", guarded.scratch)
     inputs = []
     for array in make(case):
         # A weight keeps its memory order (R, S, C, F).

@@ -36,7 +36,7 @@ class Grid:
 
     @property
     def numbers(self) -> tuple[np.int64, int, int]:
-        """How kernels are told."""
+        """The same as arguments of a kernel."""
         return np.int64(self.rows), self.C, self.share
 
 
@@ -48,9 +48,8 @@ class BatchNorm(Memory):
         grid = Grid(x)
         mean, variance = self.empty((grid.C,), x.dtype), self.empty((grid.C,), x.dtype)
         partial = self.empty((grid.shares, 2, grid.C), np.float64)
-        self.launch(
-            "reductions.batch_norm_moments", grid.blocks, (x, partial, *grid.numbers), dtype=x.dtype
-        )
+        arguments = x, partial, *grid.numbers
+        self.launch("reductions.batch_norm_moments", grid.blocks, arguments, dtype=x.dtype)
         rest = self.empty((grid.C,), x.dtype)
         arguments = partial, x, mean, variance, rest, grid.shares, np.int64(grid.rows), grid.C
         self.launch(
