@@ -243,20 +243,24 @@ def run(function: Callable, *arguments) -> None:
 
     Raises: what a thread raised
     """
-    run_with_scratch(0, function, *arguments)
+    _run(function, 0, arguments)
 
 
 def run_alone(size: int, function: Callable, *arguments) -> None:
-    """As `run_with_scratch`, in this thread only."""
+    """As `run_with_scratch`, or as `run` if size is 0, in this thread only."""
     for listener in listeners:
         listener(function)
     function(whole_share(), *_scratch(size), *arguments)
 
 
 def run_with_scratch(size: int, function: Callable, *arguments) -> None:
-    """As `run`, but `function(share, work, *arguments)`: each thread gets `size` floats of its own
-    (without `work` if size is 0).
+    """As `run`, but `function(share, work, *arguments)`: each thread gets `size` floats of its
+    own.
     """
+    _run(function, size, arguments)
+
+
+def _run(function: Callable, size: int, arguments: tuple) -> None:
     for listener in listeners:
         listener(function)
     if not _state.lock.locked():
