@@ -248,7 +248,11 @@ def phases(
 
 
 def input_grad(dout: Array, weight: Array, dx: Array, stride: int, padding: int) -> None:
-    """dx (N, H, W, C) from dout (N, P, Q, F), weight (R, S, C, F); C and F multiples of LANES."""
+    """dx (N, H, W, C) from dout (N, P, Q, F), weight (R, S, C, F); C and F multiples of LANES.
+
+    forward was, along one side: y[p] = sum over r of x[p stride + r - padding] @ weight[r]; so:
+    dx[h] = sum over all p and r with p stride + r - padding = h of dout[p] @ weight[r]'
+    """
     R, S, _, F = weight.shape
     _, H, W, _ = dx.shape
     parts = phases(R, S, stride, padding, H, W)
@@ -320,7 +324,11 @@ def multiply_windows_transposed(share, work, x, taps, run, stride, dout, sums, c
 
 
 def weight_grad(dout: Array, x: Array, dweight: Array, stride: int, padding: int) -> None:
-    """dweight (R, S, C, F) from dout (N, P, Q, F), x (N, H, W, C); C and F multiples of LANES."""
+    """dweight (R, S, C, F) from dout (N, P, Q, F), x (N, H, W, C); C and F multiples of LANES.
+
+    forward was, along one side: y[p] = sum over r of x[p stride + r - padding] @ weight[r]; so:
+    dweight[r] = sum over p of x[p stride + r - padding]' @ dout[p]
+    """
     R, S, C, _ = dweight.shape
     sum_windows(dout, x, window_taps(R, S, padding), C, stride, dweight)
 

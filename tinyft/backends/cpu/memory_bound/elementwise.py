@@ -70,7 +70,7 @@ def rectify(share, x, out):
 
 @kernel
 def rectify_gradient(share, dout, out, dx):
-    """dx = 0 where out <= 0, else dout"""
+    """forward was: out = max(x, 0); so: dx = 0 where out <= 0, else dout"""
     while True:
         start = next_start(share, PIECE, dout.size)
         if start >= dout.size:

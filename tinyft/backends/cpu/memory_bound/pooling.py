@@ -103,7 +103,9 @@ def largest_of_windows(share, x, kernel_size, stride, padding, out, places):
 def ask_windows(share, work, dout, places, kernel_size, stride, padding, dx, large):
     """dout places (N, P, Q, C) -> dx (N, H, W, C). An item is a row of pixels. work (C,)
 
-    Pixel h meets window p at place r = h + padding - p * stride, if 0 <= r < kernel_size.
+    forward was: out[p] = x[p * stride - padding + place[p]], the largest; so:
+    dx[h] = sum of dout[p] over the windows p with place[p] = r = h + padding - p * stride, which
+    are among those with 0 <= r < kernel_size
     """
     (N, H, W, C), (_, P, Q, _) = dx.shape, dout.shape
     zero = vset1(np.float32(0))
@@ -219,6 +221,7 @@ class Pooling(Backend):
         if not suitable(dout):
             return super().global_average_pool_grad(dout, x_shape)
         dx = workspace.empty(x_shape)
+        # forward was: out = mean over the pixels of x; so: dx = dout / pixels
         dx[...] = dout.reshape(N, 1, 1, C) / (H * W)
         return dx
 

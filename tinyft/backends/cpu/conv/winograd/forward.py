@@ -15,7 +15,7 @@ two schedules, chosen by the shape:
   time and used at once, so that the transformed filters (37.7 MB for 512 x 512) never go to memory.
   Those of a folded network, which are kept, come from there: 3 % of ResNet-18's inference.
 
-Versions, CPU time on one core of an AMD Zen 5 (AVX-512), in ms:
+Versions, CPU time on one core of an AMD Zen 5 (AVX-512), in ms (direct: implicit GEMM):
 
                                       direct    filters    tiles
     batch 16, 56x56, 64 -> 64           16.1       11.1      5.2

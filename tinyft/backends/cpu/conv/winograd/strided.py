@@ -44,8 +44,8 @@ threads of an idle AMD Zen 5 (AVX-512), batch 16:
     28x28, 128 -> 256                 3.72   2.49        3.82   2.70        3.95   2.59
     14x14, 256 -> 512                 3.79   2.53        3.94   2.82        4.11   2.46
 
-Fewer channels or filters do not pay for the transforms of x (`pays`); those of dout do, but for a
-picture or two.
+Direct is implicit GEMM. Fewer channels or filters do not pay for the transforms of x (`suits`);
+those of dout do, but for a picture or two.
 
 Numbers that overflow: infinity spreads over a tile, 4 x 4 results or 8 x 8 pixels of dx, and over
 all 9 gradients of a filter's weights.
