@@ -170,7 +170,7 @@ def test_rooms_and_arrows_are_few(capsys):
     def floor(room):
         return 1 + max(map(floor, below[room]), default=0)
 
-    counts = f"{len(rooms)} rooms, {len(arrows)} arrows, {floor('tinyft')} floors"
+    counts = f"{len(rooms)} rooms, {len(arrows)} arrows, {max(map(floor, rooms))} floors"
     print(f"\n{counts}, {len(circles())} circles, {len(FILES)} files")
     assert len(rooms) <= MOST_ROOMS and len(arrows) <= MOST_ARROWS
 
@@ -223,6 +223,7 @@ def in_a_new_process(code):
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_importing_tinyft_loads_neither_numba_nor_h5py_nor_pillow():
     heavy = "{'numba', 'llvmlite', 'h5py', 'PIL', 'rich', 'cupy'}"
     code = f"import sys, tinyft; print(sorted({heavy} & set(sys.modules)))"
@@ -236,6 +237,7 @@ def test_importing_tinyft_loads_neither_numba_nor_h5py_nor_pillow():
     assert in_a_new_process(code) == "[]"
 
 
+@pytest.mark.slow
 def test_an_optimizer_comes_without_what_reads_pictures_and_weights():
     code = (
         "import sys, tinyft as ft; ft.SGD, ft.finetune.Group\n"
@@ -263,6 +265,7 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
         _ = tinyft.nothing
 
 
+@pytest.mark.slow
 def test_gradcheck_is_the_function_whatever_was_imported_before():
     code = (
         "import tinyft.testing.gradient_check, tinyft.testing, tinyft\n"

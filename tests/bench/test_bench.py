@@ -77,6 +77,7 @@ def test_differences_are_parts_of_the_largest_value():
             bench.check({"near": found["near"], "other": wrong})
 
 
+@pytest.mark.slow
 def test_our_sides():
     infer, step = cases.our_side(TINY, "inference"), cases.our_side(TINY, "training")
     expected = build(TINY.arch, seed=0).eval()(Tensor(cases.batch(TINY)[0])).data
@@ -147,6 +148,7 @@ def test_a_network_as_onnx():
 # -------------------------------------------------------------------------------------- processes
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_process_and_its_seconds():
     peak, seconds = bench.run_child("tinyft", TINY, 1, 1)
     assert 10 << 20 < peak < 4 << 30
@@ -154,6 +156,7 @@ def test_the_peak_of_a_process_and_its_seconds():
     assert 10 << 20 < peak_bytes_of_process() < 100 << 30
 
 
+@pytest.mark.slow
 def test_the_parents_memory_is_not_the_childs():
     if not Path("/proc/self/status").exists():
         pytest.skip("only Linux tells them apart")
@@ -163,6 +166,7 @@ def test_the_parents_memory_is_not_the_childs():
     assert meanwhile < held.size
 
 
+@pytest.mark.slow
 def test_a_process_that_fails():
     with pytest.raises(TinyftError, match=r"process of tinyft ended with 1: ValueError: .*resnet0"):
         bench.run_child("tinyft", Case("resnet0", 2, 32), 1, 1)
@@ -188,6 +192,7 @@ def test_memory_and_start_from_what_the_processes_say(monkeypatch):
     assert len({environment["NUMBA_CACHE_DIR"] for _, _, environment in runs}) == 1
 
 
+@pytest.mark.slow
 def test_pytorch_is_not_imported_without_need():
     code = "import sys; from tinyft.bench import measure, onnx_side; print('torch' in sys.modules)"
     done = bench.subprocess.run([sys.executable, "-c", code], capture_output=True)

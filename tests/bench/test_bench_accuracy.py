@@ -77,6 +77,7 @@ def test_seeds_have_other_photos(data):
     assert len(next(many).ids) == 8  # of the next epoch
 
 
+@pytest.mark.slow
 def test_the_kernels_of_a_step(calls):
     kernels = [call.kernel for call in calls]
     assert kernels.count("batch_norm_train") == kernels.count("batch_norm_train_grad") == 21
@@ -92,6 +93,7 @@ def test_the_kernels_of_a_step(calls):
     }
 
 
+@pytest.mark.slow
 def test_errors_are_against_float64_with_winograd_and_without(calls):
     call = next(c for c in calls if c.kernel == "conv2d" and c.arguments[0][0].shape[-1] == 64)
     (x, weight, *_), window, result = call.arguments

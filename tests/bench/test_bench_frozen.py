@@ -35,12 +35,14 @@ def ticking(monkeypatch):
     monkeypatch.setattr(bench_frozen, "time", clock)
 
 
+@pytest.mark.slow
 def test_validation_is_counted_apart(ticking):
     spent = bench_frozen.our_phase(case("frozen"))
     assert (spent.validation, spent.training) == (3, 4)  # 3 epochs
     assert spent.total == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bn", bench_frozen.PRESETS)
 def test_our_phase(bn, monkeypatch):
     plans = []
@@ -63,6 +65,7 @@ def test_why():
     assert "nothing can be kept" in bench_frozen.why(case("fastai"))
 
 
+@pytest.mark.slow
 def test_the_pictures_that_pass_are_counted_beforehand(monkeypatch):
     """16 of 20 in the first epoch; the 4 others, which the second brings, fill up a batch of 8."""
     passed, keep = [], FeatureCache._keep
@@ -96,6 +99,7 @@ def test_sides_take_turns_and_ratios_are_of_medians(monkeypatch):
     assert len(found["sides"]["tinyft"]["runs"]) == 3
 
 
+@pytest.mark.slow
 def test_alone(monkeypatch):
     monkeypatch.setattr(bench_frozen, "our_phase", lambda case: Spent(1, 1, 0.5))
     found = bench_frozen.measure(case("frozen"), 1, alone=True)
@@ -103,6 +107,7 @@ def test_alone(monkeypatch):
     assert "ratio" not in found
 
 
+@pytest.mark.slow
 def test_every_picture_is_decoded_before_the_time_begins():
     frozen = case("frozen")
     bench_frozen._decode(frozen)

@@ -50,6 +50,7 @@ def test_all_is_as_before_afterwards():
     assert not any(a is b for a, b in zip(before, during, strict=True))
 
 
+@pytest.mark.slow
 def test_a_step():
     found = bench.outside_kernels(TINY, rounds=3)
     assert 0 < found["kernels"] < found["step"]

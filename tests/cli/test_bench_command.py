@@ -24,6 +24,7 @@ def without_others(monkeypatch):
     monkeypatch.setattr(bench, "installed", lambda package: False)
 
 
+@pytest.mark.slow
 def test_without_pytorch(tinyft, monkeypatch):
     without_others(monkeypatch)
     done = tinyft(*TINY, "--threads", "1")
@@ -50,6 +51,7 @@ def test_a_file_and_a_backend_are_for_gpus(tinyft, options, words):
     assert done.code == 2 and words in done.error
 
 
+@pytest.mark.slow
 def test_json(tinyft):
     done = tinyft(*TINY, "--alone", "--json")
     assert done.code == 0, done.err
@@ -69,6 +71,7 @@ def test_json(tinyft):
     assert counts == [21, 20, 21]  # no gradient with respect to the pictures
 
 
+@pytest.mark.slow
 def test_the_lines_of_a_comparison(tinyft, monkeypatch):
     def measure_case(case, mode, **options):
         names = ["tinyft", *bench.RIVALS["pytorch"]]
@@ -128,6 +131,7 @@ def test_requests_that_are_wrong(tinyft, arguments, words):
     assert words in done.error
 
 
+@pytest.mark.slow
 def test_sides_that_do_not_agree_are_a_failure(tinyft, monkeypatch):
     sides = {"tinyft": lambda: 1.0, "pytorch_nchw": lambda: 2.0}
     monkeypatch.setattr(bench, "_sides", lambda *_: sides.items())
@@ -159,6 +163,7 @@ def photos(draw):
     return draw({"train/cat": 5, "train/dog": 5, "valid/cat": 3}, "photos")
 
 
+@pytest.mark.slow
 def test_frozen_without_pytorch(tinyft, monkeypatch, photos):
     without_others(monkeypatch)
     done = tinyft("bench", "--frozen", photos, *PHOTOS, "--epochs", "2", "--rounds", "1")

@@ -107,6 +107,7 @@ class Watched(argparse.Namespace):
         return super().__getattribute__(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [
@@ -140,6 +141,7 @@ def test_version(tinyft):
 # ------------------------------------------------------------------------- plan, lr-find, summary
 
 
+@pytest.mark.slow
 def test_the_best_accuracy_is_that_of_the_best_epoch(tinyft, pictures, monkeypatch):
     accuracies = iter([0.25, 0.75, 0.5])
     monkeypatch.setattr(
@@ -154,6 +156,7 @@ def test_the_best_accuracy_is_that_of_the_best_epoch(tinyft, pictures, monkeypat
     assert (figures["valid_accuracy"], figures["best_valid_accuracy"]) == (0.5, 0.75)
 
 
+@pytest.mark.slow
 def test_plan_fits_the_screen_and_trains_nothing(tinyft, pictures, tmp_path):
     for arch in ("resnet18", "cifar_resnet20"):
         done = tinyft("plan", pictures, "--arch", arch, "--weights", "none", "--freeze-epochs", "1")
@@ -165,12 +168,14 @@ def test_plan_fits_the_screen_and_trains_nothing(tinyft, pictures, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_random_weights_are_not_frozen_unless_asked(tinyft, pictures):
     done = tinyft("plan", pictures, "--weights", "none")
     assert "Phase 1: everything" in done.out
     assert "random weights are not worth freezing" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["plan", "lr-find"])
 def test_a_trained_head_is_kept_and_its_end_is_said(tinyft, trained, pictures, draw, command):
     options = [command, pictures, "--weights", f"{trained}/learner.h5", "--batch-size", "4"]
@@ -188,6 +193,7 @@ def test_a_trained_head_is_kept_and_its_end_is_said(tinyft, trained, pictures, d
     assert f"fastai, random, {dropped}it is for 2 other classes, cat, dog" in said()
 
 
+@pytest.mark.slow
 def test_plan_takes_every_option(tinyft, pictures):
     options = "--weights none --arch resnet18 --epochs 4 --freeze-epochs 2 --lr 0.01 --size 64 "
     options += "--batch-size 5 --head linear --bn frozen --backend reference --seed 7 "
@@ -206,6 +212,7 @@ def test_plan_takes_every_option(tinyft, pictures):
         assert words in done.out, (words, done.out)
 
 
+@pytest.mark.slow
 def test_lr_find(tinyft, pictures, tiny):
     done = tinyft("lr-find", pictures, *tiny[:6], "--steps", "30")
     assert done.code == 0, done.err
@@ -223,6 +230,7 @@ def test_the_loss_that_explodes_does_not_flatten_the_curve_before_it():
     assert [row.count("#") for row in rows] == [40, 20, 0, 40]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet10s", "resnet18", "resnet50", "cifar_resnet20"])
 def test_summary_counts_every_parameter_once(tinyft, arch):
     done = tinyft("summary", arch, "--size", "32")
@@ -260,6 +268,7 @@ def test_gradcheck_of_an_op(tinyft):
     assert "there is no op 'relux'; there are add, " in done.error
 
 
+@pytest.mark.slow
 def test_gradcheck_draws_numbers_that_a_relu_lets_through():
     small = [c for c in OP_CASES if "one channel" in c.label and c.label[-4:] in ("used", "relu")]
     assert len(small) == 6
@@ -323,6 +332,7 @@ def test_shapes_are_for_functions(tinyft):
 # ------------------------------------------------------------------------------- predict, evaluate
 
 
+@pytest.mark.slow
 def test_predict_prints_json_and_lines(tinyft, trained):
     files = ["pictures/cat/0.png", "pictures/dog/0.png"]
     found = json.loads(tinyft("predict", trained, *files, "--json").out)
@@ -333,6 +343,7 @@ def test_predict_prints_json_and_lines(tinyft, trained):
     assert len(tinyft("predict", f"{trained}/best.h5", "pictures").out.splitlines()) == 12
 
 
+@pytest.mark.slow
 def test_predict_names_or_skips_what_it_cannot_read(tinyft, trained, tmp_path):
     (tmp_path / "page.jpg").write_text("<html>")
     done = tinyft("predict", trained, "pictures/cat/0.png", "page.jpg")
@@ -346,6 +357,7 @@ def test_predict_names_or_skips_what_it_cannot_read(tinyft, trained, tmp_path):
     assert "skipped gone.jpg" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="no pipes with names, no files with holes there")
 def test_predict_refuses_a_pipe_and_what_is_larger_than_the_memory(tinyft, trained, tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
@@ -355,6 +367,7 @@ def test_predict_refuses_a_pipe_and_what_is_larger_than_the_memory(tinyft, train
     assert "big.jpg: not a picture of a known format" in tinyft("predict", trained, "big.jpg").error
 
 
+@pytest.mark.slow
 def test_predict_passes_over_in_folders_what_training_passes_over(tinyft, trained, pictures):
     for leftover in (".hidden.png", "cat/._0.png", "__MACOSX/0.png"):
         (pictures / leftover).parent.mkdir(exist_ok=True)
@@ -370,6 +383,7 @@ def test_predict_with_published_weights(tinyft, pictures, tmp_path):
     assert json.loads(done.out)[0]["label"] in ("cat", "dog")
 
 
+@pytest.mark.slow
 def test_evaluate_all_pictures_or_the_validation_part(tinyft, trained, draw):
     assert json.loads(tinyft("evaluate", trained, "pictures", "--json").out)["n"] == 12
     split = draw({"train/cat": 4, "train/dog": 4, "test/cat": 3, "test/dog": 2}, folder="split")
@@ -378,6 +392,7 @@ def test_evaluate_all_pictures_or_the_validation_part(tinyft, trained, draw):
     assert re.search(r"error \d+\.\d\d % \(\d wrong of 5\), loss", done.out)
 
 
+@pytest.mark.slow
 def test_evaluate_weights_on_folders_that_stand_for_their_classes(tinyft, pictures, tmp_path, draw):
     named = published(tmp_path / "named.h5")
     by_name = tinyft("evaluate", named, "pictures", "--json")
@@ -409,6 +424,7 @@ def test_weights_without_a_classifier_evaluate_nothing(tinyft, pictures, tmp_pat
 # ------------------------------------------------------------------------------------------ weights
 
 
+@pytest.mark.slow
 def test_weights_there_and_back(tinyft, tmp_path):
     source = published(tmp_path / "a.h5")
     done = tinyft("weights", "export", source, "b.safetensors")
@@ -442,6 +458,7 @@ def test_convert_refuses_another_architecture_and_the_source_itself(tinyft, tmp_
     assert "should end in .h5" in done.error
 
 
+@pytest.mark.slow
 def test_verify_finds_what_was_changed(tinyft, tmp_path):
     published(tmp_path / "a.h5")
     done = tinyft("weights", "verify", "a.h5")
@@ -490,6 +507,7 @@ def test_fetch_names_what_is_near(tinyft, monkeypatch, tmp_path):
 # ---------------------------------------------------------------------------------- warmup, doctor
 
 
+@pytest.mark.slow
 def test_warmup(tinyft, monkeypatch):
     kernels, run_pieces = [], optimizers.run_pieces
 
@@ -504,6 +522,7 @@ def test_warmup(tinyft, monkeypatch):
     assert "sum_pieces" in kernels  # of a run, which measures its steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["warmup", "bench --rounds 1"])
 def test_numba_that_may_not_compile_is_said(command, tmp_path):
     environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
@@ -515,6 +534,7 @@ def test_numba_that_may_not_compile_is_said(command, tmp_path):
     assert "needs Numba: unset NUMBA_DISABLE_JIT" in done.stderr
 
 
+@pytest.mark.slow
 def test_doctor_without_compiling():
     environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
     done = subprocess.run(
@@ -524,6 +544,7 @@ def test_doctor_without_compiling():
     assert "backend cpu: backend 'cpu' needs Numba: unset NUMBA_DISABLE_JIT" in done.stdout
 
 
+@pytest.mark.slow
 def test_doctor_says_which_folder_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     environment = os.environ | {"TINYFT_HOME": str(tmp_path / "file")}

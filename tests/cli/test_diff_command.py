@@ -3,9 +3,12 @@
 import json
 import shutil
 
+import pytest
+
 import tinyft as ft
 
 
+@pytest.mark.slow
 def test_a_run_is_compared_phase_by_phase(tinyft, trained):
     done = tinyft("diff", trained, "--html", "diff.html", "--json")
     assert done.code == 0 and "wrote diff.html" in done.err
@@ -20,6 +23,7 @@ def test_a_run_is_compared_phase_by_phase(tinyft, trained):
         assert file.read().startswith("<!doctype html>")
 
 
+@pytest.mark.slow
 def test_of_two_files_features_are_compared_on_request(tinyft, trained, pictures):
     pair = f"{trained}/best.h5", f"{trained}/learner.h5"
     done = tinyft("diff", *pair)
@@ -32,12 +36,14 @@ def test_of_two_files_features_are_compared_on_request(tinyft, trained, pictures
     assert "stem         1.000" in done.out.splitlines()
 
 
+@pytest.mark.slow
 def test_pictures_of_one_class_are_enough_to_compare_on(tinyft, trained, draw):
     one = draw({"cat": 6}, "one")
     done = tinyft("diff", f"{trained}/best.h5", f"{trained}/learner.h5", "--pictures", one)
     assert done.code == 0 and "(linear CKA on 6 pictures, unbiased)" in done.out
 
 
+@pytest.mark.slow
 def test_pictures_that_are_gone_cost_only_the_similarity(tinyft, trained, pictures):
     shutil.rmtree(pictures)
     done = tinyft("diff", trained)
@@ -45,6 +51,7 @@ def test_pictures_that_are_gone_cost_only_the_similarity(tinyft, trained, pictur
     assert "note: features are not compared: the run's pictures cannot be used: " in done.out
 
 
+@pytest.mark.slow
 def test_pictures_that_were_replaced_are_said(tinyft, trained, pictures):
     assert "pictures have changed" not in tinyft("diff", trained).out
     shutil.copy(pictures / "cat" / "0.png", pictures / "cat" / "1.png")
@@ -61,6 +68,7 @@ def test_requests_that_make_no_sense(tinyft, trained, pictures):
     assert done.code != 0 and "nothing.h5: No such file" in done.error
 
 
+@pytest.mark.slow
 def test_two_architectures_are_a_wrong_request(tinyft, trained, tmp_path):
     learner = ft.vision_learner(ft.ImageFolder("pictures"), "resnet18", weights=None, head="linear")
     learner.save(tmp_path / "other.h5")

@@ -5,11 +5,14 @@ import io
 import re
 from types import SimpleNamespace
 
+import pytest
+
 from tinyft.cli import output
 from tinyft.cli.output import json_result
 from tinyft.display import first_few
 
 
+@pytest.mark.slow
 def test_a_long_epoch_shows_lines_in_between(tinyft, pictures, tiny, monkeypatch):
     monkeypatch.setattr(output, "SECONDS_BETWEEN_LINES", -1.0)
     done = tinyft("finetune", pictures, *tiny)

@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.records import Evaluation
 
 
+@pytest.mark.slow
 def test_pictures_that_changed_or_were_arrays_are_not_evaluated(tinyft, trained, draw):
     assert tinyft("evaluate", trained).code == 0
     draw({"cat": 7, "dog": 6})  # one more
@@ -24,6 +27,7 @@ def test_pictures_that_changed_or_were_arrays_are_not_evaluated(tinyft, trained,
     assert "was trained on arrays in memory, which only Python can bring back" in done.error
 
 
+@pytest.mark.slow
 def test_a_part_of_a_folder_is_named(tinyft, trained, draw):
     draw({"split/train/cat": 1, "split/train/dog": 1, "split/test/cat": 2, "split/test/dog": 2})
     done = tinyft("evaluate", trained, "pictures/split")

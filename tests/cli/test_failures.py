@@ -58,6 +58,7 @@ def failing(error):
     return fail
 
 
+@pytest.mark.slow
 def test_a_full_disk(tinyft, pictures, tiny):
     flush = files.flush_to_disk
 
@@ -108,6 +109,7 @@ def test_a_loss_that_is_no_number(tinyft, pictures, tiny, monkeypatch):
     assert done.error == "tinyft finetune: the loss is nan"
 
 
+@pytest.mark.slow
 def test_a_validation_that_is_no_number_ends_the_run(tinyft, pictures, tiny, monkeypatch):
     found = Evaluation(n=2, accuracy=0.5, loss=float("nan"))
     monkeypatch.setattr("tinyft.finetune.loop.evaluate", lambda *_, **__: found)
@@ -117,6 +119,7 @@ def test_a_validation_that_is_no_number_ends_the_run(tinyft, pictures, tiny, mon
     assert "training diverged. Use a smaller learning rate" in done.error
 
 
+@pytest.mark.slow
 def test_a_mistake_of_ours_shows_its_traceback_on_request_only(tinyft, pictures, tiny, monkeypatch):
     monkeypatch.setattr(Learner, "train_step", failing(KeyError("oops")))
     assert "an error in tinyft, KeyError: 'oops'" in tinyft("finetune", pictures, *tiny).error
@@ -125,6 +128,7 @@ def test_a_mistake_of_ours_shows_its_traceback_on_request_only(tinyft, pictures,
     assert "Traceback (most recent call last)" in done.err
 
 
+@pytest.mark.slow
 def test_a_picture_that_turns_out_to_be_cut_off(tinyft, pictures, tiny):
     whole = (pictures / "cat" / "0.png").read_bytes()
     (pictures / "cat" / "0.png").write_bytes(whole[: len(whole) // 2])
@@ -196,6 +200,7 @@ def test_a_signal_before_training_ends_with_a_line(tinyft, pictures, tiny, monke
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.slow
 def test_stopping_leaves_a_checkpoint_and_says_how_to_go_on(tinyft, pictures, tiny, tmp_path):
     stop = Run.after_step
 
@@ -219,6 +224,7 @@ def test_stopping_leaves_a_checkpoint_and_says_how_to_go_on(tinyft, pictures, ti
     assert json.loads(done.out)["run"] == folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="file names are text there")
 def test_a_run_whose_name_is_no_text(tinyft, pictures, tiny):
     done = tinyft("finetune", pictures, *tiny, "--out", os.fsdecode(b"run-\xff"))

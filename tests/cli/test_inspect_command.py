@@ -14,6 +14,7 @@ def contents(run):
     return {p: p.read_bytes() for p in sorted(Path(run).rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_step_is_shown_op_by_op(tinyft, trained):
     before = contents(trained)
     done = tinyft("inspect", trained, "--step", 1, "--html", "s.html", "--dot", "s.dot")
@@ -41,6 +42,7 @@ def test_in_a_terminal_places_are_shown_where_they_fit(capsys, monkeypatch, colu
     assert ("ops/elementwise.py:" in out) == places
 
 
+@pytest.mark.slow
 def test_a_node_is_opened(tinyft, trained):
     done = tinyft("inspect", trained, "--step", 0, "--node", 2, "--node", 0)
     assert done.code == 0, done.err
@@ -48,6 +50,7 @@ def test_a_node_is_opened(tinyft, trained):
     assert "by differences" in done.out and "Slide F filters over a picture" in done.out
 
 
+@pytest.mark.slow
 def test_json(tinyft, trained):
     done = tinyft("inspect", trained, "--step", 0, "--node", 2, "--json")
     found = json.loads(done.out.splitlines()[-1])
@@ -61,6 +64,7 @@ def test_json(tinyft, trained):
     assert whole["loss"] == found["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -87,6 +91,7 @@ def test_runs_that_cannot_be_made_again(tinyft, trained, pictures):
     assert "the pictures of" in tinyft("inspect", trained, "--step", 0).error
 
 
+@pytest.mark.slow
 def test_metrics_that_are_damaged_are_named_and_a_line_cut_short_is_left_out(tinyft, trained):
     metrics = Path(trained, "metrics.csv")
     text = metrics.read_bytes()
@@ -97,12 +102,14 @@ def test_metrics_that_are_damaged_are_named_and_a_line_cut_short_is_left_out(tin
         assert f"{trained}/metrics.csv is damaged: 'utf-8' codec" in tinyft(*command).error
 
 
+@pytest.mark.slow
 def test_without_checkpoints_it_is_replayed_from_the_seed(tinyft, trained):
     shutil.rmtree(Path(trained, "checkpoints"))
     done = tinyft("inspect", trained, "--step", 1)
     assert done.code == 0 and "to the bit the loss of metrics.csv" in done.out
 
 
+@pytest.mark.slow
 def test_a_loss_that_differs_from_the_records_is_said(tinyft, trained):
     metrics = Path(trained, "metrics.csv")
     lines = metrics.read_text().splitlines()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tinyft.inspection import Ledger
 
 
+@pytest.mark.slow
 def test_a_plan_in_words(tinyft, pictures, tiny):
     done = tinyft("plan", pictures, *tiny, "--freeze-epochs", "1", "--explain")
     assert done.code == 0

@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_the_report_of_a_run(tinyft, trained, tmp_path):
     done = tinyft("report", trained)
     assert done.code == 0, done.err
@@ -21,6 +24,7 @@ def test_the_report_of_a_run(tinyft, trained, tmp_path):
     assert set(found["missing"]) <= {"ledger"}
 
 
+@pytest.mark.slow
 def test_a_run_whose_pictures_are_gone_has_a_report_all_the_same(tinyft, trained, pictures):
     pictures.rename(pictures.parent / "moved")
     done = tinyft("report", trained)

@@ -79,6 +79,7 @@ def test_one_picture(tinyft, draw, tiny):
     assert "a class with one picture cannot be split: cat" in done.error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -104,6 +105,7 @@ def test_names_with_control_characters_stay_on_one_line(tinyft):
     assert "\x1b" not in done.err
 
 
+@pytest.mark.slow
 def test_a_windows_name_of_a_class_is_a_name_like_any(tinyft, draw, tiny):
     done = tinyft("finetune", draw({r"C:\cat": 6, "dog ": 6}, folder=r"a b\c"), *tiny)
     assert done.code == 0, done.err

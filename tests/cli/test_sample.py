@@ -13,6 +13,7 @@ from tinyft.cli import finetune, opening
 from tinyft.weights import find, load_weights
 
 
+@pytest.mark.slow
 def test_the_sample_run_is_what_the_readme_shows(tinyft, monkeypatch):
     monkeypatch.setenv("TINYFT_OFFLINE", "1")
     readme = (Path(__file__).parents[2] / "README.md").read_text()
@@ -38,6 +39,7 @@ def test_the_sample_run_is_what_the_readme_shows(tinyft, monkeypatch):
     assert (Path(figures["run"]) / "learner.h5").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["plan", "lr-find"])
 def test_other_commands_take_the_sample_too(tinyft, command):
     done = tinyft(command)

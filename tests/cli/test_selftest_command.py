@@ -14,6 +14,7 @@ from tinyft.backends import Backend
 from tinyft.testing import contract
 
 
+@pytest.mark.slow
 def test_a_kernel_and_its_op_pass(tinyft):
     done = tinyft("selftest", "relu")
     assert done.code == 0, done.out
@@ -34,6 +35,7 @@ def test_without_a_name_every_kernel_and_op_is_checked(tinyft, monkeypatch):
         assert f"passed  op {name}: " in done.out
 
 
+@pytest.mark.slow
 def test_a_wrong_kernel_fails_and_is_named(tinyft, monkeypatch):
     backend = type(backends.get("auto"))
     right = backend.relu
@@ -47,6 +49,7 @@ def test_a_wrong_kernel_fails_and_is_named(tinyft, monkeypatch):
         assert "differs from the float64 reference" in done.out and "... and 1 more" in done.out
 
 
+@pytest.mark.slow
 def test_a_kernel_that_raises_fails(tinyft, monkeypatch):
     def broken(self, a, b):
         raise IndexError("nothing there")
@@ -63,6 +66,7 @@ def test_names_and_backends_that_are_not_there(tinyft):
     assert "gpu" in tinyft("selftest", "relu", "--backend", "gpu:7").error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_without_numba_the_reference_is_checked(backend, tmp_path):
     done = subprocess.run(
@@ -74,6 +78,7 @@ def test_without_numba_the_reference_is_checked(backend, tmp_path):
     assert "9 of 9 cases passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_it_runs_where_nothing_is_but_the_package(tmp_path):
     """No checkout and no pytest: nothing of either is imported."""
     code = (
@@ -88,6 +93,7 @@ def test_it_runs_where_nothing_is_but_the_package(tmp_path):
     assert done.stdout.endswith("[]\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_a_family_that_was_checked_in_part_is_no_pass():
     """Each case is counted, also the refusals of an op."""
     families = list(contract.check_families("reference", "dropout"))

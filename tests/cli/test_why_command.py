@@ -11,6 +11,7 @@ def recorded(run, step):
         return next(float(row["loss"]) for row in csv.DictReader(file) if row["step"] == str(step))
 
 
+@pytest.mark.slow
 def test_both_questions_are_answered_about_the_same_step(tinyft, trained):
     done = tinyft("inspect", trained, "--step", 1, "--why", "--what-if", "--json")
     assert done.code == 0, done.err
@@ -25,6 +26,7 @@ def test_both_questions_are_answered_about_the_same_step(tinyft, trained):
     assert len(found["what_if"]) >= 6
 
 
+@pytest.mark.slow
 def test_in_words(tinyft, trained):
     done = tinyft("inspect", trained, "--step", 0, "--why")
     assert done.out.startswith("why did the loss change in step 0, in epoch 1 ")

@@ -185,6 +185,7 @@ def test_ranges_of_the_draws():
         assert 0.4 <= drawn.brightness <= 0.6 and 0.8 <= drawn.contrast <= 1.25
 
 
+@pytest.mark.slow
 def test_probabilities_of_the_draws():
     many, sigma = draws(4000), 0.0079  # the largest standard deviation of a share of 4000
     shares = {

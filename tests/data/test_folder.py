@@ -139,6 +139,7 @@ def test_pictures_below_a_class_belong_to_it(folder):
     assert data.labels["valid"].tolist() == [0, 0, 0, 1, 1]
 
 
+@pytest.mark.slow
 def test_pictures_however_deep_below_a_class(folder):
     path = folder({"cat": 2, "dog": 2})
     deepest = path / "cat"
@@ -343,6 +344,7 @@ def test_wrong_options_say_what_is_expected(option, message, folder):
         ImageFolder(folder(SPLIT), **option)
 
 
+@pytest.mark.slow
 def test_real_photographs(shared):
     data = ImageFolder(shared / "data" / "flowers12")
     assert data.num_classes == 12 and (data.n_train, data.n_valid) == (444, 444)

@@ -83,6 +83,7 @@ def test_compiled_equals_plain_on_dark_pixels():
     assert np.abs(plain - fast).max() <= 1 and (plain != fast).mean() < 0.02
 
 
+@pytest.mark.slow
 def test_the_loop_runs_uncompiled_too(rough, monkeypatch):
     matrix = np.array([[0.9, 0.1, 0.3], [-0.1, 0.9, 0.7], [0.0, 0.0, 1.0]])
     curve = np.linspace(0.5, 255.5, 4082, dtype=np.float32)
@@ -114,6 +115,7 @@ def test_without_numba_the_definition_is_used(rough, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_neither_pillow_nor_numba():
     code = "import sys, tinyft.data; print(sorted({'PIL', 'numba'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -80,6 +80,7 @@ def test_the_screen_of_code_runs(tmp_path):
     assert (tmp_path / "flowers.h5").exists()
 
 
+@pytest.mark.slow
 def test_the_operation_of_the_readme_has_the_right_gradient(tmp_path):
     code = blocks(TEXT["README.md"], "python")[1]
     assert "gradcheck swish: passed" in in_a_new_process(code, tmp_path)
@@ -89,6 +90,7 @@ def test_the_operation_of_the_readme_has_the_right_gradient(tmp_path):
         in_a_new_process(wrong, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_code_of_the_tour_prints_the_nodes_of_a_step(tmp_path):
     (code,) = blocks(TEXT["TOUR.md"], "python")
     out = in_a_new_process(code, tmp_path)
@@ -185,6 +187,7 @@ def defined(tree, prefix=""):
             yield from defined(node, f"{prefix}{node.name}.")
 
 
+@pytest.mark.slow
 def test_every_name_that_the_tour_cites_exists():
     cited = CITED.findall(TEXT["TOUR.md"])
     assert len(cited) > 40

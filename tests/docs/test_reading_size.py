@@ -112,6 +112,7 @@ def learner_step(device="reference"):
     return lambda: learner.train_step(batch, "everything")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "most_files", "most_lines"),
     [

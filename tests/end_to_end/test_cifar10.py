@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
+
 # In the table of github.com/akamaster/pytorch_resnet_cifar10: 8.27 %.
 WRONG, PICTURES = 827, 10_000
 
@@ -28,7 +31,6 @@ def cifar10_folder(shared, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_converted_resnet20_has_the_published_error(tinyft, shared, cifar10_folder, tmp_path):
     source, converted = shared / "data" / "resnet20-12fca82f.th", tmp_path / "r20.h5"
     done = tinyft("weights", "convert", source, converted)

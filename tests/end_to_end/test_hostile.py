@@ -10,6 +10,9 @@ import pytest
 
 from tinyft.cli.main import main
 
+pytestmark = pytest.mark.slow
+
+
 TRAINING = ["--weights", "none", "--arch", "cifar_resnet20", "--epochs", "1", "--batch-size", "4"]
 
 # Pictures that only look odd; all others are refused.

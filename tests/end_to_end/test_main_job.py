@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
+
 OPTIONS = ["--weights", "none", "--arch", "cifar_resnet20", "--batch-size", "4"]
 ESCAPE = "\x1b"
 
@@ -168,7 +171,6 @@ def test_help_is_quick_and_loads_nothing_heavy(environment):
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
-@pytest.mark.slow
 def test_real_weights_on_real_pictures(shared, tinyft):
     """Two passes over few pixels: enough to see that the pretrained body is of use."""
     data = shared / "data"

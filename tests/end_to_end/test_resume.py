@@ -13,6 +13,9 @@ import pytest
 
 from tinyft.inspection import Ledger
 
+pytestmark = pytest.mark.slow
+
+
 OPTIONS = ["--weights", "none", "--arch", "cifar_resnet20", "--batch-size", "4", "--seed", "3"]
 OPTIONS += ["--freeze-epochs", "1", "--epochs", "2"]
 STEPS = 15  # 5 in each of 3 epochs

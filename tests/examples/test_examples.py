@@ -10,6 +10,9 @@ import pytest
 
 import tinyft
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 PAGE = 80  # lines; the last three need a second one

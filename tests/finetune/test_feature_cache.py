@@ -12,6 +12,7 @@ from tinyft.engine.tensor import Tensor
 from tinyft.finetune import feature_cache
 
 
+@pytest.mark.slow
 def test_the_bits_are_those_of_a_run_without_it(monkeypatch):
     learner = small_learner(small_data(augment=None), bn="frozen")
     cached = learner.plan(1, freeze_epochs=3)
@@ -29,6 +30,7 @@ def test_the_bits_are_those_of_a_run_without_it(monkeypatch):
     assert bits(learner) == bits(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "expected"), [(8, 3), (7, 4), (10, 3)])
 def test_each_picture_passes_once(batch_size, expected):
     """24 pictures, shuffled: in batches of 7 an epoch leaves out 3, which are in the next."""
@@ -51,6 +53,7 @@ def test_each_picture_passes_once(batch_size, expected):
     assert sorted(cache.kept) == list(range(24))
 
 
+@pytest.mark.slow
 def test_features_are_forgotten_after_their_phase():
     learner = small_learner(small_data(augment=None), bn="frozen")
     for _ in learner.steps(learner.plan(0, freeze_epochs=2)):
@@ -58,6 +61,7 @@ def test_features_are_forgotten_after_their_phase():
     assert learner.cache is None
 
 
+@pytest.mark.slow
 def test_each_picture_is_judged_by_one_pass_of_the_body(monkeypatch):
     learner = small_learner(small_data(augment=None), bn="frozen")
     pictures = []

@@ -75,6 +75,7 @@ def test_one_batch_is_enough(clock):
     assert found.validation_seconds == FOLDED + 9 * JUDGED
 
 
+@pytest.mark.slow
 def test_memory_that_is_yet_to_be_filled_is_added(monkeypatch):
     pytest.importorskip("resource")
     learner = small_learner(small_data(augment=None), bn="frozen")
@@ -114,6 +115,7 @@ def test_free_memory_is_that_of_the_container(tmp_path):
     assert 0 < prefetch.free_memory() <= prefetch._free_on_machine()
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_it():
     learner, other = small_learner(), small_learner()
     learner.weight_decay, plan = 0.3, learner.plan(2, weight_decay=0.2)

@@ -24,6 +24,9 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 sys.path.insert(0, str(GOLDEN))
 import golden_inputs as inputs  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
+
 SETTINGS = {
     "A": {"bn": "fastai", "weight_decay": 0.01},
     "B": {"bn": "torch", "weight_decay": 0.1, "label_smoothing": 0.1},
@@ -121,7 +124,6 @@ def compare(run: str, dtype: str, tolerance: dict[str, float]) -> None:
     np.testing.assert_allclose(norms, expected, rtol=tolerance.get("final", tolerance["all"]))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("run", ["A", "C"])
 def test_float64_runs_with_default_schedule(run):
     compare(run, "float64", {"all": 1e-9})

@@ -47,6 +47,7 @@ def gradual(learner: ft.Learner, count: int | None = None) -> ft.finetune.Plan:
     return learner.plan_of(phases[:count])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["at first", "later", "objects"])
 def test_gradual_unfreezing_makes_steps_of_the_plans_size(when):
     """Without momentum and decay an update is the rate times the gradient, whatever records say."""
@@ -75,6 +76,7 @@ def test_gradual_unfreezing_makes_steps_of_the_plans_size(when):
     assert ledger.reading.groups == list(FOUR)
 
 
+@pytest.mark.slow
 def test_groups_may_come_at_first_or_later():
     first, later = small_learner(groups=FOUR), small_learner()
     later.groups = FOUR
@@ -84,6 +86,7 @@ def test_groups_may_come_at_first_or_later():
     assert later.optimizer.groups is later.groups
 
 
+@pytest.mark.slow
 def test_the_usual_groups_given_by_name_change_nothing():
     parts = {g.name: list(g.parameters) for g in small_learner().groups}
     learner, usual = small_learner(groups=parts), small_learner()
@@ -104,6 +107,7 @@ def test_what_was_frozen_stays_frozen_in_new_groups():
     assert not parameters["conv1.weight"].requires_grad
 
 
+@pytest.mark.slow
 def test_the_optimizer_remembers_across_new_groups():
     learner = small_learner()
     learner.fine_tune(1, freeze_epochs=0)
@@ -116,6 +120,7 @@ def test_the_optimizer_remembers_across_new_groups():
 # ------------------------------------------------------------------------------ a head in parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bn", ["fastai", "torch", "frozen"])
 def test_a_head_in_two_groups_is_still_a_head(bn):
     split, usual = (small_learner(bn=bn, groups=groups) for groups in (SPLIT_HEAD, None))
@@ -133,6 +138,7 @@ def test_a_head_in_two_groups_is_still_a_head(bn):
     assert (rates[:, 1] == rates[:, 2]).all() and (rates[:, 0] < rates[:, 1]).all()
 
 
+@pytest.mark.slow
 def test_features_are_kept_while_the_body_alone_is_frozen():
     learner = small_learner(small_data(augment=None), bn="frozen", groups=SPLIT_HEAD)
     plan = gradual(learner)
@@ -201,6 +207,7 @@ def test_a_plan_for_other_groups_is_refused():
         next(learner.steps(plan))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3])  # within a phase, and between two
 def test_groups_are_not_changed_within_a_plan(step):
     learner = small_learner(small_data(augment=None))
@@ -211,6 +218,7 @@ def test_groups_are_not_changed_within_a_plan(step):
     assert learner.step == step
 
 
+@pytest.mark.slow
 def test_an_optimizer_of_other_groups_is_the_one_that_counts():
     learner = small_learner(optimizer="sgd")
     learner.optimizer = ft.SGD(layer_groups(learner.model, FOUR))
@@ -250,6 +258,7 @@ def test_phases_that_cannot_be(change, words):
 # ---------------------------------------------------------------------------------- what follows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("groups", "later"), [(FOUR, True), (one_group_a_layer, False)])
 def test_a_run_with_own_groups_and_phases_is_resumed_to_the_same_bits(tmp_path, groups, later):
     def made() -> ft.Learner:
@@ -275,6 +284,7 @@ def test_a_run_with_own_groups_and_phases_is_resumed_to_the_same_bits(tmp_path, 
     assert bits(loaded) == bits(whole)
 
 
+@pytest.mark.slow
 def test_a_damaged_plan_of_ones_own_is_said_to_be(tmp_path):
     learner = small_learner(groups=FOUR)
     run = Run.create(tmp_path / "cut")
@@ -288,6 +298,7 @@ def test_a_damaged_plan_of_ones_own_is_said_to_be(tmp_path):
             resume(tmp_path / "cut", small_data())
 
 
+@pytest.mark.slow
 def test_the_rate_finder_the_forecast_and_the_table_follow():
     learner = small_learner(groups=FOUR)
     before = bits(learner)
@@ -300,6 +311,7 @@ def test_the_rate_finder_the_forecast_and_the_table_follow():
 # ------------------------------------------------------------------------------- a batch of one
 
 
+@pytest.mark.slow
 def test_one_picture_a_batch_trains_where_no_batch_norm_compares_pictures():
     x, y = pictures(6)
     data = ft.ImageArrays((x, y), (x, y), ["a", "b", "c"], size=24, batch_size=1)

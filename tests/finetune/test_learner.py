@@ -19,6 +19,7 @@ from tinyft.nn.head import LinearHead
 from tinyft.weights import Preprocess, load_weights, save_weights
 
 
+@pytest.mark.slow
 def test_fine_tuning_learns_the_colours():
     learner = small_learner(small_data(augment=None))
     results = learner.fine_tune(12, base_lr=1e-2, freeze_epochs=0)
@@ -27,6 +28,7 @@ def test_fine_tuning_learns_the_colours():
     assert results[-1].n == 9
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_does_not():
     first, again, other = small_learner(), small_learner(), small_learner(seed=4)
     for learner in (first, again, other):
@@ -35,6 +37,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not():
     assert bits(first) != bits(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [2, 4])
 def test_the_bits_do_not_depend_on_the_number_of_threads(threads):
     from tinyft.backends.cpu.runtime.threads import set_num_threads
@@ -51,6 +54,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(threads):
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 def test_the_loop_may_be_the_readers_own():
     learner, other = small_learner(), small_learner()
     plan = learner.plan(1)
@@ -76,6 +80,7 @@ def test_dropout_is_the_fastai_heads_and_is_refused_elsewhere():
         small_learner(dropout=1.0)
 
 
+@pytest.mark.slow
 def test_a_copy_trains_as_the_learner_itself():
     learner = small_learner()
     learner.fine_tune(0)
@@ -110,6 +115,7 @@ def test_a_loss_that_is_no_number_stops_before_any_weight_changes():
     assert all(before[name] == after[name] for name in parameters)
 
 
+@pytest.mark.slow
 def test_evaluation_counts_every_picture_and_ignores_the_batch_size():
     learner = small_learner()
     results = [learner.evaluate(small_data(batch_size=n)) for n in (2, 4, 24)]
@@ -136,6 +142,7 @@ def test_predict_agrees_with_evaluate():
     assert right / 9 == learner.evaluate().accuracy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["fastai", "linear"])
 def test_a_saved_learner_predicts_the_same_bits(tmp_path, head):
     learner = small_learner(head=head)
@@ -194,6 +201,7 @@ def test_a_device_that_does_not_work_is_refused_before_weights_are_fetched(monke
         ft.vision_learner(small_data(), "resnet18", device="gpu:9")
 
 
+@pytest.mark.slow
 def test_class_weights_and_label_smoothing_reach_the_loss():
     plain = small_learner().fine_tune(0, freeze_epochs=1)
     weighted = small_learner(class_weights=[1, 2, 3]).fine_tune(0, freeze_epochs=1)
@@ -222,12 +230,14 @@ def test_weight_decay_is_the_optimizers_own_unless_given():
     assert small_learner(optimizer="sgd", weight_decay=0.1).plan(1).weight_decay == 0.1
 
 
+@pytest.mark.slow
 def test_a_plans_weight_decay_stays_as_in_fastai():
     learner = small_learner()
     learner.fit_one_cycle(1, weight_decay=0.3)
     assert learner.weight_decay == learner.plan(1).weight_decay == 0.3
 
 
+@pytest.mark.slow
 def test_with_stale_gradients_all_that_ever_trained_decays_on():
     """Also what trained before the last step did."""
     learner = small_learner(weight_decay=0.5)
@@ -240,6 +250,7 @@ def test_with_stale_gradients_all_that_ever_trained_decays_on():
     assert np.linalg.norm(learner.model.conv1.weight.data) < np.linalg.norm(before)
 
 
+@pytest.mark.slow
 def test_the_optimizer_forgets_when_other_groups_freeze_and_only_then():
     learner = small_learner()
 
@@ -265,6 +276,7 @@ def test_the_optimizer_forgets_when_other_groups_freeze_and_only_then():
     assert steps_remembered() == {3}
 
 
+@pytest.mark.slow
 def test_the_reference_backend_can_be_forced_on_a_learner(monkeypatch):
     from tinyft.backends.reference import Backend
 
@@ -282,6 +294,7 @@ def test_the_reference_backend_can_be_forced_on_a_learner(monkeypatch):
     assert set(calls) == {"Backend"} and len(calls) > 2 * 20
 
 
+@pytest.mark.slow
 def test_a_saved_learner_can_be_trained_further(tmp_path):
     first = small_learner()
     first.fine_tune(1)
@@ -297,6 +310,7 @@ def test_a_run_names_its_weights_from_anywhere(tmp_path, monkeypatch):
     assert learner.origin.arguments["weights"] == str(tmp_path / "first.h5")
 
 
+@pytest.mark.slow
 def test_settings_that_decide_results_are_saved(tmp_path):
     learner = small_learner(class_weights=[1, 5, 9], label_smoothing=0.1, dtype="float64")
     learner.save(tmp_path / "learner.h5")
@@ -306,6 +320,7 @@ def test_settings_that_decide_results_are_saved(tmp_path):
     assert loaded.evaluate(small_data()).loss == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("augment", "whole"), [("default", True), ("crop", False), (None, False)])
 def test_pictures_are_judged_as_training_showed_them(augment, whole, tmp_path):
     """fastai's augmentation shows whole squares, the others what the weights' centre crop shows."""
@@ -326,6 +341,7 @@ def test_pictures_are_judged_as_training_showed_them(augment, whole, tmp_path):
     assert again.preprocess.resize == 64  # training starts from the larger picture, as before
 
 
+@pytest.mark.slow
 def test_judged_pictures_are_as_sharp_as_training_shows_them(monkeypatch):
     """Resized straight to 56 pixels, fine stripes would stay that training has smoothed away."""
     stripes = np.zeros((80, 80, 3), np.uint8)
@@ -450,6 +466,7 @@ def test_a_step_that_failed_leaves_the_statistics_as_they_were():
     assert bits(learner) == before
 
 
+@pytest.mark.slow
 def test_a_step_after_one_that_failed_has_its_own_gradients():
     stopped, whole = small_learner(), small_learner()
     for learner in (stopped, whole):
@@ -492,6 +509,7 @@ def test_a_plan_is_for_the_learner_that_it_was_made_with(change):
     assert bits(learner) == before
 
 
+@pytest.mark.slow
 def test_a_plan_is_carried_out_once():
     learner = small_learner()
     plan = learner.plan(1)
@@ -516,6 +534,7 @@ class Tempered(LinearHead):
         return super().forward(x) * self.temperature
 
 
+@pytest.mark.slow
 def test_a_parameter_without_axes_is_saved(tmp_path):
     learner = small_learner(head=Tempered(64, 3))
     learner.fine_tune(1)

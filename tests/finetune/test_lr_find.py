@@ -40,6 +40,7 @@ def test_slide_says_if_it_slid_off_the_curve():
     assert "becomes even here" in suggest(rates, np.linspace(2, 1.999, 30))["slide"].working
 
 
+@pytest.mark.slow
 def test_the_tried_rates_are_fastais(golden):
     found = small_learner().lr_find()
     recorded = golden["lr_find"]["recorded_lrs"]
@@ -48,6 +49,7 @@ def test_the_tried_rates_are_fastais(golden):
     assert len(found.losses) == len(found.smooth_losses) == len(found.lrs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bn", ["fastai", "frozen"])
 def test_everything_is_restored_bit_for_bit(bn):
     learner = small_learner(bn=bn)
@@ -68,6 +70,7 @@ def test_everything_is_restored_bit_for_bit(bn):
     assert bits(learner) == bits(untouched)
 
 
+@pytest.mark.slow
 def test_the_network_is_left_in_the_mode_that_it_was_in():
     learner = small_learner()
     learner.fine_tune(0)
@@ -91,6 +94,7 @@ class Sluggish(SGD):
         super().update(name, parameter, group, weight_decay)
 
 
+@pytest.mark.slow
 def test_state_of_another_shape_and_type_is_restored_too():
     learner = small_learner(optimizer=Sluggish)
     learner.fine_tune(0)
@@ -113,6 +117,7 @@ def test_valley_says_if_there_is_no_fall():
     assert "too short a curve" in suggest(rates[:2], np.array([2.0, 1.0]))["valley"].working
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spoilt", "lost"), [(np.nan, 0), (np.inf, 4), (None, 5)])
 def test_the_end_of_the_curve_is_cut_where_fastai_cuts_it(spoilt, lost, monkeypatch):
     """It leaves out five points. After a NaN it goes on, so that all five are NaN; it stops at an
@@ -141,6 +146,7 @@ def test_no_step_at_all_is_refused():
         small_learner().lr_find(num_it=20.0)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_leave_the_learner_between(monkeypatch):
     learner = small_learner()
     before, step, restore = bits(learner), learner.step, learner_state.restore
@@ -174,6 +180,7 @@ def test_a_curve_that_explodes_within_five_steps_suggests_nothing(monkeypatch):
         learner.lr_find(num_it=10)
 
 
+@pytest.mark.slow
 def test_it_stops_once_the_smoothed_loss_is_over_four_times_the_best(monkeypatch):
     learner = small_learner()
     for after, points in (([3.9, 4.0, 4.1, 9.0], 15), ([4.5, 9.0], 13)):

@@ -57,6 +57,7 @@ def interrupted(path, step: int, **options):
         learner.execute(learner.plan(2), observers=[StopAfter(run, step), run])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 4, 8])
 @pytest.mark.parametrize("options", [{}, {"optimizer": "sgd"}, {"bn": "torch", "head": "linear"}])
 def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path, step, options):
@@ -71,6 +72,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path, step, opti
     assert cut == expected
 
 
+@pytest.mark.slow
 def test_steps_after_the_last_checkpoint_are_made_again(tmp_path):
     """As after kill -9: metrics.csv is further than the newest checkpoint."""
     whole = small_learner()
@@ -88,6 +90,7 @@ def test_steps_after_the_last_checkpoint_are_made_again(tmp_path):
     assert [line.split(",")[0] for line in lines[1:]] == [str(i) for i in range(9)]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     interrupted(tmp_path / "cut", 5)
     newest = sorted((tmp_path / "cut" / "checkpoints").glob("*.h5"))[-1]
@@ -96,6 +99,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     assert start == 3 and "cannot be read" in notices[0]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_of_the_same_network_is_passed_over(tmp_path):
     for name in ("cut", "other"):
         interrupted(tmp_path / name, 5)
@@ -106,6 +110,7 @@ def test_a_checkpoint_of_another_run_of_the_same_network_is_passed_over(tmp_path
     assert re.match(r"000005.h5 is not of this run \(its run is \w+, this one \w+\)", notices[0])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_network_or_step_is_passed_over(tmp_path):
     interrupted(tmp_path / "cut", 2)
     kept = checkpoints(tmp_path / "cut")[2]
@@ -147,6 +152,7 @@ def changed_leaves(whole):
             yield (*above, last), changed
 
 
+@pytest.mark.slow
 def test_whatever_a_run_json_holds_ends_in_one_of_our_errors(tmp_path, monkeypatch):
     built = small_learner()
     Run.create(tmp_path / "cut").begin(built, built.plan(2))
@@ -163,6 +169,7 @@ def test_whatever_a_run_json_holds_ends_in_one_of_our_errors(tmp_path, monkeypat
             assert str(error), place
 
 
+@pytest.mark.slow
 def test_a_checkpoint_whose_state_is_no_state_is_passed_over(tmp_path, monkeypatch):
     interrupted(tmp_path / "cut", 1)
     description, path = read_description(tmp_path / "cut"), checkpoints(tmp_path / "cut")[1]
@@ -183,6 +190,7 @@ def test_a_checkpoint_whose_state_is_no_state_is_passed_over(tmp_path, monkeypat
     assert refused > 200
 
 
+@pytest.mark.slow
 def test_a_missing_folder_of_checkpoints_is_made_again(tmp_path):
     interrupted(tmp_path / "cut", 2)
     shutil.rmtree(tmp_path / "cut" / "checkpoints")
@@ -191,6 +199,7 @@ def test_a_missing_folder_of_checkpoints_is_made_again(tmp_path):
     assert checkpoints(tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_a_run_starts_anew(tmp_path):
     interrupted(tmp_path / "cut", 2)
     for path in (tmp_path / "cut" / "checkpoints").glob("*.h5"):
@@ -199,6 +208,7 @@ def test_without_a_checkpoint_a_run_starts_anew(tmp_path):
     assert start == 0 and notices == ["no checkpoint: the run starts anew"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_dropped_takes_no_room_from_those_of_epochs(tmp_path, monkeypatch):
     monkeypatch.setattr(finetune_run, "SECONDS_BETWEEN_CHECKPOINTS", 0)
     small_learner().fine_tune(2, out=tmp_path / "one")
@@ -212,6 +222,7 @@ def test_a_checkpoint_that_is_dropped_takes_no_room_from_those_of_epochs(tmp_pat
         assert list(checkpoints(tmp_path / str(budget))) == expected
 
 
+@pytest.mark.slow
 def test_what_others_put_beside_the_checkpoints_is_none(tmp_path):
     interrupted(tmp_path / "cut", 4)
     for name in ("000004 (conflicted copy).h5", "._000004.h5"):
@@ -222,6 +233,7 @@ def test_what_others_put_beside_the_checkpoints_is_none(tmp_path):
     assert list(checkpoints(tmp_path / "cut")) == [3, 6, 9]
 
 
+@pytest.mark.slow
 def test_an_empty_metrics_file_is_as_good_as_none(tmp_path):
     interrupted(tmp_path / "cut", 4)
     (tmp_path / "cut" / "metrics.csv").write_text("")
@@ -232,6 +244,7 @@ def test_an_empty_metrics_file_is_as_good_as_none(tmp_path):
     assert [line.split(",")[0] for line in lines] == ["step", "4", "5", "6", "7", "8"]
 
 
+@pytest.mark.slow
 def test_lines_that_a_power_failure_took_are_noticed(tmp_path):
     interrupted(tmp_path / "cut", 4)
     path = tmp_path / "cut" / "metrics.csv"
@@ -240,6 +253,7 @@ def test_lines_that_a_power_failure_took_are_noticed(tmp_path):
     assert notices == ["metrics.csv lacks 2 of the steps before step 4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"\xff\x00" * 50, b"no table\n1\n"])
 def test_a_metrics_file_that_is_none_is_set_aside(tmp_path, content):
     interrupted(tmp_path / "cut", 2)
@@ -253,6 +267,7 @@ def test_a_metrics_file_that_is_none_is_set_aside(tmp_path, content):
     assert (tmp_path / "cut" / "metrics.damaged.1").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_opened_is_no_reason_to_start_anew(tmp_path, monkeypatch):
     interrupted(tmp_path / "cut", 2)
     newest = checkpoints(tmp_path / "cut")[2]
@@ -273,6 +288,7 @@ def failing(error):
     return fail
 
 
+@pytest.mark.slow
 def test_a_run_is_written_by_one_at_a_time(tmp_path):
     """Also where both are calls of one process; whoever ends, however, lets the next one in."""
     refused = []
@@ -298,6 +314,7 @@ def test_a_run_is_written_by_one_at_a_time(tmp_path):
     learner.fine_tune(1, out=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_resume_names_what_else_the_bits_depend_on(tmp_path):
     interrupted(tmp_path / "cut", 2)
     description = json.loads((tmp_path / "cut" / "run.json").read_text())
@@ -314,6 +331,7 @@ def test_resume_names_what_else_the_bits_depend_on(tmp_path):
     assert notices[1] == "Winograd was on and is off now: the bits may differ"
 
 
+@pytest.mark.slow
 def test_the_reference_backend_depends_on_neither(tmp_path):
     interrupted(tmp_path / "cut", 1, device="reference")
     recorded = json.loads((tmp_path / "cut" / "run.json").read_text())["versions"]
@@ -321,6 +339,7 @@ def test_the_reference_backend_depends_on_neither(tmp_path):
     assert not {"Winograd", "vector width"} & recorded.keys()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_resumed_says_why(tmp_path):
     small_learner().fine_tune(0, freeze_epochs=1, out=tmp_path / "done")
     with pytest.raises(RunError, match="is finished"):
@@ -347,6 +366,7 @@ def test_what_cannot_be_resumed_says_why(tmp_path):
         resume(tmp_path / "cut", small_data())
 
 
+@pytest.mark.slow
 def test_pictures_exchanged_for_others_of_their_names_and_sizes_are_noticed(tmp_path):
     images, labels = pictures()
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -378,6 +398,7 @@ def set_optimizer(learner):
     learner.optimizer = ft.SGD(learner.groups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [set_bn, set_loss, set_optimizer])
 def test_a_learner_that_was_set_otherwise_is_its_callers_own(tmp_path, change):
     learner = small_learner()
@@ -389,6 +410,7 @@ def test_a_learner_that_was_set_otherwise_is_its_callers_own(tmp_path, change):
         resume(tmp_path / "cut", small_data())
 
 
+@pytest.mark.slow
 def test_weights_that_were_set_by_hand_are_in_the_first_checkpoint(tmp_path):
     learner = small_learner()
     learner.model.conv1.weight.data[:] *= 2
@@ -397,6 +419,7 @@ def test_weights_that_were_set_by_hand_are_in_the_first_checkpoint(tmp_path):
     assert bits(resumed) == bits(learner)
 
 
+@pytest.mark.slow
 def test_numbers_of_numpy_can_be_written(tmp_path):
     learner = small_learner(seed=np.int64(3), dtype=np.float32, label_smoothing=np.float32(0.1))
     learner.fine_tune(np.int64(0), base_lr=np.float32(1e-3), moms=np.array([0.9, 0.8, 0.9]),
@@ -419,6 +442,7 @@ def test_a_run_never_writes_into_a_folder_that_has_something(tmp_path):
         small_learner().fine_tune(1, out=tmp_path / "mine")
 
 
+@pytest.mark.slow
 def test_a_folder_in_which_a_run_never_began_is_taken(tmp_path):
     """The disk was full before anything was written."""
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
@@ -432,6 +456,7 @@ def test_a_folder_in_which_a_run_never_began_is_taken(tmp_path):
         small_learner().fine_tune(1, out=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_ends_at_a_validation_whose_loss_is_no_number(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "tinyft.finetune.loop.evaluate", lambda *_, **__: Evaluation(9, 0.9, float("inf"))
@@ -441,6 +466,7 @@ def test_a_run_ends_at_a_validation_whose_loss_is_no_number(tmp_path, monkeypatc
     assert not (tmp_path / "run" / "best.h5").exists()
 
 
+@pytest.mark.slow
 def test_of_epochs_of_one_accuracy_the_first_is_the_best(tmp_path, monkeypatch):
     monkeypatch.setattr("tinyft.finetune.loop.evaluate", lambda *_, **__: Evaluation(9, 0.5, 1.0))
     learner = small_learner(small_data(augment=None), bn="frozen")
@@ -449,6 +475,7 @@ def test_of_epochs_of_one_accuracy_the_first_is_the_best(tmp_path, monkeypatch):
     assert best.metadata["training"] == "epoch 0 of run"
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(tmp_path):
     small_learner().fine_tune(2, out=tmp_path / "run")
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
@@ -462,6 +489,7 @@ def test_what_a_run_leaves(tmp_path):
     assert checkpoints == ["000003", "000006", "000009"]
 
 
+@pytest.mark.slow
 def test_a_run_of_a_learner_that_was_trained_before(tmp_path):
     """Its steps are counted from its own first one, and its weights are in its first checkpoint."""
     whole, cut = small_learner(), small_learner()
@@ -477,6 +505,7 @@ def test_a_run_of_a_learner_that_was_trained_before(tmp_path):
     assert bits(learner) == bits(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", [0, 2])
 def test_a_cycle_that_goes_on_with_the_optimizers_memory_is_resumed_with_it(done, tmp_path):
     whole, cut = small_learner(), small_learner()
@@ -494,6 +523,7 @@ def test_a_cycle_that_goes_on_with_the_optimizers_memory_is_resumed_with_it(done
     assert bits(learner) == bits(whole)
 
 
+@pytest.mark.slow
 def test_channels_that_were_exchanged_by_hand_are_in_the_first_checkpoint(tmp_path):
     whole, cut = small_learner(), small_learner()
     for learner in (whole, cut):  # the sums of the weights stay as they were
@@ -554,6 +584,7 @@ def changed_data(learner):
     return learner.plan(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [

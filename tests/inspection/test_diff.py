@@ -104,6 +104,7 @@ def test_of_two_files_only_the_filter_that_was_changed_differs(published):
     assert found.stages["stem"][0].identical  # statistics are no weights
 
 
+@pytest.mark.slow
 def test_a_large_scale_of_a_batch_norm_does_not_hide_its_stage(published):
     def heavy(arrays):
         arrays["layer3.2.bn2.weight"] *= 1000
@@ -118,6 +119,7 @@ def test_a_large_scale_of_a_batch_norm_does_not_hide_its_stage(published):
     assert found.stages["layer3"][0].distance == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_a_published_classifier_is_compared_with_a_trained_linear_head(published, tmp_path):
     path = published("a.h5", classes=3)
     learner = ft.vision_learner(small_data(), weights=path, head="linear")
@@ -127,6 +129,7 @@ def test_a_published_classifier_is_compared_with_a_trained_linear_head(published
     assert found.similarity["layer3.2"] == [pytest.approx(1)] and found.similarity["head"][0] < 0.99
 
 
+@pytest.mark.slow
 def test_formats_do_not_matter(published, tmp_path):
     path = published("a.h5")
     export_safetensors(ft.load_weights(path), tmp_path / "a.safetensors")
@@ -138,6 +141,7 @@ def test_formats_do_not_matter(published, tmp_path):
     assert "identical: what both have" not in str(nothing_compared)
 
 
+@pytest.mark.slow
 def test_heads_of_other_shapes_are_listed_and_left_out(published):
     found = diff(published("a.h5"), published("b.h5", classes=5), small_data(size=12))
     assert found.unmatched == ["head.linear.weight", "head.linear.bias"]
@@ -145,6 +149,7 @@ def test_heads_of_other_shapes_are_listed_and_left_out(published):
     assert "not compared (on one side only, or of another shape): head.linear.weight" in str(found)
 
 
+@pytest.mark.slow
 def test_other_architectures_are_refused(published):
     with pytest.raises(
         WeightsError, match=r"is a cifar_resnet20 and .* a resnet10s; only networks"
@@ -155,6 +160,7 @@ def test_other_architectures_are_refused(published):
 # --------------------------------------------------------------------------------------------- runs
 
 
+@pytest.mark.slow
 def test_a_run_is_compared_from_its_start_through_each_phase(run_folder, data):
     found = diff_run(run_folder, data)
     assert found.titles == ["before", "after head alone", "after everything"]
@@ -174,6 +180,7 @@ def test_a_run_is_compared_from_its_start_through_each_phase(run_folder, data):
     assert found.pictures == 24
 
 
+@pytest.mark.slow
 def test_the_start_is_made_again_to_the_bit_and_the_end_is_the_learners(run_folder):
     first, *_, last = snapshots.of_run(run_folder)[0]
     for name, array in small_learner().model.state_dict().items():
@@ -183,6 +190,7 @@ def test_the_start_is_made_again_to_the_bit_and_the_end_is_the_learners(run_fold
         assert last.arrays[name].tobytes() == array.tobytes(), name
 
 
+@pytest.mark.slow
 def test_later_layers_go_further_where_their_rates_are_higher(run_folder):
     stages = diff_run(run_folder).stages
     assert [moves[0].identical for moves in stages.values()] == [True] * 4 + [False]
@@ -190,6 +198,7 @@ def test_later_layers_go_further_where_their_rates_are_higher(run_folder):
     assert everything["stem"] < everything["layer3"] < everything["head"]
 
 
+@pytest.mark.slow
 def test_a_run_and_a_checkpoint_stand_for_networks(run_folder):
     checkpoint = run_folder / "checkpoints" / "000003.h5"
     found = diff(checkpoint, run_folder)
@@ -198,6 +207,7 @@ def test_a_run_and_a_checkpoint_stand_for_networks(run_folder):
     assert found.stages["layer3"] == [whole.stages["layer3"][1]]
 
 
+@pytest.mark.slow
 def test_a_phase_whose_checkpoint_is_gone_is_left_out_with_a_notice(run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "000003.h5").unlink()
@@ -206,6 +216,7 @@ def test_a_phase_whose_checkpoint_is_gone_is_left_out_with_a_notice(run_folder, 
     assert "note: the checkpoint at the end of head alone is gone" in str(found)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_ends_with_its_newest_checkpoint(run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "000009.h5").unlink()
@@ -217,6 +228,7 @@ def test_a_run_that_was_cut_off_ends_with_its_newest_checkpoint(run_folder, tmp_
         diff_run(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_half_a_phase_is_not_called_whole(tmp_path):
     """Ctrl-C after step 5 of 9: there is a checkpoint at just that step."""
     learner, run = small_learner(), Run.create(tmp_path / "run")
@@ -232,6 +244,7 @@ def test_half_a_phase_is_not_called_whole(tmp_path):
     assert diff_run(tmp_path / "run").titles == ["before", "after everything so far, to step 4"]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_left_out(run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "run")
     *_, last = sorted((tmp_path / "run" / "checkpoints").glob("*.h5"))
@@ -241,6 +254,7 @@ def test_a_damaged_checkpoint_is_left_out(run_folder, tmp_path):
     assert notices == [f"{last.name} cannot be read, so it is left out"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", ["default", "crop"])
 def test_a_run_is_compared_on_pictures_as_it_was_judged(augment, tmp_path):
     learner = small_learner_of_photos(augment)
@@ -251,6 +265,7 @@ def test_a_run_is_compared_on_pictures_as_it_was_judged(augment, tmp_path):
         assert found.preprocess == learner.adjusted_preprocess()
 
 
+@pytest.mark.slow
 def test_too_few_pictures_cost_only_the_similarity(run_folder):
     x, y = pictures(3)
     few = ft.ImageArrays((x, y), (x, y), classes=["blue", "green", "red"], size=24, batch_size=2)
@@ -259,6 +274,7 @@ def test_too_few_pictures_cost_only_the_similarity(run_folder):
     assert "note: 3 pictures are too few to compare features" in str(found)
 
 
+@pytest.mark.slow
 def test_a_learner_that_was_trained_before_is_compared_from_there(tmp_path):
     learner = small_learner()
     learner.fine_tune(0, freeze_epochs=1)
@@ -274,6 +290,7 @@ def test_a_learner_that_was_trained_before_is_compared_from_there(tmp_path):
         snapshots.of_run(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_learner_whose_weights_were_set_is_compared_from_there(tmp_path):
     learner = small_learner()
     for _, parameter in learner.model.named_parameters():
@@ -283,6 +300,7 @@ def test_a_learner_whose_weights_were_set_is_compared_from_there(tmp_path):
     assert moves[0].identical and not moves[1].identical
 
 
+@pytest.mark.slow
 def test_a_checkpoint_knows_how_pictures_are_prepared(run_folder, learner):
     """At the run's 24 pixels, not at the architecture's 32."""
     found = snapshots.of_source(run_folder / "checkpoints" / "000003.h5")
@@ -311,6 +329,7 @@ def test_a_start_that_cannot_be_made_again_says_what_to_do(run_folder, tmp_path)
             diff_run(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_head_of_the_callers_own_is_compared_but_not_run(data):
     class Own(ft.nn.Module):
         def __init__(self):
@@ -333,6 +352,7 @@ def test_one_network_is_no_comparison(learner):
 # ------------------------------------------------------------------------------------------- output
 
 
+@pytest.mark.slow
 def test_the_text_and_the_page_say_the_same(run_folder, data):
     found = diff_run(run_folder, data)
     text, html = str(found), as_page(found)

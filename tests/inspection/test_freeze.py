@@ -44,6 +44,7 @@ def in_body(changes: Changes) -> Counter:
     return Counter(t.reasons for t in changes.moved if not t.name.startswith("head"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bn", "reasons", "diagnosis"),
     [
@@ -69,6 +70,7 @@ def test_frozen_from_the_start(data, bn, reasons, diagnosis):
     assert "head alone: " in str(of_run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "weight_decay", "reasons"),
     [
@@ -115,6 +117,7 @@ class OwnNames(Optimizer):
         parameter.data -= np.float32(group.lr) * (state[self.key] if self.moves else parameter.grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moves", [True, False])
 def test_a_custom_optimizers_memory_is_known_by_what_it_does(moves):
     learner = small_learner(bn="torch", optimizer=lambda groups: OwnNames(groups, moves))
@@ -136,6 +139,7 @@ def test_a_custom_optimizers_memory_is_known_by_what_it_does(moves):
     assert all((kept[key] == memory[key]).all() for key in kept)  # asking moves nothing
 
 
+@pytest.mark.slow
 def test_frozen_after_a_step_with_gradients_of_none(data):
     """Recipe 5, PyTorch's default zero_grad(): statistics alone."""
     learner = body_learner(data, optimizer="momentum", bn="torch")
@@ -149,6 +153,7 @@ def test_frozen_after_a_step_with_gradients_of_none(data):
     assert changes.diagnosis()[0].startswith(STATISTICS) and len(changes.diagnosis()) == 1
 
 
+@pytest.mark.slow
 def test_from_weights_alone_decay_is_told_from_momentum():
     """Without the optimizer: what decayed is a multiple of itself."""
     model = ft.cifar_resnet20(seed=0)
@@ -162,6 +167,7 @@ def test_from_weights_alone_decay_is_told_from_momentum():
     assert reasons == {"conv1.weight": ("weight decay",), "layer1.0.conv1.weight": ("momentum",)}
 
 
+@pytest.mark.slow
 def test_stale_gradients_decay_and_nothing_else():
     """fastai's decay of frozen weights that once trained, found in the run's own ledger."""
     learner = small_learner(bn="frozen", weight_decay=0.5)
@@ -210,6 +216,7 @@ def test_one_bit_is_enough_and_the_sign_of_zero_is_one():
     assert [t.name for t in ft.changed(before, model).moved] == ["bn1.bias"]
 
 
+@pytest.mark.slow
 def test_a_weight_that_somebody_wrote_into():
     learner = small_learner(bn="frozen")
     learner.freeze()
@@ -220,6 +227,7 @@ def test_a_weight_that_somebody_wrote_into():
     assert reasons["conv1.weight"] == ("unknown",)
 
 
+@pytest.mark.slow
 def test_a_weight_that_somebody_wrote_into_is_not_called_decayed():
     learner = small_learner(bn="frozen", optimizer="sgd", weight_decay=0.1)
     learner.freeze()
@@ -239,6 +247,7 @@ def test_another_network_is_refused():
         ft.changed(ft.snapshot(ft.cifar_resnet20(seed=0)), ft.cifar_resnet32(seed=0))
 
 
+@pytest.mark.slow
 def test_columns_and_back():
     learner = small_learner()
     before = ft.snapshot(learner)

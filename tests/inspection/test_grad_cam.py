@@ -13,6 +13,7 @@ from tinyft.inspection.report.images import grad_cams, overlay
 from tinyft.nn.folding import fold
 
 
+@pytest.mark.slow
 def test_the_weights_are_the_slopes_of_the_logit():
     """By central differences in float64: a feature map raised everywhere by a little."""
     learner = small_learner(dtype="float64")

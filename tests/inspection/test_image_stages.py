@@ -86,6 +86,7 @@ def test_the_frame_is_where_the_crop_is(learner):
     assert not framed[5:20, 10:25].any()
 
 
+@pytest.mark.slow
 def test_arrays_grey_pictures_and_large_ones(learner):
     assert names(explain_image(pictures()[0][0], learner))[0] == "given"
     assert "mode L, as RGB" in str(explain_image(photograph(mode="L"), learner))

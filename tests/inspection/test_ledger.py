@@ -45,6 +45,7 @@ def run(tmp_path_factory) -> Path:
 # --------------------------------------------------------------------------------- what it measures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "reference"])
 @pytest.mark.parametrize("optimizer", ["adam", "momentum"])
 def test_every_number_is_that_of_the_step(device, optimizer):
@@ -90,6 +91,7 @@ def test_every_number_is_that_of_the_step(device, optimizer):
         assert found.updated == squares[3]
 
 
+@pytest.mark.slow
 def test_measuring_changes_no_bit():
     with_ledger, without = small_learner(), small_learner()
     ledger = observed(with_ledger, 1)
@@ -99,6 +101,7 @@ def test_measuring_changes_no_bit():
     assert len(ledger.steps["step"]) == 6
 
 
+@pytest.mark.slow
 def test_another_plan_begins_another_ledger(tmp_path):
     learner = small_learner()
     learner.fine_tune(1, observers=[ft.Ledger(tmp_path)])
@@ -109,6 +112,7 @@ def test_another_plan_begins_another_ledger(tmp_path):
     assert book.steps["step"].tolist() == [6, 7, 8]
 
 
+@pytest.mark.slow
 def test_nobody_pays_who_does_not_ask():
     learner = small_learner()
     learner.fine_tune(0, freeze_epochs=1)
@@ -116,6 +120,7 @@ def test_nobody_pays_who_does_not_ask():
     assert learner.history[-1].groups[0].update_norm is None
 
 
+@pytest.mark.slow
 def test_columns_and_their_shapes(run):
     book = ft.Ledger.read(run)
     groups, parameters = len(book.groups), len(book.parameters)
@@ -164,6 +169,7 @@ def test_an_epoch_sums_up_its_steps(run):
     np.testing.assert_array_equal((epochs["decay_share"][1] > 0), decayed)
 
 
+@pytest.mark.slow
 def test_statistics_drift_where_batch_norms_follow_the_batches(run):
     drift = ft.Ledger.read(run).norm_drift
     assert {values.shape for values in drift.values()} == {(3, 21)}
@@ -174,6 +180,7 @@ def test_statistics_drift_where_batch_norms_follow_the_batches(run):
     assert (still["mean_since_start"][0][~np.array(in_body)] > 0).all()
 
 
+@pytest.mark.slow
 def test_drift_by_hand():
     """One channel: the mean from 0 to 1 and the variance from 1 to 4 are 1 and ln 4."""
     learner = small_learner(bn="torch")
@@ -206,6 +213,7 @@ def test_the_books_balance(run):
     np.testing.assert_allclose(sums, s["weight_norm"] ** 2, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_write_between_two_steps_shows():
     learner = small_learner()
 
@@ -218,6 +226,7 @@ def test_a_write_between_two_steps_shows():
     assert "something else wrote into them" in problem
 
 
+@pytest.mark.slow
 def test_an_update_of_the_wrong_length_shows(monkeypatch):
     assert observed(small_learner(optimizer="sgd"), 1).balance() == []
     update = SGD.update
@@ -233,6 +242,7 @@ def test_an_update_of_the_wrong_length_shows(monkeypatch):
     assert all("head: moved by" in text and "lr times the gradient" in text for text in problems)
 
 
+@pytest.mark.slow
 def test_a_kernel_that_measures_wrongly_shows(monkeypatch):
     from tinyft.backends.reference import Backend
 
@@ -249,6 +259,7 @@ def test_a_kernel_that_measures_wrongly_shows(monkeypatch):
     assert problems and "|w|^2 + 2<w,d> + |d|^2" in problems[0]
 
 
+@pytest.mark.slow
 def test_momentum_of_an_optimizer_without_one_is_0():
     assert (observed(small_learner(optimizer="sgd"), 0).steps["momentum"] == 0).all()
     assert (observed(small_learner(optimizer="momentum"), 0).steps["momentum"] > 0.8).all()
@@ -269,6 +280,7 @@ def cut_off(path: Path, step: int) -> None:
         learner.execute(plan, observers=[AfterStep(stop), ft.Ledger(path), run])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_a_resumed_run_has_the_ledger_of_one_that_was_not_interrupted(run, tmp_path, step):
     cut_off(tmp_path / "cut", step)
@@ -281,6 +293,7 @@ def test_a_resumed_run_has_the_ledger_of_one_that_was_not_interrupted(run, tmp_p
         np.testing.assert_array_equal(found.tables[name], rows, name)
 
 
+@pytest.mark.slow
 def test_rows_of_steps_that_are_made_again_are_cut(run, tmp_path):
     """The ledger is ahead of the newest checkpoint, as after a kill."""
     cut_off(tmp_path / "cut", 5)
@@ -302,6 +315,7 @@ small_learner().execute(small_learner().plan(1000), observers=[ft.Ledger("cut"),
 """
 
 
+@pytest.mark.slow
 def test_after_kill_9_what_was_flushed_can_be_read(tmp_path):
     child = subprocess.Popen(
         [sys.executable, "-c", ENDLESS], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
@@ -328,6 +342,7 @@ def test_after_kill_9_what_was_flushed_can_be_read(tmp_path):
     assert again.steps["step"].tolist() == list(range(start + 1)) and again.balance() == []
 
 
+@pytest.mark.slow
 def test_steps_that_were_not_measured_make_no_ledger():
     learner = small_learner()
     plan, ledger = learner.plan(1), ft.Ledger()
@@ -365,6 +380,7 @@ def test_a_ledger_whose_end_is_missing_says_so(run, tmp_path, share):
     assert "cut off" not in str(expected)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_what_is_whole_of_a_damaged_ledger(tmp_path):
     """The weights that the epoch began with are not known then, as the steps may be of another."""
     cut_off(tmp_path / "cut", 5)
@@ -386,6 +402,7 @@ def test_a_run_goes_on_with_what_is_whole_of_a_damaged_ledger(tmp_path):
     assert not np.isnan(found.epochs["distance"][-1]).any()
 
 
+@pytest.mark.slow
 def test_a_run_says_which_steps_its_ledger_lost_in_a_crash_of_the_system(tmp_path):
     cut_off(tmp_path / "cut", 5)
     ledger = tmp_path / "cut" / "ledger.bin"
@@ -396,6 +413,7 @@ def test_a_run_says_which_steps_its_ledger_lost_in_a_crash_of_the_system(tmp_pat
     assert ft.Ledger.read(tmp_path / "cut").steps["step"].tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
 
 
+@pytest.mark.slow
 def test_a_damaged_older_checkpoint_costs_distances_only(tmp_path):
     cut_off(tmp_path / "cut", 5)
     (tmp_path / "cut" / "checkpoints" / "000003.h5").write_bytes(b"nothing of the kind")
@@ -406,6 +424,7 @@ def test_a_damaged_older_checkpoint_costs_distances_only(tmp_path):
     assert not np.isnan(found.epochs["path"]).any() and len(found.proofs) == 2
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_its_ledger_if_nothing_of_it_is_whole(tmp_path):
     cut_off(tmp_path / "cut", 3)
     ledger = tmp_path / "cut" / "ledger.bin"
@@ -416,6 +435,7 @@ def test_a_run_goes_on_without_its_ledger_if_nothing_of_it_is_whole(tmp_path):
     assert ft.Ledger.read(tmp_path / "cut").steps["step"].tolist() == [3, 4, 5, 6, 7, 8]
 
 
+@pytest.mark.slow
 def test_without_a_run_no_file_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     book = observed(small_learner(), 0)

@@ -38,6 +38,7 @@ class FullDisk(io.FileIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [4, 5])  # within an epoch, and at its end
 def test_a_run_goes_on_with_its_whole_ledger_once_there_is_space(tmp_path, monkeypatch, step):
     def fill(learner, record):
@@ -101,6 +102,7 @@ def steps_in(contents: ledger_file.Contents) -> list[float]:
     return tables["steps"][:, 0].tolist()
 
 
+@pytest.mark.slow
 def test_no_kill_loses_a_step(tmp_path):
     """Every state between two writes, and every part of a write."""
     path = tmp_path / "ledger.bin"
@@ -127,6 +129,7 @@ def test_no_kill_loses_a_step(tmp_path):
     assert epochs[:, 0].tolist() == [4, 9, 14, 19] and (seen[1:] == epochs).all()
 
 
+@pytest.mark.slow
 def test_no_bit_changes_unnoticed():
     whole, told, dropped = steps_file(None, 6).file.getvalue(), 0, 0
     last = len(whole) - SIZE  # where the last step begins
@@ -186,6 +189,7 @@ def test_a_file_that_grows_is_read_at_any_time(tmp_path):
     assert counts == sorted(counts)
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_docstring_read_a_ledger(tmp_path, monkeypatch):
     learner, whole = small_learner(), ft.Ledger(tmp_path / "runs" / "a")
     (tmp_path / "runs" / "a").mkdir(parents=True)
@@ -268,6 +272,7 @@ def parts(tmp_path_factory) -> tuple[dict, list[bytes]]:
     return json.loads(head), records
 
 
+@pytest.mark.slow
 def test_a_description_of_another_ledger_is_told(parts):
     head, records = parts
     for name, values in CHANGES.items():
@@ -278,6 +283,7 @@ def test_a_description_of_another_ledger_is_told(parts):
                 LedgerReading.of(ledger_file.parse(whole, ledger_reading.layout))
 
 
+@pytest.mark.slow
 def test_crafted_records_do_no_harm(parts):
     """Their checksums are right, their numbers are not."""
     head, records = json.dumps(parts[0]).encode(), parts[1]
@@ -302,6 +308,7 @@ def test_crafted_records_do_no_harm(parts):
     assert read > 10
 
 
+@pytest.mark.slow
 def test_reading_takes_memory_for_what_the_file_holds(tmp_path):
     """Also where a file has as many records as fit into it."""
     path = tmp_path / "ledger.bin"

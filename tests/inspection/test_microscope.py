@@ -64,6 +64,7 @@ def test_every_op_in_order_with_its_layer_and_place():
     assert trace[0].derivative.startswith("out = x @ weight.T + bias; so: dx = dout @ weight")
 
 
+@pytest.mark.slow
 def test_norms_are_those_of_the_gradients(frozen_step):
     trace, gradients, _ = frozen_step
     seen = set()
@@ -139,6 +140,7 @@ def test_where_backward_stopped_with_trained_batch_norms(frozen_step):
     assert f"frozen ({len(frozen)}): layer1.0.conv1.weight" in said
 
 
+@pytest.mark.slow
 def test_the_frozen_boundary_is_said():
     learner = small_learner(bn="torch")
     trace = trace_step(Moment.of(learner, learner.plan(1), 0))
@@ -181,6 +183,7 @@ def test_milliseconds_add_up(frozen_step):
     assert all(node.forward_ms > 0 for node in trace)
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_traced_too():
     learner = small_learner()
     with ft.trace(learner.model) as trace:
@@ -204,6 +207,7 @@ def test_what_backward_did_not_reach_is_said():
     assert "it did not come to 1 recorded node: 1" in str(trace)
 
 
+@pytest.mark.slow
 def test_a_trace_changes_no_bit():
     traced, alone = small_learner(), small_learner()
     moment = Moment.of(traced, traced.plan(1), 0)
@@ -213,6 +217,7 @@ def test_a_trace_changes_no_bit():
     assert everything(traced) == everything(alone)
 
 
+@pytest.mark.slow
 def test_cached_features_are_shown_as_computed_without_recording():
     data = small_data(augment=None)
     learner = small_learner(data, bn="frozen")
@@ -282,6 +287,7 @@ def test_an_op_of_the_readers_own(frozen_step):
     assert len(node.entries) == 3 and max(e.difference for e in node.entries) < 1e-6
 
 
+@pytest.mark.slow
 def test_where_the_first_number_that_is_none_came_from(frozen_step):
     learner = small_learner()
     moment = Moment.of(learner, learner.plan(1), 0)

@@ -27,6 +27,7 @@ def contents(folder):
     return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 2, 3, 4, 8])
 def test_every_step_of_a_run_is_made_again_to_the_bit(run_folder, data, step):
     before = contents(run_folder)
@@ -41,6 +42,7 @@ def test_every_step_of_a_run_is_made_again_to_the_bit(run_folder, data, step):
     assert contents(run_folder) == before  # nothing was written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"bn": "frozen"}, {"optimizer": "sgd", "bn": "torch"}])
 @pytest.mark.parametrize("step", [2, 7])
 def test_a_moment_is_the_state_of_the_run_at_that_step(tmp_path, options, step):
@@ -60,6 +62,7 @@ def test_a_moment_is_the_state_of_the_run_at_that_step(tmp_path, options, step):
     assert everything(moment.learner) == everything(by_hand)
 
 
+@pytest.mark.slow
 def test_a_step_of_a_run_that_was_interrupted_and_resumed(tmp_path):
     interrupted(tmp_path / "run", 5)
     learner, plan, run, start, _ = resume(tmp_path / "run", small_data())
@@ -69,6 +72,7 @@ def test_a_step_of_a_run_that_was_interrupted_and_resumed(tmp_path):
         assert repr(record.loss) == metrics(tmp_path / "run", step)["loss"]
 
 
+@pytest.mark.slow
 def test_a_step_of_an_unfinished_run_and_the_one_that_would_come_next(tmp_path):
     interrupted(tmp_path / "cut", 5)
     whole = small_learner()
@@ -79,6 +83,7 @@ def test_a_step_of_an_unfinished_run_and_the_one_that_would_come_next(tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 2, 3, 6])
 def test_restore_puts_everything_back(step):
     learner = small_learner()
@@ -103,6 +108,7 @@ def test_restore_puts_everything_back(step):
     assert next(steps).loss in losses
 
 
+@pytest.mark.slow
 def test_a_learner_that_was_looked_at_ends_as_one_that_was_not():
     looked_at, alone = small_learner(), small_learner()
     alone.fine_tune(1)
@@ -116,6 +122,7 @@ def test_a_learner_that_was_looked_at_ends_as_one_that_was_not():
     assert everything(looked_at) == everything(alone)
 
 
+@pytest.mark.slow
 def test_the_steps_of_a_second_plan_are_counted_from_its_start():
     learner = small_learner()
     learner.fine_tune(1)
@@ -129,6 +136,7 @@ def test_the_steps_of_a_second_plan_are_counted_from_its_start():
         Moment.of(learner, plan, 0)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_learner_that_was_trained_before(tmp_path):
     learner = small_learner()
     learner.fine_tune(1, freeze_epochs=0)
@@ -144,6 +152,7 @@ def test_a_run_of_a_learner_that_was_trained_before(tmp_path):
         Moment.of_run(tmp_path / "run", 5, small_data())
 
 
+@pytest.mark.slow
 def test_without_checkpoints_the_run_is_replayed_from_the_seed(run_folder, data, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(run_folder, run)
@@ -192,6 +201,7 @@ def test_a_moment_before_steps_that_were_not_made_is_refused(learner):
         Moment.of(learner, plan, 6)
 
 
+@pytest.mark.slow
 def test_the_batch_is_the_steps_own(run_folder, data):
     whole = small_learner()
     whole.fine_tune(2)

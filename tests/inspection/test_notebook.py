@@ -94,6 +94,7 @@ def test_one_nan_does_not_hide_the_range_of_the_others():
     assert "float32; 2 of 2 are NaN or infinite" in str(ft.Tensor([np.nan, np.nan]))
 
 
+@pytest.mark.slow
 def test_a_network_is_its_summary(trained):
     model = trained[0].model
     text = shown(model)
@@ -152,6 +153,7 @@ def test_what_has_no_drawing_is_its_text():
     assert Odd()._repr_html_() == "<pre>a &lt; b</pre>"
 
 
+@pytest.mark.slow
 def test_showing_needs_no_import_by_the_user_and_importing_draws_nothing():
     code = (
         "import sys, tinyft as ft\n"

@@ -70,6 +70,7 @@ def sections_of(html):
     return parser.text
 
 
+@pytest.mark.slow
 def test_nothing_is_missing_and_nothing_is_loaded(files, html):
     assert files.missing == {}
     assert set(SECTIONS) <= set(sections_of(html))
@@ -139,6 +140,7 @@ def copied(run, tmp_path):
     return shutil.copytree(run, tmp_path / "copy")
 
 
+@pytest.mark.slow
 def test_a_run_without_a_ledger_says_so(copied, monkeypatch):
     monkeypatch.setattr(run_files, "diff_run", lambda *_, **__: None)
     (copied / "ledger.bin").unlink()
@@ -148,6 +150,7 @@ def test_a_run_without_a_ledger_says_so(copied, monkeypatch):
     assert "Phase 1 of 2, head alone" in text["plan"]
 
 
+@pytest.mark.slow
 def test_a_ledger_that_lacks_steps_says_so(copied, html):
     whole = (copied / "ledger.bin").read_bytes()
     (copied / "ledger.bin").write_bytes(whole[: len(whole) // 2])
@@ -156,6 +159,7 @@ def test_a_ledger_that_lacks_steps_says_so(copied, html):
     assert "The ledger lacks" not in html
 
 
+@pytest.mark.slow
 def test_without_its_pictures_the_rest_is_shown(copied):
     text = sections_of(report_html(RunFiles.read(copied)))
     assert "trained on arrays in memory, which only Python can bring back" in text["learned"]
@@ -166,6 +170,7 @@ def test_without_its_pictures_the_rest_is_shown(copied):
     assert "Phase 2, everything: 3 steps. The learning rate of the head rises" in text["plan"]
 
 
+@pytest.mark.slow
 def test_other_pictures_are_not_taken_for_the_run_s(copied):
     x, y = pictures(n=18)
     other = ft.ImageArrays((x, y), (x, y), classes=["blue", "green", "red"], size=24, batch_size=8)
@@ -173,6 +178,7 @@ def test_other_pictures_are_not_taken_for_the_run_s(copied):
     assert found.judged is None and "have changed" in found.missing["pictures"]
 
 
+@pytest.mark.slow
 def test_a_run_is_told_as_it_began(tmp_path, monkeypatch):
     """A head that was trained before is not random, and plain SGD has no momentum."""
     monkeypatch.setattr(run_files, "diff_run", lambda *_, **__: None)  # takes longest
@@ -190,6 +196,7 @@ def test_a_run_is_told_as_it_began(tmp_path, monkeypatch):
         assert "layer2+layer3 frozen" in told(found)
 
 
+@pytest.mark.slow
 def test_a_group_in_which_nothing_moves_has_no_rate(tmp_path, monkeypatch):
     monkeypatch.setattr(run_files, "diff_run", lambda *_, **__: None)
     one_step = small_data(batch_size=24)
@@ -223,6 +230,7 @@ def test_an_unfinished_run_is_reported(copied, monkeypatch):
     assert best in text["learned"] and best in text["mistakes"]
 
 
+@pytest.mark.slow
 def test_the_best_epochs_network_stands_in_for_a_damaged_last_one(copied, monkeypatch):
     monkeypatch.setattr(run_files, "diff_run", lambda *_, **__: None)
     whole = (copied / "learner.h5").read_bytes()

@@ -44,6 +44,7 @@ def test_it_is_the_published_formula():
     assert similarity(x, y) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_with_more_features_than_pictures_only_the_unbiased_estimate_tells_noise_from_noise():
     x, y = RNG.normal(size=(2, 64, 5000))
     assert plain_cka(x, y) > 0.95
@@ -65,6 +66,7 @@ def test_too_few_or_unequal_pictures_are_refused(tables):
         linear_cka(*tables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["cifar_resnet20", "resnet10s", "resnet50"])
 def test_the_walk_through_the_layers_is_the_networks_forward(arch):
     body = cut(ft.nn.build(arch, seed=1))

@@ -55,6 +55,7 @@ def test_the_table_has_a_line_a_node(trace):
     assert "frozen (1): head.linear.bias" in str(trace)
 
 
+@pytest.mark.slow
 def test_a_fused_op_is_shown_as_the_plain_ops_that_it_stands_for():
     """In training, with given statistics, and where the batch norms are folded into convolutions;
     the kernel keeps its own name.

@@ -13,6 +13,7 @@ from tinyft.inspection.step.what_if import PLANNED, usual_changes, what_if
 from tinyft.inspection.step.why import explain_step
 
 
+@pytest.mark.slow
 def test_plain_gradient_descent_is_linear_in_the_rate():
     found = what_if(linear_moment())
     planned = found[PLANNED]
@@ -22,6 +23,7 @@ def test_plain_gradient_descent_is_linear_in_the_rate():
         assert found[name].training[0] == planned.training[0]
 
 
+@pytest.mark.slow
 def test_the_planned_step_is_the_one_that_the_run_makes():
     moment = moment_of(4)
     planned, explained = what_if(moment, {})[PLANNED], explain_step(moment)
@@ -31,6 +33,7 @@ def test_the_planned_step_is_the_one_that_the_run_makes():
     assert planned.distances == {group.name: group.distance for group in explained.groups}
 
 
+@pytest.mark.slow
 def test_after_an_error_in_a_change_everything_is_put_back_too():
     moment = moment_of(4)
     before = everything(moment.learner)
@@ -44,6 +47,7 @@ def test_after_an_error_in_a_change_everything_is_put_back_too():
     assert everything(moment.learner) == before
 
 
+@pytest.mark.slow
 def test_each_change_does_what_its_name_says():
     moment = moment_of(4)
     found = what_if(moment)
@@ -71,6 +75,7 @@ def test_each_change_does_what_its_name_says():
     assert found["batch norms frozen"].training[0] != planned.training[0]
 
 
+@pytest.mark.slow
 def test_in_the_first_phase_the_body_can_be_set_free():
     moment = moment_of(1, head="linear", bn="torch")
     found = what_if(moment)
@@ -89,6 +94,7 @@ def test_what_would_change_nothing_is_left_out():
     assert "the head's rate for all" in usual_changes(moment_of(0))  # its body's norms train
 
 
+@pytest.mark.slow
 def test_a_cached_body_can_be_set_free_too():
     """Its features are kept while it is frozen; a step that trains it must not use them."""
     learner = small_learner(small_data(size=SIDE, augment=None), bn="frozen")
@@ -100,6 +106,7 @@ def test_a_cached_body_can_be_set_free_too():
     assert found[PLANNED].training[0] == pytest.approx(moment.take().loss, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_change_of_ones_own():
     def halve(learner):
         for group in learner.groups:
@@ -109,6 +116,7 @@ def test_a_change_of_ones_own():
     assert found["half"].distance == pytest.approx(found[PLANNED].distance / 2, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_step_that_diverges_is_shown_as_such():
     def far_too_fast(learner):
         for group in learner.groups:
@@ -119,6 +127,7 @@ def test_a_step_that_diverges_is_shown_as_such():
     assert "absurd" in str(found)
 
 
+@pytest.mark.slow
 def test_only_the_steps_that_cannot_be_made_are_shown_as_nan():
     def spoil(learner):
         learner.model.state_dict()["conv1.weight"][...] = np.nan
@@ -135,6 +144,7 @@ def test_only_the_steps_that_cannot_be_made_are_shown_as_nan():
     assert everything(moment.learner) == before
 
 
+@pytest.mark.slow
 def test_the_text_is_a_table(run_folder, data):
     text = str(what_if(Moment.of_run(run_folder, 6, data)))
     assert text.startswith("what if step 6, in epoch 3 ")

@@ -28,6 +28,7 @@ def head_gradient(moment):
 # ------------------------------------------------------------------------------------ known answers
 
 
+@pytest.mark.slow
 def test_gradient_descent_predicts_minus_rate_times_the_squared_gradient():
     moment = linear_moment()
     weight, bias = head_gradient(moment)
@@ -39,6 +40,7 @@ def test_gradient_descent_predicts_minus_rate_times_the_squared_gradient():
     assert head.of_rate == pytest.approx(np.sqrt(square / (64 * 3 + 3)), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_smaller_the_step_the_better_the_prediction():
     """The gap is the second order: a tenth of the step, a hundredth of the gap."""
     found = [explain_step(linear_moment(base_lr=rate)) for rate in (1e-3, 1e-4)]
@@ -48,12 +50,14 @@ def test_the_smaller_the_step_the_better_the_prediction():
     assert large.curvature > 0  # the loss of a linear head is convex
 
 
+@pytest.mark.slow
 def test_without_dropout_and_batch_statistics_training_is_evaluation():
     found = explain_step(linear_moment())
     assert (found.dropout, found.batch_norm, found.statistics) == (0, 0, 0)
     assert found.in_evaluation == found.in_training < 0
 
 
+@pytest.mark.slow
 def test_frozen_batch_norms_leave_dropout_as_the_only_difference():
     """A fastai head has batch norms of its own, so only a head without them has no gap."""
     assert explain_step(moment_of(head="linear", bn="torch")).batch_norm != 0
@@ -63,6 +67,7 @@ def test_frozen_batch_norms_leave_dropout_as_the_only_difference():
     assert explain_step(moment_of(dropout=0.5)).dropout != 0
 
 
+@pytest.mark.slow
 def test_what_weight_decay_adds_to_the_prediction():
     moment = linear_moment(weight_decay=0.5)
     weight, bias = head_gradient(moment)
@@ -73,6 +78,7 @@ def test_what_weight_decay_adds_to_the_prediction():
     assert head.predicted == pytest.approx(-head.lr * square + head.by_decay, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_adams_first_step_moves_every_weight_by_about_its_rate():
     first = explain_step(moment_of(3)).groups  # the first of everything: its memory is new
     later = explain_step(moment_of(5)).groups
@@ -83,6 +89,7 @@ def test_adams_first_step_moves_every_weight_by_about_its_rate():
 # -------------------------------------------------------------------------------- parts and wholes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 3, 5])
 def test_the_parts_add_up_and_agree_with_the_step_itself(step):
     moment = moment_of(step)
@@ -99,6 +106,7 @@ def test_the_parts_add_up_and_agree_with_the_step_itself(step):
     assert found.after["evaluation"].loss == after.loss
 
 
+@pytest.mark.slow
 def test_a_group_alone_is_the_whole_step_if_the_others_stand_still():
     found = explain_step(moment_of(head="linear", bn="frozen"))
     assert found.groups[-1].alone == pytest.approx(found.in_training, abs=1e-14)
@@ -115,6 +123,7 @@ def test_a_group_alone_is_the_whole_step_if_the_others_stand_still():
         assert after - before == group.alone < 0
 
 
+@pytest.mark.slow
 def test_a_step_that_moves_nothing_changes_nothing_though_dropout_is_random():
     """The same masks before and after, or the difference would be theirs."""
     moment = moment_of(3, plan={"base_lr": 0.0})
@@ -123,6 +132,7 @@ def test_a_step_that_moves_nothing_changes_nothing_though_dropout_is_random():
     assert (found.picture_changes == 0).all()
 
 
+@pytest.mark.slow
 def test_looking_leaves_no_trace():
     moment = moment_of(3)
     before = everything(moment.learner)
@@ -138,6 +148,7 @@ def test_looking_leaves_no_trace():
         moment.look("eval")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("question", [explain_step, jump, what_if])
 def test_everything_is_put_back_bit_for_bit(question):
     moment = moment_of(3)
@@ -148,12 +159,14 @@ def test_everything_is_put_back_bit_for_bit(question):
     assert moment.take().loss == loss
 
 
+@pytest.mark.slow
 def test_class_weights_and_label_smoothing_are_part_of_the_loss():
     moment = moment_of(label_smoothing=0.1, class_weights=np.array([1.0, 2.0, 5.0]))
     found = explain_step(moment)
     assert found.before["training"].loss == pytest.approx(moment.take().loss, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_of_a_run_on_disk(run_folder, data):
     moment = Moment.of_run(run_folder, 5, data)
     found = explain_step(moment)
@@ -171,6 +184,7 @@ def test_of_a_run_on_disk(run_folder, data):
     assert max(map(len, text.splitlines())) <= 110
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_is_neither_better_nor_worse():
     moment = moment_of(0, optimizer="sgd", plan={"base_lr": 1e300, "weight_decay": 0.0})
     text = str(explain_step(moment))
@@ -180,6 +194,7 @@ def test_a_loss_that_is_no_number_is_neither_better_nor_worse():
 # -------------------------------------------------------------------------------------------- jumps
 
 
+@pytest.mark.slow
 def test_the_jump_after_unfreezing_is_split_into_its_causes():
     moment = moment_of(3)  # the first step of everything
     found = jump(moment)
@@ -201,18 +216,21 @@ def test_the_jump_after_unfreezing_is_split_into_its_causes():
     assert dry.dropout == 0 != dry.batch_norm
 
 
+@pytest.mark.slow
 def test_a_body_that_is_frozen_adds_nothing():
     found = jump(moment_of(0, bn="torch"))
     assert found.parts(found.training)["the body's update"] == 0
     assert found.parts(found.training)["the head's update"] < 0
 
 
+@pytest.mark.slow
 def test_with_frozen_batch_norms_and_a_linear_head_both_columns_agree():
     found = jump(moment_of(3, bn="frozen", head="linear", data=small_data(size=SIDE, augment=None)))
     assert found.training == found.evaluation and (found.batch_norm, found.dropout) == (0, 0)
     assert found.training["before"] == found.training["modes switched"]
 
 
+@pytest.mark.slow
 def test_the_loss_that_was_recorded_before_is_compared():
     moment = moment_of(3)
     assert jump(moment).previous == moment.learner.history[2].loss

@@ -2,6 +2,7 @@
 
     python tests/mutation/plant.py                   every mistake, each against its own tests
     python tests/mutation/plant.py bias_decay ...    these alone
+    python tests/mutation/plant.py --quick           without the tests that are marked slow
     python tests/mutation/plant.py --all-tests       each against the whole suite (hours)
 
 A mistake is a text of a file and what to put in its place. If the text is not there exactly once,
@@ -18,6 +19,8 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("tinyft", "tests", "weights", "examples", "docs", ".ci")
@@ -47,9 +50,10 @@ def plant(file: Path, mistake: dict[str, str]) -> str:
     return text
 
 
-def noticed_by(folder: Path, tests: list[str]) -> str | None:
+def noticed_by(folder: Path, tests: list[str], quick: bool) -> str | None:
     """The first test that fails with the source in `folder`; None if all pass."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    command += ["-m", "not slow"] if quick else []
     shared = os.environ.get("TINYFT_SHARED", str(ROOT.parent / "shared"))
     environment = {
         "TINYFT_SHARED": shared,
@@ -67,7 +71,7 @@ def noticed_by(folder: Path, tests: list[str]) -> str | None:
         )
     except subprocess.TimeoutExpired:
         return f"more than {MOST_SECONDS} s"
-    if done.returncode == 0:
+    if done.returncode in (0, pytest.ExitCode.NO_TESTS_COLLECTED):
         return None
     lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     return lines[0].split(" - ")[0] if lines else (done.stdout + done.stderr)[-300:]
@@ -77,6 +81,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="of the list; all of it if none is given")
     parser.add_argument("--all-tests", action="store_true", help="not the mistake's own alone")
+    parser.add_argument("--quick", action="store_true", help='with -m "not slow"')
     args = parser.parse_args()
     mistakes = tomllib.loads((Path(__file__).with_name("planted.toml")).read_text())["mistake"]
     unknown = set(args.names) - {mistake["name"] for mistake in mistakes}
@@ -90,7 +95,7 @@ def main() -> int:
                 continue
             file = folder / mistake["file"]
             before = plant(file, mistake)
-            test = noticed_by(folder, ["tests"] if args.all_tests else mistake["tests"])
+            test = noticed_by(folder, ["tests"] if args.all_tests else mistake["tests"], args.quick)
             file.write_text(before)
             print(f"{mistake['name']:32} {test or 'SURVIVES'}", flush=True)
             if test is None:

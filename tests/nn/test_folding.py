@@ -23,6 +23,7 @@ def with_random_statistics(network):
     return network.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "cifar_resnet20", "resnet10s"])
 def test_a_folded_network_is_the_same_function(arch):
     network = with_random_statistics(nn.build(arch, 7, seed=1))

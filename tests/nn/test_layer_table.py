@@ -8,6 +8,7 @@ from tinyft.nn import build, summary
 from tinyft.nn.layers import Linear, Sequential
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "giga_products"),
     [

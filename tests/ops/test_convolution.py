@@ -101,6 +101,7 @@ def test_a_frozen_weight_keeps_no_input_and_a_picture_needs_no_gradient():
     assert node.backward(np.ones((1, 1, 1, 1), np.float32))[0] is None
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     N=st.integers(1, 2), H=st.integers(1, 7), W=st.integers(1, 7), C=st.integers(1, 4),

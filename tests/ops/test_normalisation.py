@@ -115,6 +115,7 @@ def test_only_the_wanted_gradients_come():
     assert gradients[0] is not None and gradients[1] is gradients[2] is None
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     shape=st.one_of(

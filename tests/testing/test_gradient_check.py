@@ -349,6 +349,7 @@ def test_a_gradient_for_an_unused_input_is_named():
     assert "does not depend on this input" in failure(first, [MATRIX, MATRIX])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["fast", "full"])
 def test_one_wrong_element_among_many(mode):
     """Full mode says which of 400; a projection in float64 sees that one of 10,000 is wrong."""

@@ -202,6 +202,7 @@ GRADIENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRADIENTS)
 @pytest.mark.parametrize("factor", [-1, 0.5, 2])
 def test_a_wrong_gradient_breaks_the_contract_of_the_op(install, name, factor):
@@ -236,6 +237,7 @@ def test_a_refusal_that_does_not_come_or_says_too_little():
 # --------------------------------------------------------------------------------- whole, and parts
 
 
+@pytest.mark.slow
 def test_the_whole_contract_says_what_it_checked_and_what_failed(install, monkeypatch):
     # every twentieth case: all of them run in tests/contract
     monkeypatch.setattr(testing, "KERNEL_CASES", KERNEL_CASES[::20])
@@ -249,6 +251,7 @@ def test_the_whole_contract_says_what_it_checked_and_what_failed(install, monkey
     assert re.match(r"\d+ cases failed on broken\n", str(caught.value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terms", [9, 4608, 100_352])
 def test_the_bound_is_derived_and_not_generous(terms):
     """A float32 sum, one term after the other, keeps it; three decimal digits lost do not."""

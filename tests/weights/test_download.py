@@ -22,6 +22,9 @@ from tinyft.weights import Entry, Preprocess, cached_path, fetch, load_weights, 
 from tinyft.weights.published import download
 from tinyft.weights.safetensors import write_safetensors
 
+pytestmark = pytest.mark.slow
+
+
 HALF = 500_000
 
 

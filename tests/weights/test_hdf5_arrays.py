@@ -208,6 +208,7 @@ print(os.listdir())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as Unix does")
 def test_a_disk_that_takes_no_more_is_an_error_and_no_crash(tmp_path):
     """In a process of its own, since the limit is for all of it."""

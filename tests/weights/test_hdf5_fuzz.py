@@ -14,6 +14,9 @@ from tinyft.bundled import bundled
 from tinyft.errors import WeightsError
 from tinyft.weights import load_weights, read_arrays, write_arrays
 
+pytestmark = pytest.mark.slow
+
+
 hdf5_fuzz = pytest.importorskip("hdf5_fuzz", reason="limits processes as Unix does")
 MUTANTS = 150  # of each process; with and without the hashes, as hdf5_fuzz.BATCH divides them
 

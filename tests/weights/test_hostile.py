@@ -12,6 +12,9 @@ from torch_assembler import state_dict_legacy, state_dict_zip
 from tinyft.errors import WeightsError
 from tinyft.weights import export_safetensors, load_weights, read_arrays, save_weights, write_arrays
 
+pytestmark = pytest.mark.slow
+
+
 # File, and what the message says of it.
 HOSTILE = {
     "evil_legacy.pth": r"nothing was executed.*posix\.system",

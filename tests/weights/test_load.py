@@ -142,6 +142,7 @@ def test_float64_is_rounded_and_said(arrays, tmp_path):
     assert f"{len(arrays)} float64 tensors rounded" in str(found.report)
 
 
+@pytest.mark.slow
 def test_imagenet_names_are_assumed_for_1000_classes(shared):
     found = load_weights(shared / "data" / "resnet18_imagenet_pq.pth")
     assert found.arch == "resnet18" and found.classes[340] == "zebra"
@@ -347,6 +348,7 @@ def test_formats_are_told_by_content(tmp_path):
             detect_format(write(tmp_path, "d.h5", data))
 
 
+@pytest.mark.slow
 def test_weights_are_read_and_written_without_h5py_numba_and_pillow(tmp_path):
     code = (
         "import sys, tinyft.weights as w\n"

@@ -165,6 +165,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_bombs_are_cheap(bomb):
     start = time.perf_counter()

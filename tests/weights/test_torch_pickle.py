@@ -123,6 +123,7 @@ def test_the_root_may_have_any_name_and_the_members_may_be_deflated():
     assert np.array_equal(read(data)["w"], TWELVE)
 
 
+@pytest.mark.slow
 def test_a_member_that_unpacks_to_more_than_it_promises_costs_no_memory():
     zeros = bytes(200 << 20)
     data = bytearray(zip_bytes(zeros, {}, compression=zipfile.ZIP_DEFLATED))

@@ -79,6 +79,7 @@ def kept_files(home):
     return sorted(home.glob("kernels-*/*.bin"))
 
 
+@pytest.mark.slow
 def test_compiled_once_announced_once(start):
     assert start() == MESSAGE
     assert len(kept_files(start.home)) == 1
@@ -86,6 +87,7 @@ def test_compiled_once_announced_once(start):
     assert len(kept_files(start.home)) == 1
 
 
+@pytest.mark.slow
 def test_loading_imports_nothing_that_only_compiling_needs(tmp_path):
     code = (
         "import sys, numpy, tinyft; tinyft.ops.relu(tinyft.Tensor(numpy.ones(3, 'float32')));"
@@ -124,6 +126,7 @@ def damage_other_content(file):
     compile_cache._write(file, b"not a pickle, with the right checksum")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [damage_nothing_left, damage_empty, damage_half, damage_bits, damage_other_content],
@@ -135,6 +138,7 @@ def test_damaged_files_are_compiled_again(start, damage):
     assert start() == ""  # and replaced
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_costs_one_warning(start):
     start.home.write_text("a file is in the way")
     error = start()
@@ -143,6 +147,7 @@ def test_a_folder_that_cannot_be_written_costs_one_warning(start):
     assert MESSAGE.replace(", once", "") in error
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(start):
     said = [finish(process) for process in [start(wait=False) for _ in range(3)]]
     assert set(said) <= {"", MESSAGE}  # each compiles what no other has kept so far
@@ -151,6 +156,7 @@ def test_two_processes_at_once(start):
     assert start() == ""
 
 
+@pytest.mark.slow
 def test_numba_cache_dir_comes_first_and_stays_as_it_is(start, tmp_path):
     chosen = tmp_path / "chosen"
     start(str(chosen), NUMBA_CACHE_DIR=str(chosen))
@@ -158,6 +164,7 @@ def test_numba_cache_dir_comes_first_and_stays_as_it_is(start, tmp_path):
     assert not start.home.exists()
 
 
+@pytest.mark.slow
 def test_another_cpu_has_another_folder(start):
     start()
     start(NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
@@ -186,6 +193,7 @@ def test_hash_changes_with_any_source_version_and_setting(monkeypatch, tmp_path)
         assert compile_cache._hash_of_everything() != before
 
 
+@pytest.mark.slow
 def test_flush(monkeypatch, tmp_path):
     monkeypatch.setattr(compile_cache, "folder", lambda: tmp_path)
     monkeypatch.setattr(
@@ -265,6 +273,7 @@ def test_a_kernel_is_not_called_by_another():
         outer(1)
 
 
+@pytest.mark.slow
 def test_a_kernel_makes_no_array():
     @compile_cache.kernel
     def turn_round(x):

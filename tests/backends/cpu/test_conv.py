@@ -198,6 +198,7 @@ def test_equals_the_definition(case):
     assert actual[2].transpose(2, 3, 1, 0).flags.c_contiguous
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(
     "parts", [(1, 0, 1), (0, 1, 0), (1, 1, 1)], ids=["bias", "residual", "all"]
@@ -217,6 +218,7 @@ def test_bias_residual_and_relu(case, parts):
     assert_close(actual, expected, weight[0].size, squares, uses_winograd("conv2d", case))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     x_shape=st.tuples(*(st.integers(1, most) for most in (9, 9, 9, 20))),
@@ -261,6 +263,7 @@ def test_small_rounds_of_winograds_weight_gradient(floats, monkeypatch, forget_l
     assert rounds > 1 and (rounds - 1) * tiles < len(tiling.places) <= rounds * tiles
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [STRIDED[0], STRIDED[1], STRIDED[-1]], ids=str)
 def test_small_items_and_rounds_of_winograd_with_stride_2(case, monkeypatch, forget_layouts):
     """Each cuts the sorted tiles somewhere else."""
@@ -423,6 +426,7 @@ for size in SIZES:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs mprotect")
 def test_nothing_is_read_behind_the_end():
     """Every buffer ends where a page begins that may not be read; reading it kills the process."""
@@ -483,6 +487,7 @@ def test_not_finite_numbers_reach_the_result(case, value):
     np.testing.assert_array_equal(rectified, np.maximum(plain, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[14]], ids=str)
 def test_other_dtypes_go_to_the_definition(case):
     arrays = doubles(*make(case))

@@ -10,6 +10,9 @@ import pytest
 
 import tinyft
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(tinyft.__file__).parent
 FOLDER = ROOT / "backends" / "cpu" / "codegen"
 FILE = "compiler.py"
@@ -172,7 +175,6 @@ def test_without_some_names_kernels_compute_and_it_is_said_once(tmp_path):
 
 
 @pytest.mark.usefixtures("compiled")
-@pytest.mark.slow
 def test_without_each_name_kernels_compute(tmp_path):
     assert len(matrix()) > 60
     assert not wrong(without(matrix(), "kernel", tmp_path))

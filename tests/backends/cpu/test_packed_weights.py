@@ -91,6 +91,7 @@ def test_a_constant_cannot_be_written_to():
         constant *= 2
 
 
+@pytest.mark.slow
 def test_what_was_made_dies_with_the_constant():
     before = len(packed_weights._kept)
     x, weight = arrays(32, 32, 3, 12)
@@ -104,6 +105,7 @@ def test_what_was_made_dies_with_the_constant():
     assert len(packed_weights._kept) == before
 
 
+@pytest.mark.slow
 def test_an_entry_that_was_not_deleted_holds_for_no_other_array():
     """As after a Ctrl-C while the constant died: another array has its identity now."""
     x, weight = arrays(32, 32, 3, 12)

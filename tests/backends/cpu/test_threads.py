@@ -139,6 +139,7 @@ def test_nobody_waits_for_a_thread_that_failed(failing):
     np.testing.assert_allclose(found, 200)
 
 
+@pytest.mark.slow
 def test_workers_that_fell_asleep_wake_up():
     threads.set_num_threads(3)
     seen = set()
@@ -185,6 +186,7 @@ def test_ctrl_c_waits_for_the_workers():
     assert finished == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["announce_job", "wait_until", "_wait_longer"])
 @pytest.mark.parametrize("is_new", [True, False])
 def test_ctrl_c_at_any_place_spoils_no_later_kernel(where, is_new, monkeypatch):
@@ -356,6 +358,7 @@ assert np.array_equal(CpuBackend().conv2d(x, weight, padding=1), expected)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_has_a_pool_of_its_own():
     command = [sys.executable, "-W", "ignore", "-c", FORK]
@@ -392,6 +395,7 @@ assert np.array_equal(CpuBackend().relu(array), expected)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
 def test_a_ctrl_c_at_any_instant_leaves_the_pool_usable():
     command = [sys.executable, "-c", CTRL_C]
@@ -475,6 +479,7 @@ while interrupted < 300:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", [AT_EACH_LINE, BY_A_TIMER], ids=["at each line", "by a timer"])
 def test_a_signal_handler_may_compute(when):
     """What it interrupts, and what it computes itself, has the bits that it has without."""
@@ -507,6 +512,7 @@ def default_in_new_process(**environment):
     )
 
 
+@pytest.mark.slow
 def test_number_of_threads_from_the_environment():
     assert default_in_new_process(TINYFT_NUM_THREADS="3").stdout == "3\n"
     if hasattr(os, "sched_getaffinity"):

@@ -15,6 +15,9 @@ from tinyft.backends.cpu.runtime import workspace
 from tinyft.backends.cpu.runtime.workspace import SLACK, SMALL, WINDOW, MemoryPool
 from tinyft.engine import tape
 
+pytestmark = pytest.mark.slow
+
+
 BIG = (4, SMALL // 4)  # 256 KiB of float32
 
 

@@ -7,6 +7,9 @@ import pytest
 
 from tinyft import backends
 
+pytestmark = pytest.mark.slow
+
+
 EPS = 1e-5
 BOUND = 2e-6  # of the largest answer: the study's
 

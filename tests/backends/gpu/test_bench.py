@@ -14,6 +14,9 @@ from tinyft.cli.main import main
 from tinyft.testing import contract
 from tinyft.testing.contract import ContractError
 
+pytestmark = pytest.mark.slow
+
+
 TINY = Case("cifar_resnet20", 2, 8)
 
 

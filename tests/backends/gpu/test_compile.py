@@ -12,6 +12,9 @@ import pytest
 
 from tinyft.backends.gpu import memory
 
+pytestmark = pytest.mark.slow
+
+
 SIMPLE = [p.stem for p in sorted(memory.FOLDER.glob("*.cu")) if p.stem != "conv2d"]
 VARIANTS = [
     *((file, real, ()) for file in SIMPLE for real in ("float", "double")),
@@ -22,7 +25,6 @@ VARIANTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("file", "real", "defines"), VARIANTS, ids=lambda v: str(v))
 def test_with_nvcc(file, real, defines, tmp_path):
     """For 7.5 (which has no TF32), 8.0 and 9.0, without spills."""

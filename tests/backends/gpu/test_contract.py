@@ -13,6 +13,8 @@ from tinyft.testing.contract import (
     check_refusal,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("case", KERNEL_CASES, ids=str)
 def test_kernel(case, gpu):

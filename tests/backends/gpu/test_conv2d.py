@@ -16,6 +16,9 @@ from tinyft import backends
 from tinyft.backends.gpu import conv2d as module
 from tinyft.backends.gpu import memory
 
+pytestmark = pytest.mark.slow
+
+
 # (N, H, W, C), F, kernel, stride, padding
 LAYERS = {
     "3x3": ((2, 9, 7, 8), 12, 3, 1, 1),

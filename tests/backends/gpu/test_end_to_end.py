@@ -21,6 +21,8 @@ from tinyft.inspection.step.moment import Moment
 from tinyft.inspection.step.why import explain_step
 from tinyft.inspection.trace.recorder import trace_step
 
+pytestmark = pytest.mark.slow
+
 
 def resnet(device, **options):
     """Half a ResNet-18 at 32 pixels, on pictures of noise."""

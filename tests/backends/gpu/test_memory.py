@@ -11,6 +11,8 @@ from tests.backends.gpu import standin
 from tinyft import backends
 from tinyft.errors import DeviceError
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Pictures:

@@ -14,6 +14,8 @@ from tinyft import backends
 from tinyft.backends.gpu import GpuBackend, open
 from tinyft.errors import DeviceError
 
+pytestmark = pytest.mark.slow
+
 
 def refused(number=0):
     """The sentence that opening a GPU ends in."""

@@ -8,6 +8,8 @@ import pytest
 import tinyft as ft
 from tinyft import backends
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_trace_measures_and_compares_what_lies_on_the_gpu(gpu):
     draw = np.random.default_rng(0)
