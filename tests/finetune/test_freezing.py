@@ -24,7 +24,6 @@ def moved_in_body(before: dict[str, bytes], learner: ft.Learner) -> int:
     return sum(before[n] != after[n] for n in before if not n.startswith("head."))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bn", "moved"),
     [
@@ -43,7 +42,6 @@ def test_a_frozen_phase_moves_what_the_preset_says(bn, moved):
     assert all(not name.startswith("head.") for name in proof.identical)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_frozen_after_training_nothing_moves_by_momentum_or_decay(optimizer):
     learner = body_learner(bn="frozen", optimizer=optimizer, weight_decay=0.1)
@@ -53,7 +51,6 @@ def test_frozen_after_training_nothing_moves_by_momentum_or_decay(optimizer):
     assert moved_in_body(before, learner) == 0
 
 
-@pytest.mark.slow
 def test_stale_gradients_let_frozen_weights_decay_as_in_fastai():
     learner = body_learner(bn="frozen", weight_decay=0.1)
     learner.fine_tune(1, freeze_epochs=0)
@@ -67,7 +64,6 @@ def test_stale_gradients_let_frozen_weights_decay_as_in_fastai():
     assert "decay on" in str(plan)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("bn", ["fastai", "torch", "frozen"])
 def test_no_optimizer_state_and_no_gradient_on_a_frozen_parameter(bn):
     learner = small_learner(bn=bn)
@@ -83,7 +79,6 @@ def test_no_optimizer_state_and_no_gradient_on_a_frozen_parameter(bn):
                 assert parameter.grad is None
 
 
-@pytest.mark.slow
 def test_unfreezing_trains_everything_and_frozen_statistics_stay():
     learner = small_learner(bn="frozen")
     before = bits(learner)
@@ -95,7 +90,6 @@ def test_unfreezing_trains_everything_and_frozen_statistics_stay():
     assert still == body_statistics == set(records[-1].proof.identical)
 
 
-@pytest.mark.slow
 def test_groups_are_fastais():
     learner = body_learner()
     counts = [(len(group.parameters), group.count) for group in learner.groups]

@@ -284,7 +284,6 @@ def test_a_run_with_own_groups_and_phases_is_resumed_to_the_same_bits(tmp_path, 
     assert bits(loaded) == bits(whole)
 
 
-@pytest.mark.slow
 def test_a_damaged_plan_of_ones_own_is_said_to_be(tmp_path):
     learner = small_learner(groups=FOUR)
     run = Run.create(tmp_path / "cut")
@@ -298,7 +297,6 @@ def test_a_damaged_plan_of_ones_own_is_said_to_be(tmp_path):
             resume(tmp_path / "cut", small_data())
 
 
-@pytest.mark.slow
 def test_the_rate_finder_the_forecast_and_the_table_follow():
     learner = small_learner(groups=FOUR)
     before = bits(learner)
@@ -311,7 +309,6 @@ def test_the_rate_finder_the_forecast_and_the_table_follow():
 # ------------------------------------------------------------------------------- a batch of one
 
 
-@pytest.mark.slow
 def test_one_picture_a_batch_trains_where_no_batch_norm_compares_pictures():
     x, y = pictures(6)
     data = ft.ImageArrays((x, y), (x, y), ["a", "b", "c"], size=24, batch_size=1)

@@ -19,7 +19,6 @@ from tinyft.nn.head import LinearHead
 from tinyft.weights import Preprocess, load_weights, save_weights
 
 
-@pytest.mark.slow
 def test_fine_tuning_learns_the_colours():
     learner = small_learner(small_data(augment=None))
     results = learner.fine_tune(12, base_lr=1e-2, freeze_epochs=0)
@@ -28,7 +27,6 @@ def test_fine_tuning_learns_the_colours():
     assert results[-1].n == 9
 
 
-@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_does_not():
     first, again, other = small_learner(), small_learner(), small_learner(seed=4)
     for learner in (first, again, other):
@@ -37,7 +35,6 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not():
     assert bits(first) != bits(other)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("threads", [2, 4])
 def test_the_bits_do_not_depend_on_the_number_of_threads(threads):
     from tinyft.backends.cpu.runtime.threads import set_num_threads
@@ -54,7 +51,6 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(threads):
     assert results[0] == results[1]
 
 
-@pytest.mark.slow
 def test_the_loop_may_be_the_readers_own():
     learner, other = small_learner(), small_learner()
     plan = learner.plan(1)
@@ -80,7 +76,6 @@ def test_dropout_is_the_fastai_heads_and_is_refused_elsewhere():
         small_learner(dropout=1.0)
 
 
-@pytest.mark.slow
 def test_a_copy_trains_as_the_learner_itself():
     learner = small_learner()
     learner.fine_tune(0)
@@ -115,7 +110,6 @@ def test_a_loss_that_is_no_number_stops_before_any_weight_changes():
     assert all(before[name] == after[name] for name in parameters)
 
 
-@pytest.mark.slow
 def test_evaluation_counts_every_picture_and_ignores_the_batch_size():
     learner = small_learner()
     results = [learner.evaluate(small_data(batch_size=n)) for n in (2, 4, 24)]
@@ -142,7 +136,6 @@ def test_predict_agrees_with_evaluate():
     assert right / 9 == learner.evaluate().accuracy
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("head", ["fastai", "linear"])
 def test_a_saved_learner_predicts_the_same_bits(tmp_path, head):
     learner = small_learner(head=head)
@@ -201,7 +194,6 @@ def test_a_device_that_does_not_work_is_refused_before_weights_are_fetched(monke
         ft.vision_learner(small_data(), "resnet18", device="gpu:9")
 
 
-@pytest.mark.slow
 def test_class_weights_and_label_smoothing_reach_the_loss():
     plain = small_learner().fine_tune(0, freeze_epochs=1)
     weighted = small_learner(class_weights=[1, 2, 3]).fine_tune(0, freeze_epochs=1)
@@ -230,14 +222,12 @@ def test_weight_decay_is_the_optimizers_own_unless_given():
     assert small_learner(optimizer="sgd", weight_decay=0.1).plan(1).weight_decay == 0.1
 
 
-@pytest.mark.slow
 def test_a_plans_weight_decay_stays_as_in_fastai():
     learner = small_learner()
     learner.fit_one_cycle(1, weight_decay=0.3)
     assert learner.weight_decay == learner.plan(1).weight_decay == 0.3
 
 
-@pytest.mark.slow
 def test_with_stale_gradients_all_that_ever_trained_decays_on():
     """Also what trained before the last step did."""
     learner = small_learner(weight_decay=0.5)
@@ -250,7 +240,6 @@ def test_with_stale_gradients_all_that_ever_trained_decays_on():
     assert np.linalg.norm(learner.model.conv1.weight.data) < np.linalg.norm(before)
 
 
-@pytest.mark.slow
 def test_the_optimizer_forgets_when_other_groups_freeze_and_only_then():
     learner = small_learner()
 
@@ -294,7 +283,6 @@ def test_the_reference_backend_can_be_forced_on_a_learner(monkeypatch):
     assert set(calls) == {"Backend"} and len(calls) > 2 * 20
 
 
-@pytest.mark.slow
 def test_a_saved_learner_can_be_trained_further(tmp_path):
     first = small_learner()
     first.fine_tune(1)
@@ -341,7 +329,6 @@ def test_pictures_are_judged_as_training_showed_them(augment, whole, tmp_path):
     assert again.preprocess.resize == 64  # training starts from the larger picture, as before
 
 
-@pytest.mark.slow
 def test_judged_pictures_are_as_sharp_as_training_shows_them(monkeypatch):
     """Resized straight to 56 pixels, fine stripes would stay that training has smoothed away."""
     stripes = np.zeros((80, 80, 3), np.uint8)
@@ -466,7 +453,6 @@ def test_a_step_that_failed_leaves_the_statistics_as_they_were():
     assert bits(learner) == before
 
 
-@pytest.mark.slow
 def test_a_step_after_one_that_failed_has_its_own_gradients():
     stopped, whole = small_learner(), small_learner()
     for learner in (stopped, whole):
@@ -509,7 +495,6 @@ def test_a_plan_is_for_the_learner_that_it_was_made_with(change):
     assert bits(learner) == before
 
 
-@pytest.mark.slow
 def test_a_plan_is_carried_out_once():
     learner = small_learner()
     plan = learner.plan(1)
@@ -534,7 +519,6 @@ class Tempered(LinearHead):
         return super().forward(x) * self.temperature
 
 
-@pytest.mark.slow
 def test_a_parameter_without_axes_is_saved(tmp_path):
     learner = small_learner(head=Tempered(64, 3))
     learner.fine_tune(1)

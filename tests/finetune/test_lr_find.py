@@ -146,7 +146,6 @@ def test_no_step_at_all_is_refused():
         small_learner().lr_find(num_it=20.0)
 
 
-@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_leave_the_learner_between(monkeypatch):
     learner = small_learner()
     before, step, restore = bits(learner), learner.step, learner_state.restore
@@ -180,7 +179,6 @@ def test_a_curve_that_explodes_within_five_steps_suggests_nothing(monkeypatch):
         learner.lr_find(num_it=10)
 
 
-@pytest.mark.slow
 def test_it_stops_once_the_smoothed_loss_is_over_four_times_the_best(monkeypatch):
     learner = small_learner()
     for after, points in (([3.9, 4.0, 4.1, 9.0], 15), ([4.5, 9.0], 13)):

@@ -90,7 +90,6 @@ def test_stale_gradients_are_said():
     assert "-         -" not in str(plan)
 
 
-@pytest.mark.slow
 def test_steps_are_numbered_on_from_those_that_were_made():
     learner = small_learner()
     learner.fine_tune(0, freeze_epochs=1)
@@ -99,7 +98,6 @@ def test_steps_are_numbered_on_from_those_that_were_made():
     assert "steps 3 to 5. Frozen" in unwrapped(plan) and "steps 6 to 8. " in unwrapped(plan)
 
 
-@pytest.mark.slow
 def test_a_trained_head_is_not_called_random():
     learner = small_learner()
     assert "begins with random weights" in unwrapped(learner.plan(1))

@@ -33,7 +33,6 @@ def head_line(learner: ft.Learner) -> str:
     return text[text.index("head: ") : text.index(" data: ")]
 
 
-@pytest.mark.slow
 def test_a_head_for_the_same_classes_is_kept_and_said_to_be(trained):
     learner, path = trained
     again = ft.vision_learner(small_data(), weights=path)
@@ -111,7 +110,6 @@ def test_a_published_classifier_of_others_is_not(tmp_path, classes, why):
     assert why in head_line(learner) and "fastai, random" in head_line(learner)
 
 
-@pytest.mark.slow
 def test_a_run_that_began_with_a_kept_head_is_resumed_to_the_same_bits(trained, tmp_path):
     _, path = trained
     whole, cut = (ft.vision_learner(small_data(), weights=path, seed=5) for _ in range(2))
@@ -128,7 +126,6 @@ def test_a_run_that_began_with_a_kept_head_is_resumed_to_the_same_bits(trained, 
 # ------------------------------------------------------------------------------- load_learner
 
 
-@pytest.mark.slow
 def test_a_loaded_learner_with_data_goes_on_with_its_head(trained, tmp_path):
     learner, path = trained
     loaded = ft.load_learner(path, data=small_data())
@@ -163,7 +160,6 @@ class Scaled(LinearHead):
         return super().forward(x) * 2.0
 
 
-@pytest.mark.slow
 def test_a_head_and_an_optimizer_of_ones_own_are_asked_for(tmp_path):
     class Own(ft.SGD):
         pass

@@ -11,7 +11,6 @@ from tinyft.engine.tensor import Tensor
 from tinyft.errors import WeightsError
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(  # torchvision 0.29.1; He et al. 2016, table 6
     ("arch", "parameters"),
     [
@@ -31,7 +30,6 @@ def test_parameter_totals_are_the_published_ones(arch, parameters):
     assert nn.build(arch).count_parameters() == parameters
 
 
-@pytest.mark.slow
 def test_names_are_torchvisions():
     names = list(ft.resnet50().state_dict())
     assert names[:5] == [
@@ -191,7 +189,6 @@ def test_without_a_seed_nothing_is_drawn():
         np.testing.assert_array_equal(array, drawn.state_dict()[name])
 
 
-@pytest.mark.slow
 def test_a_new_convolution_has_torchvisions_spread():
     """Of 64 to 128 channels: variance 2 / fan-out, which is half of 2 / fan-in here."""
     weight = ft.resnet18(seed=0).state_dict()["layer2.0.conv1.weight"]
