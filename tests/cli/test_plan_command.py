@@ -18,6 +18,26 @@ def test_a_plan_in_words(tinyft, pictures, tiny):
     assert "lr peak" in plain.out and "Why:" not in plain.out
 
 
+def test_optimizer_and_loss_on_the_command_line(tinyft, draw, tiny):
+    options = ("--optimizer", "momentum", "--weight-decay", "0.1", "--label-smoothing", "0.2")
+    uneven = draw({"cat": 9, "dog": 6})
+    done = tinyft("plan", uneven, *tiny, *options, "--class-weights", "balanced")
+    assert "optimizer: momentum" in done.out
+    assert "weight decay 0.1" in done.out
+    assert "labels smoothed by 0.2, classes weighted: cat 0.857, dog 1.2" in done.out
+    assert "loss:" not in tinyft("plan", uneven, *tiny).out
+
+
+@pytest.mark.slow
+def test_a_run_is_resumed_with_its_own_loss(tinyft, pictures, tiny):
+    done = tinyft("finetune", pictures, *tiny, "--class-weights", "balanced", "--out", "run")
+    assert done.code == 0
+    again = tinyft("finetune", "--resume", "run", "--class-weights", "balanced")
+    assert "run is finished" in again.error  # the option was no contradiction
+    other = tinyft("finetune", "--resume", "run", "--label-smoothing", "0.5")
+    assert "--label-smoothing 0.5 contradicts run, which began with 0.0" in other.error
+
+
 def test_a_run_keeps_a_ledger(trained, tmp_path):
     book = Ledger.read(tmp_path / trained)
     lines = (tmp_path / trained / "metrics.csv").read_text().splitlines()

@@ -201,6 +201,28 @@ def test_class_weights_and_label_smoothing_reach_the_loss():
     assert len({plain[0].loss, weighted[0].loss, smoothed[0].loss}) == 3
 
 
+def uneven_data(counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    blank = np.zeros((len(labels), 32, 32, 3), np.uint8)
+    return ft.ImageArrays((blank, labels), (blank[:3], np.arange(3)), classes=list("abc"))
+
+
+def test_balanced_classes_weigh_alike_in_the_loss():
+    data = uneven_data([6, 3, 3])
+    learner = ft.vision_learner(
+        data, "cifar_resnet20", weights=None, device="reference", class_weights="balanced"
+    )
+    assert np.allclose(learner.class_weights, [12 / 18, 12 / 9, 12 / 9])
+    assert "classes weighted: a 0.667, b 1.33, c 1.33" in str(learner.plan(1))
+
+
+def test_classes_that_cannot_be_balanced():
+    with pytest.raises(DataError, match="needs training pictures of b; add some"):
+        ft.vision_learner(
+            uneven_data([6, 0, 3]), "cifar_resnet20", weights=None, class_weights="balanced"
+        )
+
+
 def test_smoothed_loss_is_fastais_to_the_last_bit():
     from tinyft.finetune.records import SmoothLoss
 
@@ -573,6 +595,7 @@ def test_rates_that_cannot_be(lr_max):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"class_weights": "even"}, "class_weights must be 'balanced' or numbers; got 'even'"),
         ({"class_weights": [1.0]}, "class_weights should be 3 numbers, one for each class"),
         ({"class_weights": [1.0, 1.0, -1.0]}, "a class weight should be .* got -1.0"),
         ({"class_weights": [1.0, 1.0, 0.0]}, "a class weight should be .* above 0; got 0.0"),

@@ -17,7 +17,10 @@ from typing import Any, NoReturn
 from tinyft.cli.failures import RequestError
 
 DATA = ("size", "batch_size", "augment", "seed", "valid_fraction", "on_error")
-LEARNER = ("arch", "weights", "head", "bn", "seed")
+LEARNER = (
+    *("arch", "weights", "head", "bn", "seed"),
+    *("optimizer", "weight_decay", "dropout", "label_smoothing", "class_weights"),
+)
 RECIPE = ("epochs", "freeze_epochs", "lr")
 MOST_EPOCHS = 10_000  # a plan has a rate for each step
 PAGES, GRAPHS = (".html", ".htm"), (".dot", ".gv")  # how files end that may be replaced
@@ -93,6 +96,22 @@ def positive(text: str) -> float:
     return value
 
 
+def at_least_0(most: float = math.inf) -> Callable[[str], float]:
+    """Parses a finite number from 0 to `most`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= most or value == math.inf:
+            limits = ">= 0" if most == math.inf else f"from 0 to {most:g}"
+            raise argparse.ArgumentTypeError(f"expected a number {limits}, got {text!r}")
+        return value
+
+    return parse
+
+
 def fraction(text: str) -> float:
     """Parses a number above 0 and below 1."""
     value = positive(text)
@@ -152,6 +171,16 @@ def add_network_options(parser: Parser) -> None:
     add("--valid-fraction", type=fraction, metavar="X", help="set aside if DIR has no split (0.2)")
     add_reading_options(parser)
     add_backend(parser)
+    add = parser.add_argument_group("optimizer and loss").add_argument
+    add("--optimizer", choices=("adam", "sgd", "momentum"), help="(adam)")
+    add("--weight-decay", type=at_least_0(), metavar="X", help="(0.01 for adam, 0 for others)")
+    add("--dropout", type=at_least_0(1), metavar="P", help="in a fastai head (0.5)")
+    add("--label-smoothing", type=at_least_0(1), metavar="X", help="(0)")
+    add(
+        "--class-weights",
+        choices=("balanced",),
+        help="balanced: rare classes count as much in the loss as frequent ones (all alike)",
+    )
 
 
 def add_reading_options(parser: Parser, otherwise: str = "") -> None:

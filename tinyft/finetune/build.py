@@ -40,7 +40,7 @@ def vision_learner(
     device: str = "auto",
     dropout: float | None = None,
     label_smoothing: float = 0.0,
-    class_weights: np.ndarray | None = None,
+    class_weights: np.ndarray | str | None = None,
     weight_decay: float | None = None,
     optimizer: str | Callable[..., Optimizer] = Adam,
     dtype: str = "float32",
@@ -57,6 +57,8 @@ def vision_learner(
     `bn`: see groups.py.
     `optimizer`: adam, sgd, momentum (sgd with the schedule's), or what makes one from groups.
     `weight_decay`: None for the optimizer's own, 0.01 for adam and 0 for the others.
+    `class_weights`: one for each class, or "balanced": a class counts in the loss as if all had
+    equally many training pictures.
     `groups`: layer groups of one's own, {name: [parts of the network]} in order, each of its
     parameters in one; or a function of the network that returns that; see groups.py.
     `device`: auto (a GPU if one works, else the CPU), cpu, reference, gpu, gpu:1.
@@ -100,8 +102,9 @@ def vision_learner(
         attach(network, head).astype(dtype), data,
         replace(preprocess, whole_square=data.shows_whole_squares), arch, list(data.classes),
         bn=bn, seed=seed, device=device, optimizer_class=OPTIMIZERS.get(optimizer, optimizer),
-        weight_decay=weight_decay, label_smoothing=label_smoothing, class_weights=class_weights,
-        dtype=dtype, origin=origin, grouping=groups,
+        weight_decay=weight_decay, label_smoothing=label_smoothing,
+        class_weights=_class_weights(class_weights, data), dtype=dtype, origin=origin,
+        grouping=groups,
     )  # fmt: skip
     if loaded:
         learner.freeze()
@@ -137,6 +140,22 @@ def _check(
     if data.num_classes < 2:
         names = ", ".join(data.classes)
         raise DataError(f"training needs at least two classes; found only {names}")
+
+
+def _class_weights(asked: Any, data: PictureData) -> Any:
+    """The weights as numbers.
+
+    Raises: ValueError for an unknown name; DataError for a class that cannot be balanced
+    """
+    if not isinstance(asked, str):
+        return asked
+    if asked != "balanced":
+        raise ValueError(f"class_weights must be 'balanced' or numbers; got {asked!r}")
+    counts = np.bincount(data.labels["train"], minlength=data.num_classes)
+    if not counts.all():
+        name = data.classes[int(counts.argmin())]
+        raise DataError(f"class_weights='balanced' needs training pictures of {name}; add some")
+    return data.n_train / (data.num_classes * counts)
 
 
 def _expect_place_for_dropout(dropout: float, head: str | Module) -> None:
@@ -241,7 +260,7 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:
         int(arguments["seed"]),
         np.dtype(arguments["dtype"]).name,
     )
-    if arguments["class_weights"] is not None:
+    if not isinstance(arguments["class_weights"], str | None):
         arguments["class_weights"] = [float(w) for w in arguments["class_weights"]]
     return arguments
 

@@ -8,7 +8,7 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tinyft.display import Displayed, counted
+from tinyft.display import Displayed, counted, first_few
 from tinyft.finetune.training import RANDOM
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ class Subject:
     batch_size: int
     augment: str | None
     preprocess: Preprocess
+    optimizer: str
+    label_smoothing: float
+    class_weights: list[float] | None
 
     @property
     def random_body(self) -> bool:
@@ -77,7 +80,17 @@ class Subject:
             f"batches of {self.batch_size}; augmentation: {self.augment or 'none'}",
             f"input: {square}, mean {p.mean}, std {p.std} "
             f"({'assumed' if p.assumed else 'from the weights file'})",
+            *self._unusual(),
         ]
+
+    def _unusual(self) -> list[str]:
+        """The optimizer and the loss, where they are not Adam and plain cross-entropy."""
+        lines = [] if self.optimizer == "adam" else [f"optimizer: {self.optimizer}"]
+        loss = f", labels smoothed by {self.label_smoothing:g}" if self.label_smoothing else ""
+        if self.class_weights:
+            weights = zip(self.classes, self.class_weights, strict=True)
+            loss += ", classes weighted: " + first_few([f"{n} {w:.3g}" for n, w in weights])
+        return [*lines, f"loss: cross-entropy{loss}"] if loss else lines
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from tinyft import backends
 from tinyft.display import counted
 from tinyft.errors import DataError, RunError
 from tinyft.finetune.feature_cache import cacheable_bytes
@@ -21,6 +22,7 @@ from tinyft.finetune.groups import (
     trains,
 )
 from tinyft.finetune.judge import expect_judgeable
+from tinyft.finetune.optim import name_of
 from tinyft.finetune.plan import GroupState, Plan, Subject
 from tinyft.finetune.schedule import (
     Phase,
@@ -174,11 +176,13 @@ def _complete(
 
 def subject_of(learner: Training) -> Subject:
     """The network and the pictures of a learner as they are now."""
-    data = learner.data
+    data, weights = learner.data, learner.class_weights
     return Subject(
         learner.arch, learner.model.count_parameters(), learner.dtype, learner.classes,
         learner.origin, learner.step, data.n_train, data.n_valid, data.batch_size, data.augment,
-        learner.adjusted_preprocess(),
+        learner.adjusted_preprocess(), name_of(learner.optimizer) or "of the caller's own",
+        learner.label_smoothing,
+        None if weights is None else backends.host(weights).tolist(),
     )  # fmt: skip
 
 

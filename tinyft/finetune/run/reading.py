@@ -323,13 +323,17 @@ def _plan(value: Any) -> Any:
     return {"weight_decay": number(0), **methods[method], **schedule}
 
 
+def _class_weights(value: Any) -> Any:
+    return one_of(("balanced",)) if isinstance(value, str) else optional([number(0)])
+
+
 _LEARNER = {
     **dict.fromkeys(("arch", "weights", "head"), optional(TEXT)),
     **dict.fromkeys(("bn", "device", "optimizer", "dtype"), TEXT),
     "seed": whole(),
     "dropout": optional(number(0, 1)),
     "label_smoothing": number(0, 1),
-    "class_weights": optional([number(0)]),
+    "class_weights": _class_weights,
     "weight_decay": optional(number(0)),
     "groups": IfThere(optional({str: [TEXT]})),
 }
