@@ -23,6 +23,7 @@ _HOME = {
     "load_weights": "weights",
     "save_weights": "weights",
     "ImageFolder": "data",
+    "ImageTable": "data",
     "ImageArrays": "data",
     "vision_learner": "finetune",
     "load_learner": "finetune",

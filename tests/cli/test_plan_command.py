@@ -38,6 +38,33 @@ def test_a_run_is_resumed_with_its_own_loss(tinyft, pictures, tiny):
     assert "--label-smoothing 0.5 contradicts run, which began with 0.0" in other.error
 
 
+@pytest.mark.slow
+def test_a_run_with_a_table_of_labels_finds_its_pictures_again(tinyft, draw, tiny, tmp_path):
+    pile = draw({"pile": 12})
+    table = tmp_path / "labels.csv"
+    lines = [f"pile/{i}.png,{'ab'[i % 2]},{i // 2}" for i in range(12)]
+    table.write_text("\n".join(["file,label,group", *lines]))
+    assert tinyft("finetune", pile, *tiny, "--labels", table, "--out", "run").code == 0
+    assert "of 2), loss" in tinyft("evaluate", "run").out
+    other = tinyft("finetune", "--resume", "run", "--label-regex", "(.)")
+    assert "--label-regex (.) contradicts run, which began with none" in other.error
+    table.write_text(table.read_text().replace("0.png,a", "0.png,b"))
+    assert "the pictures of run have changed since it began" in tinyft("evaluate", "run").error
+
+
+def test_a_flat_folder_is_told_the_option(tinyft, draw, tiny):
+    flat = draw({"pile": 4}) / "pile"
+    for i, name in enumerate(("cat_1", "cat_2", "dog_1", "dog_2")):
+        (flat / f"{i}.png").rename(flat / f"{name}.png")
+    done = tinyft("plan", flat, *tiny)
+    assert "their names seem to tell the classes, cat, dog; take them with --label" in done.error
+    pattern = done.error.split("--label-regex ")[1].strip("'")
+    assert (
+        "head: fastai, random, 2 classes"
+        in tinyft("plan", flat, *tiny, "--label-regex", pattern).out
+    )
+
+
 def test_a_run_keeps_a_ledger(trained, tmp_path):
     book = Ledger.read(tmp_path / trained)
     lines = (tmp_path / trained / "metrics.csv").read_text().splitlines()

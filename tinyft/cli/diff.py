@@ -68,7 +68,7 @@ def _data(args: argparse.Namespace) -> tuple[PictureData | None, list[str]]:
     from tinyft.finetune.run.reading import changed_pictures, read_description
 
     recorded = read_description(Path(args.before))["data"]
-    if recorded.get("kind") != "folder":
+    if recorded.get("kind") == "arrays":
         return None, ["the run's pictures were arrays, so its features are not compared"]
     arguments = dict(recorded["arguments"])
     try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -129,7 +130,7 @@ def _option(name: str, value: Any) -> str:
     option = "--" + name.replace("_", "-")
     if value is True:  # the one such is an option of another command than that which failed
         return f"{option} (weights convert)"
-    return f"{option} {'none' if value is None else value}"
+    return f"{option} {'none' if value is None else shlex.quote(str(value))}"
 
 
 def _resumes(options: Mapping[str, Any]) -> bool:

@@ -34,12 +34,13 @@ SAMPLE_EPOCHS = 9
 
 def open_folder(path: str, **options: Any) -> ImageFolder:
     """The pictures of a folder; what there is to say about them goes to stderr."""
-    from tinyft.data import ImageFolder
+    from tinyft.data import ImageFolder, ImageTable
 
     if options.get("augment") == "none":
         options["augment"] = None
+    by_name = "labels" in options or "label_regex" in options
     with warnings.catch_warnings(action="ignore"):  # they are among the notices
-        data = ImageFolder(path, **options)
+        data = (ImageTable if by_name else ImageFolder)(path, **options)
     for notice in data.notices:
         say(f"note: {one_line(notice)}")
     return data
@@ -174,8 +175,9 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
         asked["dir"] = str(Path(asked["dir"]).resolve())
     if "out" in asked:
         asked["out"] = str(Path(asked["out"]).resolve())
-    if Path(asked.get("weights", "")).is_file():
-        asked["weights"] = str(Path(asked["weights"]).resolve())
+    for name in ("weights", "labels"):
+        if Path(asked.get(name, "")).is_file():
+            asked[name] = str(Path(asked[name]).resolve())
     return asked
 
 
@@ -183,7 +185,8 @@ def _recorded(description: dict[str, Any]) -> dict[str, Any]:
     """Return what run.json says, under the names of the options."""
     data = description["data"]["arguments"]
     learner, plan = description["learner"] or {}, description["plan"]
-    recorded = {name: data[name] for name in DATA if name in data}
+    recorded = {"labels": None, "label_regex": None}
+    recorded |= {name: data[name] for name in DATA if name in data}
     recorded |= {name: learner[name] for name in LEARNER if name in learner}
     recorded |= {"epochs": plan.get("epochs"), "freeze_epochs": plan.get("freeze_epochs")}
     recorded |= {"lr": plan.get("base_lr")}

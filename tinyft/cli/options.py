@@ -16,7 +16,10 @@ from typing import Any, NoReturn
 
 from tinyft.cli.failures import RequestError
 
-DATA = ("size", "batch_size", "augment", "seed", "valid_fraction", "on_error")
+DATA = (
+    *("size", "batch_size", "augment", "seed", "valid_fraction", "on_error"),
+    *("labels", "label_regex"),
+)
 LEARNER = (
     *("arch", "weights", "head", "bn", "seed"),
     *("optimizer", "weight_decay", "dropout", "label_smoothing", "class_weights"),
@@ -188,6 +191,15 @@ def add_reading_options(parser: Parser, otherwise: str = "") -> None:
     add, what = parser.add_argument, "what to do with unreadable pictures"
     add("--batch-size", type=whole(1), metavar="N", help=f"pictures in a batch (16{otherwise})")
     add("--on-error", choices=("raise", "skip"), help=f"{what} (raise{otherwise})")
+    labels = parser.add_mutually_exclusive_group()
+    labels.add_argument(
+        "--labels",
+        metavar="CSV",
+        help="a table of DIR's pictures: file, label, and if you like split and group (folders)",
+    )
+    labels.add_argument(
+        "--label-regex", metavar="PATTERN", help="finds the label in a picture's name, as its group"
+    )
 
 
 def add_backend(parser: Parser) -> None:

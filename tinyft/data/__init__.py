@@ -1,8 +1,8 @@
 """Pictures in, batches of bytes out: decoding, augmentation, folders, arrays.
 
 Reading order: picture (nothing random), augment, resample, fast_resample (one picture, at random),
-prefetch, loader (batches), split, folder, arrays (sources). Importing this loads neither Pillow nor
-Numba; they come with the first picture.
+prefetch, loader (batches), split, folder, table, arrays (sources). Importing this loads neither
+Pillow nor Numba; they come with the first picture.
 """
 
 from tinyft.data.arrays import ImageArrays
@@ -10,5 +10,15 @@ from tinyft.data.augment import AugmentDraw
 from tinyft.data.folder import ImageFolder
 from tinyft.data.loader import Batch, PictureData
 from tinyft.data.picture import decode, prepare
+from tinyft.data.table import ImageTable
 
-__all__ = ["AugmentDraw", "Batch", "ImageArrays", "ImageFolder", "PictureData", "decode", "prepare"]
+__all__ = [
+    "AugmentDraw",
+    "Batch",
+    "ImageArrays",
+    "ImageFolder",
+    "ImageTable",
+    "PictureData",
+    "decode",
+    "prepare",
+]

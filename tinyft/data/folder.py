@@ -78,6 +78,7 @@ class ImageFolder(PictureData):
         self.skipped: dict[str, str] = {}
         self._given_classes = None if classes is None else checked_classes(classes)
         self._found: list[str] = []  # notices, until the base class has its own
+        self._group_of: dict[Path, str] = {}  # pictures that stay on one side of the split
         workers = default_workers() if workers is None else checked_int("workers", workers, 0)
         parts = self._parts(checked_int("seed", seed, 0), workers)
         vocabulary = self._vocabulary(parts)
@@ -121,6 +122,15 @@ class ImageFolder(PictureData):
 
     def _parts(self, seed: int, workers: int) -> dict[str, ByClass]:
         """Finds the readable pictures of "train" and "valid", by class."""
+        parts = self._listed()
+        self._drop_unreadable(parts, workers)
+        if "valid" not in parts:
+            train, valid = set_aside(parts["train"], self.valid_fraction, seed, self._group_of)
+            parts = {"train": train, "valid": valid}
+        return parts
+
+    def _listed(self) -> dict[str, ByClass]:
+        """Lists the pictures of "train" and "valid", or only "train", by class."""
         parts, roots = {}, find_parts(self.path)
         unused = folders_beside(self.path) if self.path not in roots.values() else []
         if unused:
@@ -132,10 +142,6 @@ class ImageFolder(PictureData):
                 empty = f"; without pictures: {', '.join(scan.empty)}" if scan.empty else ""
                 self._found.append(f"{printable(root)}: {scan}{empty}")
             parts[split] = scan.pictures
-        self._drop_unreadable(parts, workers)
-        if "valid" not in parts:
-            train, valid = set_aside(parts["train"], self.valid_fraction, seed)
-            parts = {"train": train, "valid": valid}
         return parts
 
     def _drop_unreadable(self, parts: dict[str, ByClass], workers: int) -> None:

@@ -12,14 +12,16 @@ the file system's order, on the other classes, or on any other use of the seed.
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tinyft.data.picture import printable
+from tinyft.display import first_few
 from tinyft.errors import DataError
 from tinyft.seeds import generator
 
@@ -78,15 +80,20 @@ def _has_folders(path: Path) -> bool:
     return path.is_dir() and any(entry.is_dir() for entry in _entries(path, Scan()))
 
 
-def set_aside(pictures: ByClass, fraction: float, seed: int) -> tuple[ByClass, ByClass]:
+def set_aside(
+    pictures: ByClass, fraction: float, seed: int, group_of: Mapping[Path, str] | None = None
+) -> tuple[ByClass, ByClass]:
     """Splits into training and validation pictures: at least one of each class on both sides.
 
-    A fraction of 1 sets everything aside.
+    A fraction of 1 sets everything aside. Pictures of one group stay together, so that shares are
+    met as nearly as groups allow, and a class may be missing from validation.
 
-    Raises:  DataError, naming them, for classes with a single picture
+    Raises:  DataError, naming them, for classes with a single picture, or groups too few to divide
     """
     if fraction == 1:
         return {}, pictures
+    if group_of:
+        return _set_groups_aside(pictures, fraction, seed, group_of)
     single = [name for name, files in pictures.items() if len(files) < 2]
     if single:
         raise DataError(
@@ -104,6 +111,46 @@ def set_aside(pictures: ByClass, fraction: float, seed: int) -> tuple[ByClass, B
     return train, valid
 
 
+def _set_groups_aside(
+    pictures: ByClass, fraction: float, seed: int, group_of: Mapping[Path, str]
+) -> tuple[ByClass, ByClass]:
+    """Takes groups in random order, each if it brings the classes nearer to their shares."""
+    members: dict[str, Counter] = {}
+    for name, files in pictures.items():
+        for file in files:  # a picture without a group is one by itself
+            members.setdefault(group_of.get(file, str(file)), Counter())[name] += 1
+    total = {name: len(files) for name, files in pictures.items()}
+    wanted = {name: max(1, round(fraction * number)) for name, number in total.items()}
+    taken, chosen = Counter(), set()
+
+    def missed(counts: Counter) -> int:
+        return sum(abs(wanted[name] - counts[name]) for name in total)
+
+    def leaves_all(counts: Counter) -> bool:
+        return all(counts[name] < total[name] for name in total)
+
+    groups = sorted(members)
+    order = [groups[i] for i in generator(seed, "split").permutation(len(groups))]
+    for group in order:
+        after = taken + members[group]
+        if leaves_all(after) and missed(after) < missed(taken):
+            taken, chosen = after, chosen | {group}
+    if not chosen:  # each group is larger than twice its share
+        movable = [group for group in order if leaves_all(members[group])]
+        if not movable:
+            raise DataError(
+                f"the pictures come in {len(groups)} groups, and whichever is set aside, a class "
+                "has none left to train on; name the splits yourself"
+            )
+        chosen = {min(movable, key=lambda group: missed(members[group]))}
+    parts = {}, {}
+    for name, files in pictures.items():
+        for file in files:
+            side = parts[group_of.get(file, str(file)) in chosen]
+            side.setdefault(name, []).append(file)
+    return parts
+
+
 @dataclass
 class Scan:
     """The pictures of each class in the order of their paths, and what was passed over."""
@@ -111,7 +158,7 @@ class Scan:
     pictures: ByClass = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)  # classes without a picture
     skipped: Counter = field(default_factory=Counter)
-    loose: int = 0  # pictures in no class folder, among the skipped
+    loose: list[str] = field(default_factory=list)  # pictures in no class folder, of the skipped
 
     def __str__(self) -> str:
         count = sum(map(len, self.pictures.values()))
@@ -128,12 +175,34 @@ def scan_part(root: Path) -> Scan:
     scan = scan_classes(root)
     if not scan.pictures:
         folders = f"; folders: {', '.join(scan.empty[:10])}" if scan.empty else ""
+        message = f"no class folders with pictures in {printable(root)}: found {scan}{folders}"
+        if pattern := pattern_of(scan.loose):
+            labels = dict.fromkeys(re.search(pattern, name)[1] for name in scan.loose)
+            seems = f"{message}; their names seem to tell the classes, {first_few(list(labels))}"
+            raise DataError(seems, remedy="take them with {label_regex}", label_regex=pattern)
         above = "; is it one class of several? Then give the folder above" if scan.loose else ""
-        raise DataError(
-            f"no class folders with pictures in {printable(root)}: found {scan}{folders}{above}; "
-            f"{LAYOUTS}"
-        )
+        raise DataError(f"{message}{above}; {LAYOUTS}")
     return scan
+
+
+# great_dane_12.jpg or cat.7.jpg, cat-black.jpg, 0012_cat.jpg
+PATTERNS = (r"^(.*?[^\W\d_])[ _.-]*\d+\.\w+$", r"^([^\W\d]+)[ _.-]", r"[ _.-]([^\W\d]+)\.\w+$")
+
+
+def pattern_of(names: Sequence[str]) -> str | None:
+    """Returns the pattern whose group finds a few labels in names of pictures; None if none does:
+    each name has one, and a label has two pictures or more, in the mean.
+    """
+    for pattern in PATTERNS:
+        found = [re.search(pattern, name) for name in names]
+        if all(found) and 2 <= len({match[1] for match in found}) <= len(names) / 2:
+            return pattern
+    return None
+
+
+def normalised(name: str) -> str:
+    """Spells a class's name: composed characters (NFC), undecodable bytes spelt out."""
+    return unicodedata.normalize("NFC", printable(name))
 
 
 def scan_classes(root: Path) -> Scan:
@@ -146,10 +215,9 @@ def scan_classes(root: Path) -> Scan:
     for entry in _entries(root, scan):
         if not entry.is_dir():
             scan.skipped["files outside a class folder"] += 1
-            scan.loose += _is_picture(entry)
+            scan.loose += [entry.name] * _is_picture(entry)
             continue
-        # a class is called as its folder: composed characters, undecodable bytes spelt out
-        name = unicodedata.normalize("NFC", printable(entry.name))
+        name = normalised(entry.name)
         if name in folders:
             raise DataError(
                 f"{printable(root)}: two folders are both called {name} once Unicode is "

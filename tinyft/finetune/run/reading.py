@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyft.data import ImageFolder
+from tinyft.data import ImageFolder, ImageTable
 from tinyft.data.loader import PictureData
 from tinyft.data.picture import printable
 from tinyft.display import first_few
@@ -124,6 +124,9 @@ def metrics_lines(path: Path) -> list[list[str]]:
 # -------------------------------------------------------------------------------- its pictures
 
 
+OPENED = {"folder": ImageFolder, "table": ImageTable}  # by what run.json says of them
+
+
 def pictures_of_run(
     path: str | os.PathLike[str],
     data: PictureData | None = None,
@@ -141,7 +144,7 @@ def pictures_of_run(
     path = Path(path)
     recorded = read_description(path)["data"]
     if data is None:
-        if recorded.get("kind") != "folder":
+        if recorded.get("kind") not in OPENED:
             raise RunError(
                 f"{path} was trained on arrays in memory, which only Python can bring back: pass "
                 "them there as data="
@@ -152,7 +155,7 @@ def pictures_of_run(
                 f"{path} began with the pictures in {printable(folder)}, which is no longer there; "
                 "put them back"
             )
-        data = ImageFolder(**recorded["arguments"] | options)
+        data = OPENED[recorded["kind"]](**recorded["arguments"] | options)
     if changed := changed_pictures(path, data):
         raise RunError(f"the pictures of {path} have changed since it began{changed}{otherwise}")
     return data
@@ -286,12 +289,13 @@ _FOLDER = {
     "exif_transpose": SWITCH,
     "classes": optional([TEXT]),
 }
+_TABLE = _FOLDER | dict.fromkeys(("labels", "label_regex"), optional(TEXT))
 _ARRAYS = {"classes": [TEXT]}
 
 
 def _data(value: Any) -> Any:
     """Pictures of a folder, arrays, or a caller's own kind, of which nothing is known."""
-    known = {"folder": _FOLDER, "arrays": _ARRAYS}
+    known = {"folder": _FOLDER, "table": _TABLE, "arrays": _ARRAYS}
     kind = value.get("kind") if isinstance(value, dict) else None
     arguments = {}
     if isinstance(kind, str) and kind in known:
