@@ -56,8 +56,8 @@ def __dir__() -> list[str]:
 
 
 def _as_html(value: Any) -> str:
-    """What a notebook shows of a `display.Displayed`: this package alone may ask the layers above
-    the engine to draw for it.
+    """Draw a `display.Displayed` for a notebook: this package alone may ask the layers above the
+    engine to do so.
     """
     return importlib.import_module("tinyft.inspection.report.notebook").as_html(value)
 

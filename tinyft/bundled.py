@@ -1,4 +1,4 @@
-"""Where the files that travel with tinyft are: the weights registry, class names, pictures.
+"""Finds the files that travel with tinyft: the weights registry, class names, pictures.
 
 In an installed wheel they lie inside the package, in ``tinyft/bundled/``.  In a checkout (or an
 editable install) they lie beside the package, where a reader of the repository expects them.

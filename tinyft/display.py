@@ -1,4 +1,4 @@
-"""How an object shows itself: a table in a terminal, and in a notebook what is drawn far above.
+"""Lets an object show itself: a table in a terminal, and in a notebook what is drawn far above.
 
 Every notebook (Jupyter, VS Code, Colab, marimo) asks an object for `_repr_html_`. The engine should
 answer, and should not know how to draw a table. So its classes are `Displayed`, which is all that

@@ -1,4 +1,4 @@
-"""Where every random number comes from: a generator that is made from what the draw is for.
+"""Makes every random number: by a generator that is made from what the draw is for.
 
 No generator is ever shared or advanced between two draws. The crop of picture 17 in epoch 3
 depends on (seed, "augment", 3, 17) and on nothing else: not on the number of threads, not on what

@@ -12,6 +12,7 @@ import pytest
 
 from tinyft.errors import WeightsError
 from tinyft.weights import content_sha256, read_arrays, replacing, write_arrays
+from tinyft.weights.hdf5 import index, tree
 
 ARRAYS = {
     "weights.conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
@@ -227,3 +228,38 @@ def test_a_text_that_would_not_come_back_is_refused(tmp_path):
     with pytest.raises(WeightsError, match="has a NUL, which no file can keep"):
         write_arrays(path, "tinyft-weights", ARRAYS, {}, {"classes": ["a\0", "b"]})
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "arrays, attributes, texts, words",
+    [
+        ({"w": np.ones((1,) * 33)}, {}, {}, "w has 33 dimensions"),
+        ({}, {"mean": tuple(range(9000))}, {}, "mean is a row of 72,000 bytes; .*shorten it"),
+        ({}, {"mean": ((1.0, 2.0), (3.0, 4.0))}, {}, "mean is .*rows of them"),
+        ({}, {"names": ("a", "b")}, {}, "names is .*texts, booleans"),
+        ({}, {"count": 2**64}, {}, "count is .*64 bits"),
+        ({}, {}, {"classes": ["x"] * 100_001}, "classes is a list of 100,001 texts"),
+    ],
+)
+def test_what_no_reader_would_take_is_refused(arrays, attributes, texts, words, tmp_path):
+    with pytest.raises(WeightsError, match=words):
+        write_arrays(tmp_path / "a.h5", "x", arrays, attributes, texts)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_index_is_written_that_is_read_and_none_larger(tmp_path, monkeypatch):
+    monkeypatch.setattr(tree, "_MOST_OBJECTS", 20)
+    for module in (tree, index):
+        monkeypatch.setattr(module, "MOST_METADATA", 70_000)
+    path = tmp_path / "a.h5"
+    arrays = {f"w{i}": np.ones(()) for i in range(18)} | {"d": np.ones((1,) * 32)}
+    most = {"mean": tuple(range(7500)), "none": (), "flags": (True, False)}
+    write_arrays(path, "x", arrays, most)
+    found, attributes, _ = read_arrays(path, "x")
+    assert found.keys() == arrays.keys() and attributes.items() >= most.items()
+    for one_more in ({"g.w": np.ones(())}, {"w18": np.ones(())}):
+        with pytest.raises(WeightsError, match=r"cannot hold 2[12] arrays and groups"):
+            write_arrays(path, "x", arrays | one_more, most)
+    with pytest.raises(WeightsError, match=r"bytes of names and attributes.* 70,000"):
+        write_arrays(path, "x", arrays, most | {"text": "x" * 9000})
+    assert read_arrays(path, "x")[1].items() >= most.items()  # the old file is untouched

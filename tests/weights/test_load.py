@@ -263,6 +263,12 @@ def test_native_files_that_say_something_wrong(change, message, weights, tmp_pat
         load_weights(tmp_path / "a.h5")
 
 
+@pytest.mark.parametrize("variant", [{"stride_in_1x1": True}, {"bn_eps": 1e-3}])
+def test_a_variant_that_no_reader_would_take_is_not_written(variant, weights, tmp_path):
+    with pytest.raises(WeightsError, match="the file is for"):
+        save_weights(tmp_path / "a.h5", replace(weights, metadata=variant))
+
+
 def test_class_names_must_be_as_many_as_classes(weights, tmp_path):
     save_weights(tmp_path / "a.h5", weights)
     edit(tmp_path / "a.h5", texts={"classes": ["a", "b"]})

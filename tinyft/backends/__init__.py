@@ -1,4 +1,4 @@
-"""Which backend computes an array, and every kernel in plain NumPy: registry.py, reference.py."""
+"""Chooses who computes an array (registry.py); defines every kernel in NumPy (reference.py)."""
 
 from tinyft.backends.reference import Backend
 from tinyft.backends.registry import (

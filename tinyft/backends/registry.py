@@ -1,4 +1,4 @@
-"""Which backend computes an array: looked up at each call, so that `use` can exchange it.
+"""Finds the backend that computes an array: looked up at each call, so that `use` can exchange it.
 
 `reference` is plain NumPy and defines every kernel; `cpu` is the same list with Numba where that
 is faster; `gpu` (`gpu:1` for the second) computes arrays that lie in a GPU's memory.
@@ -146,7 +146,7 @@ def watch(wrapper: Callable[[Backend], Backend] | None) -> Iterator[None]:
 
 
 def device_of(array: object) -> str:
-    """Where an array lies: "cpu" (main memory), "gpu:0", "gpu:1", ...
+    """Name the place where an array lies: "cpu" (main memory), "gpu:0", "gpu:1", ...
 
     NumPy's arrays say "cpu" themselves; CuPy's have a device with a number.
     """

@@ -106,8 +106,8 @@ def _train(
 
 
 def _report(args: argparse.Namespace, learner: Learner, training: Run) -> None:
-    """Where it ended, where it is, and what to type next."""
-    from tinyft.inspection.report.run_files import read_metrics
+    """Say where it ended, where it is, and what to type next."""
+    from tinyft.finetune.run.reading import read_metrics
 
     args.on_interrupt = ""  # there is nothing to go on with
     last = learner.validation

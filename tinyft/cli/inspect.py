@@ -84,12 +84,13 @@ def recorded_loss(run: Path, step: int) -> float | None:
 
     Raises: RunError if it is damaged
     """
-    from tinyft.finetune.run.reading import metrics_lines
+    from tinyft.finetune.run.reading import read_metrics
 
-    head, *lines = metrics_lines(run / "metrics.csv") or [[]]
-    rows = [dict(zip(head, line, strict=True)) for line in lines]
-    found = [row["loss"] for row in rows if row.get("step") == str(step)]
-    return float(found[-1]) if found else None
+    metrics = read_metrics(run / "metrics.csv")
+    if not {"step", "loss"} <= set(metrics):
+        return None
+    losses = metrics["loss"][metrics["step"] == step]
+    return float(losses[-1]) if len(losses) else None
 
 
 def comparison(run: Path, step: int, loss: float) -> str:
@@ -151,7 +152,7 @@ def plain(found: Trace, nodes: list[int]) -> dict[str, Any]:
 
 
 def _explain(args: argparse.Namespace, moment: Moment) -> int:
-    """Why the step changed the loss, and what other steps would have done."""
+    """Say why the step changed the loss, and what other steps would have done."""
     from tinyft.inspection.step.what_if import what_if
     from tinyft.inspection.step.why import explain_step, jump
 

@@ -117,8 +117,8 @@ def _check_request(args: argparse.Namespace) -> None:
 
 
 def _open_missing_streams() -> None:
-    """Where a process is started without stdout or stderr (`>&-`, some schedulers), what is written
-    there is for nobody, and no file that is opened later may take their places.
+    """Open stdout and stderr where a process is started without them (`>&-`, some schedulers): what
+    is written there is for nobody, and no file that is opened later may take their places.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:

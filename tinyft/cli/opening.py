@@ -139,7 +139,7 @@ def _learner_of_run(run: Path, best: bool, device: str) -> Learner:
 
 
 def _why_missing(path: Path, description: dict[str, Any]) -> str:
-    """Why a run lacks the file at `path`, and how it comes to have it."""
+    """Say why a run lacks the file at `path`, and how it comes to have it."""
     run = path.parent
     if description["finished"]:
         return f"{run} is finished, and its {path.name} is gone: put it back"

@@ -44,7 +44,7 @@ MAX_SHIFT = 0.1  # of the side; for 32 pixels 3, where He et al. (2016) shift by
 
 @dataclass(frozen=True)
 class AugmentDraw:
-    """What happens to one picture. The defaults change nothing but cut out the middle square.
+    """Says what happens to one picture. The defaults change nothing but cut out the middle square.
 
     Units:  position 0..1 along the longer side; angle in degrees, clockwise; zoom a factor;
             centre 0..1 in x and y, the point that stays in place; warp in x and y, a fraction of

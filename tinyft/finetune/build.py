@@ -210,7 +210,7 @@ def trained_head(weights: Weights) -> tuple[str, dict[str, np.ndarray]]:
 def _why_dropped(
     kind: str, weights: Weights, asked: str | Module | None, classes: list[str]
 ) -> str:
-    """Why a trained head is not kept; "" if it is."""
+    """Say why a trained head is not kept; "" if it is."""
     theirs = weights.classes
     if theirs is None:
         return f"the weights do not name its {weights.num_classes or ''} classes".replace("  ", " ")

@@ -47,7 +47,7 @@ REMEDY = "Use a smaller learning rate (a tenth is a good try)"
 
 
 class Features(Protocol):
-    """Where the features of a body that cannot change are kept: see feature_cache.py."""
+    """Keeps the features of a body that cannot change: see feature_cache.py."""
 
     def features(self, batch: Batch) -> Tensor: ...
 
@@ -59,7 +59,7 @@ AS_GIVEN, RANDOM, KEPT = "as given", "random", "kept as the weights have it"  # 
 
 @dataclass
 class Origin:
-    """Where a learner's network came from: for its plan, for files, and to make it again."""
+    """Tells where a learner's network came from: for its plan, for files, and to make it again."""
 
     weights: str = "as given"  # a published name, a path, or which random ones
     random_body: bool = False

@@ -215,6 +215,12 @@ def build(arch: str, num_classes: int | None = None, seed: int | None = 0) -> Re
     return model
 
 
+def stage_of(name: str) -> str:
+    """The part of a ResNet that the parameter of that name is in: stem, layer1, ..., head."""
+    first = name.split(".")[0]
+    return "stem" if first in ("conv1", "bn1") else first
+
+
 def expect_architecture(arch: str) -> None:
     """Raises: ValueError for a name that is not in ARCHITECTURES"""
     if arch not in ARCHITECTURES:

@@ -106,23 +106,18 @@ def batch_norm_train(x, weight, bias, *, eps, residual=None, relu=False):
             f"batch_norm: x is {x.shape}: one value per channel has no variance; "
             "use a batch of at least two, or evaluation mode"
         )
-    backend, scale = x.backend, weight.data
+    backend = x.backend
     out, mean, variance = backend.batch_norm_train(
-        x.data, scale, bias.data, eps, residual=data_of(residual), relu=relu
+        x.data, weight.data, bias.data, eps, residual=data_of(residual), relu=relu
     )
-    kept_x, kept_out = x.data, (out if relu else None)
-    kept_bias = bias.data if relu and residual is None else None
-    needs = [t.requires_grad for t in (x, weight, bias, residual) if t is not None]
+    kept = _kept(x, weight, bias, residual, relu, out, mean, variance, eps)
 
     # forward was: out = relu(n * weight + bias + residual) with n = (x - mean) / std, both of the M
     # values per channel; so, with dout = 0 where out is 0: dbias = sum(dout),
     # dweight = sum(dout * n), dx = weight / std * (dout - dbias / M - n * dweight / M),
     # dresidual = dout
     def backward(dout):
-        gradients = backend.batch_norm_train_grad(
-            dout, kept_x, scale, mean, variance, eps, out=kept_out, bias=kept_bias
-        )
-        return _wanted(gradients, needs)
+        return _gradients(backend.batch_norm_train_grad, dout, kept)
 
     return (out, mean, variance), backward
 
@@ -136,22 +131,18 @@ def batch_norm_fixed(x, weight, bias, mean, variance, *, eps, residual=None, rel
     expect_shape("batch_norm_eval", "mean", mean.shape, (x.shape[-1],))
     expect_shape("batch_norm_eval", "variance", variance.shape, (x.shape[-1],))
     expect_same_dtype("batch_norm_eval", x=x, mean=mean, variance=variance)
-    backend, scale = x.backend, weight.data
+    backend = x.backend
     out = backend.batch_norm_eval(
-        x.data, scale, bias.data, mean, variance, eps, residual=data_of(residual), relu=relu
-    )
-    kept_x, kept_out = x.data, (out if relu else None)
-    kept_bias = bias.data if relu and residual is None else None
-    needs = [t.requires_grad for t in (x, weight, bias, residual) if t is not None]
+        x.data, weight.data, bias.data, mean, variance, eps,
+        residual=data_of(residual), relu=relu,
+    )  # fmt: skip
+    kept = _kept(x, weight, bias, residual, relu, out, mean, variance, eps)
 
     # forward was: out = relu(n * weight + bias + residual) with n = (x - mean) / std of constants;
     # so, with dout = 0 where out is 0: dx = dout * weight / std, dbias = sum(dout),
     # dweight = sum(dout * n), dresidual = dout
     def backward(dout):
-        gradients = backend.batch_norm_eval_grad(
-            dout, kept_x, scale, mean, variance, eps, out=kept_out, bias=kept_bias
-        )
-        return _wanted(gradients, needs)
+        return _gradients(backend.batch_norm_eval_grad, dout, kept)
 
     return out, backward
 
@@ -172,6 +163,15 @@ def _check_shapes(name, x, weight, bias, residual):
     expect_shape(name, "residual", residual, x)
 
 
-def _wanted(gradients, needs):
+def _kept(x, weight, bias, residual, relu, out, mean, variance, eps):
+    """Returns what backward keeps, as `_gradients` takes it."""
+    needs = [t.requires_grad for t in (x, weight, bias, residual) if t is not None]
+    kept_bias = bias.data if relu and residual is None else None
+    return x.data, weight.data, mean, variance, eps, out if relu else None, kept_bias, needs
+
+
+def _gradients(kernel, dout, kept):
     """One gradient per tensor argument (no residual, no argument), None where it is not needed."""
+    *arguments, out, bias, needs = kept
+    gradients = kernel(dout, *arguments, out=out, bias=bias)
     return tuple([g if need else None for g, need in zip(gradients, needs, strict=False)])

@@ -99,7 +99,7 @@ def _other_order(analytic: Array, numeric: Array) -> str | None:
 
 
 def _missing_term(analytic: Array, numeric: Array, value: Array) -> str | None:
-    """What is missing is, per channel (last axis), a constant or a line in the input."""
+    """Tell if what is missing is, per channel (last axis), a constant or a line in the input."""
     if numeric.ndim < 2 or numeric.size < 4 * numeric.shape[-1]:
         return None
     missing = (numeric - analytic).reshape(-1, numeric.shape[-1])

@@ -439,8 +439,9 @@ class _Findings:
         return self.run(backend, {**self.arrays, name: changed})
 
     def _not_finite(self) -> None:
-        """Where NaN or infinity in an input makes the reference's result NaN or infinite, it may
-        not come out as a number. It may reach further: Winograd mixes the pixels of a tile.
+        """Check that no finite number comes out where NaN or infinity in an input makes the
+        reference's result NaN or infinite. These may reach further: Winograd mixes a tile's
+        pixels.
         """
         for name in self._floats():
             for value in (np.nan, np.inf, -np.inf):

@@ -1,4 +1,4 @@
-"""What every reader and writer of weights shares: arrays not read yet, and safe file handling.
+"""Serves every reader and writer of weights: arrays not read yet, and safe file handling.
 
 A weights file may come from a stranger.  The readers therefore hand out *lazy* arrays: name, shape
 and dtype are known and checked while the bytes are still in the file.  Only an array whose shape is

@@ -1,4 +1,4 @@
-"""How a picture becomes the values that a network was trained on.
+"""Says how a picture becomes the values that a network was trained on.
 
 Weights without this are half a model: a wrong mean or a wrong channel order raises no error, it
 only predicts worse.  So each weights file carries its Preprocess, and prediction takes no default.

@@ -41,7 +41,7 @@ assert (x == 2).all() and users_own(1) == 2
 assert numba.config.CACHE_DIR == (sys.argv[1] if len(sys.argv) > 1 else "")
 print(len(double.overloads), type(users_own._cache).__name__)
 """
-MESSAGE = "tinyft: compiling kernels that are new to this CPU, once: up to 15 s\n"
+MESSAGE = "tinyft: compiling kernels that are new to this CPU, once: about 15 s\n"
 
 
 @pytest.fixture

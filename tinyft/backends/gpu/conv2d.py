@@ -105,7 +105,7 @@ class Convolution(Memory):
         return total
 
     def _tile(self, dtype: np.dtype, rows: int, F: int) -> tuple[tuple[str, ...], int, int]:
-        """How conv2d.cu is compiled, and the height and width of a block's tile.
+        """Return the options that conv2d.cu is compiled with, and a block's tile: height and width.
 
         A double takes twice the shared memory, so its tile has half the height. A wide tile reads
         less shared memory per product, which is what bounds the tensor cores, but there must be

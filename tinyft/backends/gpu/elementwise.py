@@ -1,5 +1,5 @@
-"""What the GPU computes element by element: activations, pooling, optimizers, and the product of
-the head's matrices.
+"""Computes on the GPU, element by element: activations, pooling, optimizers, and the product of the
+head's matrices.
 
 Definition: the methods of the same names of `backends/reference.py`.
 """

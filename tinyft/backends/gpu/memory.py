@@ -25,7 +25,7 @@ Array = Any  # cupy.ndarray, which exists only where CuPy does
 
 
 class Memory(Backend):
-    """Where the arrays of one GPU are, and how kernels get them."""
+    """Holds the arrays of one GPU, and hands them to kernels."""
 
     def __init__(self) -> None:
         self.cupy = self.gpu.cupy
@@ -60,7 +60,7 @@ class Memory(Backend):
         self.current().synchronize()
 
     def peak_bytes(self) -> int:
-        """What CuPy's pool holds: it gives nothing back by itself."""
+        """Return what CuPy's pool holds: it gives nothing back by itself."""
         with self.current():
             return self.cupy.get_default_memory_pool().total_bytes()
 

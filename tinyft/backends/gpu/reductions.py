@@ -1,5 +1,5 @@
-"""What needs sums over many elements on the GPU: batch normalisation, the loss, and what an update
-did to a parameter. How work is divided among blocks depends on shapes alone, and so do the bits.
+"""Computes what needs sums over many elements on the GPU: batch normalisation, the loss, and what
+an update did to a parameter. Work is divided among blocks by shapes alone, and so the bits are.
 
 Definition: the methods of the same names of `backends/reference.py`.
 """

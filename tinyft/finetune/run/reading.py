@@ -121,6 +121,27 @@ def metrics_lines(path: Path) -> list[list[str]]:
     return [line for line in lines if len(line) == len(lines[0])]
 
 
+def read_metrics(path: Path) -> dict[str, Any]:
+    """The columns of a metrics.csv, none if it is missing or empty: of `phase` a list of texts,
+    else float arrays with NaN for what a step did not measure.
+
+    Raises: as metrics_lines
+    """
+    head, *rows = metrics_lines(path) or [[]]
+    columns = zip(*rows, strict=True) if rows else [()] * len(head)
+    return {
+        name: list(cells) if name == "phase" else np.array([_number(cell) for cell in cells])
+        for name, cells in zip(head, columns, strict=True)
+    }
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan
+
+
 # -------------------------------------------------------------------------------- its pictures
 
 

@@ -40,7 +40,7 @@ from tinyft.errors import ShapeError, WeightsError
 from tinyft.inspection.comparison.result import Diff, LayerChange, Move, ratio_of
 from tinyft.inspection.comparison.snapshots import Snapshot, of_run, of_source
 from tinyft.nn.layers import conv_norm
-from tinyft.nn.resnet import ResNet
+from tinyft.nn.resnet import ResNet, stage_of
 from tinyft.ops import max_pool2d
 from tinyft.weights import Preprocess
 
@@ -178,8 +178,7 @@ def _stages(spans: Sequence[Span], common: Sequence[str]) -> dict[str, list[Move
     members: dict[str, list[str]] = {}
     for name in common:
         if spans[0][0][name].ndim > 1:
-            first = name.split(".")[0]
-            members.setdefault("stem" if first == "conv1" else first, []).append(name)
+            members.setdefault(stage_of(name), []).append(name)
     return {stage: _moves(spans, names) for stage, names in members.items()}
 
 

@@ -19,7 +19,7 @@ from tinyft import backends
 from tinyft.data.arrays import ImageArrays
 from tinyft.errors import RunError, WeightsError
 from tinyft.finetune.run.folder import weights_sha256
-from tinyft.finetune.run.reading import CHECKPOINT, checkpoints, metrics_lines, read_description
+from tinyft.finetune.run.reading import CHECKPOINT, checkpoints, read_description, read_metrics
 from tinyft.finetune.run.resume import learner_at_start
 from tinyft.finetune.run.save import judged_preprocess
 from tinyft.finetune.run.state import model_arrays
@@ -158,11 +158,11 @@ def _start(path: Path, description: dict[str, Any]) -> Snapshot:
 
 def _phase_ends(path: Path) -> dict[str, int]:
     """Each phase's name and how many steps were made at its end, from metrics.csv."""
-    head, *lines = metrics_lines(path / "metrics.csv") or [[]]
-    if not {"step", "phase"} <= set(head):
+    metrics = read_metrics(path / "metrics.csv")
+    if not {"step", "phase"} <= set(metrics):
         raise RunError(f"{path} has no readable metrics.csv: no step of it is known")
-    step, phase = head.index("step"), head.index("phase")
-    return {line[phase]: int(line[step]) + 1 for line in lines if line[step].isdigit()}
+    steps = zip(metrics["phase"], metrics["step"], strict=True)
+    return {phase: int(step) + 1 for phase, step in steps if np.isfinite(step)}
 
 
 def _is_checkpoint(path: str | os.PathLike[str]) -> bool:

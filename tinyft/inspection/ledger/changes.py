@@ -27,6 +27,7 @@ from tinyft.finetune.learner import Learner
 from tinyft.finetune.optim import Optimizer
 from tinyft.inspection.html import table
 from tinyft.nn.module import Module
+from tinyft.nn.resnet import stage_of
 
 REASONS = ("gradient", "weight decay", "momentum", "running statistics", "unknown")
 COLUMNS = ("identical", "distance", "largest", "relative", *REASONS)
@@ -180,8 +181,8 @@ class Changes:
                 'batch norms still follow the batches, as in PyTorch; bn="frozen" stops them'
             )
         weights = [name for name in self.identical if name.endswith(".weight")]
-        still = {_owner(name) for name in weights if _parent(name) not in norms}
-        scales = [n for n in trained if _parent(n) in norms and _owner(n) in still]
+        still = {stage_of(name) for name in weights if _parent(name) not in norms}
+        scales = [n for n in trained if _parent(n) in norms and stage_of(n) in still]
         if scales:
             notes.append(
                 f"{len(scales)} scales and shifts of batch norms train beside weights that are "
@@ -193,7 +194,7 @@ class Changes:
         """A line per layer and reason: (layer, identical, moved, largest relative change, why)."""
         lines: dict[tuple[str, tuple[str, ...]], list[TensorChange]] = {}
         for tensor in self.tensors:
-            lines.setdefault((_owner(tensor.name), tensor.reasons), []).append(tensor)
+            lines.setdefault((stage_of(tensor.name), tensor.reasons), []).append(tensor)
         return [
             (
                 layer,
@@ -233,8 +234,8 @@ def _reasons(
     name: str,
     optimizer: Optimizer | None,
 ) -> tuple[str, ...]:
-    """Why a parameter moved, if it did: one that needs a gradient now, or did before. Without an
-    optimizer to ask, by its weights alone.
+    """Find why a parameter moved, if it did: one that needs a gradient now, or did before. Without
+    an optimizer to ask, by its weights alone.
     """
     group = None  # with which the optimizer's last step visited the parameter
     if optimizer is not None and name in optimizer.visited:
@@ -295,9 +296,3 @@ def _most(relative: list[float]) -> str:
 
 def _parent(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _owner(name: str) -> str:
-    """The part of the network: stem, layer1, ..., head."""
-    first = name.split(".")[0]
-    return "stem" if first in ("conv1", "bn1") else first

@@ -7,7 +7,6 @@ those costs the report one section, which then says why.
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import warnings
 from collections.abc import Callable
@@ -22,10 +21,10 @@ from tinyft.errors import RunError, TinyftError
 from tinyft.finetune.build import OPTIMIZERS, load_learner
 from tinyft.finetune.planning import remade
 from tinyft.finetune.run.reading import (
-    metrics_lines,
     origin_at_start,
     pictures_of_run,
     read_description,
+    read_metrics,
 )
 from tinyft.inspection.comparison.diff import Diff, diff_run
 from tinyft.inspection.ledger.file import FILE_NAME
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner
     from tinyft.finetune.plan import Plan
 
+REPORTED = {"phase", "loss", "smooth_loss", "valid_loss"}  # columns of metrics.csv
 NETWORKS = ("learner.h5", "best.h5")  # the last one; of an unfinished run, its best epoch's
 
 
@@ -45,8 +45,7 @@ class RunFiles:
     """A run as its report needs it. `missing` says why a part is None, by the part's name;
     `judged_file` which of the run's networks `learner` is.
 
-    `metrics` has the columns of metrics.csv: lists of text for `phase`, else float arrays with NaN
-    for what a step did not measure.
+    `metrics` has the columns of metrics.csv, see `read_metrics`.
     """
 
     path: Path
@@ -70,7 +69,10 @@ class RunFiles:
         Raises: RunError if it is no run or has made no step
         """
         path = Path(path)
-        run = cls(path, read_description(path), read_metrics(path / "metrics.csv"))
+        description, metrics = read_description(path), read_metrics(path / "metrics.csv")
+        if not len(metrics.get("step", ())) or not set(metrics) >= REPORTED:
+            raise RunError(f"{path} has no step to report yet: its metrics.csv is missing or empty")
+        run = cls(path, description, metrics)
         run.ledger = run._part("ledger", lambda: _ledger(path))
         pictures = run._part("pictures", lambda: _pictures(path, data))
         for name in [n for n in NETWORKS if (path / n).exists()] or [""]:
@@ -130,30 +132,6 @@ class RunFiles:
     def borders(self) -> list[tuple[float, str]]:
         """The first step of each phase and the phase's name, as charts mark them."""
         return [(float(self.steps[start]), name) for name, start, _ in self.phases]
-
-
-def read_metrics(path: Path) -> dict[str, Any]:
-    """The columns of a metrics.csv. A last line that a kill cut off is left out.
-
-    Raises: RunError if there is none, or it is damaged or holds no step
-    """
-    head, *rows = metrics_lines(path) or [[]]
-    if not rows or not {"step", "phase", "loss", "smooth_loss", "valid_loss"} <= set(head):
-        raise RunError(
-            f"{path.parent} has no step to report yet: its metrics.csv is missing or empty"
-        )
-    columns = dict(zip(head, zip(*rows, strict=True), strict=True))
-    return {
-        name: list(cells) if name == "phase" else np.array([_number(cell) for cell in cells])
-        for name, cells in columns.items()
-    }
-
-
-def _number(cell: str) -> float:
-    try:
-        return float(cell) if cell else math.nan
-    except ValueError:
-        return math.nan
 
 
 def _ledger(path: Path) -> LedgerReading:

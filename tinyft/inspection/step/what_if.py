@@ -1,4 +1,4 @@
-"""What if? The same step from the same state on the same batch, with one thing changed.
+"""Asks what if: makes a step from the same state on the same batch, with one thing changed.
 
 Each counterfactual changes the learner's settings, makes the step, looks at the batch, and undoes
 everything to the bit. The evaluation columns are common ground: there every step begins with the

@@ -1,4 +1,4 @@
-"""Why did the loss change in this step? And why did it jump when the body was unfrozen?
+"""Explains a loss: why did it change in this step, and why did it jump when the body was unfrozen?
 
 Both answers are made by changing one thing at a time, so their lines add up exactly.
 

@@ -47,7 +47,7 @@ class KernelCall:
 
     @property
     def by(self) -> str:
-        """What computed: a convolution's algorithm, as "Winograd"; the module of the compiled
+        """Name what computed: a convolution's algorithm, as "Winograd"; the module of the compiled
         functions, as "gemm"; or the backend that needs none.
         """
         if self.algorithm:
@@ -123,7 +123,7 @@ def _short_name(module: str) -> str:
 
 
 def _algorithm(kernel: str, args: tuple, options: dict) -> str | None:
-    """Which algorithm of the CPU backend computed a convolution; None for another kernel."""
+    """Name the CPU backend's algorithm that computed a convolution; None for another kernel."""
     if kernel not in _CONVOLVED:
         return None
     from tinyft.backends.cpu.conv.table import algorithm_of

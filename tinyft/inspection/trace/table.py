@@ -297,7 +297,7 @@ def stop_lines(trace: TraceTable) -> list[str]:
 
 
 def kernels(calls: Sequence[KernelCall]) -> str:
-    """What computed: "Winograd, implicit GEMM"; "numpy" for an op that needs no kernel."""
+    """Name what computed: "Winograd, implicit GEMM"; "numpy" for an op that needs no kernel."""
     return ", ".join(dict.fromkeys(call.by for call in calls)) or "numpy"
 
 

@@ -31,7 +31,14 @@ import numpy as np
 
 from tinyft.errors import WeightsError
 from tinyft.weights.files import LazyArray, damage_is_an_error, replacing
-from tinyft.weights.hdf5.tree import DEEPEST, MOST_ATTRIBUTES, NAME, read_tree, write_tree
+from tinyft.weights.hdf5.tree import (
+    DEEPEST,
+    MOST_ATTRIBUTES,
+    MOST_DIMENSIONS,
+    NAME,
+    read_tree,
+    write_tree,
+)
 
 # 2: all_sha256, without which nothing told of a changed attribute or text
 FORMAT_VERSION = 2
@@ -95,8 +102,8 @@ def write_arrays(
 ) -> str:
     """Writes a file that read_arrays reads, replacing an old one whole; returns its content_sha256.
 
-    Raises: WeightsError for a dtype other than float16/32/64, int32/64, uint8, for a name or a
-    number of attributes that read_arrays would refuse, and for a text that would not come back;
+    Raises: WeightsError for a dtype other than float16/32/64, int32/64, uint8, for a text that
+    would not come back, and for whatever else read_arrays would refuse, as too many dimensions;
     OSError if the disk is full, in which case an old file of that name is untouched.
     """
     attributes, texts = attributes or {}, texts or {}
@@ -104,10 +111,12 @@ def write_arrays(
     for name, array in arrays.items():
         if _little_endian(array).dtype.str not in _DTYPES:
             raise WeightsError(f"{name} is {array.dtype}, which tinyft's files do not hold")
+        if array.ndim > MOST_DIMENSIONS:
+            raise WeightsError(f"{name} has {array.ndim} dimensions; HDF5 has {MOST_DIMENSIONS}")
     digest = content_sha256(arrays)
     stamp = {"format": format, "format_version": FORMAT_VERSION, _HASH: digest}
     stored = {name: _stored_attribute(name, v) for name, v in {**stamp, **attributes}.items()}
-    stored_texts = {name: _stored_text(text) for name, text in texts.items()}
+    stored_texts = {name: _stored_text(name, text) for name, text in texts.items()}
     whole = _all_sha256(
         {name: _value(value) for name, value in stored.items()},
         {name: _value(text) for name, text in stored_texts.items()},
@@ -165,20 +174,27 @@ def _little_endian(array: np.ndarray) -> np.ndarray:
 
 def _stored_attribute(name: str, value: Attribute) -> np.ndarray:
     """Encodes a text, a boolean, or numbers as int64 or float64."""
-    if not isinstance(value, str):
-        array = np.asarray(value)
-        return array if array.dtype.kind == "b" else array.astype(f"<{array.dtype.kind}8")
-    text = _to_be_kept(value)
-    if len(text) > _LARGEST_ATTRIBUTE:
+    array = np.array(_to_be_kept(value)) if isinstance(value, str) else np.asarray(value)
+    kind = array.dtype.kind
+    if (kind not in "bif" and not isinstance(value, str)) or array.ndim > 1:
         raise WeightsError(
-            f"{name} is a text of {len(text):,} bytes; a file's attributes can have "
-            f"{_LARGEST_ATTRIBUTE:,}: shorten it"
+            f"{name} is {value!r:.80}: a file's attributes are texts, booleans, numbers of 64 bits "
+            f"and rows of them"
         )
-    return np.array(text)
+    if array.nbytes > _LARGEST_ATTRIBUTE:
+        raise WeightsError(
+            f"{name} is {'a text' if kind == 'S' else 'a row'} of {array.nbytes:,} bytes; a file's "
+            f"attributes can have {_LARGEST_ATTRIBUTE:,}: shorten it"
+        )
+    return array if kind in "bS" else array.astype(f"<{kind}8")
 
 
-def _stored_text(text: Text) -> np.ndarray:
+def _stored_text(name: str, text: Text) -> np.ndarray:
     """Encodes as UTF-8 of a fixed length; HDF5 has no length 0."""
+    if isinstance(text, list) and len(text) > _MOST_TEXTS:
+        raise WeightsError(
+            f"{name} is a list of {len(text):,} texts; {_MOST_TEXTS:,} are allowed: join some"
+        )
     encoded = _to_be_kept(text) if isinstance(text, str) else list(map(_to_be_kept, text))
     return np.array(encoded, dtype=None if len(encoded) else "S1")
 

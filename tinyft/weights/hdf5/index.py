@@ -17,7 +17,7 @@ from tinyft.errors import WeightsError
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 UNDEFINED = 0xFFFF_FFFF_FFFF_FFFF  # the address of what does not exist
 _WORD = 0xFFFF_FFFF
-_MOST_METADATA = 8 << 20  # bytes, 3 s to check; ResNet-152's checkpoint has 1 million
+MOST_METADATA = 8 << 20  # bytes, 3 s to check; ResNet-152's checkpoint has 1 million
 _DEEPEST_B_TREE = 3  # of 512-byte nodes: over 100,000 records
 _BY_NAME = {5: 4, 8: 0}  # B-trees of links and of attributes: where in a record the heap's id is
 _HUGE = 1  # B-tree of a heap's huge objects, which lie outside its blocks
@@ -29,7 +29,7 @@ class Blocks:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file = file
         self.size = size
-        self.left = _MOST_METADATA
+        self.left = MOST_METADATA
         self.entered: set[int] = set()
 
     def block(self, address: int, length: int) -> bytes:

@@ -30,7 +30,14 @@ from typing import BinaryIO
 import numpy as np
 
 from tinyft.errors import WeightsError
-from tinyft.weights.hdf5.index import SIGNATURE, UNDEFINED, Blocks, dense_objects, lookup3
+from tinyft.weights.hdf5.index import (
+    MOST_METADATA,
+    SIGNATURE,
+    UNDEFINED,
+    Blocks,
+    dense_objects,
+    lookup3,
+)
 
 # ResNet-152 with two optimizer moments per parameter has some 3,000 groups and arrays.
 _MOST_OBJECTS = 10_000
@@ -38,7 +45,7 @@ DEEPEST = 12
 NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 MOST_ATTRIBUTES = 64  # of one group
 _LARGEST_ATTRIBUTE = 64 << 10  # bytes; HDF5's own limit in a header
-_MOST_DIMENSIONS = 32  # HDF5's own limit
+MOST_DIMENSIONS = 32  # HDF5's own limit
 
 # The types of tinyft's files as HDF5 describes them, without the version in the first byte's upper
 # half: class, bit field, size, then for numbers offset, precision, and the parts of a float.
@@ -114,7 +121,7 @@ def read_tree(file: BinaryIO) -> tuple[dict[str, Stored], dict[str, dict[str, ob
 
 
 class _Tree:
-    """What the walk has seen so far."""
+    """Walks the file, and holds what it has seen so far."""
 
     def __init__(self, blocks: Blocks) -> None:
         self.blocks = blocks
@@ -228,7 +235,7 @@ def write_tree(
     (``weights/conv1/weight``; an attribute's last part is its own name).
 
     Text is of NumPy's type ``S``, encoded as UTF-8.
-    Raises: OSError if the disk does not take it
+    Raises: OSError if the disk does not take it; WeightsError for more than read_tree would read
     """
     groups: dict[str, _Group] = {}
     _made(groups, "")
@@ -244,6 +251,15 @@ def write_tree(
             above, _, name = path.rpartition("/")
             groups[above].links[name] = _add_header(file, group.messages())
     address = _add_header(file, groups[""].messages())
+    objects = len(arrays) + len(groups)
+    # what read_tree reads of it: all but the arrays, and the first bytes of each object twice
+    index = file.tell() - sum(array.nbytes for array in arrays.values()) + 96 + 50 * objects
+    if objects > _MOST_OBJECTS or index > MOST_METADATA:
+        raise WeightsError(
+            f"a tinyft file cannot hold {objects:,} arrays and groups with {index:,} bytes of "
+            f"names and attributes: at most {_MOST_OBJECTS:,} and {MOST_METADATA:,}; write several "
+            f"files"
+        )
     head = SIGNATURE + pack("<BBBBQQQQ", 2, 8, 8, 0, 0, UNDEFINED, file.tell(), address)
     file.seek(0)
     file.write(head + pack("<I", lookup3(head)))
@@ -251,7 +267,7 @@ def write_tree(
 
 @dataclass
 class _Group:
-    """What is in a group: addresses by name, in the order of making, and its attributes."""
+    """Holds what is in a group: addresses by name, in the order of making, and its attributes."""
 
     links: dict[str, int] = field(default_factory=dict)
     attributes: list[Message] = field(default_factory=list)
@@ -367,7 +383,7 @@ def _shape(path: str, body: bytes) -> tuple[int, ...]:
     version, rank = body[0], body[1]
     if version == 2 and body[3] == 2:
         raise WeightsError(f"{path} has no shape (a null dataspace); the file is refused")
-    if version not in (1, 2) or rank > _MOST_DIMENSIONS:
+    if version not in (1, 2) or rank > MOST_DIMENSIONS:
         raise WeightsError(f"{path} has no shape that tinyft knows; the file is refused")
     return unpack_from(f"<{rank}Q", body, 8 if version == 1 else 4)
 

@@ -179,6 +179,7 @@ def _attributes_to_write(weights: Weights) -> dict[str, Attribute]:
     if weights.classes is not None and len(weights.classes) != count:
         raise WeightsError(f"{len(weights.classes)} class names for a last layer of {count}")
     metadata = {**_METADATA, **given, "created_by": f"tinyft {__version__}"}
+    _check_variant(metadata)
     preprocess = {
         _PREPROCESS + name: tuple(value) if isinstance(value, list) else value
         for name, value in weights.preprocess.to_dict().items()

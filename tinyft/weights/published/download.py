@@ -162,8 +162,8 @@ def _network_errors(url: str) -> Iterator[None]:
 
 
 class _Progress:
-    """How far a download is: on a terminal in one line that is written over, elsewhere in a line
-    every ten seconds.
+    """Says how far a download is: on a terminal in one line that is written over, elsewhere in a
+    line every ten seconds.
     """
 
     def __init__(self, announce: Announce, total: int) -> None:

@@ -1,1 +1,1 @@
-"""How Python writes vector code: registers, generators, compiling and keeping kernels."""
+"""Writes vector code from Python: registers, generators, compiling and keeping kernels."""

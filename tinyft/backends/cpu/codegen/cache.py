@@ -1,9 +1,9 @@
-"""How kernels are compiled, and where the compiled code is kept from one process to the next.
+"""Compiles kernels, and keeps the compiled code from one process to the next.
 
     @kernel                     # called from Python, most by threads.run
     @helper                     # called by kernels only
 
-Compiling all kernels takes some 10 seconds, loading them from disk a quarter of a second. Numba's
+Compiling all kernels takes about 15 seconds, loading them from disk a quarter of a second. Numba's
 own cache looks at the file of the kernel alone (an edit in generators.py would go unnoticed), stops
 on a damaged file or a folder that it may not write, and is configured by one variable for all of a
 program's functions. So each of our kernels gets a `KernelCache`, and nothing global is touched.
@@ -113,7 +113,7 @@ class Announcement:
             first, self.made = not self.made, True
         if first:
             once = ", once" if folder() is not None else ""
-            self.say(f"tinyft: compiling kernels that are new to this CPU{once}: up to 15 s")
+            self.say(f"tinyft: compiling kernels that are new to this CPU{once}: about 15 s")
 
 
 announcement = Announcement()
@@ -124,8 +124,8 @@ announcement = Announcement()
 
 @functools.cache
 def folder() -> Path | None:
-    """Where this version's kernels are kept; None, with one warning, if nothing can be written, or
-    if there are no sources to tell one version from the next, as in a frozen program.
+    """Return the folder of this version's kernels; None, with one warning, if nothing can be
+    written, or if there are no sources to tell one version from the next, as in a frozen program.
     """
     if not _sources():
         return None
@@ -137,7 +137,7 @@ def folder() -> Path | None:
     except OSError as error:
         warnings.warn(
             f"compiled kernels cannot be kept in {place} ({error.strerror}), so every start takes "
-            "about 10 s longer; set TINYFT_HOME to a folder that can be written",
+            "about 15 s longer; set TINYFT_HOME to a folder that can be written",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -251,7 +251,7 @@ class KernelCache:
 
 
 def _prefix(function: Callable) -> str:
-    """How the names of a kernel's files begin."""
+    """Return what the names of a kernel's files begin with."""
     return f"{function.__module__}.{function.__qualname__}".replace("<locals>.", "")
 
 
@@ -263,7 +263,7 @@ def _content(file: str) -> bytes:
 
 
 def _read(file: Path) -> bytes | None:
-    """What `_write` wrote; None if the file is absent or damaged."""
+    """Return what `_write` wrote; None if the file is absent or damaged."""
     try:
         data = file.read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""How Numba compiles a kernel, and a helper that only kernels call. Seconds: a first start.
+"""Has Numba compile a kernel, and a helper that only kernels call. Seconds: a first start.
 
 **LLVM optimises once, at level 1.** Numba has LLVM optimise each function by itself, then twice
 more with the code of those that it calls in place of the calls. Here only a kernel is optimised,
@@ -40,12 +40,12 @@ OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True, "_nr
 PROMISED_OPTIONS = ("nogil", "error_model", "fastmath")
 
 SLOWLY = "compiling takes twice as long, and numbers below 1.2e-38 do not count as 0"
-NOT_KEPT = "compiled kernels cannot be kept, so every start compiles them again, some 10 s"
+NOT_KEPT = "compiled kernels cannot be kept, so every start compiles them again, about 15 s"
 OFTEN = "helpers are compiled once for each number at a call, some 5 s at a first start"
 
 
 class Lack(NamedTuple):
-    """What a Numba does not have, in its words, and what that costs."""
+    """Says what a Numba does not have, in its words, and what that costs."""
 
     error: str
     cost: str
@@ -328,7 +328,7 @@ def keep_in(compiled: Any, cache: Any) -> None:
 
 
 def packed(compiled: Any) -> bytes:
-    """What Numba compiled, as bytes."""
+    """Turn what Numba compiled into bytes."""
     from numba.core.serialize import dumps
 
     return dumps(compiled._reduce())

@@ -138,9 +138,7 @@ def _write_loop(builder, k, steps, unroll: int, values: dict, step) -> tuple:
 
 
 def _store_sums(builder, sums, places, accumulate) -> None:
-    """What follows the loop: store the sums, or, if `accumulate` is not 0, add them to what is
-    there.
-    """
+    """Store the sums behind the loop, or, if `accumulate` is not 0, add them to what is there."""
     finished = builder.block
     add, store = (builder.append_basic_block(name) for name in ("add", "store"))
     builder.cbranch(builder.icmp_signed("!=", accumulate, INT64(0)), add, store)

@@ -136,7 +136,7 @@ FUSE = ("contract",)  # the one freedom we give LLVM: a * b + c may become one f
 
 
 class VectorType(types.Type):
-    """What Numba sees: a value of this type is one register."""
+    """Tells Numba that a value of this type is one register."""
 
     def __init__(self):
         super().__init__(name=f"float32x{LANES}")
@@ -147,7 +147,7 @@ VECTOR = VectorType()
 
 @register_model(VectorType)
 class _VectorModel(models.PrimitiveModel):
-    """What LLVM sees: <LANES x float>."""
+    """Tells LLVM that it is <LANES x float>."""
 
     def __init__(self, manager, numba_type):
         super().__init__(manager, numba_type, REGISTER)

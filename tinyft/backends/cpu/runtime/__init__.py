@@ -1,1 +1,1 @@
-"""What kernels run on: threads that steal work, and memory that is lent and reused."""
+"""Gives kernels threads that steal work, and memory that is lent and reused."""

@@ -56,7 +56,7 @@ def buffer(weight: Array, what: str, size: int) -> Array:
 
 
 def _made_of(weight: Array) -> dict[str, Array] | None:
-    """What was made of it so far; None unless it is a constant."""
+    """Return what was made of it so far; None unless it is a constant."""
     itself, made = _kept.get(id(weight), (None, None))
     return made if itself is not None and itself() is weight else None
 

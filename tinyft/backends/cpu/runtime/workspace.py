@@ -330,7 +330,7 @@ def scratch(name: str, size: int) -> Array:
 
 
 def _references_of_unused() -> int:
-    """How many `scratch` counts for what lies in a dictionary only."""
+    """Count references as `scratch` does, to what lies in a dictionary only."""
     kept = {"work": object()}
     value = kept.get("work")
     return sys.getrefcount(value)
@@ -345,5 +345,5 @@ def release() -> None:
 
 
 def statistics() -> Statistics:
-    """What the pool holds and did."""
+    """Return what the pool holds and did."""
     return _pool.statistics()
