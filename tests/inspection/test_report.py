@@ -166,8 +166,10 @@ def test_without_its_pictures_the_rest_is_shown(copied):
     assert "trained on arrays in memory" in text["mistakes"]
     assert "Layer by layer" in text["changes"]
     assert "features are not compared: " in text["changes"]
-    assert "Phase 1, head alone: 3 steps with stem+layer1 and layer2+layer3 frozen" in text["plan"]
-    assert "Phase 2, everything: 3 steps. The learning rate of the head rises" in text["plan"]
+    assert (
+        "Phase 1 of 2, head alone: 1 epoch of 3 steps, steps 0 to 2. Frozen: stem" in text["plan"]
+    )
+    assert "Phase 2 of 2, everything: 1 epoch of 3 steps" in text["plan"]
 
 
 @pytest.mark.slow

@@ -161,8 +161,9 @@ def _rates(plan: Plan, number: int, first: int) -> list[str]:
     rises = peak == phase.steps - 1
     way = "rise to the end" if rises else f"rise until step {first + peak}, then fall"
     found = [f"Learning rates {way}: {'; '.join(texts)}."]
-    if len(moving) > 1 and phase.lr[0, moving[0]] < phase.lr[0, moving[-1]]:
-        times = phase.lr[0, moving[-1]] / phase.lr[0, moving[0]]
+    first_rate, last_rate = phase.lr[0, moving[0]], phase.lr[0, moving[-1]]
+    if 0 < first_rate < last_rate:
+        times = last_rate / first_rate
         why = RATES_RANDOM if plan.subject.random_body else WHY_RATES
         found.append(f"The last group learns {times:.0f} times as fast as the first. {why}")
     return found

@@ -19,18 +19,18 @@ import platform
 import re
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyft import backends
 from tinyft.errors import RunError
 from tinyft.finetune.groups import digests, grouping_of
+from tinyft.finetune.in_words import decay, phases
 from tinyft.finetune.planning import is_made_by_its_arguments
 from tinyft.finetune.run.reading import (
     CHECKPOINT,
     FORMAT,
-    ORIGIN,
     PICTURES,
     checkpoints,
     listing_sha256,
@@ -113,9 +113,9 @@ class Run:
             "data": training.data.describe() | {"sha256": listing_sha256(pictures)},
             "plan": plan.arguments if is_made_by_its_arguments(plan, training) else {},
             "first_step": training.step,
-            "origin": {name: getattr(plan.subject.origin, name) for name in ORIGIN},
             "steps": plan.steps,
             "plan_text": str(plan),
+            "plan_in_words": {"phases": [*map(asdict, phases(plan))], "decay": decay(plan)},
             "classes": training.classes,
             "versions": versions(training.device),
             "finished": False,

@@ -24,7 +24,6 @@ from tinyft.data.loader import PictureData
 from tinyft.data.picture import printable
 from tinyft.display import first_few
 from tinyft.errors import DataError, RunError
-from tinyft.finetune.training import KEPT, RANDOM
 
 FORMAT = "tinyft-run"
 CHECKPOINT = "tinyft-checkpoint"
@@ -47,20 +46,6 @@ def read_description(run: Path) -> dict[str, Any]:
     if found := mistake(description, DESCRIPTION, "it"):
         raise RunError(f"{path} is damaged: {found}")
     return description
-
-
-def origin_at_start(description: dict[str, Any]) -> dict[str, Any]:
-    """Return parts of `Origin` as they were when the run began. Where an older run.json does not
-    have them, the learner's arguments tell.
-    """
-    if "origin" in description or description["learner"] is None:
-        return description.get("origin", {})
-    weights, seed = description["learner"]["weights"], description["learner"]["seed"]
-    return {
-        "weights": f"random weights from seed {seed}" if weights is None else weights,
-        "random_body": weights is None,
-        "head_state": KEPT if description["learner"]["head"] is None else RANDOM,
-    }
 
 
 def listing_sha256(listing: str) -> str:
@@ -363,11 +348,9 @@ _LEARNER = {
     "groups": IfThere(optional({str: [TEXT]})),
 }
 
-ORIGIN = {
-    "weights": TEXT,
-    "random_body": SWITCH,
-    "head": optional(TEXT),
-    **dict.fromkeys(("head_state", "head_dropped"), TEXT),
+IN_WORDS = {
+    "phases": [dict.fromkeys(("title", "text", "where"), TEXT)],
+    "decay": TEXT,
 }
 
 DESCRIPTION = {
@@ -380,9 +363,9 @@ DESCRIPTION = {
     "data": _data,
     "plan": _plan,
     "first_step": whole(),
-    "origin": IfThere(ORIGIN),
     "steps": whole(1),
     "plan_text": TEXT,
+    "plan_in_words": IfThere(IN_WORDS),
     "classes": [TEXT],
     "versions": {str: TEXT},
     "finished": SWITCH,

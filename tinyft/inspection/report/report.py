@@ -16,7 +16,6 @@ import numpy as np
 
 from tinyft.display import counted
 from tinyft.errors import TinyftError
-from tinyft.finetune.in_words import decay, phases
 from tinyft.inspection.comparison.result import diff_section
 from tinyft.inspection.html import Markup, escape, page, table
 from tinyft.inspection.report.charts import Line, heat_map, line_chart
@@ -27,8 +26,6 @@ from tinyft.weights.files import replacing
 if TYPE_CHECKING:
     from tinyft.data.loader import PictureData
 
-FROZEN = " with {} frozen: the weights of their convolutions get no gradient"
-RANDOM_HEAD = ", so that the random head's first errors do not move them"
 MOST_COLUMNS = 200  # of a heat map: more steps than that are averaged
 MOST_ROWS = 60  # of a heat map: more layers than that are taken together by block
 HOW_TO_READ = (
@@ -160,42 +157,16 @@ def _recipe(run: RunFiles) -> str:
 
 
 def _in_words(run: RunFiles) -> list[Markup]:
-    """Tell the phases, a paragraph each: in the plan's own words, or without a plan in those of
-    metrics.csv and the ledger.
-    """
-    if run.plan is not None:
-        each = [
-            Markup(
-                f"<b>{escape(phase.title)}</b>: {escape(phase.text)}"
-                f'<br><span class="soft">Where: {escape(phase.where)}</span>'
-            )
-            for phase in phases(run.plan)
-        ]
-        return [*each, escape(decay(run.plan))]
-    said = []
-    for number, (name, start, end) in enumerate(run.phases, 1):
-        momentum, rate = (
-            run.metrics[column][start:end] for column in ("momentum", f"lr {run.groups[-1]}")
+    """Tell the phases, a paragraph each, in the plan's own words, and what weight decay does."""
+    told = run.description.get("plan_in_words", {"phases": [], "decay": ""})
+    each = [
+        Markup(
+            f"<b>{escape(phase['title'])}</b>: {escape(phase['text'])}"
+            f'<br><span class="soft">Where: {escape(phase["where"])}</span>'
         )
-        peak = int(np.nanargmax(rate))
-        falls = f", then falls to {rate[-1]:.2g}" if peak < len(rate) - 1 else ""
-        back = " and back" if falls else ""
-        frozen = run.frozen(start)
-        held = FROZEN.format(" and ".join(frozen)) if frozen else ""
-        if frozen and number == 1 and not run.description["first_step"]:
-            held += RANDOM_HEAD
-        text = (
-            f"{counted(end - start, 'step')}{held}. The "
-            f"learning rate of the {run.groups[-1]} rises from {rate[0]:.2g} to {rate[peak]:.2g} "
-            f"in {counted(peak + 1, 'step')}{falls}"
-        )
-        if momentum.any():
-            text += (
-                f"; momentum goes the other way, {momentum[0]:.2f} to "
-                f"{np.nanmin(momentum):.2f}{back}"
-            )
-        said.append(Markup(f"<b>Phase {number}, {escape(name)}</b>: {escape(text)}."))
-    return said
+        for phase in told["phases"]
+    ]
+    return [*each, escape(told["decay"])]
 
 
 def _curves(run: RunFiles) -> str:

@@ -10,7 +10,7 @@ import itertools
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,8 @@ import numpy as np
 
 from tinyft.data.loader import PictureData
 from tinyft.errors import RunError, TinyftError
-from tinyft.finetune.build import OPTIMIZERS, load_learner
-from tinyft.finetune.planning import remade
+from tinyft.finetune.build import load_learner
 from tinyft.finetune.run.reading import (
-    origin_at_start,
     pictures_of_run,
     read_description,
     read_metrics,
@@ -34,7 +32,6 @@ from tinyft.inspection.report.learned import Judgements, judge_pictures
 
 if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner
-    from tinyft.finetune.plan import Plan
 
 REPORTED = {"phase", "loss", "smooth_loss", "valid_loss"}  # columns of metrics.csv
 NETWORKS = ("learner.h5", "best.h5")  # the last one; of an unfinished run, its best epoch's
@@ -54,7 +51,6 @@ class RunFiles:
     ledger: LedgerReading | None = None
     judged_file: str = ""
     learner: Learner | None = None
-    plan: Plan | None = None
     judged: Judgements | None = None
     changes: Diff | None = None
     missing: dict[str, str] = field(default_factory=dict)
@@ -82,7 +78,6 @@ class RunFiles:
                 break
         if run.learner is not None and pictures is not None:
             run.learner.data = pictures
-            run.plan = run._part("plan", lambda: _plan(run.learner, run.description))
             run.judged = run._part("judged", lambda: judge_pictures(run.learner))
         run.changes = run._part("changes", lambda: diff_run(path, pictures, device=device))
         if run.changes is not None and pictures is None:
@@ -90,15 +85,10 @@ class RunFiles:
             run.changes.notices.append(f"features are not compared: {reason}")
         return run
 
-    def frozen(self, start: int) -> list[str]:
-        """The groups that are frozen in the step at place `start`; without a ledger, none is known
-        to be.
-        """
-        frozen = [] if self.ledger is None else self.ledger.steps["frozen"][start : start + 1]
-        return [name for row in frozen for name, on in zip(self.groups, row, strict=True) if on]
-
     def resting(self, start: int) -> list[str]:
-        """The groups of which the step at place `start` updates nothing; as `frozen`."""
+        """The groups of which the step at place `start` updates nothing; without a ledger, none is
+        known.
+        """
         counts = [] if self.ledger is None else self.ledger.steps["updated"][start : start + 1]
         return [name for row in counts for name, n in zip(self.groups, row, strict=True) if n == 0]
 
@@ -144,17 +134,6 @@ def _learner(path: Path, name: str, device: str) -> Learner:
     if not name:
         raise RunError("no epoch has ended with a finite loss, so there is no network to judge yet")
     return load_learner(path / name, device=device)
-
-
-def _plan(learner: Learner, description: dict[str, Any]) -> Plan:
-    """The run's plan, made again by the learner that it ended with."""
-    optimizer = (description["learner"] or {}).get("optimizer")
-    if optimizer in OPTIMIZERS:  # a saved learner has none
-        learner.optimizer = OPTIMIZERS[optimizer](learner.groups)
-    plan = remade(learner, description["plan"], description["first_step"])
-    origin = replace(plan.subject.origin, **origin_at_start(description))
-    subject = replace(plan.subject, origin=origin, steps_made=description["first_step"])
-    return replace(plan, subject=subject)
 
 
 def _pictures(path: Path, data: PictureData | None) -> PictureData:
