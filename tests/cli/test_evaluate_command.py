@@ -36,6 +36,17 @@ def test_a_part_of_a_folder_is_named(tinyft, trained, draw):
     assert "the pictures in" not in tinyft("evaluate", trained, "pictures/split/test").err
 
 
+@pytest.mark.slow
+def test_labels_of_other_pictures_may_stand_in_a_table(tinyft, trained, draw, tmp_path):
+    draw({"new": 4}, "others")
+    table = tmp_path / "new.csv"
+    table.write_text("file,label\n" + "".join(f"new/{i}.png,cat\n" for i in range(4)))
+    assert "of 4), loss" in tinyft("evaluate", trained, "others", "--labels", table).out
+    done = tinyft("evaluate", trained, "others", "--label-regex", "(new)")
+    assert "has classes that are not among the 2 given: new" in done.error
+    assert "which pictures? Give a folder" in tinyft("evaluate", trained, "--labels", table).error
+
+
 def test_a_run_that_is_not_finished_says_how_to_go_on(tinyft, trained):
     Path(trained, "learner.h5").unlink()
     described = Path(trained, "run.json")

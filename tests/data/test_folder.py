@@ -200,9 +200,29 @@ def test_no_pictures_says_what_was_found(tmp_path):
     with pytest.raises(DataError, match="is not a folder"):
         ImageFolder(tmp_path / "nothing")
     (tmp_path / "phone").mkdir()
-    (tmp_path / "phone" / "a.heic").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"1 files of another kind \(\.heic\); folders: phone"):
+    (tmp_path / "phone" / "a.xcf").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"1 files of another kind \(\.xcf\); folders: phone"):
         ImageFolder(tmp_path)
+
+
+def test_pictures_that_are_cut_off_are_all_named_before_the_first_step(folder):
+    path = folder({"cat": 6, "dog": 6})
+    for name in ("cat/1.png", "dog/4.png"):
+        (path / name).write_bytes((path / name).read_bytes()[:-60])
+    data = ImageFolder(path, batch_size=2)
+    with pytest.raises(DataError) as found:
+        data.expect_whole(SMALL)
+    assert "2 of 12 pictures cannot be used" in str(found.value)
+    assert "cat/1.png: the picture cannot be decoded" in str(found.value)
+    assert "remove them, or leave them out with on_error='skip'" in str(found.value)
+    ImageFolder(path, batch_size=2, on_error="skip").expect_whole(SMALL)
+
+
+def test_what_was_read_to_be_checked_is_not_decoded_again(folder, monkeypatch):
+    data = ImageFolder(folder({"cat": 6, "dog": 6}), batch_size=2)
+    data.expect_whole(SMALL)
+    monkeypatch.setattr("tinyft.data.loader.working_picture", lambda *_: 1 / 0)
+    assert len([*data.train_batches(0, SMALL)]) == 5
 
 
 def test_a_folder_named_train_may_be_a_class(folder):

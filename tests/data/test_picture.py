@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -51,6 +52,25 @@ def oriented(kind, orientation, encode):
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encode(pixels, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+
+
+def test_heic_is_read_by_pillow_heif(tmp_path, rough):
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs tinyft[heic]")
+    pixels = np.repeat(np.repeat(rough(6, 8), 8, 0), 8, 1)  # (48, 64, 3)
+    path = tmp_path / "phone.heic"
+    pillow_heif.from_pillow(Image.fromarray(pixels)).save(path, quality=-1, chroma=444)
+    out = decode(path.read_bytes())
+    assert out.shape == pixels.shape
+    assert np.abs(out.astype(int) - pixels).mean() < 3
+    check_header(io.BytesIO(path.read_bytes()))
+    with pytest.raises(DataError, match=r"cannot be (decoded|read)"):
+        decode(path.read_bytes()[:-50])
+
+
+def test_heic_without_pillow_heif_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(DataError, match=r'pip install "tinyft\[heic\]"; or save it as JPEG'):
+        decode(b"\0\0\0\x18ftypheic" + bytes(100))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tinyft.cli.failures import RequestError
 from tinyft.cli.opening import open_folder, open_trained
-from tinyft.cli.options import Parser, add_backend, add_json, add_reading_options, given
+from tinyft.cli.options import LABELS, Parser, add_backend, add_json, add_reading_options, given
 from tinyft.cli.output import answer, one_line, percent, say
 from tinyft.errors import RunError
 
@@ -21,6 +21,8 @@ HELP = "measure accuracy and loss of a trained network on pictures"
 EXAMPLE = """\
 tinyft evaluate runs/photos-resnet18-1 more_photos/
 tinyft evaluate resnet20.h5 cifar10/"""
+
+ALL = {"valid_fraction": 1.0}  # of a folder without a split
 
 
 def add_options(parser: Parser) -> None:
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         args.source,
         best=args.best,
         device=args.backend or "auto",
-        name_classes=lambda weights: _names_from_folder(weights, args.dir),
+        name_classes=lambda weights: _names_from_folder(weights, args),
     )
     data = _data(args, learner)
     args.working = True
@@ -58,14 +60,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _data(args: argparse.Namespace, learner: Learner) -> PictureData:
     """The folder's pictures, or those that the run set aside."""
-    options = given(args, ("batch_size", "on_error"))
+    options, labels = given(args, ("batch_size", "on_error")), given(args, LABELS)
+    if labels:
+        return open_folder(_folder(args), classes=learner.classes, **ALL, **options, **labels)
     if args.dir is not None:
         from tinyft.data.split import find_parts
 
         valid = find_parts(Path(args.dir)).get("valid")
         if valid is not None:
             say(f"of {one_line(args.dir)}, the pictures in {valid.name}/")
-        return open_folder(args.dir, valid_fraction=1.0, classes=learner.classes, **options)
+        return open_folder(args.dir, classes=learner.classes, **ALL, **options)
     if not Path(args.source).is_dir():
         raise RequestError("which pictures? Only a run has its own; give a folder")
     from tinyft.finetune.run.reading import pictures_of_run
@@ -80,17 +84,25 @@ def _data(args: argparse.Namespace, learner: Learner) -> PictureData:
         raise RequestError(f"{error}; give a folder of others") from None
 
 
-def _names_from_folder(weights: Weights, path: str | None) -> list[str]:
+def _folder(args: argparse.Namespace) -> str:
+    if args.dir is None:
+        raise RequestError("which pictures? Give a folder: tinyft evaluate WEIGHTS DIR")
+    return args.dir
+
+
+def _names_from_folder(weights: Weights, args: argparse.Namespace) -> list[str]:
     """The class names of weights: their own if the folder uses them, else the folder's, sorted.
 
     Raises: RequestError if neither fits
     """
     from tinyft.data.split import find_parts, scan_part
 
-    if path is None:
-        raise RequestError("which pictures? Give a folder: tinyft evaluate WEIGHTS DIR")
-    parts = find_parts(Path(path)).values()
-    names = sorted({name for part in parts for name in scan_part(part).pictures})
+    path = _folder(args)
+    if labels := given(args, LABELS):
+        names = open_folder(path, **ALL, **labels).classes
+    else:
+        parts = find_parts(Path(path)).values()
+        names = sorted({name for part in parts for name in scan_part(part).pictures})
     if weights.classes and set(names) <= set(weights.classes):
         return weights.classes
     if not weights.num_classes:

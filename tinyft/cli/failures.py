@@ -115,7 +115,8 @@ def _in_options(error: Exception, working: bool, options: Mapping[str, Any]) -> 
     if _resumes(options) and "on_error" in error.arguments:
         return f"{error.message}; {_RESTORE}"
     text = error.spelled(_option)
-    if working and "on_error" in options and isinstance(error, DataError):
+    told = "on_error" in error.arguments
+    if working and "on_error" in options and isinstance(error, DataError) and not told:
         if _resumes(options):
             text += f"; {_RESTORE}"
         elif options["on_error"] == "skip":

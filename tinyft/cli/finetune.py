@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         learner = make_learner(args)
         plan = make_plan(args, learner)
         _announce(learner, plan, as_story=is_sample)
+        learner.data.expect_whole(learner.preprocess)
         training = _create_run(args, learner)
         _train(args, learner, plan, training, 0)
         if is_sample:

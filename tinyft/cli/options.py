@@ -16,10 +16,8 @@ from typing import Any, NoReturn
 
 from tinyft.cli.failures import RequestError
 
-DATA = (
-    *("size", "batch_size", "augment", "seed", "valid_fraction", "on_error"),
-    *("labels", "label_regex"),
-)
+LABELS = ("labels", "label_regex")
+DATA = (*LABELS, "size", "batch_size", "augment", "seed", "valid_fraction", "on_error")
 LEARNER = (
     *("arch", "weights", "head", "bn", "seed"),
     *("optimizer", "weight_decay", "dropout", "label_smoothing", "class_weights"),

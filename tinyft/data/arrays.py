@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinyft.data.loader import PictureData
 from tinyft.data.picture import check_size
 from tinyft.errors import DataError
+
+if TYPE_CHECKING:
+    from tinyft.weights.preprocess import Preprocess
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -80,6 +84,9 @@ class ImageArrays(PictureData):
     def source(self, split: str, index: int) -> np.ndarray:
         """Returns one picture, (H, W, 3) uint8, as a view."""
         return self._pictures[split][index]
+
+    def expect_whole(self, preprocess: Preprocess) -> None:
+        """Does nothing: an array is no file that may be cut off."""
 
     def _arguments(self) -> dict:
         return {"classes": self.classes, **super()._arguments()}

@@ -6,9 +6,9 @@ sorted by code point: a class that is missing from validation shifts nothing, on
 validation has is an error.
 
 Construction lists names and divides them (split.py), and reads every file's first bytes, so that a
-web page called rose.jpg is found now; a photograph that is cut off at the end is found when it is
-first needed. With `on_error="skip"` every file is decoded once instead, because the number of
-pictures, and with it the plan, must not change on the way.
+web page called rose.jpg is found now; a photograph that is cut off at the end is found before the
+first step (`expect_whole`). With `on_error="skip"` every file is decoded at once, because the
+number of pictures, and with it the plan, must not change on the way.
 """
 
 from __future__ import annotations

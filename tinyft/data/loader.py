@@ -30,6 +30,7 @@ import numpy as np
 from tinyft.data.augment import aug_transforms, random_resized_crop, random_shift
 from tinyft.data.picture import Source, shown, working_picture
 from tinyft.data.prefetch import PictureCache, ahead, default_budget, default_workers
+from tinyft.display import first_few
 from tinyft.errors import DataError
 from tinyft.seeds import generator
 
@@ -89,6 +90,7 @@ class PictureData:
         self.workers = checked_int("workers", default_workers() if workers is None else workers, 0)
         budget = default_budget() if cache_bytes is None else cache_bytes
         self.cache = PictureCache(checked_int("cache_bytes", budget, 0))
+        self._whole_at: Preprocess | None = None  # see `expect_whole`
         self.notices: list[str] = []
         self.requested_batch_size = checked_int("batch_size", batch_size, 1)
         self.batch_size = self.requested_batch_size
@@ -230,17 +232,12 @@ class PictureData:
         preprocess: Preprocess,
         epoch: int | None = None,
     ) -> Iterator[Batch]:
-        """Yields batches that threads fill, augmented if an epoch is given.
-
-        A decoded picture is remembered at working size, under all that decides its pixels.
-        """
+        """Yields batches that threads fill, augmented if an epoch is given."""
         preprocess = self.adjusted(preprocess)
         side = preprocess.crop
-        settings = (preprocess.resize, preprocess.interpolation, preprocess.exif_transpose)
 
         def fill(images: np.ndarray, row: int, index: int) -> None:
-            make = partial(working_picture, self.source(split, index), preprocess)
-            picture = self.cache.get(split, index, settings, make)
+            picture = self._working(split, index, preprocess)
             if epoch is None or self.augment is None:
                 images[row] = shown(picture, preprocess)
             else:
@@ -254,6 +251,43 @@ class PictureData:
                 yield Batch(images, self.labels[split][ids], ids), tasks
 
         return ahead(jobs(), self.workers)
+
+    def _working(self, split: str, index: int, preprocess: Preprocess) -> np.ndarray:
+        """Returns a picture at working size, remembered under all that decides its pixels."""
+        settings = (preprocess.resize, preprocess.interpolation, preprocess.exif_transpose)
+        make = partial(working_picture, self.source(split, index), preprocess)
+        return self.cache.get(split, index, settings, make)
+
+    def expect_whole(self, preprocess: Preprocess) -> None:
+        """Decodes every picture, so that none that is cut off ends a run in its middle. What is
+        remembered is not decoded again; asked again, it returns at once.
+
+        Raises:  DataError naming those that cannot be decoded, and why
+        """
+        preprocess = self.adjusted(preprocess)
+        if preprocess == self._whole_at:
+            return
+
+        bad: list[str] = []
+
+        def read(split: str, index: int) -> None:
+            try:
+                self._working(split, index, preprocess)
+            except (DataError, OSError) as error:
+                bad.append(str(error))
+
+        places = [(split, i) for split, labels in self.labels.items() for i in range(len(labels))]
+        groups = _groups([partial(read, *place) for place in places], self.batch_size)
+        for _ in ahead(((None, tasks) for tasks in groups), self.workers):
+            pass
+        if bad:
+            raise DataError(
+                f"{len(bad)} of {len(places)} pictures cannot be used: "
+                f"{first_few(sorted(bad), 10)}",
+                remedy="remove them, or leave them out with {on_error}",
+                on_error="skip",
+            )
+        self._whole_at = preprocess
 
     def always_largest(self) -> tuple[str, float]:
         """Returns the class with most training pictures, and the accuracy of always naming it (NaN

@@ -19,6 +19,7 @@ remembered working pictures (tinyft/data/loader.py), and training augments them
 | grey, palette, 1-bit, CMYK, ...  | converted to RGB by Pillow                                   |
 | several frames                   | the first                                                    |
 | ICC profile                      | not applied (as torchvision, fastai and timm)                |
+| HEIC                             | read by pillow-heif, turned upright by it; else refused      |
 | cut off, damaged, not a picture  | refused                                                      |
 | more than 64 Mpixel, or long     | refused from the header, before memory is taken              |
 
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 Source = bytes | str | os.PathLike | np.ndarray
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+# ISO/IEC 23008-12: the brands of HEIC files, as phones write them; Pillow does not read these.
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # EXIF 2.32, section 4.6.4: the tag, and how a picture of each orientation is turned upright.
 ORIENTATION = 0x0112
 TURNS = {
@@ -192,13 +195,17 @@ def _open(stream: BinaryIO) -> Picture:
     """Reads the header only. Pillow decodes later, in `load`."""
     from PIL import Image, UnidentifiedImageError
 
-    if not stream.read(1):
+    start = stream.read(12)
+    if not start:
         raise DataError("the file is empty (0 bytes)")
     stream.seek(0)
+    is_heif = start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS
     Image.init()
     formats = tuple(name for name in FORMATS if name in Image.OPEN)  # a Pillow may lack some
     try:
-        picture = Image.open(stream, formats=formats)
+        picture = _open_heif(stream) if is_heif else Image.open(stream, formats=formats)
+    except DataError:
+        raise
     except UnidentifiedImageError:
         raise DataError(f"not a picture of a known format ({', '.join(formats)})") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -211,6 +218,16 @@ def _open(stream: BinaryIO) -> Picture:
         picture.close()
         raise
     return picture
+
+
+def _open_heif(stream: BinaryIO) -> Picture:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise DataError(
+            'a HEIC photo needs pillow-heif: pip install "tinyft[heic]"; or save it as JPEG'
+        ) from None
+    return HeifImageFile(stream)
 
 
 def _read_as_ycbcr(picture: Picture) -> bool:

@@ -36,7 +36,13 @@ LAYOUTS = (
 # What cameras and programs write for picture.FORMATS. The content decides later.
 EXTENSIONS = frozenset(
     f".{name}"
-    for names in ("jpg jpeg jpe jfif", "png webp gif avif", "bmp tif tiff", "ppm pgm pbm pnm")
+    for names in (
+        "jpg jpeg jpe jfif",
+        "png webp gif avif",
+        "bmp tif tiff",
+        "ppm pgm pbm pnm",
+        "heic heif",
+    )
     for name in names.split()
 )
 

@@ -48,8 +48,10 @@ def execute(
     step; the validation of each epoch.
 
     With `out` the run is written to that folder, and `finetune/run/resume.py` goes on with it.
-    Raises: as `steps`; RunError if the folder is taken
+    Raises: DataError for pictures that cannot be decoded, before anything begins; as `steps`;
+    RunError if the folder is taken
     """
+    learner.own_data().expect_whole(learner.preprocess)
     learner.run_folder = None
     if out is not None:
         run = Run.create(out)
