@@ -393,7 +393,7 @@ def test_a_wrong_array_says_what_is_expected(array):
 
 
 def test_a_wrong_type_is_a_type_error():
-    with pytest.raises(TypeError, match="path, bytes or a uint8 array"):
+    with pytest.raises(TypeError, match="a picture is a path, bytes, a uint8 array or Pillow"):
         prepare(3, Preprocess(resize=16, crop=12))
 
 

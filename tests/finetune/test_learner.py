@@ -126,7 +126,7 @@ def test_prediction_of_one_and_of_several():
     assert one.label in learner.classes
     assert one.probability == max(one.probabilities)
     np.testing.assert_allclose(one.probabilities.sum(), 1, rtol=1e-6)
-    np.testing.assert_array_equal(several[0].probabilities, one.probabilities)
+    np.testing.assert_allclose(several[0].probabilities, one.probabilities, atol=1e-6)
 
 
 def test_predict_agrees_with_evaluate():

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from tinyft.weights.preprocess import Preprocess
 
-Source = bytes | str | os.PathLike | np.ndarray
+Source = "bytes | str | os.PathLike | np.ndarray | Picture"
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 # ISO/IEC 23008-12: the brands of HEIC files, as phones write them; Pillow does not read these.
@@ -73,7 +73,7 @@ MAX_ASPECT = 20  # long side / short side; bounds the resized picture at 20 * re
 def prepare(source: Source, preprocess: Preprocess) -> np.ndarray:
     """Returns the network's input for one picture, before normalisation.
 
-    `source` is a path, the bytes of a picture file, or an array of RGB pixels.
+    `source` is a path, the bytes of a picture file, a picture of Pillow, or an array of RGB pixels.
 
     Shapes:  array source (H, W, 3) uint8; out (S, S, 3) uint8, S = preprocess.crop
     Raises:  DataError, naming the file where there is one; OSError if the file cannot be read
@@ -97,6 +97,8 @@ def working_picture(source: Source, preprocess: Preprocess) -> np.ndarray:
         check_size(pixels.shape[1], pixels.shape[0])
     elif isinstance(source, bytes):
         pixels = decode(source, exif_transpose=preprocess.exif_transpose)
+    elif hasattr(source, "getexif"):
+        pixels = pixels_of(source, exif_transpose=preprocess.exif_transpose)
     elif isinstance(source, str | os.PathLike):
         try:
             data = Path(source).read_bytes()
@@ -104,7 +106,8 @@ def working_picture(source: Source, preprocess: Preprocess) -> np.ndarray:
         except DataError as error:
             raise DataError(f"{printable(source)}: {error}") from error
     else:
-        raise TypeError(f"a picture is a path, bytes or a uint8 array; got {type(source).__name__}")
+        kind = type(source).__name__
+        raise TypeError(f"a picture is a path, bytes, a uint8 array or Pillow's; got {kind}")
     if not preprocess.antialias and min(pixels.shape[:2]) > preprocess.resize:
         raise DataError(
             "the weights ask for shrinking without antialiasing, which Pillow does not do; bring "
@@ -144,17 +147,27 @@ def decode(data: bytes, *, exif_transpose: bool = True) -> np.ndarray:
     Raises:  DataError for whatever is not a whole picture of an allowed format and size; the
              message gives the reason without a file name, which only the caller knows
     """
+    with _open(io.BytesIO(data)) as picture:
+        return pixels_of(picture, exif_transpose=exif_transpose)
+
+
+def pixels_of(picture: Picture, *, exif_transpose: bool = True) -> np.ndarray:
+    """Returns the same of a picture of Pillow's, which may not be loaded yet.
+
+    Shapes:  out (H, W, 3) uint8, owned and writable
+    Raises:  DataError as `decode`
+    """
     from PIL import Image
 
+    check_size(*picture.size)
     try:
-        with _open(io.BytesIO(data)) as picture:
-            is_ycbcr = _read_as_ycbcr(picture)
-            picture.load()
-            # differs from fastai, which ignores the orientation. (ImageOps.exif_transpose would
-            # write the other tags anew, and fail on one that it cannot write.)
-            turn = TURNS.get(orientation(picture)) if exif_transpose else None
-            upright = picture.transpose(Image.Transpose[turn]) if turn else picture
-            return _to_rgb(Image.merge("YCbCr", upright.split()) if is_ycbcr else upright)
+        is_ycbcr = _read_as_ycbcr(picture)
+        picture.load()
+        # differs from fastai, which ignores the orientation. (ImageOps.exif_transpose would
+        # write the other tags anew, and fail on one that it cannot write.)
+        turn = TURNS.get(orientation(picture)) if exif_transpose else None
+        upright = picture.transpose(Image.Transpose[turn]) if turn else picture
+        return _to_rgb(Image.merge("YCbCr", upright.split()) if is_ycbcr else upright)
     except DataError:
         raise
     except Exception as error:  # damaged files make Pillow raise nearly anything, struct.error too

@@ -1,5 +1,4 @@
-"""Using a trained network: how often it is right on labelled pictures, and what it says of new
-ones.
+"""How often a network is right on labelled pictures: what it says of new ones is in answering.py.
 
 Both run a copy whose batch norms are folded, and both prepare pictures as in training's validation.
 """
@@ -7,21 +6,18 @@ Both run a copy whose batch norms are folded, and both prepare pictures as in tr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyft import backends
 from tinyft.data.loader import Batch, PictureData, expect_pictures
-from tinyft.data.picture import prepare
 from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import DataError, NonFiniteLossError
 from tinyft.finetune.groups import rates_in_words
-from tinyft.finetune.records import Evaluation, Prediction
+from tinyft.finetune.records import Evaluation
 from tinyft.finetune.training import REMEDY
-from tinyft.nn.folding import fold
 from tinyft.nn.module import Module
 
 if TYPE_CHECKING:
@@ -42,7 +38,7 @@ def evaluate(training: Training, data: PictureData | None = None) -> Evaluation:
         return backends.get(training.device).uploads(found)
 
     with no_grad(), backends.use(training.device):
-        network = fold(training.model)
+        network = training.answers.network(training)
         cache = training.cache if data is training.data else None
         if cache is None:
             judged = [(*judge_batch(training, network, b), len(b.ids)) for b in batches()]
@@ -92,30 +88,3 @@ def judge(training: Training, logits: Tensor, labels: np.ndarray) -> tuple[Any, 
     beside = backends.place_like(labels, logits.data)
     right = (logits.data.argmax(axis=1) == beside).sum()
     return right, training.loss(logits, labels).data
-
-
-def predict(training: Training, images: Any) -> Prediction | list[Prediction]:
-    """Say the class of a picture: a path, or an array (H, W, 3) uint8. A list gives a list.
-
-    Raises: DataError for a picture that cannot be used, naming the file if it is damaged; OSError
-    """
-    if not isinstance(images, list | tuple):
-        return predict(training, [images])[0]
-    preprocess = training.adjusted_preprocess()
-    predictions = []
-    with no_grad(), backends.use(training.device):
-        network = fold(training.model)
-        for image in images:
-            pixels = prepare(image, preprocess)[None]  # (1, S, S, 3)
-            probabilities = softmax(backends.host(network(training.input(pixels)).data[0]))
-            best = int(probabilities.argmax())
-            name = str(image) if isinstance(image, str | Path) else "array"
-            label, probability = training.classes[best], float(probabilities[best])
-            predictions.append(Prediction(name, label, probability, probabilities))
-    return predictions
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """(..., C) -> probabilities (..., C)"""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyft.finetune import describe, judge, loop, planning, trials
+from tinyft.finetune import answering, describe, judge, loop, planning, trials
 from tinyft.finetune.loop import Observer
 from tinyft.finetune.records import Evaluation
 from tinyft.finetune.run import save
@@ -31,7 +31,8 @@ class Learner(Training):
     steps = loop.steps
     # use what was trained
     evaluate = judge.evaluate
-    predict = judge.predict
+    predict = answering.predict
+    embed = answering.embed
     save = save.save
 
     def fine_tune(

@@ -1,7 +1,7 @@
 """The state of training, and its step: forward, loss, backward, update.
 
 What else there is to training works on this and is not known here: a plan's phases (loop.py),
-evaluation and prediction (judge.py), kept features, rates to try, files.
+evaluation (judge.py) and prediction (answering.py), kept features, rates to try, files.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tinyft import backends
 from tinyft.data.loader import Batch, PictureData
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import DataError, NonFiniteLossError, ShapeError
+from tinyft.finetune.answering import Answers
 from tinyft.finetune.groups import (
     BN_PRESETS,
     Group,
@@ -118,6 +119,7 @@ class Training:
         self.step = self.epoch = 0
         self.smooth, self.losses = SmoothLoss(), Losses()
         self.cache: Features | None = None  # of the phase in progress, if it keeps features
+        self.answers = Answers()
         self.phase_digests: dict[str, str] = {}
         self.history: list[StepRecord] = []
         self.validation: Evaluation | None = None  # the newest
@@ -223,6 +225,7 @@ class Training:
 
     def train_step(self, batch: Batch, phase: str, *, norms: bool = False) -> StepRecord:
         """Forward, loss, backward, update: one step on one batch."""
+        self.answers.forget()
         self.model.train()
         for dropout in self.dropouts:
             dropout.step = self.step

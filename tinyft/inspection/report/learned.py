@@ -24,7 +24,8 @@ from tinyft.data.picture import prepare
 from tinyft.display import aligned
 from tinyft.engine.tape import no_grad
 from tinyft.errors import DataError
-from tinyft.finetune.judge import expect_judgeable, softmax
+from tinyft.finetune.answering import softmax
+from tinyft.finetune.judge import expect_judgeable
 from tinyft.inspection.html import escape, picture, table
 from tinyft.inspection.report.charts import reliability_chart
 from tinyft.inspection.report.images import grad_cams, overlay

@@ -1,0 +1,277 @@
+"""Using a trained network on new pictures, as a service does: one folded copy that is kept while
+the weights are what they were, decoding ahead, and requests of several threads computed together.
+
+A network is read from memory for each batch, whatever its size, so sixteen waiting requests
+take little longer than four. Whoever finds nobody computing takes all that wait, in the order in
+which they came, and computes them in its own thread; the others sleep until they have their
+answer. There is no thread in the background, and nothing to start or to stop.
+
+A convolution of fewer pictures may be computed by another algorithm, so a picture's numbers can
+differ in their last bits with the batch that it was in: features by less than 1e-6 of the largest.
+
+Letters: N pictures, S the side of the network's input, C classes, F features.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from tinyft import backends
+from tinyft.data.picture import prepare, printable
+from tinyft.data.prefetch import Job, ahead, default_workers
+from tinyft.data.split import Scan, pictures_below
+from tinyft.engine.tape import no_grad
+from tinyft.errors import DataError
+from tinyft.finetune.records import Prediction
+from tinyft.nn.folding import FoldedNetwork, fingerprint, fold
+from tinyft.ops import global_average_pool
+
+if TYPE_CHECKING:
+    from tinyft.engine.tensor import Tensor
+    from tinyft.nn.resnet import ResNet
+    from tinyft.weights.preprocess import Preprocess
+
+TOGETHER = 16  # pictures: with 32, ResNet-18 takes as long for each, and twice the memory
+Skip = Callable[[str, Exception], None]  # is told the name of a picture, and why it was left out
+
+
+class Learner(Protocol):
+    """What answers need of a learner, which stands above this file: see training.py."""
+
+    model: ResNet
+    classes: list[str]
+    device: str
+    answers: Answers
+
+    def input(self, images: np.ndarray) -> Tensor: ...
+
+    def adjusted_preprocess(self) -> Preprocess: ...
+
+
+@dataclass(eq=False)
+class Request:
+    """Pictures that wait for their answer, and the answer: logits (N, C), features (N, F)."""
+
+    images: np.ndarray
+    backend: object  # what computes in the thread that asks
+    answer: tuple[np.ndarray, np.ndarray] | None = None
+    error: Exception | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.answer is not None or self.error is not None
+
+
+class Answers:
+    """What a learner keeps for its predictions: the folded network, and the requests that wait."""
+
+    def __init__(self) -> None:
+        self.forget()
+        self.start_again()
+
+    def __reduce__(self) -> tuple:
+        """Gives whoever copies its owner, by copy.deepcopy or pickle, a new one."""
+        return Answers, ()
+
+    def start_again(self) -> None:
+        """Nobody computes, nobody waits: also in a forked child, which has the parent's locks."""
+        self.process, self.computing = os.getpid(), 0  # the thread that computes
+        self.waiting: list[Request] = []
+        self.changed = threading.Condition()
+        # one more than is worth it, for a signal handler that interrupts one of them
+        self.decoding = threading.BoundedSemaphore(default_workers() + 1)
+
+    def forget(self) -> None:
+        """Let go of the folded network: the weights are about to change, many times."""
+        self.kept: tuple[Any, FoldedNetwork] | None = None
+
+    def network(self, learner: Learner) -> FoldedNetwork:
+        """The learner's network, folded for the backend in use: the same one until any parameter,
+        buffer or setting of it has changed, which takes 3 ms to see in a ResNet-18.
+        """
+        model, kept = learner.model, self.kept
+        now = model, fingerprint(model), backends.of(np.empty(0)).name
+        if kept is None or kept[0] != now:
+            kept = self.kept = None  # before the next one takes its memory
+            kept = self.kept = now, fold(model)
+        return kept[1]
+
+    def ask(self, learner: Learner, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (N, C) and features (N, F) of prepared pictures (N, S, S, 3) uint8."""
+        if self.process != os.getpid():
+            self.start_again()
+        request, me = Request(images, backends.of(images)), threading.get_ident()
+        if self.computing == me:  # a signal handler, which would wait for what it interrupts
+            self._answer(learner, [request])
+        else:
+            self._ask_with_others(learner, request, me)
+        if request.error is not None:
+            raise request.error
+        return request.answer
+
+    def _ask_with_others(self, learner: Learner, request: Request, me: int) -> None:
+        self.waiting.append(request)
+        try:
+            while not request.is_done:
+                with self.changed:
+                    while self.computing and not request.is_done:
+                        self.changed.wait()
+                    if request.is_done:
+                        return
+                    self.computing, batch = me, self._next(request.backend)
+                self._answer(learner, batch)
+                self._end(me)
+        finally:  # Ctrl-C may come anywhere
+            self._end(me)
+            if not request.is_done and request in self.waiting:
+                self.waiting.remove(request)
+
+    def _end(self, me: int) -> None:
+        if self.computing == me:
+            with self.changed:
+                self.computing = 0
+                self.changed.notify_all()
+
+    def _next(self, backend: object) -> list[Request]:
+        """Take the requests to compute now: of those for this backend, the oldest."""
+        batch, count = [], 0
+        for request in [each for each in self.waiting if each.backend is backend]:
+            count += len(request.images)
+            alike = not batch or request.images.shape[1:] == batch[0].images.shape[1:]
+            if batch and (count > TOGETHER or not alike):
+                break
+            self.waiting.remove(request)
+            batch.append(request)
+        return batch
+
+    def _answer(self, learner: Learner, batch: list[Request]) -> None:
+        """Compute the requests as one batch, and give each its rows."""
+        try:
+            images = [request.images for request in batch]
+            images = np.concatenate(images) if len(images) > 1 else images[0]
+            with no_grad(), backends.use(learner.device):
+                network = self.network(learner).network
+                maps = network.features(learner.input(images))
+                found = network.head(maps).data, global_average_pool(maps).data
+                logits, features = map(backends.host, found)
+            start = 0
+            for request in batch:
+                rows = slice(start, start := start + len(request.images))
+                request.answer = logits[rows], features[rows]
+        except Exception as error:
+            for request in batch:
+                request.error = error
+        finally:  # a Ctrl-C is for this thread alone
+            self.waiting[:0] = [request for request in batch if not request.is_done]
+
+
+# ------------------------------------------------------------------------- from pictures to answers
+
+
+def predict(learner: Learner, images: Any) -> Prediction | list[Prediction]:
+    """Say the class of a picture: a path, the bytes of a file, a picture of Pillow, or an array
+    (H, W, 3) uint8. A folder, an array (N, H, W, 3) or a list of any of these gives a list.
+
+    Threads may call it at the same time; their pictures are computed together.
+    Raises: DataError for a picture that cannot be used, naming the file if it is damaged, and for a
+    folder without any; TypeError for what is no picture; OSError
+    """
+    found = list(predictions(learner, images))
+    return found if are_several(images) else found[0]
+
+
+def embed(learner: Learner, images: Any) -> np.ndarray:
+    """Describe each picture by the body's features, the mean over all places: (N, F) float32, of
+    one picture (1, F). Takes and raises what `predict` does.
+    """
+    parts = [features for _, _, features in answers(learner, images)]
+    return np.concatenate(parts) if parts else np.empty((0, learner.model.num_features), "f4")
+
+
+def predictions(learner: Learner, images: Any, *, skip: Skip | None = None) -> Iterator[Prediction]:
+    """Yield what `predict` says of each picture, as soon as its batch is computed. Of a picture
+    that cannot be used `skip` is told, where it is given, and the others go on.
+    """
+    for names, logits, _ in answers(learner, images, skip):
+        for name, row in zip(names, logits, strict=True):
+            probabilities = softmax(row)
+            best = int(probabilities.argmax())
+            label, probability = learner.classes[best], float(probabilities[best])
+            yield Prediction(name, label, probability, probabilities)
+
+
+def answers(
+    learner: Learner, images: Any, skip: Skip | None = None
+) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+    """Yield names, logits (n, C) and features (n, F) of the pictures in order, batch by batch;
+    threads decode the next batches meanwhile.
+    """
+    preprocess, service = learner.adjusted_preprocess(), learner.answers
+
+    def fill(pixels: np.ndarray, row: int, source: Any, bad: dict[int, Exception]) -> None:
+        try:
+            with service.decoding:  # or forty threads hold forty photographs of full size
+                pixels[row] = prepare(source, preprocess)
+        except (DataError, OSError) as error:
+            if skip is None:
+                raise
+            bad[row] = error
+
+    def jobs() -> Iterator[Job]:
+        named = sources(images)
+        while group := list(itertools.islice(named, TOGETHER)):
+            names, pictures = zip(*group, strict=True)
+            pixels = np.empty((len(group), preprocess.crop, preprocess.crop, 3), np.uint8)
+            bad: dict[int, Exception] = {}
+            tasks = [partial(fill, pixels, row, s, bad) for row, s in enumerate(pictures)]
+            yield (names, pixels, bad), tasks
+
+    workers = default_workers() if are_several(images) else 0
+    for names, pixels, bad in ahead(jobs(), workers):
+        for row in sorted(bad):
+            skip(names[row], bad[row])
+        good = [row for row in range(len(names)) if row not in bad]
+        if good:
+            shown = pixels[good] if bad else pixels
+            yield [names[row] for row in good], *service.ask(learner, shown)
+
+
+def are_several(images: Any) -> bool:
+    """True for a list, a folder or an array (N, H, W, 3); False for what should be one picture."""
+    if isinstance(images, str | os.PathLike):
+        return Path(images).is_dir()
+    return isinstance(images, list | tuple) or getattr(images, "ndim", 3) == 4
+
+
+def sources(images: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each picture with its name: that of its file, or what it is."""
+    if isinstance(images, list | tuple):
+        for each in images:
+            yield from sources(each)
+    elif are_several(images) and isinstance(images, str | os.PathLike):
+        found = pictures_below(images, Scan())
+        if not found:
+            raise DataError(f"there are no pictures in {printable(images)}")
+        yield from ((str(file), file) for file in found)
+    elif are_several(images):
+        yield from ((f"array[{i}]", pixels) for i, pixels in enumerate(images))
+    elif isinstance(images, str | os.PathLike):
+        yield str(images), images
+    else:
+        kinds = {np.ndarray: "array", bytes: "bytes"}
+        yield kinds.get(type(images), str(getattr(images, "filename", "") or "picture")), images
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(..., C) -> probabilities (..., C)"""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
