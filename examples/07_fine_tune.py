@@ -32,7 +32,7 @@ def tell(results):
 
 print("1. pretraining on 3200 pictures of 8 shapes")
 teacher = ft.vision_learner(shapes(known, 400, 0, 32), "resnet10s", weights=None, head="linear")
-print(f"  accuracy: {teacher.fit_one_cycle(3, 3e-3)[-1].accuracy:.2f}")
+print(f"  accuracy: {teacher.fit_one_cycle(3, 3e-3, progress=False)[-1].accuracy:.2f}")
 
 with tempfile.TemporaryDirectory() as folder:
     # The body's arrays under their published names, and how pictures were prepared.
@@ -50,11 +50,11 @@ with tempfile.TemporaryDirectory() as folder:
 for phase in learner.plan(8).phases:
     rates = ", ".join(f"{rate:.1e}" for rate in phase.lr.max(axis=0))
     print(f"  {phase.name}: {phase.steps} steps, largest rate of each group {rates}")
-fine_tuned = learner.fine_tune(8)
+fine_tuned = learner.fine_tune(8, progress=False)
 tell(fine_tuned)
 
 print("3. the same from scratch, all layers at one rate")
-scratch = ft.vision_learner(data, "resnet10s", weights=None).fit_one_cycle(9, 2e-3)
+scratch = ft.vision_learner(data, "resnet10s", weights=None).fit_one_cycle(9, 2e-3, progress=False)
 tell(scratch)
 
 print(

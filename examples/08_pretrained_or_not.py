@@ -55,16 +55,17 @@ def nearest_mean(data, seed):
 
 def head_alone(data, seed):
     learner = ft.vision_learner(data, "resnet10s", seed=seed)
-    return learner.fine_tune(0, freeze_epochs=EPOCHS + 1)[-1].accuracy
+    return learner.fine_tune(0, freeze_epochs=EPOCHS + 1, progress=False)[-1].accuracy
 
 
 def fine_tuned(data, seed):
-    return ft.vision_learner(data, "resnet10s", seed=seed).fine_tune(EPOCHS)[-1].accuracy
+    learner = ft.vision_learner(data, "resnet10s", seed=seed)
+    return learner.fine_tune(EPOCHS, progress=False)[-1].accuracy
 
 
 def from_scratch(data, seed):
     learner = ft.vision_learner(data, "resnet10s", weights=None, seed=seed)
-    return learner.fit_one_cycle(EPOCHS + 1, 2e-3)[-1].accuracy
+    return learner.fit_one_cycle(EPOCHS + 1, 2e-3, progress=False)[-1].accuracy
 
 
 def measured(method, photos, per_class, seeds):

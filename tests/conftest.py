@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tinyft import backends
+from tinyft import backends, progress
 from tinyft.errors import DeviceError
 
 # "auto" is the CPU in tests, whatever there is; a GPU has `tinyft bench --backend gpu`.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+progress.by_default = False
 
 
 @pytest.fixture(scope="session")

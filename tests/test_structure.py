@@ -24,7 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first: a room may import from its own line and from the lines above it. The names of the
 # package, `tinyft/__init__.py`, stand on top of all.
 ORDER = [
-    ["errors", "seeds", "display", "lazy", "version"],
+    ["errors", "seeds", "display", "progress", "lazy", "version"],
     ["bundled"],
     ["backends"],
     ["engine"],

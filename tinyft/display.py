@@ -33,6 +33,16 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
+def duration(seconds: float) -> str:
+    """ "48 s", "3 min 05 s", "2 h 10 min" """
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
+
+
 def as_preformatted(value: Any) -> str:
     """The printed text, its columns kept."""
     return f"<pre>{html.escape(str(value))}</pre>"

@@ -14,7 +14,8 @@ import pytest
 from tinyft.cli import finetune
 from tinyft.cli.failures import RequestError, Stopped, exit_code_and_line, stopping
 from tinyft.cli.main import main
-from tinyft.cli.output import duration, one_line
+from tinyft.cli.output import one_line
+from tinyft.display import duration
 from tinyft.errors import DataError, DeviceError, NetworkError, NonFiniteLossError, RunError
 from tinyft.finetune import Learner
 from tinyft.finetune.records import Evaluation

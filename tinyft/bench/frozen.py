@@ -81,7 +81,7 @@ def our_phase(case: FrozenCase) -> Spent:
 
     with mock.patch.object(loop, "evaluate", timed_evaluate):
         started = time.perf_counter()
-        evaluations = learner.execute(plan)
+        evaluations = learner.execute(plan, progress=False)
         training = time.perf_counter() - started - sum(validation)
     return Spent(training, sum(validation), evaluations[-1].accuracy)
 

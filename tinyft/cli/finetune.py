@@ -27,7 +27,8 @@ from tinyft.cli.opening import (
     resume_command,
 )
 from tinyft.cli.options import Parser, add_json, add_training_options
-from tinyft.cli.output import answer, duration, one_line, percent, progress, say
+from tinyft.cli.output import RunLines, answer, one_line, percent, say
+from tinyft.display import duration
 
 if TYPE_CHECKING:
     from tinyft.data.loader import PictureData
@@ -96,11 +97,11 @@ def _train(
     say(f"run: {one_line(str(training.path))}\n")
     args.on_interrupt = f"; go on with: {resume_command(training.path)}"
     args.working = True
-    with _signals(training) as received, progress(plan, start) as observer:
+    with _signals(training) as received:
         try:
             # The run comes last: where it ends a session, the others have seen the step.
-            observers = [Ledger(training.path), observer, training]
-            learner.execute(plan, observers=observers, start=start)
+            observers = [Ledger(training.path), RunLines(), training]
+            learner.execute(plan, observers=observers, start=start, progress=False)
         except KeyboardInterrupt:
             raise Stopped(received[0] if received else signal.SIGINT) from None
     _report(args, learner, training)

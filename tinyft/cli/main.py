@@ -41,7 +41,8 @@ from tinyft.cli import (
 )
 from tinyft.cli.failures import RequestError, exit_code_and_line, signals_raise
 from tinyft.cli.options import Parser, add_command
-from tinyft.cli.output import one_line, say
+from tinyft.cli.output import has_terminal, one_line, say
+from tinyft.progress import showing
 from tinyft.version import __version__
 
 COMMANDS = (
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     args.arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with _warnings_as_notes(), signals_raise():
+        with _warnings_as_notes(), signals_raise(), _progress(args):
             _check_request(args)
             code = args.run(args)
         sys.stdout.flush()
@@ -83,6 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"{args.prog}: {line}")
         _give_up_output()
     return code
+
+
+def _progress(args: argparse.Namespace) -> contextlib.AbstractContextManager[object]:
+    """A display of what takes long, but not beside what is measured."""
+    if args.command == "bench":
+        return contextlib.nullcontext()
+    return showing(sys.stderr, bars=has_terminal())
 
 
 def build_parser() -> Parser:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from tinyft.cli.failures import RequestError
 from tinyft.cli.opening import describe_backend
 from tinyft.cli.options import Parser, add_backend
-from tinyft.cli.output import duration, one_line, result
-from tinyft.display import counted
+from tinyft.cli.output import one_line, result
+from tinyft.display import counted, duration
 
 if TYPE_CHECKING:
     from tinyft.testing.contract import Family

@@ -7,7 +7,8 @@ import time
 
 from tinyft.cli.opening import describe_backend
 from tinyft.cli.options import Parser, whole
-from tinyft.cli.output import duration, result, say
+from tinyft.cli.output import result, say
+from tinyft.display import duration
 
 HELP = "compile the kernels that training will need, and keep them"
 EXAMPLE = "tinyft warmup --arch resnet18"

@@ -32,6 +32,7 @@ from tinyft.data.picture import Source, shown, working_picture
 from tinyft.data.prefetch import PictureCache, ahead, default_budget, default_workers
 from tinyft.display import first_few
 from tinyft.errors import DataError
+from tinyft.progress import tracked
 from tinyft.seeds import generator
 
 if TYPE_CHECKING:
@@ -216,7 +217,8 @@ class PictureData:
         Raises:  as `train_batches`
         """
         groups = _groups(np.arange(self.n_valid), self.requested_batch_size)
-        return self._batches("valid", groups, preprocess)
+        batches = self._batches("valid", groups, preprocess)
+        return tracked(batches, "judging", self.n_valid, size=lambda batch: len(batch.ids))
 
     def train_pictures(self, ids: np.ndarray, preprocess: Preprocess) -> Iterator[Batch]:
         """Yields those training pictures in this order, not augmented; the last batch may be short.
@@ -278,7 +280,8 @@ class PictureData:
 
         places = [(split, i) for split, labels in self.labels.items() for i in range(len(labels))]
         groups = _groups([partial(read, *place) for place in places], self.batch_size)
-        for _ in ahead(((None, tasks) for tasks in groups), self.workers):
+        read_ahead = ahead(((tasks, tasks) for tasks in groups), self.workers)
+        for _ in tracked(read_ahead, "reading every picture once", len(places), size=len):
             pass
         if bad:
             raise DataError(

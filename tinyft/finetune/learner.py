@@ -42,13 +42,15 @@ class Learner(Training):
         *,
         out: str | Path | None = None,
         observers: Sequence[Observer] = (),
+        progress: bool | None = None,
         **options: Any,
     ) -> list[Evaluation]:
         """Train the head alone, then everything; the validation of each epoch.
 
-        `options` are those of `plan`, `out` and `observers` those of `execute`.
+        `options` are those of `plan`, `out`, `observers` and `progress` those of `execute`.
         """
-        return self.execute(self.plan(epochs, base_lr, **options), out=out, observers=observers)
+        plan = self.plan(epochs, base_lr, **options)
+        return self.execute(plan, out=out, observers=observers, progress=progress)
 
     def fit_one_cycle(
         self,
@@ -57,14 +59,15 @@ class Learner(Training):
         *,
         out: str | Path | None = None,
         observers: Sequence[Observer] = (),
+        progress: bool | None = None,
         **options: Any,
     ) -> list[Evaluation]:
         """Train one cycle with what is frozen now; the validation of each epoch.
 
-        `options` are those of `one_cycle_plan`, `out` and `observers` those of `execute`.
+        `options` are those of `one_cycle_plan`, the others those of `execute`.
         """
         plan = self.one_cycle_plan(epochs, lr_max, **options)
-        return self.execute(plan, out=out, observers=observers)
+        return self.execute(plan, out=out, observers=observers, progress=progress)
 
     def __repr__(self) -> str:
         return f"<Learner: {self.arch}, {len(self.classes)} classes, {self.step} steps made>"

@@ -6,6 +6,7 @@ step. `execute` is a loop over it, and so may be the reader's own.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +21,7 @@ from tinyft.finetune.records import Evaluation, StepRecord
 from tinyft.finetune.run.folder import Run
 from tinyft.finetune.schedule import Phase
 from tinyft.finetune.training import Training
+from tinyft.progress import Display, showing_training, working
 
 
 class Observer(Protocol):
@@ -43,33 +45,95 @@ def execute(
     out: str | Path | None = None,
     observers: Sequence[Observer] = (),
     start: int = 0,
+    progress: bool | None = None,
 ) -> list[Evaluation]:
     """Run a plan to its end (from its step `start`, when resumed), and tell the observers of every
     step; the validation of each epoch.
 
     With `out` the run is written to that folder, and `finetune/run/resume.py` goes on with it.
+    Fastai's table is printed as it grows, and a bar on a terminal, unless `progress=False`.
     Raises: DataError for pictures that cannot be decoded, before anything begins; as `steps`;
     RunError if the folder is taken
     """
+    with showing_training(progress) as display:
+        table = [Table(display)] if display else []
+        return _execute(learner, plan, out, [*table, *observers], start)
+
+
+def _execute(
+    learner: Training, plan: Plan, out: str | Path | None, observers: list[Observer], start: int
+) -> list[Evaluation]:
     learner.own_data().expect_whole(learner.preprocess)
     learner.run_folder = None
     if out is not None:
         run = Run.create(out)
         learner.run_folder = run.path
-        observers = [*observers, run]  # last: what it saves, the others have seen
+        observers.append(run)  # last: what it saves, the others have seen
     try:
         for observer in observers:
             observer.begin(learner, plan)
         norms = any(getattr(observer, "norms", False) for observer in observers)
-        for record in steps(learner, plan, norms=norms, start=start):
-            for observer in observers:
-                observer.after_step(learner, record)
+        with working(plan.phases[0].name, plan.steps, "steps", done=start) as work:
+            for record in steps(learner, plan, norms=norms, start=start):
+                work.what = record.phase
+                work.advance(note=_figures(learner, record))
+                for observer in observers:
+                    observer.after_step(learner, record)
         for observer in observers:
             observer.end(learner)
     finally:
         for observer in observers:  # a run lets others work on its folder
             getattr(observer, "release", bool)()
     return [r.validation for r in learner.history[-plan.steps :] if r.validation]
+
+
+def _figures(learner: Training, record: StepRecord) -> str:
+    """Loss and accuracy so far; "" while a GPU has the loss, which is not worth waiting for."""
+    if not record.is_fetched:
+        return ""
+    newest = learner.validation
+    accuracy = f", accuracy {100 * newest.accuracy:.2f} %" if newest else ""
+    return f"loss {record.smooth_loss:.4f}{accuracy}"
+
+
+class Table:
+    """Prints a line an epoch and a header a phase, as fastai does.
+
+    Source: fastai 2.8.12 `Recorder`, fastprogress 1.0.3 `ConsoleMasterBar`
+    """
+
+    HEADER = ("epoch   ", "train_loss", "valid_loss", "accuracy", "time    ")
+
+    def __init__(self, display: Display):
+        self.display = display
+        self.plan: Plan | None = None
+        self.phase: int | None = None
+
+    def begin(self, learner: Training, plan: Plan) -> None:
+        self.plan, self.began = plan, time.monotonic()
+
+    def after_step(self, learner: Training, record: StepRecord) -> None:
+        number, i = self.plan.at(record.step - self.plan.first_step)
+        if number != self.phase:
+            self.phase = number
+            self.display.line("  ".join(self.HEADER))
+        if record.validation:
+            epoch = i // self.plan.phases[number].steps_per_epoch
+            minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
+            hours = f"{minutes // 60}:" if minutes >= 60 else ""
+            found = record.validation
+            losses = record.smooth_loss, found.loss, found.accuracy
+            cells = [
+                str(epoch),
+                *(f"{value:.6f}" for value in losses),
+                f"{hours}{minutes % 60:02}:{seconds:02}",
+            ]
+            pairs = zip(cells, self.HEADER, strict=True)
+            self.display.line("  ".join(cell.ljust(len(title)) for cell, title in pairs))
+            self.began = time.monotonic()
+
+    def end(self, learner: Training) -> None:
+        """Everything has been said."""
 
 
 def steps(

@@ -29,6 +29,7 @@ from tinyft.finetune.run.state import undone
 from tinyft.finetune.schedule import Phase
 from tinyft.nn.folding import fold
 from tinyft.nn.layer_table import forward_nodes
+from tinyft.progress import tracked
 
 if TYPE_CHECKING:
     from tinyft.finetune.plan import Plan
@@ -104,7 +105,7 @@ def _sweep(
     lrs, losses, smooth = [], [], []
     training.smooth = SmoothLoss()
     best = math.inf
-    for i, batch in enumerate(endless_batches(training)):
+    for i, batch in enumerate(tracked(endless_batches(training), "trying rates", num_it, "steps")):
         lr = start_lr * (end_lr / start_lr) ** (i / num_it)
         for group in training.groups:
             group.lr = lr
