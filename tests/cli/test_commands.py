@@ -337,7 +337,8 @@ def test_predict_prints_json_and_lines(tinyft, trained):
     files = ["pictures/cat/0.png", "pictures/dog/0.png"]
     found = json.loads(tinyft("predict", trained, *files, "--json").out)
     assert [entry["file"] for entry in found] == files
-    assert all(set(entry) == {"file", "label", "probability"} for entry in found)
+    assert all(set(entry) >= {"file", "label", "probability", "probabilities"} for entry in found)
+    assert all(set(entry["probabilities"]) == {"cat", "dog"} for entry in found)
     assert all(entry["label"] in ("cat", "dog") for entry in found)
     assert all(0.5 <= entry["probability"] <= 1 for entry in found)
     assert len(tinyft("predict", f"{trained}/best.h5", "pictures").out.splitlines()) == 12

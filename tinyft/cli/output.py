@@ -38,7 +38,7 @@ def result(text: str) -> None:
 
 def json_result(value: Any) -> None:
     """One line of JSON on stdout. Records become objects, arrays lists, NaN and infinity null."""
-    result(json.dumps(_plain(value), allow_nan=False))
+    result(json.dumps(plain(value), allow_nan=False))
 
 
 def answer(args: argparse.Namespace, text: str, value: Any) -> None:
@@ -49,15 +49,16 @@ def answer(args: argparse.Namespace, text: str, value: Any) -> None:
         result(text)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What JSON can hold: of records objects, of arrays lists, of NaN and infinity null."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if dataclasses.is_dataclass(value):
         value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,67 +1,242 @@
-"""`tinyft predict`: the classes of pictures."""
+"""`tinyft predict`: the classes of pictures, each said as soon as it is known: as lines, as JSON,
+as a CSV file that a second run goes on with, or as copies in a folder for each class.
+"""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import filecmp
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinyft.cli.failures import RequestError
 from tinyft.cli.opening import open_trained
-from tinyft.cli.options import Parser, add_backend, add_json
-from tinyft.cli.output import answer, one_line, percent, say
+from tinyft.cli.options import Parser, add_backend, add_json, expect_replaceable, whole
+from tinyft.cli.output import one_line, percent, plain, result, say
+from tinyft.display import counted
 from tinyft.errors import DataError
 
 if TYPE_CHECKING:
+    from tinyft.finetune.records import Prediction
     from tinyft.weights import Weights
 
 HELP = "say what is in pictures, with a network that was trained"
-EXAMPLE = "tinyft predict runs/photos-resnet18-1 rose.jpg tulip.jpg"
+EXAMPLE = """\
+tinyft predict runs/photos-resnet18-1 rose.jpg tulip.jpg
+tinyft predict runs/photos-resnet18-1 unsorted/ --top 3 --csv found.csv
+tinyft predict runs/photos-resnet18-1 unsorted/ --sort-into sorted/ --copy"""
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("source", metavar="RUN", help="a run's folder, a saved learner, weights")
-    parser.add_argument("files", metavar="FILE", nargs="+", help="pictures, or folders of them")
-    parser.add_argument("--best", action="store_true", help="the run's best epoch, not its last")
-    parser.add_argument("--on-error", choices=("raise", "skip"), help="for unreadable pictures")
+    add = parser.add_argument
+    add("source", metavar="RUN", help="a run's folder, a saved learner, weights")
+    add("files", metavar="FILE", nargs="+", help="pictures, or folders of them")
+    add("--top", type=whole(1), default=1, metavar="N", help="so many classes of each picture (1)")
+    add("--csv", metavar="FILE", help="write them there; what the file has already is left out")
+    into = "say into which class's folder in DIR each picture would be copied"
+    add("--sort-into", metavar="DIR", help=into)
+    add("--copy", action="store_true", help="with --sort-into: copy them; replaces no file")
+    add("--best", action="store_true", help="the run's best epoch, not its last")
+    add("--on-error", choices=("raise", "skip"), help="for unreadable pictures")
     add_backend(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    files = [file for name in args.files for file in _pictures(Path(name))]
+    from tinyft.finetune.answering import predictions
+
+    files = [file for name in args.files for file in pictures_of(Path(name))]
+    if args.copy and args.sort_into is None:
+        raise RequestError("--copy is for --sort-into DIR")
+    expect_replaceable("--csv", args.csv, (".csv",))
     learner = open_trained(
-        args.source, best=args.best, device=args.backend or "auto", name_classes=_numbers
+        args.source, best=args.best, device=args.backend or "auto", name_classes=numbers
     )
-    readable = _readable(files, skip=args.on_error == "skip")
+    skip = args.on_error == "skip"
+    files = readable(files, skip=skip)
+    table = Table(Path(args.csv), learner.classes, args.top) if args.csv else None
+    if table and table.done:
+        files = [file for file in files if cell(file) not in table.done]
+        say(f"{args.csv} has {counted(len(table.done), 'picture')}; {len(files):,} are left")
     args.working = True
-    predictions = learner.predict(readable)
-    lines = [
-        f"{percent(found.probability):>8}  {one_line(found.label)}  {one_line(found.file)}"
-        for found in predictions
-    ]
-    parts = ("file", "label", "probability")
-    plain = [{part: getattr(found, part) for part in parts} for found in predictions]
-    answer(args, "\n".join(lines), plain)
+    found = predictions(learner, files, skip=skipped if skip else None)
+    outputs = [Lines(learner.classes, args.top)] if not args.csv and not args.sort_into else []
+    outputs += [table] if table else []
+    if args.sort_into:
+        outputs.append(Folders(Path(args.sort_into), args.copy, say if args.json else result))
+    _write(found, outputs, learner.classes, args.json)
     return 0
 
 
-def _readable(files: list[Path], skip: bool) -> list[Path]:
-    """The pictures that can be read; others are named, and left out if `skip`.
+def _write(
+    found: Iterator[Prediction], outputs: list[Any], classes: list[str], as_json: bool
+) -> None:
+    """Give each prediction to every output as soon as it comes; nothing is held."""
+    outputs = [each for each in outputs if not as_json or not isinstance(each, Lines)]
+    opened = "["
+    for prediction in found:
+        for each in outputs:
+            each.add(prediction)
+        if as_json:
+            record = plain(prediction)
+            record["probabilities"] = dict(zip(classes, record["probabilities"], strict=True))
+            print(opened + json.dumps(record, allow_nan=False), end="", flush=True)
+            opened = ", "
+    if as_json:
+        result("[]" if opened == "[" else "]")
+    for each in outputs:
+        if not as_json:
+            each.end()
 
-    Raises: DataError for the first that cannot be read, unless `skip`
+
+def top(prediction: Prediction, classes: list[str], most: int) -> list[tuple[str, float]]:
+    """The most probable classes, each with its probability."""
+    order = (-prediction.probabilities).argsort(kind="stable")[:most]
+    return [(classes[i], float(prediction.probabilities[i])) for i in order]
+
+
+class Lines:
+    """A line on stdout for each picture."""
+
+    def __init__(self, classes: list[str], most: int):
+        self.classes, self.most = classes, most
+
+    def add(self, prediction: Prediction) -> None:
+        said = [
+            f"{percent(share):>8}  {one_line(label)}"
+            for label, share in top(prediction, self.classes, self.most)
+        ]
+        result(f"{'  '.join(said)}  {one_line(prediction.file)}")
+
+    def end(self) -> None:
+        """Everything has been said."""
+
+
+class Table:
+    """A CSV file, a line a picture, written as it comes; `done` are the pictures that it had."""
+
+    def __init__(self, path: Path, classes: list[str], most: int):
+        self.path, self.classes, self.count = path, classes, 0
+        self.most = most = min(most, len(classes))
+        self.head = ["file", "label", "probability"]
+        for place in range(2, most + 1):
+            self.head += [f"label_{place}", f"probability_{place}"]
+        self.done = self._read() if path.exists() and path.stat().st_size else set()
+
+    def _read(self) -> set[str]:
+        """The files of all whole lines; a last line that a kill cut off is taken away.
+
+        Raises: RequestError for another table
+        """
+        content = self.path.read_bytes()
+        whole, newline, rest = content.rpartition(b"\n")
+        rows = list(csv.reader(whole.decode("utf-8", "replace").split("\n")))
+        head = ",".join(self.head).encode()
+        if rows[0] != self.head if newline else not head.startswith(rest):
+            first = content.split(b"\n")[0].decode("utf-8", "replace")
+            raise RequestError(
+                f"--csv {self.path} begins with {first[:200]!r}, and these pictures would give the "
+                f"columns {','.join(self.head)}; name another file"
+            )
+        with self.path.open("rb+") as stream:
+            stream.truncate(len(whole + newline))
+        return {row[0] for row in rows[1:] if row}
+
+    def add(self, prediction: Prediction) -> None:
+        row: list[object] = [cell(prediction.file)]
+        for label, share in top(prediction, self.classes, self.most):
+            row += [one_line(label), f"{share:.6f}"]
+        new = not self.path.exists() or not self.path.stat().st_size
+        with self.path.open("a", newline="", encoding="utf-8") as stream:  # whole after each line
+            csv.writer(stream, lineterminator="\n").writerows([self.head, row] if new else [row])
+        self.count += 1
+
+    def end(self) -> None:
+        result(f"{counted(self.count, 'picture')} written to {self.path}")
+
+
+class Folders:
+    """Copies of the pictures in a folder for each class; or only words about it."""
+
+    def __init__(self, folder: Path, copies: bool, tell: Callable[[str], None]):
+        self.folder, self.copies, self.tell, self.count = folder, copies, tell, 0
+        self.taken: set[Path] = set()
+
+    def add(self, prediction: Prediction) -> None:
+        source = Path(prediction.file)
+        # a class is called as a folder was, but a stranger's file may say ../ or C:
+        name = re.sub(r'[/\\:*?"<>|\x00-\x1f]', "_", prediction.label).strip(". ") or "_"
+        target = self._free(source, self.folder / name)
+        if target is None:
+            return
+        self.taken.add(target)
+        self.count += 1
+        said = f"{one_line(str(source))} to {one_line(str(target))}"
+        if not self.copies:
+            self.tell(f"would copy {said}")
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with source.open("rb") as read, target.open("xb") as write:
+            try:
+                shutil.copyfileobj(read, write)
+            except BaseException:  # half a picture is worse than none
+                target.unlink()
+                raise
+        shutil.copystat(source, target)
+        self.tell(f"copied {said}")
+
+    def _free(self, source: Path, folder: Path) -> Path | None:
+        """A name in the folder that no other picture has; None if this one is there already."""
+        number, target = 1, folder / source.name
+        while target in self.taken or target.exists():
+            if target.exists() and filecmp.cmp(source, target, shallow=False):
+                return None
+            number += 1
+            target = folder / f"{source.stem}-{number}{source.suffix}"
+        return target
+
+    def end(self) -> None:
+        if not self.copies:
+            self.tell(f"{counted(self.count, 'picture')} would be copied; --copy does it")
+
+
+# ------------------------------------------------------------------------------- which pictures
+
+
+def skipped(name: str, error: Exception) -> None:
+    """Say on stderr that a picture was left out, and why."""
+    reason = str(error).removeprefix(f"{name}: ")
+    say(f"note: skipped {one_line(name)}: {one_line(reason)}")
+
+
+def cell(file: object) -> str:
+    """A file's name as a line of text, with its undecodable bytes spelt out."""
+    from tinyft.data.picture import printable
+
+    return one_line(printable(str(file)))
+
+
+def readable(files: list[Path], skip: bool) -> list[Path]:
+    """The files that begin as a picture does; others are named, and left out if `skip`.
+
+    Raises: DataError for the first that does not, unless `skip`
     """
     from tinyft.data.folder import unreadable
 
-    bad = unreadable(files, whole=True, workers=2)  # all that are bad, before one is judged
+    bad = unreadable(files, whole=False, workers=2)  # all that are bad, before one is judged
     for file, reason in bad.items():
         if not skip:
             raise DataError(f"{file}: {reason}; leave it out, or use --on-error skip")
-        say(f"note: skipped {one_line(str(file))}: {one_line(reason)}")
+        skipped(str(file), DataError(reason))
     return [file for file in files if file not in bad]
 
 
-def _pictures(path: Path) -> list[Path]:
+def pictures_of(path: Path) -> list[Path]:
     """The file itself, or all pictures below a folder."""
     from tinyft.data.split import Scan, pictures_below
 
@@ -73,6 +248,6 @@ def _pictures(path: Path) -> list[Path]:
     return found
 
 
-def _numbers(weights: Weights) -> list[str]:
+def numbers(weights: Weights) -> list[str]:
     """The file's class names; numbers where it has none."""
     return weights.classes or [str(i) for i in range(weights.num_classes or 0)]

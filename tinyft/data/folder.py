@@ -227,7 +227,7 @@ def unreadable(paths: Sequence[Path], *, whole: bool, workers: int) -> dict[Path
 
     def reason(path: Path) -> str | None:
         try:
-            if whole and path.exists() and not path.is_file():
+            if path.exists() and not path.is_file():
                 # a pipe gives its bytes once, and is read twice
                 return "not a regular file but a pipe, device or folder"
             with path.open("rb") as stream:
