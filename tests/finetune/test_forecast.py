@@ -115,7 +115,6 @@ def test_free_memory_is_that_of_the_container(tmp_path):
     assert 0 < prefetch.free_memory() <= prefetch._free_on_machine()
 
 
-@pytest.mark.slow
 def test_nothing_is_left_of_it():
     learner, other = small_learner(), small_learner()
     learner.weight_decay, plan = 0.3, learner.plan(2, weight_decay=0.2)

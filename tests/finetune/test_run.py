@@ -90,6 +90,17 @@ def test_steps_after_the_last_checkpoint_are_made_again(tmp_path):
     assert [line.split(",")[0] for line in lines[1:]] == [str(i) for i in range(9)]
 
 
+def test_lines_of_steps_that_are_made_again_are_dropped_and_seconds_go_on(tmp_path):
+    interrupted(tmp_path / "cut", 1)
+    metrics = tmp_path / "cut" / "metrics.csv"
+    before = metrics.read_text()
+    metrics.write_text(before + "1,0,head alone,0.1,0.1,1,1,1,0.9,,\n")
+    run = resume(tmp_path / "cut", small_data()).run
+    assert metrics.read_text() == before
+    run.seconds_before = 1000.0
+    assert run.seconds > 1000
+
+
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     interrupted(tmp_path / "cut", 5)
@@ -466,7 +477,6 @@ def test_a_run_ends_at_a_validation_whose_loss_is_no_number(tmp_path, monkeypatc
     assert not (tmp_path / "run" / "best.h5").exists()
 
 
-@pytest.mark.slow
 def test_of_epochs_of_one_accuracy_the_first_is_the_best(tmp_path, monkeypatch):
     monkeypatch.setattr("tinyft.finetune.loop.evaluate", lambda *_, **__: Evaluation(9, 0.5, 1.0))
     learner = small_learner(small_data(augment=None), bn="frozen")

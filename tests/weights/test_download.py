@@ -22,9 +22,6 @@ from tinyft.weights import Entry, Preprocess, cached_path, fetch, load_weights, 
 from tinyft.weights.published import download
 from tinyft.weights.safetensors import write_safetensors
 
-pytestmark = pytest.mark.slow
-
-
 HALF = 500_000
 
 
@@ -110,7 +107,7 @@ def server(arrays):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     server.requests, server.go_on = [], threading.Event()
     server.content = state_dict_zip(arrays)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
     server.go_on.set()
@@ -423,6 +420,7 @@ def _fetch(entry):
     return str(silently(entry))
 
 
+@pytest.mark.slow
 def test_two_processes_fetch_it_once(entry, server):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         paths = pool.map(_fetch, [entry, entry])

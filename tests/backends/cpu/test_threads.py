@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -356,6 +357,21 @@ user.join()
 assert all(os.waitpid(child, 0)[1] == 0 for child in children)
 assert np.array_equal(CpuBackend().conv2d(x, weight, padding=1), expected)
 """
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_computes_with_as_many_threads():
+    count = threads.get_num_threads() + 1  # not what it would begin with
+    threads.set_num_threads(count)
+    with warnings.catch_warnings(action="ignore"):  # of threads, of which it uses none
+        child = os.fork()
+    if child == 0:
+        found = 0
+        try:
+            found = threads.get_num_threads()
+        finally:
+            os._exit(found)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == count
 
 
 @pytest.mark.slow
