@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+import tinyft as ft
 from tinyft.inspection import Ledger
+from tinyft.weights import Preprocess, Weights, save_weights
+
+SMALL = Preprocess(resize=32, crop=32)
 
 
 @pytest.mark.slow
@@ -50,6 +54,19 @@ def test_a_run_with_a_table_of_labels_finds_its_pictures_again(tinyft, draw, tin
     assert "--label-regex (.) contradicts run, which began with none" in other.error
     table.write_text(table.read_text().replace("0.png,a", "0.png,b"))
     assert "the pictures of run have changed since it began" in tinyft("evaluate", "run").error
+
+
+def test_few_pictures_are_pointed_to_class_means(tinyft, pictures, tmp_path):
+    weights = tmp_path / "weights.h5"
+    network = ft.nn.build("cifar_resnet20", seed=0)
+    save_weights(weights, Weights("cifar_resnet20", network.state_dict(), None, SMALL))
+    done = tinyft("plan", pictures, "--weights", weights)
+    assert "note: 5 pictures of a class are few for a random head; --head linear" in done.err
+    done = tinyft(
+        "plan", pictures, "--weights", weights, "--head", "linear", "--head-init", "means"
+    )
+    assert "few for a random head" not in done.err
+    assert "head: linear, from the class means of the features, 2 classes" in done.out
 
 
 def test_a_flat_folder_is_told_the_option(tinyft, draw, tiny):

@@ -8,6 +8,7 @@ import argparse
 import importlib.util
 import shlex
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tinyft.cli.failures import RequestError, naming
 from tinyft.cli.options import DATA, LEARNER, RECIPE, given
 from tinyft.cli.output import one_line, say
+from tinyft.display import counted
 from tinyft.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ SAMPLE, SAMPLE_ARCH = "examples/animals8", "resnet10s"
 # tried with 9 was better by more than the spread of the seeds: rates of 4e-3 and 8e-3 86.1 and
 # 85.3, 80 and 96 pixels 86.0 and 83.8, a linear head 81.6, no augmentation 88.6, "shift" 87.8.
 SAMPLE_EPOCHS = 9
+FEW = 10  # pictures of a class
 
 
 def open_folder(path: str, **options: Any) -> ImageFolder:
@@ -49,6 +52,7 @@ def open_folder(path: str, **options: Any) -> ImageFolder:
 def make_learner(args: argparse.Namespace) -> Learner:
     """Data, network and head as the options say; without a folder, those of the sample run."""
     from tinyft.finetune import vision_learner
+    from tinyft.finetune.training import RANDOM
 
     complete_sample(args)
     data = open_folder(args.dir, **given(args, DATA))
@@ -56,7 +60,15 @@ def make_learner(args: argparse.Namespace) -> Learner:
     if options.get("weights") == "none":
         options["weights"] = None
     with naming(args.weights or ""):
-        return vision_learner(data, device=args.backend or "auto", **options)
+        learner = vision_learner(data, device=args.backend or "auto", **options)
+    if learner.origin.head_state == RANDOM and not learner.origin.random_body:
+        fewest = min(Counter(data.labels["train"].tolist()).values())
+        if fewest < FEW:
+            say(
+                f"note: {counted(fewest, 'picture')} of a class are few for a random head; "
+                "--head linear --head-init means starts it from what the features tell"
+            )
+    return learner
 
 
 def complete_sample(args: argparse.Namespace) -> None:
@@ -185,7 +197,7 @@ def _recorded(description: dict[str, Any]) -> dict[str, Any]:
     """Return what run.json says, under the names of the options."""
     data = description["data"]["arguments"]
     learner, plan = description["learner"] or {}, description["plan"]
-    recorded = {"labels": None, "label_regex": None}
+    recorded = {"labels": None, "label_regex": None, "head_init": "random"}
     recorded |= {name: data[name] for name in DATA if name in data}
     recorded |= {name: learner[name] for name in LEARNER if name in learner}
     recorded |= {"epochs": plan.get("epochs"), "freeze_epochs": plan.get("freeze_epochs")}

@@ -19,7 +19,7 @@ from tinyft.cli.failures import RequestError
 LABELS = ("labels", "label_regex")
 DATA = (*LABELS, "size", "batch_size", "augment", "seed", "valid_fraction", "on_error")
 LEARNER = (
-    *("arch", "weights", "head", "bn", "seed"),
+    *("arch", "weights", "head", "head_init", "bn", "seed"),
     *("optimizer", "weight_decay", "dropout", "label_smoothing", "class_weights"),
 )
 RECIPE = ("epochs", "freeze_epochs", "lr")
@@ -162,6 +162,8 @@ def add_network_options(parser: Parser) -> None:
     add("--weights", metavar="FILE|NAME|none", help=what)
     add("--size", type=whole(1), metavar="PIXELS", help="side of the input (the weights file's)")
     add("--head", choices=("fastai", "linear"), help=head)
+    means = "means: the class means of the features, for a linear head and few pictures (random)"
+    add("--head-init", choices=("random", "means"), help=means)
     add("--bn", choices=("fastai", "torch", "frozen"), help="batch norms of frozen layers (fastai)")
     add("--seed", type=whole(0), metavar="N", help="decides every random draw (0)")
     augment = parser.add_mutually_exclusive_group()

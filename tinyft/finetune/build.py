@@ -16,13 +16,14 @@ from tinyft import backends
 from tinyft.data.loader import PictureData, expect_pictures
 from tinyft.display import first_few
 from tinyft.errors import DataError, WeightsError
+from tinyft.finetune.class_means import start_from_class_means
 from tinyft.finetune.groups import Grouping, digests
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.optim import OPTIMIZERS, Adam, Optimizer
 from tinyft.finetune.run.folder import settings_of
 from tinyft.finetune.run.save import OPTIONS, judged_preprocess, put_dropouts, settings_in
 from tinyft.finetune.schedule import expect_number
-from tinyft.finetune.training import KEPT, RANDOM, Origin
+from tinyft.finetune.training import KEPT, MEANS, RANDOM, Origin
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import ResNet, build, expect_architecture
@@ -35,6 +36,7 @@ def vision_learner(
     *,
     weights: str | Path | None = "default",
     head: str | Module | None = None,
+    head_init: str = "random",
     bn: str = "fastai",
     seed: int = 0,
     device: str = "auto",
@@ -54,7 +56,8 @@ def vision_learner(
     "fastai" or "linear" for a new one, or a Module; None keeps the weights' trained head if its
     classes are the data's, and is "fastai" otherwise; the plan says which and why. `dropout`: of a
     fastai head (0.5, or as a kept one had it), the only one that has it.
-    `bn`: see groups.py.
+    `head_init`: "means" starts a linear head from the class means of the features, which is better
+    than at random where pictures are few: see class_means.py. `bn`: see groups.py.
     `optimizer`: adam, sgd, momentum (sgd with the schedule's), or what makes one from groups.
     `weight_decay`: None for the optimizer's own, 0.01 for adam and 0 for the others.
     `class_weights`: one for each class, or "balanced": a class counts in the loss as if all had
@@ -74,7 +77,7 @@ def vision_learner(
     Source: fastai 2.8.12 `vision_learner`
     """
     arguments = dict(locals())
-    _check(data, arch, head, seed, device, dropout, optimizer)
+    _check(data, arch, head, head_init, seed, device, dropout, optimizer)
     loaded, origin = None, Origin(f"random weights from seed {seed}", random_body=True)
     if weights is not None:
         if Path(weights).is_file():
@@ -108,6 +111,9 @@ def vision_learner(
     )  # fmt: skip
     if loaded:
         learner.freeze()
+    if head_init == "means":
+        start_from_class_means(learner)
+        origin.head_state = MEANS
     origin.settings, origin.digests = settings_of(learner), digests(learner.model)
     return learner
 
@@ -116,6 +122,7 @@ def _check(
     data: PictureData,
     arch: str | None,
     head: str | Module | None,
+    head_init: str,
     seed: int,
     device: str,
     dropout: float | None,
@@ -131,12 +138,18 @@ def _check(
         raise ValueError(f"seed must be a whole number of at least 0; got {seed!r}")
     if head is not None and not isinstance(head, Module) and head not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)}, or a Module; got {head!r}")
+    if head_init not in ("random", "means"):
+        raise ValueError(f"head_init must be 'random' or 'means'; got {head_init!r}")
+    if head_init == "means" and head != "linear":
+        raise ValueError("head_init='means' is for head='linear': ask for both")
     if dropout is not None:
         expect_number("dropout", dropout, 1)
         _expect_place_for_dropout(dropout, head or "fastai")
     if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {optimizer!r}")
     expect_pictures(data)
+    if head_init == "means":
+        expect_all_classes(data, "head_init='means'")
     if data.num_classes < 2:
         names = ", ".join(data.classes)
         raise DataError(f"training needs at least two classes; found only {names}")
@@ -151,11 +164,17 @@ def _class_weights(asked: Any, data: PictureData) -> Any:
         return asked
     if asked != "balanced":
         raise ValueError(f"class_weights must be 'balanced' or numbers; got {asked!r}")
+    counts = expect_all_classes(data, "class_weights='balanced'")
+    return data.n_train / (data.num_classes * counts)
+
+
+def expect_all_classes(data: PictureData, what: str) -> np.ndarray:
+    """The training pictures of each class, counted (C,). Raises: DataError for a class of none"""
     counts = np.bincount(data.labels["train"], minlength=data.num_classes)
     if not counts.all():
         name = data.classes[int(counts.argmin())]
-        raise DataError(f"class_weights='balanced' needs training pictures of {name}; add some")
-    return data.n_train / (data.num_classes * counts)
+        raise DataError(f"{what} needs training pictures of {name}; add some")
+    return counts
 
 
 def _expect_place_for_dropout(dropout: float, head: str | Module) -> None:

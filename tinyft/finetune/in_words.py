@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tinyft.display import counted, first_few
 from tinyft.finetune.plan import REMEMBERS, GroupState, Plan
 from tinyft.finetune.schedule import Phase
-from tinyft.finetune.training import KEPT
+from tinyft.finetune.training import KEPT, MEANS
 
 WIDTH, STORY_WIDTH = 100, 96  # columns
 
@@ -267,6 +267,8 @@ def story(plan: Plan) -> str:
     known = origin.metadata.get("training") or origin.weights
     body = sum(state.total for state in plan.states[0] if not state.in_head)
     cut = f"{origin.removed} is removed, and a new head of random weights put there"
+    if origin.head_state == MEANS:
+        cut = f"{origin.removed} is removed, and a head put there that knows each class's mean"
     if origin.head_state == KEPT:
         cut = "The trained head is kept, since its classes are these"
     paragraphs = {

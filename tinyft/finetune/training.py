@@ -55,7 +55,9 @@ class Features(Protocol):
     def to(self, device: str) -> None: ...
 
 
-AS_GIVEN, RANDOM, KEPT = "as given", "random", "kept as the weights have it"  # of a head
+# Of a head:
+AS_GIVEN, RANDOM, KEPT = "as given", "random", "kept as the weights have it"
+MEANS = "from the class means of the features"
 
 
 @dataclass

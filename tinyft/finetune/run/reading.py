@@ -342,6 +342,7 @@ _LEARNER = {
     **dict.fromkeys(("bn", "device", "optimizer", "dtype"), TEXT),
     "seed": whole(),
     "dropout": optional(number(0, 1)),
+    "head_init": IfThere(one_of(("random", "means"))),
     "label_smoothing": number(0, 1),
     "class_weights": _class_weights,
     "weight_decay": optional(number(0)),

@@ -1,0 +1,73 @@
+"""A linear head that starts from the class means of the features."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tinyft as ft
+from tests.finetune.conftest import bits, small_data, small_learner
+from tinyft.errors import DataError
+from tinyft.finetune.class_means import mean_weights
+
+
+def clusters(per_class: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Features around three directions, and their labels."""
+    draw = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(3), per_class)
+    return np.eye(3, 12)[labels] * 5 + draw.normal(0, 1, (len(labels), 12)), labels
+
+
+@pytest.mark.parametrize("per_class", [1, 2, 20])
+def test_new_features_are_told_apart(per_class):
+    weight = mean_weights(*clusters(per_class))
+    features, labels = clusters(50, seed=1)
+    assert ((features @ weight.T).argmax(1) == labels).mean() > 0.9
+
+
+def test_few_pictures_make_no_sure_head():
+    """Judged with the mean that they are part of, three pictures of noise would look certain."""
+    draw = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 3)
+    noise = draw.normal(0, 1, (12, 300))
+    logits = draw.normal(0, 1, (100, 300)) @ mean_weights(noise, labels).T
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert shares.max(1).mean() < 0.6
+
+
+def test_the_head_knows_the_colours_before_any_step():
+    options = {"head": "linear", "head_init": "means"}
+    learner, random = small_learner(**options), small_learner(head="linear")
+    assert learner.evaluate().accuracy > 0.8 > random.evaluate().accuracy
+    assert bits(learner) == bits(small_learner(**options))
+    assert "head: linear, from the class means of the features" in str(learner.plan(1))
+
+
+def test_a_run_from_class_means_can_be_resumed(tmp_path):
+    from tinyft.finetune.run.resume import recreate
+
+    learner = small_learner(head="linear", head_init="means")
+    begun = bits(learner)
+    learner.fine_tune(1, out=tmp_path / "run")
+    assert bits(recreate(tmp_path / "run", small_data(), last=0).learner) == begun
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"head_init": "mean"}, ValueError, "head_init must be 'random' or 'means'; got 'mean'"),
+        ({"head_init": "means"}, ValueError, "is for head='linear': ask for both"),
+        ({"head_init": "means", "head": "fastai"}, ValueError, "is for head='linear'"),
+    ],
+)
+def test_what_cannot_start_from_means(options, error, words):
+    with pytest.raises(error, match=words):
+        small_learner(**options)
+
+
+def test_a_class_without_pictures_has_no_mean():
+    blank = np.zeros((4, 24, 24, 3), np.uint8)
+    pair = blank, np.array([0, 0, 2, 2])
+    data = ft.ImageArrays(pair, pair, classes=list("abc"))
+    with pytest.raises(DataError, match="head_init='means' needs training pictures of b; add some"):
+        small_learner(data, head="linear", head_init="means")
