@@ -158,7 +158,8 @@ def test_the_best_accuracy_is_that_of_the_best_epoch(tinyft, pictures, monkeypat
 @pytest.mark.slow
 def test_plan_fits_the_screen_and_trains_nothing(tinyft, pictures, tmp_path):
     for arch in ("resnet18", "cifar_resnet20"):
-        done = tinyft("plan", pictures, "--arch", arch, "--weights", "none", "--freeze-epochs", "1")
+        options = "--weights", "none", "--freeze-epochs", "1", "--size", "32"
+        done = tinyft("plan", pictures, "--arch", arch, *options)
         assert done.code == 0, done.err
         assert max(map(len, done.out.splitlines())) <= 100
         assert "Phase 1: head alone" in done.out
@@ -194,7 +195,7 @@ def test_a_trained_head_is_kept_and_its_end_is_said(tinyft, trained, pictures, d
 
 @pytest.mark.slow
 def test_plan_takes_every_option(tinyft, pictures):
-    options = "--weights none --arch resnet18 --epochs 4 --freeze-epochs 2 --lr 0.01 --size 64 "
+    options = "--weights none --arch resnet18 --epochs 4 --freeze-epochs 2 --lr 0.01 --size 32 "
     options += "--batch-size 5 --head linear --bn frozen --backend reference --seed 7 "
     options += "--no-augment --valid-fraction 0.5 --on-error skip"
     done = tinyft("plan", pictures, *options.split())
@@ -202,7 +203,7 @@ def test_plan_takes_every_option(tinyft, pictures):
     for words in (
         "head: linear",
         "6 pictures to train on, 6 to validate, batches of 5; augmentation: none",
-        "the middle 64 px of a short side of 73 px",
+        "the middle 32 px of a short side of 37 px",
         "head alone, 2 epochs of 1 step",
         "everything, 4 epochs",
         "by running statistics, which stay",

@@ -11,6 +11,7 @@ from inspect import isfunction
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 import pytest
 from PIL import Image
 
@@ -74,7 +75,14 @@ def test_the_screen_of_code_runs(tmp_path):
     photographs(tmp_path)
     published(tmp_path / "home")
     code = blocks(TEXT["README.md"], "python")[0]
-    out = in_a_new_process(code, tmp_path, TINYFT_HOME=str(tmp_path / "home"))
+    assert "size=224" in code
+    code = code.replace("size=224", "size=64")  # a twelfth of the work
+    home = os.environ.get("TINYFT_HOME") or platformdirs.user_cache_dir("tinyft")
+    variables = {
+        "TINYFT_HOME": str(tmp_path / "home"),
+        "NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR") or home,  # its kernels are compiled
+    }
+    out = in_a_new_process(code, tmp_path, **variables)
     assert "Phase 2: everything, 3 epochs" in out
     assert "Prediction(file='rose.jpg', label=" in out
     assert (tmp_path / "flowers.h5").exists()

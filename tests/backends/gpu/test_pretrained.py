@@ -20,14 +20,14 @@ from tinyft.engine.tensor import Tensor
 pytestmark = pytest.mark.slow
 
 # The largest relative distance of logits, and of any gradient where decisions are equal (the
-# study's bounds), of any gradient as it is, and of the loss of a few steps; the most ReLUs that may
-# turn over, and how far from 0 their inputs may be.
+# study's bounds), and of any gradient as it is; the most ReLUs that may turn over, and how far from
+# 0 their inputs may be.
 BOUNDS = {
     "fp32": {
-        "logits": 1e-4, "equal": 1e-4, "as it is": 1e-2, "steps": 1e-3, "turned": 5, "near": 1e-5,
+        "logits": 1e-4, "equal": 1e-4, "as it is": 1e-2, "turned": 5, "near": 1e-5,
     },
     "tf32": {
-        "logits": 3e-2, "equal": 2e-2, "as it is": 0.3, "steps": 0.1, "turned": 200, "near": 5e-2,
+        "logits": 3e-2, "equal": 2e-2, "as it is": 0.3, "turned": 200, "near": 5e-2,
     },
 }  # fmt: skip
 
@@ -181,18 +181,18 @@ def test_both_backends_against_float64(gpu, shared, on_cpu, monkeypatch):
         assert len(turned) <= 5 and all(abs(x) < 1e-5 for _, x in turned)
 
 
-@pytest.mark.parametrize("precision", BOUNDS)
-def test_the_losses_of_a_few_steps(gpu, shared, monkeypatch, precision):
-    """The second loss is the first that depends on a gradient."""
-    count = 2 if precision == "tf32" else 3  # the stand-in is slow in TF32
-    monkeypatch.setattr(gpu, "precision", precision)
+def test_the_losses_of_three_steps(gpu, shared, monkeypatch):
+    """The second loss is the first that depends on a gradient. What TF32 changes is in gradients,
+    above.
+    """
+    monkeypatch.setattr(gpu, "precision", "fp32")
     losses = []
     for learner in (learn(shared, "cpu"), learn(shared, "gpu")):
         learner.unfreeze()
         for group in learner.groups:
             group.lr = 1e-5
         batch = first_batch(learner)
-        losses.append([learner.train_step(batch, "by hand").loss for _ in range(count)])
+        losses.append([learner.train_step(batch, "by hand").loss for _ in range(3)])
     off = max(abs(a / b - 1) for a, b in zip(*losses, strict=True))
-    print(f"\n{precision}: losses of {count} steps {off:.1e}")
-    assert off < BOUNDS[precision]["steps"]
+    print(f"\nlosses of 3 steps {off:.1e}")
+    assert off < 1e-3
