@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 import tinyft as ft
+from tinyft.cli.main import build_parser
+from tinyft.finetune.optim import OPTIMIZERS, name_of
 from tinyft.inspection import Ledger
 from tinyft.weights import Preprocess, Weights, save_weights
 
@@ -20,6 +22,12 @@ def test_a_plan_in_words(tinyft, pictures, tiny):
     assert "forecast: about" in done.out
     plain = tinyft("plan", pictures, *tiny, "--freeze-epochs", "1")
     assert "lr peak" in plain.out and "Why:" not in plain.out
+
+
+def test_every_optimizer_can_be_asked_for_and_is_known_again():
+    for name in OPTIMIZERS:
+        assert build_parser().parse_args(["plan", "--optimizer", name]).optimizer == name
+    assert [name_of(make(())) for make in OPTIMIZERS.values()] == [*OPTIMIZERS]
 
 
 def test_optimizer_and_loss_on_the_command_line(tinyft, draw, tiny):

@@ -139,6 +139,28 @@ def test_a_custom_optimizers_memory_is_known_by_what_it_does(moves):
     assert all((kept[key] == memory[key]).all() for key in kept)  # asking moves nothing
 
 
+class OwnAdam(ft.Adam):
+    """Adam that does a little more to a weight than its kernel."""
+
+    def update(self, name, parameter, group, weight_decay):
+        super().update(name, parameter, group, weight_decay)
+        parameter.data -= np.float32(group.lr) * np.sign(parameter.grad)
+
+
+@pytest.mark.parametrize("kind", [OwnNames, OwnAdam])
+def test_a_custom_optimizers_steps_are_measured_whatever_makes_them(kind):
+    """Kernels measure themselves; NumPy does not."""
+    learner = small_learner(optimizer=kind, weight_decay=0.1)
+    before = learner.model.conv1.weight.data.copy()
+    learner.train_step(
+        next(learner.data.train_batches(0, learner.preprocess)), "by hand", norms=True
+    )
+    sums = learner.updates["conv1.weight"]
+    moved = np.linalg.norm((learner.model.conv1.weight.data - before).astype(np.float64).ravel())
+    assert sums.update_norm == pytest.approx(moved, rel=1e-6) and moved > 0
+    assert sums.visited == 1
+
+
 @pytest.mark.slow
 def test_frozen_after_a_step_with_gradients_of_none(data):
     """Recipe 5, PyTorch's default zero_grad(): statistics alone."""

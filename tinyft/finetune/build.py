@@ -58,7 +58,7 @@ def vision_learner(
     fastai head (0.5, or as a kept one had it), the only one that has it.
     `head_init`: "means" starts a linear head from the class means of the features, which is better
     than at random where pictures are few: see class_means.py. `bn`: see groups.py.
-    `optimizer`: adam, sgd, momentum (sgd with the schedule's), or what makes one from groups.
+    `optimizer`: a name in `OPTIMIZERS` of optim.py, or what makes one from groups.
     `weight_decay`: None for the optimizer's own, 0.01 for adam and 0 for the others.
     `class_weights`: one for each class, or "balanced": a class counts in the loss as if all had
     equally many training pictures.

@@ -25,6 +25,7 @@ class Optimizer:
     has_momentum = True  # or the schedule's momentum means nothing
     default_weight_decay = 0.0  # fastai's; Adam has another
     remembers: frozenset[str] | None = None  # of each parameter it visited; None: not told
+    by_kernel = False  # True in a class whose update is one backend kernel, which measures itself
 
     def __init__(self, groups: Sequence[Group]):
         self.groups = tuple(groups)  # the only list of them: a learner's `groups` are these
@@ -41,6 +42,7 @@ class Optimizer:
             for name, parameter in group.parameters.items()
             if parameter.grad is not None
         ]
+        by_kernel = vars(type(self)).get("by_kernel", False)  # a subclass may do more
         # A device may put the updates off and make them all at once, unless they are watched.
         with backends.deferred_updates(moving[0][2].data if moving and not measure else None):
             for group, name, parameter in moving:
@@ -48,7 +50,7 @@ class Optimizer:
                 if measure is None:
                     self.update(name, parameter, group, decay)
                     continue
-                with measure.update(name, parameter, group.lr * decay):
+                with measure.update(name, parameter, group.lr * decay, by_kernel=by_kernel):
                     self.update(name, parameter, group, decay)
         self.visited = frozenset([name for _, name, _ in moving])
 
@@ -85,6 +87,7 @@ class Adam(Optimizer):
     sqr_mom=0.99, eps=1e-5, wd=0.01)`
     """
 
+    by_kernel = True
     default_weight_decay = 0.01
     remembers = frozenset(("step", "average", "average_square"))
 
@@ -129,6 +132,8 @@ class SGD(Optimizer):
     Source: fastai 2.8.12 `SGD`
     """
 
+    by_kernel = True
+
     def __init__(self, groups: Sequence[Group], *, momentum: float = 0.0):
         super().__init__(groups)
         self.has_momentum = momentum != 0
@@ -156,5 +161,6 @@ OPTIMIZERS = {"adam": Adam, "sgd": SGD, "momentum": functools.partial(SGD, momen
 
 def name_of(optimizer: Optimizer) -> str | None:
     """Under which of these names it can be made again; None for one of the caller's own."""
-    with_or_without = "momentum" if optimizer.has_momentum else "sgd"
-    return {Adam: "adam", SGD: with_or_without}.get(type(optimizer))
+    kind = type(optimizer), optimizer.has_momentum
+    made = ((name, make(())) for name, make in OPTIMIZERS.items())
+    return next((name for name, like in made if (type(like), like.has_momentum) == kind), None)

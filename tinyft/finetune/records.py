@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tinyft import backends
+from tinyft.backends import Backend
 from tinyft.display import Displayed, aligned
 from tinyft.finetune.groups import Group, Proof
 
@@ -254,11 +256,18 @@ class UpdateMeasure:
         self.resting: dict[str, UpdateSums] = {}
 
     @contextlib.contextmanager
-    def update(self, name: str, parameter: Tensor, decay: float) -> Iterator[None]:
+    def update(
+        self, name: str, parameter: Tensor, decay: float, *, by_kernel: bool
+    ) -> Iterator[None]:
         """Measure what happens to the parameter within this block. `decay` is lr * weight_decay,
         rounded here as the optimizer rounds it: 1 - 2e-8 is 1 in float32, and nothing decays.
+
+        With `by_kernel` the kernels of optimizers within the block are measured, which is quick;
+        without, the parameter is copied, and whatever moves it is measured.
         """
-        with parameter.backend.measured(parameter.data, parameter.grad) as updates:
+        backend = parameter.backend
+        measured = backend.measured if by_kernel else functools.partial(Backend.measured, backend)
+        with measured(parameter.data, parameter.grad) as updates:
             yield
         decay = 1 - float(parameter.data.dtype.type(1 - decay))
         self.measured[name] = _summed(updates), decay

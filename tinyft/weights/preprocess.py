@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
 from tinyft.errors import WeightsError
+from tinyft.nn.resnet import ARCHITECTURES
 
 # As torchvision 0.29.1 (transforms/_presets.py), and as akamaster/pytorch_resnet_cifar10.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -76,11 +77,8 @@ class Preprocess:
         Source: torchvision 0.29.1's V1 weights; akamaster/pytorch_resnet_cifar10 for CIFAR.
         """
         # differs from fastai: only a file that says nothing gets ImageNet's mean and deviation
-        if arch.startswith("cifar_"):
-            return cls(resize=32, crop=32, assumed=True)
-        if arch == "resnet10s":
-            return cls(resize=64, crop=64, assumed=True)
-        return cls(resize=256, crop=224, assumed=True)
+        side = ARCHITECTURES[arch].side if arch in ARCHITECTURES else 224
+        return cls(resize=256 if side == 224 else side, crop=side, assumed=True)
 
     def scaled(self, size: int) -> Preprocess:
         """Scales it to another crop; the resize keeps its proportion (256 to 224).
