@@ -20,6 +20,7 @@ _HOME = {
     "observe": "engine.tape",
     "gradcheck": "testing.gradient_check",
     "trace": "inspection.trace.recorder",
+    "check": "inspection",
     "load_weights": "weights",
     "save_weights": "weights",
     "ImageFolder": "data",

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 
 from tinyft.cli import (
     bench,
+    check,
     diff,
     doctor,
     embed,
@@ -61,6 +62,7 @@ COMMANDS = (
     selftest,
     weights,
     bench,
+    check,
     warmup,
     doctor,
 )

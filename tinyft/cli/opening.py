@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyft.cli.failures import RequestError, naming
-from tinyft.cli.options import DATA, LEARNER, RECIPE, given
+from tinyft.cli.options import DATA, LABELS, LEARNER, RECIPE, given
 from tinyft.cli.output import one_line, say
 from tinyft.display import counted
 from tinyft.errors import WeightsError
@@ -56,6 +56,7 @@ def make_learner(args: argparse.Namespace) -> Learner:
 
     complete_sample(args)
     data = open_folder(args.dir, **given(args, DATA))
+    _point_to_check(args, data)
     options = given(args, LEARNER)
     if options.get("weights") == "none":
         options["weights"] = None
@@ -69,6 +70,23 @@ def make_learner(args: argparse.Namespace) -> Learner:
                 "--head linear --head-init means starts it from what the features tell"
             )
     return learner
+
+
+def _point_to_check(args: argparse.Namespace, data: ImageFolder) -> None:
+    """Say what `tinyft check` would of the numbers of pictures, and where there is more to see."""
+    import numpy as np
+
+    from tinyft.inspection.dataset.findings import concerns
+
+    train = np.bincount(data.labels["train"], minlength=data.num_classes)
+    found = concerns(data.classes, train, data.n_valid)
+    found.pop("uneven", None)  # which is among the notices
+    if found:
+        say(f"note: {one_line('; '.join(found.values()))}")
+    if found or data.notices:
+        labels = [f"--{n.replace('_', '-')}={value}" for n, value in given(args, LABELS).items()]
+        command = shlex.join(["tinyft", "check", args.dir, *labels])
+        say(f"note: {one_line(command)} looks closer: copies, doubtful labels, broken files")
 
 
 def complete_sample(args: argparse.Namespace) -> None:

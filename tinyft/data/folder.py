@@ -227,25 +227,39 @@ def unreadable(paths: Sequence[Path], *, whole: bool, workers: int) -> dict[Path
 
     def reason(path: Path) -> str | None:
         try:
-            if path.exists() and not path.is_file():
-                # a pipe gives its bytes once, and is read twice
-                return "not a regular file but a pipe, device or folder"
-            with path.open("rb") as stream:
-                check_header(stream)  # first: what is no picture may be larger than the memory
-                if whole:
-                    stream.seek(0)
-                    decode(stream.read())
+            if whole:
+                whole_picture(path)
+            else:
+                with path.open("rb") as stream:
+                    check_header(stream)
         except DataError as error:
             return str(error)
         except OSError as error:
             return f"cannot be opened: {error.strerror}"
-        except MemoryError:
-            return "the file is larger than the memory"
         return None
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         reasons = pool.map(reason, paths)
         return {path: why for path, why in zip(paths, reasons, strict=True) if why is not None}
+
+
+def whole_picture(path: Path, *, exif_transpose: bool = True) -> np.ndarray:
+    """Decodes all of a file: (H, W, 3) uint8.
+
+    Raises:  DataError with the reason, without the file's name, for any that cannot be
+    """
+    try:
+        if path.exists() and not path.is_file():
+            # a pipe gives its bytes once, and is read twice
+            raise DataError("not a regular file but a pipe, device or folder")
+        with path.open("rb") as stream:
+            check_header(stream)  # first: what is no picture may be larger than the memory
+            stream.seek(0)
+            return decode(stream.read(), exif_transpose=exif_transpose)
+    except OSError as error:
+        raise DataError(f"cannot be opened: {error.strerror}") from None
+    except MemoryError:
+        raise DataError("the file is larger than the memory") from None
 
 
 def _copies(places: Mapping[Path, object]) -> list[list[Path]]:

@@ -5,6 +5,7 @@ from tinyft.lazy import looked_up_in
 _HOME = {
     "Ledger": "ledger.ledger",
     "changed": "ledger.changes",
+    "check": "dataset.looking",
     "explain": ".finetune.in_words",
     "explain_image": "report.images",
     "grad_cams": "report.images",

@@ -1,0 +1,1 @@
+"""A data set before training: what is in it, what is there twice, which labels look wrong."""

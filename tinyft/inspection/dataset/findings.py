@@ -1,0 +1,386 @@
+"""What `check` found in a data set: facts, sentences, and a page with pictures side by side."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tinyft.data.folder import whole_picture
+from tinyft.data.loader import UNEVEN
+from tinyft.data.picture import resize_box
+from tinyft.display import Displayed, counted, first_few
+from tinyft.errors import DataError
+from tinyft.inspection.html import Markup, escape, page, picture, table
+from tinyft.inspection.report.learned import wilson
+from tinyft.weights.files import replacing
+
+if TYPE_CHECKING:
+    from tinyft.data.picture import Source
+
+FEWEST = 5  # pictures of a class below which it is too small, and its labels are not judged
+WIDE = 0.2  # of an interval at 95 %: a validation part that allows no narrower one proves little
+SHOWN = 2  # files named in a sentence
+MOST_GROUPS, MOST_OF_A_GROUP, MOST_SUSPECTS = 40, 6, 60  # shown; the rest is counted
+WIDTH = 150  # CSS pixels of a picture
+STYLE = f"""<style>
+.tile {{ background: var(--panel); border-radius: 8px; padding: 0.7rem 1rem; min-width: 8rem; }}
+.tile b {{ display: block; font-size: 1.5rem; line-height: 1.25; }}
+.grid {{ display: flex; flex-wrap: wrap; gap: 0.8rem; }}
+.grid figure, .group figure {{ margin: 0; width: {WIDTH}px; font-size: 0.85rem; }}
+.group {{ display: flex; flex-wrap: wrap; gap: 0.8rem; padding: 0.6rem;
+  background: var(--panel); border-radius: 8px; }}
+.file {{ overflow-wrap: anywhere; }}
+.bar {{ display: inline-block; height: 0.7em; background: var(--series-1); border-radius: 2px; }}
+</style>"""
+COPIES = {
+    "labels": ("One picture under several labels", "At most one of the labels is right."),
+    "split": (
+        "One picture on both sides of the split",
+        "What was learned by heart is not judged by it: keep each on one side.",
+    ),
+    "repeated": (
+        "Pictures that are there more than once",
+        "They only count more than others; delete those that you do not want.",
+    ),
+}
+
+
+class Picture(NamedTuple):
+    """One file. `split` is "train" or "valid"; sizes are pixels, as it is seen."""
+
+    file: str
+    source: Source
+    label: int
+    split: str
+    width: int = 0
+    height: int = 0
+
+
+class Suspect(NamedTuple):
+    """A picture whose label is doubtful: its place, the class that it looks like, and by how much
+    that is ahead.
+    """
+
+    picture: int
+    looks_like: int
+    margin: float
+
+
+@dataclass(frozen=True, repr=False)
+class DatasetCheck(Displayed):
+    """What `check` found. Places in `pictures` stand for pictures in `copies` and `suspects`.
+
+    `margins` ranks all labels, the most doubtful first where it is largest; -inf: not judged.
+
+    Shapes:  margins (N,) float64, or None without a network
+    """
+
+    name: str
+    classes: list[str]
+    pictures: list[Picture]
+    unusable: dict[str, str]  # file: why
+    notes: list[str]  # what was passed over
+    has_split: bool
+    copies: list[list[int]] = field(default_factory=list)  # groups of one picture
+    suspects: list[Suspect] = field(default_factory=list)
+    margins: np.ndarray | None = None
+    agree: np.ndarray | None = None  # (N,) bool: out of fold, the features say the label
+    network: str = ""  # in words
+
+    def counts(self, split: str | None = None) -> np.ndarray:
+        """Counts the usable pictures of each class: (K,) int64"""
+        labels = [p.label for p in self.pictures if split in (None, p.split)]
+        return np.bincount(np.array(labels, np.int64), minlength=len(self.classes))
+
+    def copies_by_kind(self) -> dict[str, list[list[int]]]:
+        """Divides the groups of copies: under several "labels", else on both sides of the "split",
+        else merely "repeated".
+        """
+        kinds: dict[str, list[list[int]]] = {"labels": [], "split": [], "repeated": []}
+        for group in self.copies:
+            members = [self.pictures[i] for i in group]
+            several = "split" if len({p.split for p in members}) > 1 else "repeated"
+            kinds["labels" if len({p.label for p in members}) > 1 else several].append(group)
+        return kinds
+
+    def baselines(self) -> dict[str, tuple[int, int]]:
+        """Returns what needs no training, as (right, of): "features" compared, out of fold, and
+        always saying the "largest" class.
+        """
+        total = len(self.pictures)
+        found = {"largest": (int(self.counts().max(initial=0)), total)} if total else {}
+        if self.agree is not None and len(self.classes) > 1:
+            found["features"] = (int(self.agree.sum()), total)
+        return found
+
+    def sentences(self) -> dict[str, str]:
+        """Says each finding in a sentence, by its kind, what hurts most first."""
+        kinds, said = self.copies_by_kind(), {}
+
+        def say(kind: str, items: Sequence, noun: str, text: str, shown: Sequence[str]) -> None:
+            if items:
+                said[kind] = f"{counted(len(items), noun)} {text}: {first_few(shown, SHOWN)}"
+
+        def names(groups: list[list[int]]) -> list[str]:
+            return [" = ".join(self.pictures[i].file for i in group[:3]) for group in groups]
+
+        reasons = [f"{file} ({why})" for file, why in self.unusable.items()]
+        say("unusable", reasons, "file", "cannot be used, and would stop a run", reasons)
+        say("labels", kinds["labels"], "picture", "under several labels", names(kinds["labels"]))
+        sides = "on both sides of the split, so that accuracy comes out too high"
+        if not self.has_split:
+            sides = "would be on both sides of the split that finetune makes"
+        say("split", kinds["split"], "picture", sides, names(kinds["split"]))
+        doubtful = [
+            f"{self.pictures[s.picture].file} looks like {self.classes[s.looks_like]}"
+            for s in self.suspects
+        ]
+        say("wrong", doubtful, "label", "may be wrong", doubtful)
+        train, valid = self.counts("train"), self.counts("valid")
+        only = [n for n, t, v in zip(self.classes, train, valid, strict=True) if v and not t]
+        say("strange", only, "class", "in the validation part alone, which finetune refuses", only)
+        empty = [name for name, n in zip(self.classes, train + valid, strict=True) if not n]
+        say("empty", empty, "class", "without a usable picture", empty)
+        if len(self.classes) == 1:
+            said["one"] = f"there is only one class, {self.classes[0]}; training needs two"
+        said |= concerns(self.classes, train, int(valid.sum()))
+        repeated = kinds["repeated"]
+        say("repeated", repeated, "picture", "there more than once", names(repeated))
+        return said
+
+    def __str__(self) -> str:
+        whole = {"break_long_words": False, "break_on_hyphens": False}  # a file's name is one word
+        lines = (textwrap.fill(x, 80, subsequent_indent="  ", **whole) for x in self._lines())
+        return "\n".join(lines)
+
+    def _lines(self) -> Iterator[str]:
+        train, valid = (int(self.counts(split).sum()) for split in ("train", "valid"))
+        total = counted(len(self.pictures), "picture")
+        classes = f"{len(self.classes)} class" + ("" if len(self.classes) == 1 else "es")
+        yield f"{self.name}: {total} of {classes}, {train} to train on, {valid} to validate"
+        sentences = self.sentences()
+        yield from (f"- {text}" for text in sentences.values())
+        if not sentences:
+            yield "nothing was found that training would suffer from"
+        if valid:
+            yield f"validation: {what_it_proves(valid)}"
+        yield from (f"without training, {text}" for text in self.baseline_sentences())
+        yield from self.notes
+
+    def baseline_sentences(self) -> list[str]:
+        """Says what a trained network has to be better than."""
+        found, said = self.baselines(), []
+        if "features" in found:
+            right, of = found["features"]
+            low, high = wilson(right, of)
+            said.append(
+                f"comparing features gets {100 * right / of:.1f} % right ({_span(low, high)}): "
+                f"ridge regression, out of fold; {self.network}"
+            )
+        if "largest" in found:
+            name = self.classes[int(self.counts().argmax())]
+            said.append(
+                f"always saying {name} gets {found['largest'][0] / found['largest'][1]:.1%}"
+            )
+        return said
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it as JSON holds it."""
+
+        def files(groups: list[list[int]]) -> list[list[str]]:
+            return [[self.pictures[i].file for i in group] for group in groups]
+
+        by_split = (self.counts(split).tolist() for split in ("train", "valid"))
+        return {
+            "name": self.name,
+            "classes": {
+                name: {"train": train, "valid": valid}
+                for name, train, valid in zip(self.classes, *by_split, strict=True)
+            },
+            "has_split": self.has_split,
+            "findings": self.sentences(),
+            "unusable": self.unusable,
+            "copies": {kind: files(groups) for kind, groups in self.copies_by_kind().items()},
+            "suspects": [
+                {
+                    "file": self.pictures[s.picture].file,
+                    "label": self.classes[self.pictures[s.picture].label],
+                    "looks_like": self.classes[s.looks_like],
+                    "margin": s.margin,
+                }
+                for s in self.suspects
+            ],
+            "baselines": {name: right / of for name, (right, of) in self.baselines().items()},
+            "network": self.network,
+            "notes": self.notes,
+        }
+
+    def _repr_html_(self) -> str:
+        return body(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes it as a self-contained HTML page; an old file of that name is replaced whole."""
+        text = page(f"{self.name}: before training", body(self))
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def concerns(classes: Sequence[str], train: np.ndarray, n_valid: int) -> dict[str, str]:
+    """Says by kind what counts alone tell: classes too small, uneven, a validation part too small.
+
+    Shapes:  train (K,) int, the training pictures of each class
+    """
+    said, there = {}, train[train > 0]
+    few = [f"{name} {n}" for name, n in zip(classes, train.tolist(), strict=True) if 0 < n < FEWEST]
+    if few:
+        which = f"{len(few)} class has" if len(few) == 1 else f"{len(few)} classes have"
+        said["few"] = f"{which} fewer than {FEWEST} pictures to learn from: {first_few(few)}"
+    if there.size and there.max() >= UNEVEN * there.min():
+        most, least = (
+            classes[int(train.argmax())],
+            classes[int(np.where(train, train, 1e9).argmin())],
+        )
+        said["uneven"] = (
+            f"uneven classes: {there.max()} pictures of {most} to learn from, {there.min()} of "
+            f"{least}; --class-weights balanced makes them count alike"
+        )
+    low, high = wilson(round(0.9 * n_valid), n_valid)
+    if n_valid > 0 and high - low > WIDE:
+        said["valid"] = f"the validation part proves little: {what_it_proves(n_valid)}"
+    return said
+
+
+def what_it_proves(n: int) -> str:
+    """Says what an accuracy on `n` pictures allows to claim at 95 %."""
+    low, high = wilson(round(0.9 * n), n)
+    share = 100 * round(0.9 * n) / n
+    return f"{share:.0f} % right of {counted(n, 'picture')} would mean {_span(low, high)}"
+
+
+def _span(low: float, high: float) -> str:
+    return f"{100 * low:.0f} to {100 * high:.0f} %"
+
+
+# -------------------------------------------------------------------------------------- as a page
+
+
+def body(found: DatasetCheck) -> Markup:
+    """Draws all of it as HTML."""
+    sections = [_copies(found, kind) for kind in COPIES]
+    sections.insert(1, _suspects(found))
+    return Markup("\n".join([STYLE, _head(found), *sections, _classes(found), _unusable(found)]))
+
+
+def _head(found: DatasetCheck) -> str:
+    tiles = [(f"{len(found.pictures):,}", "usable pictures"), (len(found.classes), "classes")]
+    words = {"train": "to train on", "valid": "to validate"}
+    tiles += [(int(found.counts(split).sum()), text) for split, text in words.items()]
+    tiles += [
+        (
+            f"{100 * right / of:.0f} %",
+            f"by {'comparing features' if name == 'features' else 'guessing'}",
+        )
+        for name, (right, of) in found.baselines().items()
+    ]
+    row = "".join(f'<div class="tile"><b>{a}</b>{escape(b)}</div>' for a, b in tiles)
+    said = "".join(f"<li>{escape(text)}</li>" for text in found.sentences().values())
+    verdict = (
+        f"<ul class=file>{said}</ul>" if said else "<p>Nothing that training would suffer from.</p>"
+    )
+    more = [f"Without training, {text}." for text in found.baseline_sentences()]
+    lines = "".join(f'<p class="soft">{escape(text)}</p>' for text in [*more, *found.notes])
+    return f'<h1 class="file">{escape(found.name)}</h1><div class="row">{row}</div>{verdict}{lines}'
+
+
+def _suspects(found: DatasetCheck) -> str:
+    if not found.suspects:
+        return ""
+    figures = []
+    for suspect in found.suspects[:MOST_SUSPECTS]:
+        shown, other = found.pictures[suspect.picture], found.classes[suspect.looks_like]
+        label = escape(found.classes[shown.label])
+        caption = f"{label}? looks like <b>{escape(other)}</b> ({suspect.margin:.2f})"
+        figures.append(_figure(shown, Markup(caption)))
+    words = (
+        "<p>By the regression of all others, these features belong to another class; the number is "
+        "by how much. Some are right and merely unlike the others of their class.</p>"
+    )
+    rest = len(found.suspects) - len(figures)
+    more = f"<p>... and {rest} more, in the JSON.</p>" if rest else ""
+    return (
+        f'<h2>Labels that may be wrong</h2>{words}<div class="grid">{"".join(figures)}</div>{more}'
+    )
+
+
+def _copies(found: DatasetCheck, kind: str) -> str:
+    groups = found.copies_by_kind()[kind]
+    if not groups:
+        return ""
+    title, words = COPIES[kind]
+    shown = "".join(_group(found, group) for group in groups[:MOST_GROUPS])
+    rest = len(groups) - MOST_GROUPS
+    more = f"<p>... and {rest} more, in the JSON.</p>" if rest > 0 else ""
+    return f'<h2>{title}</h2><p>{words}</p><div class="row">{shown}</div>{more}'
+
+
+def _group(found: DatasetCheck, group: Sequence[int]) -> str:
+    members = [found.pictures[i] for i in group[:MOST_OF_A_GROUP]]
+    figures = "".join(_figure(p, escape(f"{found.classes[p.label]}, {p.split}")) for p in members)
+    rest = len(group) - len(members)
+    return f'<div class="group">{figures}{f"<p>and {rest} more</p>" if rest else ""}</div>'
+
+
+def _figure(shown: Picture, caption: Markup) -> str:
+    """A picture, shrunk, with its caption and file; in words if it cannot be read any more."""
+    try:
+        pixels = shown.source
+        if not isinstance(pixels, np.ndarray):
+            pixels = whole_picture(Path(pixels))
+        height, width = pixels.shape[:2]
+        scale = WIDTH / max(height, width)
+        target = max(1, round(width * scale)), max(1, round(height * scale))
+        drawn = picture(resize_box(pixels, (0, 0, width, height), target), "", lossless=False)
+    except DataError as error:
+        drawn = escape(f"(not shown: {error})")
+    size = f"{shown.width}x{shown.height}"
+    return (
+        f"<figure>{drawn}<figcaption>{caption}<br>"
+        f'<span class="soft file">{escape(shown.file)}, {size}</span></figcaption></figure>'
+    )
+
+
+def _classes(found: DatasetCheck) -> str:
+    rows, most = [], max(1, int(found.counts().max(initial=0)))
+    train, valid = found.counts("train").tolist(), found.counts("valid").tolist()
+    for k, name in enumerate(found.classes):
+        here = [i for i, p in enumerate(found.pictures) if p.label == k]
+        sizes = sorted(
+            (min(p.width, p.height), p.width, p.height)
+            for p in map(found.pictures.__getitem__, here)
+        )
+        spans = (
+            [f"{w}x{h}" for _, w, h in (sizes[0], sizes[len(sizes) // 2], sizes[-1])]
+            if sizes
+            else [None] * 3
+        )
+        agree = (
+            None if found.agree is None or not here else f"{100 * found.agree[here].mean():.0f} %"
+        )
+        bar = Markup(f'<span class="bar" style="width:{120 * len(here) / most:.0f}px"></span>')
+        rows.append([name, train[k], valid[k], bar, *spans, agree])
+    head = ["class", "train", "valid", "", "smallest", "median", "largest", "features agree"]
+    return f"<h2>Classes</h2>{table(head, rows)}"
+
+
+def _unusable(found: DatasetCheck) -> str:
+    if not found.unusable:
+        return ""
+    rows = [[file, why] for file, why in found.unusable.items()]
+    words = f"{counted(len(rows), 'file')}; `--on-error skip` leaves them out of a run."
+    return f"<h2>Files that cannot be used</h2><p>{escape(words)}</p>{table(['file', 'why'], rows)}"
