@@ -202,6 +202,14 @@ def test_a_short_file_is_used_by_two_others():
         assert lines >= 60 or len(users) > 1, f"{name_of(path)}: {lines} lines for {users}"
 
 
+def test_every_file_is_used():
+    """A convolution's algorithm, for example, has a row in the table."""
+    used = {module for found in IMPORTS.values() for _, module, _ in found}
+    unused = {name for name, path in MODULES.items() if path.name != "__init__.py"} - used
+    by_name = {"tinyft.__main__", "tinyft.inspection.report.notebook"}  # named as texts
+    assert unused == by_name
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_and_functions_are_short(path):
     source = path.read_text()

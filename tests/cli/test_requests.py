@@ -3,6 +3,8 @@
 import h5py
 import pytest
 
+from tinyft.cli.main import build_parser
+from tinyft.cli.options import DATA, LEARNER, RECIPE
 from tinyft.errors import NetworkError
 
 
@@ -37,6 +39,13 @@ def test_what_cannot_be_parsed(tinyft, arguments, words):
     assert len(done.err.strip().splitlines()) == 1
     assert words in done.error
     assert "--help` shows an example" in done.error
+
+
+def test_every_option_of_a_plan_reaches_the_library():
+    asked = vars(build_parser().parse_args(["plan"]))
+    own = {"command", "run", "prog", "dir", "backend", "explain", "traceback", "working",
+           "on_interrupt"}  # fmt: skip
+    assert set(asked) - own == {*DATA, *LEARNER, *RECIPE}
 
 
 def test_a_folder_called_like_published_weights(tinyft, pictures, tmp_path, monkeypatch):
