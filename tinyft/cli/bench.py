@@ -80,21 +80,21 @@ def run(args: argparse.Namespace) -> int:
         set_num_threads(args.threads)
     torch = bench.installed("torch")
     threads, machine, versions = get_num_threads(), bench.load(), bench.versions()
-    found: dict[str, Any] = {"threads": threads, "machine": machine, "versions": versions}
-    _describe(show, found, args, torch)
+    report: dict[str, Any] = {"threads": threads, "machine": machine, "versions": versions}
+    _describe(show, report, args, torch)
     args.working = True
     if on_photos:
-        found |= photos.measure(show, args, torch)
+        report |= photos.measure(show, args, torch)
     elif args.overhead:
-        found["overhead"] = [_overhead(show, case, args) for case in cases]
+        report["overhead"] = [_overhead(show, case, args) for case in cases]
     elif args.memory or args.cold:
         alone = args.alone or not torch
-        found["processes"] = [_processes(show, case, threads, alone, args) for case in cases]
+        report["processes"] = [_processes(show, case, threads, alone, args) for case in cases]
     else:
-        found["rounds"] = args.rounds
-        found["cases"] = [_times(show, case, threads, args) for case in cases]
+        report["rounds"] = args.rounds
+        report["cases"] = [_times(show, case, threads, args) for case in cases]
     if args.json:
-        json_result(found)
+        json_result(report)
     return 0
 
 
@@ -133,13 +133,13 @@ def _run_on_gpu(args: argparse.Namespace) -> int:
     path = Path(args.out or "tinyft-bench-gpu.json")
     args.working = True
     show = say if args.json else result
-    found = {"machine": bench.load(), "versions": bench.versions()}
-    found |= bench_gpu.everything(cases, args.backend, args.rounds, args.alone, show)
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    report = {"machine": bench.load(), "versions": bench.versions()}
+    report |= bench_gpu.everything(cases, args.backend, args.rounds, args.alone, show)
+    path.write_text(json.dumps(report, indent=1) + "\n")
     say(f"written to {one_line(str(path))}")
     if args.json:
-        json_result(found)
-    return 1 if found["contract"]["failures"] else 0
+        json_result(report)
+    return 1 if report["contract"]["failures"] else 0
 
 
 def _cases(args: argparse.Namespace) -> tuple:
@@ -160,12 +160,12 @@ def _cases(args: argparse.Namespace) -> tuple:
     return (Case(arch, args.batch_size or usual.batch_size, args.size or usual.size),)
 
 
-def _describe(show: Any, found: dict[str, Any], args: argparse.Namespace, torch: bool) -> None:
+def _describe(show: Any, report: dict[str, Any], args: argparse.Namespace, torch: bool) -> None:
     """Machine, versions, and what makes the numbers doubtful."""
-    machine, versions = found["machine"], dict(found["versions"])
+    machine, versions = report["machine"], dict(report["versions"])
     show(f"processor: {versions.pop('processor')}, {machine['cores']} cores")
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
-    show(f"threads on each side: {found['threads']}; {packages}")
+    show(f"threads on each side: {report['threads']}; {packages}")
     if machine["busy"]:
         show(
             f"note: other programs run (load average {machine['load_average']:.1f}); "
@@ -182,19 +182,19 @@ def _times(show: Any, case: Any, threads: int, args: argparse.Namespace) -> dict
     from tinyft.bench.cases import MODES, algorithms
     from tinyft.bench.measure import measure_case
 
-    found = asdict(case)
+    report = asdict(case)
     for mode in MODES:
         say(f"measuring {mode} of {case}")
         options = {"rounds": args.rounds, "threads": threads, "alone": args.alone}
-        found[mode] = measure_case(case, mode, **options)
+        report[mode] = measure_case(case, mode, **options)
         show(f"\n{case}: {TITLES[mode]}")
-        _show_mode(show, found[mode])
-    found["algorithms"] = algorithms(case)
+        _show_mode(show, report[mode])
+    report["algorithms"] = algorithms(case)
     show(f"\n{case}: tinyft's convolutions")
-    for kernel, counts in found["algorithms"].items():
+    for kernel, counts in report["algorithms"].items():
         names = ", ".join(f"{count} by {name}" for name, count in counts.items())
         show(f"  {kernel:20}{names}")
-    return found
+    return report
 
 
 def _show_mode(show: Any, mode: dict[str, Any]) -> None:
@@ -219,22 +219,22 @@ def _processes(
     """Peak memory and start of one case."""
     from tinyft.bench import measure as bench
 
-    found = asdict(case)
+    report = asdict(case)
     if args.memory:
         say(f"measuring the memory of {case}")
-        found["memory"] = bench.memory(case, threads, alone=alone)
+        report["memory"] = bench.memory(case, threads, alone=alone)
         show(f"\n{case}: peak memory of {bench.STEPS} training steps")
-        for name, peak in found["memory"]["bytes"].items():
+        for name, peak in report["memory"]["bytes"].items():
             show(f"  {NAMES[name]:32}{peak / 2**20:8.0f} MiB")
-        if found["memory"]["ratio"] is not None:
-            show(f"  {found['memory']['ratio']:.2f} of PyTorch's smaller one")
+        if report["memory"]["ratio"] is not None:
+            show(f"  {report['memory']['ratio']:.2f} of PyTorch's smaller one")
     if args.cold:
         say(f"measuring the start of {case}")
-        found["start"] = bench.start(case, threads)
+        report["start"] = bench.start(case, threads)
         show(f"\n{case}: from the start of the process to the end of the first training step")
-        show(f"  {found['start']['cold']:.2f} s with nothing compiled before")
-        show(f"  {found['start']['warm']:.2f} s with compiled kernels")
-    return found
+        show(f"  {report['start']['cold']:.2f} s with nothing compiled before")
+        show(f"  {report['start']['warm']:.2f} s with compiled kernels")
+    return report
 
 
 def _overhead(show: Any, case: Any, args: argparse.Namespace) -> dict[str, Any]:

@@ -58,24 +58,24 @@ def run(args: argparse.Namespace) -> int:
         say(f"note: {notice}")
     if args.why or args.what_if:
         return _explain(args, moment)
-    found = trace_step(moment, open=nodes)
-    if nodes and nodes[-1] >= len(found):
+    trace = trace_step(moment, open=nodes)
+    if nodes and nodes[-1] >= len(trace):
         raise RequestError(
-            f"--node {nodes[-1]}: the step has nodes 0 to {len(found) - 1}; without --node they "
+            f"--node {nodes[-1]}: the step has nodes 0 to {len(trace) - 1}; without --node they "
             "are listed"
         )
-    found.facts.append(comparison(Path(args.run_folder), args.step, found.loss))
-    for file, text in ((args.html, found.html), (args.dot, found.dot)):
+    trace.facts.append(comparison(Path(args.run_folder), args.step, trace.loss))
+    for file, text in ((args.html, trace.html), (args.dot, trace.dot)):
         if file:
             Path(file).write_text(text(), encoding="utf-8", errors="backslashreplace")
             say(f"wrote {file}")
     if args.json:
-        json_result(plain(found, nodes))
+        json_result(plain(trace, nodes))
     elif nodes:
-        head = "; ".join([found.title, *found.facts])
-        result("\n\n".join([head, *(str(found[number]) for number in nodes)]))
+        head = "; ".join([trace.title, *trace.facts])
+        result("\n\n".join([head, *(str(trace[number]) for number in nodes)]))
     else:
-        show(found)
+        show(trace)
     return 0
 
 
@@ -103,30 +103,30 @@ def comparison(run: Path, step: int, loss: float) -> str:
     return f"metrics.csv has {recorded!r}: not the same bits"
 
 
-def show(found: Trace) -> None:
+def show(trace: Trace) -> None:
     """The trace on stdout: in colours where there is a terminal."""
     if not has_terminal():
-        result(str(found))
+        result(str(trace))
         return
     from rich.console import Console
 
     from tinyft.inspection.trace.table import HEADER, PLACES, headline, stop_lines, table_lines
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    lines = table_lines(found)
+    lines = table_lines(trace)
     if max(map(len, lines)) > shutil.get_terminal_size().columns:
-        lines = table_lines(found, len(HEADER) - PLACES)
-    for line in headline(found):
+        lines = table_lines(trace, len(HEADER) - PLACES)
+    for line in headline(trace):
         console.print(line, style="bold")
     console.print(f"\n{lines[0]}", style="cyan")
-    for line, node in zip(lines[1:], found, strict=True):
+    for line, node in zip(lines[1:], trace, strict=True):
         console.print(line, style=None if node.backward is not None else "dim")
     console.print()
-    for line in stop_lines(found):
+    for line in stop_lines(trace):
         console.print(line)
 
 
-def plain(found: Trace, nodes: list[int]) -> dict[str, Any]:
+def plain(trace: Trace, nodes: list[int]) -> dict[str, Any]:
     """The trace as JSON is to hold it; with `nodes`, of those only."""
 
     def plain_calls(calls: list[KernelCall] | None) -> list[dict[str, Any]] | None:
@@ -134,17 +134,17 @@ def plain(found: Trace, nodes: list[int]) -> dict[str, Any]:
         return calls and [{name: getattr(call, name) for name in names} for call in calls]
 
     return {
-        "title": found.title,
-        "facts": found.facts,
-        "loss": found.loss,
-        "milliseconds": found.elapsed_ms,
-        "kept_bytes": found.kept_bytes,
+        "title": trace.title,
+        "facts": trace.facts,
+        "loss": trace.loss,
+        "milliseconds": trace.elapsed_ms,
+        "kept_bytes": trace.kept_bytes,
         "nodes": [
             vars(node)
             | {"forward": plain_calls(node.forward), "backward": plain_calls(node.backward)}
-            for node in ([found[number] for number in nodes] if nodes else found.nodes)
+            for node in ([trace[number] for number in nodes] if nodes else trace.nodes)
         ],
-        "others": plain_calls(found.others),
+        "others": plain_calls(trace.others),
     }
 
 
@@ -156,28 +156,32 @@ def _explain(args: argparse.Namespace, moment: Moment) -> int:
     from tinyft.inspection.step.what_if import what_if
     from tinyft.inspection.step.why import explain_step, jump
 
-    texts, found = [], {"where": moment.where, "ids": moment.batch.ids.tolist()}
+    texts, answers = [], {"where": moment.where, "ids": moment.batch.ids.tolist()}
     if args.why:
         previous = recorded_loss(Path(args.run_folder), args.step - 1)
         explanation, looks = explain_step(moment), jump(moment, previous)
         texts += [str(explanation), str(looks)]
-        found |= {"why": plain_explanation(explanation), "jump": vars(looks).copy()}
-        del found["jump"]["where"], found["jump"]["pictures"]  # they are said of the whole
+        answers |= {"why": plain_explanation(explanation), "jump": vars(looks).copy()}
+        del answers["jump"]["where"], answers["jump"]["pictures"]  # they are said of the whole
     if args.what_if:
         outcomes = what_if(moment)
         texts.append(str(outcomes))
-        found["what_if"] = outcomes.outcomes
-    answer(args, "\n\n".join(texts), found)
+        answers["what_if"] = outcomes.outcomes
+    answer(args, "\n\n".join(texts), answers)
     return 0
 
 
-def plain_explanation(found: Explanation) -> dict[str, Any]:
+def plain_explanation(explanation: Explanation) -> dict[str, Any]:
     """An explanation as JSON is to hold it: losses are pairs, before and after."""
     parts = ("predicted", "curvature", "in_training", "dropout", "batch_norm", "statistics",
              "in_evaluation", "groups")  # fmt: skip
-    losses = zip(found.before["training"].each, found.after["training"].each, strict=True)
+    losses = zip(
+        explanation.before["training"].each, explanation.after["training"].each, strict=True
+    )
     return {
-        **{part: getattr(found, part) for part in parts},
-        "losses": {m: [found.before[m].loss, found.after[m].loss] for m in found.before},
-        "pictures": dict(zip(found.names, losses, strict=True)),
+        **{part: getattr(explanation, part) for part in parts},
+        "losses": {
+            m: [explanation.before[m].loss, explanation.after[m].loss] for m in explanation.before
+        },
+        "pictures": dict(zip(explanation.names, losses, strict=True)),
     }

@@ -123,10 +123,10 @@ def check_kernel(case: KernelCase, backend: str = "auto") -> None:
         _show_changes(given, placed)
         return list(map(backends.host, result if isinstance(result, tuple) else [result]))
 
-    found = _Findings(case, backend, run, draw(case))
-    found.common(itertools.repeat(case.any_order))
-    found.own_memory()
-    found.raise_if_any()
+    findings = _Findings(case, backend, run, draw(case))
+    findings.common(itertools.repeat(case.any_order))
+    findings.own_memory()
+    findings.raise_if_any()
 
 
 def check_op(case: OpCase, backend: str = "auto") -> None:
@@ -151,14 +151,14 @@ def check_op(case: OpCase, backend: str = "auto") -> None:
         out = result_of(case, arrays)
     upstream = np.random.default_rng(1).standard_normal(out.shape)
     arrays["upstream"] = np.asarray(upstream, np.float32)
-    found = _Findings(case, backend, run, arrays)
+    findings = _Findings(case, backend, run, arrays)
     differentiable = [n for n, t in _tensors(case, arrays).items() if isinstance(t, Tensor)]
-    found.common([False, *(n in case.any_order for n in differentiable)])
-    found.differences(differentiable)
-    found.one_gradient(differentiable)
+    findings.common([False, *(n in case.any_order for n in differentiable)])
+    findings.differences(differentiable)
+    findings.one_gradient(differentiable)
     if case.subject.startswith("batch_norm"):
-        found.unfused()
-    found.raise_if_any()
+        findings.unfused()
+    findings.raise_if_any()
 
 
 def check_gradients(

@@ -90,14 +90,14 @@ def trace_step(moment: Moment, *, open: Collection[int] = ()) -> Trace:
         moment.take()
     moment.restore()
     failure = ""
-    with trace(moment.learner.model, open=open) as found:
+    with trace(moment.learner.model, open=open) as traced:
         try:
-            found.loss = moment.take().loss
+            traced.loss = moment.take().loss
         except NonFiniteLossError as error:
-            found.loss, failure = float("nan"), str(error)
-    found.title = where
-    found.facts.append(failure or f"loss {found.loss:.6g}")
-    return found
+            traced.loss, failure = float("nan"), str(error)
+    traced.title = where
+    traced.facts.append(failure or f"loss {traced.loss:.6g}")
+    return traced
 
 
 # ---------------------------------------------------------------------------------------- recording
