@@ -19,16 +19,14 @@ Generator = np.random.Generator
 
 
 @dataclass(frozen=True)
-class KernelCase:
-    """One call of one kernel.
+class Case:
+    """One call of one kernel or op, its `subject`.
 
-    `arrays(rng)` draws its arrays, by the names that the kernel has for them; `options` are its
-    other arguments. `compute(backend, **arrays, **options)` stands for the kernel where an array
-    is another kernel's result. `terms`: how many products or values one result sums up, from
-    which its rounding follows. `decisive`: arrays whose exact values decide something (which pixel
-    is the largest), so that they may not be varied to measure rounding. `lent`: inputs that a
-    result may be, uncopied. `written`: inputs that the kernel is there to change. `any_order`: the
-    result may be a transposed view (a convolution's weight).
+    `arrays(rng)` draws its arrays, by the names that the subject has for them; `options` are its
+    other arguments. `terms`: how many products or values one result, or one gradient, sums up, from
+    which its rounding follows. `compute` stands for the subject where its arguments are others.
+    `decisive`: arrays whose exact values decide something (which pixel is the largest), so that
+    they may not be varied to measure rounding.
     """
 
     subject: str
@@ -38,6 +36,20 @@ class KernelCase:
     options: dict[str, Any] = field(default_factory=dict)
     compute: Callable[..., Any] | None = None
     decisive: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.subject} {self.label}"
+
+
+@dataclass(frozen=True)
+class KernelCase(Case):
+    """One call of one kernel.
+
+    `compute(backend, **arrays, **options)` stands for it where an array is another kernel's result.
+    `lent`: inputs that a result may be, uncopied. `written`: inputs that the kernel is there to
+    change. `any_order`: the result may be a transposed view (a convolution's weight).
+    """
+
     lent: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
     any_order: bool = False
@@ -48,9 +60,6 @@ class KernelCase:
             return self.compute(backend, **arrays, **self.options)
         result = getattr(backend, self.subject)(**arrays, **self.options)
         return tuple(arrays[name] for name in self.written) if self.written else result
-
-    def __str__(self) -> str:
-        return f"{self.subject} {self.label}"
 
 
 def normal(**shapes: tuple[int, ...]) -> Callable[[Generator], dict[str, Array]]:

@@ -7,7 +7,7 @@ a max-pool, or there would be no derivative to compare with.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from tinyft.testing.kernel_cases import (
     CONVOLUTIONS,
     NORMALISED,
     POOLS,
-    Generator,
+    Case,
     count,
     distinct,
     normal,
@@ -28,32 +28,20 @@ from tinyft.testing.kernel_cases import (
 
 
 @dataclass(frozen=True)
-class OpCase:
+class OpCase(Case):
     """One call of one op.
 
-    `arrays(rng)` draws its arrays, by the names that the op has for them; `options` are its other
-    arguments. Arrays are handed over as Tensors, but those in `constants` and integers as they are.
-    `compute(**arguments)` stands for the op where its arguments have no names. `terms`: how many
-    products or values one result, or one gradient, sums up, from which its rounding follows.
-    `any_order`: arrays whose gradient may be a transposed view.
+    Arrays are handed over as Tensors, but those in `constants` and integers as they are.
+    `compute(**arguments)` stands for the op where its arguments have no names. `any_order`: arrays
+    whose gradient may be a transposed view.
     """
 
-    subject: str
-    label: str
-    arrays: Callable[[Generator], dict[str, Array]]
-    terms: int = 1
-    options: dict[str, Any] = field(default_factory=dict)
-    compute: Callable[..., Any] | None = None
     constants: tuple[str, ...] = ()
-    decisive: tuple[str, ...] = ()
     any_order: tuple[str, ...] = ()
 
     def call(self, **arguments: Any) -> Any:
         """Call the op: a Tensor, or a tuple that begins with one."""
         return (self.compute or getattr(ops, self.subject))(**arguments, **self.options)
-
-    def __str__(self) -> str:
-        return f"{self.subject} {self.label}"
 
 
 @dataclass(frozen=True)
