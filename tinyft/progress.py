@@ -1,4 +1,4 @@
-"""How far long work is: the library counts, and a display shows it, where somebody opened one.
+"""Shows how far long work is: the library counts, a display shows it, where somebody opened one.
 
     with working("reading pictures", 216) as work:      # anywhere in the package
         work.advance(16)
@@ -119,7 +119,7 @@ def showing(stream: TextIO, *, bars: bool | None = None) -> Iterator[Display]:
 
 
 def showing_training(progress: bool | None) -> contextlib.AbstractContextManager[Display | None]:
-    """What an argument `progress` asks for: a display on stdout, or none; None is `by_default`."""
+    """Return what `progress` asks for: a display on stdout, or none; None is `by_default`."""
     wanted = by_default if progress is None else progress
     return showing(sys.stdout) if wanted else contextlib.nullcontext()
 

@@ -50,7 +50,7 @@ def answer(args: argparse.Namespace, text: str, value: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold: of records objects, of arrays lists, of NaN and infinity null."""
+    """Return what JSON can hold: of records objects, of arrays lists, of NaN and infinity null."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if dataclasses.is_dataclass(value):

@@ -31,7 +31,7 @@ EXAMPLE = "file,label,split,group (the last two may be left out)"
 
 
 class Row(NamedTuple):
-    """What is known of one picture; `where` says who says so."""
+    """Holds what is known of one picture; `where` says who says so."""
 
     where: str
     file: str

@@ -45,7 +45,7 @@ Skip = Callable[[str, Exception], None]  # is told the name of a picture, and wh
 
 
 class Learner(Protocol):
-    """What answers need of a learner, which stands above this file: see training.py."""
+    """Lists what answers need of a learner, which stands above this file: see training.py."""
 
     model: ResNet
     classes: list[str]
@@ -72,7 +72,7 @@ class Request:
 
 
 class Answers:
-    """What a learner keeps for its predictions: the folded network, and the requests that wait."""
+    """Keeps what a learner predicts with: the folded network, and the requests that wait."""
 
     def __init__(self) -> None:
         self.forget()
