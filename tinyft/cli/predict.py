@@ -31,6 +31,8 @@ tinyft predict runs/photos-resnet18-1 rose.jpg tulip.jpg
 tinyft predict runs/photos-resnet18-1 unsorted/ --top 3 --csv found.csv
 tinyft predict runs/photos-resnet18-1 unsorted/ --sort-into sorted/ --copy"""
 
+UNLIKE = "unlike the training pictures"  # the folder of these
+
 
 def add_options(parser: Parser) -> None:
     add = parser.add_argument
@@ -59,7 +61,13 @@ def run(args: argparse.Namespace) -> int:
     )
     skip = args.on_error == "skip"
     files = readable(files, skip=skip)
-    table = Table(Path(args.csv), learner.classes, args.top) if args.csv else None
+    known = learner.answers.known
+    if known and known.threshold is not None and not args.json:
+        say(
+            f'note: "unlike" is what is less similar to the training pictures than '
+            f"{known.threshold:.3f}, as {known.flagged} of {known.valid} validation pictures are"
+        )
+    table = Table(Path(args.csv), learner.classes, args.top, bool(known)) if args.csv else None
     if table and table.done:
         files = [file for file in files if cell(file) not in table.done]
         say(f"{args.csv} has {counted(len(table.done), 'picture')}; {len(files):,} are left")
@@ -111,7 +119,10 @@ class Lines:
             f"{percent(share):>8}  {one_line(label)}"
             for label, share in top(prediction, self.classes, self.most)
         ]
-        result(f"{'  '.join(said)}  {one_line(prediction.file)}")
+        line = f"{'  '.join(said)}  {one_line(prediction.file)}"
+        if prediction.unlike:
+            line += f"  (unlike anything it learned from: {prediction.similarity:.3f})"
+        result(line)
 
     def end(self) -> None:
         """Everything has been said."""
@@ -120,12 +131,13 @@ class Lines:
 class Table:
     """A CSV file, a line a picture, written as it comes; `done` are the pictures that it had."""
 
-    def __init__(self, path: Path, classes: list[str], most: int):
-        self.path, self.classes, self.count = path, classes, 0
+    def __init__(self, path: Path, classes: list[str], most: int, known: bool):
+        self.path, self.classes, self.known, self.count = path, classes, known, 0
         self.most = most = min(most, len(classes))
         self.head = ["file", "label", "probability"]
         for place in range(2, most + 1):
             self.head += [f"label_{place}", f"probability_{place}"]
+        self.head += ["similarity", "unlike", "nearest"] if known else []
         self.done = self._read() if path.exists() and path.stat().st_size else set()
 
     def _read(self) -> set[str]:
@@ -151,6 +163,10 @@ class Table:
         row: list[object] = [cell(prediction.file)]
         for label, share in top(prediction, self.classes, self.most):
             row += [one_line(label), f"{share:.6f}"]
+        if self.known:
+            nearest = "; ".join(map(cell, prediction.nearest))
+            said = {True: "yes", False: "no", None: ""}[prediction.unlike]
+            row += [f"{prediction.similarity:.4f}", said, nearest]
         new = not self.path.exists() or not self.path.stat().st_size
         with self.path.open("a", newline="", encoding="utf-8") as stream:  # whole after each line
             csv.writer(stream, lineterminator="\n").writerows([self.head, row] if new else [row])
@@ -171,6 +187,7 @@ class Folders:
         source = Path(prediction.file)
         # a class is called as a folder was, but a stranger's file may say ../ or C:
         name = re.sub(r'[/\\:*?"<>|\x00-\x1f]', "_", prediction.label).strip(". ") or "_"
+        name = UNLIKE if prediction.unlike else name
         target = self._free(source, self.folder / name)
         if target is None:
             return

@@ -220,12 +220,14 @@ class PictureData:
         batches = self._batches("valid", groups, preprocess)
         return tracked(batches, "judging", self.n_valid, size=lambda batch: len(batch.ids))
 
-    def train_pictures(self, ids: np.ndarray, preprocess: Preprocess) -> Iterator[Batch]:
-        """Yields those training pictures in this order, not augmented; the last batch may be short.
+    def chosen_pictures(
+        self, split: str, ids: np.ndarray, preprocess: Preprocess
+    ) -> Iterator[Batch]:
+        """Yields those pictures in this order, not augmented; the last batch may be short.
 
         Raises:  as `train_batches`
         """
-        return self._batches("train", _groups(ids, self.batch_size), preprocess)
+        return self._batches(split, _groups(ids, self.batch_size), preprocess)
 
     def _batches(
         self,

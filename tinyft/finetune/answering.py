@@ -31,6 +31,7 @@ from tinyft.data.prefetch import Job, ahead, default_workers
 from tinyft.data.split import Scan, pictures_below
 from tinyft.engine.tape import no_grad
 from tinyft.errors import DataError
+from tinyft.finetune.known import Known
 from tinyft.finetune.records import Prediction
 from tinyft.nn.folding import FoldedNetwork, fingerprint, fold
 from tinyft.ops import global_average_pool
@@ -91,8 +92,11 @@ class Answers:
         self.decoding = threading.BoundedSemaphore(default_workers() + 1)
 
     def forget(self) -> None:
-        """Let go of the folded network: the weights are about to change, many times."""
+        """Let go of the folded network, and of what is known of the training pictures: the weights
+        are about to change, many times.
+        """
         self.kept: tuple[Any, FoldedNetwork] | None = None
+        self.known: Known | None = None
 
     def network(self, learner: Learner) -> FoldedNetwork:
         """The learner's network, folded for the backend in use: the same one until any parameter,
@@ -100,6 +104,8 @@ class Answers:
         """
         model, kept = learner.model, self.kept
         now = model, fingerprint(model), backends.of(np.empty(0)).name
+        if kept is not None and kept[0][:2] != now[:2]:
+            self.known = None
         if kept is None or kept[0] != now:
             kept = self.kept = None  # before the next one takes its memory
             kept = self.kept = now, fold(model)
@@ -201,12 +207,14 @@ def predictions(learner: Learner, images: Any, *, skip: Skip | None = None) -> I
     """Yield what `predict` says of each picture, as soon as its batch is computed. Of a picture
     that cannot be used `skip` is told, where it is given, and the others go on.
     """
-    for names, logits, _ in answers(learner, images, skip):
-        for name, row in zip(names, logits, strict=True):
+    for names, logits, features in answers(learner, images, skip):
+        known = learner.answers.known
+        others = known.judge(features) if known else [{}] * len(names)
+        for name, row, other in zip(names, logits, others, strict=True):
             probabilities = softmax(row)
             best = int(probabilities.argmax())
             label, probability = learner.classes[best], float(probabilities[best])
-            yield Prediction(name, label, probability, probabilities)
+            yield Prediction(name, label, probability, probabilities, **other)
 
 
 def answers(

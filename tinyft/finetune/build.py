@@ -18,6 +18,7 @@ from tinyft.display import first_few
 from tinyft.errors import DataError, WeightsError
 from tinyft.finetune.class_means import start_from_class_means
 from tinyft.finetune.groups import Grouping, digests
+from tinyft.finetune.known import Known
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.optim import OPTIMIZERS, Adam, Optimizer
 from tinyft.finetune.run.folder import settings_of
@@ -322,12 +323,14 @@ def load_learner(
         if data is None:
             put_dropouts(head, settings["dropout"])
             optimizer = optimizer or Adam
-            return Learner(
+            learner = Learner(
                 body.astype(settings["dtype"]), None, judged_preprocess(path, weights),
                 weights.arch, weights.classes, device=device,
                 origin=Origin(str(path), head=kind, head_state=KEPT), grouping=settings["groups"],
                 optimizer_class=OPTIMIZERS.get(optimizer, optimizer), **options,
             )  # fmt: skip
+            learner.answers.known = Known.read(weights.beside.get("known"), settings["known"])
+            return learner
         _expect_classes(path, data, weights.classes)
         if optimizer is None:
             raise WeightsError(

@@ -51,7 +51,8 @@ class FeatureCache:
         if len(new) == len(ids):
             self._keep(batch)
         elif new:
-            for others in self.data.train_pictures(self._missing(len(ids)), self.preprocess):
+            missing = self._missing(len(ids))
+            for others in self.data.chosen_pictures("train", missing, self.preprocess):
                 self._keep(others)
         rows = [self.kept[i] for i in ids]
         return Tensor.wrap(backends.of(rows[0]).concatenate(rows, 0))

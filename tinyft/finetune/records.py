@@ -36,13 +36,19 @@ class Evaluation:
 @dataclass(frozen=True)
 class Prediction:
     """The most probable class of one picture; `probabilities` are in the order of
-    `learner.classes`.
+    `learner.classes`. The rest is None where the learner does not know its training pictures.
+
+    `similarity` is the mean cosine with the `nearest` training pictures, which are named, and
+    `unlike` says if that is less than most validation pictures have; see known.py.
     """
 
     file: str
     label: str
     probability: float
     probabilities: np.ndarray
+    similarity: float | None = None
+    unlike: bool | None = None
+    nearest: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _fold_pair(conv: Conv2d, norm: BatchNorm) -> None:
 # of all takes 12 and BLAKE2b 40. The number is prime, so filters, channels or places of a kernel
 # that change places, which are powers of two apart, come to lie in other columns.
 COLUMNS = 1021
-PASSING = ("training", "step")  # a module's mode, and the count of a Dropout: folding takes neither
+PASSING = ("training", "step", "statistics", "updates")  # attributes that evaluation does not read
 
 
 def fingerprint(network: Module) -> int:

@@ -65,9 +65,11 @@ class Weights:
     """Weights as load_weights returns them and save_weights takes them.
 
     ``arrays`` has torchvision's names; ``metadata`` what is known of their origin (``source_url``,
-    ``licence``, ``training``, ``head``, ...); ``extra`` further texts, such as a learner's JSON.
+    ``licence``, ``training``, ``head``, ...); ``extra`` further texts, such as a learner's JSON;
+    ``beside`` further arrays, such as the features of its training pictures.
 
-    Shapes: each array is float32 and C-contiguous, convolutions (F, C, R, S), ``fc`` (out, in).
+    Shapes: each array is float32 and C-contiguous, convolutions (F, C, R, S), ``fc`` (out, in);
+    those of ``beside`` are float16 (rows, columns).
     """
 
     arch: str
@@ -76,6 +78,7 @@ class Weights:
     preprocess: Preprocess
     metadata: dict[str, object] = field(default_factory=dict)
     extra: dict[str, str] = field(default_factory=dict)
+    beside: dict[str, np.ndarray] = field(default_factory=dict)
     report: LoadReport = field(default_factory=LoadReport)
 
     @property

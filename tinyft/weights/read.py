@@ -105,8 +105,10 @@ def _load_native(path: Path, arch: str | None, expect_different: tuple[str, ...]
         if arch not in (None, file.arch):
             raise WeightsError(f"{path} holds a {file.arch}, not a {arch}")
         report = _checked_report(file.arch, file.arrays, expect_different)
-        arrays = _in_order(file.read(), file.arch)
+        arrays, beside = file.read()
+        arrays = _in_order(arrays, file.arch)
         check_numbers(arrays)
+        check_numbers(beside)
         return Weights(
             arch=file.arch,
             arrays=arrays,
@@ -114,6 +116,7 @@ def _load_native(path: Path, arch: str | None, expect_different: tuple[str, ...]
             preprocess=file.preprocess,
             metadata=file.metadata,
             extra=file.extra,
+            beside=beside,
             report=report,
         )
 

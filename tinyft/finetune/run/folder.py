@@ -62,6 +62,8 @@ class Run:
     started: float = field(default_factory=time.monotonic)
     seconds_before: float = 0.0  # of the sessions before this one, when resumed
     best_accuracy: float = -1.0
+    best_step: int = -1  # after which best.h5 was written in this session, and its words
+    best_words: str = ""
     stop_requested: bool = False  # set by a signal handler: finish the step, save, stop
     lines_due: list[StepRecord] = field(default_factory=list)  # of metrics.csv
     epoch_steps: list[int] = field(default_factory=list)  # where epochs end; their checkpoints stay
@@ -129,11 +131,10 @@ class Run:
         self._append(record)
         if record.validation and record.validation.accuracy > self.best_accuracy:
             self.best_accuracy = record.validation.accuracy
-            save(
-                training,
-                self.path / "best.h5",
-                training=f"epoch {record.epoch} of {self.path.name}",
-            )
+            self.best_step = training.step
+            self.best_words = f"epoch {record.epoch} of {self.path.name}"
+            # without what tells strangers, or each epoch would take a fifth longer; see `end`
+            save(training, self.path / "best.h5", training=self.best_words, known=False)
         if record.validation or due or self.stop_requested:
             self.checkpoint(training, keep=record.validation is not None)
         if self.stop_requested:
@@ -142,6 +143,8 @@ class Run:
     def end(self, training: Training) -> None:
         """Save the learner, and say in run.json that the run is complete."""
         save(training, self.path / "learner.h5", training=f"run {self.path.name}")
+        if self.best_step == training.step:  # the last epoch is the best, and knows strangers too
+            save(training, self.path / "best.h5", training=self.best_words)
         last = training.validation
         description = read_description(self.path)
         description["finished"] = True

@@ -14,6 +14,7 @@ import numpy as np
 from tinyft import backends
 from tinyft.errors import WeightsError
 from tinyft.finetune.groups import BN_PRESETS, grouping_of
+from tinyft.finetune.known import learn
 from tinyft.finetune.optim import OPTIMIZERS, name_of
 from tinyft.finetune.run.reading import (
     SWITCH,
@@ -45,15 +46,27 @@ SETTINGS = {
     "groups": optional({str: [TEXT]}),
     "dropout": [Kind("a number from 0 to below 1", lambda p: number(0, 1).fits(p) and p < 1)],
     "optimizer": optional(one_of(tuple(OPTIMIZERS))),
+    "known": optional(
+        {
+            "files": [TEXT],
+            "threshold": optional(number(-2, 2)),
+            "valid": whole(),
+            "flagged": whole(),
+        }
+    ),
 }
 # What some versions did not write; a preprocessing says by itself now that it is whole squares.
-LATER = {"groups": None, "dropout": [], "optimizer": "adam", "whole_squares": False}
+LATER = {"groups": None, "dropout": [], "optimizer": "adam", "whole_squares": False,
+         "known": None}  # fmt: skip
 OPTIONS = ("bn", "seed", "label_smoothing", "weight_decay", "dtype", "class_weights")
 
 
-def save(learner: Training, path: str | os.PathLike[str], *, training: str = "") -> None:
+def save(
+    learner: Training, path: str | os.PathLike[str], *, training: str = "", known: bool = True
+) -> None:
     """Write weights (as float32), classes, preprocessing and settings; an old file of that name is
-    replaced whole.
+    replaced whole. With `known` also what tells strangers from its training pictures, which are
+    looked at once more: see known.py.
 
     Raises: ValueError for what such a file cannot hold
     """
@@ -70,6 +83,9 @@ def save(learner: Training, path: str | os.PathLike[str], *, training: str = "")
                 "dropout": [dropout.probability for dropout in learner.dropouts],
                 "optimizer": name_of(learner.optimizer),
                 "class_weights": _plain(learner.class_weights)}  # fmt: skip
+    seen = learn(learner) if known else None
+    settings["known"] = seen.settings() if seen else None
+    beside = {"known": seen.features} if seen else {}
     last = learner.validation
     metadata: dict[str, Any] = {
         "head": learner.origin.head or "custom",
@@ -79,7 +95,8 @@ def save(learner: Training, path: str | os.PathLike[str], *, training: str = "")
     }
     preprocess = learner.adjusted_preprocess()
     extra = {"learner": json.dumps(settings)}
-    save_weights(path, Weights(learner.arch, arrays, learner.classes, preprocess, metadata, extra))
+    parts = learner.arch, arrays, learner.classes, preprocess, metadata, extra, beside
+    save_weights(path, Weights(*parts))
 
 
 def put_dropouts(head: Module, probabilities: list[float]) -> None:

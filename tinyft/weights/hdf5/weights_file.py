@@ -8,6 +8,7 @@
     /preprocess             attributes: resize, crop, mean, std, ... (see preprocess.py)
     /classes                the class names, in the order of the outputs
     /learner                in a saved learner: its JSON
+    /beside/known           in a saved learner: float16, the features of its training pictures
 
 A network's predictions depend on facts that its arrays do not show: preprocessing, the order of
 the classes, the epsilon of BatchNorm.  The file states each of them, and reading assumes none.
@@ -32,6 +33,7 @@ from tinyft.weights.preprocess import Preprocess
 
 FORMAT = "tinyft-weights"
 _WEIGHTS = "weights."
+_BESIDE = "beside."
 _PREPROCESS = "preprocess."
 BATCH_NORM_EPSILON = 1e-5  # torch.nn.BatchNorm2d's default, which all of torchvision uses
 
@@ -64,13 +66,18 @@ class NativeFile:
     extra: dict[str, str]
     content: ArrayFile
 
-    def read(self) -> dict[str, np.ndarray]:
-        """Reads all arrays as float32. Raises: WeightsError if their hash is not right"""
-        stored = self.content.read_all()
-        return {
-            name.removeprefix(_WEIGHTS): np.asarray(array, np.float32)
-            for name, array in stored.items()
-        }
+    def read(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Reads the weights as float32, and the arrays beside them as they are.
+
+        Raises: WeightsError if the hash of all is not right
+        """
+        weights, beside = {}, {}
+        for name, array in self.content.read_all().items():
+            if name.startswith(_BESIDE):
+                beside[name.removeprefix(_BESIDE)] = array
+            else:
+                weights[name.removeprefix(_WEIGHTS)] = np.asarray(array, np.float32)
+        return weights, beside
 
 
 @contextlib.contextmanager
@@ -98,7 +105,11 @@ def open_native(path: str | os.PathLike[str]) -> Iterator[NativeFile]:
         known = (*_METADATA, "num_classes", "content_sha256")  # others are not passed on
         yield NativeFile(
             arch=arch,
-            arrays={name.removeprefix(_WEIGHTS): lazy for name, lazy in content.arrays.items()},
+            arrays={
+                name.removeprefix(_WEIGHTS): lazy
+                for name, lazy in content.arrays.items()
+                if name.startswith(_WEIGHTS)
+            },
             classes=classes,
             preprocess=Preprocess.from_dict(preprocess),
             metadata={name: attributes[name] for name in known if name in attributes},
@@ -108,8 +119,12 @@ def open_native(path: str | os.PathLike[str]) -> Iterator[NativeFile]:
 
 
 def _check_arrays(arrays: Mapping[str, LazyArray]) -> None:
-    """Refuses arrays outside /weights, and half precision but for matrices and kernels."""
+    """Refuses arrays outside /weights but float16 matrices in /beside, and half precision of
+    weights but for matrices and kernels.
+    """
     for name, lazy in arrays.items():
+        if name.startswith(_BESIDE) and lazy.dtype == "<f2" and len(lazy.shape) == 2:
+            continue
         if not name.startswith(_WEIGHTS):
             raise WeightsError(f"{name} lies outside /weights, where a weights file has no arrays")
         halved = lazy.dtype == "<f2" and len(lazy.shape) > 1
@@ -151,7 +166,9 @@ def save_weights(path: str | os.PathLike[str], weights: Weights, *, half: bool =
     """
     architecture(weights.arch)
     check_numbers(weights.arrays)
-    arrays = {
+    check_numbers(weights.beside)
+    arrays = {_BESIDE + name: np.float16(array) for name, array in weights.beside.items()}
+    arrays |= {
         _WEIGHTS + name: _to_stored(name, array, half) for name, array in weights.arrays.items()
     }
     texts: dict[str, str | list[str]] = dict(weights.extra)

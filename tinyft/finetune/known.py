@@ -1,0 +1,133 @@
+"""What a learner has seen: the features of its training pictures, by which it can tell that a new
+picture is like none of them, and which it is most like.
+
+A classifier has to choose one of its classes, and may be sure of it for a picture of something
+else. Features know better: **similarity** is the mean cosine of a picture's features with those of
+the three training pictures that are nearest. The **threshold** is chosen so that one in twenty of
+the validation pictures, which show what was learnt, lies below: these are its false alarms.
+
+Letters: N training pictures, n new ones, F features.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tinyft import backends
+from tinyft.errors import DataError, WeightsError
+from tinyft.seeds import generator
+
+NEAREST = 3
+FALSE_ALARMS = 0.05  # the share of validation pictures that is called unlike the training pictures
+MOST = 2048  # pictures of each part: with 512 features 2 MB, and some 20 s at the most to compute
+
+
+@dataclass(frozen=True)
+class Known:
+    """The training pictures' features, of length 1, and how similar a picture has to be.
+
+    `flagged` of `valid` validation pictures lie below the `threshold`, which is None without any.
+
+    Shapes: features (N, F) float16, in the order of `files`
+    """
+
+    features: np.ndarray
+    files: list[str]
+    threshold: float | None
+    valid: int
+    flagged: int
+
+    @cached_property
+    def columns(self) -> np.ndarray:
+        """(F, N) float32, as the matrix product takes it"""
+        return np.ascontiguousarray(self.features.T, np.float32)
+
+    def judge(self, features: np.ndarray) -> list[dict[str, Any]]:
+        """Say for each picture of features (n, F): its similarity, if it is unlike what was learnt
+        (None where there is no threshold), and the names of the nearest training pictures.
+        """
+        rows = of_length_1(features)
+        cosines = backends.of(rows).matmul(rows, self.columns)  # (n, N)
+        nearest = (-cosines).argsort(axis=1, kind="stable")[:, :NEAREST]
+        similarity = np.take_along_axis(cosines, nearest, axis=1).mean(axis=1)
+        return [
+            {
+                "similarity": float(value),
+                "unlike": None if self.threshold is None else bool(value < self.threshold),
+                "nearest": tuple(self.files[i] for i in places),
+            }
+            for value, places in zip(similarity, nearest, strict=True)
+        ]
+
+    def settings(self) -> dict[str, Any]:
+        """What a learner's file says of it, beside the features."""
+        names = "files", "threshold", "valid", "flagged"
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def read(cls, features: np.ndarray | None, settings: dict[str, Any] | None) -> Known | None:
+        """As a file has it; None if it has none. Raises: WeightsError for parts that do not fit"""
+        if features is None or settings is None:
+            return None
+        if len(features) != len(settings["files"]) or not len(features):
+            raise WeightsError(
+                f"the file has the features of {len(features)} pictures and names "
+                f"{len(settings['files'])}; it is damaged or was edited"
+            )
+        return cls(features, **settings)
+
+
+def learn(training: Any) -> Known | None:
+    """Look at a learner's own pictures once more, as validation shows them; what it knows already
+    if nothing has changed since. None, with a warning where that is news, if none can be read.
+    """
+    service, data = training.answers, training.data
+    with backends.use(training.device):
+        service.network(training)  # forgets what was known of other weights
+    if service.known is not None or data is None or data.n_train == 0:
+        return service.known
+    try:
+        chosen = _spread(data.labels["train"], training.seed)
+        features = of_length_1(_features(training, "train", chosen)).astype(np.float16)
+        names = data.files("train")
+        known = Known(features, [names[i] for i in chosen], None, 0, 0)
+        if data.n_valid:
+            valid = _features(training, "valid", _spread(data.labels["valid"], training.seed))
+            found = np.array([each["similarity"] for each in known.judge(valid)])
+            threshold = float(np.quantile(found, FALSE_ALARMS))
+            flagged = int((found < threshold).sum())
+            known = Known(features, known.files, threshold, len(found), flagged)
+    except (DataError, OSError) as error:
+        warnings.warn(
+            f"the learner cannot tell what is unlike its training pictures: {error}", stacklevel=3
+        )
+        return None
+    service.known = known
+    return known
+
+
+def _features(training: Any, split: str, ids: np.ndarray) -> np.ndarray:
+    """(len(ids), F)"""
+    batches = training.data.chosen_pictures(split, ids, training.adjusted_preprocess())
+    return np.concatenate([training.answers.ask(training, batch.images)[1] for batch in batches])
+
+
+def _spread(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Choose at most MOST pictures at random, as many of each class as the classes have."""
+    turn, place = Counter(), {}
+    for i in generator(seed, "known").permutation(len(labels)).tolist():
+        place[i] = turn[labels[i]]
+        turn[labels[i]] += 1
+    return np.array(sorted(sorted(place, key=place.get)[:MOST]), np.int64)
+
+
+def of_length_1(features: np.ndarray) -> np.ndarray:
+    """(n, F) float32, each row divided by its length; zeros stay zeros."""
+    rows = np.asarray(features, np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
