@@ -64,6 +64,32 @@ def test_a_run_with_a_table_of_labels_finds_its_pictures_again(tinyft, draw, tin
     assert "the pictures of run have changed since it began" in tinyft("evaluate", "run").error
 
 
+@pytest.mark.slow
+def test_a_finished_run_is_trained_further(tinyft, trained, draw):
+    done = tinyft("finetune", "--continue", trained, "--epochs", "1", "--out", "more")
+    assert done.code == 0
+    assert "kept as the weights have it" in done.err and "head alone" not in done.err
+    assert (
+        "--arch: what is continued is as runs/"
+        in tinyft("finetune", "--continue", trained, "--arch", "resnet18").error
+    )
+    assert tinyft("finetune", "--continue", trained, "--seed", "1").error.startswith(
+        "tinyft finetune: --seed: what is continued"
+    )
+    draw({"cat": 6, "dog": 6, "emu": 4})
+    done = tinyft("finetune", "--continue", trained, "--epochs", "1", "--out", "changed")
+    assert "have changed since it began" in done.error
+    assert f"tinyft finetune --continue {trained} DIR" in done.error
+    done = tinyft(
+        *("finetune", "pictures", "--continue", trained, "--epochs", "1", "--out", "emus"),
+        *("--seed", "3"),
+    )
+    assert done.code == 0
+    assert "with random rows for emu" in done.err.replace("\n", " ").replace("  ", " ")
+    assert "was trained on" in done.err and "so the accuracy will be too high" in done.err
+    assert "head alone" in done.err  # its new row is random
+
+
 def test_few_pictures_are_pointed_to_class_means(tinyft, pictures, tmp_path):
     weights = tmp_path / "weights.h5"
     network = ft.nn.build("cifar_resnet20", seed=0)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyft.cli.failures import RequestError, Stopped, interrupt, stopping
 from tinyft.cli.opening import (
+    continued_learner,
     describe_backend,
     make_learner,
     make_plan,
@@ -39,20 +40,24 @@ HELP = "fine-tune a pretrained network on a folder of pictures"
 EXAMPLE = """\
 tinyft finetune
 tinyft finetune photos/ --weights resnet18.pth --epochs 3
-tinyft finetune --resume runs/photos-resnet18-1"""
+tinyft finetune --resume runs/photos-resnet18-1
+tinyft finetune --continue runs/photos-resnet18-1 --epochs 5"""
 
 
 def add_options(parser: Parser) -> None:
     add_training_options(parser)
     parser.add_argument("--out", metavar="RUN", help="the run's folder (runs/DIR-ARCH-NUMBER)")
-    parser.add_argument("--resume", metavar="RUN", help="go on with a run that was interrupted")
+    resume = parser.add_mutually_exclusive_group().add_argument
+    resume("--resume", metavar="RUN", help="go on with a run that was interrupted")
+    what = "train what a run ended with further, in a new run: on its pictures, or on DIR"
+    resume("--continue", metavar="RUN", dest="continue_run", help=what)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.resume is None:
-        is_sample = args.dir is None
-        learner = make_learner(args)
+        is_sample = args.dir is None and args.continue_run is None
+        learner = continued_learner(args) if args.continue_run else make_learner(args)
         plan = make_plan(args, learner)
         _announce(learner, plan, as_story=is_sample)
         learner.data.expect_whole(learner.preprocess)

@@ -20,7 +20,7 @@ from tinyft.display import counted
 from tinyft.errors import WeightsError
 
 if TYPE_CHECKING:
-    from tinyft.data import ImageFolder
+    from tinyft.data import ImageFolder, PictureData
     from tinyft.finetune import Learner, Plan
     from tinyft.weights import Weights
 
@@ -89,6 +89,38 @@ def _point_to_check(args: argparse.Namespace, data: ImageFolder) -> None:
         say(f"note: {one_line(command)} looks closer: copies, doubtful labels, broken files")
 
 
+def continued_learner(args: argparse.Namespace) -> Learner:
+    """The learner of the run that --continue names, on the run's own pictures or on others.
+
+    Raises: RequestError for an option that is the run's to decide
+    """
+    from tinyft.finetune.run.reading import learnt_by, pictures_of_run
+    from tinyft.finetune.training import KEPT
+
+    run = Path(args.continue_run)
+    of_run = {*LEARNER} - {"seed"}
+    if args.dir is None:  # with another split it would be judged by what it has learnt
+        of_run |= {*LABELS, "seed", "valid_fraction"}
+    if decided := given(args, tuple(sorted(of_run))):
+        option = "--" + next(iter(decided)).replace("_", "-")
+        raise RequestError(f"{option}: what is continued is as {run} has it; leave the option out")
+    options = given(args, DATA)
+    if args.dir is None:
+        remedy = f"; give their folder: tinyft finetune --continue {run} DIR"
+        data = pictures_of_run(run, otherwise=remedy, **options)
+    else:
+        data = open_folder(args.dir, **options)
+        if learnt := learnt_by(run, data):
+            say(
+                f"note: {run} was trained on {learnt} of the {data.n_valid} pictures to validate, "
+                "so the accuracy will be too high; set those aside that it has not seen"
+            )
+    learner = _learner_of_run(run, False, args.backend or "auto", data)
+    if args.freeze_epochs is None and learner.origin.head_state == KEPT:
+        args.freeze_epochs = 0  # no row of the head is random
+    return learner
+
+
 def complete_sample(args: argparse.Namespace) -> None:
     """Without a folder, the options that were not given become the sample run's."""
     from tinyft.bundled import bundled
@@ -151,8 +183,10 @@ def open_trained(source: str, *, best: bool, device: str, name_classes: NameClas
         return published_learner(weights, name_classes(weights), device=device)
 
 
-def _learner_of_run(run: Path, best: bool, device: str) -> Learner:
-    """The run's last learner, or its best; if that cannot be read, what to do instead."""
+def _learner_of_run(run: Path, best: bool, device: str, data: PictureData | None = None) -> Learner:
+    """The run's last learner, or its best, to train on `data` if there are some; if it cannot be
+    read, what to do instead.
+    """
     from tinyft.finetune import load_learner
     from tinyft.finetune.run.reading import read_description
 
@@ -163,7 +197,7 @@ def _learner_of_run(run: Path, best: bool, device: str) -> Learner:
     if not path.exists():
         raise RequestError(f"{_why_missing(path, description)}{instead}")
     try:
-        return load_learner(path, device=device)
+        return load_learner(path, data=data, device=device)
     except WeightsError as error:
         raise type(error)(f"{error}{instead}") from error
 

@@ -55,8 +55,9 @@ def vision_learner(
     `arch` defaults to the weights file's, else resnet18. `weights`: "default" for the
     architecture's published weights, an id or a path, None for random weights from `seed`. `head`:
     "fastai" or "linear" for a new one, or a Module; None keeps the weights' trained head if its
-    classes are the data's, and is "fastai" otherwise; the plan says which and why. `dropout`: of a
-    fastai head (0.5, or as a kept one had it), the only one that has it.
+    classes are among the data's (new ones get random rows), and is "fastai" otherwise; the plan
+    says which and why. `dropout`: of a fastai head (0.5, or as a kept one had it), the only one
+    that has it.
     `head_init`: "means" starts a linear head from the class means of the features, which is better
     than at random where pictures are few: see class_means.py. `bn`: see groups.py.
     `optimizer`: a name in `OPTIMIZERS` of optim.py, or what makes one from groups.
@@ -100,7 +101,7 @@ def vision_learner(
             origin.removed = f"fc ({C} features to {num_classes} classes)"
     head = _head(loaded, arguments, network.num_features, list(data.classes), origin)
     if origin.head is not None:
-        again = None if origin.head_state == KEPT else origin.head
+        again = None if origin.head_is_kept else origin.head
         origin.arguments = _plain(arguments | {"head": again})
     learner = Learner(
         attach(network, head).astype(dtype), data,
@@ -207,12 +208,29 @@ def _head(
     if dropout is not None:
         _expect_place_for_dropout(dropout, kind)
     # differs from fastai, where the head is always new
+    new = [name for name in classes if name not in loaded.classes]
     origin.head, origin.head_state = kind, KEPT
-    head = HEADS[kind](C, len(classes), **options)
+    if new:
+        origin.head_state = f"{KEPT}, with random rows for {first_few(new)}"
+    head = HEADS[kind](C, len(classes), seed=seed, **options)
+    _put_rows_in_order(head, arrays, loaded.classes, classes)
     head.load_state_dict(arrays)
     if dropout is None:
         put_dropouts(head, settings_in(arguments["weights"], loaded)["dropout"])
     return head
+
+
+def _put_rows_in_order(
+    head: Module, arrays: dict[str, np.ndarray], theirs: list[str], classes: list[str]
+) -> None:
+    """Move the rows of a trained head's last layer to where their classes are among `classes`; the
+    others are as the new `head` has them.
+    """
+    own = head.state_dict()
+    places = [classes.index(name) for name in theirs]
+    for name in [name for name in arrays if name.startswith(f"{head.last}.")]:
+        rows, arrays[name] = arrays[name], np.array(own[name])
+        arrays[name][places] = rows
 
 
 def trained_head(weights: Weights) -> tuple[str, dict[str, np.ndarray]]:
@@ -234,12 +252,10 @@ def _why_dropped(
     theirs = weights.classes
     if theirs is None:
         return f"the weights do not name its {weights.num_classes or ''} classes".replace("  ", " ")
-    if set(theirs) != set(classes):
+    if not set(theirs) <= set(classes):
         return f"it is for {len(theirs)} other classes, {first_few(theirs)}"
     if asked is not None:
         return "another head was asked for"
-    if theirs != classes:
-        return "its classes come in another order: open the pictures with classes=[...], as there"
     if kind not in HEADS:
         return "it is a Module of its caller's own: load_learner(..., head=..., data=...) keeps it"
     return ""
@@ -296,8 +312,9 @@ def load_learner(
     optimizer: str | Callable[..., Optimizer] | None = None,
     device: str = "auto",
 ) -> Learner:
-    """The learner that `save` wrote, ready to predict and to evaluate; with `data` of its classes
-    also to train on: its head, its settings, nothing frozen, an optimizer that starts empty.
+    """The learner that `save` wrote, ready to predict and to evaluate; with `data` of its classes,
+    and new ones, also to train on: its head, with random rows for new classes, its settings,
+    nothing frozen, an optimizer that starts empty.
 
     `head` is needed, untrained, where the learner was made with a Module of its own, and to train
     also its `optimizer`, if that was one.
@@ -331,7 +348,7 @@ def load_learner(
             )  # fmt: skip
             learner.answers.known = Known.read(weights.beside.get("known"), settings["known"])
             return learner
-        _expect_classes(path, data, weights.classes)
+        _expect_classes(path, data, weights.classes, more=kind in HEADS)
         if optimizer is None:
             raise WeightsError(
                 f"{path} was trained by an optimizer of its caller's own: "
@@ -343,17 +360,22 @@ def load_learner(
         )  # fmt: skip
     except ValueError as error:
         raise WeightsError(f"{path}: no learner can be made of its settings: {error}") from None
-    learner.origin.head_state, learner.origin.head_dropped = KEPT, ""
+    if kind not in HEADS:
+        learner.origin.head_state, learner.origin.head_dropped = KEPT, ""
     whole = settings["whole_squares"] or weights.preprocess.whole_square
     learner.preprocess = replace(learner.preprocess, whole_square=whole)
     learner.unfreeze()
     return learner
 
 
-def _expect_classes(path: str | os.PathLike[str], data: PictureData, classes: list[str]) -> None:
-    """Raises: TypeError for what is no data; DataError for pictures of other classes"""
+def _expect_classes(
+    path: str | os.PathLike[str], data: PictureData, classes: list[str], *, more: bool
+) -> None:
+    """Raises: TypeError for what is no data; DataError for pictures of other classes; with `more`
+    there may be new ones beside the old, in any order
+    """
     expect_pictures(data)
-    if data.classes != classes:
+    if data.classes != classes and not (more and set(classes) <= set(data.classes)):
         raise DataError(
             f"{path} knows the classes {', '.join(classes)}, the pictures have "
             f"{', '.join(data.classes)}; open them with classes=[...] as there, or begin a new "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tinyft.display import counted, first_few
 from tinyft.finetune.plan import REMEMBERS, GroupState, Plan
 from tinyft.finetune.schedule import Phase
-from tinyft.finetune.training import KEPT, MEANS
+from tinyft.finetune.training import MEANS
 
 WIDTH, STORY_WIDTH = 100, 96  # columns
 
@@ -269,8 +269,8 @@ def story(plan: Plan) -> str:
     cut = f"{origin.removed} is removed, and a new head of random weights put there"
     if origin.head_state == MEANS:
         cut = f"{origin.removed} is removed, and a head put there that knows each class's mean"
-    if origin.head_state == KEPT:
-        cut = "The trained head is kept, since its classes are these"
+    if origin.head_is_kept:
+        cut = f"The head is {origin.head_state}"
     paragraphs = {
         "pictures": f"{subject.n_train} to learn from and {subject.n_valid} to be tested on, of "
         f"{len(subject.classes)} classes: {first_few(subject.classes)}.",

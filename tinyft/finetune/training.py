@@ -75,6 +75,10 @@ class Origin:
     settings: dict[str, Any] | None = None  # as `vision_learner` left them; see run/folder.py
     digests: dict[str, str] | None = None  # of the tensors, as `vision_learner` left them
 
+    @property
+    def head_is_kept(self) -> bool:
+        return self.head_state.startswith(KEPT)
+
 
 @dataclass(repr=False)
 class Training:

@@ -17,6 +17,8 @@ class FastaiHead(Module):
     dropout before the first linear layer, no linear biases.
     """
 
+    last = "linear2"  # the layer that has a row for each class
+
     def __init__(self, C: int, num_classes: int, *, dropout: float = 0.5, seed: int = 0):
         super().__init__()
         hidden = 512
@@ -42,6 +44,8 @@ class LinearHead(Module):
 
     Features (N, H, W, C) -> logits (N, num_classes)
     """
+
+    last = "linear"
 
     def __init__(self, C: int, num_classes: int, *, seed: int = 0):
         super().__init__()

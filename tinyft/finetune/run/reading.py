@@ -189,6 +189,21 @@ def changed_pictures(path: Path, data: PictureData) -> str:
     return f" ({len(names)} of them: {first_few(names)})"
 
 
+def learnt_by(path: Path, data: PictureData) -> int:
+    """Count the validation pictures of `data` that the run at `path` was trained on, by their
+    bytes; 0 if the run does not say what its pictures were.
+    """
+    try:
+        before = (path / PICTURES).read_text("utf-8", "replace")
+    except OSError:
+        return 0
+    trained, judged = (
+        {line[2] for line in csv.reader(io.StringIO(text, newline="")) if line[:1] == [split]}
+        for text, split in ((before, "train"), (data.listing(), "valid"))
+    )
+    return len(trained & judged)
+
+
 # ------------------------------------------------------------------ what a plain value has to be
 
 
