@@ -39,6 +39,7 @@ CHANGES = {
     "cropped to 90 %": lambda i, rng: cropped(i, 0.9, rng),
     "cropped to 85 %": lambda i, rng: cropped(i, 0.85, rng),
     "cropped to 80 %": lambda i, rng: cropped(i, 0.8, rng),
+    "cropped to 70 %": lambda i, rng: cropped(i, 0.7, rng),
     "mirrored, cropped to 90 %, half the size": lambda i, rng: resized(
         cropped(ImageOps.mirror(i), 0.9, rng), 0.5
     ),

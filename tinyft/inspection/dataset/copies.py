@@ -22,7 +22,7 @@ import numpy as np
 
 SIDE = 32  # pixels of a thumbnail
 NEIGHBOURS = 5  # candidates of each picture and kind
-LEVELS = ((8, 0.7), (16, 0.8), (SIDE, 0.9))  # side, and the correlation to go on with
+LEVELS = ((8, 0.8), (16, 0.85), (SIDE, 0.9))  # side, and the correlation to go on with
 SLOPES_ALIKE = 0.75  # and that of the slopes: horizons, say, are alike in all but these
 STEPS = 6  # Gauss-Newton steps a level
 OVERLAP = 0.5  # of the area that two thumbnails must share
@@ -59,9 +59,9 @@ def find_copies(thumbnails: np.ndarray, features: np.ndarray | None) -> list[tup
 
     Shapes:  thumbnails (N, S, S) float32; features (N, C)
     """
-    flat = _unit(_centred(thumbnails).reshape(len(thumbnails), -1))
-    mirrored = _unit(_centred(thumbnails)[:, :, ::-1].reshape(len(thumbnails), -1))
-    pairs = _nearest(flat, (flat, mirrored))
+    small = _centred(_shrunk(thumbnails, 16))
+    rows, mirrored = (_unit(x.reshape(len(x), 256)) for x in (small, small[:, :, ::-1]))
+    pairs = _nearest(rows, (rows, mirrored))
     if features is not None:
         rows = _unit(features)
         pairs |= _nearest(rows, (rows,))
@@ -69,8 +69,10 @@ def find_copies(thumbnails: np.ndarray, features: np.ndarray | None) -> list[tup
     found = []
     for start in range(0, len(candidates), BLOCK):
         block = candidates[start : start + BLOCK]
-        first, second = thumbnails[block.T]
-        same = _are_copies(first, second) | _are_copies(first, second[:, :, ::-1])
+        same = np.zeros(len(block), bool)
+        for a, b in (block.T, block.T[::-1]):  # the crop may be of either
+            for shown in (thumbnails[b], thumbnails[b][:, :, ::-1]):
+                same |= _are_copies(thumbnails[a], shown)
         found += [(int(i), int(j)) for i, j in block[same]]
     return found
 

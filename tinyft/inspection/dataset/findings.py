@@ -31,23 +31,16 @@ WIDTH = 150  # CSS pixels of a picture
 STYLE = f"""<style>
 .tile {{ background: var(--panel); border-radius: 8px; padding: 0.7rem 1rem; min-width: 8rem; }}
 .tile b {{ display: block; font-size: 1.5rem; line-height: 1.25; }}
-.grid {{ display: flex; flex-wrap: wrap; gap: 0.8rem; }}
-.grid figure, .group figure {{ margin: 0; width: {WIDTH}px; font-size: 0.85rem; }}
-.group {{ display: flex; flex-wrap: wrap; gap: 0.8rem; padding: 0.6rem;
-  background: var(--panel); border-radius: 8px; }}
+.shown, .group {{ display: flex; flex-wrap: wrap; gap: 0.8rem; }}
+.shown figure {{ margin: 0; width: {WIDTH}px; font-size: 0.85rem; overflow-wrap: anywhere; }}
+.group {{ padding: 0.6rem; background: var(--panel); border-radius: 8px; }}
 .file {{ overflow-wrap: anywhere; }}
 .bar {{ display: inline-block; height: 0.7em; background: var(--series-1); border-radius: 2px; }}
 </style>"""
 COPIES = {
-    "labels": ("One picture under several labels", "At most one of the labels is right."),
-    "split": (
-        "One picture on both sides of the split",
-        "What was learned by heart is not judged by it: keep each on one side.",
-    ),
-    "repeated": (
-        "Pictures that are there more than once",
-        "They only count more than others; delete those that you do not want.",
-    ),
+    "labels": ("under several labels", "At most one of them is right."),
+    "split": ("on both sides of the split", "What was learned by heart is not judged by it."),
+    "repeated": ("there more than once", "They count more than others."),
 }
 
 
@@ -121,38 +114,51 @@ class DatasetCheck(Displayed):
 
     def sentences(self) -> dict[str, str]:
         """Says each finding in a sentence, by its kind, what hurts most first."""
-        kinds, said = self.copies_by_kind(), {}
+        said = {}
 
         def say(kind: str, items: Sequence, noun: str, text: str, shown: Sequence[str]) -> None:
             if items:
                 said[kind] = f"{counted(len(items), noun)} {text}: {first_few(shown, SHOWN)}"
 
-        def names(groups: list[list[int]]) -> list[str]:
-            return [" = ".join(self.pictures[i].file for i in group[:3]) for group in groups]
-
         reasons = [f"{file} ({why})" for file, why in self.unusable.items()]
         say("unusable", reasons, "file", "cannot be used, and would stop a run", reasons)
-        say("labels", kinds["labels"], "picture", "under several labels", names(kinds["labels"]))
-        sides = "on both sides of the split, so that accuracy comes out too high"
-        if not self.has_split:
-            sides = "would be on both sides of the split that finetune makes"
-        say("split", kinds["split"], "picture", sides, names(kinds["split"]))
+        for kind, groups in self.copies_by_kind().items():
+            where = COPIES[kind][0]
+            if kind == "split":
+                made = "" if self.has_split else " that finetune makes"
+                where += f"{made}, so that accuracy comes out too high"
+            names = [" = ".join(self.pictures[i].file for i in group[:3]) for group in groups]
+            say(kind, groups, "picture", where, names)
         doubtful = [
             f"{self.pictures[s.picture].file} looks like {self.classes[s.looks_like]}"
             for s in self.suspects
         ]
         say("wrong", doubtful, "label", "may be wrong", doubtful)
         train, valid = self.counts("train"), self.counts("valid")
-        only = [n for n, t, v in zip(self.classes, train, valid, strict=True) if v and not t]
-        say("strange", only, "class", "in the validation part alone, which finetune refuses", only)
-        empty = [name for name, n in zip(self.classes, train + valid, strict=True) if not n]
-        say("empty", empty, "class", "without a usable picture", empty)
+        each = list(zip(self.classes, train, valid, strict=True))
+        if only := [name for name, t, v in each if v and not t]:
+            said["strange"] = f"only the validation part has {first_few(only)}; finetune refuses"
+        if empty := [name for name, t, v in each if not t + v]:
+            said["empty"] = f"there is no usable picture of {first_few(empty)}"
         if len(self.classes) == 1:
             said["one"] = f"there is only one class, {self.classes[0]}; training needs two"
-        said |= concerns(self.classes, train, int(valid.sum()))
-        repeated = kinds["repeated"]
-        say("repeated", repeated, "picture", "there more than once", names(repeated))
-        return said
+        return said | concerns(self.classes, train, int(valid.sum()))
+
+    def remarks(self) -> list[str]:
+        """Says what a trained network has to be better than, and what was passed over."""
+        found, n_valid, said = self.baselines(), int(self.counts("valid").sum()), []
+        if n_valid and "valid" not in self.sentences():
+            said.append(f"validation: {what_it_proves(n_valid)}")
+        if "features" in found:
+            right, of = found["features"]
+            said.append(
+                f"without training, comparing features gets {100 * right / of:.1f} % right "
+                f"({_span(*wilson(right, of))}): ridge regression, out of fold; {self.network}"
+            )
+        if "largest" in found:
+            (right, of), name = found["largest"], self.classes[int(self.counts().argmax())]
+            said.append(f"without training, always saying {name} gets {100 * right / of:.1f} %")
+        return said + self.notes
 
     def __str__(self) -> str:
         whole = {"break_long_words": False, "break_on_hyphens": False}  # a file's name is one word
@@ -168,27 +174,7 @@ class DatasetCheck(Displayed):
         yield from (f"- {text}" for text in sentences.values())
         if not sentences:
             yield "nothing was found that training would suffer from"
-        if valid:
-            yield f"validation: {what_it_proves(valid)}"
-        yield from (f"without training, {text}" for text in self.baseline_sentences())
-        yield from self.notes
-
-    def baseline_sentences(self) -> list[str]:
-        """Says what a trained network has to be better than."""
-        found, said = self.baselines(), []
-        if "features" in found:
-            right, of = found["features"]
-            low, high = wilson(right, of)
-            said.append(
-                f"comparing features gets {100 * right / of:.1f} % right ({_span(low, high)}): "
-                f"ridge regression, out of fold; {self.network}"
-            )
-        if "largest" in found:
-            name = self.classes[int(self.counts().argmax())]
-            said.append(
-                f"always saying {name} gets {found['largest'][0] / found['largest'][1]:.1%}"
-            )
-        return said
+        yield from self.remarks()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all of it as JSON holds it."""
@@ -242,13 +228,10 @@ def concerns(classes: Sequence[str], train: np.ndarray, n_valid: int) -> dict[st
         which = f"{len(few)} class has" if len(few) == 1 else f"{len(few)} classes have"
         said["few"] = f"{which} fewer than {FEWEST} pictures to learn from: {first_few(few)}"
     if there.size and there.max() >= UNEVEN * there.min():
-        most, least = (
-            classes[int(train.argmax())],
-            classes[int(np.where(train, train, 1e9).argmin())],
-        )
+        least = classes[int(np.where(train, train, there.max() + 1).argmin())]
         said["uneven"] = (
-            f"uneven classes: {there.max()} pictures of {most} to learn from, {there.min()} of "
-            f"{least}; --class-weights balanced makes them count alike"
+            f"uneven classes: {there.max()} pictures of {classes[int(train.argmax())]} to learn "
+            f"from, {there.min()} of {least}; --class-weights balanced makes them count alike"
         )
     low, high = wilson(round(0.9 * n_valid), n_valid)
     if n_valid > 0 and high - low > WIDE:
@@ -272,68 +255,59 @@ def _span(low: float, high: float) -> str:
 
 def body(found: DatasetCheck) -> Markup:
     """Draws all of it as HTML."""
-    sections = [_copies(found, kind) for kind in COPIES]
-    sections.insert(1, _suspects(found))
-    return Markup("\n".join([STYLE, _head(found), *sections, _classes(found), _unusable(found)]))
+    copies = [_copies(found, kind) for kind in COPIES]
+    sections = [*copies[:2], _suspects(found), *copies[2:], _classes(found), _unusable(found)]
+    return Markup("\n".join([STYLE, _head(found), *sections]))
 
 
 def _head(found: DatasetCheck) -> str:
     tiles = [(f"{len(found.pictures):,}", "usable pictures"), (len(found.classes), "classes")]
-    words = {"train": "to train on", "valid": "to validate"}
-    tiles += [(int(found.counts(split).sum()), text) for split, text in words.items()]
-    tiles += [
-        (
-            f"{100 * right / of:.0f} %",
-            f"by {'comparing features' if name == 'features' else 'guessing'}",
-        )
-        for name, (right, of) in found.baselines().items()
-    ]
+    for split, text in {"train": "to train on", "valid": "to validate"}.items():
+        tiles.append((int(found.counts(split).sum()), text))
+    words = {"features": "by comparing features", "largest": "by always saying one class"}
+    for name, (right, of) in found.baselines().items():
+        tiles.append((f"{100 * right / of:.0f} %", words[name]))
     row = "".join(f'<div class="tile"><b>{a}</b>{escape(b)}</div>' for a, b in tiles)
-    said = "".join(f"<li>{escape(text)}</li>" for text in found.sentences().values())
-    verdict = (
-        f"<ul class=file>{said}</ul>" if said else "<p>Nothing that training would suffer from.</p>"
+    said = list(found.sentences().values()) or ["nothing that training would suffer from"]
+    items = "".join(f"<li>{escape(text)}</li>" for text in said)
+    lines = "<br>".join(map(escape, found.remarks()))
+    return (
+        f'<h1 class="file">{escape(found.name)}</h1><div class="shown">{row}</div>'
+        f'<ul class="file">{items}</ul><p class="soft file">{lines}</p>'
     )
-    more = [f"Without training, {text}." for text in found.baseline_sentences()]
-    lines = "".join(f'<p class="soft">{escape(text)}</p>' for text in [*more, *found.notes])
-    return f'<h1 class="file">{escape(found.name)}</h1><div class="row">{row}</div>{verdict}{lines}'
 
 
 def _suspects(found: DatasetCheck) -> str:
-    if not found.suspects:
-        return ""
     figures = []
     for suspect in found.suspects[:MOST_SUSPECTS]:
-        shown, other = found.pictures[suspect.picture], found.classes[suspect.looks_like]
+        shown, other = found.pictures[suspect.picture], escape(found.classes[suspect.looks_like])
         label = escape(found.classes[shown.label])
-        caption = f"{label}? looks like <b>{escape(other)}</b> ({suspect.margin:.2f})"
-        figures.append(_figure(shown, Markup(caption)))
+        caption = Markup(f"{label}? looks like <b>{other}</b> ({suspect.margin:.2f})")
+        figures.append(_figure(shown, caption))
     words = (
-        "<p>By the regression of all others, these features belong to another class; the number is "
-        "by how much. Some are right and merely unlike the others of their class.</p>"
+        "By the regression of all others, these features belong to another class; the number is by "
+        "how much. Some labels are right, and the pictures merely unlike the others of their class."
     )
-    rest = len(found.suspects) - len(figures)
-    more = f"<p>... and {rest} more, in the JSON.</p>" if rest else ""
-    return (
-        f'<h2>Labels that may be wrong</h2>{words}<div class="grid">{"".join(figures)}</div>{more}'
-    )
+    return _section("Labels that may be wrong", words, figures, len(found.suspects))
 
 
 def _copies(found: DatasetCheck, kind: str) -> str:
-    groups = found.copies_by_kind()[kind]
-    if not groups:
+    groups, drawn = found.copies_by_kind()[kind], []
+    for group in groups[:MOST_GROUPS]:
+        members = [found.pictures[i] for i in group[:MOST_OF_A_GROUP]]
+        figures = [_figure(p, escape(f"{found.classes[p.label]}, {p.split}")) for p in members]
+        rest = len(group) - len(members)
+        figures += [f"<p>and {rest} more</p>"] if rest else []
+        drawn.append(f'<div class="group">{"".join(figures)}</div>')
+    return _section(f"Pictures {COPIES[kind][0]}", COPIES[kind][1], drawn, len(groups))
+
+
+def _section(title: str, words: str, drawn: list[str], total: int) -> str:
+    """A section of pictures, which is left out where there are none."""
+    if not drawn:
         return ""
-    title, words = COPIES[kind]
-    shown = "".join(_group(found, group) for group in groups[:MOST_GROUPS])
-    rest = len(groups) - MOST_GROUPS
-    more = f"<p>... and {rest} more, in the JSON.</p>" if rest > 0 else ""
-    return f'<h2>{title}</h2><p>{words}</p><div class="row">{shown}</div>{more}'
-
-
-def _group(found: DatasetCheck, group: Sequence[int]) -> str:
-    members = [found.pictures[i] for i in group[:MOST_OF_A_GROUP]]
-    figures = "".join(_figure(p, escape(f"{found.classes[p.label]}, {p.split}")) for p in members)
-    rest = len(group) - len(members)
-    return f'<div class="group">{figures}{f"<p>and {rest} more</p>" if rest else ""}</div>'
+    more = f"<p>... and {total - len(drawn)} more, in the JSON.</p>" if total > len(drawn) else ""
+    return f'<h2>{title}</h2><p>{words}</p><div class="shown">{"".join(drawn)}</div>{more}'
 
 
 def _figure(shown: Picture, caption: Markup) -> str:
@@ -343,15 +317,13 @@ def _figure(shown: Picture, caption: Markup) -> str:
         if not isinstance(pixels, np.ndarray):
             pixels = whole_picture(Path(pixels))
         height, width = pixels.shape[:2]
-        scale = WIDTH / max(height, width)
-        target = max(1, round(width * scale)), max(1, round(height * scale))
+        target = [max(1, round(n * WIDTH / max(height, width))) for n in (width, height)]
         drawn = picture(resize_box(pixels, (0, 0, width, height), target), "", lossless=False)
     except DataError as error:
         drawn = escape(f"(not shown: {error})")
-    size = f"{shown.width}x{shown.height}"
     return (
         f"<figure>{drawn}<figcaption>{caption}<br>"
-        f'<span class="soft file">{escape(shown.file)}, {size}</span></figcaption></figure>'
+        f"{escape(shown.file)}, {shown.width}x{shown.height}</figcaption></figure>"
     )
 
 
@@ -360,20 +332,13 @@ def _classes(found: DatasetCheck) -> str:
     train, valid = found.counts("train").tolist(), found.counts("valid").tolist()
     for k, name in enumerate(found.classes):
         here = [i for i, p in enumerate(found.pictures) if p.label == k]
-        sizes = sorted(
-            (min(p.width, p.height), p.width, p.height)
-            for p in map(found.pictures.__getitem__, here)
-        )
-        spans = (
-            [f"{w}x{h}" for _, w, h in (sizes[0], sizes[len(sizes) // 2], sizes[-1])]
-            if sizes
-            else [None] * 3
-        )
-        agree = (
-            None if found.agree is None or not here else f"{100 * found.agree[here].mean():.0f} %"
-        )
+        sizes = [(p.width, p.height) for p in map(found.pictures.__getitem__, here)]
+        sizes = [f"{w}x{h}" for w, h in sorted(sizes, key=min)]
+        spans = [sizes[0], sizes[len(sizes) // 2], sizes[-1]] if sizes else [None] * 3
+        agree = None if found.agree is None or not here else found.agree[here].mean()
+        shown = None if agree is None else f"{100 * agree:.0f} %"
         bar = Markup(f'<span class="bar" style="width:{120 * len(here) / most:.0f}px"></span>')
-        rows.append([name, train[k], valid[k], bar, *spans, agree])
+        rows.append([name, train[k], valid[k], bar, *spans, shown])
     head = ["class", "train", "valid", "", "smallest", "median", "largest", "features agree"]
     return f"<h2>Classes</h2>{table(head, rows)}"
 
@@ -381,6 +346,7 @@ def _classes(found: DatasetCheck) -> str:
 def _unusable(found: DatasetCheck) -> str:
     if not found.unusable:
         return ""
-    rows = [[file, why] for file, why in found.unusable.items()]
-    words = f"{counted(len(rows), 'file')}; `--on-error skip` leaves them out of a run."
-    return f"<h2>Files that cannot be used</h2><p>{escape(words)}</p>{table(['file', 'why'], rows)}"
+    words = "<p>They would stop a run; <code>--on-error skip</code> leaves them out.</p>"
+    return (
+        f"<h2>Files that cannot be used</h2>{words}{table(['file', 'why'], found.unusable.items())}"
+    )
