@@ -69,9 +69,6 @@ def run(args: argparse.Namespace) -> int:
         found = check(data, device=args.backend or "auto", **options)
     args.working = True
     found.save(out)
-    text = [
-        *map(one_line, str(found).splitlines()),
-        f"{one_line(str(out))}: all of it, with pictures",
-    ]
-    answer(args, "\n".join(text), {**found.to_dict(), "page": str(out)})
+    lines = [*str(found).splitlines(), f"{out}: all of it, with pictures"]
+    answer(args, "\n".join(map(one_line, lines)), {**found.to_dict(), "page": str(out)})
     return 0

@@ -52,6 +52,7 @@ COMMANDS = (
     predict,
     evaluate,
     embed,
+    check,
     plan,
     lr_find,
     summary,
@@ -62,7 +63,6 @@ COMMANDS = (
     selftest,
     weights,
     bench,
-    check,
     warmup,
     doctor,
 )

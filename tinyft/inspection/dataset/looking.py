@@ -91,7 +91,7 @@ def check(
     if not has_split:
         pictures = _divided(pictures, classes, valid_fraction, seed)
     found = {"name": name, "classes": classes, "notes": notes, "has_split": has_split}
-    found |= {"pictures": pictures, "unusable": unusable}
+    found |= {"pictures": pictures, "unusable": dict(sorted(unusable.items()))}
     if not pictures:
         return DatasetCheck(**found)
     with working("comparing pictures with each other", len(pictures)) as work:
@@ -102,16 +102,10 @@ def check(
     labels = np.array([p.label for p in pictures])
     scores = out_of_fold(features, labels, len(classes), group_of)
     ahead_by, best = margins(scores, labels)
-    order = np.argsort(-ahead_by, kind="stable")
-    suspects = [
-        Suspect(int(i), int(best[i]), float(ahead_by[i]))
-        for i in order
-        if ahead_by[i] >= WORTH_A_LOOK
-    ]
-    agree = scores.argmax(axis=1) == labels
-    return DatasetCheck(
-        **found, suspects=suspects, margins=ahead_by, agree=agree, network=network.name
-    )
+    order = np.argsort(-ahead_by, kind="stable")[: np.count_nonzero(ahead_by >= WORTH_A_LOOK)]
+    found["suspects"] = [Suspect(int(i), int(best[i]), float(ahead_by[i])) for i in order]
+    found |= {"margins": ahead_by, "agree": scores.argmax(axis=1) == labels}
+    return DatasetCheck(**found, network=network.name)
 
 
 def _listed(path: Path) -> tuple[list[str], list[Picture], list[str], bool]:
@@ -191,20 +185,15 @@ def _divided(
 
 
 class FrozenNetwork:
-    """A pretrained network without its head, and how it wants to see a picture.
-
-    Raises:  as `load_weights`
-    """
+    """A pretrained network without its head. Raises: as `load_weights`"""
 
     def __init__(
         self, source: str | os.PathLike, arch: str | None, size: int | None, device: str
     ) -> None:
         weights = load_weights(source, arch=arch)
         body = cut(build(weights.arch, seed=None))
-        heads = ("fc", "head")
-        body.load_state_dict(
-            {n: a for n, a in weights.arrays.items() if n.split(".")[0] not in heads}
-        )
+        without = {n: a for n, a in weights.arrays.items() if not n.startswith(("fc.", "head."))}
+        body.load_state_dict(without)
         self.device = backends.resolve(device)
         self.network = fold(body.to(self.device))
         preprocess = weights.preprocess if size is None else weights.preprocess.scaled(size)
