@@ -9,11 +9,10 @@ import pytest
 from tinyft.backends.reference import peak_bytes_of_process
 from tinyft.bench import cases
 from tinyft.bench import measure as bench
-from tinyft.bench import onnx_side as bench_onnx
 from tinyft.bench.cases import Case
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import TinyftError
-from tinyft.nn import build, fold
+from tinyft.nn import build
 
 TINY = Case("cifar_resnet20", 2, 32)
 
@@ -96,55 +95,6 @@ def test_pytorch_and_onnx_runtime_compute_the_same(arch):
         assert all(difference < 1e-4 for difference in found.values()), found
 
 
-# ------------------------------------------------------------------------------------------- ONNX
-
-
-def fields(data):
-    """The fields of a protocol buffer: (number, integer or bytes)."""
-
-    def number():
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = data[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    at, found = 0, []
-    while at < len(data):
-        key = number()
-        value = number()
-        if key & 7 == 2:
-            value, at = data[at : at + value], at + value
-        found.append((key >> 3, value))
-    assert at == len(data)
-    return found
-
-
-def test_numbers_and_fields_of_a_protocol_buffer():
-    # the examples of protobuf.dev/programming-guides/encoding
-    assert bench_onnx.field(1, 150).hex() == "089601"
-    assert bench_onnx.field(2, "testing").hex() == "120774657374696e67"
-
-
-def test_a_network_as_onnx():
-    network = fold(build("cifar_resnet20", seed=0)).network
-    model = dict(fields(bench_onnx.onnx_file(network, (2, 3, 32, 32))))
-    assert dict(fields(model[8])) == {1: b"", 2: bench_onnx.OPSET}
-    graph = fields(model[7])
-    kinds = [dict(fields(value))[4].decode() for number, value in graph if number == 1]
-    assert kinds.count("Conv") == 19
-    assert kinds.count("Add") == 9
-    assert kinds.count("Slice") == kinds.count("Pad") == 2
-    assert kinds[-1] == "Gemm"
-    weight = dict(fields(next(value for number, value in graph if number == 5)))
-    stored = np.frombuffer(weight[9], np.float32).reshape(16, 3, 3, 3)
-    np.testing.assert_array_equal(stored, network.conv1.weight.data)
-
-
 # -------------------------------------------------------------------------------------- processes
 
 
@@ -194,6 +144,6 @@ def test_memory_and_start_from_what_the_processes_say(monkeypatch):
 
 @pytest.mark.slow
 def test_pytorch_is_not_imported_without_need():
-    code = "import sys; from tinyft.bench import measure, onnx_side; print('torch' in sys.modules)"
+    code = "import sys; from tinyft.bench import cases, measure; print('torch' in sys.modules)"
     done = bench.subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert done.stdout.strip() == b"False"

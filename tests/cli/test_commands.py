@@ -441,9 +441,46 @@ def test_weights_there_and_back(tinyft, tmp_path):
     assert (tmp_path / "half.h5").stat().st_size < 0.6 * (tmp_path / "c.h5").stat().st_size
 
 
-def test_a_trained_learner_is_exported(tinyft, trained):
-    done = tinyft("weights", "export", f"{trained}/learner.h5", "out.safetensors")
+def test_a_run_is_exported_for_onnx_runtime_and_for_pytorch(tinyft, trained, tmp_path):
+    done = tinyft("weights", "export", trained, "out.onnx")
     assert done.code == 0, done.err
+    assert "takes pictures (N, 32, 32, 3) uint8 RGB" in done.out
+    assert b"GlobalMaxPool" in (tmp_path / "out.onnx").read_bytes()
+    assert not (tmp_path / "load_in_pytorch.py").exists()
+    for source in (trained, f"{trained}/learner.h5"):
+        done = tinyft("weights", "export", source, "out.safetensors")
+        assert done.code == 0, done.err
+        assert "load_in_pytorch.py: loads it in PyTorch" in done.out
+    (tmp_path / "load_in_pytorch.py").write_text("mine = 1")
+    done = tinyft("weights", "export", trained, "out.safetensors", "--best")
+    assert done.code == 0 and "it stays as it is" in done.err
+    assert (tmp_path / "load_in_pytorch.py").read_text() == "mine = 1"
+
+
+def test_export_refuses_what_it_cannot_write(tinyft, trained, tmp_path):
+    def refused(*arguments):
+        done = tinyft("weights", "export", *arguments)
+        assert done.code == 2, (done.out, done.err)
+        return done.error
+
+    assert "should end in .onnx or .safetensors; got out.pt" in refused(trained, "out.pt")
+    (tmp_path / "a.onnx").mkdir()
+    assert "a.onnx is a folder" in refused(trained, "a.onnx")
+    assert "there is no folder nowhere" in refused(trained, "nowhere/a.onnx")
+    assert "--best is for a run's folder" in refused(f"{trained}/best.h5", "b.onnx", "--best")
+    assert "pictures is no run" in refused("pictures", "b.onnx")
+    arrays = load_weights(f"{trained}/learner.h5").arrays
+    body = {n: a for n, a in arrays.items() if not n.startswith("head.")}
+    preprocess = Preprocess.for_architecture("cifar_resnet20")
+    for own, message in (({}, "no classifier"), ({"head.a": np.ones(2, np.float32)}, "own")):
+        odd = Weights("cifar_resnet20", body | own, None, preprocess, {"head": "custom"})
+        save_weights(tmp_path / "odd.h5", odd)
+        assert message in refused("odd.h5", "b.onnx")
+    done = tinyft("weights", "export", "odd.h5", "b.safetensors")
+    assert done.code == 0 and "no head of tinyft's" in done.err
+    (tmp_path / trained / "learner.h5").unlink()
+    assert "or take its best epoch with --best" in refused(trained, "b.onnx")
+    assert not (tmp_path / "b.onnx").exists()
 
 
 def test_convert_refuses_another_architecture_and_the_source_itself(tinyft, tmp_path):

@@ -1,4 +1,5 @@
-"""The cases of `tinyft bench` (networks with their batches), and our side of each."""
+"""The cases of `tinyft bench` (networks with their batches), our side of each, and ONNX
+Runtime's."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from tinyft.finetune.groups import Group
 from tinyft.finetune.optim import SGD
 from tinyft.nn import build, fold
 from tinyft.seeds import generator
+from tinyft.weights.onnx_file import Graph, value_info
 
 Side = Callable[[], Any]  # computes once; the loss, or the logits
 
@@ -79,6 +81,21 @@ def our_side(case: Case, mode: str, *, device: str = "auto", frozen: bool = Fals
         return loss.data
 
     return step
+
+
+def onnx_side(case: Case, threads: int) -> Side:
+    """Inference by ONNX Runtime, of floats as our side's."""
+    import onnxruntime
+
+    pictures = np.ascontiguousarray(batch(case)[0].transpose(0, 3, 1, 2))
+    graph, network = Graph(), fold(build(case.arch, seed=0)).network
+    logits = graph.classify("pictures", network, output="logits")
+    outputs = [value_info(logits, (case.batch_size, network.fc.bias.shape[0]))]
+    file = graph.file([value_info("pictures", pictures.shape)], outputs, {})
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"pictures": pictures})[0]
 
 
 class _Convolutions:

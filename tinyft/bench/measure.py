@@ -29,7 +29,7 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.backends.reference import peak_bytes_of_process
-from tinyft.bench.cases import OURS, Case, Side, our_side
+from tinyft.bench.cases import OURS, Case, Side, onnx_side, our_side
 from tinyft.errors import TinyftError
 
 PAUSE = 0.3  # s; OpenMP's threads spin for some 10 to 200 ms after their last work
@@ -150,8 +150,6 @@ def _sides(case: Case, mode: str, threads: int, alone: bool) -> Iterator[tuple[s
 
         yield from pytorch.sides(case, mode, threads)
     if not alone and installed("onnxruntime") and mode == "inference":
-        from tinyft.bench.onnx_side import onnx_side
-
         yield "onnxruntime", onnx_side(case, threads)
 
 

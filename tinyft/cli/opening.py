@@ -174,10 +174,8 @@ def open_trained(source: str, *, best: bool, device: str, name_classes: NameClas
 
     if Path(source).is_dir():
         return _learner_of_run(Path(source), best, device)
-    if best:
-        raise RequestError(f"--best is for a run's folder, and {source} is none")
     with naming(source):
-        weights = load_weights(source)
+        weights = load_weights(trained_file(source, best=best))
         if "learner" in weights.extra:
             return load_learner(source, device=device)
         return published_learner(weights, name_classes(weights), device=device)
@@ -188,18 +186,38 @@ def _learner_of_run(run: Path, best: bool, device: str, data: PictureData | None
     read, what to do instead.
     """
     from tinyft.finetune import load_learner
-    from tinyft.finetune.run.reading import read_description
 
-    description = read_description(run)
-    other = run / "best.h5"
-    instead = "; or take its best epoch with --best" if not best and other.exists() else ""
-    path = run / ("best.h5" if best else "learner.h5")
-    if not path.exists():
-        raise RequestError(f"{_why_missing(path, description)}{instead}")
+    path = trained_file(str(run), best=best)
     try:
         return load_learner(path, data=data, device=device)
     except WeightsError as error:
-        raise type(error)(f"{error}{instead}") from error
+        raise type(error)(f"{error}{_instead(run, best)}") from error
+
+
+def trained_file(source: str, *, best: bool) -> str:
+    """The file that is meant: of a run's folder its last learner, or its best; else `source`.
+
+    Raises: RequestError for a run without it, or for the best of what is no run; RunError for a
+    folder that is none
+    """
+    from tinyft.finetune.run.reading import read_description
+
+    run = Path(source)
+    if not run.is_dir():
+        if best:
+            raise RequestError(f"--best is for a run's folder, and {source} is none")
+        return source
+    description = read_description(run)
+    path = run / ("best.h5" if best else "learner.h5")
+    if not path.exists():
+        raise RequestError(f"{_why_missing(path, description)}{_instead(run, best)}")
+    return str(path)
+
+
+def _instead(run: Path, best: bool) -> str:
+    """What to do if a run's last learner is not there or cannot be read."""
+    has_other = not best and (run / "best.h5").exists()
+    return "; or take its best epoch with --best" if has_other else ""
 
 
 def _why_missing(path: Path, description: dict[str, Any]) -> str:

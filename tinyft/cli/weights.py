@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyft.cli.failures import RequestError, naming
-from tinyft.cli.options import Parser, add_command, add_json
+from tinyft.cli.opening import trained_file
+from tinyft.cli.options import Parser, add_command, add_json, expect_replaceable
 from tinyft.cli.output import json_result, one_line, result, say
 
 if TYPE_CHECKING:
@@ -51,11 +53,15 @@ def add_options(parser: Parser) -> None:
     below.add_argument("--ignore-unknown", action="store_true", help=ignore)
 
     below = action(
-        "export", export, "write weights as safetensors in torchvision's names, for PyTorch",
-        "export resnet18.h5 resnet18.safetensors",
+        "export", export,
+        "write a trained network for ONNX Runtime, or as safetensors in torchvision's names with a "
+        "Python file that loads it in PyTorch",
+        "export runs/photos-resnet18-1 flowers.onnx",
     )  # fmt: skip
-    below.add_argument("source", metavar="SRC", help="a weights file, or a saved learner")
-    below.add_argument("out", metavar="OUT.safetensors")
+    what = "a run's folder, a saved learner, a weights file, or a published name"
+    below.add_argument("source", metavar="RUN|WEIGHTS", help=what)
+    below.add_argument("out", metavar="OUT.onnx|OUT.safetensors")
+    below.add_argument("--best", action="store_true", help="the run's best epoch, not its last")
 
     below = action(
         "verify", verify_file, "check a weights file: its hash, its numbers, its architecture",
@@ -117,17 +123,44 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    from tinyft.weights import export_safetensors, load_weights
+    from tinyft.finetune.run.save import judged_preprocess
+    from tinyft.nn.head import HEADS
+    from tinyft.weights import export_onnx, export_safetensors, load_weights
+    from tinyft.weights.model import trained_head
 
-    _check_out(args, (".safetensors",), "weights export writes safetensors")
-    with naming(args.source):
-        weights = load_weights(args.source)
+    _check_out(args, (".onnx", ".safetensors"), "weights export writes ONNX or safetensors")
+    source = trained_file(args.source, best=args.best)
+    with naming(source):
+        weights = load_weights(source)
+        weights = replace(weights, preprocess=judged_preprocess(source, weights))
+        if Path(args.out).suffix.lower() == ".onnx":
+            export_onnx(weights, args.out)
+            S = weights.preprocess.crop
+            result(f"{args.out}: {_describe(weights)}")
+            result(f"takes pictures (N, {S}, {S}, 3) uint8 RGB, gives logits and probabilities")
+            return 0
     args.working = True
-    if any(name.startswith("head.") and "head.linear." not in name for name in weights.arrays):
-        say("note: head.* are tinyft's own layers; torchvision has a linear one, fc, there")
     export_safetensors(weights, args.out)
     result(f"{args.out}: {_describe(weights)}")
+    if trained_head(weights)[0] in HEADS:
+        _write_loader(Path(args.out).with_name("load_in_pytorch.py"))
+    else:
+        say("note: it has no head of tinyft's, so no Python file was written that loads it")
     return 0
+
+
+def _write_loader(path: Path) -> None:
+    """The Python file that makes PyTorch's network of an exported one. Who changed it keeps it."""
+    from tinyft.bundled import bundled
+    from tinyft.weights import replacing
+
+    source = bundled(f"weights/{path.name}").read_bytes()
+    if path.exists() and not (path.is_file() and path.read_bytes() == source):
+        say(f"note: {path} is not as tinyft writes it, so it stays as it is")
+        return
+    with replacing(path) as temporary:
+        temporary.write_bytes(source)
+    result(f"{path}: loads it in PyTorch, with torchvision and safetensors")
 
 
 def verify_file(args: argparse.Namespace) -> int:
@@ -154,12 +187,12 @@ def verify_file(args: argparse.Namespace) -> int:
 
 
 def _check_out(args: argparse.Namespace, suffixes: tuple[str, ...], what: str) -> None:
-    """Raises: RequestError for another suffix, no such folder, or the source itself"""
+    """Raises: RequestError for another suffix, no such folder, a folder, or the source itself"""
     out = Path(args.out)
     if out.suffix.lower() not in suffixes:
-        raise RequestError(f"{what}, so its name should end in {suffixes[0]}; got {args.out}")
-    if not out.parent.is_dir():
-        raise RequestError(f"{args.out}: there is no folder {out.parent}")
+        names = " or ".join(suffixes)
+        raise RequestError(f"{what}, so its name should end in {names}; got {args.out}")
+    expect_replaceable("OUT", args.out, suffixes)
     if out.exists() and Path(args.source).exists() and out.samefile(args.source):
         raise RequestError(f"{args.out} is the file to be read; choose another name")
 

@@ -29,6 +29,7 @@ from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import ResNet, build, expect_architecture
 from tinyft.weights import Preprocess, Weights, load_weights
+from tinyft.weights.model import network_of, trained_head
 
 
 def vision_learner(
@@ -233,18 +234,6 @@ def _put_rows_in_order(
         arrays[name][places] = rows
 
 
-def trained_head(weights: Weights) -> tuple[str, dict[str, np.ndarray]]:
-    """Find which of HEADS the weights end in, or "custom", or ""; and its arrays under the
-    names that they have there. A published classifier is a linear head.
-    """
-    arrays = {n.removeprefix("head."): a for n, a in weights.arrays.items() if n[:5] == "head."}
-    if arrays:
-        kind = weights.metadata.get("head")
-        return (kind if kind in HEADS else "custom"), arrays
-    fc = {n.replace("fc.", "linear."): a for n, a in weights.arrays.items() if n[:3] == "fc."}
-    return ("linear" if fc else ""), fc
-
-
 def _why_dropped(
     kind: str, weights: Weights, asked: str | Module | None, classes: list[str]
 ) -> str:
@@ -273,13 +262,11 @@ def published_learner(weights: Weights, classes: list[str], *, device: str = "au
             f"the weights have {f'a classifier of {count} classes' if count else 'no classifier'} "
             f"(fc.weight and fc.bias); expected {expected}"
         )
-    body = cut(build(weights.arch, seed=None))
-    attach(body, HEADS["linear"](body.num_features, count))
-    body.load_state_dict({n.replace("fc.", "head.linear."): a for n, a in weights.arrays.items()})
     origin = Origin(head="linear", head_state=KEPT, metadata=dict(weights.metadata))
     return Learner(
-        body, None, weights.preprocess, weights.arch, list(classes), device=device, origin=origin
-    )
+        network_of(weights), None, weights.preprocess, weights.arch, list(classes), device=device,
+        origin=origin,
+    )  # fmt: skip
 
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from tinyft.weights.hdf5.weights_file import save_weights
 from tinyft.weights.load import export_safetensors, load_weights
 from tinyft.weights.model import LoadReport, Weights
 from tinyft.weights.names import compare, expected_shapes, infer_architecture
+from tinyft.weights.onnx_file import export_onnx
 from tinyft.weights.preprocess import Preprocess
 from tinyft.weights.published.cache import cached_path, fetch, verify
 from tinyft.weights.published.registry import Entry, entries, find, imagenet_classes
@@ -29,6 +30,7 @@ __all__ = [
     "detect_format",
     "entries",
     "expected_shapes",
+    "export_onnx",
     "export_safetensors",
     "fetch",
     "file_sha256",

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from tinyft.errors import WeightsError
-from tinyft.weights.model import Weights
+from tinyft.weights.model import Weights, facts
 from tinyft.weights.published.cache import fetch
 from tinyft.weights.published.registry import find
 from tinyft.weights.read import HEAD_PREFIXES, read_weights
@@ -52,6 +52,7 @@ def load_weights(
 
 def export_safetensors(weights: Weights, path: str | os.PathLike[str]) -> None:
     """Writes weights for other programs, under torchvision's names; ``head.linear`` becomes ``fc``.
+    The metadata are those of `facts`; weights/load_in_pytorch.py makes a network of both.
 
     Raises: OSError if it cannot be written.
     """
@@ -59,4 +60,4 @@ def export_safetensors(weights: Weights, path: str | os.PathLike[str]) -> None:
         name.replace("head.linear.", "fc.", 1) if name.startswith("head.linear.") else name: array
         for name, array in weights.arrays.items()
     }
-    write_safetensors(path, arrays, {"format": "pt", "arch": weights.arch})
+    write_safetensors(path, arrays, {"format": "pt", **facts(weights)})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
 from tinyft.errors import WeightsError
+from tinyft.nn.head import HEADS, attach, cut
+from tinyft.nn.resnet import ARCHITECTURES, PadShortcut, ResNet, build
 from tinyft.weights.preprocess import Preprocess
 
 _SHOWN = 5  # names per list in a message; the lists themselves are complete
@@ -90,6 +93,64 @@ class Weights:
             return len(self.classes)
         recorded = self.metadata.get("num_classes")
         return recorded if isinstance(recorded, int) and recorded else None
+
+
+def trained_head(weights: Weights) -> tuple[str, dict[str, np.ndarray]]:
+    """Find which of HEADS the weights end in, or "custom", or ""; and its arrays under the
+    names that they have there. A published classifier is a linear head.
+    """
+    arrays = {n.removeprefix("head."): a for n, a in weights.arrays.items() if n[:5] == "head."}
+    if arrays:
+        kind = weights.metadata.get("head")
+        return (kind if kind in HEADS else "custom"), arrays
+    fc = {n.replace("fc.", "linear."): a for n, a in weights.arrays.items() if n[:3] == "fc."}
+    return ("linear" if fc else ""), fc
+
+
+def network_of(weights: Weights) -> ResNet:
+    """The network with its trained head, a published classifier as a linear one.
+
+    Raises: WeightsError for weights without a classifier, for a head that is none of HEADS, and for
+    arrays that do not fit
+    """
+    kind, head = trained_head(weights)
+    if not kind:
+        raise WeightsError(
+            "the weights have no classifier (fc.weight and fc.bias), so they tell nothing apart; "
+            "train one (tinyft finetune), and give its run"
+        )
+    if kind not in HEADS:
+        raise WeightsError(
+            f"the head is none of tinyft's ({', '.join(HEADS)}), whose layers are known. If these "
+            "arrays were exported from a learner.h5, give that; for a Module of your own, `tinyft "
+            "weights export` to .safetensors, and load its arrays into the same layers elsewhere"
+        )
+    body = {n: a for n, a in weights.arrays.items() if n.split(".")[0] not in ("fc", "head")}
+    network = cut(build(weights.arch, seed=None))
+    attach(network, HEADS[kind](network.num_features, weights.num_classes or 1))
+    network.load_state_dict(body | {f"head.{name}": array for name, array in head.items()})
+    return network
+
+
+def facts(weights: Weights) -> dict[str, str]:
+    """What a program that is not tinyft has to know of weights: `arch` and `head` as plain text
+    (fastai, linear, custom, or nothing), as JSON `classes` in the order of the outputs or null,
+    `preprocess` (see Preprocess), and `network`, for architectures that only tinyft has.
+    """
+    plan = ARCHITECTURES[weights.arch]
+    network = {
+        "depths": plan.depths,
+        "widths": plan.widths,
+        "stem_stride": plan.stem[1],
+        "pad_shortcut": plan.shortcut is PadShortcut,
+    }
+    values = {
+        "classes": weights.classes,
+        "preprocess": asdict(weights.preprocess),
+        "network": network,
+    }
+    plain = {"arch": weights.arch, "head": trained_head(weights)[0]}
+    return plain | {name: json.dumps(value) for name, value in values.items()}
 
 
 def check_numbers(arrays: Mapping[str, np.ndarray]) -> None:
