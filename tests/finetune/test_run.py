@@ -234,6 +234,28 @@ def test_a_checkpoint_that_is_dropped_takes_no_room_from_those_of_epochs(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("keep", "expected"), [("last", [9]), (2, [6, 9]), ("all", [3, 6, 9])])
+def test_only_so_many_checkpoints_stay_also_after_an_interruption(tmp_path, keep, expected):
+    learner = small_learner()
+    plan = learner.plan(2)
+    run = Run.create(tmp_path / "run", keep=keep)
+    with pytest.raises(KeyboardInterrupt):
+        learner.execute(plan, observers=[StopAfter(run, 4), run])
+    learner, plan, run, start, _ = resume(tmp_path / "run", small_data())
+    learner.execute(plan, observers=[run], start=start)
+    assert list(checkpoints(tmp_path / "run")) == expected
+
+
+def test_the_forecast_says_what_a_run_takes_on_disk(tmp_path):
+    learner = small_learner()
+    plan = learner.plan(2)
+    said = learner.forecast(plan).disk_bytes
+    learner.execute(plan, out=tmp_path / "run")
+    taken = sum(file.stat().st_size for file in (tmp_path / "run").rglob("*.h5"))
+    assert abs(said / taken - 1) < 0.1
+
+
+@pytest.mark.slow
 def test_what_others_put_beside_the_checkpoints_is_none(tmp_path):
     interrupted(tmp_path / "cut", 4)
     for name in ("000004 (conflicted copy).h5", "._000004.h5"):

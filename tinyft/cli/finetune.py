@@ -27,7 +27,7 @@ from tinyft.cli.opening import (
     refuse_contradictions,
     resume_command,
 )
-from tinyft.cli.options import Parser, add_json, add_training_options
+from tinyft.cli.options import Parser, add_json, add_training_options, given, keep
 from tinyft.cli.output import RunLines, answer, one_line, percent, say
 from tinyft.display import duration
 
@@ -47,6 +47,8 @@ tinyft finetune --continue runs/photos-resnet18-1 --epochs 5"""
 def add_options(parser: Parser) -> None:
     add_training_options(parser)
     parser.add_argument("--out", metavar="RUN", help="the run's folder (runs/DIR-ARCH-NUMBER)")
+    what = "checkpoints that stay: those of all epochs, up to 1 GiB, of the last, or of N (all)"
+    parser.add_argument("--keep", type=keep, metavar="all|last|N", help=what)
     resume = parser.add_mutually_exclusive_group().add_argument
     resume("--resume", metavar="RUN", help="go on with a run that was interrupted")
     what = "train what a run ended with further, in a new run: on its pictures, or on DIR"
@@ -173,7 +175,7 @@ def _create_run(args: argparse.Namespace, learner: Learner) -> Run:
     from tinyft.errors import RunError
     from tinyft.finetune.run.folder import Run
 
-    settings = {"command": ["tinyft", *args.arguments]}
+    settings = {"command": ["tinyft", *args.arguments], **given(args, ("keep",))}
     try:
         if args.out is not None:
             return Run.create(args.out, **settings)

@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from tinyft.cli import (
     bench,
     check,
+    clean,
     diff,
     doctor,
     embed,
@@ -63,6 +64,7 @@ COMMANDS = (
     selftest,
     weights,
     bench,
+    clean,
     warmup,
     doctor,
 )

@@ -252,7 +252,7 @@ def resume_command(path: Path) -> str:
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
     """The options that were given, as run.json would say them."""
-    asked = given(args, ("dir", "out", *DATA, *LEARNER, *RECIPE))
+    asked = given(args, ("dir", "out", "keep", *DATA, *LEARNER, *RECIPE))
     if "dir" in asked:
         asked["dir"] = str(Path(asked["dir"]).resolve())
     if "out" in asked:
@@ -271,7 +271,7 @@ def _recorded(description: dict[str, Any]) -> dict[str, Any]:
     recorded |= {name: data[name] for name in DATA if name in data}
     recorded |= {name: learner[name] for name in LEARNER if name in learner}
     recorded |= {"epochs": plan.get("epochs"), "freeze_epochs": plan.get("freeze_epochs")}
-    recorded |= {"lr": plan.get("base_lr")}
+    recorded |= {"lr": plan.get("base_lr"), "keep": description["settings"].get("keep", "all")}
     recorded |= {"dir": data.get("path"), "arch": description.get("arch")}
     absent = {"size": "the size of the weights file", "head": "the head of the weights file"}
     return {n: absent.get(n, "none") if value is None else value for n, value in recorded.items()}

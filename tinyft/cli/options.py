@@ -121,6 +121,11 @@ def fraction(text: str) -> float:
     return value
 
 
+def keep(text: str) -> str | int:
+    """Parses which checkpoints stay."""
+    return text if text in ("all", "last") else whole(1, MOST_EPOCHS)(text)
+
+
 def device(text: str) -> str:
     """Parses the name of a backend, or of a GPU."""
     if not re.fullmatch(r"auto|cpu|reference|gpu(:\d+)?", text):

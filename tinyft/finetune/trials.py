@@ -25,6 +25,7 @@ from tinyft.finetune.feature_cache import FeatureCache
 from tinyft.finetune.groups import expect_comparable
 from tinyft.finetune.judge import judge_batch
 from tinyft.finetune.records import SmoothLoss
+from tinyft.finetune.run.folder import EPOCH_CHECKPOINT_BYTES
 from tinyft.finetune.run.state import undone
 from tinyft.finetune.schedule import Phase
 from tinyft.nn.folding import fold
@@ -212,7 +213,8 @@ RULES: dict[str, Callable[[np.ndarray, np.ndarray], Suggestion]] = {
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of training and of validation, and the most memory in use (None where unknown).
+    """Seconds of training and of validation, the most memory in use (None where unknown), and what
+    a run's folder takes, most of it checkpoints.
 
     Where a step would not fit into `free_bytes`, nothing was measured: the seconds are NaN.
     """
@@ -221,6 +223,7 @@ class Forecast:
     validation_seconds: float
     peak_bytes: int | None
     free_bytes: int | None = None
+    disk_bytes: int = 0
 
     def __str__(self) -> str:
         if self.free_bytes is not None:
@@ -233,7 +236,8 @@ class Forecast:
         memory = "" if self.peak_bytes is None else f", {self.peak_bytes / 1e9:.1f} GB of memory"
         return (
             f"forecast: about {total:.0f} s ({self.training_seconds:.0f} s of training, "
-            f"{self.validation_seconds:.0f} s of validation){memory}"
+            f"{self.validation_seconds:.0f} s of validation){memory}; "
+            f"a run's folder takes {self.disk_bytes / 1e6:,.0f} MB"
         )
 
 
@@ -256,7 +260,21 @@ def forecast(training: Training, plan: Plan) -> Forecast:
             seconds += (_with_cache if cached_bytes else _without_cache)(training, phase)
             evaluations += 1 if cached_bytes else phase.epochs  # the head alone takes no time
     validation = evaluations * _evaluation(training)
-    return Forecast(seconds, validation, _peak_bytes(training, plan))
+    peak = _peak_bytes(training, plan)
+    return Forecast(seconds, validation, peak, disk_bytes=run_bytes(training, plan))
+
+
+def run_bytes(training: Training, plan: Plan) -> int:
+    """About what the folder of a run takes: a checkpoint an epoch, each with the weights and what
+    the optimizer remembers of those that train, and the learner twice, once as it was best.
+    """
+    weights = sum(array.nbytes for array in training.model.state_dict().values())
+    remembered = len((training.optimizer.remembers or {"average"}) - {"step"})
+    itemsize, kept = np.dtype(training.dtype).itemsize, 0
+    for phase, states in zip(plan.phases, plan.states, strict=True):
+        trainable = sum(state.trainable for state in states)
+        kept += phase.epochs * (weights + remembered * trainable * itemsize)
+    return min(kept, EPOCH_CHECKPOINT_BYTES) + 2 * weights
 
 
 def step_bytes(training: Training, plan: Plan) -> int:

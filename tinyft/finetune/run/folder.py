@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import platform
 import re
@@ -162,6 +163,11 @@ class Run:
             self.lock.release()
 
     @property
+    def keep(self) -> str | int:
+        """Whose checkpoints stay: those of "all" epochs, of the "last" one, or of so many."""
+        return self.settings.get("keep", "all")
+
+    @property
     def seconds(self) -> float:
         """Seconds that the run has taken, earlier sessions included."""
         return self.seconds_before + time.monotonic() - self.started
@@ -193,15 +199,15 @@ class Run:
         self._drop_old(name)
 
     def _drop_old(self, newest: str) -> None:
-        """Keep the newest checkpoint and, newest first, those of epochs while they fit the
-        budget.
+        """Keep the newest checkpoint and, newest first, those of epochs, as many as the setting
+        `keep` says, while they fit the budget.
         """
-        kept = 0
+        kept, epochs = 0, {"all": math.inf, "last": 1}.get(self.keep, self.keep)
         for step, path in reversed(checkpoints(self.path).items()):
             with_it = kept + path.stat().st_size
-            of_epoch = step in self.epoch_steps
-            if path.name == newest or (of_epoch and with_it <= EPOCH_CHECKPOINT_BYTES):
-                kept = with_it
+            fits = step in self.epoch_steps and with_it <= EPOCH_CHECKPOINT_BYTES and epochs > 0
+            if path.name == newest or fits:
+                kept, epochs = with_it, epochs - (step in self.epoch_steps)
             else:
                 path.unlink()
 

@@ -369,10 +369,14 @@ IN_WORDS = {
     "decay": TEXT,
 }
 
+KEEP = Kind(
+    "all, last or a whole number from 1",
+    lambda v: v in ("all", "last") or (type(v) is int and 1 <= v <= LARGEST),
+)
 DESCRIPTION = {
     "format": one_of((FORMAT,)),
     "id": TEXT,
-    "settings": {"command": IfThere([TEXT])},
+    "settings": {"command": IfThere([TEXT]), "keep": IfThere(KEEP)},
     "arch": TEXT,
     "weights_sha256": TEXT,
     "learner": optional(_LEARNER),
