@@ -29,7 +29,7 @@ def start_from_class_means(learner: Training) -> None:
     Source: weight imprinting, Qi, Brown and Lowe, 2018 (arXiv:1712.07136)
     """
     data = learner.data
-    batches = data.train_pictures(np.arange(data.n_train), learner.preprocess)
+    batches = data.chosen_pictures("train", np.arange(data.n_train), learner.preprocess)
     features = np.concatenate([learner.answers.ask(learner, b.images)[1] for b in batches])
     means = mean_weights(features.astype(np.float64), data.labels["train"])
     weight = learner.model.head.linear.weight.data
