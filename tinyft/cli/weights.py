@@ -156,7 +156,7 @@ def _write_loader(path: Path) -> None:
 
     source = bundled(f"weights/{path.name}").read_bytes()
     if path.exists() and not (path.is_file() and path.read_bytes() == source):
-        say(f"note: {path} is not as tinyft writes it, so it stays as it is")
+        say(f"note: {path} was changed, and stays as it is; delete it, and it is written anew")
         return
     with replacing(path) as temporary:
         temporary.write_bytes(source)

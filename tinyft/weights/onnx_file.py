@@ -118,7 +118,7 @@ class Graph:
 
     def constant(self, array: np.ndarray) -> str:
         name = f"constant{len(self.constants)}"
-        self.constants.append(tensor(name, array))
+        self.constants.append(field(5, tensor(name, array)))
         return name
 
     def node(self, kind: str, *inputs: str, output: str = "", **attributes: int | list[int]) -> str:
@@ -126,7 +126,7 @@ class Graph:
         name = output or f"value{len(self.nodes)}"
         parts = [field(1, source) for source in inputs] + [field(2, name), field(4, kind)]
         parts += [field(5, attribute(*item)) for item in attributes.items()]
-        self.nodes.append(b"".join(parts))
+        self.nodes.append(field(1, b"".join(parts)))
         return name
 
     def normalise(self, x: str, preprocess: Preprocess) -> str:
@@ -203,11 +203,12 @@ class Graph:
         """ModelProto: ir_version 1, producer 2 and 3, doc_string 6, graph 7, opset_import 8,
         metadata_props 14. GraphProto: node 1, name 2, initializer 5, input 11, output 12
         """
-        parts = [field(1, node) for node in self.nodes] + [field(2, "network")]
-        parts += [field(5, constant) for constant in self.constants]
-        parts += [field(11, info) for info in inputs] + [field(12, info) for info in outputs]
+        graph = [*self.nodes, field(2, "network"), *self.constants]
+        graph += [field(11, info) for info in inputs] + [field(12, info) for info in outputs]
+        # as field(7, ...) would begin, which would copy all of the graph twice
+        begin = varint(7 << 3 | 2) + varint(sum(map(len, graph)))
         opset = field(1, "") + field(2, OPSET)
         described = [field(2, "tinyft"), field(3, __version__), field(6, description)]
         properties = [field(14, field(1, k) + field(2, v)) for k, v in metadata.items()]
-        model = [field(1, IR_VERSION), *described, field(7, b"".join(parts)), field(8, opset)]
-        return b"".join([*model, *properties])
+        model = [field(1, IR_VERSION), *described, begin, *graph, field(8, opset), *properties]
+        return b"".join(model)
