@@ -15,6 +15,7 @@ from tinyft.errors import DeviceError
 # "auto" is the CPU in tests, whatever there is; a GPU has `tinyft bench --backend gpu`.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 progress.by_default = False
+os.environ.pop("COLUMNS", None)  # of whoever runs the tests
 
 
 @pytest.fixture(scope="session")

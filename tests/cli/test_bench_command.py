@@ -188,7 +188,7 @@ def test_the_lines_of_a_frozen_phase(tinyft, monkeypatch, photos):
     monkeypatch.setattr(bench_frozen, "measure", measure)
     done = tinyft("bench", "--frozen", photos, *PHOTOS, "--size", "24")
     assert done.code == 0, done.err
-    line = "PyTorch, channels_last               1.00 s       2.00 s    12.00 s    50.00 %"
+    line = "PyTorch, channels_last      1.00 s      2.00 s     12.00 s    50.00 %"
     assert line in done.out
     assert "4.00 times as fast as PyTorch (3.50 without validation):\n  because" in done.out
     assert "note: other programs took 50 %" in done.out
@@ -223,8 +223,8 @@ def test_the_lines_of_accuracy(tinyft, monkeypatch, photos):
     monkeypatch.setattr(bench_accuracy, "curves", curves)
     done = tinyft("bench", "--accuracy", photos, *PHOTOS, "--seeds", "2")
     assert done.code == 0, done.err
-    numbers = "     5.50 (1.25)     2.00 (1.25)     9.00 (1.25)     0.75 (1.25)"
-    assert done.out.count(f"convolution 3x3: forward                       7{numbers}") == 4
+    numbers = "5.50 (1.25)  2.00 (1.25)   9.00 (1.25)   0.75 (1.25)"
+    assert done.out.count(f"convolution 3x3: forward       7  {numbers}") == 4
     assert done.out.count("tinyft: 2 of 2 lines above 5") == 2
     assert done.out.count("Winograd off: no line above 5") == 2
     assert "losses of 30 fine-tuning steps" in done.out

@@ -69,7 +69,7 @@ def test_an_optimizer_without_momentum_is_given_none():
     plan = learner.plan(1)
     assert all((phase.momentum == 0).all() for phase in plan.phases)
     assert "no momentum" in unwrapped(plan)
-    assert "none            68,352" in str(plan) and "0.95" not in str(plan)
+    assert "none      68,352" in str(plan) and "0.95" not in str(plan)
     record = next(iter(learner.steps(plan)))
     assert {group.momentum for group in record.groups} == {0.0}
     assert "0.95 0.85 0.90" in str(small_learner(optimizer="momentum").plan(1))

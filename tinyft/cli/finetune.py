@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         is_sample = args.dir is None and args.continue_run is None
         learner = continued_learner(args) if args.continue_run else make_learner(args)
         plan = make_plan(args, learner)
-        _announce(learner, plan, as_story=is_sample)
+        _announce(learner, plan)
         learner.data.expect_whole(learner.preprocess)
         training = _create_run(args, learner)
         _train(args, learner, plan, training, 0)
@@ -88,10 +88,10 @@ def _resume(args: argparse.Namespace) -> None:
     _train(args, learner, plan, training, start)
 
 
-def _announce(learner: Learner, plan: Plan, *, as_story: bool = False) -> None:
+def _announce(learner: Learner, plan: Plan) -> None:
     from tinyft.finetune.in_words import story
 
-    say(story(plan) if as_story else str(plan))
+    say(story(plan))
     say(describe_backend(learner.device))
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyft.cli.failures import RequestError
 from tinyft.cli.options import GRAPHS, PAGES, Parser, add_json, expect_replaceable, whole
 from tinyft.cli.output import answer, has_terminal, json_result, result, say
+from tinyft.display import fitted, terminal_width
 
 if TYPE_CHECKING:
     from tinyft.inspection.step.moment import Moment
@@ -110,20 +110,18 @@ def show(trace: Trace) -> None:
         return
     from rich.console import Console
 
-    from tinyft.inspection.trace.table import HEADER, PLACES, headline, stop_lines, table_lines
+    from tinyft.inspection.trace.table import headline, stop_lines, table_lines
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     lines = table_lines(trace)
-    if max(map(len, lines)) > shutil.get_terminal_size().columns:
-        lines = table_lines(trace, len(HEADER) - PLACES)
     for line in headline(trace):
-        console.print(line, style="bold")
+        console.print(fitted(line, terminal_width()), style="bold")
     console.print(f"\n{lines[0]}", style="cyan")
     for line, node in zip(lines[1:], trace, strict=True):
         console.print(line, style=None if node.backward is not None else "dim")
     console.print()
     for line in stop_lines(trace):
-        console.print(line)
+        console.print(fitted(line, terminal_width()))
 
 
 def plain(trace: Trace, nodes: list[int]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tinyft.cli.opening import describe_backend, make_learner
 from tinyft.cli.options import Parser, add_json, add_network_options, whole
 from tinyft.cli.output import json_result, result, say
+from tinyft.display import PROSE, terminal_width
 
 if TYPE_CHECKING:
     from tinyft.finetune import LrFinding
@@ -16,7 +17,7 @@ HELP = "try learning rates from tiny to huge and suggest one"
 EXAMPLE = "tinyft lr-find photos/ --weights resnet18.pth"
 
 ROWS = 20  # of the printed curve
-BAR = 40  # columns
+LONGEST, BESIDE = 40, 20  # columns of a bar, and of the numbers before it
 
 
 def add_options(parser: Parser) -> None:
@@ -54,8 +55,9 @@ def _curve(finding: LrFinding) -> list[str]:
     losses = finding.smooth_losses
     lowest = losses.min()
     fall = losses[: losses.argmin() + 1].max() - lowest or 1.0
+    longest = min(LONGEST, (terminal_width() or PROSE) - BESIDE)
     lines = ["lr        loss"]
     for i in range(0, len(losses), max(1, len(losses) // ROWS)):
-        bar = "#" * round(BAR * min(1.0, (losses[i] - lowest) / fall))
+        bar = "#" * round(longest * min(1.0, (losses[i] - lowest) / fall))
         lines.append(f"{finding.lrs[i]:.2e}  {losses[i]:<8.4f}  {bar}".rstrip())
     return lines

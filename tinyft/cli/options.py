@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tinyft.cli.failures import RequestError
+from tinyft.cli.output import say
+from tinyft.display import fitted
 
 LABELS = ("labels", "label_regex")
 DATA = (*LABELS, "size", "batch_size", "augment", "seed", "valid_fraction", "on_error")
@@ -27,17 +29,31 @@ MOST_EPOCHS = 10_000  # a plan has a rate for each step
 PAGES, GRAPHS = (".html", ".htm"), (".dot", ".gv")  # how files end that may be replaced
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help whose lines fit, with words and commands whole."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return fitted(textwrap.indent(text, indent), width)
+
+    def format_help(self) -> str:
+        return fitted(super().format_help(), self._width)  # options that exclude each other
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return fitted(text, width).replace("\n  ", "\n").splitlines()
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, and that takes no abbreviated options: they
     would change their meaning when an option is added.
     """
 
     def __init__(self, **options: Any):
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("formatter_class", Help)
         super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` shows an example\n")
+        say(f"{self.prog}: {message}; `{self.prog} --help` shows an example")
+        self.exit(2)
 
 
 def add_command(

@@ -12,7 +12,7 @@ import sys
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
-from tinyft.display import first_few
+from tinyft.display import first_few, fitted, terminal_width
 from tinyft.progress import is_terminal, shown
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _BREAK = re.compile(r" *[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+ *")
 
 def say(text: str) -> None:
     """A line on stderr, above bars. That nobody reads it is no reason to stop."""
+    text = fitted(text, terminal_width(sys.stderr))
     if display := shown():
         display.line(text)
         return
@@ -32,13 +33,13 @@ def say(text: str) -> None:
 
 
 def result(text: str) -> None:
-    """A line on stdout."""
-    print(text, flush=True)
+    """A line on stdout; on a terminal several, where it is too long for one."""
+    print(fitted(text, terminal_width()), flush=True)
 
 
 def json_result(value: Any) -> None:
     """One line of JSON on stdout. Records become objects, arrays lists, NaN and infinity null."""
-    result(json.dumps(plain(value), allow_nan=False))
+    print(json.dumps(plain(value), allow_nan=False), flush=True)
 
 
 def answer(args: argparse.Namespace, text: str, value: Any) -> None:

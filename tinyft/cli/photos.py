@@ -8,7 +8,7 @@ from typing import Any
 
 from tinyft.cli.failures import RequestError
 from tinyft.cli.output import percent, say
-from tinyft.display import counted
+from tinyft.display import aligned, counted
 
 Show = Callable[[str], None]
 
@@ -74,10 +74,11 @@ def frozen(show: Show, args: argparse.Namespace, torch: bool) -> list[dict[str, 
 
 
 def _show_frozen(show: Show, measured: dict[str, Any]) -> None:
-    show(f"  {'':32}{'training':>11}{'validation':>13}{'together':>11}{'accuracy':>11}")
+    rows = [("", " training", "validation", " together", " accuracy")]
     for name, side in measured["sides"].items():
-        seconds = f"{side['training']:9.2f} s{side['validation']:11.2f} s{side['total']:9.2f} s"
-        show(f"  {NAMES[name]:32}{seconds}{percent(side['accuracy']):>11}")
+        seconds = [f"{side[part]:8.2f} s" for part in ("training", "validation", "total")]
+        rows.append((NAMES[name], *seconds, f"{percent(side['accuracy']):>9}"))
+    show("\n".join(aligned(rows, indent="  ")))
     if "ratio" in measured:
         alone = f"({measured['training_ratio']:.2f} without validation)"
         show(f"  {measured['ratio']:.2f} times as fast as PyTorch {alone}:")
@@ -105,12 +106,12 @@ def accuracy(show: Show, args: argparse.Namespace, torch: bool) -> dict[str, Any
 
 def _show_errors(show: Show, rows: list[dict[str, Any]], measure: str) -> None:
     show(f"\n{MEASURES[measure]}, as a multiple of PyTorch's in its better layout: worst (median)")
-    show(f"  {'':41}{'number':>7}" + "".join(f"{name:>16}" for name in SIDES.values()))
+    table = [("", "number", *SIDES.values())]
     for row in rows:
         numbers = [row["ratios"][side][measure] for side in SIDES]
         texts = [f"{number['worst']:.2f} ({number['median']:.2f})" for number in numbers]
-        name = f"{row['kind']}: {row['pass']}"
-        show(f"  {name:41}{row['count']:7}" + "".join(f"{text:>16}" for text in texts))
+        table.append((f"{row['kind']}: {row['pass']}", f"{row['count']:6}", *texts))
+    show("\n".join(aligned(table, indent="  ")))
     for side in ("winograd", "direct"):
         above = [row for row in rows if row["ratios"][side][measure]["worst"] > LIMIT]
         count = f"{len(above)} of {len(rows)} lines" if above else "no line"

@@ -12,6 +12,7 @@ from tinyft.cli.failures import RequestError, naming
 from tinyft.cli.opening import trained_file
 from tinyft.cli.options import Parser, add_command, add_json, expect_replaceable
 from tinyft.cli.output import json_result, one_line, result, say
+from tinyft.display import aligned
 
 if TYPE_CHECKING:
     from tinyft.weights import Weights
@@ -84,17 +85,17 @@ def list_published(args: argparse.Namespace) -> int:
                       "licence": e.licence, "url": e.url, "sha256": e.sha256}
                      for e in chosen])  # fmt: skip
         return 0
-    width = max(len(entry.id) for entry in chosen)
-    result(f"{'name':{width}}  {'architecture':15}  {'accuracy':>8}  {'size':>9}  licence")
+    rows = [("name", "architecture", "accuracy", f"{'size':>9}", "licence", "")]
     for entry in chosen:
-        accuracy = f"{entry.top1:5.2f} %" if entry.top1 else "       -"
+        accuracy = f"{entry.top1:6.2f} %" if entry.top1 else "       -"
         size = f"{entry.size / 1e6:6.1f} MB" if entry.size else "        -"
-        here = "  (fetched)" if cached_path(entry).exists() else ""
+        here = "(fetched)" if cached_path(entry).exists() else ""
         if entry.bundled_file:
-            here = "  (comes with tinyft)"
+            here = "(comes with tinyft)"
         elif not sources(entry)[0].sha256:
-            here = f"  (no sha256 is published){here}"
-        result(f"{entry.id:{width}}  {entry.arch:15}  {accuracy}  {size}  {entry.licence}{here}")
+            here = f"(no sha256 is published) {here}"
+        rows.append((entry.id, entry.arch, accuracy, size, entry.licence, here.rstrip()))
+    result("\n".join(aligned(rows)))
     return 0
 
 

@@ -4,15 +4,12 @@ for somebody who sees a run for the first time. `print(plan)` shows the numbers 
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass
 
-from tinyft.display import counted, first_few
+from tinyft.display import counted, first_few, paragraph
 from tinyft.finetune.plan import REMEMBERS, GroupState, Plan
 from tinyft.finetune.schedule import Phase
 from tinyft.finetune.training import MEANS
-
-WIDTH, STORY_WIDTH = 100, 96  # columns
 
 WHY_FROZEN = (
     "Why: the head begins with random weights, so its first gradients say nothing about pictures; "
@@ -79,17 +76,14 @@ class PhaseInWords:
     where: str
 
     def __str__(self) -> str:
-        where = textwrap.fill(
-            f"Where: {self.where}", WIDTH, initial_indent="  ", subsequent_indent="  ",
-            break_on_hyphens=False,
-        )  # fmt: skip
-        return _paragraph(f"{self.title}: {self.text}") + "\n" + where
+        where = paragraph(f"Where: {self.where}", first="  ", rest="  ")
+        return paragraph(f"{self.title}: {self.text}") + "\n" + where
 
 
 def explain(plan: Plan) -> str:
-    """The whole plan as text of at most 100 columns: what it is about, its phases, the decay."""
-    subject = "\n".join(map(_paragraph, plan.subject.lines()))
-    return "\n\n".join([subject, *map(str, phases(plan)), _paragraph(decay(plan))])
+    """The whole plan: what it is about, its phases, the decay."""
+    subject = "\n".join(map(paragraph, plan.subject.lines()))
+    return "\n\n".join([subject, *map(str, phases(plan)), paragraph(decay(plan))])
 
 
 def phases(plan: Plan) -> list[PhaseInWords]:
@@ -238,10 +232,6 @@ def _rate(value: float) -> str:
     return f"{value:.2g}"
 
 
-def _paragraph(text: str) -> str:
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
-
-
 # ----------------------------------------------------------------------------------------- a story
 
 
@@ -271,22 +261,24 @@ def story(plan: Plan) -> str:
         cut = f"{origin.removed} is removed, and a head put there that knows each class's mean"
     if origin.head_is_kept:
         cut = f"The head is {origin.head_state}"
+    dropped = f" The trained one is not used: {origin.head_dropped}." if origin.head_dropped else ""
     paragraphs = {
         "pictures": f"{subject.n_train} to learn from and {subject.n_valid} to be tested on, of "
-        f"{len(subject.classes)} classes: {first_few(subject.classes)}.",
+        f"{len(subject.classes)} classes: {first_few(subject.classes)}. Batches of "
+        f"{subject.batch_size}, {subject.preprocess.crop} px; augmentation: "
+        f"{subject.augment or 'none'}.",
         "network": f"{subject.arch}, {body:,} parameters without its last layer. {known}.",
-        "cut": f"{cut}: {HEAD_TEXTS[origin.head].format(len(subject.classes))}.",
+        "cut": f"{cut}: {HEAD_TEXTS[origin.head].format(len(subject.classes))}.{dropped}",
     }
     for number, phase in enumerate(plan.phases, 1):
-        what = f"{phase.name}, {counted(phase.epochs, 'epoch')}. {_short_phase(plan, number - 1)}"
-        paragraphs[f"phase {number}"] = what
+        length = f"{counted(phase.epochs, 'epoch')} of {counted(phase.steps_per_epoch, 'step')}"
+        paragraphs[f"phase {number}"] = f"{phase.name}, {length}. {_short_phase(plan, number - 1)}"
+    for line in subject.unusual():
+        name, _, text = line.partition(": ")
+        paragraphs[name] = f"{text}."
     return "\n".join(
-        textwrap.fill(
-            text, STORY_WIDTH, initial_indent=f"{name:10}", subsequent_indent=" " * 10,
-            break_on_hyphens=False,
-        )
-        for name, text in paragraphs.items()
-    )  # fmt: skip
+        paragraph(text, first=f"{name:10}", rest=" " * 10) for name, text in paragraphs.items()
+    )
 
 
 def _short_phase(plan: Plan, index: int) -> str:
@@ -300,4 +292,6 @@ def _short_phase(plan: Plan, index: int) -> str:
     if not states[0].frozen:
         return f"{RANDOM_TRAIN if random else ALL_TRAIN} Largest learning rates: {rates}."
     text = RANDOM_FROZEN if random else BODY_FROZEN
+    if plan.cached_bytes[index]:
+        text += " Their features are kept, so each picture passes through them once."
     return f"{text} Their batch norms: {states[0].batch_norms}. Largest learning rate: {rates}."

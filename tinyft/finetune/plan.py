@@ -4,11 +4,10 @@ and decides nothing. `planning.py` makes plans, `in_words.py` explains them.
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tinyft.display import Displayed, counted, first_few
+from tinyft.display import Displayed, aligned, counted, first_few, paragraph
 from tinyft.finetune.training import RANDOM
 
 if TYPE_CHECKING:
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from tinyft.finetune.training import Origin
     from tinyft.weights.preprocess import Preprocess
 
+TABLE = ("group", "state", "lr start", "lr peak", "lr end", "momentum", "parameters that train")
 REMEMBERS = "goes on with what it remembers"
 
 
@@ -80,10 +80,10 @@ class Subject:
             f"batches of {self.batch_size}; augmentation: {self.augment or 'none'}",
             f"input: {square}, mean {p.mean}, std {p.std} "
             f"({'assumed' if p.assumed else 'from the weights file'})",
-            *self._unusual(),
+            *self.unusual(),
         ]
 
-    def _unusual(self) -> list[str]:
+    def unusual(self) -> list[str]:
         """The optimizer and the loss, where they are not Adam and plain cross-entropy."""
         lines = [] if self.optimizer == "adam" else [f"optimizer: {self.optimizer}"]
         loss = f", labels smoothed by {self.label_smoothing:g}" if self.label_smoothing else ""
@@ -170,23 +170,16 @@ def _table(phase: Phase, states: list[GroupState], stale: bool) -> list[str]:
     """One line a group: whether it is frozen, start, peak and end of its learning rate and of
     momentum (whose peak is its lowest), what trains. Where nothing moves, a rate means nothing.
     """
-    width = max(len(state.name) for state in states)
-    lines = [
-        f"  {'group':{width}}  state   lr start  lr peak   lr end    momentum        "
-        "parameters that train"
-    ]
     m = phase.momentum
     momentum = f"{m[0]:.2f} {m.min():.2f} {m[-1]:.2f}" if m.any() else "none"
-    for g, state in enumerate(states):
-        lr = phase.lr[:, g]
-        cells = [f"{rate:<8.2e}" for rate in (lr[0], lr.max(), lr[-1])] + [f"{momentum:14}"]
+    rows = [TABLE]
+    for state, lr in zip(states, phase.lr.T, strict=True):
+        cells = [f"{rate:.2e}" for rate in (lr[0], lr.max(), lr[-1])] + [momentum]
         if not state.trainable and not stale:
-            cells = [f"{'-':8}"] * 3 + [f"{'-':14}"]
-        lines.append(
-            f"  {state.name:{width}}  {'frozen' if state.frozen else 'trains'}  "
-            f"{'  '.join(cells)}  {state.trainable:,} of {state.total:,}"
-        )
-    return lines
+            cells = ["-"] * 4
+        count = f"{state.trainable:,} of {state.total:,}"
+        rows.append((state.name, "frozen" if state.frozen else "trains", *cells, count))
+    return aligned(rows, indent="  ")
 
 
 def _batch_norm_lines(states: list[GroupState]) -> list[str]:
@@ -200,7 +193,4 @@ def _batch_norm_lines(states: list[GroupState]) -> list[str]:
 
 
 def _wrapped(line: str) -> str:
-    """The line over as many lines of 100 columns as it takes, but for a name that is longer."""
-    return textwrap.fill(
-        line, 100, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
-    )
+    return paragraph(line, rest="    ")

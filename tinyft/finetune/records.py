@@ -117,8 +117,7 @@ class StepRecord(Displayed):
         ]  # fmt: skip
 
     def __str__(self) -> str:
-        table = aligned([GROUP_COLUMNS, *self.rows()])
-        return "\n".join([*self.lines(), *(f"  {line}" for line in table)])
+        return "\n".join([*self.lines(), *aligned([GROUP_COLUMNS, *self.rows()], indent="  ")])
 
 
 GROUP_COLUMNS = ("group", "state", "lr", "momentum", "gradient", "weights", "update")

@@ -19,6 +19,7 @@ import numpy as np
 from tinyft import backends
 from tinyft.data.loader import Batch
 from tinyft.data.prefetch import free_memory
+from tinyft.display import aligned
 from tinyft.engine.tape import no_grad
 from tinyft.errors import NonFiniteLossError, RunError
 from tinyft.finetune.feature_cache import FeatureCache
@@ -57,10 +58,8 @@ class LrFinding:
     suggestions: dict[str, Suggestion]
 
     def __str__(self) -> str:
-        lines = [
-            f"{rule:8} {found.lr:.2e}  {found.working}" for rule, found in self.suggestions.items()
-        ]
-        return "\n".join(lines)
+        found = self.suggestions.items()
+        return "\n".join(aligned([(rule, f"{s.lr:.2e}", s.working) for rule, s in found]))
 
 
 def lr_find(

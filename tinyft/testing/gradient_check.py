@@ -72,7 +72,7 @@ class GradcheckReport:
              f"{row.worst:.2g}", _places(row.kinks) if row.kinks else "none")
             for row in self.inputs
         ]  # fmt: skip
-        return "\n".join([head, *(f"  {line}" for line in aligned(rows))])
+        return "\n".join([head, *aligned(rows, indent="  ")])
 
 
 def gradcheck(

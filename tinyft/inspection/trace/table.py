@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tinyft.backends import Backend
-from tinyft.display import Displayed, aligned, counted, first_few
+from tinyft.display import Displayed, aligned, counted, first_few, terminal_width
 from tinyft.inspection.trace.kernel_watch import KernelCall
 from tinyft.inspection.trace.open_node import GradientEntry
 
@@ -98,7 +99,8 @@ def derivative_lines(node: TracedNode) -> list[str]:
     """Wrap what the source says of an op's backward; nothing where it says nothing."""
     if not node.derivative:
         return []
-    return ["", *textwrap.wrap(f"backward: {node.derivative}", 92, subsequent_indent="  ")]
+    width = min(92, (terminal_width() or 100) - 8)  # it will be indented
+    return ["", *textwrap.wrap(f"backward: {node.derivative}", width, subsequent_indent="  ")]
 
 
 def input_rows(node: TracedNode) -> list[list[str]]:
@@ -204,13 +206,15 @@ class TraceTable(Displayed):
         return "\n".join([*headline(self), "", *table_lines(self), "", *stop_lines(self)]).rstrip()
 
 
-def table_lines(trace: TraceTable, columns: int = len(HEADER)) -> list[str]:
-    """The table with its first `columns` columns."""
+def table_lines(trace: TraceTable) -> list[str]:
+    """The table, a text a row; without PLACES on a terminal that is too narrow for all columns."""
     rows = [HEADER, *map(cells, trace.nodes)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
     for i in NUMERIC:
         rows = [[*row[:i], row[i].rjust(widths[i]), *row[i + 1 :]] for row in rows]
-    return aligned([row[:columns] for row in rows])
+    if sum(widths) + 2 * len(widths) - 2 > (terminal_width() or sys.maxsize):
+        rows = [row[:-PLACES] for row in rows]
+    return aligned(rows)
 
 
 def headline(trace: TraceTable) -> list[str]:
