@@ -1,12 +1,15 @@
 """`tinyft evaluate RUN` on the run's own pictures, if they are still the same."""
 
+import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tinyft.finetune.learner import Learner
+from tinyft.cli.evaluate import _in_words
 from tinyft.finetune.records import Evaluation
+from tinyft.inspection.report.learned import Judgements
 
 
 @pytest.mark.slow
@@ -61,7 +64,32 @@ def test_a_run_that_is_not_finished_says_how_to_go_on(tinyft, trained):
     assert "finish it with Python, which has its arrays" in tinyft("evaluate", trained).error
 
 
-def test_pictures_are_counted_to_the_last_one(tinyft, trained, monkeypatch):
+def test_pictures_are_counted_to_the_last_one():
     """1 / 49 * 49 is less than 1."""
-    monkeypatch.setattr(Learner, "evaluate", lambda *_: Evaluation(49, 1 / 49, 3.0))
-    assert "(48 wrong of 49)" in tinyft("evaluate", trained).out
+    labels, sure = np.arange(49) > 0, np.tile([1.0, 0.0], (49, 1))
+    names = [f"{i}.jpg" for i in range(49)]
+    found = Judgements(["a", "b"], names, labels.astype(int), sure, Evaluation(49, 1 / 49, 3.0))
+    words = _in_words(found)
+    assert words.startswith(
+        "accuracy 2.04 %, error 97.96 % (48 wrong of 49), loss 3.0000; balanced"
+    )
+    assert "balanced accuracy 50.00 %" in words and "b taken for a: 48" in words
+    assert "  1.jpg: a (loss " in words
+
+
+def test_every_class_is_in_the_json_and_every_picture_in_the_table(tinyft, trained):
+    files = "--csv", "all.csv", "--html", "page.html"
+    found = json.loads(tinyft("evaluate", trained, "pictures", "--json", *files).out)
+    assert [each["name"] for each in found["classes"]] == ["cat", "dog"]
+    assert np.sum(found["confusion"], axis=1).tolist() == [6, 6]
+    recalls = [each["recall"] for each in found["classes"]]
+    assert found["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    with open("all.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    assert sum(row["label"] == row["said"] for row in rows) / 12 == found["accuracy"]
+    assert found["worst"][0]["loss"] == max(float(row["loss"]) for row in rows)
+    page = Path("page.html").read_text()
+    assert "Its largest mistakes" in page and "Confusion matrix" in page
+    done = tinyft("evaluate", trained, "pictures", "--csv", "pictures/cat/0.png")
+    assert "only a file that ends in .csv" in done.error

@@ -1,26 +1,44 @@
-"""`tinyft evaluate`: accuracy and loss of a trained network on a folder of pictures."""
+"""`tinyft evaluate`: how well a trained network tells the pictures of a folder apart: accuracy and
+loss, precision and recall of each class, what is taken for what, the pictures it was most wrong
+about; in words, as JSON, as a page, as a CSV file of all pictures.
+"""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinyft.cli.failures import RequestError
 from tinyft.cli.opening import open_folder, open_trained
-from tinyft.cli.options import LABELS, Parser, add_backend, add_json, add_reading_options, given
+from tinyft.cli.options import (
+    LABELS,
+    PAGES,
+    Parser,
+    add_backend,
+    add_json,
+    add_reading_options,
+    expect_replaceable,
+    given,
+)
 from tinyft.cli.output import answer, one_line, percent, say
 from tinyft.errors import RunError
 
 if TYPE_CHECKING:
     from tinyft.data import PictureData
     from tinyft.finetune import Learner
+    from tinyft.inspection.report.learned import Judgements
     from tinyft.weights import Weights
 
-HELP = "measure accuracy and loss of a trained network on pictures"
+HELP = "measure how well a trained network tells pictures apart, class by class"
 EXAMPLE = """\
 tinyft evaluate runs/photos-resnet18-1 more_photos/
+tinyft evaluate runs/photos-resnet18-1 more_photos/ --html judged.html --csv judged.csv
 tinyft evaluate resnet20.h5 cifar10/"""
+
+WORST = 5  # pictures with the largest losses that are named
 
 ALL = {"valid_fraction": 1.0}  # of a folder without a split
 
@@ -35,11 +53,17 @@ def add_options(parser: Parser) -> None:
     )  # fmt: skip
     parser.add_argument("--best", action="store_true", help="the run's best epoch, not its last")
     add_reading_options(parser, "; of a run's own pictures as in the run")
+    parser.add_argument("--html", metavar="FILE", help="write a page: tables, matrix, mistakes")
+    parser.add_argument("--csv", metavar="FILE", help="write a line for each picture")
     add_backend(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    from tinyft.inspection.report.learned import judge_pictures
+
+    expect_replaceable("--html", args.html, PAGES)
+    expect_replaceable("--csv", args.csv, (".csv",))
     learner = open_trained(
         args.source,
         best=args.best,
@@ -48,14 +72,89 @@ def run(args: argparse.Namespace) -> int:
     )
     data = _data(args, learner)
     args.working = True
-    found = learner.evaluate(data)
-    wrong = found.n - round(found.accuracy * found.n)
-    text = (
-        f"accuracy {percent(found.accuracy)}, error {percent(1 - found.accuracy)} ({wrong} wrong "
-        f"of {found.n}), loss {found.loss:.4f}"
-    )
-    answer(args, text, found)
+    judged = judge_pictures(learner, data)
+    if args.csv:
+        _write(args.csv, _table(judged))
+    if args.html:
+        _write(args.html, _page(args, learner, judged, data))
+    answer(args, _in_words(judged), _as_record(judged))
     return 0
+
+
+def _in_words(judged: Judgements) -> str:
+    """Accuracy and loss; then a table of the classes, who is taken for whom, the worst pictures."""
+    n, wrong = len(judged.labels), int((~judged.right).sum())
+    loss, share = judged.evaluation.loss, wrong / n
+    lines = [
+        f"accuracy {percent(1 - share)}, error {percent(share)} ({wrong} wrong of {n}), loss "
+        f"{loss:.4f}; balanced accuracy {percent(judged.balanced_accuracy)}",
+        "",
+        *map(one_line, str(judged).split("\n")[2:]),
+    ]
+    worst = [each for each in _worst(judged) if each["label"] != each["said"]]
+    if worst:
+        lines += ["", "most wrong about"]
+    lines += [
+        f"  {one_line(each['file'])}: {one_line(each['said'])} (loss {each['loss']:.2f})"
+        for each in worst
+    ]
+    return "\n".join(lines)
+
+
+def _as_record(judged: Judgements) -> dict[str, Any]:
+    """All of it, for --json."""
+    return {
+        "n": judged.evaluation.n,
+        "accuracy": judged.evaluation.accuracy,
+        "loss": judged.evaluation.loss,
+        "balanced_accuracy": judged.balanced_accuracy,
+        "classes": judged.per_class(),
+        "confusion": judged.confusion(),  # a row is what was shown, a column what was said
+        "worst": _worst(judged),
+    }
+
+
+def _worst(judged: Judgements) -> list[dict[str, Any]]:
+    rows = _rows(judged)
+    return [rows[i] for i in judged.top_losses(WORST)]
+
+
+def _rows(judged: Judgements) -> list[dict[str, Any]]:
+    """What was said of each picture; the probability is that of what was said."""
+    names, said = judged.classes, judged.predicted
+    return [
+        {"file": file, "label": names[label], "said": names[said[i]],
+         "probability": float(judged.probabilities[i].max()), "loss": float(judged.losses[i])}
+        for i, (file, label) in enumerate(zip(judged.files, judged.labels, strict=True))
+    ]  # fmt: skip
+
+
+def _table(judged: Judgements) -> str:
+    text, rows = io.StringIO(), _rows(judged)
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _page(args: argparse.Namespace, learner: Learner, judged: Judgements, data: PictureData) -> str:
+    """The same as a page, with the mistakes as pictures."""
+    from tinyft.inspection.html import escape, page
+    from tinyft.inspection.report.learned import learned, mistakes
+
+    title = f"{Path(args.source).name} on {Path(args.dir).name if args.dir else 'its own pictures'}"
+    first = _in_words(judged).split("\n")[0]
+    body = f"<h1>{escape(title)}</h1><p>{escape(first[0].upper() + first[1:])}.</p>"
+    worst = f"<h2>Its largest mistakes</h2>{mistakes(learner, judged, data)}"
+    return page(title, f"{body}<h2>Class by class</h2>{learned(judged)}{worst}")
+
+
+def _write(file: str, text: str) -> None:
+    from tinyft.weights.files import replacing
+
+    with replacing(file) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    say(f"written: {one_line(file)}")
 
 
 def _data(args: argparse.Namespace, learner: Learner) -> PictureData:

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from tinyft.finetune.training import Training
 
 
-def evaluate(training: Training, data: PictureData | None = None) -> Evaluation:
+def evaluate(
+    training: Training, data: PictureData | None = None, *, logits: list[np.ndarray] | None = None
+) -> Evaluation:
     """Measure accuracy and mean loss over the validation pictures of `data`, else of the learner's
-    own, whose features may be kept.
+    own, whose features may be kept. `logits` is a list that gets those of each batch, (N, C).
 
     Raises: DataError if there are none, or their classes are not the learner's
     """
@@ -41,11 +43,15 @@ def evaluate(training: Training, data: PictureData | None = None) -> Evaluation:
         network = training.answers.network(training)
         cache = training.cache if data is training.data else None
         if cache is None:
-            judged = [(*judge_batch(training, network, b), len(b.ids)) for b in batches()]
+            found = ((network(training.input(b.images)), b.labels) for b in batches())
         else:
             body, head = network.network.features, network.network.head
-            kept = cache.valid_features(body, batches)
-            judged = [(*judge(training, head(x), labels), len(labels)) for x, labels in kept]
+            found = ((head(x), labels) for x, labels in cache.valid_features(body, batches))
+        judged = []
+        for scores, labels in found:
+            judged.append((*judge(training, scores, labels), len(labels)))
+            if logits is not None:
+                logits.append(backends.host(scores.data))
     right = sum(int(backends.host(right)) for right, _, _ in judged)
     loss = sum(float(backends.host(loss)) * n for _, loss, n in judged)
     return Evaluation(data.n_valid, right / data.n_valid, loss / data.n_valid)

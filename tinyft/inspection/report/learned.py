@@ -18,18 +18,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinyft import backends
 from tinyft.data.loader import PictureData
 from tinyft.data.picture import prepare
 from tinyft.display import aligned
-from tinyft.engine.tape import no_grad
 from tinyft.errors import DataError
 from tinyft.finetune.answering import softmax
-from tinyft.finetune.judge import expect_judgeable
+from tinyft.finetune.records import Evaluation
 from tinyft.inspection.html import escape, picture, table
 from tinyft.inspection.report.charts import reliability_chart
 from tinyft.inspection.report.images import grad_cams, overlay
-from tinyft.nn.folding import fold
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner
@@ -93,6 +90,7 @@ class Judgements:
     files: list[str]
     labels: np.ndarray
     probabilities: np.ndarray
+    evaluation: Evaluation | None = None  # its accuracy, and its loss as in training
 
     @property
     def predicted(self) -> np.ndarray:
@@ -107,6 +105,12 @@ class Judgements:
     @property
     def accuracy(self) -> float:
         return float(self.right.mean())
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean recall of the classes that have pictures: rare ones count as much as others."""
+        recalls = [score.recall for score in self.per_class() if score.recall is not None]
+        return sum(recalls) / len(recalls)
 
     @property
     def losses(self) -> np.ndarray:
@@ -190,15 +194,11 @@ def judge_pictures(learner: Learner, data: PictureData | None = None) -> Judgeme
     data = data if data is not None else learner.data
     if data is None:
         raise DataError("there are no pictures to judge; pass some as data=")
-    expect_judgeable(learner, data)
-    each = []
-    with no_grad(), backends.use(learner.device):
-        network = fold(learner.model)
-        for batch in data.valid_batches(learner.adjusted_preprocess()):
-            logits = backends.host(network(learner.input(batch.images)).data)  # (N, C)
-            each.append(softmax(logits.astype(np.float64)))
+    logits: list[np.ndarray] = []
+    found = learner.evaluate(data, logits=logits)
+    probabilities = softmax(np.concatenate(logits).astype(np.float64))
     labels = np.asarray(data.labels["valid"], np.int64)
-    return Judgements(learner.classes, data.files("valid"), labels, np.concatenate(each))
+    return Judgements(learner.classes, data.files("valid"), labels, probabilities, found)
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
@@ -239,9 +239,9 @@ def learned(judged: Judgements) -> str:
     return "\n".join(parts)
 
 
-def mistakes(learner: Learner, judged: Judgements) -> str:
-    """The pictures of the largest losses, each beside the evidence for what the network said and
-    for what is true.
+def mistakes(learner: Learner, judged: Judgements, data: PictureData | None = None) -> str:
+    """The pictures (of `data`, else the learner's own) of the largest losses, each beside the
+    evidence for what the network said and for what is true.
 
     Raises: DataError if a picture cannot be read any more
     """
@@ -250,7 +250,8 @@ def mistakes(learner: Learner, judged: Judgements) -> str:
     if not worst:
         return "<p>It was right about every picture, and more than half sure.</p>"
     preprocess = learner.adjusted_preprocess()
-    images = np.stack([prepare(learner.data.source("valid", int(i)), preprocess) for i in worst])
+    data = data or learner.data
+    images = np.stack([prepare(data.source("valid", int(i)), preprocess) for i in worst])
     said, true = judged.predicted[worst], judged.labels[worst]
     for_said, for_true = grad_cams(learner, images, said), grad_cams(learner, images, true)
     figures = [
