@@ -60,11 +60,14 @@ class Learner(Protocol):
 
 @dataclass(eq=False)
 class Request:
-    """Pictures that wait for their answer, and the answer: logits (N, C), features (N, F)."""
+    """Pictures that wait for their answer, and the answer: logits (N, C), features (N, F), and
+    with `maps` the features at each place (N, h, w, F).
+    """
 
     images: np.ndarray
     backend: object  # what computes in the thread that asks
-    answer: tuple[np.ndarray, np.ndarray] | None = None
+    maps: bool = False
+    answer: tuple[np.ndarray, ...] | None = None
     error: Exception | None = None
 
     @property
@@ -111,11 +114,15 @@ class Answers:
             kept = self.kept = now, fold(model)
         return kept[1]
 
-    def ask(self, learner: Learner, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logits (N, C) and features (N, F) of prepared pictures (N, S, S, 3) uint8."""
+    def ask(
+        self, learner: Learner, images: np.ndarray, *, maps: bool = False
+    ) -> tuple[np.ndarray, ...]:
+        """Logits (N, C) and features (N, F) of prepared pictures (N, S, S, 3) uint8; with `maps`
+        also the features at each place (N, h, w, F).
+        """
         if self.process != os.getpid():
             self.start_again()
-        request, me = Request(images, backends.of(images)), threading.get_ident()
+        request, me = Request(images, backends.of(images), maps), threading.get_ident()
         if self.computing == me:  # a signal handler, which would wait for what it interrupts
             self._answer(learner, [request])
         else:
@@ -167,12 +174,14 @@ class Answers:
             with no_grad(), backends.use(learner.device):
                 network = self.network(learner).network
                 maps = network.features(learner.input(images))
-                found = network.head(maps).data, global_average_pool(maps).data
-                logits, features = map(backends.host, found)
+                found = [network.head(maps).data, global_average_pool(maps).data]
+                if any(request.maps for request in batch):
+                    found.append(maps.data)
+                found = [backends.host(array) for array in found]
             start = 0
             for request in batch:
                 rows = slice(start, start := start + len(request.images))
-                request.answer = logits[rows], features[rows]
+                request.answer = tuple(array[rows] for array in found[: 3 if request.maps else 2])
         except Exception as error:
             for request in batch:
                 request.error = error

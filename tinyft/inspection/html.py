@@ -71,8 +71,9 @@ def escape(text: object) -> Markup:
     return text if isinstance(text, Markup) else Markup(html.escape(str(text)))
 
 
-def page(title: str, body: str, script: str = "") -> str:
-    """A whole page: `title` is text, `body` is HTML, `script` is JavaScript that runs at its end.
+def page(title: str, body: str, script: str = "", *, policy: str = POLICY) -> str:
+    """A whole page: `title` is text, `body` is HTML, `script` is JavaScript that runs at its end,
+    `policy` says what the browser may load.
 
     Write it as UTF-8.
     """
@@ -82,7 +83,7 @@ def page(title: str, body: str, script: str = "") -> str:
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,">
 <title>{escape(title)}</title>

@@ -54,6 +54,7 @@ from tinyft.nn.folding import fold
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner
+    from tinyft.nn import Module
     from tinyft.weights.preprocess import Preprocess
 
 LARGEST_SHOWN = 448  # pixels; a photograph of 12 million would make a page of 20 MB
@@ -241,12 +242,21 @@ def grad_cams(learner: Learner, images: np.ndarray, classes: np.ndarray) -> np.n
         network = fold(learner.model).network
         with no_grad():
             features = network.features(learner.input(images)).data  # (N, h, w, C)
-        leaf = Tensor.wrap(features)
-        leaf.requires_grad = True
-        logits = network.head(leaf)  # (N, classes); evaluation: no picture sees another
-        chosen = np.zeros(logits.shape, logits.dtype)
-        chosen[np.arange(len(classes)), classes] = 1
-        logits.backward(backends.place_like(chosen, logits.data))
+        return heat_maps(network, features, classes)
+
+
+def heat_maps(network: Module, features: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Grad-CAM from the features on, through the head of a folded network alone. That is not
+    changed: none of its parameters requires a gradient, so threads may share it.
+
+    Shapes: features (N, h, w, C), on the backend in use; classes (N,) int; out (N, h, w) float32
+    """
+    leaf = Tensor.wrap(features)
+    leaf.requires_grad = True
+    logits = network.head(leaf)  # (N, classes); evaluation: no picture sees another
+    chosen = np.zeros(logits.shape, logits.dtype)
+    chosen[np.arange(len(classes)), classes] = 1
+    logits.backward(backends.place_like(chosen, logits.data))
     weight = backends.host(leaf.grad).mean(axis=(1, 2))  # (N, C)
     heat = np.einsum("nhwc,nc->nhw", backends.host(features), weight)
     return np.maximum(0, heat).astype(np.float32)
