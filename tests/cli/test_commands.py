@@ -197,7 +197,7 @@ def test_a_trained_head_is_kept_and_its_end_is_said(tinyft, trained, pictures, d
 def test_plan_takes_every_option(tinyft, pictures):
     options = "--weights none --arch resnet18 --epochs 4 --freeze-epochs 2 --lr 0.01 --size 32 "
     options += "--batch-size 5 --head linear --bn frozen --backend reference --seed 7 "
-    options += "--no-augment --valid-fraction 0.5 --on-error skip"
+    options += "--no-augment --valid-fraction 0.5 --on-error skip --table"
     done = tinyft("plan", pictures, *options.split())
     assert done.code == 0, done.err
     for words in (

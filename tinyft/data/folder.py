@@ -229,9 +229,10 @@ def unreadable(paths: Sequence[Path], *, whole: bool, workers: int) -> dict[Path
         try:
             if whole:
                 whole_picture(path)
-            else:
-                with path.open("rb") as stream:
-                    check_header(stream)
+                return None
+            _expect_regular(path)
+            with path.open("rb") as stream:
+                check_header(stream)
         except DataError as error:
             return str(error)
         except OSError as error:
@@ -243,15 +244,19 @@ def unreadable(paths: Sequence[Path], *, whole: bool, workers: int) -> dict[Path
         return {path: why for path, why in zip(paths, reasons, strict=True) if why is not None}
 
 
+def _expect_regular(path: Path) -> None:
+    """Raises: DataError for a pipe, which gives its bytes once and may wait for them for ever"""
+    if path.exists() and not path.is_file():
+        raise DataError("not a regular file but a pipe, device or folder")
+
+
 def whole_picture(path: Path, *, exif_transpose: bool = True) -> np.ndarray:
     """Decodes all of a file: (H, W, 3) uint8.
 
     Raises:  DataError with the reason, without the file's name, for any that cannot be
     """
     try:
-        if path.exists() and not path.is_file():
-            # a pipe gives its bytes once, and is read twice
-            raise DataError("not a regular file but a pipe, device or folder")
+        _expect_regular(path)
         with path.open("rb") as stream:
             check_header(stream)  # first: what is no picture may be larger than the memory
             stream.seek(0)

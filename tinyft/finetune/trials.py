@@ -235,8 +235,8 @@ class Forecast:
         memory = "" if self.peak_bytes is None else f", {self.peak_bytes / 1e9:.1f} GB of memory"
         return (
             f"forecast: about {total:.0f} s ({self.training_seconds:.0f} s of training, "
-            f"{self.validation_seconds:.0f} s of validation){memory}; "
-            f"a run's folder takes {self.disk_bytes / 1e6:,.0f} MB"
+            f"{self.validation_seconds:.0f} s of validation){memory}, "
+            f"{self.disk_bytes / 1e6:,.0f} MB on disk"
         )
 
 
