@@ -47,9 +47,12 @@ def test_validation_is_counted_apart(ticking):
 def test_our_phase(bn, monkeypatch):
     plans = []
     execute = ft.Learner.execute
-    monkeypatch.setattr(
-        ft.Learner, "execute", lambda self, plan: plans.append(plan) or execute(self, plan)
-    )
+
+    def executed(self, plan, **options):
+        plans.append(plan)
+        return execute(self, plan, **options)
+
+    monkeypatch.setattr(ft.Learner, "execute", executed)
     spent = bench_frozen.our_phase(case(bn))
     assert spent.training > 0
     assert spent.validation > 0

@@ -193,9 +193,6 @@ def test_a_run_is_told_as_it_began(tmp_path, monkeypatch):
         assert "The optimizer has no momentum" in plan
         assert ("steps 0 to 2." if is_random else "steps 3 to 5.") in plan
         assert ("begins with random weights" in plan) == is_random
-        found.plan = None  # then metrics.csv and the ledger tell
-        assert ("the random head's first errors" in told(found)) == is_random
-        assert "layer2+layer3 frozen" in told(found)
 
 
 @pytest.mark.slow
@@ -207,8 +204,7 @@ def test_a_group_in_which_nothing_moves_has_no_rate(tmp_path, monkeypatch):
     html, head = report_html(found), "<td>head alone</td><td>"
     assert f"{head}stem+layer1</td><td>-</td><td>-</td><td>-</td>" in html
     assert f"{head}head</td><td>-</td>" not in html
-    found.plan = None
-    assert "head alone: 1 step with stem+layer1" in told(found) and "in 1 step;" in told(found)
+    assert "head alone: 1 epoch of 1 step" in told(found)
 
 
 def told(files):
