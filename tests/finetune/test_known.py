@@ -62,7 +62,7 @@ def test_it_is_forgotten_when_weights_change(saved):
 def test_saving_again_looks_at_no_picture_twice(saved, monkeypatch, tmp_path):
     learner = ft.load_learner(saved, data=small_data())
     learner.save(tmp_path / "b.h5")
-    monkeypatch.setattr(known, "_features", None)
+    monkeypatch.setattr(known, "own_features", None)
     learner.save(tmp_path / "c.h5")
     assert ft.load_learner(tmp_path / "c.h5").answers.known.valid == 9
 
@@ -73,7 +73,7 @@ def test_pictures_that_are_gone_are_no_reason_not_to_save(monkeypatch, tmp_path)
     def gone(*_):
         raise DataError("cat/1.png: it is gone")
 
-    monkeypatch.setattr(known, "_features", gone)
+    monkeypatch.setattr(known, "own_features", gone)
     with pytest.warns(UserWarning, match=r"cannot tell what is unlike .*: cat/1\.png: it is gone"):
         learner.save(tmp_path / "b.h5")
     assert ft.load_learner(tmp_path / "b.h5").answers.known is None

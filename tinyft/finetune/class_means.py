@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinyft import backends
+from tinyft.finetune.known import own_features
 
 if TYPE_CHECKING:
     from tinyft.finetune.training import Training
@@ -29,8 +30,7 @@ def start_from_class_means(learner: Training) -> None:
     Source: weight imprinting, Qi, Brown and Lowe, 2018 (arXiv:1712.07136)
     """
     data = learner.data
-    batches = data.chosen_pictures("train", np.arange(data.n_train), learner.preprocess)
-    features = np.concatenate([learner.answers.ask(learner, b.images)[1] for b in batches])
+    features = own_features(learner, "train", np.arange(data.n_train))  # (N, F)
     means = mean_weights(features.astype(np.float64), data.labels["train"])
     weight = learner.model.head.linear.weight.data
     weight[...] = backends.place_like(means.astype(weight.dtype), weight)

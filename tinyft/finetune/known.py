@@ -94,11 +94,11 @@ def learn(training: Any) -> Known | None:
         return service.known
     try:
         chosen = _spread(data.labels["train"], training.seed)
-        features = of_length_1(_features(training, "train", chosen)).astype(np.float16)
+        features = of_length_1(own_features(training, "train", chosen)).astype(np.float16)
         names = data.files("train")
         known = Known(features, [names[i] for i in chosen], None, 0, 0)
         if data.n_valid:
-            valid = _features(training, "valid", _spread(data.labels["valid"], training.seed))
+            valid = own_features(training, "valid", _spread(data.labels["valid"], training.seed))
             found = np.array([each["similarity"] for each in known.judge(valid)])
             threshold = float(np.quantile(found, FALSE_ALARMS))
             flagged = int((found < threshold).sum())
@@ -112,8 +112,8 @@ def learn(training: Any) -> Known | None:
     return known
 
 
-def _features(training: Any, split: str, ids: np.ndarray) -> np.ndarray:
-    """(len(ids), F)"""
+def own_features(training: Any, split: str, ids: np.ndarray) -> np.ndarray:
+    """The features of a learner's own pictures, as validation shows them: (len(ids), F)"""
     batches = training.data.chosen_pictures(split, ids, training.adjusted_preprocess())
     return np.concatenate([training.answers.ask(training, batch.images)[1] for batch in batches])
 
