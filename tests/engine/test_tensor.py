@@ -991,15 +991,84 @@ def test_numpy_says_what_to_give_it_instead_of_a_tensor(ask):
         ask(*arguments)
     with pytest.raises(TypeError, match=r"^np\.equal takes no Tensor"):  # was False, silently
         np.ones((1, 2)) == x  # noqa: B015
+    with pytest.raises(TypeError, match=r"for a gradient use ft\.ops\.exp$"):
+        np.exp(x)
+
+
+def test_methods_operators_and_brackets_are_numpys():
+    values = np.arange(6.0).reshape(2, 3) + 1
+    x = ft.Tensor(values)
+    for made, expected in [
+        (x.sum(0), values.sum(0)), (x.mean(1, keepdims=True), values.mean(1, keepdims=True)),
+        (x.reshape(3, -1), values.reshape(3, 2)), (x.reshape((6,)), values.reshape(6)),
+        (x.T, values.T), (x.transpose(1, 0), values.T), (x**-0.5, values**-0.5),
+        (x[:, [2, 0, 2]], values[:, [2, 0, 2]]), (x[values > 2], values[values > 2]),
+    ]:  # fmt: skip
+        assert np.array_equal(made.data, expected) and made.data.flags.c_contiguous
+    assert [row.data.tolist() for row in x] == values.tolist()
+    assert x[1, 2].item() == 6 and isinstance(x[1, 2].data, np.ndarray)
+    with pytest.raises(TypeError):  # would compare Tensors, and always be False
+        3.0 in x  # noqa: B015
+    with pytest.raises(TypeError, match="exp\\(b \\* log\\(a\\)\\)"):
+        x**x
+    with pytest.raises(IndexError):
+        x[2]
+
+
+def test_batch_norm_written_out_is_the_fused_one():
+    """Nine steps of arithmetic, differentiated by the tape, against the op's own backward."""
+    rng = np.random.default_rng(0)
+    names = {"x": (8, 2, 2, 3), "weight": (3,), "bias": (3,)}
+    arrays = {name: rng.standard_normal(shape) for name, shape in names.items()}
+    upstream = rng.standard_normal(names["x"])
+
+    def written_out(x, weight, bias):
+        centred = x - x.mean((0, 1, 2))
+        return centred * ((centred**2).mean((0, 1, 2)) + 1e-5) ** -0.5 * weight + bias
+
+    gradients = []
+    for compute in (written_out, lambda *given: ops.batch_norm(*given, eps=1e-5)[0]):
+        given = [ft.Tensor(a, requires_grad=True) for a in arrays.values()]
+        compute(*given).backward(upstream)
+        gradients.append([g.grad for g in given])
+    for ours, fused in zip(*gradients, strict=True):
+        assert np.allclose(ours, fused, rtol=1e-10, atol=1e-12)
+
+
+def test_softmax_and_cross_entropy_written_out_are_the_fused_one():
+    scores = np.random.default_rng(1).standard_normal((5, 4))
+    labels = np.array([0, 3, 1, 1, 2])
+    x, y = (ft.Tensor(scores, requires_grad=True) for _ in range(2))
+    shifted = x - scores.max(1, keepdims=True)
+    log_probabilities = shifted - ops.log(ops.exp(shifted).sum(1, keepdims=True))
+    loss = -log_probabilities[np.arange(5), labels].mean()
+    fused = ops.cross_entropy(y, labels)
+    loss.backward()
+    fused.backward()
+    assert loss.item() == pytest.approx(fused.item(), rel=1e-12)
+    assert np.allclose(x.grad, y.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_equal_values_share_the_gradient_of_a_maximum():
+    a, b = (ft.Tensor([1.0, 2.0, 3.0], requires_grad=True), ft.Tensor([2.0], requires_grad=True))
+    ops.maximum(a, b).sum().backward()
+    assert a.grad.tolist() == [0, 0.5, 1] and b.grad.tolist() == [1.5]
+
+
+def test_a_constant_power_has_a_gradient_of_zero_also_at_zero():
+    x = ft.Tensor([0.0, 2.0], requires_grad=True)
+    (x**0 + x**1).sum().backward()
+    assert x.grad.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("sum", "write ft.ops.sum(x)"),
-        ("view", "write ft.ops.reshape(x, shape)"),
+        ("relu", "write ft.ops.relu(x)"),
+        ("view", "write x.reshape(shape)"),
         ("numpy", "its array is x.data"),
-        ("exp", "its array, x.data"),
+        ("exp", "write ft.ops.exp(x)"),
+        ("argmax", "its array, x.data"),
         ("astype", 'write ft.Tensor(x.data.astype("float64"))'),
     ],
 )

@@ -430,6 +430,16 @@ class Backend:
         out[...] = x
         return out
 
+    def elementary(self, function: str, *x: Array) -> Array:
+        """NumPy's function of that name, element by element: exp, log, sqrt, tanh, maximum."""
+        return np.asarray(getattr(np, function)(*x))
+
+    def add_at(self, shape: tuple[int, ...], at: tuple, values: Array) -> Array:
+        """Zeros with values added at `[at]`, as often as a place occurs there."""
+        out = np.zeros(shape, values.dtype)
+        np.add.at(out, at, values)
+        return out
+
     def constant(self, x: Array) -> Array:
         """x, about which the caller promises that it never changes again."""
         return x

@@ -1,8 +1,11 @@
-"""Arithmetic, sums and shapes: the ops that a Tensor's operators need, and their gradients."""
+"""Arithmetic, elementary functions, sums and shapes: what a Tensor's operators and methods need,
+each with its derivative beside it. A batch norm, a softmax or Adam can be written out in them.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy import ndarray as Array
@@ -123,6 +126,102 @@ def neg(a):
 
 
 @op
+def power(a, exponent):
+    """a ** exponent, for one real number. Keeps: a.
+
+    Raises: TypeError for a tensor as the exponent
+    """
+    expect_floats("power", a=a)
+    if not isinstance(exponent, int | float | np.integer | np.floating):
+        raise TypeError(
+            f"power: the exponent should be a number, got {type(exponent).__name__}; a ** b of two "
+            "tensors is exp(b * log(a))"
+        )
+    base, exponent = a.data, float(exponent)
+
+    # forward was: out = a ** p; so: da = dout * p * a ** (p - 1)
+    def backward(dout):
+        slope = (
+            exponent * base ** (exponent - 1) if exponent else backends.of(base).zeros_like(base)
+        )
+        return (dout * slope,)
+
+    return base**exponent, backward
+
+
+@op
+def exp(x):
+    """e ** x. Keeps: out."""
+    expect_floats("exp", x=x)
+    out = x.backend.elementary("exp", x.data)
+
+    # forward was: out = exp(x); so: dx = dout * exp(x)
+    def backward(dout):
+        return (dout * out,)
+
+    return out, backward
+
+
+@op
+def log(x):
+    """The natural logarithm. Keeps: x."""
+    expect_floats("log", x=x)
+    kept = x.data
+
+    # forward was: out = log(x); so: dx = dout / x
+    def backward(dout):
+        return (dout / kept,)
+
+    return x.backend.elementary("log", kept), backward
+
+
+@op
+def sqrt(x):
+    """The square root. Keeps: out."""
+    expect_floats("sqrt", x=x)
+    out = x.backend.elementary("sqrt", x.data)
+
+    # forward was: out = sqrt(x); so: dx = dout / (2 sqrt(x))
+    def backward(dout):
+        return (dout / (2 * out),)
+
+    return out, backward
+
+
+@op
+def tanh(x):
+    """The hyperbolic tangent. Keeps: out."""
+    expect_floats("tanh", x=x)
+    out = x.backend.elementary("tanh", x.data)
+
+    # forward was: out = tanh(x); so: dx = dout * (1 - tanh(x) ** 2)
+    def backward(dout):
+        return (dout * (1 - out * out),)
+
+    return out, backward
+
+
+@op
+def maximum(a, b):
+    """The larger of a and b, broadcast. Keeps: where a is larger, and where they are equal.
+
+    Source: PyTorch `torch.maximum`, which also gives each half of the gradient where they are equal
+    """
+    expect_floats("maximum", a=a, b=b)
+    _expect_pair("maximum", a, b)
+    a_shape, b_shape, needs_a, needs_b = a.shape, b.shape, a.requires_grad, b.requires_grad
+    share = (a.data > b.data).astype(a.dtype) + (a.data == b.data).astype(a.dtype) / 2
+
+    # forward was: out = a where a > b, else b; so: da = dout where a > b, else 0; db is the rest
+    def backward(dout):
+        da = unbroadcast(dout * share, a_shape) if needs_a else None
+        db = unbroadcast(dout * (1 - share), b_shape) if needs_b else None
+        return da, db
+
+    return a.backend.elementary("maximum", a.data, b.data), backward
+
+
+@op
 def matmul(a, b):
     """a @ b for (..., M, K) and (..., K, N). Keeps: b for da, a for db.
 
@@ -220,6 +319,49 @@ def reshape(x, shape):
         return (dout.reshape(before),)
 
     return out, backward
+
+
+@op
+def transpose(x, axes=None):
+    """The axes in another order; reversed if none is given. Keeps: nothing.
+
+    Raises: ShapeError unless each axis is named once
+    """
+    order = _axes(x, tuple(range(x.ndim))[::-1] if axes is None else axes, "transpose")
+    if len(order) != x.ndim:
+        raise ShapeError(f"transpose: name each axis of {x.shape} once, got {axes}")
+    back = tuple(order.index(i) for i in range(x.ndim))
+
+    # forward was: out axis i = x axis order[i]; so: dx axis order[i] = dout axis i
+    def backward(dout):
+        return (dout.transpose(back).copy(),)
+
+    return x.data.transpose(order).copy(), backward
+
+
+def _on_device(part: Any, like: Array) -> Any:
+    """Places what is listed between brackets beside the array that it is taken from."""
+    if not isinstance(part, list | Array):
+        return part
+    return backends.place_like(np.asarray(part, None if len(part) else np.intp), like)
+
+
+@op
+def index(x, at):
+    """x[at], for all that NumPy takes between the brackets. Keeps: `at`.
+
+    Raises: IndexError, as NumPy does
+    """
+    shape, backend = x.shape, x.backend
+    at = tuple(_on_device(part, x.data) for part in (at if isinstance(at, tuple) else (at,)))
+    if not any(part is Ellipsis for part in at):
+        at = (*at, Ellipsis)  # or one element would come out as a number, not an array
+
+    # forward was: out = x[at]; so: dx = 0, plus dout at each place as often as it was read
+    def backward(dout):
+        return (backend.add_at(shape, at, dout),)
+
+    return x.data[at].copy(), backward
 
 
 @op

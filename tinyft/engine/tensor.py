@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,22 @@ from numpy import ndarray as Array
 
 from tinyft import backends
 from tinyft.display import Displayed
-from tinyft.engine.primitives import add, div, matmul, move, mul, neg, sub
+from tinyft.engine import primitives
+from tinyft.engine.primitives import (
+    add,
+    div,
+    index,
+    matmul,
+    mean,
+    move,
+    mul,
+    neg,
+    power,
+    reshape,
+    sub,
+    sum,
+    transpose,
+)  # fmt: skip
 from tinyft.engine.tape import Node, Recorded, run_backward
 from tinyft.errors import ShapeError, TinyftError
 
@@ -146,6 +161,37 @@ class Tensor(Recorded, Displayed):
     def __neg__(self) -> Tensor:
         return neg(self)
 
+    def __pow__(self, exponent: float) -> Tensor:
+        return power(self, exponent)
+
+    def __getitem__(self, at: Any) -> Tensor:
+        return index(self, at)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self.data)))
+
+    __contains__ = None  # or `3 in x` would compare Tensors, and be False
+
+    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        """The sum over an axis, several, or all."""
+        return sum(self, axis, keepdims)
+
+    def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        """The mean over an axis, several, or all."""
+        return mean(self, axis, keepdims)
+
+    def reshape(self, *shape: int | tuple[int, ...]) -> Tensor:
+        """The same elements under another shape: x.reshape(2, -1) or x.reshape((2, -1))."""
+        return reshape(self, shape[0] if len(shape) == 1 else shape)
+
+    def transpose(self, *axes: int | tuple[int, ...]) -> Tensor:
+        """The axes in another order: x.transpose(1, 0), x.transpose((1, 0)); reversed if none."""
+        return transpose(self, axes[0] if len(axes) == 1 else axes or None)
+
+    @property
+    def T(self) -> Tensor:
+        return transpose(self)
+
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise _no_array("NumPy")
 
@@ -214,14 +260,16 @@ def _range(values: np.ndarray) -> list[str]:
 
 # ------------------------------------------------------------------- what only arrays can do
 
-_GRADIENT = "for a gradient use + - * / @ and ft.ops, or write an op with @ft.op"
+_GRADIENT = "for a gradient use + - * / ** @, x[...] and ft.ops, or write an op with @ft.op"
 
 
 def _no_array(asked: str) -> TypeError:
     """For a function of NumPy that was given a Tensor."""
+    name = asked.removeprefix("np.").split(".")[0]
+    gradient = f"for a gradient use ft.ops.{name}" if hasattr(primitives, name) else _GRADIENT
     return TypeError(
         f"{asked} takes no Tensor, since its result would have no gradient. Give it the Tensor's "
-        f"array, x.data; {_GRADIENT}"
+        f"array, x.data; {gradient}"
     )
 
 
@@ -251,10 +299,14 @@ class _Elsewhere:
 
 # What those who know NumPy or PyTorch ask a Tensor for, and what to write instead.
 _INSTEAD = {
-    "sum": "write ft.ops.sum(x)",
-    "mean": "write ft.ops.mean(x)",
     "relu": "write ft.ops.relu(x)",
-    "reshape view flatten": "write ft.ops.reshape(x, shape)",
+    "exp": "write ft.ops.exp(x)",
+    "log": "write ft.ops.log(x)",
+    "sqrt": "write ft.ops.sqrt(x)",
+    "tanh": "write ft.ops.tanh(x)",
+    "pow": "write x ** exponent",
+    "permute": "write x.transpose(axes)",
+    "view flatten squeeze unsqueeze": "write x.reshape(shape)",
     "numpy": "its array is x.data",
     "cpu": 'write x.to("cpu")',
     "cuda": 'write x.to("gpu")',
@@ -262,9 +314,7 @@ _INSTEAD = {
     "astype float double": 'write ft.Tensor(x.data.astype("float64")), without a history',
     "requires_grad_": "write x.requires_grad = True",
     "zero_": "write x.grad = None, if it is the gradient that should go",
-    "abs argmax exp log max min pow sqrt std var T transpose permute squeeze unsqueeze tolist": (
-        f"its array, x.data, or NumPy may have; {_GRADIENT}"
-    ),
+    "abs argmax max min std var tolist": f"its array, x.data, or NumPy may have; {_GRADIENT}",
 }
 
 for _names, _instead in _INSTEAD.items():
@@ -281,4 +331,10 @@ def _array_ufunc(tensor: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **_
     return operators[ufunc.__name__](*(as_tensor(x, tensor) for x in inputs))
 
 
+def _array_function(tensor: Tensor, function: Callable, *_: Any) -> Any:
+    """np.sum, np.concatenate and the like, which are given a Tensor."""
+    raise _no_array(f"np.{function.__name__}")
+
+
 Tensor.__array_ufunc__ = _ForNumpyAlone(_array_ufunc)
+Tensor.__array_function__ = _ForNumpyAlone(_array_function)

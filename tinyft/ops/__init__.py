@@ -4,13 +4,21 @@ from tinyft.engine.primitives import (
     add,
     concatenate,
     div,
+    exp,
+    index,
+    log,
     matmul,
+    maximum,
     mean,
     mul,
     neg,
+    power,
     reshape,
+    sqrt,
     sub,
     sum,
+    tanh,
+    transpose,
 )  # fmt: skip
 from tinyft.ops.convolution import conv2d, linear
 from tinyft.ops.elementwise import dropout, relu
@@ -20,6 +28,7 @@ from tinyft.ops.pooling import global_average_pool, global_max_pool, max_pool2d
 
 __all__ = [
     "add", "batch_norm", "batch_norm_eval", "concatenate", "conv2d", "cross_entropy", "div",
-    "dropout", "global_average_pool", "global_max_pool", "linear", "matmul", "max_pool2d", "mean",
-    "mul", "neg", "relu", "reshape", "sub", "sum", "unfused",
+    "dropout", "exp", "global_average_pool", "global_max_pool", "index", "linear", "log", "matmul",
+    "max_pool2d", "maximum", "mean", "mul", "neg", "power", "relu", "reshape", "sqrt", "sub", "sum",
+    "tanh", "transpose", "unfused",
 ]  # fmt: skip

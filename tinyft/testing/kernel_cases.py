@@ -67,6 +67,11 @@ def normal(**shapes: tuple[int, ...]) -> Callable[[Generator], dict[str, Array]]
     return lambda rng: {name: rng.standard_normal(shape) for name, shape in shapes.items()}
 
 
+def positive(**shapes: tuple[int, ...]) -> Callable[[Generator], dict[str, Array]]:
+    """Draws an array per name between 0.5 and 2, where logarithms and roots are defined."""
+    return lambda rng: {name: np.asarray(rng.uniform(0.5, 2, s)) for name, s in shapes.items()}
+
+
 def distinct(rng: Generator, shape: tuple[int, ...]) -> Array:
     """Values between -1 and 1, all different and none near 0: no ties, no kinks."""
     size = int(np.prod(shape))
@@ -433,6 +438,13 @@ def _reduction_cases() -> list[KernelCase]:
         KernelCase("split", "axis 1", normal(x=(2, 5, 3)),
                    compute=lambda b, x: tuple(b.split(x, [1, 4, 0], 1))),
         KernelCase("zeros_like", "(2, 3)", normal(x=(2, 3))),
+        *(KernelCase("elementary", name, positive(x=(3, 37)), 4, {"function": name},
+                     compute=lambda backend, x, function: backend.elementary(function, x))
+          for name in ("exp", "log", "sqrt", "tanh")),
+        KernelCase("elementary", "maximum", normal(a=(3, 7), b=(7,)),
+                   compute=lambda backend, a, b: backend.elementary("maximum", a, b)),
+        KernelCase("add_at", "a row twice", normal(values=(3, 2)), 2,
+                   compute=lambda backend, values: backend.add_at((4, 2), ([0, 3, 0],), values)),
     ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from tinyft.testing.kernel_cases import (
     count,
     distinct,
     normal,
+    positive,
 )
 
 
@@ -85,7 +86,22 @@ def _arithmetic_cases() -> list[OpCase]:
         "empty": ((0, 3), (3, 4)),
     }.items():
         cases.append(OpCase("matmul", label, normal(a=a, b=b), 30))
+    for a, b in PAIRS[:3]:
+        cases.append(OpCase("maximum", f"{a} and {b}", normal(a=a, b=b), 6))
+    for subject in ("exp", "log", "sqrt", "tanh"):
+        for shape in ((2, 3), (), (0, 3)):
+            cases.append(OpCase(subject, str(shape), positive(x=shape), 4))
+    for exponent in (2, -0.5, 3):
+        options = {"exponent": exponent}
+        cases.append(OpCase("power", f"to the {exponent}", positive(a=(2, 3)), 4, options))
     return [*cases, OpCase("neg", "(2, 3)", normal(a=(2, 3)))]
+
+
+INDICES = {
+    "a row": 1, "a place": (1, -1, 0), "every second": (slice(None, None, 2), slice(1)),
+    "the last": (..., -1), "a new axis": (None, 2), "rows, one twice": [0, 3, 0],
+    "places, one twice": ([0, 1, 0], [2, 1, 2]), "a mask": np.arange(4) % 2 == 0,
+}  # fmt: skip
 
 
 def _reduction_cases() -> list[OpCase]:
@@ -103,6 +119,10 @@ def _reduction_cases() -> list[OpCase]:
         *cases,
         OpCase("reshape", "(2, 6) to (3, -1)", normal(x=(2, 6)), options={"shape": (3, -1)}),
         OpCase("reshape", "empty", normal(x=(0, 6)), options={"shape": (2, 0)}),
+        *(OpCase("transpose", str(axes), normal(x=(2, 3, 4)), options={"axes": axes})
+          for axes in (None, (0, 2, 1), (-1, 0, 1))),
+        *(OpCase("index", label, normal(x=(4, 3, 2)), 3, options={"at": at})
+          for label, at in INDICES.items()),
         OpCase("concatenate", "axis 1", three,
                compute=lambda a, b, c: ops.concatenate(a, b, c, axis=1)),
         OpCase("concatenate", "one", normal(x=(2, 3)), compute=lambda x: ops.concatenate(x)),
@@ -247,6 +267,12 @@ def _loss(logits: tuple, labels: list, weights: int | None = None) -> Callable[[
 PICTURE, FILTERS = (2, 8, 8, 3), (4, 3, 3, 3)
 
 REFUSALS: list[Refusal] = [
+    Refusal("power", "a tensor", lambda: ops.power(_zeros(2), _zeros(2)), ("exp(b * log(a))",),
+            TypeError),
+    Refusal("maximum", "other shapes", lambda: ops.maximum(_zeros(2), _zeros(3)),
+            ("(2,)", "(3,)", "do not broadcast")),
+    Refusal("transpose", "an axis too few", lambda: ops.transpose(_zeros(2, 3), (0,)),
+            ("each axis of (2, 3) once",)),
     Refusal("conv2d", "rows", _conv2d((2, 3), FILTERS), ("x should be (N, H, W, C)", "(2, 3)")),
     Refusal("conv2d", "channels first", _conv2d((2, 3, 8, 8), FILTERS),
             ("weight should be (F, 8, R, S)", "(4, 3, 3, 3)", "channels come last")),

@@ -226,6 +226,24 @@ def concatenate(arrays, axis=0):
     return ndarray(np.concatenate(_opened(list(arrays)), axis))
 
 
+class _Function:
+    """An elementwise function of arrays on the device."""
+
+    def __init__(self, ufunc):
+        self.ufunc = ufunc
+
+    def __call__(self, *x):
+        return _closed(self.ufunc(*map(_opened, x)))
+
+    def at(self, out, indices, values):
+        self.ufunc.at(out.a, _opened(indices), _opened(values))
+
+
+add, exp, log, maximum, sqrt, tanh = map(
+    _Function, (np.add, np.exp, np.log, np.maximum, np.sqrt, np.tanh)
+)
+
+
 # ------------------------------------------------------------------------------ devices and streams
 
 

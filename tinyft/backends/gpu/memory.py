@@ -87,6 +87,16 @@ class Memory(Backend):
         with self.current():
             return self.cupy.concatenate(arrays, axis)
 
+    def elementary(self, function: str, *x: Array) -> Array:
+        with self.current():
+            return getattr(self.cupy, function)(*x)
+
+    def add_at(self, shape: tuple[int, ...], at: tuple, values: Array) -> Array:
+        out = self.zeros(shape, values.dtype)
+        with self.current():
+            self.cupy.add.at(out, at, values)
+        return out
+
     # -------------------------------------------------------------------------------------- kernels
 
     def ready(self, kernel: str, *arrays: Array | None) -> list[Array | None]:
