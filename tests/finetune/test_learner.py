@@ -217,6 +217,25 @@ def test_balanced_classes_weigh_alike_in_the_loss():
     assert "classes weighted: a 0.667, b 1.33, c 1.33" in str(learner.plan(1))
 
 
+def test_where_classes_are_uneven_every_class_counts_alike_beside(capfd):
+    x, y = pictures(n=18)
+    few = np.flatnonzero(y != 2), np.array([0, *range(1, 18, 3), *range(2, 18, 3)])
+    parts = [(x[ids], y[ids]) for ids in few]
+    data = ft.ImageArrays(*parts, classes=["blue", "green", "red"], size=24, batch_size=8)
+    assert data.uneven and not small_data().uneven
+    learner = small_learner(data)
+    found, logits = learner.fine_tune(1, progress=True)[-1], []
+    learner.evaluate(logits=logits)
+    right = np.concatenate(logits).argmax(axis=1) == data.labels["valid"]
+    shares = [right[data.labels["valid"] == label].mean() for label in range(3)]
+    assert found.balanced_accuracy == pytest.approx(np.mean(shares))
+    assert found.accuracy == pytest.approx(right.mean())
+    out = capfd.readouterr().out
+    assert "accuracy  balanced  time" in out and f"{found.balanced_accuracy:.6f}" in out
+    assert f", balanced {found.balanced_accuracy:.4f}, loss " in str(learner.history[-1])
+    assert small_learner().evaluate().balanced_accuracy is None
+
+
 def test_classes_that_cannot_be_balanced():
     with pytest.raises(DataError, match="needs training pictures of b; add some"):
         ft.vision_learner(

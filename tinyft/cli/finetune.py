@@ -28,7 +28,7 @@ from tinyft.cli.opening import (
     resume_command,
 )
 from tinyft.cli.options import Parser, add_json, add_training_options, given, keep
-from tinyft.cli.output import RunLines, answer, one_line, percent, say
+from tinyft.cli.output import RunLines, accuracies, answer, one_line, percent, say
 from tinyft.display import duration
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def _report(args: argparse.Namespace, learner: Learner, training: Run) -> None:
     last = learner.validation
     figures = {
         "valid_accuracy": last.accuracy,
+        "valid_balanced_accuracy": last.balanced_accuracy,
         "valid_loss": last.loss,
         "seconds": training.seconds,
         "run": str(training.path),
@@ -129,7 +130,7 @@ def _report(args: argparse.Namespace, learner: Learner, training: Run) -> None:
         "best_valid_accuracy": training.best_accuracy,
     }
     text = (
-        f"accuracy {percent(last.accuracy)}, loss {last.loss:.4f} on {last.n} pictures after "
+        f"{accuracies(last)}, loss {last.loss:.4f} on {last.n} pictures after "
         f"{duration(training.seconds)}; saved in {one_line(str(training.path))}"
     )
     answer(args, text, figures)

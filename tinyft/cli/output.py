@@ -17,6 +17,7 @@ from tinyft.progress import is_terminal, shown
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner, Plan, StepRecord
+    from tinyft.finetune.records import Evaluation
 
 # All that str.splitlines breaks at, or a tab, with the spaces around.
 _BREAK = re.compile(r" *[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+ *")
@@ -84,6 +85,13 @@ def has_terminal() -> bool:
     return is_terminal(sys.stdout, sys.stderr)
 
 
+def accuracies(found: Evaluation) -> str:
+    """ "accuracy 90.00 %", and where classes are uneven ", balanced 75.00 %" """
+    fair = found.balanced_accuracy
+    beside = "" if fair is None else f", balanced {percent(fair)}"
+    return f"accuracy {percent(found.accuracy)}{beside}"
+
+
 class RunLines:
     """An observer of a run: a line after each epoch and each phase."""
 
@@ -105,7 +113,7 @@ class RunLines:
         return (
             f"epoch {record.epoch + 1} of {self.plan.epochs} ({record.phase}): "
             f"loss {record.smooth_loss:.4f}, valid loss {validation.loss:.4f}, "
-            f"accuracy {percent(validation.accuracy)}{left}"
+            f"{accuracies(validation)}{left}"
         )
 
 

@@ -127,6 +127,12 @@ class PictureData:
         return len(self.labels["valid"])
 
     @property
+    def uneven(self) -> bool:
+        """Tells whether one class has UNEVEN times another's pictures, to train or to validate."""
+        counts = [np.unique(labels, return_counts=True)[1] for labels in self.labels.values()]
+        return any(each.size and each.max() >= UNEVEN * each.min() for each in counts)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Counts the whole batches in an epoch. The last short one is dropped: a few pictures have
         poor statistics, which batch norm would normalise with.

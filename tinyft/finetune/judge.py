@@ -49,12 +49,16 @@ def evaluate(
             found = ((head(x), labels) for x, labels in cache.valid_features(body, batches))
         judged = []
         for scores, labels in found:
-            judged.append((*judge(training, scores, labels), len(labels)))
+            judged.append((*judge(training, scores, labels), labels))
             if logits is not None:
                 logits.append(backends.host(scores.data))
-    right = sum(int(backends.host(right)) for right, _, _ in judged)
-    loss = sum(float(backends.host(loss)) * n for _, loss, n in judged)
-    return Evaluation(data.n_valid, right / data.n_valid, loss / data.n_valid)
+    loss = sum(float(backends.host(loss)) * len(labels) for _, loss, labels in judged)
+    right = np.concatenate([backends.host(right) for right, _, _ in judged])
+    shown = np.concatenate([labels for _, _, labels in judged])
+    balanced = None
+    if data.uneven:
+        balanced = float(np.mean([right[shown == label].mean() for label in np.unique(shown)]))
+    return Evaluation(data.n_valid, int(right.sum()) / len(right), loss / len(right), balanced)
 
 
 def expect_finite(training: Training, found: Evaluation) -> None:
@@ -88,9 +92,9 @@ def judge_batch(training: Training, network: Module, batch: Batch) -> tuple[Any,
 
 
 def judge(training: Training, logits: Tensor, labels: np.ndarray) -> tuple[Any, Any]:
-    """Count the right pictures, and take their mean loss: arrays () on the device, to be read when
-    every batch is on its way.
+    """Find which pictures are right, and take their mean loss: arrays (N,) and () on the device, to
+    be read when every batch is on its way.
     """
     beside = backends.place_like(labels, logits.data)
-    right = (logits.data.argmax(axis=1) == beside).sum()
+    right = logits.data.argmax(axis=1) == beside
     return right, training.loss(logits, labels).data

@@ -111,24 +111,26 @@ class Table:
 
     def begin(self, learner: Training, plan: Plan) -> None:
         self.plan, self.began = plan, time.monotonic()
+        fair = ("balanced",) if learner.data.uneven else ()
+        self.header = (*self.HEADER[:4], *fair, *self.HEADER[4:])
 
     def after_step(self, learner: Training, record: StepRecord) -> None:
         number, i = self.plan.at(record.step - self.plan.first_step)
         if number != self.phase:
             self.phase = number
-            self.display.line("  ".join(self.HEADER))
+            self.display.line("  ".join(self.header))
         if record.validation:
             epoch = i // self.plan.phases[number].steps_per_epoch
             minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
             hours = f"{minutes // 60}:" if minutes >= 60 else ""
             found = record.validation
-            losses = record.smooth_loss, found.loss, found.accuracy
+            figures = record.smooth_loss, found.loss, found.accuracy, found.balanced_accuracy
             cells = [
                 str(epoch),
-                *(f"{value:.6f}" for value in losses),
+                *(f"{value:.6f}" for value in figures if value is not None),
                 f"{hours}{minutes % 60:02}:{seconds:02}",
             ]
-            pairs = zip(cells, self.HEADER, strict=True)
+            pairs = zip(cells, self.header, strict=True)
             self.display.line("  ".join(cell.ljust(len(title)) for cell, title in pairs))
             self.began = time.monotonic()
 

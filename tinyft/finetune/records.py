@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of `evaluate` over n pictures: the share that was right, and the mean loss.
+    """The result of `evaluate` over n pictures: the share that was right, and the mean loss; where
+    classes are uneven, also the mean of each class's share, which counts rare ones as others.
 
     With class weights that is, as fastai's, the mean of the batches' weighted means: other batches,
     another loss.
@@ -31,6 +32,7 @@ class Evaluation:
     n: int
     accuracy: float
     loss: float
+    balanced_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ class StepRecord(Displayed):
                  f"smoothed {self.smooth_loss:.4f}; {len(self.ids)} pictures"]  # fmt: skip
         if self.validation:
             v = self.validation
-            found.append(f"validation: accuracy {v.accuracy:.4f}, loss {v.loss:.4f} on {v.n}")
+            fair = "" if v.balanced_accuracy is None else f", balanced {v.balanced_accuracy:.4f}"
+            found.append(f"validation: accuracy {v.accuracy:.4f}{fair}, loss {v.loss:.4f} on {v.n}")
         return [*found, str(self.proof)] if self.proof else found
 
     def rows(self) -> list[list[str]]:

@@ -399,7 +399,14 @@ STATE = {
     "optimizer_counts": {str: number()},
     "trained": [TEXT],
     "phase_digests": {str: TEXT},
-    "validation": optional({"n": whole(), "accuracy": number(0, 1), "loss": number()}),
+    "validation": optional(
+        {
+            "n": whole(),
+            "accuracy": number(0, 1),
+            "loss": number(),
+            "balanced_accuracy": IfThere(optional(number(0, 1))),
+        }
+    ),
     "groups": [(number(0), number(0, 1), number(0))],
     "best_accuracy": number(-1, 1),
     "seconds": number(0),

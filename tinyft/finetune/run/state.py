@@ -159,8 +159,8 @@ def _optimizer_state(
 
 
 def _made(kind: type, values: dict[str, Any]) -> Any:
-    """A record of that kind from what it was written as."""
-    return kind(**{field.name: values[field.name] for field in fields(kind)})
+    """A record of that kind from what it was written as, by an earlier version too."""
+    return kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values})
 
 
 def _copied(array: np.ndarray) -> np.ndarray:
