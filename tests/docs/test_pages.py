@@ -107,7 +107,8 @@ def test_the_code_of_the_tour_prints_the_nodes_of_a_step(tmp_path):
 
 def test_no_python_of_the_pages_goes_untested():
     counts = {name: len(blocks(text, "python")) for name, text in TEXT.items()}
-    assert {name: n for name, n in counts.items() if n} == {"README.md": 2, "TOUR.md": 1}
+    tested = {"README.md": 2, "TOUR.md": 1, "derivations.md": 12}  # these in test_derivations.py
+    assert {name: n for name, n in counts.items() if n} == tested
 
 
 # ------------------------------------------------------------------------------------- commands
@@ -196,9 +197,10 @@ def defined(tree, prefix=""):
 
 
 @pytest.mark.slow
-def test_every_name_that_the_tour_cites_exists():
-    cited = CITED.findall(TEXT["TOUR.md"])
-    assert len(cited) > 40
+@pytest.mark.parametrize(("page", "least"), [("TOUR.md", 40), ("glossary.md", 30)])
+def test_every_name_that_a_page_cites_exists(page, least):
+    cited = CITED.findall(TEXT[page])
+    assert len(cited) > least
     for file, name in cited:
         assert name in set(defined(ast.parse((ROOT / file).read_text()))), f"{file}: {name}"
 
@@ -237,6 +239,18 @@ def test_every_file_that_a_page_mentions_exists(name):
         assert (page.parent / target).exists() or (ROOT / target).exists(), target
     for target in re.findall(r"`((?:tinyft|examples|docs)/[\w/.]*)(?::|`)", TEXT[name]):
         assert (ROOT / target).exists(), target
+
+
+def test_every_heading_that_a_page_links_to_exists():
+    """As GitHub makes anchors of headings: small letters, no punctuation, - for a space."""
+    links = {
+        (name, *link) for name in TEXT for link in re.findall(r"\]\(([^):]*)#([^)]+)\)", TEXT[name])
+    }
+    assert len(links) > 20
+    for name, page, anchor in links:
+        headings = re.findall(r"^#+ (.*)$", TEXT[page.rpartition("/")[2] or name], re.M)
+        made = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert anchor in made, f"{name}: {page}#{anchor}"
 
 
 def test_deviations_from_fastai_are_marked_in_the_source_and_on_the_page():
