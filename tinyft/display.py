@@ -9,12 +9,13 @@ which sees every layer, and until then the answer is the text that `print` shows
 
 from __future__ import annotations
 
+import difflib
 import html
 import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 PROSE = 100  # columns of a paragraph, unless a terminal has fewer
@@ -97,8 +98,24 @@ def first_few(names: Sequence[str], most: int = 4) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """ "1 epoch", "2 epochs" """
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+    """ "1 epoch", "2 epochs", "3 classes" """
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}" + ("" if number == 1 else plural)
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
+    """ "; did you mean resnet18?", the names of `known` that are nearest; "" if none is near"""
+    near = difflib.get_close_matches(name, list(known), n=most)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def beside(path: str | os.PathLike[str]) -> list[str]:
+    """The paths of what lies where `path` was looked for: one of them may have been meant."""
+    folder = os.path.dirname(path)
+    try:
+        return [os.path.join(folder, name) for name in os.listdir(folder or ".")]
+    except (OSError, ValueError):
+        return []
 
 
 def duration(seconds: float) -> str:

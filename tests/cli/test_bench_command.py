@@ -113,7 +113,7 @@ def test_memory_and_start(tinyft, monkeypatch, torch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--arch", "resnet19"), "--arch must be one of resnet18"),
+        (("--arch", "resnet19"), "architecture must be one of resnet18"),
         (("--all", "--size", "64"), "--all has its own networks and sizes"),
         (("--batch-size", "1"), "expected a whole number >= 2, got '1'"),
         (("--rounds", "0"), "expected a whole number >= 1, got '0'"),

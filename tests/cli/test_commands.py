@@ -85,7 +85,7 @@ def test_the_example_of_each_help_is_a_command_that_parses(words, parser):
     assert examples, text
     for example in examples:
         parsed = build_parser().parse_args(shlex.split(example)[1:])
-        assert parsed.prog == " ".join(["tinyft", *words])
+        assert parsed.parser.prog == " ".join(["tinyft", *words])
     assert "--traceback" in text
 
 
@@ -129,7 +129,7 @@ def test_no_option_is_accepted_and_ignored(trained, tiny, line):
     args = build_parser().parse_args(line.split(), namespace=Watched())
     args.arguments, args._seen = line.split(), set()
     assert args.run(args) == 0
-    of_main = {"command", "action", "prog", "run", "arguments", "traceback", "on_interrupt"}
+    of_main = {"command", "action", "parser", "run", "arguments", "traceback", "on_interrupt"}
     ignored = {name for name in vars(args) if name[0] != "_"} - args._seen
     assert ignored <= {*of_main, "working"}
 
@@ -487,7 +487,7 @@ def test_convert_refuses_another_architecture_and_the_source_itself(tinyft, tmp_
     published(tmp_path / "a.h5")
     done = tinyft("weights", "convert", "a.h5", "b.h5", "--arch", "resnet18")
     assert done.code == 2
-    assert "a.h5 holds a cifar_resnet20, not a resnet18" in done.error
+    assert "a.h5 is a cifar_resnet20, not a resnet18" in done.error
     done = tinyft("weights", "convert", "a.h5", "a.h5")
     assert done.code == 2
     assert "is the file to be read" in done.error

@@ -11,7 +11,6 @@ from tinyft.errors import NetworkError
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "COMMAND"),
         (("frobnicate",), "invalid choice: 'frobnicate'"),
         (("finetune", "x", "--epochs", "-1"), "expected a whole number from 0 to 10,000, got '-1'"),
         (("plan", "x", "--epochs", "99999999"), "from 0 to 10,000, got '99999999'"),
@@ -43,7 +42,7 @@ def test_what_cannot_be_parsed(tinyft, arguments, words):
 
 def test_every_option_of_a_plan_reaches_the_library():
     asked = vars(build_parser().parse_args(["plan"]))
-    own = {"command", "run", "prog", "dir", "backend", "explain", "table", "traceback", "working",
+    own = {"command", "run", "parser", "dir", "backend", "explain", "table", "traceback", "working",
            "on_interrupt"}  # fmt: skip
     assert set(asked) - own == {*DATA, *LEARNER, *RECIPE}
 

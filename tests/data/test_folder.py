@@ -76,7 +76,7 @@ def test_classes_are_sorted_by_code_point(folder):
     names = ["cat", "Dog", "10", "9", "Zebra", "éa", ".hidden"]
     data = ImageFolder(folder({name: 2 for name in names}), batch_size=2)
     assert data.classes == ["10", "9", "Dog", "Zebra", "cat", "éa"]
-    assert "1 hidden" in data.notices[0]
+    assert "hidden files or folders: 1" in data.notices[0]
 
 
 def test_decomposed_names_are_composed_but_paths_stay(folder):
@@ -201,7 +201,7 @@ def test_no_pictures_says_what_was_found(tmp_path):
         ImageFolder(tmp_path / "nothing")
     (tmp_path / "phone").mkdir()
     (tmp_path / "phone" / "a.xcf").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"1 files of another kind \(\.xcf\); folders: phone"):
+    with pytest.raises(DataError, match=r"files of another kind \(\.xcf\): 1; folders: phone"):
         ImageFolder(tmp_path)
 
 

@@ -184,7 +184,7 @@ def test_what_is_planted_is_found(tmp_path, monkeypatch):
     assert "cow" in said["strange"] and "empty" in said["empty"]
     assert "dog 3" in said["few"] and "proves little" in said["valid"]
     (note,) = found.notes
-    assert "1 links to folders" in note and "1 dead links" in note and "(.txt)" in note
+    assert "links to folders: 1" in note and "special files: 1" in note and "(.txt)" in note
 
 
 def test_without_a_split_it_is_the_one_that_training_makes(tmp_path):

@@ -211,12 +211,14 @@ def test_views_that_repeat_a_few_numbers_without_end(arrays, tmp_path):
 
 def test_an_architecture_that_is_not_the_files(arrays, weights, tmp_path):
     path = write(tmp_path, "a.pt", state_dict_zip(arrays))
-    with pytest.raises(WeightsError, match="does not fit resnet18"):
+    with pytest.raises(WeightsError, match="this is a cifar_resnet20, not a resnet18"):
         load_weights(path, arch="resnet18")
     save_weights(tmp_path / "a.h5", weights)
-    with pytest.raises(WeightsError, match=r"^resnet10s is a resnet10s, not a resnet50$"):
+    with pytest.raises(
+        WeightsError, match=r"^resnet10s is a resnet10s, not a resnet50; give arch='resnet10s' or"
+    ):
         load_weights("resnet10s", arch="resnet50")  # nothing about a file that comes with tinyft
-    with pytest.raises(WeightsError, match="holds a cifar_resnet20, not a resnet18"):
+    with pytest.raises(WeightsError, match="is a cifar_resnet20, not a resnet18"):
         load_weights(tmp_path / "a.h5", arch="resnet18")
 
 

@@ -50,7 +50,7 @@ def test_a_folder_is_no_file_of_weights(tmp_path):
 
 def test_a_misspelt_name_gets_near_ones():
     with pytest.raises(
-        WeightsError, match=r"no file or folder 'timm/resnet50.a9_in1k'.*near are timm/resnet50"
+        WeightsError, match=r"no file or folder 'timm/resnet50.a9_in1k'.*did you mean timm/resnet50"
     ):
         find("timm/resnet50.a9_in1k")
 

@@ -145,7 +145,7 @@ def _run_on_gpu(args: argparse.Namespace) -> int:
 def _cases(args: argparse.Namespace) -> tuple:
     """Return what the options ask for, checked before anything is measured."""
     from tinyft.bench.cases import CASES, Case
-    from tinyft.nn import ARCHITECTURES
+    from tinyft.nn.resnet import expect_architecture
     from tinyft.weights import Preprocess
 
     if args.all:
@@ -153,8 +153,7 @@ def _cases(args: argparse.Namespace) -> tuple:
             raise RequestError("--all has its own networks and sizes; leave out the other options")
         return CASES
     arch = args.arch or CASES[0].arch
-    if arch not in ARCHITECTURES:
-        raise RequestError(f"--arch must be one of {', '.join(ARCHITECTURES)}; got {arch!r}")
+    expect_architecture(arch)
     crop = Preprocess.for_architecture(arch).crop
     usual = next((case for case in CASES if case.arch == arch), Case(arch, 16, crop))
     return (Case(arch, args.batch_size or usual.batch_size, args.size or usual.size),)

@@ -29,7 +29,7 @@ from tinyft.cli.opening import (
 )
 from tinyft.cli.options import Parser, add_json, add_training_options, given, keep
 from tinyft.cli.output import RunLines, accuracies, answer, one_line, percent, say
-from tinyft.display import duration
+from tinyft.display import counted, duration
 
 if TYPE_CHECKING:
     from tinyft.data.loader import PictureData
@@ -130,7 +130,7 @@ def _report(args: argparse.Namespace, learner: Learner, training: Run) -> None:
         "best_valid_accuracy": training.best_accuracy,
     }
     text = (
-        f"{accuracies(last)}, loss {last.loss:.4f} on {last.n} pictures after "
+        f"{accuracies(last)}, loss {last.loss:.4f} on {counted(last.n, 'picture')} after "
         f"{duration(training.seconds)}; saved in {one_line(str(training.path))}"
     )
     answer(args, text, figures)

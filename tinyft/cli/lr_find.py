@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tinyft.cli.opening import describe_backend, make_learner
 from tinyft.cli.options import Parser, add_json, add_network_options, whole
 from tinyft.cli.output import json_result, result, say
-from tinyft.display import PROSE, terminal_width
+from tinyft.display import PROSE, counted, terminal_width
 
 if TYPE_CHECKING:
     from tinyft.finetune import LrFinding
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
     learner = make_learner(args)
     say("\n".join(subject_of(learner).lines()[:2]))
-    say(f"{args.steps} steps with a growing rate; {describe_backend(learner.device)}")
+    say(f"{counted(args.steps, 'step')} with a growing rate; {describe_backend(learner.device)}")
     args.working = True
     finding = learner.lr_find(num_it=args.steps)
     if args.json:

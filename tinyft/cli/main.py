@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -71,12 +72,27 @@ COMMANDS = (
     doctor,
 )
 
+START = """\
+tinyft fine-tunes pretrained networks on your pictures, and shows every step of it.
+
+first
+  tinyft finetune            learn from the sample photos that come with it
+  tinyft check photos/       look at your own, with a folder for each class, before training
+  tinyft finetune photos/    learn from them; what is written is a folder in runs/
+
+help
+  tinyft --help              all commands
+  tinyft finetune --help     the options of one, with examples"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     _open_missing_streams()
     _print_any_name()
     args = build_parser().parse_args(arguments)
+    if args.command is None:
+        print(START)
+        return 0
     args.arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with _warnings_as_notes(), signals_raise(), _progress(args):
@@ -89,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, line = exit_code_and_line(
             error, working=args.working, options=vars(args), on_interrupt=args.on_interrupt
         )
-        say(f"{args.prog}: {line}")
+        say(f"{args.parser.prog}: {line}")
         _give_up_output()
     return code
 
@@ -109,8 +125,8 @@ def build_parser() -> Parser:
         epilog="example: tinyft finetune",
     )
     parser.add_argument("--version", action="version", version=f"tinyft {__version__}")
-    parser.set_defaults(working=False, on_interrupt="", traceback=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.set_defaults(working=False, on_interrupt="", traceback=False, parser=parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in COMMANDS:
         name = command.__name__.rpartition(".")[2].replace("_", "-")
         run = getattr(command, "run", None)  # a group of commands has none
@@ -122,7 +138,8 @@ def build_parser() -> Parser:
 
 def _check_request(args: argparse.Namespace) -> None:
     """Raises: RequestError if somebody deleted the current folder, which later errors would call
-    "no such file"; or for an empty name, which Python would take for the current folder
+    "no such file"; for an empty name, which Python would take for the current folder; or for an
+    address on the web, which it would take for a path
     """
     try:
         os.getcwd()
@@ -130,6 +147,12 @@ def _check_request(args: argparse.Namespace) -> None:
         raise RequestError("the current folder no longer exists; go to one that does") from None
     if "" in args.arguments:
         raise RequestError("an argument is empty; is it a variable that is not set?")
+    for argument in args.arguments:
+        if re.match(r"(--[a-z-]+=)?[a-z]{2,9}://", argument, re.IGNORECASE):
+            raise RequestError(
+                f"{argument} is an address, and only files of this machine are read; download what "
+                "is there, and give the folder or the file"
+            )
 
 
 def _open_missing_streams() -> None:

@@ -53,8 +53,11 @@ def make_learner(args: argparse.Namespace) -> Learner:
     """Data, network and head as the options say; without a folder, those of the sample run."""
     from tinyft.finetune import vision_learner
     from tinyft.finetune.training import RANDOM
+    from tinyft.nn.resnet import expect_architecture
 
     complete_sample(args)
+    if args.arch is not None:  # before pictures are looked at
+        expect_architecture(args.arch)
     data = open_folder(args.dir, **given(args, DATA))
     _point_to_check(args, data)
     options = given(args, LEARNER)

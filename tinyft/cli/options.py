@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tinyft.cli.failures import RequestError
-from tinyft.cli.output import say
-from tinyft.display import fitted
+from tinyft.cli.output import one_line, say
+from tinyft.display import did_you_mean, fitted
 
 LABELS = ("labels", "label_regex")
 DATA = (*LABELS, "size", "batch_size", "augment", "seed", "valid_fraction", "on_error")
@@ -26,6 +26,7 @@ LEARNER = (
 )
 RECIPE = ("epochs", "freeze_epochs", "lr")
 MOST_EPOCHS = 10_000  # a plan has a rate for each step
+LARGEST_RATE = 100
 PAGES, GRAPHS = (".html", ".htm"), (".dot", ".gv")  # how files end that may be replaced
 
 
@@ -43,16 +44,33 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, and that takes no abbreviated options: they
-    would change their meaning when an option is added.
+    """An ArgumentParser whose errors are one line that names what was probably meant, and that
+    takes no abbreviated options: they would change their meaning when an option is added.
     """
 
     def __init__(self, **options: Any):
         options.setdefault("formatter_class", Help)
         super().__init__(**options, allow_abbrev=False)
 
+    def parse_args(self, arguments: Any = None, namespace: Any = None) -> argparse.Namespace:
+        args, unknown = self.parse_known_args(arguments, namespace)
+        if unknown:  # the command tells, who knows its options, and not the parser of all commands
+            option = next((text for text in unknown if text.startswith("-")), "")
+            meant = did_you_mean(option.partition("=")[0], args.parser._option_string_actions)
+            args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        return args
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            if meant := did_you_mean(str(value), action.choices):
+                error.message = f"invalid choice: {value!r}{meant}"
+            raise
+
     def error(self, message: str) -> NoReturn:
-        say(f"{self.prog}: {message}; `{self.prog} --help` shows an example")
+        end = "" if message.endswith("?") else ";"
+        say(f"{self.prog}: {one_line(message)}{end} `{self.prog} --help` shows an example")
         self.exit(2)
 
 
@@ -76,7 +94,7 @@ def add_command(
     if run is not None:
         option = parser.add_argument
         option("--traceback", action="store_true", help="show where an error came from")
-        parser.set_defaults(run=run, prog=parser.prog)
+        parser.set_defaults(run=run, parser=parser)
     return parser
 
 
@@ -129,6 +147,16 @@ def at_least_0(most: float = math.inf) -> Callable[[str], float]:
     return parse
 
 
+def rate(text: str) -> float:
+    """Parses a learning rate. Nothing that is taught survives one above 100."""
+    if (value := positive(text)) > LARGEST_RATE:
+        raise argparse.ArgumentTypeError(
+            f"expected a learning rate, often from 0.0001 to 0.1, at most {LARGEST_RATE}; got "
+            f"{text!r}"
+        )
+    return value
+
+
 def fraction(text: str) -> float:
     """Parses a number above 0 and below 1."""
     value = positive(text)
@@ -170,7 +198,7 @@ def add_training_options(parser: Parser) -> None:
         metavar="N",
         help="epochs of the head alone, first (1)",
     )
-    add("--lr", type=positive, metavar="RATE", help="learning rate of the head (0.002)")
+    add("--lr", type=rate, metavar="RATE", help="learning rate of the head (0.002)")
 
 
 def add_network_options(parser: Parser) -> None:

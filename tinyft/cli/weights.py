@@ -12,7 +12,7 @@ from tinyft.cli.failures import RequestError, naming
 from tinyft.cli.opening import trained_file
 from tinyft.cli.options import Parser, add_command, add_json, expect_replaceable
 from tinyft.cli.output import json_result, one_line, result, say
-from tinyft.display import aligned
+from tinyft.display import aligned, beside, counted, did_you_mean
 
 if TYPE_CHECKING:
     from tinyft.weights import Weights
@@ -169,7 +169,8 @@ def verify_file(args: argparse.Namespace) -> int:
     from tinyft.weights import detect_format, file_sha256, load_weights
 
     if not Path(args.source).is_file():
-        raise RequestError(f"{args.source} is no file")
+        meant = did_you_mean(args.source, beside(args.source))
+        raise RequestError(f"{args.source} is no file; expected one of weights{meant}")
     kind, digest = detect_format(args.source), file_sha256(args.source)
     args.working = True
     with naming(args.source):
@@ -206,5 +207,5 @@ def _show_report(weights: Weights) -> None:
 
 def _describe(weights: Weights) -> str:
     numbers = sum(array.size for array in weights.arrays.values())
-    classes = f"{weights.num_classes} classes" if weights.num_classes else "no classifier"
+    classes = counted(weights.num_classes, "class") if weights.num_classes else "no classifier"
     return f"{weights.arch}, {len(weights.arrays)} tensors, {numbers:,} numbers, {classes}"

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -133,8 +134,11 @@ def shown(picture: np.ndarray, preprocess: Preprocess) -> np.ndarray:
 
 
 def printable(path: str | os.PathLike) -> str:
-    """Spells out a path's undecodable bytes, so that any terminal and file can hold it."""
-    return os.fspath(path).encode("utf-8", "backslashreplace").decode()
+    """Spells out a path's undecodable bytes, so that any terminal and file can hold it; an address,
+    of which pathlib takes a slash, is as it was.
+    """
+    text = os.fspath(path).encode("utf-8", "backslashreplace").decode()
+    return re.sub(r"^([a-z]{2,9}):/(?!/)", r"\1://", text)
 
 
 # ---------------------------------------------------------------------------------------- decoding

@@ -21,12 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tinyft.data.picture import printable
-from tinyft.display import first_few
+from tinyft.display import beside, counted, did_you_mean, first_few
 from tinyft.errors import DataError
 from tinyft.seeds import generator
 
 ByClass = dict[str, list[Path]]
 
+LINKS = "links to folders"
 TRAIN_NAMES = ("train", "training")
 VALID_NAMES = ("valid", "val", "validation", "test")  # in this order of preference
 LAYOUTS = (
@@ -56,7 +57,8 @@ def find_parts(path: Path) -> dict[str, Path]:
     Raises:  DataError if `path` is not a folder, or has folders for validation alone
     """
     if not path.is_dir():
-        raise DataError(f"{printable(path)} is not a folder; {LAYOUTS}")
+        meant = did_you_mean(str(path), beside(path))
+        raise DataError(f"{printable(path)} is not a folder; {LAYOUTS}{meant}")
     train, valid = _first_called(TRAIN_NAMES, path), _first_called(VALID_NAMES, path)
     if train is None or not _has_folders(train):
         if valid and _has_folders(valid) and not folders_beside(path):
@@ -168,8 +170,10 @@ class Scan:
 
     def __str__(self) -> str:
         count = sum(map(len, self.pictures.values()))
-        reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(self.skipped.items()))
-        text = f"{count} pictures in {len(self.pictures)} classes"
+        reasons = ", ".join(
+            f"{reason}: {number}" for reason, number in sorted(self.skipped.items())
+        )
+        text = f"{counted(count, 'picture')} in {counted(len(self.pictures), 'class')}"
         return text + (f"; passed over: {reasons}" if reasons else "")
 
 
@@ -186,6 +190,11 @@ def scan_part(root: Path) -> Scan:
             labels = dict.fromkeys(re.search(pattern, name)[1] for name in scan.loose)
             seems = f"{message}; their names seem to tell the classes, {first_few(list(labels))}"
             raise DataError(seems, remedy="take them with {label_regex}", label_regex=pattern)
+        if scan.skipped[LINKS]:
+            raise DataError(
+                f"{message}; links to folders are not followed, since they can form loops: give "
+                "the folder that has the pictures themselves"
+            )
         above = "; is it one class of several? Then give the folder above" if scan.loose else ""
         raise DataError(f"{message}{above}; {LAYOUTS}")
     return scan
@@ -267,7 +276,7 @@ def _entries(folder: str | Path, scan: Scan) -> list[os.DirEntry]:
             if entry.name.startswith(".") or entry.name in ("__MACOSX", "Thumbs.db"):
                 scan.skipped["hidden files or folders"] += 1
             elif entry.is_symlink() and _holds(entry.is_dir):
-                scan.skipped["links to folders"] += 1
+                scan.skipped[LINKS] += 1
             elif not _holds(entry.is_dir) and not _holds(entry.is_file):
                 scan.skipped["dead links or special files"] += 1
             else:

@@ -63,7 +63,9 @@ class Subject:
     def lines(self) -> list[str]:
         """Network, head, data and input, a line each."""
         origin, p = self.origin, self.preprocess
-        state = f"after {self.steps_made} steps" if self.steps_made else origin.head_state
+        state = (
+            f"after {counted(self.steps_made, 'step')}" if self.steps_made else origin.head_state
+        )
         head = origin.head or "of the caller's own"
         dropped = "; the trained one of the weights is dropped: " + origin.head_dropped
         square = f"the middle square at {p.crop} px"
@@ -76,7 +78,7 @@ class Subject:
             f"body: {origin.weights}",
             f"head: {head}, {state}, {len(self.classes)} classes"
             + (dropped if origin.head_dropped else ""),
-            f"data: {self.n_train} pictures to train on, {self.n_valid} to validate, "
+            f"data: {counted(self.n_train, 'picture')} to train on, {self.n_valid} to validate, "
             f"batches of {self.batch_size}; augmentation: {self.augment or 'none'}",
             f"input: {square}, mean {p.mean}, std {p.std} "
             f"({'assumed' if p.assumed else 'from the weights file'})",

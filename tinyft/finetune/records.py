@@ -13,7 +13,7 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.backends import Backend
-from tinyft.display import Displayed, aligned
+from tinyft.display import Displayed, aligned, counted
 from tinyft.finetune.groups import Group, Proof
 
 if TYPE_CHECKING:
@@ -102,8 +102,9 @@ class StepRecord(Displayed):
 
     def lines(self) -> list[str]:
         """The step, its loss, its validation and its proof, a line each."""
+        of = counted(len(self.ids), "picture")
         found = [f"step {self.step}, epoch {self.epoch + 1}, {self.phase}: loss {self.loss:.4f}, "
-                 f"smoothed {self.smooth_loss:.4f}; {len(self.ids)} pictures"]  # fmt: skip
+                 f"smoothed {self.smooth_loss:.4f}; {of}"]  # fmt: skip
         if self.validation:
             v = self.validation
             fair = "" if v.balanced_accuracy is None else f", balanced {v.balanced_accuracy:.4f}"

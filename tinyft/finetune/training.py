@@ -44,7 +44,7 @@ from tinyft.nn.resnet import ResNet
 from tinyft.ops import cross_entropy
 from tinyft.weights.preprocess import Preprocess
 
-REMEDY = "Use a smaller learning rate (a tenth is a good try)"
+REMEDY = "Use a smaller learning rate (a tenth is a good try; 0.002 is usual for a new head)"
 
 
 class Features(Protocol):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinyft.display import did_you_mean
 from tinyft.engine.tensor import Tensor
 from tinyft.nn.layer_table import Summary, summary
 from tinyft.nn.layers import BatchNorm, Conv2d, Linear, Sequential, conv_norm, initialise
@@ -224,7 +225,8 @@ def stage_of(name: str) -> str:
 def expect_architecture(arch: str) -> None:
     """Raises: ValueError for a name that is not in ARCHITECTURES"""
     if arch not in ARCHITECTURES:
-        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}; got {arch!r}")
+        known, meant = ", ".join(ARCHITECTURES), did_you_mean(str(arch), ARCHITECTURES)
+        raise ValueError(f"architecture must be one of {known}; got {arch!r}{meant}")
 
 
 def _builder(arch: str) -> Callable[..., ResNet]:

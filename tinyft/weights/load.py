@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tinyft.errors import WeightsError
 from tinyft.weights.model import Weights, facts
+from tinyft.weights.names import expect_same
 from tinyft.weights.published.cache import fetch
 from tinyft.weights.published.registry import find
 from tinyft.weights.read import HEAD_PREFIXES, read_weights
@@ -40,8 +41,7 @@ def load_weights(
     if path.is_file() or looks_like_a_path:  # a folder may be called resnet18
         return read_weights(path, **options)
     entry = find(source)
-    if arch not in (None, entry.arch):  # before all of it is fetched
-        raise WeightsError(f"{source} is a {entry.arch}, not a {arch}")
+    expect_same(entry.arch, arch, source)  # before all of it is fetched
     path = fetch(entry)
     try:
         return read_weights(path, **options)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from tinyft.display import did_you_mean
 from tinyft.errors import WeightsError
 from tinyft.nn.resnet import ARCHITECTURES, Architecture, Bottleneck, ResNet
 from tinyft.weights.model import LoadReport
@@ -175,8 +176,17 @@ def architecture(arch: str) -> Architecture:
     """
     if arch not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise WeightsError(f"there is no architecture {arch!r}; choose one of {known}")
+        meant = did_you_mean(arch, ARCHITECTURES)
+        raise WeightsError(f"there is no architecture {arch!r}; choose one of {known}{meant}")
     return ARCHITECTURES[arch]
+
+
+def expect_same(found: str, arch: str | None, source: object = "this") -> None:
+    """Raises: WeightsError if another architecture was asked for than the source's"""
+    if arch not in (None, found):
+        architecture(arch)
+        remedy = f"give {{arch}} or leave it out, or give weights of a {arch}"
+        raise WeightsError(f"{source} is a {found}, not a {arch}", remedy=remedy, arch=found)
 
 
 def expected_shapes(arch: str, num_classes: int | None) -> Shapes:

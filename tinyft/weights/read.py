@@ -23,6 +23,7 @@ from tinyft.weights.hdf5.weights_file import open_native
 from tinyft.weights.model import LoadReport, Weights, check_numbers
 from tinyft.weights.names import (
     compare,
+    expect_same,
     expected_shapes,
     find_state_dict,
     infer_architecture,
@@ -41,6 +42,16 @@ from tinyft.weights.torch.checkpoint import (
 )
 
 _HEAD = 512
+# What is given instead of weights, by how it begins in small letters, and what to do.
+_OTHERS = (
+    (b"version https://git-lfs", "it is a Git LFS pointer to them; `git lfs pull` fetches them"),
+    (b"<", "it is a web page; download the file itself, by the link to its raw content"),
+    (b"{", "it is JSON, as a server's answer or a model's config; give the weights beside it"),
+    (b"\x93numpy", "it is an array of NumPy; save a state dict in PyTorch, or safetensors"),
+    (b"\xff\xd8\xff", "it is a picture; pictures come as DIR"),
+    (b"\x89png", "it is a picture; pictures come as DIR"),
+    (b"\x1f\x8b", "it is packed by gzip; unpack it first"),
+)
 # float32 takes twice the bytes of float16, and deflated members unpack to a few times their size;
 # what takes more than that repeats itself.
 _LARGEST_EXPANSION, _ALWAYS_ALLOWED = 16, 64 << 20
@@ -95,15 +106,17 @@ def detect_format(path: str | os.PathLike[str]) -> str:
         return "safetensors"
     if head.startswith(PICKLE_MAGICS):  # a safetensors file's length may begin so, too
         return "torch"
+    seems = next((what for start, what in _OTHERS if head.lstrip().lower().startswith(start)), "")
+    seems = seems or f"it begins with {head[:8]!r}"
     raise WeightsError(
-        f"{path} begins with {head[:8]!r}: neither HDF5, nor a torch checkpoint, nor safetensors"
+        f"{path} is neither HDF5, nor a torch checkpoint, nor safetensors: "
+        f"{seems if head else 'it is empty; get it again'}"
     )
 
 
 def _load_native(path: Path, arch: str | None, expect_different: tuple[str, ...]) -> Weights:
     with open_native(path) as file:
-        if arch not in (None, file.arch):
-            raise WeightsError(f"{path} holds a {file.arch}, not a {arch}")
+        expect_same(file.arch, arch, path)
         report = _checked_report(file.arch, file.arrays, expect_different)
         arrays, beside = file.read()
         arrays = _in_order(arrays, file.arch)
@@ -177,6 +190,11 @@ def _checked_report(
     missing = [name for name in strict.missing if name in (*report.missing, *_LAST_LAYER)]
     report = replace(report, missing=missing, mismatched=strict.mismatched)
     if not report.fits:
+        try:
+            found = infer_architecture(shapes)
+        except WeightsError:
+            found = arch
+        expect_same(found, arch)
         raise WeightsError(f"the file does not fit {arch}:\n{report}")
     return report
 

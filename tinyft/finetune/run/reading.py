@@ -22,7 +22,7 @@ import numpy as np
 from tinyft.data import ImageFolder, ImageTable
 from tinyft.data.loader import PictureData
 from tinyft.data.picture import printable
-from tinyft.display import first_few
+from tinyft.display import beside, did_you_mean, first_few
 from tinyft.errors import DataError, RunError
 
 FORMAT = "tinyft-run"
@@ -37,6 +37,9 @@ def read_description(run: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
+        if not run.exists():
+            meant = did_you_mean(str(run), beside(run))
+            raise RunError(f"there is no run {printable(run)}{meant}") from None
         raise RunError(
             f"{run} is no run, or was stopped before its first step: it has no run.json; start it "
             "anew"

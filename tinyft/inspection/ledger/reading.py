@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyft.display import aligned
+from tinyft.display import aligned, counted
 from tinyft.errors import RunError
 from tinyft.inspection.html import table as html_table
 from tinyft.inspection.ledger.changes import COLUMNS as TENSOR_COLUMNS
@@ -232,7 +232,7 @@ class LedgerReading:
         problems = self.balance()
         books = "it balances" if not problems else f"{len(problems)} entries do not balance"
         count = len(self.tables["steps"])
-        title = f"ledger of {count} steps, {len(self.parameters)} parameters; {books}"
+        title = f"ledger of {counted(count, 'step')}, {len(self.parameters)} parameters; {books}"
         if self.unfinished:
             title += f"; {self.unfinished:,} bytes of a record that was cut off are left out"
         lines = aligned([HEAD, *self.rows()])

@@ -125,7 +125,9 @@ def _head(run: RunFiles) -> str:
     if accuracy.size:
         n = description["data"].get("n_valid", 0)
         low, high = wilson(round(accuracy[-1] * n), n)
-        interval = f"accuracy on {n} pictures ({100 * low:.0f} to {100 * high:.0f} % at 95 %)"
+        interval = (
+            f"accuracy on {counted(n, 'picture')} ({100 * low:.0f} to {100 * high:.0f} % at 95 %)"
+        )
         tiles.insert(0, (f"{100 * accuracy[-1]:.1f} %", interval))
         tiles.append((f"{100 * accuracy.max():.1f} %", "in the best epoch"))
     row = "".join(f'<div class="tile"><b>{a}</b>{escape(b)}</div>' for a, b in tiles)
@@ -238,7 +240,9 @@ def _proofs(run: RunFiles) -> str:
         return words + _not_shown("no phase is finished yet")
     shown = []
     for proof in run.ledger.proofs:
-        counts = f"{len(proof.identical)} tensors bit-identical, {len(proof.moved)} moved"
+        counts = (
+            f"{counted(len(proof.identical), 'tensor')} bit-identical, {len(proof.moved)} moved"
+        )
         notes = "".join(f"<p>{escape(note)}.</p>" for note in proof.diagnosis())
         shown.append(
             f"<div><h3>{escape(proof.title)}: {counts}</h3>{proof._repr_html_()}{notes}</div>"

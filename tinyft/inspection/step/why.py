@@ -32,7 +32,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinyft.display import aligned
+from tinyft.display import aligned, counted
 from tinyft.finetune.groups import Group, freeze_to
 from tinyft.finetune.records import UpdateSums, total
 from tinyft.inspection.step.moment import MODES, Look, Moment, put_weights, weights_of
@@ -127,7 +127,7 @@ class Explanation:
         ]
         return "\n".join([
             f"why did the loss change in {self.where}?",
-            f"its {len(self.names)} pictures before and after: {before.loss:.5f} -> "
+            f"its {counted(len(self.names), 'picture')} before and after: {before.loss:.5f} -> "
             f"{after.loss:.5f} in training, {self.before['evaluation'].loss:.5f} -> "
             f"{self.after['evaluation'].loss:.5f} in evaluation",
             "",
@@ -277,7 +277,7 @@ class Jump:
         rows += [["after the whole step", *self._losses("whole step")]]
         gap = self.batch_norm + self.dropout
         lines = [
-            f"one batch of {self.pictures} pictures through {self.where}",
+            f"one batch of {counted(self.pictures, 'picture')} through {self.where}",
             *aligned([["", "in training", "in evaluation"], *rows]),
             f"in training less in evaluation, before the step: {signed(gap).strip()}, of which "
             f"{signed(self.batch_norm).strip()} by batch norm and "

@@ -70,7 +70,8 @@ _WITHOUT_EFFECT = {0, 4, _FILL_VALUE, _GROUP_INFO, 14, 18, 22}  # 14, 18: times
 _REFUSED = {
     7: "takes its bytes from another file",
     11: "is packed by a filter; write it plainly (h5repack -l CONTI -f NONE)",
-    17: "is an old-style group, which tinyft has never written; write the arrays anew with "
+    17: "is an old-style group: another program wrote it (Keras, h5py), and of HDF5 tinyft reads "
+    "only its own; give a checkpoint of PyTorch or safetensors, or write the arrays anew with "
     "tinyft.weights.write_arrays",
 }
 _SHARED = 2  # a message's flag: it lies elsewhere

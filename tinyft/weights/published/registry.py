@@ -6,7 +6,6 @@ preprocessing, accuracy, licence, and the sha256 that a download must have.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import tomllib
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyft.bundled import bundled
+from tinyft.display import beside, did_you_mean
 from tinyft.errors import WeightsError
 from tinyft.nn.resnet import ARCHITECTURES
 from tinyft.weights.preprocess import Preprocess
@@ -103,11 +103,10 @@ def find(name: str) -> Entry:
         )
     if Path(name).is_dir():
         raise WeightsError(f"{name} is a folder; give a file of weights, of a run its learner.h5")
-    known = [*defaults, *by_id]
-    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or list(defaults)
+    meant = did_you_mean(name, [*defaults, *by_id, *beside(name)], most=3)
     raise WeightsError(
-        f"there is no file or folder {name!r}, and no published weights are called so; "
-        f"near are {', '.join(near)} (tinyft weights list shows all {len(by_id)})"
+        f"there is no file or folder {name!r}, and no published weights are called so (tinyft "
+        f"weights list shows all {len(by_id)}){meant}"
     )
 
 

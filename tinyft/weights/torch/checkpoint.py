@@ -151,7 +151,13 @@ class ZipCheckpoint(Checkpoint):
         """Finds the folder in the zip that holds the one data.pkl."""
         names = [name for name in self.members if name.split("/")[-1] == "data.pkl"]
         if len(names) != 1:
-            raise WeightsError(f"a torch zip has one data.pkl, this zip has {len(names)}")
+            arrays = any(name.endswith(".npy") for name in self.members)
+            keras = "model.weights.h5" in self.members
+            what = "arrays of NumPy (npz)" if arrays else "a Keras model" if keras else "an archive"
+            raise WeightsError(
+                f"a torch zip has one data.pkl, this zip has {len(names)}; it is {what}: give a "
+                "checkpoint of PyTorch or safetensors, or the name of published weights"
+            )
         root = names[0].removesuffix("data.pkl")
         if root + "constants.pkl" in self.members:
             raise WeightsError(
