@@ -19,6 +19,7 @@ from tinyft.cli.options import (
     Parser,
     add_backend,
     add_json,
+    add_moved,
     add_reading_options,
     expect_replaceable,
     given,
@@ -55,6 +56,7 @@ def add_options(parser: Parser) -> None:
     add_reading_options(parser, "; of a run's own pictures as in the run")
     parser.add_argument("--html", metavar="FILE", help="write a page: tables, matrix, mistakes")
     parser.add_argument("--csv", metavar="FILE", help="write a line for each picture")
+    add_moved(parser)
     add_backend(parser)
     add_json(parser)
 
@@ -160,6 +162,8 @@ def _write(file: str, text: str) -> None:
 def _data(args: argparse.Namespace, learner: Learner) -> PictureData:
     """The folder's pictures, or those that the run set aside."""
     options, labels = given(args, ("batch_size", "on_error")), given(args, LABELS)
+    if args.data is not None and (args.dir is not None or not Path(args.source).is_dir()):
+        raise RequestError("--data is for a run's own pictures; give either a run and it, or DIR")
     if labels:
         return open_folder(_folder(args), classes=learner.classes, **ALL, **options, **labels)
     if args.dir is not None:
@@ -176,6 +180,7 @@ def _data(args: argparse.Namespace, learner: Learner) -> PictureData:
     try:
         return pictures_of_run(
             args.source,
+            args.data,
             otherwise=", so its validation part may now hold pictures that it has learnt",
             **options,
         )

@@ -27,7 +27,7 @@ from tinyft.cli.opening import (
     refuse_contradictions,
     resume_command,
 )
-from tinyft.cli.options import Parser, add_json, add_training_options, given, keep
+from tinyft.cli.options import Parser, add_json, add_moved, add_training_options, given, keep
 from tinyft.cli.output import RunLines, accuracies, answer, one_line, percent, say
 from tinyft.display import counted, duration
 
@@ -53,11 +53,14 @@ def add_options(parser: Parser) -> None:
     resume("--resume", metavar="RUN", help="go on with a run that was interrupted")
     what = "train what a run ended with further, in a new run: on its pictures, or on DIR"
     resume("--continue", metavar="RUN", dest="continue_run", help=what)
+    add_moved(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.resume is None:
+        if args.data is not None:
+            raise RequestError("--data is for --resume; a new run takes its pictures as DIR")
         is_sample = args.dir is None and args.continue_run is None
         learner = continued_learner(args) if args.continue_run else make_learner(args)
         plan = make_plan(args, learner)
@@ -78,7 +81,7 @@ def _resume(args: argparse.Namespace) -> None:
 
     path = Path(args.resume)
     refuse_contradictions(args, path)
-    learner, plan, training, start, notices = resume(path, device=args.backend)
+    learner, plan, training, start, notices = resume(path, args.data, device=args.backend)
     if start and not any(path.glob("ledger.*")):
         notices.append("the steps before are in no ledger; it begins with this session")
     for notice in notices:

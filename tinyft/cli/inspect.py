@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyft.cli.failures import RequestError
-from tinyft.cli.options import GRAPHS, PAGES, Parser, add_json, expect_replaceable, whole
+from tinyft.cli.options import GRAPHS, PAGES, Parser, add_json, add_moved, expect_replaceable, whole
 from tinyft.cli.output import answer, has_terminal, json_result, result, say
 from tinyft.display import fitted, terminal_width
 
@@ -34,6 +34,7 @@ def add_options(parser: Parser) -> None:
     add("--dot", metavar="FILE", help="write the graph for Graphviz (dot -Tsvg FILE)")
     add("--why", action="store_true", help="why the loss of the step's pictures changed")
     add("--what-if", action="store_true", help="what other rates, or freezing, would have done")
+    add_moved(parser)
     add_json(parser)
 
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     expect_replaceable("--html", args.html, PAGES)
     expect_replaceable("--dot", args.dot, GRAPHS)
     say(f"making step {args.step} of {args.run_folder} again")
-    moment = Moment.of_run(args.run_folder, args.step)
+    moment = Moment.of_run(args.run_folder, args.step, args.data)
     args.working = True
     for notice in moment.notices:
         say(f"note: {notice}")

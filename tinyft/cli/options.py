@@ -251,6 +251,11 @@ def add_reading_options(parser: Parser, otherwise: str = "") -> None:
     )
 
 
+def add_moved(parser: Parser) -> None:
+    what = "where the run's pictures are now; each is found by its sha256, whatever it is called"
+    parser.add_argument("--data", metavar="DIR", help=what)
+
+
 def add_backend(parser: Parser) -> None:
     parser.add_argument(
         "--backend",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tinyft.cli.options import PAGES, Parser, add_backend, add_json, expect_replaceable
+from tinyft.cli.options import PAGES, Parser, add_backend, add_json, add_moved, expect_replaceable
 from tinyft.cli.output import answer, one_line, say
 
 HELP = "write what a run did, and what came of it, as one HTML page"
@@ -16,6 +16,7 @@ tinyft report runs/photos-resnet18-1 --out ~/photos.html"""
 def add_options(parser: Parser) -> None:
     parser.add_argument("run_folder", metavar="RUN", help="the folder of a run, finished or not")
     parser.add_argument("--out", metavar="FILE", help="where to write it (RUN/report.html)")
+    add_moved(parser)
     add_backend(parser)
     add_json(parser)
 
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from tinyft.inspection.trace.table import size
 
     expect_replaceable("--out", args.out, PAGES)
-    found = RunFiles.read(args.run_folder, device=args.backend or "auto")
+    found = RunFiles.read(args.run_folder, args.data, device=args.backend or "auto")
     for reason in found.missing.values():
         say(f"note: {one_line(reason)}")
     args.working = True

@@ -26,8 +26,16 @@ import numpy as np
 from tinyft.data.loader import PictureData, checked_classes, checked_int, sha256
 from tinyft.data.picture import check_header, decode, printable
 from tinyft.data.prefetch import default_workers
-from tinyft.data.split import ByClass, find_parts, folders_beside, scan_part, set_aside
-from tinyft.display import first_few
+from tinyft.data.split import (
+    ByClass,
+    Scan,
+    find_parts,
+    folders_beside,
+    pictures_below,
+    scan_part,
+    set_aside,
+)
+from tinyft.display import counted, first_few
 from tinyft.errors import DataError
 
 SHOWN = 10  # files named in one message
@@ -207,6 +215,40 @@ class ImageFolder(PictureData):
 
     def _name(self, path: Path) -> str:
         return printable(path.relative_to(self.path).as_posix())
+
+
+class MovedPictures(ImageFolder):
+    """The pictures of `lines` (split, class, sha256, name), wherever below `path` they are now and
+    whatever they are called there; their order, classes, split and names are those of the lines.
+
+    Raises:  DataError naming the pictures that are not there, or no longer have their bytes
+    """
+
+    def __init__(self, path: str | os.PathLike, lines: Sequence[Sequence[str]], **options: object):
+        self._lines = lines
+        super().__init__(path, **options)
+
+    def files(self, split: str) -> list[str]:
+        """Names the pictures as the lines do."""
+        return [line[3] for line in self._lines if line[0] == split]
+
+    def _parts(self, seed: int, workers: int) -> dict[str, ByClass]:
+        if not self.path.is_dir():
+            raise DataError(
+                f"{printable(self.path)} is not a folder; expected that of the pictures"
+            )
+        below = pictures_below(self.path, Scan())
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            found = dict(zip(pool.map(sha256, below), below, strict=True))
+        if lost := [name for _, _, digest, name in self._lines if digest not in found]:
+            raise DataError(
+                f"{len(lost)} of {counted(len(self._lines), 'picture')} are not in "
+                f"{printable(self.path)}, or have changed: {first_few(lost, SHOWN)}; put them back"
+            )
+        parts: dict[str, ByClass] = {"train": {}, "valid": {}}
+        for split, name, digest, _ in self._lines:
+            parts[split].setdefault(name, []).append(found[digest])
+        return parts
 
 
 def _all_files(part: ByClass) -> list[Path]:

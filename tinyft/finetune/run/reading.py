@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from tinyft.data import ImageFolder, ImageTable
+from tinyft.data.folder import MovedPictures
 from tinyft.data.loader import PictureData
 from tinyft.data.picture import printable
 from tinyft.display import beside, did_you_mean, first_few
@@ -133,18 +134,21 @@ def _number(cell: str) -> float:
 # -------------------------------------------------------------------------------- its pictures
 
 
+# A run's pictures: None where they were; a folder that they were moved to; or given as they are.
+MaybeMoved = PictureData | str | os.PathLike[str] | None
 OPENED = {"folder": ImageFolder, "table": ImageTable}  # by what run.json says of them
 
 
 def pictures_of_run(
     path: str | os.PathLike[str],
-    data: PictureData | None = None,
+    data: MaybeMoved = None,
     *,
     otherwise: str = "",
     **options: Any,
 ) -> PictureData:
-    """The pictures of the run at `path`: its folder, opened as it was but for `options`; or `data`,
-    which is needed where the run was made from arrays in memory.
+    """The pictures of the run at `path`: its folder, opened as it was but for `options`; or `data`:
+    the folder where they are now, under any names, or the arrays in memory that the run was made
+    from.
 
     `otherwise` says in an error what follows if they are no longer the same.
     Raises: RunError if the pictures have changed, or are arrays that were not given; DataError or
@@ -152,19 +156,21 @@ def pictures_of_run(
     """
     path = Path(path)
     recorded = read_description(path)["data"]
-    if data is None:
+    if data is None or isinstance(data, str | os.PathLike):
         if recorded.get("kind") not in OPENED:
             raise RunError(
                 f"{path} was trained on arrays in memory, which only Python can bring back: pass "
                 "them there as data="
             )
-        folder = Path(recorded["arguments"]["path"])
-        if not folder.is_dir():
+        arguments, folder = recorded["arguments"] | options, Path(recorded["arguments"]["path"])
+        if data is None and not folder.is_dir():
             raise DataError(
                 f"{path} began with the pictures in {printable(folder)}, which is no longer there; "
-                "put them back"
+                "put them back, or say where they are: --data DIR, from Python data="
             )
-        data = OPENED[recorded["kind"]](**recorded["arguments"] | options)
+        data = (
+            OPENED[recorded["kind"]](**arguments) if data is None else _moved(path, data, arguments)
+        )
     if changed := changed_pictures(path, data):
         raise RunError(f"the pictures of {path} have changed since it began{changed}{otherwise}")
     return data
@@ -178,18 +184,33 @@ def changed_pictures(path: Path, data: PictureData) -> str:
     if listing_sha256(listing) == recorded:
         return ""
     try:
-        listing_before = (path / PICTURES).read_bytes().decode()
-    except (OSError, UnicodeDecodeError):
-        listing_before = ""
-    if listing_sha256(listing_before) != recorded:
-        return " (which ones is not known: its pictures.csv is gone)"
-    before, now = (  # lines (split, class, sha256, name)
-        set(map(tuple, csv.reader(io.StringIO(text, newline=""))))
-        for text in (listing_before, listing)
-    )
+        before = set(_lines(path))
+    except RunError as error:
+        return f" (which ones is not known: {error})"
+    now = set(map(tuple, csv.reader(io.StringIO(listing, newline=""))))
     others = {line[2:] for line in before} ^ {line[2:] for line in now}
     names = sorted({line[-1] for line in others or before ^ now})  # or only classes, or the split
     return f" ({len(names)} of them: {first_few(names)})"
+
+
+def _lines(path: Path) -> list[tuple[str, ...]]:
+    """The lines (split, class, sha256, name) of the pictures.csv of the run at `path`, head first.
+
+    Raises: RunError if it is not as the run wrote it
+    """
+    try:
+        text = (path / PICTURES).read_bytes().decode()
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    if listing_sha256(text) != read_description(path)["data"]["sha256"]:
+        raise RunError(f"its {PICTURES} is gone")
+    return [*map(tuple, csv.reader(io.StringIO(text, newline="")))]
+
+
+def _moved(path: Path, folder: str | os.PathLike[str], arguments: dict[str, Any]) -> PictureData:
+    """The pictures of the run at `path`, found by their sha256 in a folder."""
+    arguments = {n: v for n, v in arguments.items() if n not in ("path", "labels", "label_regex")}
+    return MovedPictures(folder, _lines(path)[1:], **arguments)
 
 
 def learnt_by(path: Path, data: PictureData) -> int:

@@ -17,6 +17,7 @@ from tinyft.finetune.plan import Plan
 from tinyft.finetune.planning import remade
 from tinyft.finetune.run.folder import Run, drop_unfinished_files, hold, versions, weights_sha256
 from tinyft.finetune.run.reading import (
+    MaybeMoved,
     checkpoints,
     metrics_lines,
     pictures_of_run,
@@ -49,12 +50,13 @@ class Recreated(NamedTuple):
 
 
 def resume(
-    path: str | os.PathLike[str], data: PictureData | None = None, device: str | None = None
+    path: str | os.PathLike[str], data: MaybeMoved = None, device: str | None = None
 ) -> Resumed:
     """Go back to the newest checkpoint of the run at `path`, to finish it.
 
-    `data` is needed where the run was made from arrays in memory. `device` may be another than the
-    one that the run began on. A run without a checkpoint starts anew.
+    `data` is the folder that its pictures were moved to, or, where the run was made from arrays in
+    memory, those. `device` may be another than the one that the run began on. A run without a
+    checkpoint starts anew.
     Raises: RunError if the run is finished, its data has changed, or it cannot be made again from
     run.json
     """
@@ -80,7 +82,7 @@ def resume(
 
 def recreate(
     path: str | os.PathLike[str],
-    data: PictureData | None = None,
+    data: MaybeMoved = None,
     last: int | None = None,
     device: str | None = None,
 ) -> Recreated:
@@ -160,9 +162,9 @@ def _said_by_run_json(path: Path) -> Iterator[None]:
         raise RunError(f"{path / 'run.json'} is damaged: {error}") from None
 
 
-def _pictures(path: Path, arguments: dict[str, Any], data: PictureData | None) -> PictureData:
+def _pictures(path: Path, arguments: dict[str, Any], data: MaybeMoved) -> PictureData:
     """The data of the run; what the caller gives has to be made as it was."""
-    given = {} if data is None else data.describe()["arguments"]
+    given = data.describe()["arguments"] if isinstance(data, PictureData) else {}
     differing = [name for name in given if name in arguments and given[name] != arguments[name]]
     if differing:
         raise RunError(

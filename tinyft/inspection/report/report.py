@@ -24,7 +24,7 @@ from tinyft.inspection.report.run_files import RunFiles
 from tinyft.weights.files import replacing
 
 if TYPE_CHECKING:
-    from tinyft.data.loader import PictureData
+    from tinyft.finetune.run.reading import MaybeMoved
 
 MOST_COLUMNS = 200  # of a heat map: more steps than that are averaged
 MOST_ROWS = 60  # of a heat map: more layers than that are taken together by block
@@ -50,13 +50,13 @@ def write_report(
     run: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
     *,
-    data: PictureData | None = None,
+    data: MaybeMoved = None,
     device: str = "auto",
 ) -> Path:
     """Read the run at `run` and write its report to `out` (default: report.html in its folder);
     where it was written.
 
-    `data` is needed where the run was made from arrays in memory.
+    `data` is the folder that its pictures were moved to, or the arrays in memory that it had.
     Raises: RunError if it is no run or has made no step; OSError
     """
     return save_report(RunFiles.read(run, data, device=device), out)

@@ -20,6 +20,7 @@ from tinyft.data.loader import PictureData
 from tinyft.errors import RunError, TinyftError
 from tinyft.finetune.build import load_learner
 from tinyft.finetune.run.reading import (
+    MaybeMoved,
     pictures_of_run,
     read_description,
     read_metrics,
@@ -57,11 +58,11 @@ class RunFiles:
 
     @classmethod
     def read(
-        cls, path: str | os.PathLike[str], data: PictureData | None = None, *, device: str = "auto"
+        cls, path: str | os.PathLike[str], data: MaybeMoved = None, *, device: str = "auto"
     ) -> RunFiles:
         """Read the run at `path`; its network judges its validation pictures again.
 
-        `data` is needed where the run was made from arrays in memory.
+        `data` is as in `write_report`.
         Raises: RunError if it is no run or has made no step
         """
         path = Path(path)
@@ -136,6 +137,6 @@ def _learner(path: Path, name: str, device: str) -> Learner:
     return load_learner(path / name, device=device)
 
 
-def _pictures(path: Path, data: PictureData | None) -> PictureData:
+def _pictures(path: Path, data: MaybeMoved) -> PictureData:
     with warnings.catch_warnings(action="ignore"):  # they were said when the run began
         return pictures_of_run(path, data)

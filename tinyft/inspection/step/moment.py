@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyft import backends
-from tinyft.data.loader import Batch, PictureData
+from tinyft.data.loader import Batch
 from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import RunError
@@ -27,7 +27,7 @@ from tinyft.finetune.feature_cache import FeatureCache
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.plan import Plan
 from tinyft.finetune.records import StepRecord, UpdateSums
-from tinyft.finetune.run.reading import read_description
+from tinyft.finetune.run.reading import MaybeMoved, read_description
 from tinyft.finetune.run.resume import recreate
 from tinyft.finetune.run.state import bookmark
 from tinyft.finetune.schedule import Phase
@@ -79,14 +79,12 @@ class Moment:
         return f"<Moment: before {self.where}>"
 
     @classmethod
-    def of_run(
-        cls, path: str | os.PathLike[str], step: int, data: PictureData | None = None
-    ) -> Moment:
+    def of_run(cls, path: str | os.PathLike[str], step: int, data: MaybeMoved = None) -> Moment:
         """The moment before step `step` of the run at `path`, in the numbers of metrics.csv.
 
         The learner is made again from run.json and the newest checkpoint that is not beyond the
-        step; the steps between are replayed. Nothing is written. `data` is needed where the run
-        was made from arrays in memory.
+        step; the steps between are replayed. Nothing is written. `data` is the folder that
+        its pictures were moved to, or, where the run was made from arrays in memory, those.
         Raises: RunError for a step that the plan does not have, data or weights that have
         changed, a run that cannot be made again
         """
