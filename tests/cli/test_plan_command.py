@@ -14,7 +14,7 @@ SMALL = Preprocess(resize=32, crop=32)
 
 
 @pytest.mark.slow
-def test_a_plan_in_words(tinyft, pictures, tiny):
+def test_a_plan_in_words(tinyft, pictures, tiny, tmp_path):
     done = tinyft("plan", pictures, *tiny, "--freeze-epochs", "1", "--explain")
     assert done.code == 0
     assert "Phase 1 of 2, head alone: 1 epoch of 2 steps, steps 0 to 1." in done.out
@@ -22,7 +22,9 @@ def test_a_plan_in_words(tinyft, pictures, tiny):
     assert "forecast: about" in done.out
     table = tinyft("plan", pictures, *tiny, "--freeze-epochs", "1", "--table")
     assert "lr peak" in table.out and "Why:" not in table.out
-    short = tinyft("plan", pictures, *tiny, "--freeze-epochs", "1")
+    page = tmp_path / "plan.html"
+    short = tinyft("plan", pictures, *tiny, "--freeze-epochs", "1", "--html", str(page))
+    assert "The first batch, as the network gets it" in page.read_text("utf-8")
     assert "phase 1   head alone, 1 epoch of 2 steps." in short.out
     assert len(short.out.splitlines()) <= 20 and "--table shows every rate" in short.err
 

@@ -11,7 +11,10 @@ from PIL import Image
 
 from tinyft.inspection.html import page
 from tinyft.inspection.report.charts import (
+    LETTER,
     MOST_POINTS,
+    MOST_STRIPS,
+    WIDTH,
     Axis,
     Line,
     heat_map,
@@ -57,7 +60,7 @@ def test_constant_and_empty_lines_have_a_chart(values):
 def test_a_line_goes_through_its_points_and_gaps_lift_the_pen():
     x, y = np.arange(5.0), np.array([0.0, 1.0, np.nan, 0.5, 1.0])
     path = [e.get("d") for e in svg_of(line_chart("t", [Line("a", x, y)])).iter() if e.get("d")]
-    assert path[-1] == "M52.0 206.0L146.5 18.0M335.5 112.0L430.0 18.0"
+    assert path[-1] == "M52.0 176.0L136.5 30.0M305.5 103.0L390.0 30.0"
 
 
 def test_long_lines_are_thinned_and_keep_their_ends():
@@ -65,7 +68,39 @@ def test_long_lines_are_thinned_and_keep_their_ends():
     text = line_chart("t", [Line("a", x, x)])
     points = re.findall(r"[ML]([\d.]+) ([\d.]+)", text)
     assert len(points) <= MOST_POINTS + 10
-    assert ("52.0", "206.0") in points and ("430.0", "18.0") in points
+    assert ("52.0", "176.0") in points and ("390.0", "30.0") in points
+
+
+@pytest.mark.parametrize("starts", [[0, 6], [0, 1, 2, 3], [0, 59], list(range(0, 60, 5))])
+def test_names_of_phases_do_not_run_into_each_other(starts):
+    names = [f"phase number {i}" for i in range(len(starts))]
+    line = Line("a", np.arange(60.0), np.arange(60.0))
+    borders = list(zip(starts, names, strict=True))
+    svg = svg_of(line_chart("t", [line], borders=borders))
+    rows = {}
+    for text in (e for e in svg.iter("text") if e.text in names):
+        rows.setdefault(text.get("y"), []).append((float(text.get("x")), len(text.text)))
+    for row in rows.values():
+        ends = [x + LETTER * letters for x, letters in sorted(row)]
+        assert all(end < x for end, (x, _) in zip(ends, sorted(row)[1:], strict=False))
+        assert ends[-1] <= WIDTH
+    said = "".join(svg.itertext())
+    assert all(f"step {start}, {name}" in said for start, name in borders)
+
+
+def test_a_place_in_a_chart_says_its_values_on_hover():
+    steps = np.arange(6.0)
+    lines = [Line("batch", steps, steps, thin=True), Line("training", steps, 2 * steps),
+             Line("validation", steps[[2, 5]], np.array([0.25, 0.125]), dots=True)]  # fmt: skip
+    svg = svg_of(line_chart("t", lines, borders=[(0, "head alone"), (3, "everything")]))
+    strips = [e for e in svg.iter("rect") if e.get("class") == "strip"]
+    said = [e.find("title").text for e in strips]
+    assert said[2] == "step 2, head alone\ntraining: 4\nvalidation: 0.25"
+    assert said[3] == "step 3, everything\ntraining: 6" and len(said) == 6
+    ends = [float(e.get("x")) + float(e.get("width")) for e in strips]
+    assert ends[:-1] == pytest.approx([float(e.get("x")) for e in strips[1:]], abs=0.11)
+    long = line_chart("t", [Line("a", np.arange(5000.0), np.arange(5000.0))])
+    assert long.count("<title>") == MOST_STRIPS and "<title>steps 0 to 83\na: 83</title>" in long
 
 
 def test_names_are_escaped_and_in_the_legend():
@@ -101,7 +136,7 @@ def test_discs_stand_at_confidence_and_accuracy_and_empty_bins_have_none():
     )
     discs = [e for e in svg_of(text).iter() if e.tag.endswith("circle")]
     places = [(float(e.get("cx")), float(e.get("cy"))) for e in discs]
-    assert places == [(241.0, 206.0), (430.0, 18.0)]
+    assert places == [(221.0, 176.0), (390.0, 30.0)]
     # four times the pictures, four times the area of what is above the smallest disc
     small, large = (float(e.get("r")) - 3 for e in discs)
     assert large / small == pytest.approx(2, rel=0.02)

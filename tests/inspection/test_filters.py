@@ -14,12 +14,12 @@ def test_each_filter_has_its_place_and_zero_is_grey():
     weight[4, 0, 1, 0] = 2.0  # red below left, in the fifth filter
     weight[4, 2, 0, 1] = -2.0
     grid = filter_grid(weight, np.full(5, 2.0))
-    assert grid.shape == (2 * 3 + 1, 3 * 3 + 1, 3)  # two rows of three
+    assert grid.shape == (2 * 3 + 1, 3 * 3 + 1, 4)  # two rows of three
     fifth = grid[4:6, 4:6]
-    assert fifth[1, 0].tolist() == [255, 128, 128]
-    assert fifth[0, 1].tolist() == [128, 128, 1]
-    assert (grid[1:3, 1:3] == 128).all()
-    assert (grid[0] == 255).all() and (grid[4:, 7:] == 255).all()  # gaps, and the missing sixth
+    assert fifth[1, 0].tolist() == [255, 128, 128, 255]
+    assert fifth[0, 1].tolist() == [128, 128, 1, 255]
+    assert (grid[1:3, 1:3, :3] == 128).all()
+    assert not grid[0].any() and not grid[4:, 7:].any()  # gaps, and the missing sixth
 
 
 def test_before_and_after_share_a_scale_and_the_change_has_its_own():
@@ -39,14 +39,14 @@ def test_a_dead_filter_stays_grey():
     weight = np.zeros((2, 3, 3, 3))
     weight[0], weight[1] = 1.0, 1e-4
     before, _, _, _ = before_and_after(weight, weight)
-    assert (before[1:4, 1:4] == 255).all() and (before[1:4, 5:8] == 128).all()
+    assert (before[1:4, 1:4] == 255).all() and (before[1:4, 5:8, :3] == 128).all()
 
 
 def test_no_change_is_grey_everywhere():
     weight = np.random.default_rng(0).normal(size=(4, 3, 3, 3))
     first, second, change, enlarged = before_and_after(weight, weight)
     assert (first == second).all() and math.isinf(enlarged)
-    assert set(np.unique(change)) == {128, 255}
+    assert set(np.unique(change[..., :3])) == {0, 128}
 
 
 def test_another_layer_has_no_pictures():

@@ -108,6 +108,11 @@ def test_a_plan_has_its_text_and_its_curves(trained):
     html = plan._repr_html_()
     assert str(plan).splitlines()[-1][:40] in shown(plan)
     assert html.count("<svg") == 2 and "layer2+layer3" in html
+    names = [
+        trained[0].classes[i]
+        for i in next(plan.data.train_batches(2, plan.subject.preprocess)).labels
+    ]
+    assert re.findall(r"<figcaption[^>]*>(\w+)<", html.split("The first batch")[1]) == names
 
 
 def test_a_plans_curves_count_as_its_text_does(monkeypatch, trained):

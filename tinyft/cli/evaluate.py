@@ -24,7 +24,7 @@ from tinyft.cli.options import (
     expect_replaceable,
     given,
 )
-from tinyft.cli.output import answer, one_line, percent, say
+from tinyft.cli.output import answer, one_line, percent, say, write
 from tinyft.errors import RunError
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
     args.working = True
     judged = judge_pictures(learner, data)
     if args.csv:
-        _write(args.csv, _table(judged))
+        write(args.csv, _table(judged))
     if args.html:
-        _write(args.html, _page(args, learner, judged, data))
+        write(args.html, _page(args, learner, judged, data))
     answer(args, _in_words(judged), _as_record(judged))
     return 0
 
@@ -142,21 +142,13 @@ def _table(judged: Judgements) -> str:
 def _page(args: argparse.Namespace, learner: Learner, judged: Judgements, data: PictureData) -> str:
     """The same as a page, with the mistakes as pictures."""
     from tinyft.inspection.html import escape, page
-    from tinyft.inspection.report.learned import learned, mistakes
+    from tinyft.inspection.report.learned import confusions, mistakes, scores
 
     title = f"{Path(args.source).name} on {Path(args.dir).name if args.dir else 'its own pictures'}"
     first = _in_words(judged).split("\n")[0]
     body = f"<h1>{escape(title)}</h1><p>{escape(first[0].upper() + first[1:])}.</p>"
     worst = f"<h2>Its largest mistakes</h2>{mistakes(learner, judged, data)}"
-    return page(title, f"{body}<h2>Class by class</h2>{learned(judged)}{worst}")
-
-
-def _write(file: str, text: str) -> None:
-    from tinyft.weights.files import replacing
-
-    with replacing(file) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    say(f"written: {one_line(file)}")
+    return page(title, f"{body}{confusions(judged)}{worst}<h2>Class by class</h2>{scores(judged)}")
 
 
 def _data(args: argparse.Namespace, learner: Learner) -> PictureData:

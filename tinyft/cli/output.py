@@ -76,6 +76,15 @@ def _printable(character: str) -> str:
     return character if character.isprintable() or is_space else repr(character)[1:-1]
 
 
+def write(file: str, text: str) -> None:
+    """Write a page or a table whole, or leave an old one as it is."""
+    from tinyft.weights.files import replacing
+
+    with replacing(file) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    say(f"written: {one_line(file)}")
+
+
 def percent(fraction: float) -> str:
     return f"{100 * fraction:.2f} %"
 

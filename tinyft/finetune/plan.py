@@ -11,6 +11,7 @@ from tinyft.display import Displayed, aligned, counted, first_few, paragraph
 from tinyft.finetune.training import RANDOM
 
 if TYPE_CHECKING:
+    from tinyft.data.loader import PictureData
     from tinyft.finetune.schedule import Phase
     from tinyft.finetune.training import Origin
     from tinyft.weights.preprocess import Preprocess
@@ -111,6 +112,7 @@ class Plan(Displayed):
     reset_optimizer: bool = True  # at the start of each phase
     first_step: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)  # to make it again; see `remade`
+    data: PictureData | None = field(default=None, compare=False, repr=False)
 
     @property
     def steps(self) -> int:

@@ -170,6 +170,7 @@ def _complete(
         subject_of(learner),
         first_step=learner.step,
         arguments={"method": method, **arguments, "weight_decay": weight_decay, **switches},
+        data=learner.data,
         **switches,
     )
 

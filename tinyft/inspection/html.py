@@ -31,21 +31,25 @@ STYLE = """
   --accent: #7db8f0; --good: #6fcf9f; --bad: #ff8a80;
   --series-1: #6db1f2; --series-2: #f29b4b; --series-3: #5cc79a; --series-4: #cb93e6; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 72rem; padding: 1rem clamp(0.8rem, 3vw, 2.5rem) 4rem;
+body { margin: 0 auto; max-width: 72rem; padding: 0.6rem clamp(0.8rem, 3vw, 2.5rem) 2rem;
   background: var(--ground); color: var(--text); font: 1rem/1.55 system-ui, sans-serif;
   overflow-wrap: break-word; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 1rem 0 0.5rem; }
-h2 { font-size: 1.25rem; margin: 2.4rem 0 0.5rem; padding-top: 0.7rem;
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0.6rem 0 0.5rem; }
+h2 { font-size: 1.25rem; margin: 1.6rem 0 0.5rem; padding-top: 0.7rem;
   border-top: 1px solid var(--line); }
 h3 { font-size: 1.03rem; margin: 1.5rem 0 0.4rem; }
-p, ul, ol { max-width: 46rem; }
+p, ul, ol { max-width: 46rem; margin-block: 0.7rem; }
 a { color: var(--accent); }
 code, pre { font: 0.86rem/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
-pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6px;
-  padding: 0.7rem 0.9rem; overflow-x: auto; }
-.wide { overflow-x: auto; margin: 0.6rem 0; }
+pre, .wide { overflow-x: auto; /* a shadow at a side where there is more */
+  background: linear-gradient(90deg, var(--on) 50%, transparent) 0 / 2rem no-repeat local,
+    linear-gradient(-90deg, var(--on) 50%, transparent) 100% / 2rem no-repeat local,
+    linear-gradient(90deg, var(--soft), transparent) 0 / 0.5rem no-repeat,
+    linear-gradient(-90deg, var(--soft), transparent) 100% / 0.5rem no-repeat var(--on); }
+.wide { --on: var(--ground); margin: 0.6rem 0; }
+pre { --on: var(--panel); border: 1px solid var(--line); padding: 0.7rem 0.9rem; }
 table { border-collapse: collapse; font-size: 0.9rem; width: max-content; }
-th, td { max-width: 26rem; text-align: left; vertical-align: top;
+th, td { max-width: min(26rem, 50vw); text-align: left; vertical-align: top;
   padding: 0.25rem 0.9rem 0.25rem 0; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums;
@@ -58,7 +62,26 @@ img.enlarged { image-rendering: pixelated; }
 .row { display: flex; flex-wrap: wrap; gap: 1rem 1.4rem; }
 .row > * { min-width: 0; max-width: 100%; } /* a wide table scrolls, the page does not */
 svg { max-width: 100%; height: auto; }
-@media print { body { max-width: none; } h2 { break-after: avoid; } }
+.chart { flex: 1 1 24rem; max-width: 30rem; min-width: 0; margin: 0.6rem 0; }
+.chart svg { display: block; width: 100%; }
+.strip:hover { fill: var(--soft); fill-opacity: 0.15; } .mark:hover { stroke: var(--text); }
+.tile { flex: 1 1 8rem; max-width: 20rem; padding: 0.5rem 1rem; background: var(--panel);
+  border-radius: 8px; }
+.tile b { display: block; font-size: 1.5rem; line-height: 1.25; }
+.cut { display: inline-block; max-width: min(12rem, 32vw); overflow: hidden; white-space: nowrap;
+  text-overflow: ellipsis; vertical-align: bottom; } /* of which a title says all */
+.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); }
+.cards figure { margin: 0; min-width: 0; max-width: 22rem; } .cards .cut { max-width: 75%; }
+p.cut, figcaption.cut { max-width: 100%; }
+.cards img { display: block; width: 100%; }
+.views { display: grid; grid-template-columns: 2fr 1fr; gap: 4px; max-width: 19rem; }
+.views img:first-child { grid-row: span 2; }
+.tight table { font-size: 0.85rem; line-height: 1.2; } .tight > :first-child { flex: 0 1 24rem; }
+.tight td, .tight th { padding: 0.15rem 0.4rem; vertical-align: bottom; }
+summary { cursor: pointer; padding: 0.5rem 0; } summary h2 { display: inline; }
+.fold { border-top: 1px solid var(--line); } .fold h2 { font-size: 1.1rem; border: 0; }
+@media print { body { max-width: none; } h2 { break-after: avoid; }
+  details::details-content { content-visibility: visible; } }
 """
 
 
@@ -69,6 +92,11 @@ class Markup(str):
 def escape(text: object) -> Markup:
     """Escape any text so that a browser shows it as it is; Markup is returned unchanged."""
     return text if isinstance(text, Markup) else Markup(html.escape(str(text)))
+
+
+def cut(text: object) -> Markup:
+    """Text that ends in an ellipsis where it has no room, and says all on hover."""
+    return Markup(f'<span class="cut" title="{escape(text)}">{escape(text)}</span>')
 
 
 def page(title: str, body: str, script: str = "", *, policy: str = POLICY) -> str:
@@ -152,11 +180,17 @@ def picture(
     `width` shows it that wide, its pixels as squares where it is enlarged. A photograph needs a
     fifth of the bytes with `lossless=False` (JPEG, quality 85).
 
-    Shapes: array (H, W, 3) uint8
+    Shapes: array (H, W, 3) uint8; lossless, or (H, W, 4) with opacity
     Units: width in CSS pixels
     Raises: ShapeError if it is something else
     """
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+    depths = (3, 4) if lossless else (3,)
+    if (
+        array.dtype != np.uint8
+        or array.ndim != 3
+        or array.shape[2] not in depths
+        or array.size == 0
+    ):
         raise ShapeError(
             f"picture: expected a uint8 array (H, W, 3), got {array.dtype} {array.shape}; scale "
             "it to 0..255 and convert it first"

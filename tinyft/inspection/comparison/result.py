@@ -19,7 +19,7 @@ from tinyft.inspection.html import Markup, escape, page, picture, table
 BAR = 24  # characters of the longest bar in a terminal
 BAR_WIDTH = 150  # CSS pixels of the longest bar on a page
 FILTERS_WIDTH = 320  # CSS pixels of a picture of filters, about
-GREY, WHITE = 128, 255
+GREY = 128
 FAINTEST = 0.1  # of the strongest filter: a weaker one is dead, and shown as grey
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -270,11 +270,11 @@ def _similarity(diff: Diff) -> str:
 
 
 def filter_grid(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Draw all filters side by side in a nearly square grid with white gaps of one pixel.
+    """Draw all filters side by side in a nearly square grid, its gaps of one pixel transparent.
 
     Zero is grey, +scale the brightest and -scale the darkest; `scale` has one entry a filter.
 
-    Shapes: weight (F, 3, R, S), scale (F,) -> (rows (R + 1) + 1, columns (S + 1) + 1, 3) uint8
+    Shapes: weight (F, 3, R, S), scale (F,) -> (rows (R + 1) + 1, columns (S + 1) + 1, 4) uint8
     Raises: ShapeError if the weight is not of a first layer
     """
     if weight.ndim != 4 or weight.shape[1] != 3:
@@ -287,10 +287,11 @@ def filter_grid(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
     tiles = tiles.transpose(0, 2, 3, 1)  # (F, R, S, 3)
     columns = math.ceil(math.sqrt(F))
     rows = math.ceil(F / columns)
-    grid = np.full((rows * (R + 1) + 1, columns * (S + 1) + 1, 3), WHITE, np.uint8)
+    grid = np.zeros((rows * (R + 1) + 1, columns * (S + 1) + 1, 4), np.uint8)
     for f, tile in enumerate(tiles):
         top, left = f // columns * (R + 1) + 1, f % columns * (S + 1) + 1
-        grid[top : top + R, left : left + S] = tile
+        grid[top : top + R, left : left + S, :3] = tile
+        grid[top : top + R, left : left + S, 3] = 255  # opaque
     return grid
 
 

@@ -29,8 +29,6 @@ SHOWN = 2  # files named in a sentence
 MOST_GROUPS, MOST_OF_A_GROUP, MOST_SUSPECTS = 40, 6, 60  # shown; the rest is counted
 WIDTH = 150  # CSS pixels of a picture
 STYLE = f"""<style>
-.tile {{ background: var(--panel); border-radius: 8px; padding: 0.7rem 1rem; min-width: 8rem; }}
-.tile b {{ display: block; font-size: 1.5rem; line-height: 1.25; }}
 .shown, .group {{ display: flex; flex-wrap: wrap; gap: 0.8rem; }}
 .shown figure {{ margin: 0; width: {WIDTH}px; font-size: 0.85rem; overflow-wrap: anywhere; }}
 .group {{ padding: 0.6rem; background: var(--panel); border-radius: 8px; }}

@@ -1,24 +1,32 @@
-"""Charts as SVG by hand: lines over steps, a heat map of layers over steps, a reliability diagram.
+"""Charts as SVG by hand: lines over steps, a heat map of layers over steps, a confusion matrix, a
+reliability diagram.
 
 A few dozen lines for each, where matplotlib would be 60 MB to install for the reports of a package
 that needs few others, and would bake its colours in: these follow the page's, light or dark, and
 their text stays text. A chart is narrow, so that a phone shows it whole and readable and a wide
-screen several in a row.
+screen several in a row. What a place in it stands for is said on hover, by <title>, which needs no
+script and works in a notebook.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from tinyft.display import counted
 from tinyft.inspection.html import Markup, data_uri, escape
 
-WIDTH, HEIGHT = 440, 240  # of a chart, in CSS pixels; then the margins around its axes
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 18, 34
+WIDTH, HEIGHT = 400, 210  # of a chart, in CSS pixels; then the margins around its axes
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 30, 34
+LETTER = 6.2  # CSS pixels, the width of one at 11 pixels, about
 MOST_POINTS = 600  # of a line, more than there are pixels
+MOST_STRIPS = 60  # of a chart, places to hover over
+MOST_CELLS, MOST_NAMED = 2000, 20  # cells of a confusion matrix, classes that it names
+FRAME = "fill:none;stroke:var(--line)"
 SERIES = 4  # colours that html.STYLE has
 # Dark to bright in even steps of lightness, so that it also reads in grey: matplotlib's "inferno"
 # (version 3.9) at 0, 1/4, 1/2, 3/4 and 1.
@@ -112,6 +120,7 @@ def line_chart(
             for x, y in places
             if np.isfinite(y)
         ]
+    parts += _strips(x_axis, lines, borders)
     swatches = [(colours[line.name], line.name) for line in lines if not line.thin]
     legend = "".join(
         f'<span style="color:var(--series-{colour})">&#9644;</span> {escape(name)} '
@@ -141,8 +150,8 @@ def heat_map(
     pixels = np.zeros((*values.shape, 4), np.uint8)
     pixels[positive, :3] = heat_colours(scale(values[positive])).round()
     pixels[positive, 3] = 255
-    names = [name if len(name) <= 22 else name[:10] + "…" + name[-11:] for name in rows]
-    left = 14 + 6.2 * max(map(len, names), default=0)  # a letter's width at 11 px, about
+    names = [_short(name) for name in rows]
+    left = 14 + LETTER * max(map(len, names), default=0)
     step = max(12.0, min(26.0, 200 / max(1, len(rows))))
     bottom = TOP + step * len(rows)
     x_axis = Axis(columns[0], columns[1] + 1, left, WIDTH - RIGHT)  # a column reaches to the next
@@ -151,8 +160,11 @@ def heat_map(
         f'width="{WIDTH - RIGHT - left:.0f}" height="{bottom - TOP:.0f}" '
         'preserveAspectRatio="none" style="image-rendering:pixelated"/>',
         f'<rect x="{left:.0f}" y="{TOP}" width="{WIDTH - RIGHT - left:.0f}" '
-        f'height="{bottom - TOP:.0f}" style="fill:none;stroke:var(--line)"/>',
-        *(_text(left - 6, TOP + step * (i + 0.5) + 4, name, "end") for i, name in enumerate(names)),
+        f'height="{bottom - TOP:.0f}" style="{FRAME}"/>',
+        *(
+            _text(left - 6, TOP + step * (i + 0.5) + 4, name, "end", whole=whole)
+            for i, (name, whole) in enumerate(zip(names, rows, strict=True))
+        ),
         *_borders(x_axis, borders, bottom),
         *(_text(x_axis(t), bottom + 14, f"{t:g}", "middle") for t in x_axis.ticks() if t % 1 == 0),
         _text((left + WIDTH - RIGHT) / 2, bottom + 28, "step", "middle"),
@@ -163,6 +175,45 @@ def heat_map(
         f"{scale.high:.1e} (logarithmic); none: empty"
     )
     return _figure(title, parts, legend, height=bottom + 32)
+
+
+def matrix_chart(title: str, matrix: np.ndarray, classes: Sequence[str]) -> Markup:
+    """Draw how often the class of a row was taken for that of a column, the darker the more often;
+    names and numbers of up to MOST_NAMED classes, and on hover those of all. Of more than
+    MOST_CELLS cells it draws those of most pictures.
+
+    Shapes: matrix (C, C) int, C = len(classes)
+    """
+    few = len(classes) <= MOST_NAMED
+    names = [_short(f"{i} {name}") if few else "" for i, name in enumerate(classes, 1)]
+    left, top = (8 + LETTER * max(map(len, names)), 16.0) if few else (1.0, 1.0)
+    cell = (WIDTH - 1 - left) / len(classes)
+    end, size = top + cell * len(classes), min(11, 0.6 * cell)
+    parts = [f'<path d="M{left:.1f} {top}H{WIDTH - 1}V{end:.1f}H{left:.1f}z" style="{FRAME}"/>']
+    for i, name in enumerate(names if few else ()):
+        at = (i + 0.5) * cell
+        parts.append(_text(left - 5, top + at + 4, name, "end", whole=classes[i]))
+        parts.append(_text(left + at, top - 5, f"{i + 1}", "middle", whole=classes[i], size=size))
+    totals = np.maximum(1, matrix.sum(axis=1))
+    order = np.argsort(-matrix, axis=None, kind="stable")[: np.count_nonzero(matrix)]
+    for i, j in zip(*np.unravel_index(order[:MOST_CELLS], matrix.shape), strict=True):
+        colour = "var(--good)" if i == j else "var(--bad)"
+        opacity = 0.2 + 0.5 * matrix[i, j] / totals[i]  # one of many is to be seen, too
+        what = "found" if i == j else f"taken for {classes[j]}"
+        words = escape(f"{classes[i]} {what}: {matrix[i, j]} of {totals[i]}")
+        x, y = left + cell * j, top + cell * i
+        count = (
+            f'<text x="{x + cell / 2:.1f}" y="{y + cell / 2 + size / 3:.1f}" text-anchor="middle" '
+            f'style="fill:currentColor;font-size:{size:.3g}px">{matrix[i, j]}</text>'
+        )
+        parts.append(
+            f'<g class="mark"><title>{words}</title><rect x="{x:.1f}" y="{y:.1f}" '
+            f'width="{cell:.1f}" height="{cell:.1f}" style="fill:{colour};'
+            f'fill-opacity:{opacity:.2f}"/>{count if few else ""}</g>'
+        )
+    left_out = len(order) - MOST_CELLS
+    more = f"; {left_out} cells of fewest pictures left out" if left_out > 0 else ""
+    return _figure(title, parts, f"rows were shown, columns said{more}", height=end + 2)
 
 
 def reliability_chart(
@@ -184,8 +235,10 @@ def reliability_chart(
         if count:
             radius = 3 + 11 * math.sqrt(count / max(counts))
             parts.append(
-                f'<circle cx="{x_axis(x):.1f}" cy="{y_axis(y):.1f}" r="{radius:.1f}" '
-                'style="fill:var(--series-1);fill-opacity:0.6"/>'
+                f'<circle class="mark" cx="{x_axis(x):.1f}" cy="{y_axis(y):.1f}" '
+                f'r="{radius:.1f}" style="fill:var(--series-1);fill-opacity:0.6"><title>'
+                f"{counted(int(count), 'picture')}: {100 * x:.0f} % sure, {100 * y:.0f} % right"
+                "</title></circle>"
             )
     return _figure(title, parts, "accuracy over confidence; the area is the number of pictures")
 
@@ -207,15 +260,48 @@ def _grid(x_axis: Axis, y_axis: Axis, x_label: str) -> str:
 def _borders(
     x_axis: Axis, borders: Sequence[tuple[float, str]], bottom: float = HEIGHT - BOTTOM
 ) -> list[str]:
-    """A dashed line where something begins, and its name above."""
-    parts = []
+    """A dashed line where something begins, and above it, in the lower of two rows that has room
+    for it, its name; if none has, that is said on hover alone.
+    """
+    parts, ends = [], [0.0, 0.0]  # how far each row is written on
     for place, name in borders:
-        x = float(x_axis(place))
+        x, width = float(x_axis(place)), LETTER * len(name)
         parts.append(
             f'<path d="M{x:.1f} {TOP}V{bottom:.1f}" '
             'style="stroke:var(--soft);stroke-dasharray:2 3"/>'
         )
-        parts.append(_text(x + 2, TOP - 5, name, "start"))
+        start = min(x + 2, WIDTH - width)
+        row = next((row for row, end in enumerate(ends) if end <= start), None)
+        if row is not None:
+            ends[row] = start + width + LETTER
+            parts.append(_text(start, TOP - 5 - 13 * row, name, "start"))
+    return parts
+
+
+def _strips(x_axis: Axis, lines: Sequence[Line], borders: Sequence[tuple[float, str]]) -> list[str]:
+    """Invisible strips over a chart, at most MOST_STRIPS, which say on hover what is under them: of
+    each line the last value there.
+    """
+    shown = [(line, np.isfinite(line.y)) for line in lines if not line.thin]
+    xs = np.unique(np.concatenate([line.x[there] for line, there in shown] or [np.zeros(0)]))
+    if not xs.size:
+        return []
+    groups = np.array_split(xs, min(len(xs), MOST_STRIPS))
+    middles = [float(x_axis((a[-1] + b[0]) / 2)) for a, b in itertools.pairwise(groups)]
+    edges = itertools.pairwise([x_axis.start, *middles, x_axis.end])
+    parts = []
+    for group, (left, right) in zip(groups, edges, strict=True):
+        first, last = group[0], group[-1]
+        said = [f"step {last:g}" if first == last else f"steps {first:g} to {last:g}"]
+        said[0] += "".join([f", {name}" for place, name in borders if place <= last][-1:])
+        for line, there in shown:
+            values = line.y[there & (line.x >= first) & (line.x <= last)]
+            said += [f"{line.name}: {values[-1]:.4g}"] if values.size else []
+        words = escape("\n".join(said))
+        parts.append(
+            f'<rect class="strip" x="{left:.1f}" y="{TOP}" width="{right - left:.1f}" '
+            f'height="{HEIGHT - BOTTOM - TOP}" fill="transparent"><title>{words}</title></rect>'
+        )
     return parts
 
 
@@ -233,10 +319,16 @@ def _path(x_axis: Axis, y_axis: Axis, line: Line) -> str:
     return "".join(moves)
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
+def _short(name: str) -> str:
+    return name if len(name) <= 22 else name[:10] + "…" + name[-11:]
+
+
+def _text(x: float, y: float, text: str, anchor: str, *, whole: str = "", size: float = 11) -> str:
+    """A line of text; `whole` is what it stands for, said on hover."""
+    title = f"<title>{escape(whole)}</title>" if whole not in ("", text) else ""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" '
-        f'style="fill:var(--soft);font-size:11px">{escape(text)}</text>'
+        f'style="fill:var(--soft);font-size:{size:.3g}px">{title}{escape(text)}</text>'
     )
 
 

@@ -25,6 +25,7 @@ localization (2017), equations 1 and 2.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ from tinyft.data.picture import (
     shown,
     working_picture,
 )
+from tinyft.display import counted
 from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import ShapeError
@@ -53,10 +55,12 @@ from tinyft.inspection.report.charts import heat_colours
 from tinyft.nn.folding import fold
 
 if TYPE_CHECKING:
+    from tinyft.data.loader import PictureData
     from tinyft.finetune import Learner
     from tinyft.nn import Module
     from tinyft.weights.preprocess import Preprocess
 
+MOST_OF_A_BATCH = 24  # pictures
 LARGEST_SHOWN = 448  # pixels; a photograph of 12 million would make a page of 20 MB
 FRAME = (255, 60, 60)  # red
 HEAT_SHARE = 0.55  # of a colour, in a picture with its heat map over it
@@ -216,6 +220,29 @@ def _normalised(normalised: np.ndarray, preprocess: Preprocess) -> Stage:
 def _size(pixels: np.ndarray) -> str:
     """Width x height, as programs for pictures say it."""
     return f"{pixels.shape[1]} x {pixels.shape[0]} px"
+
+
+def first_batch(data: PictureData, preprocess: Preprocess, epoch: int = 0) -> Markup:
+    """Draw the pictures with which an epoch of training begins, as the network gets them, and their
+    labels; of a large batch the first MOST_OF_A_BATCH.
+
+    Raises: DataError if a picture cannot be read any more
+    """
+    with contextlib.closing(data.train_batches(epoch, preprocess)) as batches:
+        batch = next(batches)
+    names = [data.classes[label] for label in batch.labels[:MOST_OF_A_BATCH]]
+    figures = [
+        f'<figure style="margin:0;width:88px">{picture(image, name, width=88, lossless=False)}'
+        f'<figcaption class="cut" title="{escape(name)}">{escape(name)}</figcaption></figure>'
+        for image, name in zip(batch.images, names, strict=False)
+    ]
+    left = len(batch.ids) - len(figures)
+    return Markup(
+        "<h3>The first batch, as the network gets it</h3>"
+        f"<p>Augmentation: {data.augment or 'none'}, drawn anew in each epoch.</p>"
+        f'<div style="display:flex;flex-wrap:wrap;gap:0.6rem">{"".join(figures)}</div>'
+        + (f"<p>… and {counted(left, 'picture')} more</p>" if left else "")
+    )
 
 
 # ---------------------------------------------------------------------------------------- Grad-CAM

@@ -13,28 +13,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinyft.data.loader import PictureData
-from tinyft.data.picture import prepare
-from tinyft.display import aligned
+from tinyft.data.picture import Source, prepare
+from tinyft.display import aligned, counted
 from tinyft.errors import DataError
 from tinyft.finetune.answering import softmax
 from tinyft.finetune.records import Evaluation
-from tinyft.inspection.html import escape, picture, table
-from tinyft.inspection.report.charts import reliability_chart
+from tinyft.inspection.html import cut, escape, picture, table
+from tinyft.inspection.report.charts import matrix_chart, reliability_chart
 from tinyft.inspection.report.images import grad_cams, overlay
 
 if TYPE_CHECKING:
     from tinyft.finetune import Learner
 
 Z_95 = 1.959963984540054  # the normal distribution's quantile at 0.975, for 95 % intervals
-MOST_CELLS = 20  # classes of a confusion matrix that is written out; more are a picture
-SHOWN = 9  # pictures with the largest losses
-PICTURE_WIDTH = 150  # CSS pixels
+MOST_PAIRS = 8  # of classes taken for each other
+FIRST, FOLDED = 6, 6  # mistakes that are shown, and more that are folded away
+PICTURE = 224  # pixels of a mistake's side
 
 
 @dataclass(frozen=True)
@@ -221,96 +221,33 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 # ------------------------------------------------------------------------------------- as sections
 
 
-def learned(judged: Judgements) -> str:
-    """Show scores of each class, who is taken for whom, calibration."""
-    confused = judged.most_confused(8)
-    scores = [[score.name, score.shown, *score.cells()] for score in judged.lowest_recall_first()]
-    parts = [
+def confusions(judged: Judgements) -> str:
+    """Show which class was taken for which: the matrix, and beside it the commonest mistakes."""
+    matrix = matrix_chart("Confusion matrix", judged.confusion(), judged.classes)
+    pairs = judged.most_confused(len(judged.labels))
+    rows = [[cut(shown), cut(said), n] for shown, said, n in pairs[:MOST_PAIRS]]
+    beside = str(table(["shown", "taken for", "pictures"], rows)) if rows else "<p>Nobody.</p>"
+    beside += more(len(pairs) - len(rows), "pair")
+    return (
+        f'<div class="row tight"><div>{matrix}</div>'
+        f"<div><b>Who is taken for whom</b>{beside}</div></div>"
+    )
+
+
+def more(number: int, noun: str, where: str = "") -> str:
+    """Say how many are not shown; "" if all are."""
+    return f'<p class="soft">… and {counted(number, noun)} more{where}</p>' if number > 0 else ""
+
+
+def scores(judged: Judgements) -> str:
+    """Show precision and recall of each class, and calibration."""
+    rows = [[score.name, score.shown, *score.cells()] for score in judged.lowest_recall_first()]
+    return (
         "<p>Recall: of the pictures of a class, the share that was found. Precision: of those that "
         "were given its name, the share that is one. In brackets what so few pictures allow to "
-        "claim (Wilson's interval, 95 %).</p>",
-        table(["class", "pictures", "recall", "precision"], scores),
-        "<h3>Who is taken for whom</h3>",
-        table(["shown", "taken for", "pictures"], confused) if confused else "<p>Nobody.</p>",
-        _confusion(judged),
-        "<h3>Does it know what it does not know?</h3>",
-        _calibration(judged),
-    ]
-    return "\n".join(parts)
-
-
-def mistakes(learner: Learner, judged: Judgements, data: PictureData | None = None) -> str:
-    """The pictures (of `data`, else the learner's own) of the largest losses, each beside the
-    evidence for what the network said and for what is true.
-
-    Raises: DataError if a picture cannot be read any more
-    """
-    of_truth = judged.probabilities[np.arange(len(judged.labels)), judged.labels]
-    worst = [i for i in judged.top_losses(SHOWN) if not judged.right[i] or of_truth[i] < 0.5]
-    if not worst:
-        return "<p>It was right about every picture, and more than half sure.</p>"
-    preprocess = learner.adjusted_preprocess()
-    data = data or learner.data
-    images = np.stack([prepare(data.source("valid", int(i)), preprocess) for i in worst])
-    said, true = judged.predicted[worst], judged.labels[worst]
-    for_said, for_true = grad_cams(learner, images, said), grad_cams(learner, images, true)
-    figures = [
-        _mistake(judged, int(index), image, overlay(image, a), overlay(image, b))
-        for index, image, a, b in zip(worst, images, for_said, for_true, strict=True)
-    ]
-    words = (
-        "<p>The pictures that it was most wrong or least sure about. Each is shown as the network "
-        "sees it, then with the evidence for what it said and for what is true (Grad-CAM: bright "
-        "places speak for the class). Look at the labels first: a large loss is often a wrong "
-        "label.</p>"
-    )
-    return words + "\n".join(figures)
-
-
-def _mistake(
-    judged: Judgements, index: int, image: np.ndarray, for_said: np.ndarray, for_true: np.ndarray
-) -> str:
-    """One picture, three times, and what was said of it."""
-    true, said = int(judged.labels[index]), int(judged.predicted[index])
-    shares = judged.probabilities[index]
-    truth, answer = judged.classes[true], judged.classes[said]
-    name = PurePath(judged.files[index]).name
-    verdict = "right, but unsure" if true == said else f"taken for {answer}"
-    caption = (
-        f"<b>{escape(truth)}</b>, {escape(verdict)}: {escape(answer)} {100 * shares[said]:.0f} %, "
-        f"{escape(truth)} {100 * shares[true]:.0f} %; loss {judged.losses[index]:.2f} "
-        f'<span class="soft">({escape(name)})</span>'
-    )
-    shown = [(image, truth), (for_said, f"evidence for {answer}")]
-    if true != said:
-        shown.append((for_true, f"evidence for {truth}"))
-    pictures = " ".join(
-        picture(pixels, alt, width=PICTURE_WIDTH, lossless=False) for pixels, alt in shown
-    )
-    return f"<figure>{pictures}<figcaption>{caption}</figcaption></figure>"
-
-
-def _confusion(judged: Judgements) -> str:
-    """The matrix, its cells shaded by the share of their row; of many classes, as a picture."""
-    matrix = judged.confusion()
-    shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
-    words = "<p>Confusion matrix: a row is what was shown, a column what was said.</p>"
-    if len(matrix) > MOST_CELLS:
-        grey = np.repeat((255 * (1 - shares)).round().astype(np.uint8)[..., None], 3, axis=2)
-        return words + picture(grey, "confusion matrix, dark is often", width=440)
-    head = "".join(f'<th class="number">{i}</th>' for i in range(1, len(matrix) + 1))
-    rows = []
-    for i, name in enumerate(judged.classes):
-        cells = []
-        for j, (count, share) in enumerate(zip(matrix[i].tolist(), shares[i], strict=True)):
-            # transparent green and red are readable on a light and on a dark ground
-            colour = "23 113 74" if i == j else "200 60 40"
-            style = f' style="background:rgb({colour} / {0.6 * share:.2f})"' if count else ""
-            cells.append(f'<td class="number"{style}>{count or ""}</td>')
-        rows.append(f"<tr><th>{i + 1} {escape(name)}</th>{''.join(cells)}</tr>")
-    return (
-        f'{words}<div class="wide"><table class="matrix"><thead><tr><th></th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        "claim (Wilson's interval, 95 %).</p>"
+        f"{table(['class', 'pictures', 'recall', 'precision'], rows)}"
+        f"<h3>Does it know what it does not know?</h3>{_calibration(judged)}"
     )
 
 
@@ -327,5 +264,68 @@ def _calibration(judged: Judgements) -> str:
         f"{len(judged.labels)} pictures a part of it is chance. Discs below the diagonal are "
         "answers given with too much confidence.</p>"
     )
-    chart = reliability_chart("Reliability", bins.confidence, bins.accuracy, bins.counts)
-    return words + chart
+    return words + reliability_chart("Reliability", bins.confidence, bins.accuracy, bins.counts)
+
+
+def mistakes(learner: Learner, judged: Judgements, data: PictureData | None = None) -> str:
+    """The pictures (of `data`, else the learner's own) of the largest losses, each beside the
+    evidence for what the network said and for what is true; the first few, the others folded.
+
+    Raises: DataError if a picture cannot be read any more
+    """
+    of_truth = judged.probabilities[np.arange(len(judged.labels)), judged.labels]
+    missed = ~judged.right | (of_truth < 0.5)
+    if not missed.any():
+        return "<p>It was right about every picture, and more than half sure.</p>"
+    worst = [i for i in judged.top_losses(len(missed)) if missed[i]][: FIRST + FOLDED]
+    preprocess, data = learner.adjusted_preprocess(), data or learner.data
+    sources = [data.source("valid", int(i)) for i in worst]
+    images = np.stack([prepare(source, preprocess) for source in sources])
+    heat = [
+        grad_cams(learner, images, classes[worst]) for classes in (judged.predicted, judged.labels)
+    ]
+    sharp = preprocess.scaled(PICTURE)  # the same square, as people like to see it
+    cards = [
+        _mistake(judged, int(index), source, prepare(source, sharp), *maps)
+        for index, source, *maps in zip(worst, sources, *heat, strict=True)
+    ]
+    rest = "".join(cards[FIRST:])
+    number, where = (
+        int(missed.sum()),
+        "; <code>tinyft evaluate RUN --csv FILE</code> lists them all",
+    )
+    folded = f"<details><summary>… and {number - FIRST} more</summary>"
+    folded += f'<div class="cards">{rest}</div>{more(number - len(cards), "picture", where)}'
+    return (
+        "<p>Bright: what spoke for its answer; below, for the truth (Grad-CAM). Is the label right?"
+        "</p>"
+        f'<div class="cards">{"".join(cards[:FIRST])}</div>{folded + "</details>" if rest else ""}'
+    )
+
+
+def _mistake(
+    judged: Judgements,
+    index: int,
+    source: Source,
+    photo: np.ndarray,
+    for_said: np.ndarray,
+    for_true: np.ndarray,
+) -> str:
+    """One picture, its evidence, what was said of it, and where it lies."""
+    true, said = int(judged.labels[index]), int(judged.predicted[index])
+    shares, file = judged.probabilities[index], cut(judged.files[index])
+    truth, answer = judged.classes[true], judged.classes[said]
+    views = [(photo, truth), (overlay(photo, for_said), f"evidence for {answer}")]
+    if true != said:
+        views.append((overlay(photo, for_true), f"evidence for {truth}"))
+    pictures = "".join(picture(pixels, alt, lossless=False) for pixels, alt in views)
+    verdict = "right, but unsure"
+    if true != said:
+        verdict = f"taken for <b>{escape(answer)}</b> {100 * shares[said]:.0f} %"
+    if isinstance(source, str | PurePath):
+        file = f'<a href="{escape(Path(source).absolute().as_uri())}">{file}</a>'
+    return (
+        f'<figure><div class="views">{pictures}</div><figcaption><b>{escape(truth)}</b> '
+        f"{100 * shares[true]:.0f} %, {verdict}<br>{file} loss {judged.losses[index]:.2f}"
+        "</figcaption></figure>"
+    )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +13,13 @@ import numpy as np
 
 from tinyft.display import as_preformatted
 from tinyft.engine.tensor import Tensor, facts
+from tinyft.errors import TinyftError
 from tinyft.finetune.plan import Plan
 from tinyft.finetune.records import GROUP_COLUMNS, StepRecord
 from tinyft.inspection.html import escape, table
 from tinyft.inspection.ledger.ledger import Ledger
 from tinyft.inspection.report.charts import Line, line_chart
+from tinyft.inspection.report.images import first_batch
 from tinyft.inspection.trace.page import node_html, trace_section
 from tinyft.inspection.trace.table import TracedNode, TraceTable
 from tinyft.nn.layer_table import COLUMNS, Summary, summary
@@ -51,7 +54,7 @@ def _module(module: Module) -> str:
 
 
 def _plan(plan: Plan) -> str:
-    """The plan's text, and the curves that it stands for."""
+    """The plan's text, the curves that it stands for, and the batch that it begins with."""
     lr = np.concatenate([phase.lr for phase in plan.phases])  # (steps, groups)
     momentum = np.concatenate([phase.momentum for phase in plan.phases])
     first, borders = plan.first_step, []
@@ -66,7 +69,12 @@ def _plan(plan: Plan) -> str:
         line_chart("Momentum", [Line("momentum", steps, momentum)], borders=borders),
     )
     row = f'<div style="display:flex;flex-wrap:wrap;gap:1rem">{"".join(charts)}</div>'
-    return f"<pre>{escape(plan)}</pre>{row}"
+    batch = ""
+    if plan.data is not None:
+        with contextlib.suppress(TinyftError, OSError):  # training will say which picture is gone
+            epoch = plan.first_step // plan.data.steps_per_epoch
+            batch = first_batch(plan.data, plan.subject.preprocess, epoch)
+    return f"<pre>{escape(plan)}</pre>{row}{batch}"
 
 
 def _step(record: StepRecord) -> str:

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinyft.display import counted
+from tinyft.display import counted, duration
 from tinyft.errors import TinyftError
 from tinyft.inspection.comparison.result import diff_section
 from tinyft.inspection.html import Markup, escape, page, table
 from tinyft.inspection.report.charts import Line, heat_map, line_chart
-from tinyft.inspection.report.learned import learned, mistakes, wilson
+from tinyft.inspection.report.images import first_batch
+from tinyft.inspection.report.learned import confusions, mistakes, scores, wilson
 from tinyft.inspection.report.run_files import RunFiles
 from tinyft.weights.files import replacing
 
@@ -29,21 +30,11 @@ if TYPE_CHECKING:
 MOST_COLUMNS = 200  # of a heat map: more steps than that are averaged
 MOST_ROWS = 60  # of a heat map: more layers than that are taken together by block
 HOW_TO_READ = (
-    "How to read them: a row is a layer's weights, from the input at the top to the output, a "
-    "column is a step, and bright is large. The update ratio is |update| / |weights|: about 1e-3 "
-    "in a step is usual (CS231n notes, Neural networks 3); 1e-2 and more says that the learning "
-    "rate is probably too high, 1e-6 that the layer hardly moves. In fine-tuning it should get "
-    "brighter downwards, since early layers have smaller rates. An empty cell is a layer "
-    "that was frozen, or a number that is exactly 0."
+    "A row is a layer's weights, the input's at the top, a column is a step, and bright is large. "
+    "An update ratio, |update| / |weights|, of about 1e-3 a step is usual (CS231n notes, Neural "
+    "networks 3); at 1e-2 the learning rate is probably too high, at 1e-6 the layer hardly moves. "
+    "In fine-tuning it should get brighter downwards. Empty: frozen, or exactly 0."
 )
-TILE_STYLE = """<style>
-.tile { background: var(--panel); border-radius: 8px; padding: 0.7rem 1rem; min-width: 9rem; }
-.tile b { display: block; font-size: 1.5rem; line-height: 1.25; }
-nav { margin: 1rem 0; }
-nav a { margin-right: 0.9rem; white-space: nowrap; }
-.chart { flex: 0 1 440px; min-width: 0; margin: 0.6rem 0; }
-table.matrix td, table.matrix th { padding: 0.2rem 0.45rem; }
-</style>"""
 
 
 def write_report(
@@ -72,24 +63,31 @@ def save_report(run: RunFiles, out: str | os.PathLike[str] | None = None) -> Pat
 
 
 def report_html(run: RunFiles) -> str:
-    """The whole page."""
-    sections = [  # title, anchor, the part of the run that it needs, what makes it
-        ("What was done", "plan", "metrics", _recipe),
-        ("Curves", "curves", "metrics", _curves),
-        ("Inside each step", "steps", "ledger", _inside_steps),
-        ("What was frozen, and the proof", "proof", "ledger", _proofs),
-        ("Before and after", "changes", "changes", lambda run: diff_section(run.changes, level=3)),
-        ("What it learned", "learned", "judged", _learned),
+    """The whole page: what whoever took the photos asks for first, and the rest folded away."""
+    shown = [  # title, anchor, the part of the run that it needs, what makes it
+        ("What it takes for what", "learned", "judged", _confusions),
         ("Its largest mistakes", "mistakes", "judged", _mistakes),
+        ("Curves", "curves", "metrics", _curves),
+        ("What was frozen, and the proof", "proof", "ledger", _proofs),
+    ]
+    folded = [
+        ("Class by class, and how sure it is", "classes", "judged", lambda run: scores(run.judged)),
+        ("What was done, and why", "plan", "metrics", _recipe),
+        ("Inside each step", "steps", "ledger", _inside_steps),
+        ("Before and after", "changes", "changes", lambda run: diff_section(run.changes, level=3)),
         ("To make it again", "again", "description", _environment),
     ]
-    links = "".join(f'<a href="#{anchor}">{title}</a> ' for title, anchor, *_ in sections)
-    parts = [_head(run), f"<nav>{links}</nav>"]
+    parts = [_head(run)]
     parts += [
         f'<section><h2 id="{anchor}">{title}</h2>\n{_section(run, part, make)}</section>'
-        for title, anchor, part, make in sections
+        for title, anchor, part, make in shown
     ]
-    return page(_title(run), TILE_STYLE + "\n".join(parts))
+    parts += [
+        f'<details class="fold"><summary><h2 id="{anchor}">{title}</h2></summary>\n'
+        f"{_section(run, part, make)}</details>"
+        for title, anchor, part, make in folded
+    ]
+    return page(_title(run), "\n".join(parts))
 
 
 def _section(run: RunFiles, part: str, make: Callable[[RunFiles], str]) -> str:
@@ -118,9 +116,7 @@ def _head(run: RunFiles) -> str:
     description = run.description
     tiles = [(f"{len(run.steps):,}", f"steps in {counted(len(run.phases), 'phase')}")]
     if (seconds := description.get("seconds")) is not None:
-        minutes, rest = divmod(round(seconds), 60)
-        duration = f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-        tiles.append((duration, "from first to last step"))
+        tiles.append((duration(seconds), "from first to last step"))
     accuracy = run.metrics["valid_accuracy"][np.isfinite(run.metrics["valid_accuracy"])]
     if accuracy.size:
         n = description["data"].get("n_valid", 0)
@@ -130,32 +126,46 @@ def _head(run: RunFiles) -> str:
         )
         tiles.insert(0, (f"{100 * accuracy[-1]:.1f} %", interval))
         tiles.append((f"{100 * accuracy.max():.1f} %", "in the best epoch"))
+    fair = run.judged and run.judged.evaluation.balanced_accuracy
+    if fair is not None:
+        tiles.insert(1, (f"{100 * fair:.1f} %", "balanced accuracy: every class counts alike"))
     row = "".join(f'<div class="tile"><b>{a}</b>{escape(b)}</div>' for a, b in tiles)
     state = "" if description["finished"] else "<p><b>This run is not finished.</b></p>"
-    classes = escape(", ".join(description.get("classes", [])))
+    classes = description.get("classes", [])
+    names = escape(", ".join(classes))
     return (
-        f"<h1>{escape(_title(run))}</h1>\n{state}<p>Classes: {classes}.</p>"
+        f"<h1>{escape(_title(run))}</h1>\n{state}"
+        f'<p class="cut" title="{names}">{len(classes)} classes: {names}</p>'
         f'<div class="row">{row}</div>'
     )
 
 
 def _recipe(run: RunFiles) -> str:
-    """The recipe in words, then the plan as it was printed before the first step."""
-    rows = []
-    for name, start, end in run.phases:
-        resting = run.resting(start)  # a rate means nothing there
-        for group in run.groups:
-            lr = run.metrics[f"lr {group}"][start:end]
-            rates = [float(lr[0]), float(np.nanmax(lr)), float(lr[-1])]
-            rows.append([name, group, *(["-"] * 3 if group in resting else rates)])
+    """The recipe in words and as rates, a batch of it, the plan as it was printed."""
+    metrics, steps, borders = run.metrics, run.steps, run.borders
+    rates = [Line(name, steps, metrics[f"lr {name}"]) for name in run.groups]
+    charts = [
+        line_chart("Learning rate of each group", rates, log=True, borders=borders),
+        line_chart("Momentum", [Line("momentum", steps, metrics["momentum"])], borders=borders),
+    ]
     return "\n".join(
         [
             *(f"<p>{paragraph}</p>" for paragraph in _in_words(run)),
-            table(["phase", "group", "lr at first", "at its peak", "at last"], rows),
+            f'<div class="row">{"".join(charts)}</div>',
+            _batch(run),
             f"<details><summary>The plan, as it was printed before the first step</summary>"
             f"<pre>{escape(run.description.get('plan_text', ''))}</pre></details>",
         ]
     )
+
+
+def _batch(run: RunFiles) -> str:
+    """Draw the batch that the run began with; without its pictures, nothing."""
+    data = run.learner and run.learner.data
+    if data is None or not data.n_train:
+        return ""
+    epoch = run.description["first_step"] // data.steps_per_epoch
+    return first_batch(data, run.learner.preprocess, epoch)
 
 
 def _in_words(run: RunFiles) -> list[Markup]:
@@ -172,7 +182,7 @@ def _in_words(run: RunFiles) -> list[Markup]:
 
 
 def _curves(run: RunFiles) -> str:
-    """Draw loss, validation, learning rates of every group, momentum."""
+    """Draw loss and accuracy."""
     metrics, steps, borders = run.metrics, run.steps, run.borders
     validated = np.isfinite(metrics["valid_loss"])
     at = steps[validated]
@@ -185,19 +195,15 @@ def _curves(run: RunFiles) -> str:
         Line("accuracy", steps[[0, -1]], np.full(2, np.nan)),  # all charts have one x axis
         Line("accuracy", at, 100 * metrics["valid_accuracy"][validated], dots=True),
     ]
-    rates = [Line(name, steps, metrics[f"lr {name}"]) for name in run.groups]
     charts = [
         line_chart("Loss", loss, borders=borders),
         line_chart("Accuracy on the validation pictures, in %", accuracy, borders=borders),
-        line_chart("Learning rate of each group", rates, log=True, borders=borders),
-        line_chart("Momentum", [Line("momentum", steps, metrics["momentum"])], borders=borders),
     ]
     words = (
-        "<p>The thin line is the loss of each batch, the thick one its running mean (fastai's, "
-        "beta 0.98), which starts anew with each phase. Learning rates are on a logarithmic "
-        "scale.</p>"
+        '<p class="soft">Thin: each batch; thick: a running mean (fastai\'s, 0.98). Point at a '
+        "place for values.</p>"
     )
-    return f'{words}<div class="row">{"".join(charts)}</div>'
+    return f'<div class="row">{"".join(charts)}</div>{words}'
 
 
 def _inside_steps(run: RunFiles) -> str:
@@ -229,17 +235,23 @@ def _inside_steps(run: RunFiles) -> str:
 
 
 def _proofs(run: RunFiles) -> str:
-    """List for each phase which tensors are bit-identical, which moved, how far and why."""
-    words = (
-        "<p>Every tensor's bits were compared before and after each phase. A weight moves because "
-        "of a gradient, of weight decay or of momentum; running statistics move when batches pass "
-        "in training. A tensor that the plan says is frozen and that moved would have stopped the "
-        "run.</p>"
-    )
-    if not run.ledger.proofs:
-        return words + _not_shown("no phase is finished yet")
+    """Count for each phase and stage which tensors are bit-identical; folded, which moved, how far
+    and why.
+    """
+    proofs = run.ledger.proofs
+    if not proofs:
+        return _not_shown("no phase is finished yet")
+    stages: dict[str, list[list[int]]] = {}  # of each, (identical, moved) in each phase
+    for i, proof in enumerate(proofs):
+        for stage, identical, moved, *_ in proof.rows():
+            counts = stages.setdefault(stage, [[0, 0] for _ in proofs])[i]
+            counts[:] = counts[0] + identical, counts[1] + moved
+    rows = [
+        [proof.title, *(f"{counts[i][0]} of {sum(counts[i])}" for counts in stages.values())]
+        for i, proof in enumerate(proofs)
+    ]
     shown = []
-    for proof in run.ledger.proofs:
+    for proof in proofs:
         counts = (
             f"{counted(len(proof.identical), 'tensor')} bit-identical, {len(proof.moved)} moved"
         )
@@ -247,11 +259,18 @@ def _proofs(run: RunFiles) -> str:
         shown.append(
             f"<div><h3>{escape(proof.title)}: {counts}</h3>{proof._repr_html_()}{notes}</div>"
         )
-    return f'{words}<div class="row">{"".join(shown)}</div>'
+    return (
+        "<p>So many tensors of each part were the same, bit for bit, after a phase as before.</p>"
+        f"{table(['phase', *stages], rows)}<details><summary>What moved, how far and why</summary>"
+        "<p>A weight moves because of a gradient, of weight decay or of momentum; running "
+        "statistics move when batches pass in training. A tensor that the plan says is frozen and "
+        "that moved would have stopped the run.</p>"
+        f'<div class="row">{"".join(shown)}</div></details>'
+    )
 
 
-def _learned(run: RunFiles) -> str:
-    return _judged_with(run) + learned(run.judged)
+def _confusions(run: RunFiles) -> str:
+    return _judged_with(run) + confusions(run.judged)
 
 
 def _mistakes(run: RunFiles) -> str:

@@ -86,13 +86,6 @@ class RunFiles:
             run.changes.notices.append(f"features are not compared: {reason}")
         return run
 
-    def resting(self, start: int) -> list[str]:
-        """The groups of which the step at place `start` updates nothing; without a ledger, none is
-        known.
-        """
-        counts = [] if self.ledger is None else self.ledger.steps["updated"][start : start + 1]
-        return [name for row in counts for name, n in zip(self.groups, row, strict=True) if n == 0]
-
     def _part(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what `make` returns, or None and note why."""
         try:
