@@ -94,8 +94,22 @@ def test_the_operation_of_the_readme_has_the_right_gradient(tmp_path):
     assert "gradcheck swish: passed" in in_a_new_process(code, tmp_path)
     assert "(1 + x.data * (1 - s))" in code
     wrong = code.replace("(1 + x.data * (1 - s))", "(x.data * (1 - s))")
-    with pytest.raises(AssertionError, match=r"(?s)gradient of input 0.*likely cause"):
+    with pytest.raises(
+        AssertionError, match=r"(?s)gradient of input 0.*the term dout / x \* out is missing"
+    ):
         in_a_new_process(wrong, tmp_path)
+
+
+def test_the_test_of_five_lines_passes_and_names_a_mistake():
+    (code,) = blocks(TEXT["gradients.md"], "python")
+    page: dict = {}
+    exec(code, page)
+    page["test_linear"]()
+    wrong: dict = {}
+    square = code.replace("(5, 4), (4, 3), (3,)", "(3, 3), (3, 3), (3,)")
+    exec(square.replace("dout.sum(0)", "dout.sum(1)"), wrong)
+    with pytest.raises(AssertionError, match=r"dout\.sum\(1\), and should compute dout\.sum\(0\)"):
+        wrong["test_linear"]()
 
 
 @pytest.mark.slow
@@ -107,7 +121,8 @@ def test_the_code_of_the_tour_prints_the_nodes_of_a_step(tmp_path):
 
 def test_no_python_of_the_pages_goes_untested():
     counts = {name: len(blocks(text, "python")) for name, text in TEXT.items()}
-    tested = {"README.md": 2, "TOUR.md": 1, "derivations.md": 13}  # these in test_derivations.py
+    tested = {"README.md": 2, "TOUR.md": 1, "gradients.md": 1}
+    tested["derivations.md"] = 13  # in test_derivations.py
     assert {name: n for name, n in counts.items() if n} == tested
 
 

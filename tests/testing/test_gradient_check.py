@@ -292,7 +292,7 @@ MISTAKES = {
     "one row": (lambda g: g * (np.arange(4) > 0)[:, None], "get nothing"),
     "one element": (lambda g: g + 5 * (np.arange(12).reshape(4, 3) == 7), "1 of 12 elements"),
     "constant": (lambda g: g - 1.5, "same for all elements of a channel"),
-    "nonsense": (lambda g: np.cos(9 * g), "no constant factor"),
+    "nonsense": (lambda g: np.cos(9 * g), "it should be 3 * dout * x**2"),
 }  # fmt: skip
 
 

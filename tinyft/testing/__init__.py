@@ -7,7 +7,10 @@ _HOME = {
     "KernelCase": "kernel_cases",
     **dict.fromkeys(["OP_CASES", "REFUSALS", "OpCase", "Refusal"], "op_cases"),
     **dict.fromkeys(["ContractError", "check_backend", "check_kernel", "check_op"], "contract"),
-    **dict.fromkeys(["check_refusal", "close_enough", "layouts", "rounding_spread"], "contract"),
+    **dict.fromkeys(
+        ["check_function", "check_refusal", "close_enough", "layouts", "rounding_spread"],
+        "contract",
+    ),
 }
 
 __all__ = [*_HOME]

@@ -3,6 +3,7 @@
     ft.testing.check_backend("cpu")          # all of it, for whoever writes a backend
     ft.testing.check_kernel(case, "cpu")     # one case of ft.testing.KERNEL_CASES
     ft.testing.check_op(case, "cpu")         # one case of ft.testing.OP_CASES
+    ft.testing.check_function(f, inputs)     # an operation of your own
 
 What is right is what the reference backend computes in float64. A float32 result may differ from
 it by what rounding explains, and that is measured, not tuned: the float64 computation is repeated
@@ -29,6 +30,7 @@ from tinyft import backends, ops
 from tinyft.engine.tape import check_saved, no_grad
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import TinyftError
+from tinyft.testing.function import argument_names, as_op
 from tinyft.testing.gradient_check import GradcheckError, GradcheckReport, gradcheck
 from tinyft.testing.kernel_cases import KERNEL_CASES, KernelCase
 from tinyft.testing.op_cases import OP_CASES, REFUSALS, OpCase, Refusal
@@ -44,6 +46,9 @@ VARIATIONS = 6  # how often inputs are varied to measure s
 THREADED, THREADS = ("cpu",), (1, 2, 4)
 DENORMAL = 1e-40
 SMALLEST = float(np.finfo(np.float32).smallest_normal)  # 1.2e-38: with all its digits
+
+
+__tracebackhide__ = True  # as in function.py
 
 
 class ContractError(TinyftError, AssertionError):
@@ -159,6 +164,35 @@ def check_op(case: OpCase, backend: str = "auto") -> None:
     if case.subject.startswith("batch_norm"):
         findings.unfused()
     findings.raise_if_any()
+
+
+def check_function(
+    fn: Callable,
+    inputs: Iterable[Array],
+    *,
+    backward: Callable | None = None,
+    backend: str = "auto",
+) -> None:
+    """Check a function of yours as the contract checks an op: `fn(*inputs)` in float32 against
+    float64 in every memory layout, with NaN and denormal numbers, on all threads, its gradients
+    against finite differences, and that no input is written to.
+
+    `fn` is an op, a function of Tensors, or with `backward` a pair for NumPy, as for `gradcheck`.
+
+    Raises: ContractError with every promise that is not kept
+    """
+    name = getattr(fn, "__name__", type(fn).__name__).replace("<lambda>", "your function")
+    inputs = [np.asarray(x) for x in inputs]
+    names = [n or f"input_{i}" for i, n in enumerate(argument_names(fn, len(inputs)))]
+    given = dict(zip(names, inputs, strict=True))
+    compute = as_op(fn, backward) if backward else fn
+    terms = max(x.size for x in given.values())
+    check_op(
+        OpCase(
+            name, "as given", lambda rng: given, terms, compute=lambda **x: compute(*x.values())
+        ),
+        backend,
+    )
 
 
 def check_gradients(

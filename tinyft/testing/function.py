@@ -7,19 +7,62 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence, Set
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy import ndarray as Array
 
 from tinyft import backends
-from tinyft.engine.tape import check_saved, no_grad
+from tinyft.engine.tape import check_saved, no_grad, op
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import TinyftError
+
+__tracebackhide__ = True  # pytest shows the test that failed, not the lines that found it
 
 
 class GradcheckError(TinyftError, AssertionError):
     """A gradient that disagrees with finite differences, or a function that cannot be checked."""
+
+
+def as_op(forward: Callable, backward: Callable | None = None) -> Callable:
+    """Makes an op of functions that know nothing of Tensors: a pair, or a class with `forward(ctx,
+    ...)` and `backward(ctx, dout)` as `torch.autograd.Function` has them.
+
+    Of a pair, `forward(*arrays)` returns an array, or (array, cache); `backward(dout, cache)`, or
+    without one `backward(dout, *arrays)`, returns a gradient, or one or None for each argument.
+    """
+    if backward is None:
+        function = forward
+        names = list(inspect.signature(function.forward).parameters.values())[1:]
+
+        def forward(*arrays: Any) -> tuple[Any, Any]:
+            context = SimpleNamespace(needs_input_grad=(True,) * len(arrays), saved_tensors=())
+            context.save_for_backward = lambda *kept: setattr(context, "saved_tensors", kept)
+            return function.forward(context, *arrays), context
+
+        def backward(dout: Array, context: Any) -> Any:
+            return function.backward(context, dout)
+
+        forward.__name__ = function.__name__
+        forward.__signature__ = inspect.Signature(names)
+
+    def pair(*given: Any) -> tuple[Array, Callable]:
+        arrays = [x.data if isinstance(x, Tensor) else x for x in given]
+        made = forward(*arrays)
+        out, *cache = made if isinstance(made, tuple) else (made,)
+
+        def run(dout: Array) -> tuple[Array | None, ...]:
+            found = backward(dout, *(cache or arrays))
+            found = found if isinstance(found, tuple | list) else (found,)
+            if len(found) == len(given):  # also None for what is no Tensor
+                each = zip(given, found, strict=True)
+                found = [g for x, g in each if isinstance(x, Tensor)]
+            return tuple(None if g is None else np.asarray(g) for g in found)
+
+        return np.asarray(out), run
+
+    return op(functools.update_wrapper(pair, forward))
 
 
 class CheckedFunction:
@@ -36,7 +79,7 @@ class CheckedFunction:
         self.arguments = [_as_checked(x) for x in inputs]
         self.name = getattr(fn, "__name__", type(fn).__name__)
         if names is None:
-            names = _argument_names(fn, len(self.arguments))
+            names = argument_names(fn, len(self.arguments))
         if len(names) != len(self.arguments):
             raise ValueError(
                 f"gradcheck: names must be one for each of the {len(self.arguments)} inputs, "
@@ -324,7 +367,7 @@ def _is_module(value: Any) -> bool:
     return hasattr(value, "named_parameters") and not isinstance(value, type)
 
 
-def _argument_names(fn: Callable, count: int) -> list[str | None]:
+def argument_names(fn: Callable, count: int) -> list[str | None]:
     """The names of fn's first `count` arguments, None where it does not tell."""
     try:
         parameters = inspect.signature(fn.forward if _is_module(fn) else fn).parameters.values()

@@ -26,15 +26,18 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.display import aligned
-from tinyft.testing.causes import likely_cause
-from tinyft.testing.function import CheckedFunction, CheckedResult, GradcheckError
+from tinyft.testing.causes import Evidence, likely_cause
+from tinyft.testing.function import CheckedFunction, CheckedResult, GradcheckError, as_op
+from tinyft.testing.terms import ALIKE
 
+__tracebackhide__ = True  # as in function.py
 __all__ = ["GradcheckError", "GradcheckReport", "gradcheck"]
 
 # How many roundings of the result one evaluation is allowed; a loss over a deep network needs tens.
 ROUNDINGS = 256 * 2.0**-53
 SMALLER_STEP = 16  # a kink between the two evaluations is often outside a step this much smaller
 MOST_KINKS = 100  # in one input; each costs some twenty evaluations to find
+MAP = 12  # rows of elements shown
 LOCATED = 400  # elements that are examined one by one to explain a failure
 
 COLUMNS = ("gradient of", "shape", "|gradient|", "compared", "worst / allowed", "kinks left out")
@@ -79,6 +82,7 @@ def gradcheck(
     fn: Callable,
     inputs: Any,
     *,
+    backward: Callable | None = None,
     mode: str = "fast",
     eps: float = 1e-5,
     rtol: float = 1e-6,
@@ -90,6 +94,9 @@ def gradcheck(
 ) -> GradcheckReport:
     """Compare the gradients of `fn(*inputs)` with finite differences; a report if they agree.
 
+    `backward` is for NumPy code that knows nothing of Tensors: `fn(*arrays)` returns an array, or
+    (array, cache), and `backward(dout, cache)`, or without a cache `backward(dout, *arrays)`, a
+    gradient for each. A class like `torch.autograd.Function` is taken as it is.
     `inputs`: float64 arrays and Tensors that require a gradient are checked, all else is passed on
     as it is. Parameters are checked too, by name: those of `fn` if it is a module, and those that
     it uses; one with requires_grad=False is left out. So is every result that has a gradient, where
@@ -116,6 +123,8 @@ def gradcheck(
         raise ValueError(f"gradcheck: rounds must be at least 1, got {rounds}")
     if not eps > 0:
         raise ValueError(f"gradcheck: eps must be above 0, got {eps}")
+    if backward or (isinstance(fn, type) and hasattr(fn, "backward")):
+        fn = as_op(fn, backward)
     function = CheckedFunction(fn, inputs, names)
     bases = function.first_calls()
     rng = np.random.default_rng(seed)
@@ -311,26 +320,45 @@ class _Comparison:
             )
         else:
             lines.append(_both("along a random direction", analytic, slope))
-        lines.append(f"  likely cause: {self._cause(k, elements, found, numeric)}")
+        lines.append(f"  likely cause: {self._cause(k, elements, numeric)}")
+        if len(elements) == self.value.size:
+            lines += _map((wrong > ALIKE * np.abs(numeric).max()).reshape(self.value.shape))
         raise GradcheckError("\n".join(lines))
 
-    def _cause(self, k: int, elements: Array, found: Array, numeric: Array) -> str:
-        if len(elements) < self.value.size:
-            value = self.value.reshape(-1)[elements]
-            return likely_cause(found, numeric, value, self.base.shape, {})
-        others = {
-            label: self.result.gradients[k][n]
-            for n, label in enumerate(self.function.labels)
-            if n != self.n
-        }
-        shape = self.value.shape
-        found, numeric = found.reshape(shape), numeric.reshape(shape)
-        return likely_cause(found, numeric, self.value, self.base.shape, others)
+    def _cause(self, k: int, elements: Array, numeric: Array) -> str:
+        function, made = self.function, self.result.gradients
+        known = dict(zip(map(_short, function.labels), function.before, strict=True))
+        others = {label: made[k][n] for n, label in enumerate(function.labels) if n != self.n}
+        again = self.gradients[k - 1] if len(self.gradients) > 1 else None
+        seen = Evidence(
+            self.gradients[k], again, elements, numeric, self.value, self.upstreams[k],
+            {**known, "out": self.base}, others,
+        )  # fmt: skip
+        return likely_cause(seen)
+
+
+def _short(label: str) -> str:
+    """The name in `input 0 (x)` or `parameter weight`."""
+    return label.split("(")[-1].rstrip(")").removeprefix("parameter ").replace("input ", "input_")
 
 
 def _both(where: str, analytic: float, numeric: float) -> str:
     ratio = f"ratio {analytic / numeric:.6g}" if numeric else "no ratio"
     return f"  {where}: backward says {analytic:.8g}, differences say {numeric:.8g}, {ratio}"
+
+
+def _map(wrong: Array) -> list[str]:
+    """Where some elements are wrong and others right: rows of the last two axes, the first that has
+    any.
+    """
+    if wrong.all() or not wrong.any() or wrong.ndim == 0:
+        return []
+    first = tuple(int(i) for i in np.argwhere(wrong)[0][:-2])
+    rows = np.atleast_2d(wrong[first])[:MAP, : 5 * MAP]
+    where = f" at {first}" if first else ""
+    return [f"  right (.) and wrong (x){where}:"] + [
+        "    " + "".join("x" if element else "." for element in row) for row in rows
+    ]
 
 
 def _places(indices: list[tuple[int, ...]]) -> str:
