@@ -54,13 +54,14 @@ def module_of(path):
 
 
 MODULES = {module_of(path): path for path in FILES}
+TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
 
 def imports(path):
     """Every module of tinyft that a file imports, anywhere in it: (line, module, name), `name` None
     for a module. A package that is named as the parent of a module does not count.
     """
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] == "tinyft":
@@ -83,7 +84,7 @@ def room_of(module):
     return parts[1] if len(parts) > 1 else "tinyft"
 
 
-def code_lines(source):
+def code_lines(source, tree):
     """The numbers of the lines that hold code: no blank lines, comments or docstrings."""
     quiet = {
         tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
@@ -93,7 +94,7 @@ def code_lines(source):
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in quiet:
             lines.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
         if documented and ast.get_docstring(node) is not None:
             lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
@@ -212,11 +213,10 @@ def test_every_file_is_used():
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_and_functions_are_short(path):
-    source = path.read_text()
-    lines = code_lines(source)
+    lines = code_lines(path.read_text(), TREES[path])
     assert len(lines) <= MOST_FILE_LINES, f"{len(lines)} lines of code"
     most = MOST_KERNEL_LINES if "backends" in path.parts else MOST_FUNCTION_LINES
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(TREES[path]):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             count = len(lines & set(range(node.lineno, node.end_lineno + 1)))
             assert count <= most, f"{name_of(path)}:{node.lineno} {node.name} has {count} lines"

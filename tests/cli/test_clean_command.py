@@ -12,6 +12,7 @@ from tinyft.finetune.run.folder import hold
 from tinyft.finetune.run.reading import checkpoints
 
 
+@pytest.mark.slow
 def test_a_finished_run_keeps_its_networks(tinyft, trained):
     (newest,) = checkpoints(Path(trained)).values()
     older = shutil.copy(newest, newest.with_name("000001.h5"))

@@ -12,19 +12,22 @@ from tinyft.display import aligned, fitted, paragraph
 WIDTHS = (60, 80, 120)
 RUN = "runs/pictures-cifar_resnet20-1"
 DATA = ("pictures", "--weights", "none", "--arch", "cifar_resnet20", "--batch-size", "4")
-LINES = [
+THAT_COMPUTE = [
     ("plan", *DATA, "--freeze-epochs", "1"),
     ("plan", *DATA, "--freeze-epochs", "1", "--explain", "--table"),
-    ("summary", "cifar_resnet20"),
     ("inspect", RUN, "--step", "1"),
     ("inspect", RUN, "--step", "1", "--node", "3"),
     ("inspect", RUN, "--step", "1", "--why", "--what-if"),
     ("diff", RUN),
-    ("evaluate", RUN),
     ("predict", RUN, "pictures"),
     ("report", RUN),
-    ("gradcheck", "relu"),
     ("selftest", "relu"),
+]
+LINES = [
+    *(pytest.param(line, marks=pytest.mark.slow) for line in THAT_COMPUTE),
+    ("summary", "cifar_resnet20"),
+    ("evaluate", RUN),
+    ("gradcheck", "relu"),
     ("weights", "list"),
     ("weights", "verify", f"{RUN}/learner.h5"),
     ("doctor",),

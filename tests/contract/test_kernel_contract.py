@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 
+from tests.contract.conftest import by_speed
 from tinyft.backends import Backend
 from tinyft.testing.contract import KERNEL_CASES, check_kernel
 
@@ -24,6 +25,6 @@ def test_no_two_cases_have_one_name():
     assert len({str(case) for case in KERNEL_CASES}) == len(KERNEL_CASES)
 
 
-@pytest.mark.parametrize("case", KERNEL_CASES, ids=str)
+@pytest.mark.parametrize("case", by_speed(KERNEL_CASES))
 def test_kernel(case, backend):
     check_kernel(case, backend)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.contract.conftest import by_speed
 from tinyft import ops
 from tinyft.testing.contract import OP_CASES, REFUSALS, check_op, check_refusal
 
@@ -15,7 +16,7 @@ def test_no_two_cases_have_one_name():
         assert len({str(case) for case in cases}) == len(cases)
 
 
-@pytest.mark.parametrize("case", OP_CASES, ids=str)
+@pytest.mark.parametrize("case", by_speed(OP_CASES))
 def test_op(case, backend):
     check_op(case, backend)
 

@@ -43,6 +43,7 @@ def test_the_head_knows_the_colours_before_any_step():
     assert "head: linear, from the class means of the features" in str(learner.plan(1))
 
 
+@pytest.mark.slow
 def test_a_run_from_class_means_can_be_resumed(tmp_path):
     from tinyft.finetune.run.resume import recreate
 

@@ -246,6 +246,7 @@ def test_only_so_many_checkpoints_stay_also_after_an_interruption(tmp_path, keep
     assert list(checkpoints(tmp_path / "run")) == expected
 
 
+@pytest.mark.slow
 def test_the_forecast_says_what_a_run_takes_on_disk(tmp_path):
     learner = small_learner()
     plan = learner.plan(2)

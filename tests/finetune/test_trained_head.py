@@ -123,6 +123,7 @@ def test_a_published_classifier_of_others_is_not(tmp_path, classes, why):
     assert why in head_line(learner) and "fastai, random" in head_line(learner)
 
 
+@pytest.mark.slow
 def test_a_run_that_began_with_a_kept_head_is_resumed_to_the_same_bits(trained, tmp_path):
     _, path = trained
     whole, cut = (ft.vision_learner(small_data(), weights=path, seed=5) for _ in range(2))

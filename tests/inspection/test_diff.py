@@ -315,6 +315,7 @@ def test_a_checkpoint_whose_state_is_something_else_is_refused(texts, tmp_path):
         snapshots.of_source(tmp_path / "a.h5")
 
 
+@pytest.mark.slow
 def test_a_start_that_cannot_be_made_again_says_what_to_do(run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "run")
     path = tmp_path / "run" / "run.json"

@@ -365,6 +365,7 @@ def test_a_matrix_names_few_classes_and_of_more_says_them_on_hover(n):
 # ----------------------------------------------------------------------------------------- browser
 
 
+@pytest.mark.slow
 def test_a_browser_has_nothing_to_complain_about(html, tmp_path):
     """Chromium prints its page's console on stderr; the last line of the page proves that it ran
     scripts at all.

@@ -169,6 +169,7 @@ def test_an_empty_trace_can_be_shown():
     assert found.dot().startswith("digraph")
 
 
+@pytest.mark.slow
 def test_a_browser_opens_what_a_link_points_to(trace, tmp_path):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
