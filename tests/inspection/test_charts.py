@@ -123,6 +123,14 @@ def test_a_heat_map_is_brightest_where_it_is_largest_and_empty_where_there_is_no
     assert "conv1" in text and "1.0e-04" in text and "1.0e-02" in text
 
 
+def test_many_rows_of_a_heat_map_are_low_and_every_third_has_its_name():
+    named = {
+        n: heat_map("t", np.ones((n, 2)), [f"layer {i}" for i in range(n)], (0, 1)).count(">layer ")
+        for n in (60, 61)
+    }
+    assert named == {60: 60, 61: 21}
+
+
 def test_a_heat_map_of_nothing_is_empty():
     text = heat_map("t", np.zeros((2, 3)), ["a", "b"], (0, 2))
     assert "nan" not in text.lower()

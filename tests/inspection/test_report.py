@@ -302,36 +302,16 @@ def names_of(network):
 
 
 def test_a_linear_layer_may_be_called_like_a_batch_norm():
-    rows, _ = report.rows_of(["bn1.weight", "bn1.bias", "head.bn_fc.weight"], ["bn1"])
-    assert rows == ["head.bn_fc"]
+    names = ["bn1.weight", "bn1.bias", "head.bn_fc.weight"]
+    assert report.layers_of(names, ["bn1"]) == {"head.bn_fc": 2}
 
 
-def test_a_heat_map_has_a_row_for_each_layer_or_each_block_of_a_deep_network():
+def test_a_heat_map_has_a_row_for_each_layer():
     names, norms = names_of(build("resnet10s"))
-    rows, members = report.rows_of(names, norms)
-    assert rows[:2] == ["conv1", "layer1.0.conv1"] and rows[-1] == "fc"
+    rows = report.layers_of(names, norms)
+    assert [*rows][:2] == ["conv1", "layer1.0.conv1"] and [*rows][-1] == "fc" and len(rows) == 13
     assert "layer2.0.downsample.0" in rows and not any("bn" in row for row in rows)
-    assert all(len(row) == 1 for row in members) and len(rows) == 13
-    deep, norms = names_of(ft.cifar_resnet110())
-    rows, members = report.rows_of(deep, norms)
-    assert len(rows) == 56 and rows[0] == "conv1" and rows[-1] == "fc"
-    assert [deep[i] for i in members[rows.index("layer2.17")]] == [
-        f"layer2.17.conv{i}.weight" for i in (1, 2)
-    ]
-
-
-def test_norms_of_several_parameters_are_the_norm_of_all_their_numbers():
-    layers = {
-        "gradient_norm": np.array([[3.0, 4.0, 7.0, 0.0]]),
-        "update_norm": np.array([[30.0, 40.0, 0.0, 0.0]]),
-        "weight_norm": np.array([[35.0, 45.0, 0.0, 9.0]]),  # after the step
-        "update_ratio": np.array([[5.0, 5.0, 0.0, 0.0]]),  # before it: 6 and 8
-    }
-    members = [[0, 1], [2], [3]]
-    norms = report.combined(layers, "gradient_norm", members)
-    assert norms.tolist() == [[5.0], [7.0], [0.0]]
-    ratios = report.combined(layers, "update_ratio", members)
-    assert ratios.tolist() == [[pytest.approx(5.0)], [0.0], [0.0]]
+    assert all(names[i] == f"{name}.weight" for name, i in rows.items())
 
 
 def test_bins_are_means_and_few_columns_stay():

@@ -26,6 +26,7 @@ LETTER = 6.2  # CSS pixels, the width of one at 11 pixels, about
 MOST_POINTS = 600  # of a line, more than there are pixels
 MOST_STRIPS = 60  # of a chart, places to hover over
 MOST_CELLS, MOST_NAMED = 2000, 20  # cells of a confusion matrix, classes that it names
+MOST_ROWS = 60  # of a heat map that are high enough for a name each
 FRAME = "fill:none;stroke:var(--line)"
 SERIES = 4  # colours that html.STYLE has
 # Dark to bright in even steps of lightness, so that it also reads in grey: matplotlib's "inferno"
@@ -152,7 +153,7 @@ def heat_map(
     pixels[positive, 3] = 255
     names = [_short(name) for name in rows]
     left = 14 + LETTER * max(map(len, names), default=0)
-    step = max(12.0, min(26.0, 200 / max(1, len(rows))))
+    step = max(12.0 if len(rows) <= MOST_ROWS else 4.0, min(26.0, 200 / max(1, len(rows))))
     bottom = TOP + step * len(rows)
     x_axis = Axis(columns[0], columns[1] + 1, left, WIDTH - RIGHT)  # a column reaches to the next
     parts = [
@@ -164,6 +165,7 @@ def heat_map(
         *(
             _text(left - 6, TOP + step * (i + 0.5) + 4, name, "end", whole=whole)
             for i, (name, whole) in enumerate(zip(names, rows, strict=True))
+            if i % math.ceil(12 / step) == 0  # of low rows every third, so that names have room
         ),
         *_borders(x_axis, borders, bottom),
         *(_text(x_axis(t), bottom + 14, f"{t:g}", "middle") for t in x_axis.ticks() if t % 1 == 0),
@@ -187,9 +189,10 @@ def matrix_chart(title: str, matrix: np.ndarray, classes: Sequence[str]) -> Mark
     few = len(classes) <= MOST_NAMED
     names = [_short(f"{i} {name}") if few else "" for i, name in enumerate(classes, 1)]
     left, top = (8 + LETTER * max(map(len, names)), 16.0) if few else (1.0, 1.0)
-    cell = (WIDTH - 1 - left) / len(classes)
+    cell = min(44, (WIDTH - 1 - left) / len(classes))
+    right = left + cell * len(classes)
     end, size = top + cell * len(classes), min(11, 0.6 * cell)
-    parts = [f'<path d="M{left:.1f} {top}H{WIDTH - 1}V{end:.1f}H{left:.1f}z" style="{FRAME}"/>']
+    parts = [f'<path d="M{left:.1f} {top}H{right:.1f}V{end:.1f}H{left:.1f}z" style="{FRAME}"/>']
     for i, name in enumerate(names if few else ()):
         at = (i + 0.5) * cell
         parts.append(_text(left - 5, top + at + 4, name, "end", whole=classes[i]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from tinyft.finetune.run.reading import MaybeMoved
 
 MOST_COLUMNS = 200  # of a heat map: more steps than that are averaged
-MOST_ROWS = 60  # of a heat map: more layers than that are taken together by block
 HOW_TO_READ = (
     "A row is a layer's weights, the input's at the top, a column is a step, and bright is large. "
     "An update ratio, |update| / |weights|, of about 1e-3 a step is usual (CS231n notes, Neural "
@@ -65,8 +64,13 @@ def save_report(run: RunFiles, out: str | os.PathLike[str] | None = None) -> Pat
 def report_html(run: RunFiles) -> str:
     """The whole page: what whoever took the photos asks for first, and the rest folded away."""
     shown = [  # title, anchor, the part of the run that it needs, what makes it
-        ("What it takes for what", "learned", "judged", _confusions),
-        ("Its largest mistakes", "mistakes", "judged", _mistakes),
+        ("What it takes for what", "learned", "judged", lambda run: confusions(run.judged)),
+        (
+            "Its largest mistakes",
+            "mistakes",
+            "judged",
+            lambda run: mistakes(run.learner, run.judged),
+        ),
         ("Curves", "curves", "metrics", _curves),
         ("What was frozen, and the proof", "proof", "ledger", _proofs),
     ]
@@ -98,7 +102,7 @@ def _section(run: RunFiles, part: str, make: Callable[[RunFiles], str]) -> str:
         needed = next((n for n in (part, "learner", "pictures") if n in run.missing), part)
         return _not_shown(run.missing.get(needed, f"the {part} is not there"))
     try:
-        return make(run)
+        return (_judged_with(run) if part == "judged" else "") + make(run)
     except (TinyftError, OSError) as error:
         return _not_shown(str(error))
 
@@ -219,11 +223,11 @@ def _inside_steps(run: RunFiles) -> str:
         groups = ledger.steps[column].T
         lines = [Line(n, steps, values) for n, values in zip(ledger.groups, groups, strict=True)]
         charts.append(line_chart(f"{title} of each group", lines, log=True, borders=borders))
-    names, members = rows_of(ledger.parameters, ledger.norms)
+    places = layers_of(ledger.parameters, ledger.norms)
     for title, column in columns:
-        values = binned(combined(ledger.layers, column, members))
+        values = binned(ledger.layers[column][:, [*places.values()]].T)
         span = float(steps[0]), float(steps[-1])
-        charts.append(heat_map(f"{title} of each layer", values, names, span, borders=borders))
+        charts.append(heat_map(f"{title} of each layer", values, [*places], span, borders=borders))
     problems = ledger.balance()
     books = (
         f"<p>The ledger does not balance: {escape('; '.join(problems[:3]))}.</p>"
@@ -269,14 +273,6 @@ def _proofs(run: RunFiles) -> str:
     )
 
 
-def _confusions(run: RunFiles) -> str:
-    return _judged_with(run) + confusions(run.judged)
-
-
-def _mistakes(run: RunFiles) -> str:
-    return _judged_with(run) + mistakes(run.learner, run.judged)
-
-
 def _judged_with(run: RunFiles) -> str:
     """Say which network was judged, where it is not the last."""
     if run.judged_file == "learner.h5":
@@ -312,43 +308,10 @@ def _environment(run: RunFiles) -> str:
     return how + bits + table(["what", "which"], rows)
 
 
-# ------------------------------------------------------------------------- the heat maps' rows
-
-
-def rows_of(parameters: Sequence[str], norms: Sequence[str]) -> tuple[list[str], list[list[int]]]:
-    """A heat map's rows: the weight of each layer that is not among the batch norms; of a deep
-    network, those of each block together. Names, and the places of each row's parameters.
-    """
-    layers = [(i, name.removesuffix(".weight")) for i, name in enumerate(parameters)
-              if name.endswith(".weight")]  # fmt: skip
-    matrices = [(i, layer) for i, layer in layers if layer not in norms]
-    rows: dict[str, list[int]] = {}
-    for i, layer in matrices:
-        is_deep = len(matrices) > MOST_ROWS and layer.startswith("layer")
-        rows.setdefault(".".join(layer.split(".")[:2]) if is_deep else layer, []).append(i)
-    return list(rows), list(rows.values())
-
-
-def combined(
-    layers: Mapping[str, np.ndarray], column: str, members: Sequence[Sequence[int]]
-) -> np.ndarray:
-    """A column for rows of several parameters: the norm of them all together.
-
-    Shapes: layers[column] (steps, parameters) -> (rows, steps)
-    """
-
-    def norms(values: np.ndarray) -> np.ndarray:
-        squares = np.square(values, dtype=np.float64)
-        return np.sqrt(np.stack([squares[:, row].sum(axis=1) for row in members]))
-
-    if column != "update_ratio":
-        return norms(layers[column])
-    # The ledger has the weights' norms after each step; before it they differ, but where nothing
-    # moved.
-    ratios, after = layers["update_ratio"], layers["weight_norm"].astype(np.float64)
-    before = np.divide(layers["update_norm"], ratios, out=after, where=ratios > 0)
-    updates, weights = norms(layers["update_norm"]), norms(before)
-    return np.divide(updates, weights, out=np.zeros_like(weights), where=weights > 0)
+def layers_of(parameters: Sequence[str], norms: Sequence[str]) -> dict[str, int]:
+    """A heat map's rows: of each layer that is no batch norm the place of its weight."""
+    names = {name.removesuffix(".weight"): i for i, name in enumerate(parameters)}
+    return {n: i for n, i in names.items() if n != parameters[i] and n not in norms}
 
 
 def binned(values: np.ndarray, most: int = MOST_COLUMNS) -> np.ndarray:
