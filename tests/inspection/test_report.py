@@ -13,7 +13,7 @@ import pytest
 
 import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
-from tinyft.errors import RunError
+from tinyft.errors import DataError, RunError
 from tinyft.inspection.report import learned, report, run_files
 from tinyft.inspection.report.learned import Judgements, _mistake, confusions, mistakes
 from tinyft.inspection.report.report import report_html, save_report
@@ -125,6 +125,15 @@ def test_the_proof_is_that_of_the_ledger(run, html):
     assert len(proof.identical) > 0
     expected = f"head alone: {len(proof.identical)} tensors bit-identical, {len(proof.moved)} moved"
     assert expected in sections_of(html)["proof"]
+
+
+def test_a_batch_that_cannot_be_read_any_more_costs_only_itself(files, monkeypatch):
+    def gone(*_):
+        raise DataError("a.jpg is gone")
+
+    monkeypatch.setattr(report, "first_batch", gone)
+    text = report._recipe(files)
+    assert "Not shown: a.jpg is gone." in text and "Phase 2 of 2, everything" in text
 
 
 def test_what_it_learned_is_what_the_network_does(run, files, html):

@@ -289,18 +289,16 @@ def mistakes(learner: Learner, judged: Judgements, data: PictureData | None = No
         _mistake(judged, int(index), source, prepare(source, sharp), *maps)
         for index, source, *maps in zip(worst, sources, *heat, strict=True)
     ]
-    rest = "".join(cards[FIRST:])
-    number, where = (
-        int(missed.sum()),
-        "; <code>tinyft evaluate RUN --csv FILE</code> lists them all",
+    words = (
+        "Bright: what spoke for its answer; below, for the truth (Grad-CAM). Is the label right?"
     )
-    folded = f"<details><summary>… and {number - FIRST} more</summary>"
-    folded += f'<div class="cards">{rest}</div>{more(number - len(cards), "picture", where)}'
-    return (
-        "<p>Bright: what spoke for its answer; below, for the truth (Grad-CAM). Is the label right?"
-        "</p>"
-        f'<div class="cards">{"".join(cards[:FIRST])}</div>{folded + "</details>" if rest else ""}'
-    )
+    html = f'<p>{words}</p><div class="cards">{"".join(cards[:FIRST])}</div>'
+    if rest := "".join(cards[FIRST:]):
+        number, where = int(missed.sum()), "; <code>tinyft evaluate RUN --csv FILE</code> lists all"
+        html += f"<details><summary>… and {number - FIRST} more</summary>"
+        html += f'<div class="cards">{rest}</div>{more(number - len(cards), "picture", where)}'
+        html += "</details>"
+    return html
 
 
 def _mistake(

@@ -169,7 +169,10 @@ def _batch(run: RunFiles) -> str:
     if data is None or not data.n_train:
         return ""
     epoch = run.description["first_step"] // data.steps_per_epoch
-    return first_batch(data, run.learner.preprocess, epoch)
+    try:
+        return first_batch(data, run.learner.preprocess, epoch)
+    except (TinyftError, OSError) as error:
+        return _not_shown(str(error))
 
 
 def _in_words(run: RunFiles) -> list[Markup]:
