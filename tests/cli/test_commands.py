@@ -195,15 +195,15 @@ def test_a_trained_head_is_kept_and_its_end_is_said(tinyft, trained, pictures, d
 
 @pytest.mark.slow
 def test_plan_takes_every_option(tinyft, pictures):
-    options = "--weights none --arch resnet18 --epochs 4 --freeze-epochs 2 --lr 0.01 --size 32 "
-    options += "--batch-size 5 --head linear --bn frozen --backend reference --seed 7 "
+    options = "--weights none --arch cifar_resnet20 --epochs 4 --freeze-epochs 2 --lr 0.01 "
+    options += "--size 40 --batch-size 5 --head linear --bn frozen --backend reference --seed 7 "
     options += "--no-augment --valid-fraction 0.5 --on-error skip --table"
     done = tinyft("plan", pictures, *options.split())
     assert done.code == 0, done.err
     for words in (
         "head: linear",
         "6 pictures to train on, 6 to validate, batches of 5; augmentation: none",
-        "the middle 32 px of a short side of 37 px",
+        "the middle square at 40 px",
         "head alone, 2 epochs of 1 step",
         "everything, 4 epochs",
         "by running statistics, which stay",

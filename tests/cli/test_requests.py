@@ -42,8 +42,8 @@ def test_what_cannot_be_parsed(tinyft, arguments, words):
 
 def test_every_option_of_a_plan_reaches_the_library():
     asked = vars(build_parser().parse_args(["plan"]))
-    own = {"command", "run", "parser", "dir", "backend", "explain", "table", "traceback", "working",
-           "on_interrupt"}  # fmt: skip
+    own = {"command", "run", "parser", "dir", "backend", "explain", "html", "table", "traceback",
+           "working", "on_interrupt"}  # fmt: skip
     assert set(asked) - own == {*DATA, *LEARNER, *RECIPE}
 
 
