@@ -50,7 +50,7 @@ def test_weights_are_rounded_once():
 @pytest.mark.parametrize("shared", ["weight", "layer"])
 def test_what_two_places_share_is_folded_for_each_or_not_at_all(shared):
     network = with_random_statistics(nn.build("cifar_resnet20", 7, seed=1))
-    first, second = network.layer1._children["0"], network.layer1._children["1"]
+    first, second = (getattr(network.layer1, number) for number in "01")
     if shared == "weight":
         second.conv1.weight = first.conv1.weight
     else:
@@ -63,15 +63,15 @@ def test_what_two_places_share_is_folded_for_each_or_not_at_all(shared):
 
 def test_a_convolutions_own_bias_is_kept():
     pair = with_random_statistics(nn.Sequential(nn.Conv2d(3, 4, 1, bias=True), nn.BatchNorm(4)))
-    pair._children["0"].weight.data[:] = DRAW.normal(size=(4, 3, 1, 1))
-    pair._children["0"].bias.data[:] = DRAW.normal(size=4)
+    getattr(pair, "0").weight.data[:] = DRAW.normal(size=(4, 3, 1, 1))
+    getattr(pair, "0").bias.data[:] = DRAW.normal(size=4)
     x = Tensor(DRAW.normal(size=(2, 5, 5, 3)).astype(np.float32))
     np.testing.assert_allclose(nn.fold(pair)(x).data, pair(x).data, rtol=1e-5, atol=1e-5)
 
 
 def test_a_norms_own_eps_is_folded():
     pair = with_random_statistics(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm(4, eps=0.5)))
-    pair._children["0"].weight.data[:] = DRAW.normal(size=(4, 3, 1, 1))
+    getattr(pair, "0").weight.data[:] = DRAW.normal(size=(4, 3, 1, 1))
     x = Tensor(DRAW.normal(size=(2, 5, 5, 3)).astype(np.float32))
     np.testing.assert_allclose(nn.fold(pair)(x).data, pair(x).data, rtol=1e-5, atol=1e-5)
 

@@ -76,7 +76,7 @@ def test_a_tensor_that_requires_a_gradient_is_a_parameter_and_no_other():
 
 def test_a_layer_under_two_names_trains_once_and_is_saved_under_both():
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    module.last = module._children["0"]
+    module.last = getattr(module, "0")
     assert parameters(module) == ["0.weight", "0.bias", "1.weight", "1.bias"]
     assert module.count_parameters() == 2 * 6
     assert {"0.weight", "last.weight"} <= set(module.state_dict())
@@ -93,7 +93,7 @@ def test_another_float_type_is_for_floats_alone():
 
 def test_another_leaf_takes_a_parameters_place_and_anything_else_ends_it():
     module = nn.Sequential(nn.Linear(2, 3))
-    layer = module._children["0"]
+    layer = getattr(module, "0")
     layer.weight = Tensor(np.ones((3, 2)))  # frozen
     assert parameters(module) == ["0.weight", "0.bias"]
     layer.weight = layer.bias = None
@@ -120,7 +120,7 @@ def test_a_convolution_without_its_bias_computes_and_is_saved():
 
 
 def test_the_shortcut_without_weights_takes_every_second_pixel():
-    shortcut = nn.build("cifar_resnet20")._children["layer2"]._children["0"].downsample
+    shortcut = getattr(nn.build("cifar_resnet20").layer2, "0").downsample
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 16)).astype(np.float32)
     out = shortcut(Tensor(x)).data
     np.testing.assert_array_equal(out[..., 8:24], x[:, ::2, ::2])

@@ -199,7 +199,7 @@ def test_a_module_in_training_mode_stays_as_it_was():
 
     head = ft.nn.Sequential(ft.nn.BatchNorm(3), Counting(), ft.nn.Dropout(0.5))
     head.astype("float64")
-    norm, counting, dropout = head._children.values()
+    norm, counting, dropout = (getattr(head, number) for number in "012")
     before = norm.running_mean, norm.running_var, counting.total
     for fn in (head, lambda x: head(x) * 2, functools.partial(lambda model, x: model(x), head)):
         names = [row.name.split(".")[-1] for row in gradcheck(fn, [normal(8, 3)]).inputs]

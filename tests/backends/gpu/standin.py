@@ -181,12 +181,12 @@ def _matmul(a, b):
     """As cuBLAS computes it: TF32 rounds both sides to 10 bits of fraction."""
     a, b = _opened(a), _opened(b)
     if a.dtype == np.float32 and _core.compute_type == _core.COMPUTE_TYPE_TF32:
-        a, b = _tf32(a), _tf32(b)
+        a, b = tf32(a), tf32(b)
     with np.errstate(all="ignore"):
         return _closed(a @ b)
 
 
-def _tf32(x):
+def tf32(x):
     bits = (np.ascontiguousarray(x).view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
     return np.where(np.isfinite(x), bits.view(np.float32), x)
 

@@ -60,7 +60,7 @@ def test_tf32_rounds_the_factors_and_nothing_else(gpu, monkeypatch, layer):
     monkeypatch.setattr(gpu, "precision", "tf32")
     found = passes(gpu, *arrays, stride, padding)
     reference = backends.get("reference")
-    rounded = [standin._tf32(a).astype(np.float64) for a in arrays]
+    rounded = [standin.tf32(a).astype(np.float64) for a in arrays]
     assert worst(found, passes(reference, *rounded, stride, padding)) < 3e-6
     exact = passes(reference, *(a.astype(np.float64) for a in arrays), stride, padding)
     assert 1e-5 < worst(found, exact) < 2e-3

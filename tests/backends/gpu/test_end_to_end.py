@@ -290,7 +290,7 @@ def test_rates_are_found_and_everything_is_put_back(gpu):
 def test_shortcuts_without_weights_move(gpu):
     """The CIFAR networks' shortcut is a constant that no file holds."""
     model = ft.cifar_resnet20(seed=1)
-    selection = model._children["layer2"]._children["0"].downsample
+    selection = getattr(model.layer2, "0").downsample
     assert list(model.to("gpu").state_dict()) == list(model.to("cpu").state_dict())
     assert backends.device_of(selection.selection) == "cpu"
     model.to("gpu")
