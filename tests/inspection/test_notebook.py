@@ -173,3 +173,17 @@ def test_showing_needs_no_import_by_the_user_and_importing_draws_nothing():
 def test_the_engine_does_not_draw():
     """A Tensor gains no dictionary, and the engine's files no HTML."""
     assert not hasattr(ft.Tensor([1.0]), "__dict__")
+
+
+def test_data_learner_rates_and_predictions_show_themselves(trained, tmp_path):
+    learner, _ = trained
+    data = shown(learner.data)
+    assert "The first batch, as the network gets it" in data and learner.data.classes[0] in data
+    assert "lr now" in shown(learner) and "head" in shown(learner.describe())
+    rates = shown(small_learner().lr_find(num_it=12))
+    assert "log10 of the rate" in rates and "valley" in rates
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    said = learner.predict(pixels)
+    assert f"{said.label}, {100 * said.probability:.1f} %" in shown(said)
+    report = ft.gradcheck(lambda x: x * x, [np.ones(2)])
+    assert "passed" in shown(report)

@@ -30,7 +30,7 @@ import numpy as np
 from tinyft.data.augment import aug_transforms, random_resized_crop, random_shift
 from tinyft.data.picture import Source, shown, working_picture
 from tinyft.data.prefetch import PictureCache, ahead, default_budget, default_workers
-from tinyft.display import first_few
+from tinyft.display import Displayed, first_few
 from tinyft.errors import DataError
 from tinyft.progress import tracked
 from tinyft.seeds import generator
@@ -55,7 +55,7 @@ class Batch:
     ids: np.ndarray
 
 
-class PictureData:
+class PictureData(Displayed):
     """Labelled training and validation pictures, served in batches.
 
     A subclass names its `kind` and has `files` and `source`.

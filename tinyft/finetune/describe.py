@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
-from tinyft.display import aligned
+from tinyft.display import Displayed, aligned
 from tinyft.finetune.groups import Group
 from tinyft.finetune.records import total
 
@@ -41,7 +41,7 @@ class LayerLine:
 
 
 @dataclass(frozen=True)
-class Description:
+class Description(Displayed):
     """The result of `Learner.describe`; printing it gives the table."""
 
     lines: tuple[LayerLine, ...]

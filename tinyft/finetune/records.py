@@ -36,7 +36,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(Displayed):
     """The most probable class of one picture; `probabilities` are in the order of
     `learner.classes`. The rest is None where the learner does not know its training pictures.
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.data.loader import Batch, PictureData
+from tinyft.display import Displayed
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import DataError, NonFiniteLossError, ShapeError
 from tinyft.finetune.answering import Answers
@@ -81,7 +82,7 @@ class Origin:
 
 
 @dataclass(repr=False)
-class Training:
+class Training(Displayed):
     """A network, its data, its layer groups with their optimizer, and how far training has come."""
 
     model: ResNet

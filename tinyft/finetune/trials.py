@@ -19,7 +19,7 @@ import numpy as np
 from tinyft import backends
 from tinyft.data.loader import Batch
 from tinyft.data.prefetch import free_memory
-from tinyft.display import aligned
+from tinyft.display import Displayed, aligned
 from tinyft.engine.tape import no_grad
 from tinyft.errors import NonFiniteLossError, RunError
 from tinyft.finetune.feature_cache import FeatureCache
@@ -49,7 +49,7 @@ class Suggestion:
 
 
 @dataclass(frozen=True)
-class LrFinding:
+class LrFinding(Displayed):
     """The curve, raw and smoothed, and what each rule reads from it."""
 
     lrs: np.ndarray

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray as Array
 
-from tinyft.display import aligned
+from tinyft.display import Displayed, aligned
 from tinyft.testing.causes import Evidence, likely_cause
 from tinyft.testing.function import CheckedFunction, CheckedResult, GradcheckError, as_op
 from tinyft.testing.terms import ALIKE
@@ -56,7 +56,7 @@ class InputReport:
 
 
 @dataclass(frozen=True)
-class GradcheckReport:
+class GradcheckReport(Displayed):
     """The result of a check that passed. True in a condition; as text, a table."""
 
     op: str

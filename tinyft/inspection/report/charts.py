@@ -101,13 +101,14 @@ def line_chart(
     *,
     log: bool = False,
     borders: Sequence[tuple[float, str]] = (),
+    x_label: str = "step",
 ) -> Markup:
     """Draw lines over the steps. `borders` are steps at which something begins, and its name."""
     xs = np.concatenate([line.x for line in lines]) if lines else np.zeros(0)
     ys = np.concatenate([line.y for line in lines]) if lines else np.zeros(0)
     x_axis = Axis.over(np.asarray(xs, float), LEFT, WIDTH - RIGHT)
     y_axis = Axis.over(np.asarray(ys, float), HEIGHT - BOTTOM, TOP, log=log)
-    parts = [_grid(x_axis, y_axis, "step"), *_borders(x_axis, borders)]
+    parts = [_grid(x_axis, y_axis, x_label), *_borders(x_axis, borders)]
     names = dict.fromkeys(line.name for line in lines)  # a thin line has the name of its mean
     colours = {name: i % SERIES + 1 for i, name in enumerate(names)}
     for line in sorted(lines, key=lambda line: not line.thin):

@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import astuple
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tinyft.data.folder import whole_picture
+from tinyft.data.loader import PictureData
 from tinyft.display import as_preformatted
 from tinyft.engine.tensor import Tensor, facts
 from tinyft.errors import TinyftError
+from tinyft.finetune.describe import COLUMNS as LAYER_COLUMNS
+from tinyft.finetune.describe import Description, describe
 from tinyft.finetune.plan import Plan
-from tinyft.finetune.records import GROUP_COLUMNS, StepRecord
-from tinyft.inspection.html import escape, table
+from tinyft.finetune.records import GROUP_COLUMNS, Prediction, StepRecord
+from tinyft.finetune.training import Training
+from tinyft.finetune.trials import LrFinding
+from tinyft.inspection.html import escape, picture, table
 from tinyft.inspection.ledger.ledger import Ledger
 from tinyft.inspection.report.charts import Line, line_chart
 from tinyft.inspection.report.images import first_batch
@@ -24,6 +32,7 @@ from tinyft.inspection.trace.page import node_html, trace_section
 from tinyft.inspection.trace.table import TracedNode, TraceTable
 from tinyft.nn.layer_table import COLUMNS, Summary, summary
 from tinyft.nn.module import Module
+from tinyft.weights.preprocess import Preprocess
 
 # A notebook may be light or dark and does not say which: colours that both can show.
 STYLE = (
@@ -82,6 +91,39 @@ def _step(record: StepRecord) -> str:
     return f"<p>{lines}</p>{table(GROUP_COLUMNS, record.rows())}"
 
 
+def _data(data: PictureData) -> str:
+    return f"<pre>{escape(data)}</pre>{first_batch(data, Preprocess.for_architecture('resnet18'))}"
+
+
+def _learner(learner: Training) -> str:
+    return f"<b>{escape(learner)}</b>{_description(describe(learner))}"
+
+
+def _description(found: Description) -> str:
+    return table(LAYER_COLUMNS, list(map(astuple, found.lines)))
+
+
+def _rates(found: LrFinding) -> str:
+    """The curve up to where it stopped, and the rates that the rules read from it."""
+    x = np.log10(found.lrs)
+    lines = [Line("loss", x, found.losses, thin=True), Line("loss", x, found.smooth_losses)]
+    borders = sorted((float(np.log10(s.lr)), rule) for rule, s in found.suggestions.items())
+    chart = line_chart(
+        "Loss, by learning rate", lines, borders=borders, x_label="log10 of the rate"
+    )
+    return f"{chart}<pre>{escape(found)}</pre>"
+
+
+def _prediction(found: Prediction) -> str:
+    """Its picture, if that is a file, and what it might be."""
+    unlike = ", unlike anything it learned from" if found.unlike else ""
+    said = f"{found.label}, {100 * found.probability:.1f} %{unlike}"
+    with contextlib.suppress(TinyftError, OSError, ValueError):
+        shown = picture(whole_picture(Path(found.file)), said, width=160, lossless=False)
+        said = f"{shown}<br>{escape(said)}"
+    return f"<p>{said}</p>"
+
+
 def _ledger(ledger: Ledger) -> str:
     return ledger.reading._repr_html_() if ledger.file else f"<p>{escape(ledger)}</p>"
 
@@ -92,6 +134,11 @@ DRAWN: dict[type, Callable[[Any], str]] = {
     Module: _module,
     Plan: _plan,
     StepRecord: _step,
+    PictureData: _data,
+    Training: _learner,
+    Description: _description,
+    LrFinding: _rates,
+    Prediction: _prediction,
     Ledger: _ledger,
     TracedNode: node_html,
     TraceTable: trace_section,
