@@ -36,6 +36,7 @@ ORDER = [
     ["finetune"],
     ["inspection"],
     ["bench"],
+    ["learn"],
     ["cli"],
     ["__main__"],
 ]

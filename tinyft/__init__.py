@@ -19,6 +19,7 @@ _HOME = {
     "Node": "engine.tape",
     "observe": "engine.tape",
     "gradcheck": "testing.gradient_check",
+    "compare_arrays": "testing.compare",
     "trace": "inspection.trace.recorder",
     "check": "inspection",
     "load_weights": "weights",

@@ -59,17 +59,16 @@ def _backends() -> bool:
     """Try a convolution on every backend; True if all are right."""
     import numpy as np
 
-    from tinyft import backends, ops
-    from tinyft.engine.tensor import Tensor
+    from tinyft import backends
 
     healthy = True
     x, weight = np.ones((1, 8, 8, 16), np.float32), np.ones((16, 16, 3, 3), np.float32)
     no_gpu = backends.why_no_gpu()
     for name in (*backends.NAMES, *(() if no_gpu else ("gpu",))):
         try:
-            with backends.use(name):
-                out = ops.conv2d(Tensor(x).to(name), Tensor(weight).to(name))
-                out = backends.host(out.data)
+            with backends.use(name) as backend:
+                out = backend.conv2d(backends.place(x, name), backends.place(weight, name))
+                out = backends.host(out)
             right = np.allclose(out, 16 * 3 * 3)
             result(f"{describe_backend(name)}: {'works' if right else 'COMPUTES WRONG RESULTS'}")
             healthy &= right

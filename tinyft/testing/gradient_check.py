@@ -27,6 +27,7 @@ from numpy import ndarray as Array
 
 from tinyft.display import Displayed, aligned
 from tinyft.testing.causes import Evidence, likely_cause
+from tinyft.testing.compare import map_of
 from tinyft.testing.function import CheckedFunction, CheckedResult, GradcheckError, as_op
 from tinyft.testing.terms import ALIKE
 
@@ -37,7 +38,6 @@ __all__ = ["GradcheckError", "GradcheckReport", "gradcheck"]
 ROUNDINGS = 256 * 2.0**-53
 SMALLER_STEP = 16  # a kink between the two evaluations is often outside a step this much smaller
 MOST_KINKS = 100  # in one input; each costs some twenty evaluations to find
-MAP = 12  # rows of elements shown
 LOCATED = 400  # elements that are examined one by one to explain a failure
 
 COLUMNS = ("gradient of", "shape", "|gradient|", "compared", "worst / allowed", "kinks left out")
@@ -322,7 +322,8 @@ class _Comparison:
             lines.append(_both("along a random direction", analytic, slope))
         lines.append(f"  likely cause: {self._cause(k, elements, numeric)}")
         if len(elements) == self.value.size:
-            lines += _map((wrong > ALIKE * np.abs(numeric).max()).reshape(self.value.shape))
+            there = (wrong > ALIKE * np.abs(numeric).max()).reshape(self.value.shape)
+            lines += [f"  {line}" for line in map_of(there)]
         raise GradcheckError("\n".join(lines))
 
     def _cause(self, k: int, elements: Array, numeric: Array) -> str:
@@ -345,20 +346,6 @@ def _short(label: str) -> str:
 def _both(where: str, analytic: float, numeric: float) -> str:
     ratio = f"ratio {analytic / numeric:.6g}" if numeric else "no ratio"
     return f"  {where}: backward says {analytic:.8g}, differences say {numeric:.8g}, {ratio}"
-
-
-def _map(wrong: Array) -> list[str]:
-    """Where some elements are wrong and others right: rows of the last two axes, the first that has
-    any.
-    """
-    if wrong.all() or not wrong.any() or wrong.ndim == 0:
-        return []
-    first = tuple(int(i) for i in np.argwhere(wrong)[0][:-2])
-    rows = np.atleast_2d(wrong[first])[:MAP, : 5 * MAP]
-    where = f" at {first}" if first else ""
-    return [f"  right (.) and wrong (x){where}:"] + [
-        "    " + "".join("x" if element else "." for element in row) for row in rows
-    ]
 
 
 def _places(indices: list[tuple[int, ...]]) -> str:

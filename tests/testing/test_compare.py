@@ -1,0 +1,45 @@
+"""`ft.compare_arrays`: exact, close, and what is wrong, where, and what it looks like."""
+
+import numpy as np
+import pytest
+
+import tinyft as ft
+
+X = np.arange(1.0, 7).reshape(2, 3)
+SPOILT = X + np.eye(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("yours", "right", "close", "said"),
+    [
+        (X, X, True, "dx: exact"),
+        (X.tolist(), X, True, "dx: exact"),
+        (X + 1e-9, X, True, "dx: close, within 1e-09"),
+        (X + 1e-6, X, False, "dx: wrong, worst at"),
+        ((X + 1e-6).astype(np.float32), X, True, "dx: close"),
+        (X == 1, X == 1, True, "dx: exact"),
+        (X == 1, X == 2, False, "yours 1, right 0"),
+        (..., X, False, "dx: not written yet"),
+        (None, X, False, "dx: not written yet"),
+        ("x", X, False, "dx: not numbers, expected an array; got 'x'"),
+        (X.T, X, False, "dx: another shape, yours has (3, 2), expected (2, 3)"),
+        (-X, X, False, "the sign is wrong"),
+        (0 * X, X, False, "all of yours is 0"),
+        (X[::-1], X, False, "reversed along the axes (0,)"),
+        (SPOILT, X, False, "right (.) and wrong (x):\n    x..\n    .x."),
+        (np.where(X == 2, np.nan, X), X, False, "worst at (0, 1): yours nan, right 2"),
+        (np.where(X == 2, np.nan, X), np.where(X == 2, np.nan, X), True, "exact"),
+        (2.0, 4.0, False, "dx: wrong, yours 2, right 4"),
+        (np.zeros((0, 3)), np.zeros((0, 3)), True, "exact"),
+    ],
+)
+def test_a_comparison_says_what_it_found(yours, right, close, said):
+    found = ft.compare_arrays("dx", yours, right)
+    assert bool(found) == close and said in str(found)
+
+
+def test_the_worst_element_is_known():
+    found = ft.compare_arrays(
+        "dx", SPOILT + np.diag([0, 5]) @ np.ones((2, 3)) * (np.arange(3) == 2), X
+    )
+    assert found.worst == (1, 2) and found.difference == 5
