@@ -113,7 +113,8 @@ def beside(path: str | os.PathLike[str]) -> list[str]:
     """The paths of what lies where `path` was looked for: one of them may have been meant."""
     folder = os.path.dirname(path)
     try:
-        return [os.path.join(folder, name) for name in os.listdir(folder or ".")]
+        names = [] if os.path.lexists(path) else os.listdir(folder or ".")
+        return [os.path.join(folder, name) for name in names]
     except (OSError, ValueError):
         return []
 

@@ -156,15 +156,13 @@ def _data(args: argparse.Namespace, learner: Learner) -> PictureData:
     options, labels = given(args, ("batch_size", "on_error")), given(args, LABELS)
     if args.data is not None and (args.dir is not None or not Path(args.source).is_dir()):
         raise RequestError("--data is for a run's own pictures; give either a run and it, or DIR")
-    if labels:
-        return open_folder(_folder(args), classes=learner.classes, **ALL, **options, **labels)
-    if args.dir is not None:
+    if labels or args.dir is not None:
         from tinyft.data.split import find_parts
 
-        valid = find_parts(Path(args.dir)).get("valid")
-        if valid is not None:
-            say(f"of {one_line(args.dir)}, the pictures in {valid.name}/")
-        return open_folder(args.dir, classes=learner.classes, **ALL, **options)
+        path = _folder(args)
+        if not labels and (valid := find_parts(Path(path)).get("valid")):
+            say(f"of {one_line(path)}, the pictures in {valid.name}/")
+        return open_folder(path, classes=learner.classes, **ALL, **options, **labels)
     if not Path(args.source).is_dir():
         raise RequestError("which pictures? Only a run has its own; give a folder")
     from tinyft.finetune.run.reading import pictures_of_run

@@ -52,27 +52,9 @@ from tinyft.progress import showing
 from tinyft.version import __version__
 
 COMMANDS = (
-    finetune,
-    predict,
-    evaluate,
-    serve,
-    embed,
-    check,
-    plan,
-    lr_find,
-    summary,
-    inspect,
-    diff,
-    report,
-    gradcheck,
-    selftest,
-    exercises,
-    weights,
-    bench,
-    clean,
-    warmup,
-    doctor,
-)
+    finetune, predict, evaluate, serve, embed, check, plan, lr_find, summary, inspect, diff, report,
+    gradcheck, selftest, exercises, weights, bench, clean, warmup, doctor,
+)  # fmt: skip
 
 START = """\
 tinyft fine-tunes pretrained networks on your pictures, and shows every step of it.

@@ -26,7 +26,6 @@ LEARNER = (
 )
 RECIPE = ("epochs", "freeze_epochs", "lr")
 MOST_EPOCHS = 10_000  # a plan has a rate for each step
-LARGEST_RATE = 100
 PAGES, GRAPHS = (".html", ".htm"), (".dot", ".gv")  # how files end that may be replaced
 
 
@@ -104,65 +103,41 @@ def add_json(parser: Parser) -> None:
     )
 
 
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Parses a whole number that is not less than `least`, nor more than `most`."""
+def _number(
+    words: str, fits: Callable[[Any], bool], kind: Callable[[str], Any] = float
+) -> Callable[[str], Any]:
+    """Parses a number for which `fits` holds (it never does for NaN), as `words` say."""
 
-    def parse(text: str) -> int:
+    def parse(text: str) -> Any:
         try:
-            value = int(text)
+            value = kind(text)
         except ValueError:
-            value = least - 1
-        if value < least or (most is not None and value > most):
-            limits = f">= {least}" if most is None else f"from {least} to {most:,}"
-            raise argparse.ArgumentTypeError(f"expected a whole number {limits}, got {text!r}")
+            value = math.nan
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"expected {words}, got {text!r}")
         return value
 
     return parse
 
 
-def positive(text: str) -> float:
-    """Parses a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return value
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Parses a whole number that is not less than `least`, nor more than `most`."""
+    limits = f">= {least}" if most is None else f"from {least} to {most:,}"
+    largest = math.inf if most is None else most
+    return _number(f"a whole number {limits}", lambda value: least <= value <= largest, int)
 
 
 def at_least_0(most: float = math.inf) -> Callable[[str], float]:
     """Parses a finite number from 0 to `most`."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not 0 <= value <= most or value == math.inf:
-            limits = ">= 0" if most == math.inf else f"from 0 to {most:g}"
-            raise argparse.ArgumentTypeError(f"expected a number {limits}, got {text!r}")
-        return value
-
-    return parse
+    limits = ">= 0" if most == math.inf else f"from 0 to {most:g}"
+    return _number(f"a number {limits}", lambda value: 0 <= value <= most and value < math.inf)
 
 
-def rate(text: str) -> float:
-    """Parses a learning rate. Nothing that is taught survives one above 100."""
-    if (value := positive(text)) > LARGEST_RATE:
-        raise argparse.ArgumentTypeError(
-            f"expected a learning rate, often from 0.0001 to 0.1, at most {LARGEST_RATE}; got "
-            f"{text!r}"
-        )
-    return value
-
-
-def fraction(text: str) -> float:
-    """Parses a number above 0 and below 1."""
-    value = positive(text)
-    if value >= 1:
-        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
-    return value
+positive = _number("a number above 0", lambda value: 0 < value < math.inf)
+fraction = _number("a number between 0 and 1", lambda value: 0 < value < 1)
+rate = _number(  # nothing that has learnt anything survives more
+    "a learning rate above 0, often from 0.0001 to 0.1, and at most 100", lambda v: 0 < v <= 100
+)
 
 
 def keep(text: str) -> str | int:
