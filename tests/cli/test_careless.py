@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 
+import tinyft as ft
 from tinyft.cli.main import main
 
 RUN = "runs/pictures-cifar_resnet20-1"
@@ -464,3 +465,30 @@ def test_no_command_is_a_start_page(workplace):
     commands = [line.split("   ")[0].strip() for line in out.splitlines() if "  tinyft" in line]
     assert commands[:2] == ["tinyft finetune", "tinyft check photos/"] and len(commands) == 5
     assert "tinyft --help" in commands
+
+
+PYTHON = """
+ft.ImageFolder("nowhere") | is not a folder
+ft.ImageFolder("picture") | did you mean pictures?
+ft.ImageFolder("https://example.com/photos") | https://example.com/photos is not a folder
+ft.ImageFolder("pictures", valid_fraction=20) | must be above 0 and at most 1; got 20
+ft.ImageFolder("pictures", on_error="ignore") | must be 'raise' or 'skip'; got 'ignore'
+ft.ImageFolder("pictures", augment="mixup") | augment must be one of default, crop, shift
+ft.ImageFolder("single") and ft.ImageFolder("links") | links to folders are not followed
+ft.load_weights("resnt18") | did you mean resnet18
+ft.load_weights("page.pth") | it is a web page
+ft.load_weights("small.h5", arch="resnet18") | give arch='cifar_resnet20' or leave it out
+ft.load_learner("page.pth") | it is a web page
+ft.vision_learner(ft.ImageFolder("pictures"), "resnet81") | did you mean resnet18?
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("call", "words"), [(row[0], row[2]) for row in rows(PYTHON)])
+def test_a_call_from_python(workplace, call, words):
+    before = contents(workplace)
+    with pytest.raises((ft.errors.TinyftError, ValueError)) as caught:
+        eval(call, {"ft": ft})
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < MOST
+    assert contents(workplace) == before
