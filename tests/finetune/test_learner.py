@@ -665,3 +665,23 @@ def test_a_plan_of_more_steps_than_can_have_a_rate_is_refused():
     for make in (learner.plan, learner.one_cycle_plan):
         with pytest.raises(ValueError, match="2,147,483,648 epochs of 3 steps are more than the"):
             make(2147483648)
+
+
+def test_gradients_may_be_changed_before_the_update():
+    learner = small_learner()
+    learner.freeze()
+    before = {name: array.copy() for name, array in learner.model.state_dict().items()}
+    seen = set()
+
+    def nothing(parameters):
+        seen.update(parameters)
+        for parameter in parameters.values():
+            parameter.grad = np.zeros_like(parameter.grad)
+
+    plan = learner.one_cycle_plan(1, weight_decay=0.0)
+    for _ in learner.steps(plan, gradients=nothing):
+        pass
+    trained = {name for name, p in learner.model.named_parameters() if p.requires_grad}
+    assert seen == trained < set(before)
+    after = learner.model.state_dict()
+    assert all(np.array_equal(before[name], after[name]) for name in seen)

@@ -7,11 +7,12 @@ step. `execute` is a loop over it, and so may be the reader's own.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from tinyft import backends
+from tinyft.engine.tensor import Tensor
 from tinyft.finetune.feature_cache import FeatureCache
 from tinyft.finetune.groups import expected_identical, prove
 from tinyft.finetune.judge import evaluate, expect_finite
@@ -22,6 +23,8 @@ from tinyft.finetune.run.folder import Run
 from tinyft.finetune.schedule import Phase
 from tinyft.finetune.training import Training
 from tinyft.progress import Display, showing_training, working
+
+Gradients = Callable[[dict[str, Tensor]], None]  # may change the `grad` of parameters
 
 
 class Observer(Protocol):
@@ -139,13 +142,20 @@ class Table:
 
 
 def steps(
-    learner: Training, plan: Plan, *, norms: bool = False, start: int = 0
+    learner: Training,
+    plan: Plan,
+    *,
+    norms: bool = False,
+    start: int = 0,
+    gradients: Gradients | None = None,
 ) -> Iterator[StepRecord]:
     """Execute a plan, one optimizer step each time that a record is asked for.
 
     `norms` measures gradients and updates, for the records' groups and per parameter in
     `learner.updates`, which costs a few percent of a step. `start` continues a plan whose first
-    steps were made before, with the state that they left behind.
+    steps were made before, with the state that they left behind. `gradients` is called between
+    backward and update with the parameters that have a gradient, by name, and may change it: clip
+    it, or add those of other machines.
     Raises: NonFiniteLossError for a loss, also of a validation, that is NaN or infinite; RunError
     if a frozen tensor moved; ValueError if the learner was changed since the plan was made
     """
@@ -157,13 +167,15 @@ def steps(
             learner.enter(phase, **plan.switches, resumed=start > done)
             learner.cache = FeatureCache(learner) if cached_bytes else None
             try:
-                yield from _phase(learner, phase, norms, max(0, start - done))
+                yield from _phase(learner, phase, norms, max(0, start - done), gradients)
             finally:
                 learner.cache = None
         done += phase.steps
 
 
-def _phase(learner: Training, phase: Phase, norms: bool, start: int) -> Iterator[StepRecord]:
+def _phase(
+    learner: Training, phase: Phase, norms: bool, start: int, gradients: Gradients | None
+) -> Iterator[StepRecord]:
     """All epochs of a phase: train on each batch, validate after each epoch, prove at the end."""
     groups, expected = learner.groups, expected_identical(learner.groups)
     frozen = [group.frozen for group in groups]
@@ -178,7 +190,7 @@ def _phase(learner: Training, phase: Phase, norms: bool, start: int) -> Iterator
             batches = learner.data.train_batches(learner.epoch, learner.preprocess, in_epoch)
             batches = backends.get(learner.device).uploads(batches)
         learner.set_rates(phase, i)
-        record = learner.train_step(next(batches), phase.name, norms=norms)
+        record = learner.train_step(next(batches), phase.name, norms=norms, gradients=gradients)
         if in_epoch == phase.steps_per_epoch - 1:
             learner.read_losses()
             record.validation = learner.validation = evaluate(learner, learner.data)

@@ -6,7 +6,7 @@ evaluation (judge.py) and prediction (answering.py), kept features, rates to try
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -230,8 +230,17 @@ class Training(Displayed):
 
     # ------------------------------------------------------------------------------------- one step
 
-    def train_step(self, batch: Batch, phase: str, *, norms: bool = False) -> StepRecord:
-        """Forward, loss, backward, update: one step on one batch."""
+    def train_step(
+        self,
+        batch: Batch,
+        phase: str,
+        *,
+        norms: bool = False,
+        gradients: Callable[[dict[str, Tensor]], None] | None = None,
+    ) -> StepRecord:
+        """Forward, loss, backward, update: one step on one batch. `gradients` may change those of
+        the parameters that have one, which it is given by name, before the update.
+        """
         self.answers.forget()
         self.model.train()
         for dropout in self.dropouts:
@@ -245,6 +254,9 @@ class Training(Displayed):
                 self.read_losses(statistics)
             self.optimizer.zero_grad()  # of a step that was stopped, or the caller's own
             loss.backward()
+            if gradients is not None:
+                named = self.model.named_parameters()
+                gradients({name: p for name, p in named if p.grad is not None})
             self.optimizer.step(self.measure if norms else None)
         self.updates = self.measure.take() if norms else None
         record = StepRecord(
