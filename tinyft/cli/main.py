@@ -42,6 +42,7 @@ from tinyft.cli import (
     selftest,
     serve,
     summary,
+    tour,
     warmup,
     weights,
 )
@@ -53,7 +54,7 @@ from tinyft.version import __version__
 
 COMMANDS = (
     finetune, predict, evaluate, serve, embed, check, plan, lr_find, summary, inspect, diff, report,
-    gradcheck, selftest, exercises, weights, bench, clean, warmup, doctor,
+    gradcheck, selftest, tour, exercises, weights, bench, clean, warmup, doctor,
 )  # fmt: skip
 
 START = """\
