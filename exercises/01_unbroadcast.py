@@ -1,8 +1,8 @@
 """unbroadcast: what broadcasting repeated is summed on the way back (10 minutes)
 
 NumPy adds a bias of shape (3,) to every row of a (5, 3) array, as if it stood there five times.
-Each of the five gets a gradient of its own, and the bias itself gets their sum. Every arithmetic
-operation of an autograd engine ends with this function.
+Each of the five gets a gradient of its own, and the bias itself gets their sum. In an autograd
+engine the way back through every +, -, * and / ends with this function.
 
 Write `unbroadcast`. It undoes both things that broadcasting does, and both at once:
 

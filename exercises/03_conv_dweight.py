@@ -16,11 +16,12 @@ import numpy as np
 
 def forward(x, weight, stride, padding):
     """x (N, H, W, C), weight (F, C, R, S) -> out (N, P, Q, F)"""
-    P, Q = ((n + 2 * padding - k) // stride + 1 for n, k in zip(x.shape[1:3], weight.shape[2:]))
     padded = np.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    R, S = weight.shape[2:]
+    P, Q = (padded.shape[1] - R) // stride + 1, (padded.shape[2] - S) // stride + 1
     out = 0
-    for r in range(weight.shape[2]):
-        for s in range(weight.shape[3]):
+    for r in range(R):
+        for s in range(S):
             met = np.s_[:, r : r + P * stride : stride, s : s + Q * stride : stride]
             out = out + padded[met] @ weight[:, :, r, s].T
     return out
@@ -28,6 +29,9 @@ def forward(x, weight, stride, padding):
 
 def weight_grad(dout, x, weight, stride, padding):
     """dout (N, P, Q, F), the gradient of forward's result -> dweight (F, C, R, S)"""
+    padded = np.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    R, S = weight.shape[2:]
+    P, Q = dout.shape[1:3]
     dweight = np.zeros_like(weight)
     ...  # the same two loops
     return dweight

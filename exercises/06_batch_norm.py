@@ -36,8 +36,8 @@ HINTS = [
     "the one with normal.",
     "dmean is minus the sum of dapart over the M rows. normal sums to 0 there, because a mean was "
     "subtracted; so what is left of that sum? And each x gets a share of 1 / M of it.",
-    "The three terms are dout, dout.mean(0) and normal * (dout * normal).mean(0). All steps: "
-    "docs/derivations.md, 2.",
+    "The three terms are dout, dout.mean(0) and normal * (dout * normal).mean(0). In evaluation "
+    "the first alone is left. All steps: docs/derivations.md, 2.",
 ]
 
 

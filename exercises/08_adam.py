@@ -12,13 +12,13 @@ The parameter then moves against the corrected average, divided by the root of t
     parameter - lr * average_corrected / (sqrt(square_corrected) + eps)
 
 Before that, weight decay shrinks the parameter: it is multiplied by 1 - lr * weight_decay. Write
-`step`. Return new arrays. (Momentum changes from step to step here, as it does in training.)
+`update`. Return new arrays. (Momentum changes from step to step here, as it does in training.)
 """
 
 import numpy as np
 
 
-def step(
+def update(
     parameter, gradient, average, average_square, step, lr, momentum,
     square_momentum=0.99, eps=1e-5, weight_decay=0.01,
 ):  # fmt: skip
@@ -45,16 +45,14 @@ def check(yours):
 
     rng = np.random.default_rng(0)
     right = [rng.normal(size=4), np.zeros(4), np.zeros(4)]
-    mine = [array.copy() for array in right]
     for step, (lr, momentum) in enumerate([(1e-2, 0.95), (3e-2, 0.9), (1e-2, 0.85)], 1):
         gradient, settings = rng.normal(size=4), {"step": step, "lr": lr, "momentum": momentum}
-        mine = yours.step(mine[0], gradient, mine[1], mine[2], **settings)
+        parameter, *averages = (array.copy() for array in right)
+        mine = yours.update(parameter, gradient, *averages, **settings)
         ft.backends.get("reference").adam_step(
             right[0], gradient, right[1], right[2],
             square_momentum=0.99, eps=1e-5, weight_decay=0.01, **settings,
         )  # fmt: skip
-        names = ("parameter", "average", "average_square")
-        for name, ours, expected in zip(names, mine, right, strict=True):
-            yield f"{name} after step {step}", ours, expected.copy()
-        if any(ours is ... for ours in mine):
-            return
+        names = ("average", "average_square", "parameter")
+        for name, i in zip(names, (1, 2, 0), strict=True):
+            yield f"{name} after step {step}", mine[i], right[i].copy()

@@ -37,8 +37,8 @@ HINTS = [
     "photos are not.",
     "recorded: trains or passes. weight: trains, since a layer whose own weights want a gradient "
     "is always recorded.",
-    "None is neither True nor False: bool(trains) makes False of it. See docs/glossary.md, `tape` "
-    "and `leaf`, and tinyft/engine/tape.py: _record.",
+    "In tinyft these are two lines: tinyft/engine/tape.py: _record says what is recorded. See "
+    "docs/glossary.md, `tape` and `leaf`, for the words.",
 ]
 
 
@@ -72,4 +72,5 @@ def check(yours):
         for name, weight in weights.items():
             right[name][1] = weight.grad is not None
         for name, expected in right.items():
-            yield f"{title}: {name} (recorded, weight, passes)", mine.get(name), expected
+            found = mine.get(name) and [bool(answer) for answer in mine[name]]
+            yield f"{title}: {name} (recorded, weight, passes)", found, expected

@@ -24,21 +24,18 @@ SOLUTIONS = {
     "relu": ["return ...", "return dout * (x > 0)"],
     "conv_dweight": [
         "    ...  # the same two loops",
-        "    P, Q = dout.shape[1:3]\n"
-        "    padded = np.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])\n"
-        "    for r in range(weight.shape[2]):\n"
-        "        for s in range(weight.shape[3]):\n"
+        "    for r in range(R):\n"
+        "        for s in range(S):\n"
         "            met = np.s_[:, r : r + P * stride : stride, s : s + Q * stride : stride]\n"
         "            dweight[:, :, r, s] = np.einsum('npqf,npqc->fc', dout, padded[met])",
     ],
     "conv_dx": [
-        "    ...  # the same two loops, and what of dpadded is dx?",
-        "    P, Q = dout.shape[1:3]\n"
-        "    for r in range(weight.shape[2]):\n"
-        "        for s in range(weight.shape[3]):\n"
+        "    ...  # the same two loops, which fill dpadded",
+        "    for r in range(R):\n"
+        "        for s in range(S):\n"
         "            met = np.s_[:, r : r + P * stride : stride, s : s + Q * stride : stride]\n"
         "            dpadded[met] += dout @ weight[:, :, r, s]\n",
-        "return ...",
+        "return ...  # and what of it is dx?",
         "return dpadded[:, padding : padding + x.shape[1], padding : padding + x.shape[2]]",
     ],
     "batch_norm_steps": [
@@ -88,7 +85,7 @@ SOLUTIONS = {
     "freezing": [
         "        ...",
         "        passes = any(i in found and found[i][0] for i in inputs)\n"
-        "        found[name] = (bool(trains or passes), bool(trains), passes)",
+        "        found[name] = (trains or passes, trains, passes)",
     ],
     "break_training": ['{"A": "?", "B": "?"}', '{"A": "b", "B": "C"}'],
     "break_batch_norm": ['{"A": "?", "B": "?"}', '{"A": "c", "B": "b"}'],
@@ -122,7 +119,9 @@ def test_an_exercise_asks_for_something_and_can_be_solved(name, tmp_path):
 
 
 MISTAKES = {  # an exercise, the line that is right, a wrong one, and what is said of it
-    "a sign": ("batch_norm_steps", "-dinverse / std", "dinverse / std", "dstd: wrong, worst at"),
+    "a sign": ("batch_norm_steps", "-dinverse / std", "dinverse / std", "dstd: wrong, yours ["),
+    "a factor": ("batch_norm_steps", "-dinverse / std**2", "dinverse / std", "1 / std, or a mul"),
+    "all answers": ("freezing", "(trains or passes,", "(trains,", "yours [False False  True]"),
     "its cause": ("batch_norm_steps", "-dinverse / std", "dinverse / std", "the sign is wrong"),
     "a count": ("cross_entropy", " / len(labels)", "", "5 times too large"),
     "a mask": ("relu", "dout * (x > 0)", "dout", "a mask is missing"),
@@ -133,6 +132,7 @@ MISTAKES = {  # an exercise, the line that is right, a wrong one, and what is sa
     "its line": ("relu", "(x > 0)", "(z > 0)", "relu.py, line 19: NameError"),
     "syntax": ("relu", "(x > 0)", "(x > 0", "relu.py, line 19: SyntaxError"),
     "a guess": ("break_training", '"A": "b"', '"A": "a"', "A: a is not what happens"),
+    "a name": ("relu", "def backward", "def backwards", "relu.py defines no backward"),
     "a return": ("group_rates", "return group_rates", "group_rates", "not written yet: fine_tune"),
 }  # fmt: skip
 

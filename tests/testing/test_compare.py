@@ -15,19 +15,19 @@ SPOILT = X + np.eye(2, 3)
         (X, X, True, "dx: exact"),
         (X.tolist(), X, True, "dx: exact"),
         (X + 1e-9, X, True, "dx: close, within 1e-09"),
-        (X + 1e-6, X, False, "dx: wrong, worst at"),
+        (X + 1e-6, X, False, "dx: wrong, yours [["),
         ((X + 1e-6).astype(np.float32), X, True, "dx: close"),
         (X == 1, X == 1, True, "dx: exact"),
-        (X == 1, X == 2, False, "yours 1, right 0"),
+        (X == 1, X == 2, False, "yours [[ True False"),
         (..., X, False, "dx: not written yet"),
         (None, X, False, "dx: not written yet"),
-        ("x", X, False, "dx: not numbers, expected an array; got 'x'"),
+        ("x", X, False, "dx: not numbers, expected numbers; got 'x'"),
         (X.T, X, False, "dx: another shape, yours has (3, 2), expected (2, 3)"),
         (-X, X, False, "the sign is wrong"),
         (0 * X, X, False, "all of yours is 0"),
         (X[::-1], X, False, "reversed along the axes (0,)"),
-        (SPOILT, X, False, "right (.) and wrong (x):\n    x..\n    .x."),
-        (np.where(X == 2, np.nan, X), X, False, "worst at (0, 1): yours nan, right 2"),
+        (SPOILT, X, False, "yours [[2. 2. 3.]"),
+        (np.where(X == 2, np.nan, X), X, False, "yours [[ 1. nan  3.]"),
         (np.where(X == 2, np.nan, X), np.where(X == 2, np.nan, X), True, "exact"),
         (2.0, 4.0, False, "dx: wrong, yours 2, right 4"),
         (np.zeros((0, 3)), np.zeros((0, 3)), True, "exact"),
@@ -36,6 +36,19 @@ SPOILT = X + np.eye(2, 3)
 def test_a_comparison_says_what_it_found(yours, right, close, said):
     found = ft.compare_arrays("dx", yours, right)
     assert bool(found) == close and said in str(found)
+
+
+def test_of_a_large_array_the_worst_element_and_a_map_are_shown():
+    right = np.arange(12.0).reshape(3, 4)
+    said = str(ft.compare_arrays("dx", right + np.eye(3, 4), right))
+    assert "dx: wrong, worst at (0, 0): yours 1, right 0" in said
+    assert "right (.) and wrong (x):\n    x...\n    .x..\n    ..x." in said
+
+
+def test_a_factor_that_is_missing_is_named():
+    std = np.array([1.0, 2, 4])
+    said = str(ft.compare_arrays("dstd", X, -X / std, known={"std": std, "w": std + 1}))
+    assert "a factor is missing: 1 / std" in said
 
 
 def test_the_worst_element_is_known():

@@ -2,7 +2,8 @@
 
 Each is one file of the folder `exercises/`, in reading order. Above a line of dashes stands what a
 reader gets, text included; below it `HINTS`, and `check(yours)`, which yields what is to be
-compared: (name, the reader's array, tinyft's), or for a question (letter, the reader's answer, the
+compared: (name, the reader's array, tinyft's), and, if some array may be a factor that is missing,
+a dict of these; or for a question (letter, the reader's answer, the
 right one, why it is right, where to look).
 """
 
@@ -92,9 +93,11 @@ def _run(path: Path) -> Any:
     return SimpleNamespace(**runpy.run_path(str(path)))
 
 
-def _compared(name: str, yours: Any, right: Any) -> tuple[str, bool | None]:
+def _compared(
+    name: str, yours: Any, right: Any, known: dict[str, Any] | None = None
+) -> tuple[str, bool | None]:
     """A line, and whether it is right; None for what is not written yet."""
-    found = compare_arrays(name, yours, right)
+    found = compare_arrays(name, yours, right, known)
     return str(found), None if found.verdict == "not written yet" else bool(found)
 
 
@@ -108,6 +111,8 @@ def _question(letter: str, answer: str, right: str, why: str, look: str) -> tupl
 
 def _told(error: BaseException, path: Path) -> str:
     """The error, and the line of the reader's file that it came from."""
+    if isinstance(error, AttributeError) and isinstance(error.obj, SimpleNamespace):
+        return f"{path} defines no {error.name}"
     if isinstance(error, SyntaxError):
         where = error.lineno
     else:

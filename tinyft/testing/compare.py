@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.testing.causes import Evidence, constant_factor, mask, other_order
+from tinyft.testing.terms import factored
 
 MAP = 12  # rows of elements shown
+FEW = 8  # elements that are all shown
 
 
 @dataclass(frozen=True)
@@ -36,22 +39,25 @@ class ArrayComparison:
         return "\n".join([head, *(f"  {line}" for line in rest)])
 
 
-def compare_arrays(name: str, yours: Any, right: Any) -> ArrayComparison:
+def compare_arrays(
+    name: str, yours: Any, right: Any, known: Mapping[str, Array] | None = None
+) -> ArrayComparison:
     """Compare an array with the right one: exact, close, or wrong and where, with what the wrong
-    numbers look like (a factor, a sign, an order) and a map of them.
+    numbers look like (a factor, a sign, an order) and a map of them. `known` are arrays that may be
+    a factor that is missing, by name.
 
     Close is half of the digits that the coarser of both dtypes has (1e-8 for float64), in parts of
     the largest right number. `...` and None mean that nothing was written yet.
     Example:
         >>> print(compare_arrays("dx", np.array([1.0, 2.0]), np.array([-1.0, -2.0])))
-        dx: wrong, worst at (1,): yours 2, right -2
+        dx: wrong, yours [1. 2.], right [-1. -2.]
           the sign is wrong: the gradient is its own negative
     """
     if yours is None or yours is Ellipsis:
         return ArrayComparison(name, "not written yet")
     found, expected = np.asarray(yours), np.asarray(right)
     if found.dtype.kind not in "biuf":
-        return ArrayComparison(name, "not numbers", (f"expected an array; got {yours!r:.60}",))
+        return ArrayComparison(name, "not numbers", (f"expected numbers; got {yours!r:.60}",))
     if found.shape != expected.shape:
         told = f"yours has {found.shape}, expected {expected.shape}"
         return ArrayComparison(name, "another shape", (told,))
@@ -67,13 +73,25 @@ def compare_arrays(name: str, yours: Any, right: Any) -> ArrayComparison:
     allowed = np.sqrt(digits) * np.abs(expected[np.isfinite(expected)]).max(initial=0)
     if apart[at] <= allowed:
         return ArrayComparison(name, "close", (f"within {apart[at]:.1g}",), at, float(apart[at]))
-    where = f"worst at {at}: " if at else ""
-    told = [f"{where}yours {found[at]:.6g}, right {expected[at]:.6g}"]
-    told += [*filter(None, [_looks_like(found, expected)]), *map_of(apart > allowed)]
+    few = expected.size <= FEW
+    if few:
+        told = [f"yours {_listed(yours)}, right {_listed(right)}"]
+    else:
+        told = [f"worst at {at}: yours {found[at]:.6g}, right {expected[at]:.6g}"]
+    if digits and expected.size > 1:  # not of answers that are True or False
+        told += filter(None, [_looks_like(found, expected, known or {})])
+    told += [] if few else map_of(apart > allowed)
     return ArrayComparison(name, "wrong", tuple(told), at, float(apart[at]))
 
 
-def _looks_like(found: Array, expected: Array) -> str | None:
+def _listed(array: Any) -> str:
+    array = np.asarray(array)
+    if array.ndim == 0:
+        return f"{array.item():.6g}"
+    return np.array2string(array, precision=6, max_line_width=1000).replace("\n", "")
+
+
+def _looks_like(found: Array, expected: Array, known: Mapping[str, Array]) -> str | None:
     """The mistake that is known to make such numbers of the right ones; None if none is."""
     if not (np.isfinite(found).all() and expected.any() and np.isfinite(expected).all()):
         return None
@@ -82,8 +100,12 @@ def _looks_like(found: Array, expected: Array) -> str | None:
     nothing = np.zeros(())
     everywhere = np.arange(expected.size)
     seen = Evidence(found, None, everywhere, expected.reshape(-1), expected, nothing, {}, {})
-    rules = (constant_factor, other_order, mask)
-    return next(filter(None, (rule(seen) for rule in rules)), None)
+    rules = (constant_factor, other_order, *([mask] if expected.size > FEW else []))
+    if cause := next(filter(None, (rule(seen) for rule in rules)), None):
+        return cause
+    with np.errstate(all="ignore"):
+        factor = factored(seen.analytic, seen.numeric, dict(known), expected.shape, everywhere)
+    return f"a factor is missing: {factor}, or a multiple of it" if factor else None
 
 
 def map_of(wrong: Array) -> list[str]:
