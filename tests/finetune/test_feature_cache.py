@@ -10,6 +10,7 @@ from tinyft import nn
 from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
 from tinyft.finetune import feature_cache
+from tinyft.nn.layer_table import feature_shape
 
 
 @pytest.mark.slow
@@ -104,4 +105,6 @@ def test_a_body_or_a_picture_that_changes_is_not_kept(bn, augment):
 def test_the_shape_of_features_is_known_beforehand(arch, side):
     network = nn.cut(nn.build(arch)).eval()
     x = Tensor(np.zeros((1, side, side, 3), np.float32))
-    assert network(x).shape[1:] == network.feature_shape(side)
+    features = network(x).shape[1:]
+    nn.attach(network, nn.LinearHead(network.num_features, 2))
+    assert feature_shape(network, side) == features

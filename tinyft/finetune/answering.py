@@ -34,11 +34,12 @@ from tinyft.errors import DataError
 from tinyft.finetune.known import Known
 from tinyft.finetune.records import Prediction
 from tinyft.nn.folding import FoldedNetwork, fingerprint, fold
+from tinyft.nn.layer_table import feature_shape
 from tinyft.ops import global_average_pool
 
 if TYPE_CHECKING:
     from tinyft.engine.tensor import Tensor
-    from tinyft.nn.resnet import ResNet
+    from tinyft.nn.module import Module
     from tinyft.weights.preprocess import Preprocess
 
 TOGETHER = 16  # pictures: with 32, ResNet-18 takes as long for each, and twice the memory
@@ -48,14 +49,17 @@ Skip = Callable[[str, Exception], None]  # is told the name of a picture, and wh
 class Learner(Protocol):
     """Lists what answers need of a learner, which stands above this file: see training.py."""
 
-    model: ResNet
+    model: Module
     classes: list[str]
     device: str
     answers: Answers
+    has_features: bool
 
     def input(self, images: np.ndarray) -> Tensor: ...
 
     def adjusted_preprocess(self) -> Preprocess: ...
+
+    def expect_features(self, what: str) -> None: ...
 
 
 @dataclass(eq=False)
@@ -118,8 +122,12 @@ class Answers:
         self, learner: Learner, images: np.ndarray, *, maps: bool = False
     ) -> tuple[np.ndarray, ...]:
         """Logits (N, C) and features (N, F) of prepared pictures (N, S, S, 3) uint8; with `maps`
-        also the features at each place (N, h, w, F).
+        also the features at each place (N, h, w, F). A network without them gives (N, 0).
+
+        Raises: ValueError for `maps` of a network without features
         """
+        if maps:
+            learner.expect_features("Grad-CAM")
         if self.process != os.getpid():
             self.start_again()
         request, me = Request(images, backends.of(images), maps), threading.get_ident()
@@ -173,10 +181,9 @@ class Answers:
             images = np.concatenate(images) if len(images) > 1 else images[0]
             with no_grad(), backends.use(learner.device):
                 network = self.network(learner).network
-                maps = network.features(learner.input(images))
-                found = [network.head(maps).data, global_average_pool(maps).data]
-                if any(request.maps for request in batch):
-                    found.append(maps.data)
+                found = _computed(network, learner.input(images), learner.has_features)
+                if not any(request.maps for request in batch):
+                    del found[2:]
                 found = [backends.host(array) for array in found]
             start = 0
             for request in batch:
@@ -187,6 +194,16 @@ class Answers:
                 request.error = error
         finally:  # a Ctrl-C is for this thread alone
             self.waiting[:0] = [request for request in batch if not request.is_done]
+
+
+def _computed(network: Module, x: Tensor, has_features: bool) -> list[np.ndarray]:
+    """Logits (N, C), features (N, F), and the features as they are."""
+    if not has_features:
+        logits = network(x).data
+        return [logits, logits[:, :0]]
+    maps = network.features(x)
+    pooled = global_average_pool(maps) if maps.ndim == 4 else maps
+    return [network.head(maps).data, pooled.data, maps.data]
 
 
 # ------------------------------------------------------------------------- from pictures to answers
@@ -207,9 +224,13 @@ def predict(learner: Learner, images: Any) -> Prediction | list[Prediction]:
 def embed(learner: Learner, images: Any) -> np.ndarray:
     """Describe each picture by the body's features, the mean over all places: (N, F) float32, of
     one picture (1, F). Takes and raises what `predict` does.
+
+    Raises: ValueError for a network without features
     """
+    learner.expect_features("embed")
     parts = [features for _, _, features in answers(learner, images)]
-    return np.concatenate(parts) if parts else np.empty((0, learner.model.num_features), "f4")
+    width = feature_shape(learner.model, learner.adjusted_preprocess().crop)[-1]
+    return np.concatenate(parts) if parts else np.empty((0, width), "f4")
 
 
 def predictions(learner: Learner, images: Any, *, skip: Skip | None = None) -> Iterator[Prediction]:

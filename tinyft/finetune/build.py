@@ -20,16 +20,17 @@ from tinyft.finetune.class_means import start_from_class_means
 from tinyft.finetune.groups import Grouping, digests
 from tinyft.finetune.known import Known
 from tinyft.finetune.learner import Learner
-from tinyft.finetune.optim import OPTIMIZERS, Adam, Optimizer
+from tinyft.finetune.optim import OPTIMIZERS, Adam, Optimizer, optimizer_of
 from tinyft.finetune.run.folder import settings_of
 from tinyft.finetune.run.save import OPTIONS, judged_preprocess, put_dropouts, settings_in
 from tinyft.finetune.schedule import expect_number
-from tinyft.finetune.training import KEPT, MEANS, RANDOM, Origin
+from tinyft.finetune.training import KEPT, MEANS, RANDOM, Origin, expect_all_classes
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import ResNet, build, expect_architecture
 from tinyft.weights import Preprocess, Weights, load_weights
 from tinyft.weights.model import network_of, trained_head
+from tinyft.weights.read import read_weights
 
 
 def vision_learner(
@@ -80,7 +81,7 @@ def vision_learner(
     Source: fastai 2.8.12 `vision_learner`
     """
     arguments = dict(locals())
-    _check(data, arch, head, head_init, seed, device, dropout, optimizer)
+    _check(arguments)
     loaded, origin = None, Origin(f"random weights from seed {seed}", random_body=True)
     if weights is not None:
         if Path(weights).is_file():
@@ -105,12 +106,11 @@ def vision_learner(
         again = None if origin.head_is_kept else origin.head
         origin.arguments = _plain(arguments | {"head": again})
     learner = Learner(
-        attach(network, head).astype(dtype), data,
+        attach(network, head), data,
         replace(preprocess, whole_square=data.shows_whole_squares), arch, list(data.classes),
-        bn=bn, seed=seed, device=device, optimizer_class=OPTIMIZERS.get(optimizer, optimizer),
-        weight_decay=weight_decay, label_smoothing=label_smoothing,
-        class_weights=_class_weights(class_weights, data), dtype=dtype, origin=origin,
-        grouping=groups,
+        bn=bn, seed=seed, device=device, optimizer=optimizer, weight_decay=weight_decay,
+        label_smoothing=label_smoothing, class_weights=class_weights, dtype=dtype, origin=origin,
+        groups=groups,
     )  # fmt: skip
     if loaded:
         learner.freeze()
@@ -121,22 +121,15 @@ def vision_learner(
     return learner
 
 
-def _check(
-    data: PictureData,
-    arch: str | None,
-    head: str | Module | None,
-    head_init: str,
-    seed: int,
-    device: str,
-    dropout: float | None,
-    optimizer: str | Callable[..., Optimizer],
-) -> None:
+def _check(arguments: dict[str, Any]) -> None:
     """Raises: what `vision_learner` does for arguments that cannot be, before weights are fetched
     for nothing
     """
-    if arch is not None:
-        expect_architecture(arch)
-    backends.resolve(device)
+    names = "data", "head", "head_init", "seed", "dropout"
+    data, head, head_init, seed, dropout = (arguments[name] for name in names)
+    if arguments["arch"] is not None:
+        expect_architecture(arguments["arch"])
+    backends.resolve(arguments["device"])
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0; got {seed!r}")
     if head is not None and not isinstance(head, Module) and head not in HEADS:
@@ -148,36 +141,13 @@ def _check(
     if dropout is not None:
         expect_number("dropout", dropout, 1)
         _expect_place_for_dropout(dropout, head or "fastai")
-    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {optimizer!r}")
+    optimizer_of(arguments["optimizer"])
     expect_pictures(data)
     if head_init == "means":
         expect_all_classes(data, "head_init='means'")
     if data.num_classes < 2:
         names = ", ".join(data.classes)
         raise DataError(f"training needs at least two classes; found only {names}")
-
-
-def _class_weights(asked: Any, data: PictureData) -> Any:
-    """The weights as numbers.
-
-    Raises: ValueError for an unknown name; DataError for a class that cannot be balanced
-    """
-    if not isinstance(asked, str):
-        return asked
-    if asked != "balanced":
-        raise ValueError(f"class_weights must be 'balanced' or numbers; got {asked!r}")
-    counts = expect_all_classes(data, "class_weights='balanced'")
-    return data.n_train / (data.num_classes * counts)
-
-
-def expect_all_classes(data: PictureData, what: str) -> np.ndarray:
-    """The training pictures of each class, counted (C,). Raises: DataError for a class of none"""
-    counts = np.bincount(data.labels["train"], minlength=data.num_classes)
-    if not counts.all():
-        name = data.classes[int(counts.argmin())]
-        raise DataError(f"{what} needs training pictures of {name}; add some")
-    return counts
 
 
 def _expect_place_for_dropout(dropout: float, head: str | Module) -> None:
@@ -295,6 +265,7 @@ def load_learner(
     path: str | os.PathLike[str],
     *,
     data: PictureData | None = None,
+    model: Module | None = None,
     head: Module | None = None,
     optimizer: str | Callable[..., Optimizer] | None = None,
     device: str = "auto",
@@ -303,44 +274,41 @@ def load_learner(
     and new ones, also to train on: its head, with random rows for new classes, its settings,
     nothing frozen, an optimizer that starts empty.
 
-    `head` is needed, untrained, where the learner was made with a Module of its own, and to train
-    also its `optimizer`, if that was one.
-    Raises: WeightsError if the file is not a learner's; DataError for data of other classes
+    `model`, or for one of tinyft's networks `head`, is needed, untrained, where the learner was
+    made with a Module of its own, and to train also its `optimizer`, if that was one.
+    Raises: WeightsError if the file is not a learner's, or of another network than `model`;
+    DataError for data of other classes
     """
     if Path(path).is_dir():
         raise WeightsError(f"{path} is a folder; a run's learner is its file learner.h5")
-    weights = load_weights(path)
+    weights = load_weights(path) if model is None else read_weights(path, own=True)
     if "learner" not in weights.extra or weights.classes is None:
         raise WeightsError(f"{path} holds weights but no learner; use vision_learner(weights=...)")
     settings = settings_in(path, weights)
     kind, optimizer = settings["head"], optimizer or settings["optimizer"]
-    body = cut(build(weights.arch, seed=None))
-    if head is None:
+    body = cut(build(weights.arch, seed=None)) if model is None else model
+    if model is None and head is None:
         if kind not in HEADS:
             raise WeightsError(
                 f"{path} was saved with a head of its own: ft.load_learner(path, head=...) takes it"
             )
         head = HEADS[kind](body.num_features, len(weights.classes))
-    attach(body, head).load_state_dict(weights.arrays)
+    if model is None:
+        attach(body, head)
+    body.load_state_dict(weights.arrays)
     options = {name: settings[name] for name in OPTIONS}
     try:
-        if data is None:
-            put_dropouts(head, settings["dropout"])
-            optimizer = optimizer or Adam
+        if data is not None:
+            _expect_trainable(path, data, weights.classes, optimizer, more=kind in HEADS)
+        if data is None or model is not None:
+            put_dropouts(body, settings["dropout"])
             learner = Learner(
-                body.astype(settings["dtype"]), None, judged_preprocess(path, weights),
-                weights.arch, weights.classes, device=device,
-                origin=Origin(str(path), head=kind, head_state=KEPT), grouping=settings["groups"],
-                optimizer_class=OPTIMIZERS.get(optimizer, optimizer), **options,
+                body, data, judged_preprocess(path, weights), weights.arch, weights.classes,
+                device=device, origin=Origin(str(path), head=kind, head_state=KEPT),
+                groups=settings["groups"], optimizer=optimizer or Adam, **options,
             )  # fmt: skip
             learner.answers.known = Known.read(weights.beside.get("known"), settings["known"])
             return learner
-        _expect_classes(path, data, weights.classes, more=kind in HEADS)
-        if optimizer is None:
-            raise WeightsError(
-                f"{path} was trained by an optimizer of its caller's own: "
-                "ft.load_learner(path, data=..., optimizer=...) takes it"
-            )
         learner = vision_learner(  # so that its runs can be made again
             data, weights=path, head=None if kind in HEADS else head, optimizer=optimizer,
             device=device, groups=settings["groups"], **options,
@@ -355,11 +323,12 @@ def load_learner(
     return learner
 
 
-def _expect_classes(
-    path: str | os.PathLike[str], data: PictureData, classes: list[str], *, more: bool
-) -> None:
+def _expect_trainable(
+    path: str | os.PathLike[str], data: PictureData, classes: list[str], optimizer: Any, *,
+    more: bool,
+) -> None:  # fmt: skip
     """Raises: TypeError for what is no data; DataError for pictures of other classes; with `more`
-    there may be new ones beside the old, in any order
+    there may be new ones beside the old, in any order; WeightsError without an optimizer
     """
     expect_pictures(data)
     if data.classes != classes and not (more and set(classes) <= set(data.classes)):
@@ -367,4 +336,9 @@ def _expect_classes(
             f"{path} knows the classes {', '.join(classes)}, the pictures have "
             f"{', '.join(data.classes)}; open them with classes=[...] as there, or begin a new "
             f"head with ft.vision_learner(data, weights={str(path)!r})"
+        )
+    if optimizer is None:
+        raise WeightsError(
+            f"{path} was trained by an optimizer of its caller's own: "
+            "ft.load_learner(path, data=..., optimizer=...) takes it"
         )

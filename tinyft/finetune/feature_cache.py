@@ -8,6 +8,7 @@ that happens and what it saves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from tinyft import backends
 from tinyft.data.loader import Batch
 from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
+from tinyft.nn.layer_table import feature_shape
+from tinyft.nn.layers import Dropout
 
 if TYPE_CHECKING:
     from tinyft.finetune.training import Training
@@ -92,9 +95,12 @@ def cacheable_bytes(training: Training) -> int:
     be kept.
     """
     data = training.data
-    if training.bn != "frozen" or data.augment is not None:
+    if training.bn != "frozen" or data.augment is not None or not training.has_features:
         return 0
-    height, width, channels = training.model.feature_shape(training.adjusted_preprocess().crop)
-    numbers = (data.n_train + data.n_valid) * height * width * channels
+    modules = training.model.named_modules()
+    if any(isinstance(m, Dropout) and not name.startswith("head.") for name, m in modules):
+        return 0  # which gives other features each time
+    shape = feature_shape(training.model, training.adjusted_preprocess().crop)
+    numbers = (data.n_train + data.n_valid) * math.prod(shape)
     needed = numbers * np.dtype(training.dtype).itemsize
     return needed if needed <= BUDGET else 0

@@ -63,18 +63,22 @@ class Group:
 
     @property
     def in_head(self) -> bool:
-        """True if these are parameters of the head; no group of a learner holds others beside."""
-        return all(map(_is_in_head, self.parameters))
+        """True if these are parameters of the head, or the group is called so in a network without
+        a part of that name; no group of a learner holds others beside.
+        """
+        return self.name == "head" or all(map(_is_in_head, self.parameters))
 
 
 Grouping = Mapping[str, str | Sequence[str]]
 
 
 def layer_groups(
-    model: ResNet, own: Grouping | Callable[[ResNet], Grouping] | Sequence[Group] | None = None
+    model: Module, own: Grouping | Callable[[Module], Grouping] | Sequence[Group] | None = None
 ) -> tuple[Group, ...]:
-    """The groups of a network with a head: the first half of the body, the second half, the head;
-    or one's `own`: {name: parts}, see above, a function of the network that returns that (with
+    """The groups of a ResNet: the first half of the body, the second half, the head; of another
+    network body and head, or without a part `head` each of its parts.
+
+    Or one's `own`: {name: parts}, see above, a function of the network that returns that (with
     parts down to single parameters), or finished groups.
 
     Raises: ValueError unless each parameter is in exactly one group, and the groups are in order
@@ -83,11 +87,7 @@ def layer_groups(
     if callable(own):
         own = own(model)
     if own is None:
-        half = len(model.stages) // 2
-        early, late = model.stages[:half], model.stages[half:]
-        own = {"+".join(["stem", *early]): ["conv1", "bn1", *early], "+".join(late): late}
-        groups = [_group(name, model, parts) for name, parts in own.items()]
-        groups.append(_group("head", model, ["head"]))
+        groups = [_group(name, model, parts) for name, parts in _usual(model).items()]
     elif isinstance(own, Mapping):
         groups = [_own_group(name, model, parts) for name, parts in own.items()]
     elif isinstance(own, Sequence) and all(isinstance(group, Group) for group in own):
@@ -102,11 +102,23 @@ def layer_groups(
     return tuple(groups)
 
 
+def _usual(model: Module) -> dict[str, list[str]]:
+    """The parts of each group that a network has where its caller names none."""
+    if isinstance(model, ResNet):
+        half = len(model.stages) // 2
+        early, late = model.stages[:half], model.stages[half:]
+        own = {"+".join(["stem", *early]): ["conv1", "bn1", *early], "+".join(late): late}
+        return own | {"head": ["head" if model.head else "fc"]}
+    parts = dict.fromkeys(name.split(".")[0] for name, _ in model.named_parameters())
+    body = [part for part in parts if part != "head"]
+    return {"body": body, "head": ["head"]} if len(body) < len(parts) else {p: [p] for p in parts}
+
+
 def expect_grouped(groups: Sequence[Group], model: Module) -> None:
     """Raises: ValueError unless each parameter and batch norm of the network is in exactly one
     group, all have names, and their order is the network's, with the head's behind the body's
     """
-    names = [name for name, _ in model.named_parameters()]
+    names = sorted((name for name, _ in model.named_parameters()), key=_is_in_head)
     own = {id(p) for _, p in model.named_parameters()}
     grouped = [(name, p) for group in groups for name, p in group.parameters.items()]
     norms = [n for n, m in model.named_modules() if isinstance(m, BatchNorm)]
@@ -128,25 +140,36 @@ def expect_grouped(groups: Sequence[Group], model: Module) -> None:
     first = [
         min((place[n] for n in g.parameters if n in place), default=len(names)) for g in groups
     ]
-    if first != sorted(first):
+    in_head = [group.in_head for group in groups]
+    if first != sorted(first) or in_head != sorted(in_head):
         raise ValueError(
             f"layer groups should be in the order of the network, from the pictures to the head, "
             f"because the first ones freeze first; got {', '.join(titles)}"
         )
-    for group in groups:
-        if not group.in_head and any(map(_is_in_head, group.parameters)):
+    for group in groups if any(map(_is_in_head, names)) else ():
+        inside = [*map(_is_in_head, group.parameters)]
+        if (group.in_head or any(inside)) and not all(inside):
             raise ValueError(
                 f"the layer group {group.name!r} holds parts of the body and of the head; give the "
                 "head a group of its own, so that it can train alone"
             )
 
 
-def head_at(groups: Sequence[Group]) -> int:
-    """Index of the head's first group: as many are frozen when the head trains alone."""
-    return sum(not group.in_head for group in groups)
+def head_at(groups: Sequence[Group], *, needed: bool = False) -> int:
+    """Index of the head's first group: as many are frozen when the head trains alone.
+
+    Raises: ValueError if the head is `needed`, and there is none
+    """
+    bodies = sum(not group.in_head for group in groups)
+    if needed and bodies == len(groups):
+        raise ValueError(
+            "the network has no part called head to train alone: name its head's group, "
+            'groups={"body": [...], "head": [...]}, or use fit_one_cycle'
+        )
+    return bodies
 
 
-def grouping_of(model: ResNet, groups: Sequence[Group]) -> dict[str, list[str]] | None:
+def grouping_of(model: Module, groups: Sequence[Group]) -> dict[str, list[str]] | None:
     """Name the parameters of each group, as JSON holds them; None for the default groups."""
     named = {group.name: [*group.parameters] for group in groups}
     usual = {group.name: [*group.parameters] for group in layer_groups(model)}
@@ -157,7 +180,7 @@ def _is_in_head(name: str) -> bool:
     return name.split(".")[0] == "head"
 
 
-def _own_group(name: str, model: ResNet, parts: str | Sequence[str]) -> Group:
+def _own_group(name: str, model: Module, parts: str | Sequence[str]) -> Group:
     """Raises: ValueError for a part that the network does not have"""
     parts = [parts] if isinstance(parts, str) else list(parts)
     if not parts:

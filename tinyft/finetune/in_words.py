@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tinyft.display import counted, first_few, paragraph
 from tinyft.finetune.plan import REMEMBERS, GroupState, Plan
 from tinyft.finetune.schedule import Phase
-from tinyft.finetune.training import MEANS
+from tinyft.finetune.training import AS_GIVEN, MEANS
 
 WHY_FROZEN = (
     "Why: the head begins with random weights, so its first gradients say nothing about pictures; "
@@ -256,18 +256,21 @@ def story(plan: Plan) -> str:
     subject, origin = plan.subject, plan.subject.origin
     known = origin.metadata.get("training") or origin.weights
     body = sum(state.total for state in plan.states[0] if not state.in_head)
+    without = " without its last layer" if body < subject.parameters else ""
     cut = f"{origin.removed} is removed, and a new head of random weights put there"
     if origin.head_state == MEANS:
         cut = f"{origin.removed} is removed, and a head put there that knows each class's mean"
     if origin.head_is_kept:
         cut = f"The head is {origin.head_state}"
+    if origin.weights == AS_GIVEN:
+        known, cut = "As its caller made it", "Nothing is removed"
     dropped = f" The trained one is not used: {origin.head_dropped}." if origin.head_dropped else ""
     paragraphs = {
         "pictures": f"{subject.n_train} to learn from and {subject.n_valid} to be tested on, of "
         f"{len(subject.classes)} classes: {first_few(subject.classes)}. Batches of "
         f"{subject.batch_size}, {subject.preprocess.crop} px; augmentation: "
         f"{subject.augment or 'none'}.",
-        "network": f"{subject.arch}, {body:,} parameters without its last layer. {known}.",
+        "network": f"{subject.arch}, {body:,} parameters{without}. {known}.",
         "cut": f"{cut}: {HEAD_TEXTS[origin.head].format(len(subject.classes))}.{dropped}",
     }
     for number, phase in enumerate(plan.phases, 1):
@@ -283,15 +286,19 @@ def story(plan: Plan) -> str:
 
 def _short_phase(plan: Plan, index: int) -> str:
     """Tell what trains, how fast, and what the batch norms do."""
-    states, random = plan.states[index], plan.subject.origin.random_body
+    states, origin = plan.states[index], plan.subject.origin
+    frozen, train = BODY_FROZEN, ALL_TRAIN
+    if origin.random_body:
+        frozen, train = RANDOM_FROZEN, RANDOM_TRAIN
+    elif origin.weights == AS_GIVEN:
+        frozen, train = "The first layers are frozen.", "All layers train."
     rates = ", ".join(
         f"{state.name} {peak:.1e}".replace(".0e", "e").replace("e-0", "e-")
         for state, peak in zip(states, plan.phases[index].lr.max(axis=0), strict=True)
         if not state.frozen
     )
     if not states[0].frozen:
-        return f"{RANDOM_TRAIN if random else ALL_TRAIN} Largest learning rates: {rates}."
-    text = RANDOM_FROZEN if random else BODY_FROZEN
+        return f"{train} Largest learning rates: {rates}."
     if plan.cached_bytes[index]:
-        text += " Their features are kept, so each picture passes through them once."
-    return f"{text} Their batch norms: {states[0].batch_norms}. Largest learning rate: {rates}."
+        frozen += " Their features are kept, so each picture passes through them once."
+    return f"{frozen} Their batch norms: {states[0].batch_norms}. Largest learning rate: {rates}."

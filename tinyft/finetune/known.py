@@ -90,7 +90,8 @@ def learn(training: Any) -> Known | None:
     service, data = training.answers, training.data
     with backends.use(training.device):
         service.network(training)  # forgets what was known of other weights
-    if service.known is not None or data is None or data.n_train == 0:
+    nothing = data is None or data.n_train == 0 or not training.has_features
+    if service.known is not None or nothing:
         return service.known
     try:
         chosen = _spread(data.labels["train"], training.seed)

@@ -5,19 +5,57 @@ Its methods are functions that work on a `Training`, each in the file that its i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tinyft.data.loader import PictureData, expect_pictures
 from tinyft.finetune import answering, describe, judge, loop, planning, trials
+from tinyft.finetune.groups import Grouping
 from tinyft.finetune.loop import Observer
+from tinyft.finetune.optim import Adam, Optimizer, optimizer_of
 from tinyft.finetune.records import Evaluation
 from tinyft.finetune.run import save
 from tinyft.finetune.training import Training
+from tinyft.nn.module import Module
+from tinyft.nn.resnet import ARCHITECTURES, ResNet
+from tinyft.weights.preprocess import Preprocess
 
 
 class Learner(Training):
-    """A network that can be trained on `data`. Made by `vision_learner`."""
+    """A network that can be trained on `data`: what `vision_learner` and `load_learner` return, or
+    any Module that makes (N, classes) of pictures (N, H, W, 3).
+    """
+
+    def __init__(
+        self, model: Module, data: PictureData | None, preprocess: Preprocess | None = None,
+        arch: str | None = None, classes: Sequence[str] | None = None, *,
+        groups: Grouping | Callable[[Module], Grouping] | None = None,
+        optimizer: str | Callable[..., Optimizer] = Adam, **options: Any,
+    ) -> None:  # fmt: skip
+        """Nothing is frozen at first. `preprocess` defaults to ImageNet's mean and std at the
+        data's size, `arch`, the network's name in files, to its class's, `classes` to the data's.
+        `options` (bn, seed, device, weight_decay, label_smoothing, class_weights, dtype) and the
+        others are those of `vision_learner`; see `layer_groups` for the usual groups.
+
+        A part `head`, or a group called so, can train alone. A network that has `features` too, and
+        is head(features(x)), has kept features, `embed`, strangers and Grad-CAM.
+        Raises: TypeError for what is no Module or no data; ValueError for an `arch` of tinyft's own
+        """
+        if not isinstance(model, Module):
+            raise TypeError(f"expected a Module, as in tinyft.nn; got a {type(model).__name__}")
+        if preprocess is None or classes is None:
+            expect_pictures(data)
+        arch, is_ours = arch or type(model).__name__, isinstance(model, ResNet) and model.head
+        if arch in ARCHITECTURES and not is_ours:
+            raise ValueError(f"{arch} is a network of tinyft's, with a head; give another arch")
+        if preprocess is None:
+            preprocess = Preprocess.for_architecture(arch)
+            preprocess = replace(preprocess, whole_square=data.shows_whole_squares)
+        names = list(data.classes if classes is None else classes)
+        options |= {"optimizer_class": optimizer_of(optimizer), "grouping": groups}
+        super().__init__(model, data, preprocess, arch, names, **options)
 
     # look before you leap
     plan = planning.plan

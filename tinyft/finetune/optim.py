@@ -8,7 +8,7 @@ remembered for it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tinyft import backends
@@ -157,6 +157,13 @@ class SGD(Optimizer):
 
 
 OPTIMIZERS = {"adam": Adam, "sgd": SGD, "momentum": functools.partial(SGD, momentum=0.9)}
+
+
+def optimizer_of(asked: str | Callable[..., Optimizer]) -> Callable[..., Optimizer]:
+    """What makes it of groups. Raises: ValueError for a name that there is not"""
+    if isinstance(asked, str) and asked not in OPTIMIZERS:
+        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {asked!r}")
+    return OPTIMIZERS.get(asked, asked)
 
 
 def name_of(optimizer: Optimizer) -> str | None:

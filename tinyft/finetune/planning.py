@@ -55,7 +55,9 @@ def plan(
     """
     options = {"base_lr": base_lr, "freeze_epochs": freeze_epochs, **schedule}
     steps, n_groups = learner.own_data().steps_per_epoch, len(learner.groups)
-    phases = fine_tune_phases(epochs, steps, n_groups, head_at=head_at(learner.groups), **options)
+    head = head_at(learner.groups, needed=freeze_epochs != 0)
+    head = min(head, n_groups - 1)  # without one, the last group has its rate
+    phases = fine_tune_phases(epochs, steps, n_groups, head_at=head, **options)
     switches = {"weight_decay": weight_decay, "stale_gradients": stale_gradients}
     return _complete(learner, "plan", phases, {"epochs": epochs, **options}, **switches)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -40,8 +41,9 @@ from tinyft.finetune.records import (
     group_records,
 )
 from tinyft.finetune.schedule import Phase, expect_number
+from tinyft.nn.layer_table import feature_shape
 from tinyft.nn.layers import Dropout
-from tinyft.nn.resnet import ResNet
+from tinyft.nn.module import Module
 from tinyft.ops import cross_entropy
 from tinyft.weights.preprocess import Preprocess
 
@@ -65,7 +67,7 @@ MEANS = "from the class means of the features"
 class Origin:
     """Tells where a learner's network came from: for its plan, for files, and to make it again."""
 
-    weights: str = "as given"  # a published name, a path, or which random ones
+    weights: str = AS_GIVEN  # a published name, a path, or which random ones
     random_body: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)  # of the weights file
     removed: str = "The last layer"  # of the weights' network, in words
@@ -85,7 +87,7 @@ class Origin:
 class Training(Displayed):
     """A network, its data, its layer groups with their optimizer, and how far training has come."""
 
-    model: ResNet
+    model: Module
     data: PictureData
     preprocess: Preprocess
     arch: str
@@ -96,7 +98,7 @@ class Training(Displayed):
     optimizer_class: Any = Adam
     weight_decay: float | None = None  # None: the optimizer's own
     label_smoothing: float = 0.0
-    class_weights: np.ndarray | None = None
+    class_weights: Any = None  # numbers, or "balanced"
     dtype: str = "float32"
     origin: Origin = field(default_factory=Origin)
     lr: float = 1e-3
@@ -108,6 +110,7 @@ class Training(Displayed):
         self.dtype = np.dtype(self.dtype).name  # "float64", also from np.float64
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be float32 or float64; got {self.dtype}")
+        self.model.astype(self.dtype)
         self.optimizer = self.optimizer_class(layer_groups(self.model, grouping))
         if self.weight_decay is None:
             self.weight_decay = self.optimizer.default_weight_decay
@@ -116,7 +119,7 @@ class Training(Displayed):
         self.seed, self.weight_decay = int(self.seed), float(self.weight_decay)
         self.label_smoothing = float(self.label_smoothing)
         if self.class_weights is not None:
-            self.class_weights = _class_weights(self.class_weights, len(self.classes), self.dtype)
+            self.class_weights = _class_weights(self)
         self.groups = self.optimizer.groups
         self.dropouts = [m for _, m in self.model.named_modules() if isinstance(m, Dropout)]
         for layer, dropout in enumerate(self.dropouts, 1):  # each draws its own masks
@@ -192,8 +195,8 @@ class Training(Displayed):
         self.optimizer.clear()
 
     def freeze(self) -> None:
-        """Freeze all but the head."""
-        self.freeze_to(head_at(self.groups))
+        """Freeze all but the head. Raises: ValueError for a network without one"""
+        self.freeze_to(head_at(self.groups, needed=True))
 
     def unfreeze(self) -> None:
         """Train everything."""
@@ -292,7 +295,7 @@ class Training(Displayed):
     def loss(self, logits: Tensor, labels: np.ndarray) -> Tensor:
         if logits.shape[-1] != len(self.classes):
             raise ShapeError(
-                f"the head gives {logits.shape[-1]} numbers for each picture, and there are "
+                f"the network gives {logits.shape[-1]} numbers for each picture, and there are "
                 f"{len(self.classes)} classes; attach a head for these"
             )
         smoothing, weights = self.label_smoothing, self.class_weights
@@ -336,6 +339,19 @@ class Training(Displayed):
         """
         return self.data.adjusted(self.preprocess) if self.data else self.preprocess
 
+    @cached_property
+    def has_features(self) -> bool:
+        """True if the network is `features` and then a `head`, so that these can be had alone."""
+        return feature_shape(self.model, self.adjusted_preprocess().crop) is not None
+
+    def expect_features(self, what: str) -> None:
+        """Raises: ValueError for a network that has none; `what` needs them"""
+        if not self.has_features:
+            raise ValueError(
+                f"{what} needs features, and {self.arch} has none: give it a part or method "
+                "`features` and a part `head`, and let its forward be head(features(x))"
+            )
+
     def own_data(self) -> PictureData:
         """Its pictures. Raises: DataError if it has none"""
         if self.data is None:
@@ -346,9 +362,26 @@ class Training(Displayed):
         return self.data
 
 
-def _class_weights(weights: Any, classes: int, dtype: str) -> np.ndarray:
-    """(classes,) in the learner's dtype. Raises: ValueError for weights that cannot be"""
-    weights = np.asarray(weights, dtype)
+def expect_all_classes(data: PictureData, what: str) -> np.ndarray:
+    """The training pictures of each class, counted (C,). Raises: DataError for a class of none"""
+    counts = np.bincount(data.labels["train"], minlength=data.num_classes)
+    if not counts.all():
+        name = data.classes[int(counts.argmin())]
+        raise DataError(f"{what} needs training pictures of {name}; add some")
+    return counts
+
+
+def _class_weights(training: Training) -> np.ndarray:
+    """(classes,) in the learner's dtype.
+
+    Raises: ValueError for weights that cannot be; DataError for a class that cannot be balanced
+    """
+    asked, data, classes = training.class_weights, training.data, len(training.classes)
+    if isinstance(asked, str):
+        if asked != "balanced":
+            raise ValueError(f"class_weights must be 'balanced' or numbers; got {asked!r}")
+        asked = data.n_train / (classes * expect_all_classes(data, "class_weights='balanced'"))
+    weights = np.asarray(asked, training.dtype)
     if weights.shape != (classes,):
         raise ValueError(
             f"class_weights should be {classes} numbers, one for each class; got the shape "

@@ -285,7 +285,7 @@ def step_bytes(training: Training, plan: Plan) -> int:
     outputs = [
         math.prod(n.output_shape[1:]) for n in forward_nodes(training.model, (side, side, 3))
     ]
-    trains = any(group.trainable for states in plan.states for group in states[:-1])
+    trains = any(g.trainable and not g.in_head for states in plan.states for g in states)
     numbers = sum(outputs) + max(outputs) if trains else 3 * max(outputs)
     itemsize, parameters = np.dtype(training.dtype).itemsize, training.model.count_parameters()
     return (N * numbers + 4 * parameters) * itemsize + N * side * side * 3

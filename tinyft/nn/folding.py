@@ -18,8 +18,11 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.engine.tensor import Tensor
-from tinyft.nn.layers import BatchNorm, Conv2d, Folded, parameter
+from tinyft.nn.layers import BatchNorm, Conv2d, Folded, Sequential, parameter
 from tinyft.nn.module import Module
+from tinyft.nn.resnet import BasicBlock, Bottleneck, ResNet
+
+IN_ORDER = (Sequential, BasicBlock, Bottleneck, ResNet)  # in which a norm runs behind its neighbour
 
 
 class FoldedNetwork(Module):
@@ -42,18 +45,18 @@ class FoldedNetwork(Module):
 
 
 def fold(network: Module) -> FoldedNetwork:
-    """A copy of `network` for evaluation, with every batch norm of the body folded into the
-    convolution before it, whose weight then never changes. A head, which may be anybody's, stays as
-    it is. No parameter requires a gradient.
+    """A copy of `network` for evaluation, with batch norms of the body folded into the convolution
+    before them, whose weight then never changes. A head, which may be anybody's, stays as it is. No
+    parameter requires a gradient.
 
-    Before it means: registered right before it in the same module, and run right before it, by
-    `conv_norm` or in a `Sequential`, as in every network of resnet.py. A convolution that stands in
-    two places stays as it is.
+    Before it means: registered right before it in a module of IN_ORDER, which runs them so. In
+    others, whose forward may do anything, and where a convolution stands in two places, they stay
+    as they are.
     """
     network = copy.deepcopy(network)
     used = Counter(module for _, module in network.named_modules())
     for path, module in network.named_modules():
-        if path.split(".")[0] == "head":
+        if path.split(".")[0] == "head" or type(module) not in IN_ORDER:
             continue
         children = list(module._children.items())
         for (_, first), (name, second) in itertools.pairwise(children):

@@ -7,6 +7,7 @@ an observer writes down each op.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,21 +117,47 @@ def summary(model: Module, shape: tuple[int, ...] | None = None) -> Summary:
     return Summary(rows, model.count_parameters(), trainable, shape)
 
 
-def forward_nodes(model: Module, shape: tuple[int, ...]) -> list[Node]:
-    """The nodes of a forward pass of no pictures of `shape`, in evaluation."""
-    nodes = _Nodes()
-    nothing = np.zeros((0, *shape), np.float32)
+def forward_nodes(
+    model: Module, shape: tuple[int, ...], forward: Callable[[Tensor], Tensor] | None = None
+) -> list[Node]:
+    """The nodes of a forward pass (or of another function of it) of no pictures of `shape`, in
+    evaluation; of one, where somebody's `reshape` needs one to know the other axes by.
+    """
     first = next((parameter for _, parameter in model.named_parameters()), None)
-    if first is not None:  # of its type, and where it is
-        nothing = backends.place_like(nothing.astype(first.dtype), first.data)
     put_modes_back = model.remember_modes()
     model.eval()
     try:
-        with no_grad(), backends.use("reference"), observe(nodes):
-            model(Tensor.wrap(nothing))
+        for N in (0, 1):
+            nodes, pictures = _Nodes(), np.zeros((N, *shape), np.float32)
+            if first is not None:  # of its type, and where it is
+                pictures = backends.place_like(pictures.astype(first.dtype), first.data)
+            try:
+                with no_grad(), backends.use("reference"), observe(nodes):
+                    (forward or model)(Tensor.wrap(pictures))
+                return nodes
+            except ValueError:
+                if N:
+                    raise
     finally:
         put_modes_back()
-    return nodes
+
+
+def feature_shape(model: Module, side: int) -> tuple[int, ...] | None:
+    """The shape of one picture's features, (h, w, C) or (F,), for pictures of `side` pixels. None
+    for a network that is not `head(features(x))`, op by op, with parts or methods of these names.
+    """
+    body, head = getattr(model, "features", None), getattr(model, "head", None)
+    if not callable(body) or not isinstance(head, Module):
+        return None
+    found = []
+
+    def halves(x: Tensor) -> Tensor:
+        found[:] = [body(x)]
+        return head(*found)
+
+    whole, parts = (forward_nodes(model, (side, side, 3), run) for run in (model, halves))
+    said = [[(node.op, node.layer, node.output_shape) for node in each] for each in (whole, parts)]
+    return found[0].shape[1:] if said[0] == said[1] else None
 
 
 def _flops(node: Node) -> int:

@@ -143,14 +143,6 @@ class ResNet(Module):
         blocks += [architecture.block(F, width, 1, None) for _ in range(depth - 1)]
         return Sequential(*blocks)
 
-    def feature_shape(self, side: int) -> tuple[int, int, int]:
-        """The features' (h, w, C) for pictures of `side` x `side` pixels."""
-        side = -(-side // self.conv1.stride)  # each of these rounds up
-        halvings = self.has_pool + len(self.stages) - 1
-        for _ in range(halvings):
-            side = -(-side // 2)
-        return side, side, self.num_features
-
     def features(self, x: Tensor) -> Tensor:
         """(N, H, W, 3) -> (N, H / 32, W / 32, num_features) for the ImageNet networks"""
         x = conv_norm(self.conv1, self.bn1, x, relu=True)  # (N, H/2, W/2, 64)

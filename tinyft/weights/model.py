@@ -87,7 +87,7 @@ class Weights:
     @property
     def num_classes(self) -> int | None:
         """Counts the classes that the last layer tells apart; None for a body without one."""
-        if "fc.bias" in self.arrays:
+        if "fc.bias" in self.arrays and self.arch in ARCHITECTURES:
             return len(self.arrays["fc.bias"])
         if self.classes is not None:
             return len(self.classes)

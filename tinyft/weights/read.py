@@ -17,6 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from tinyft.errors import WeightsError
+from tinyft.nn.resnet import ARCHITECTURES
 from tinyft.weights.files import LazyArray, damage_is_an_error, file_sha256
 from tinyft.weights.hdf5.index import SIGNATURE
 from tinyft.weights.hdf5.weights_file import open_native
@@ -68,11 +69,13 @@ def read_weights(
     arch: str | None = None,
     expect_different: tuple[str, ...] = HEAD_PREFIXES,
     ignore_unknown: bool = False,
+    own: bool = False,
 ) -> Weights:
     """Reads the weights in a file; its content decides the format.
 
     ``entry`` says what a foreign file does not: preprocessing, licence, origin.  Without one it is
-    looked for by the file's sha256.  The other options are those of load_weights.
+    looked for by the file's sha256.  ``own`` reads a learner's whose network is its caller's own,
+    and nothing else.  The other options are those of load_weights.
 
     Raises: WeightsError, OSError, as load_weights.
     """
@@ -80,7 +83,7 @@ def read_weights(
     with damage_is_an_error(path):
         kind = detect_format(path)
         if kind == "tinyft":
-            return _load_native(path, arch, expect_different)
+            return _load_native(path, arch, expect_different, own)
         digest = file_sha256(path)
         entry = entry or with_digest(digest)
         with open(path, "rb") as file:
@@ -114,12 +117,18 @@ def detect_format(path: str | os.PathLike[str]) -> str:
     )
 
 
-def _load_native(path: Path, arch: str | None, expect_different: tuple[str, ...]) -> Weights:
+def _load_native(path: Path, arch: str | None, different: tuple[str, ...], own: bool) -> Weights:
     with open_native(path) as file:
         expect_same(file.arch, arch, path)
-        report = _checked_report(file.arch, file.arrays, expect_different)
+        is_own = file.arch not in ARCHITECTURES and "learner" in file.extra
+        if is_own != own:
+            name = f"{file.arch:.60}"
+            whose = "a network of its caller's own" if is_own else "which tinyft makes by itself"
+            remedy = f"model={name}(...)" if is_own else "without model="
+            raise WeightsError(f"{path} holds a {name}, {whose}: ft.load_learner(path, {remedy})")
+        report = LoadReport() if own else _checked_report(file.arch, file.arrays, different)
         arrays, beside = file.read()
-        arrays = _in_order(arrays, file.arch)
+        arrays = arrays if own else _in_order(arrays, file.arch)
         check_numbers(arrays)
         check_numbers(beside)
         return Weights(

@@ -28,6 +28,7 @@ from tinyft.finetune.run.reading import (
 )
 from tinyft.nn.layers import BatchNorm, Dropout
 from tinyft.nn.module import Module
+from tinyft.nn.resnet import ARCHITECTURES
 
 if TYPE_CHECKING:
     from tinyft.finetune.training import Training
@@ -139,7 +140,9 @@ def expect_savable(learner: Training) -> None:
     """Raises: ValueError if a batch norm has another eps than the one that weights files mean"""
     from tinyft.weights.hdf5.weights_file import BATCH_NORM_EPSILON
 
-    own_head = learner.origin.head is None  # whose caller makes it again
+    if learner.arch not in ARCHITECTURES:  # a network whose caller makes it again
+        return
+    own_head = learner.origin.head is None  # so is this
     for name, module in learner.model.named_modules():
         if own_head and name.startswith("head"):
             continue

@@ -265,6 +265,7 @@ def grad_cams(learner: Learner, images: np.ndarray, classes: np.ndarray) -> np.n
     n = len(learner.classes)
     if classes.size and not 0 <= classes.min() <= classes.max() < n:
         raise ValueError(f"grad_cams: classes are 0 to {n - 1}; got {classes.tolist()}")
+    learner.expect_features("Grad-CAM")
     with backends.use(learner.device):
         network = fold(learner.model).network
         with no_grad():
@@ -278,6 +279,8 @@ def heat_maps(network: Module, features: np.ndarray, classes: np.ndarray) -> np.
 
     Shapes: features (N, h, w, C), on the backend in use; classes (N,) int; out (N, h, w) float32
     """
+    if features.ndim != 4:
+        raise ShapeError(f"Grad-CAM needs features at places, (N, h, w, C); got {features.shape}")
     leaf = Tensor.wrap(features)
     leaf.requires_grad = True
     logits = network.head(leaf)  # (N, classes); evaluation: no picture sees another

@@ -122,7 +122,7 @@ def usual_changes(moment: Moment) -> dict[str, Change]:
     if learner.optimizer.state:
         changes["optimizer without memory"] = lambda learner: learner.optimizer.clear()
     body = head_at(groups)
-    if frozen < body:
+    if frozen < body < len(groups):
         changes["body frozen"] = freezing(body, learner.bn)
     if frozen > 0:
         changes["nothing frozen"] = freezing(0, learner.bn)

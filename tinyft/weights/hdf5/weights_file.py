@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyft.errors import WeightsError
+from tinyft.nn.resnet import ARCHITECTURES
 from tinyft.version import __version__
 from tinyft.weights.files import LazyArray
 from tinyft.weights.hdf5.arrays import ArrayFile, Attribute, open_arrays, write_arrays
@@ -149,7 +150,7 @@ def _checked_count(attributes: Mapping[str, object], arrays: Mapping[str, LazyAr
     count = attributes.get("num_classes")
     if type(count) is not int or count < 0:
         raise WeightsError("the attribute num_classes is missing or no count; write the file anew")
-    last = arrays.get(_WEIGHTS + "fc.bias")
+    last = arrays.get(_WEIGHTS + "fc.bias") if attributes["arch"] in ARCHITECTURES else None
     if last is not None and last.shape != (count,):
         raise WeightsError(f"num_classes is {count}, but fc.bias has the shape {last.shape}")
     return count
@@ -164,7 +165,8 @@ def save_weights(path: str | os.PathLike[str], weights: Weights, *, half: bool =
     Raises: WeightsError for NaN, infinity, a weight beyond float16's range, unknown metadata, or
     class names that do not fit; OSError if it cannot be written.
     """
-    architecture(weights.arch)
+    if "learner" not in weights.extra:  # which may have a network of its caller's own
+        architecture(weights.arch)
     check_numbers(weights.arrays)
     check_numbers(weights.beside)
     arrays = {_BESIDE + name: np.float16(array) for name, array in weights.beside.items()}
