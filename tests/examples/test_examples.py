@@ -2,10 +2,12 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tinyft
@@ -15,8 +17,14 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
-PAGE = 80  # lines; the last three need a second one
-LONG = ["08_pretrained_or_not.py", "09_look_inside.py", "10_gpu.py"]
+PAGE = 80  # lines; these need a second one
+LONG = [
+    "00_engine.py",
+    "11_batch_norm.py",
+    "08_pretrained_or_not.py",
+    "09_look_inside.py",
+    "10_gpu.py",
+]
 
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?")
 # Training in float32 carries the last bits of a machine's sums into the result: accuracies of 200
@@ -77,8 +85,8 @@ def assert_same(printed, expected, tolerance):
             assert abs(value(a) - value(b)) <= allowed, f"{ours!r} instead of {theirs!r}"
 
 
-def test_there_are_ten_and_a_number_for_each():
-    assert [path.name[:2] for path in EXAMPLES] == [f"{i:02}" for i in range(1, 11)]
+def test_the_numbers_have_no_gap():
+    assert [path.name[:2] for path in EXAMPLES] == [f"{i:02}" for i in range(12)]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -127,3 +135,24 @@ def test_the_comparison_sees_a_wrong_word_and_a_wrong_number():
     for wrong in ("a 0.53 b 1,000", "a 0.51 b 1,001", "c 0.51 b 1,000"):
         with pytest.raises(AssertionError):
             assert_same([wrong], ["a 0.51 b 1,000"], 0)
+
+
+def test_the_engine_of_one_page_agrees_with_the_real_one():
+    path = ROOT / "examples" / "00_engine.py"
+    page = runpy.run_path(str(path), run_name="page")
+
+    class Real(tinyft.Tensor):
+        """The real one with the methods that the page's has."""
+
+        def __init__(self, data):
+            super().__init__(np.asarray(data), requires_grad=True)
+
+        exp, log, tanh = tinyft.ops.exp, tinyft.ops.log, tinyft.ops.tanh
+
+    for weights in (page["start"], page["weights"]):  # before training and behind it
+        ours, our_gradients, _ = page["loss_and_gradients"](weights)
+        theirs, their_gradients, _ = page["loss_and_gradients"](weights, Real)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+        for mine, real in zip(our_gradients, their_gradients, strict=True):
+            assert real.dtype == np.float64
+            np.testing.assert_allclose(mine, real, rtol=1e-9, atol=1e-14)
