@@ -103,8 +103,12 @@ def written(name, folder, replace=()):
     return folder / f"{name}.py"
 
 
-def test_there_is_a_solution_for_each():
+def test_there_is_a_solution_for_each_and_pages_name_those_that_exist():
     assert [*ALL] == [*SOLUTIONS]
+    root = Path(__file__).parents[2]
+    for page in [*root.glob("*.md"), *(root / "docs").glob("*.md")]:
+        named = re.findall(r"exercises (?:start|check|hint) ([a-z_]+)`", page.read_text())
+        assert {*named} <= {*ALL}, page
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -82,10 +82,12 @@ class Step:
         self.order: list[Any] = []
         self.gradients: dict[tuple[str, str], tuple] = {}
         before = {name: p.data.copy() for name, p in self.parameters.items()}
-        self.running = learner.model.bn1.running_mean[0]
+        norm = dict(learner.model.named_modules())[f"{LAYER}.bn1"]
+        old = norm.running_mean[0]
         with observe(self):
             self.loss = self._loss()
             self.loss.backward()
+        self.running = old, norm.running_mean[0]
         learner.optimizer.step()
         self.before, self.after = before, {n: p.data for n, p in self.parameters.items()}
         self.loss_after = self._loss().item()
@@ -166,22 +168,18 @@ class Step:
         x, w, b = (tensor.data for tensor in call.inputs)
         channel, mean, std = x[..., 0], x[..., 0].mean(), x[..., 0].std()
         normal = (channel - mean) / std
-        shifted = normal * w[0] + b[0]
+        at, wide = (normal * w[0] + b[0]).mean(), (normal * w[0] + b[0]).std()
         passed = (call.out.data[..., 0] > 0).mean()
-        norm = self.learner.model.bn1
-        new = self._out("conv1", "conv2d")[..., 0].mean()
+        total, (old, new) = abs(dx[..., 0].sum()), self.running
         return [
             ("channel 0", str(channel.shape), f"mean {mean:.4f}, deviation {std:.4f}"),
             ("normalised", "", f"mean {abs(normal.mean()):.4f}, deviation {normal.std():.4f}"),
-            (f"* {w[0]:.4f} + {b[0]:.4f}", "", _spread(shifted)),
+            (f"* {w[0]:.4f} + {b[0]:.4f}", "", f"mean {at:.4f}, deviation {wide:.4f}"),
             ("rectified", "", f"{passed:.0%} are above 0"),
             _row("dout", dout, f"length {_length(dout):.4f}"),
-            _row(
-                "dx", dx, f"length {_length(dx):.4f}; channel 0 sums to {abs(dx[..., 0].sum()):.4f}"
-            ),
+            _row("dx", dx, f"length {_length(dx):.4f}; channel 0 sums to {total:.4f}"),
             ("dw, db", str(dw.shape), f"of channel 0: {dw[0]:.5f}, {db[0]:.5f}"),
-            ("running mean", "bn1", f"{self.running:.5f} + a tenth of the way to {new:.5f}"),
-            ("", "", f"= {self.running + norm.momentum * (new - self.running):.5f}"),
+            ("running mean", "", f"was {old:.4f}; {new:.4f} is a tenth of the way further"),
         ]
 
     def _head(self) -> Rows:
@@ -268,9 +266,5 @@ def _spaced(numbers: np.ndarray, digits: int = 4) -> str:
     return " ".join(f"{number:.{digits}f}" for number in numbers)
 
 
-def _spread(array: np.ndarray) -> str:
-    return f"mean {array.mean():.4f}, deviation {array.std():.4f}"
-
-
 def _length(*arrays: np.ndarray) -> float:
-    return float(np.sqrt(sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays)))
+    return float(np.linalg.norm(np.concatenate([array.reshape(-1) for array in arrays])))
