@@ -86,7 +86,7 @@ def assert_same(printed, expected, tolerance):
 
 
 def test_the_numbers_have_no_gap():
-    assert [path.name[:2] for path in EXAMPLES] == [f"{i:02}" for i in range(12)]
+    assert [path.name[:2] for path in EXAMPLES] == [f"{i:02}" for i in range(13)]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -156,3 +156,22 @@ def test_the_engine_of_one_page_agrees_with_the_real_one():
         for mine, real in zip(our_gradients, their_gradients, strict=True):
             assert real.dtype == np.float64
             np.testing.assert_allclose(mine, real, rtol=1e-9, atol=1e-14)
+
+
+def test_cross_entropy_questions():
+    """To nothing: moving all logits alike changes no share. log 8. Smaller where the network is
+    right, larger where it is wrong: it is surer of both.
+    """
+
+    def loss_and_gradient(rows, labels):
+        logits = tinyft.Tensor(np.array(rows, np.float64), requires_grad=True)
+        loss = tinyft.ops.cross_entropy(logits, np.array(labels))
+        loss.backward()
+        return loss.item(), logits.grad
+
+    sums = loss_and_gradient([[2.0, 1.0, -1.0], [0.5, 0.5, 0.0]], [0, 2])[1].sum(axis=1)
+    np.testing.assert_allclose(sums, 0, atol=1e-15)
+    assert loss_and_gradient(np.full((1, 8), 3.0), [5])[0] == pytest.approx(np.log(8))
+    for label, sure_is_better in ((0, True), (1, False)):
+        mild, sure = (loss_and_gradient([[k * 0.2, k * 0.1]], [label])[0] for k in (1, 10))
+        assert (sure < mild) == sure_is_better
