@@ -175,3 +175,29 @@ def test_cross_entropy_questions():
     for label, sure_is_better in ((0, True), (1, False)):
         mild, sure = (loss_and_gradient([[k * 0.2, k * 0.1]], [label])[0] for k in (1, 10))
         assert (sure < mild) == sure_is_better
+
+
+def test_batch_norm_questions():
+    """Zero: the mean takes any constant away. The result stays, dx is a hundredth. No."""
+    rng = np.random.default_rng(0)
+    x, dout = rng.normal(size=(2, 6, 3))
+    one, none = np.ones(3), np.zeros(3)
+
+    def out_and_dx(x, dout, *statistics):
+        x, scale, shift = tinyft.Tensor(x, requires_grad=True), *map(tinyft.Tensor, (one, none))
+        if statistics:
+            y = tinyft.ops.batch_norm_eval(x, scale, shift, *statistics)
+        else:
+            y = tinyft.ops.batch_norm(x, scale, shift, eps=1e-12)[0]
+        y.backward(dout)
+        return y.data, x.grad
+
+    out, dx = out_and_dx(x, dout)
+    np.testing.assert_allclose(dx.sum(axis=0), 0, atol=1e-12)
+    larger_out, larger_dx = out_and_dx(100 * x, dout)
+    np.testing.assert_allclose(larger_out, out, atol=1e-9)
+    np.testing.assert_allclose(larger_dx, dx / 100, atol=1e-9)
+    others = np.concatenate([x[:1], 5 * x[1:]])
+    for statistics, same in (((none, one), True), ((), False)):
+        first = [out_and_dx(batch, dout, *statistics)[1][0] for batch in (x, others)]
+        assert np.array_equal(*first) == same
