@@ -141,7 +141,7 @@ finetune pictures --out words.txt/run --weights none --arch cifar_resnet20 | the
 finetune pictures --labels gone.csv | there is no table gone.csv; expected a CSV file:
 finetune pictures --labels words.txt | words.txt has the columns weights, really; expected
 finetune pictures --labels pictures/cat/0.png | pictures/cat/0.png is no CSV file in UTF-8:
-finetune pictures --labels empty.csv | empty.csv has the columns ; expected
+finetune pictures --labels empty.csv | empty.csv has no header; expected file,label
 finetune pictures --labels strange.csv | strange.csv has the columns picture, animal; expected
 finetune pictures --labels wrong.csv | 1 of 1 row cannot be used: wrong.csv, line 2: there is no
 finetune pictures --labels split.csv | split.csv, line 2: the split is 'practice'; expected one
@@ -178,7 +178,7 @@ finetune --continue RUN --arch resnet18 | --arch: what is continued is as
 finetune --continue RUN --valid-fraction 0.5 | --valid-fraction: what is continued is as
 finetune --continue RUN --data pictures | --data is for --resume; a new run takes its pictures as
 finetune --continue RUN strangers --weights none | --weights: what is continued is as
-finetune --quiet | unrecognized arguments: --quiet; did you mean --out
+finetune --quiet | unrecognized arguments: --quiet; `tinyft
 finetune -e 3 | unrecognized arguments: -e
 finetune pictures --output run | unrecognized arguments: --output run; did you mean --out
 finetune pictures --learning-rate 0.1 | unrecognized arguments: --learning-rate 0.1
@@ -187,15 +187,15 @@ plan pictures --explane | unrecognized arguments: --explane; did you mean --expl
 plan pictures --epochs many | expected a whole number from 0 to 10,000, got 'many'
 plan pictures --lr 0 | expected a learning rate above 0, often from 0.0001 to 0.1, and at
 plan pictures --weights gone.h5 | gone.h5: No such file or directory
-plan pictures --out run | unrecognized arguments: --out run; did you mean --dropout
+plan pictures --out run | unrecognized arguments: --out run; `tinyft
 plan emptyfolder | no class folders with pictures in emptyfolder: found 0 pictures in 0
-plan pictures --json | unrecognized arguments: --json; did you mean --bn
+plan pictures --json | unrecognized arguments: --json; `tinyft
 check flat | no class folders with pictures in flat: found 0 pictures in 0
 check emptyfolder | no class folders with pictures in emptyfolder: found 0 pictures in 0
 check words.txt | words.txt is not a folder; expected train/CLASS/*.jpg with
-check pictures --html pictures/cat/0.png | unrecognized arguments: --html pictures/cat/0.png; did
-check pictures --html pictures | unrecognized arguments: --html pictures; did you mean --help
-check pictures --html gone/page.html | unrecognized arguments: --html gone/page.html; did you
+check pictures --html pictures/cat/0.png | unrecognized arguments: --html pictures/cat/0.png;
+check pictures --html pictures | unrecognized arguments: --html pictures; `tinyft
+check pictures --html gone/page.html | unrecognized arguments: --html gone/page.html; `tinyft
 check pictures --weights page.pth | it is a web page; download the file itself, by the link to
 check pictures --weights gone.h5 | gone.h5: No such file or directory
 check pictures --jsn | unrecognized arguments: --jsn; did you mean --json
@@ -287,10 +287,10 @@ embed pictures pictures | OUT.npz pictures is a folder; name a file in it
 embed emptyfolder out.npz | there are no pictures in emptyfolder
 embed pictures out.npz --weights page.pth | it is a web page; download the file itself, by the
 clean | the following arguments are required: RUN
-! clean pictures | pictures is no run, or was stopped before its first step: it has no
-! clean words.txt | words.txt is no run, or was stopped before its first step: it has no
-clean RUN --keep best | unrecognized arguments: --keep best; did you mean --help
-clean RUN --keep 0 | unrecognized arguments: --keep 0; did you mean --help
+clean pictures | pictures is no run, or was stopped before its first step: it has no
+clean words.txt | words.txt is no run, or was stopped before its first step: it has no
+clean RUN --keep best | unrecognized arguments: --keep best; `tinyft
+clean RUN --keep 0 | unrecognized arguments: --keep 0; `tinyft
 clean RUN --force | unrecognized arguments: --force
 weights list resnet | unrecognized arguments: resnet
 weights fetch | the following arguments are required: NAME
@@ -310,9 +310,9 @@ weights remove resnet18 | invalid choice: 'remove' (choose from 'list', 'fetch',
 lr-find flat | no class folders with pictures in flat: found 0 pictures in 0
 lr-find pictures --steps 0 | expected a whole number >= 10, got '0'
 lr-find pictures --steps many | expected a whole number >= 10, got 'many'
-lr-find pictures --epochs 3 | unrecognized arguments: --epochs 3; did you mean --steps
+lr-find pictures --epochs 3 | unrecognized arguments: --epochs 3; `tinyft
 lr-find pictures --weights gone.h5 | gone.h5: No such file or directory
-lr-find pictures --html pictures | unrecognized arguments: --html pictures; did you mean --help
+lr-find pictures --html pictures | unrecognized arguments: --html pictures; `tinyft
 lr-find pictures --arch vgg16 | got 'vgg16'
 bench --arch vgg16 | got 'vgg16'
 bench --size 0 | expected a whole number >= 1, got '0'
@@ -333,7 +333,7 @@ gradcheck broken.py:f --shapes 2 | broken.py cannot be run (SyntaxError: '(' was
 warmup --arch vgg16 | got 'vgg16'
 warmup resnet18 | unrecognized arguments: resnet18
 warmup --size 0 | expected a whole number >= 1, got '0'
-warmup --backend tpu | unrecognized arguments: --backend tpu; did you mean --traceback
+warmup --backend tpu | unrecognized arguments: --backend tpu; `tinyft
 doctor now | unrecognized arguments: now
 doctor --jsn | unrecognized arguments: --jsn
 selftest --backend tpu | expected auto, cpu, reference, gpu or gpu:1 (the second), got 'tpu'

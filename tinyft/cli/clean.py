@@ -26,10 +26,10 @@ def run(args: argparse.Namespace) -> int:
     from tinyft.finetune.run.reading import checkpoints, read_description
     from tinyft.inspection.trace.table import size
 
+    runs = {run: read_description(run)["finished"] for run in map(Path, args.runs)}
     args.working = True
     found, nbytes = [], 0
-    for path in map(Path, args.runs):
-        finished = read_description(path)["finished"]
+    for path, finished in runs.items():
         lock = hold(path)  # nobody writes or reads them meanwhile
         try:
             files = list(checkpoints(path).values())[: None if finished else -1]

@@ -7,6 +7,7 @@ which ones were given.
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import re
 import textwrap
@@ -55,7 +56,9 @@ class Parser(argparse.ArgumentParser):
         args, unknown = self.parse_known_args(arguments, namespace)
         if unknown:  # the command tells, who knows its options, and not the parser of all commands
             option = next((text for text in unknown if text.startswith("-")), "")
-            meant = did_you_mean(option.partition("=")[0], args.parser._option_string_actions)
+            named = {known.lstrip("-"): known for known in args.parser._option_string_actions}
+            near = difflib.get_close_matches(option.partition("=")[0].lstrip("-"), named, 1, 0.65)
+            meant = f"; did you mean {named[near[0]]}?" if near else ""
             args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
         return args
 

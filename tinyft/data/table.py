@@ -110,7 +110,8 @@ class ImageTable(ImageFolder):
                 if title in titles
             }
             if not {"file", "label"} <= places.keys():
-                raise DataError(f"{name} has the columns {', '.join(titles)}; expected {EXAMPLE}")
+                columns = f"the columns {', '.join(titles)}" if titles else "no header"
+                raise DataError(f"{name} has {columns}; expected {EXAMPLE}")
             return [
                 Row(
                     f"{name}, line {lines.line_num}",
