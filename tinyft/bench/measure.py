@@ -135,12 +135,7 @@ def measure_case(
     before = Clock.read()
     summary = summarise(measure(sides, rounds))
     others = before.others(Clock.read())
-    return {
-        "sides": summary,
-        "ratios": ratios(summary),
-        "differences": differing,
-        "others": others,
-    }
+    return {"sides": summary, "ratios": ratios(summary), "differences": differing, "others": others}
 
 
 def _sides(case: Case, mode: str, threads: int, alone: bool) -> Iterator[tuple[str, Side]]:

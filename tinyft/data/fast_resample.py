@@ -20,10 +20,7 @@ _KNOTS = np.arange(255 * KNOTS_PER_LEVEL + 1) / (255 * KNOTS_PER_LEVEL)
 
 
 def resample_fast(
-    picture: np.ndarray,
-    matrix: np.ndarray,
-    size: int,
-    light: Callable[[np.ndarray], np.ndarray],
+    picture: np.ndarray, matrix: np.ndarray, size: int, light: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
     """Returns `resample.resample_plain`, without its reduction of pictures that shrink by more
     than 2; `light` maps pixels in 0..1 to lit ones.

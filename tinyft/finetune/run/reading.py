@@ -140,11 +140,7 @@ OPENED = {"folder": ImageFolder, "table": ImageTable}  # by what run.json says o
 
 
 def pictures_of_run(
-    path: str | os.PathLike[str],
-    data: MaybeMoved = None,
-    *,
-    otherwise: str = "",
-    **options: Any,
+    path: str | os.PathLike[str], data: MaybeMoved = None, *, otherwise: str = "", **options: Any
 ) -> PictureData:
     """The pictures of the run at `path`: its folder, opened as it was but for `options`; or `data`:
     the folder where they are now, under any names, or the arrays in memory that the run was made
@@ -388,10 +384,7 @@ _LEARNER = {
     "groups": IfThere(optional({str: [TEXT]})),
 }
 
-IN_WORDS = {
-    "phases": [dict.fromkeys(("title", "text", "where"), TEXT)],
-    "decay": TEXT,
-}
+IN_WORDS = {"phases": [dict.fromkeys(("title", "text", "where"), TEXT)], "decay": TEXT}
 
 KEEP = Kind(
     "all, last or a whole number from 1",

@@ -16,16 +16,7 @@ from tinyft.errors import WeightsError
 from tinyft.finetune.groups import BN_PRESETS, grouping_of
 from tinyft.finetune.known import learn
 from tinyft.finetune.optim import OPTIMIZERS, name_of
-from tinyft.finetune.run.reading import (
-    SWITCH,
-    TEXT,
-    Kind,
-    mistake,
-    number,
-    one_of,
-    optional,
-    whole,
-)
+from tinyft.finetune.run.reading import SWITCH, TEXT, Kind, mistake, number, one_of, optional, whole
 from tinyft.nn.layers import BatchNorm, Dropout
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import ARCHITECTURES

@@ -28,13 +28,7 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu.codegen.cache import helper, kernel
 from tinyft.backends.cpu.codegen.generators import make_register_block
-from tinyft.backends.cpu.codegen.simd import (
-    BLOCK_REGISTERS,
-    BLOCK_ROWS,
-    LANES,
-    PANEL,
-    REST_ROWS,
-)
+from tinyft.backends.cpu.codegen.simd import BLOCK_REGISTERS, BLOCK_ROWS, LANES, PANEL, REST_ROWS
 from tinyft.backends.cpu.codegen.vectors import vload, vstore, vtranspose
 from tinyft.backends.cpu.conv.layer import copied, padded, round_up
 from tinyft.backends.cpu.runtime import packed_weights, threads, workspace
