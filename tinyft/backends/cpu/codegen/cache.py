@@ -28,7 +28,6 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -40,9 +39,8 @@ from numba import TypingError
 from tinyft import progress
 from tinyft.backends.cpu.codegen import compiler
 
-OF_A_RUN = (
-    40  # kernels that training and judging compile: 37 for the sample run, 39 for a ResNet-18
-)
+# kernels that training and judging compile: 37 for the sample run, 39 for a ResNet-18
+OF_A_RUN = 40
 DIGEST_SIZE = hashlib.sha256().digest_size
 
 
@@ -214,10 +212,12 @@ class KernelCache:
 
     def load_overload(self, signature, target_context):
         """The compiled kernel, or None, upon which Numba compiles it."""
-        if folder() is not None:
-            found = self._load(self._file(signature), target_context)
-            if found is not None:
-                return found
+        payload = None if folder() is None else _read(self._file(signature))
+        if payload is not None:
+            try:
+                return compiler.unpacked(payload, target_context)
+            except Exception as error:  # whatever is wrong with it, it can be compiled
+                self._complain("loaded", error)
         announcement.make()
         return None
 
@@ -231,16 +231,6 @@ class KernelCache:
             compiler.note(error, compiler.NOT_KEPT)
         except Exception as error:  # a full disk, for example: it runs all the same
             self._complain("kept", error)
-
-    def _load(self, file: Path, target_context) -> Any:
-        payload = _read(file)
-        if payload is None:
-            return None
-        try:
-            return compiler.unpacked(payload, target_context)
-        except Exception as error:  # whatever is wrong with it, it can be compiled
-            self._complain("loaded", error)
-            return None
 
     def _file(self, signature) -> Path:
         line = self.function.__code__.co_firstlineno
@@ -259,7 +249,6 @@ class KernelCache:
 
 
 def _prefix(function: Callable) -> str:
-    """Return what the names of a kernel's files begin with."""
     return f"{function.__module__}.{function.__qualname__}".replace("<locals>.", "")
 
 

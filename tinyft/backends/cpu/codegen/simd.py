@@ -170,11 +170,6 @@ _define_operator(operator.sub, "fsub")
 _define_operator(operator.mul, "fmul")
 
 
-def _count(parameters) -> int:
-    """Arguments that a kernel passes."""
-    return len(parameters) + parameters.count(ADDRESS)
-
-
 def instruction(result, *parameters):
     """Turns `write(builder, *values)`, which appends instructions, into a function for kernels.
 
@@ -210,7 +205,8 @@ def instruction(result, *parameters):
 
             return result(*declared), generate
 
-        names = ["typing_context", *(f"argument_{i}" for i in range(_count(parameters)))]
+        count = len(parameters) + parameters.count(ADDRESS)  # of a kernel's arguments
+        names = ["typing_context", *(f"argument_{i}" for i in range(count))]
         declare.__signature__ = inspect.Signature(
             [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
         )

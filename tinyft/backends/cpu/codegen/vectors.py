@@ -117,9 +117,9 @@ def vpick_equal(builder, a, b, x, y):
 @instruction(VECTOR, ADDRESS, INT, VECTOR, VECTOR)
 def vpick_byte(builder, pointer, number, x, y):
     """vpick_byte(a, i, number, x, y): x where the bytes a[i : i + LANES] are `number`, else y"""
-    found = write_load(builder, pointer, _BYTES, align=1)
+    bits = write_load(builder, pointer, _BYTES, align=1)
     wanted = write_spread(builder, builder.trunc(number, _BYTES.element), _BYTES)
-    return builder.select(builder.icmp_unsigned("==", found, wanted), x, y)
+    return builder.select(builder.icmp_unsigned("==", bits, wanted), x, y)
 
 
 @instruction(types.void, ADDRESS, VECTOR)

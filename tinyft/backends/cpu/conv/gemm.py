@@ -258,17 +258,10 @@ def multiply_rows(share, a, packed, out):
 
 def matmul(a: Array, b: Array) -> Array:
     """a (M, K) @ b (K, N) in float32, of any strides, not empty."""
-    M, N = a.shape[0], b.shape[1]
+    M, K, N = *a.shape, b.shape[1]
     out = workspace.empty((round_up(M, REST_ROWS), round_up(N, LANES)))
-    packed = _pack_matrix(b)
-    threads.run(multiply_rows, padded(a, (out.shape[0], a.shape[1])), packed, out)
+    transposed = b.T.flags.c_contiguous and K % LANES == 0  # a weight's view: packed as it lies
+    b = padded(b.T, (out.shape[1], K)) if transposed else padded(b, (K, out.shape[1]))
+    packed = pack(b[None, None], np.zeros(1, np.int64), transposed, "packed b")
+    threads.run(multiply_rows, padded(a, (out.shape[0], K)), packed, out)
     return out if out.shape == (M, N) else copied(out[:M, :N])
-
-
-def _pack_matrix(b: Array) -> Array:
-    """Panels of b; a weight's transposed view is packed as it lies."""
-    K, N = b.shape
-    full, one_place = round_up(N, LANES), np.zeros(1, np.int64)
-    if b.T.flags.c_contiguous and K % LANES == 0:
-        return pack(padded(b.T, (full, K))[None, None], one_place, True, "packed b")
-    return pack(padded(b, (K, full))[None, None], one_place, False, "packed b")

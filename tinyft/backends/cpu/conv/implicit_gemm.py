@@ -236,15 +236,15 @@ def phases(
     def meeting(first: int, size: int) -> list[int]:
         return [tap for tap in range(size) if (first + padding - tap) % stride == 0]
 
-    found = []
+    classes = []
     for a in range(min(stride, H)):
         for b in range(min(stride, W)):
             places = [(r, s) for r in meeting(a, R) for s in meeting(b, S)]
             numbers = np.array([r * S + s for r, s in places], np.int64)
             rows = np.array([(a + padding - r) // stride for r, _ in places], np.int64)
             columns = np.array([(b + padding - s) // stride for _, s in places], np.int64)
-            found.append((a, b, Taps(numbers, rows, columns)))
-    return found
+            classes.append((a, b, Taps(numbers, rows, columns)))
+    return classes
 
 
 def input_grad(dout: Array, weight: Array, dx: Array, stride: int, padding: int) -> None:

@@ -136,9 +136,9 @@ def pairs_of_taps(R: int, S: int, padding: int) -> tuple[Array, Array]:
     and where each begins: (all, 2), (R S + 1,).
     """
     table = tap_table(R, S, padding)
-    found = [np.argwhere(table == tap)[:, ::-1] for tap in range(R * S)]
-    pairs = np.ascontiguousarray(np.concatenate(found))
-    return pairs, np.cumsum([0, *map(len, found)])
+    pairs_of_taps = [np.argwhere(table == tap)[:, ::-1] for tap in range(R * S)]
+    pairs = np.ascontiguousarray(np.concatenate(pairs_of_taps))
+    return pairs, np.cumsum([0, *map(len, pairs_of_taps)])
 
 
 def forward(

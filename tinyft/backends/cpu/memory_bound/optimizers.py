@@ -212,10 +212,10 @@ class Optimizers(Backend):
 
     @contextlib.contextmanager
     def measured(self, parameter, gradient):
-        before, _measured.updates, found = _measured.updates, [], []
+        before, _measured.updates, sums = _measured.updates, [], []
         try:
-            yield found
-            found += [s.sum(axis=0) if len(s) > 1 else s[0] for s in _measured.updates]
+            yield sums
+            sums += [s.sum(axis=0) if len(s) > 1 else s[0] for s in _measured.updates]
         finally:
             _measured.updates = before
 
@@ -233,9 +233,9 @@ class Optimizers(Backend):
         if updates is None:
             yield
             return
-        with super().measured(parameter, gradient) as found:
+        with super().measured(parameter, gradient) as sums:
             yield
-        updates.append(found[0][None])
+        updates.append(sums[0][None])
 
     def copy(self, x):
         row = x.ravel("K")

@@ -119,7 +119,12 @@ class Pool:
         self.wake = [threading.Lock() for _ in range(size)]
         for lock in self.wake:
             lock.acquire()
-        _warm_up()
+        # Compile the kernels above before two threads need them at once.
+        flags = np.zeros(3 * APART, np.int64)
+        announce(flags, ASLEEP)
+        announce_job(flags, flags, 1)
+        wait_until(flags, ASLEEP, 0, 1)
+        finish_and_wait(flags, True, 0, flags, 1, 1)
         for thread in range(1, size):
             threading.Thread(target=self._work, args=(thread,), daemon=True).start()
 
@@ -195,15 +200,6 @@ class Pool:
         while not wait_until(self.flags, JOB, jobs, 1):
             self.wake[thread].acquire()
         self.flags[sleeping] = 0
-
-
-def _warm_up() -> None:
-    """Compile the kernels above before two threads need them at once."""
-    flags = np.zeros(3 * APART, np.int64)
-    announce(flags, ASLEEP)
-    announce_job(flags, flags, 1)
-    wait_until(flags, ASLEEP, 0, 1)
-    finish_and_wait(flags, True, 0, flags, 1, 1)
 
 
 def try_out() -> None:

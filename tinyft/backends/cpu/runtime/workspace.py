@@ -175,7 +175,9 @@ class MemoryPool:
         if self.lent > self.peaks[1]:
             self.peaks[1] = self.lent
         if self.lendings % WINDOW == 0:
-            self._look_back()
+            if self._held() > SLACK * max(self.peaks):
+                self._give_back()
+            self.peaks = [self.peaks[1], self.lent]
         return piece
 
     def _give_all_back(self) -> None:
@@ -247,11 +249,6 @@ class MemoryPool:
 
     def _held(self) -> int:
         return sum(segment.touched - segment.start for segment in self.segments)
-
-    def _look_back(self) -> None:
-        if self._held() > SLACK * max(self.peaks):
-            self._give_back()
-        self.peaks = [self.peaks[1], self.lent]
 
     def _give_back(self) -> None:
         for _, start, end, segment in self.holes:
@@ -338,12 +335,4 @@ def _references_of_unused() -> int:
 
 UNUSED = _references_of_unused()
 
-
-def release() -> None:
-    """Give all memory that is not lent back to the system."""
-    _pool.release()
-
-
-def statistics() -> Statistics:
-    """Return what the pool holds and did."""
-    return _pool.statistics()
+release, statistics = _pool.release, _pool.statistics  # as functions of the module
