@@ -30,11 +30,11 @@ def terminal_width(stream: TextIO | None = None) -> int | None:
     otherwise; None for a file or a pipe, whose lines may have any length.
     """
     try:
-        found = int(os.environ.get("COLUMNS", "0"))
-        found = found or os.get_terminal_size((stream or sys.stdout).fileno()).columns
+        columns = int(os.environ.get("COLUMNS", "0"))
+        columns = columns or os.get_terminal_size((stream or sys.stdout).fileno()).columns
     except (OSError, ValueError, AttributeError):
         return None
-    return max(found, NARROWEST) if found > 0 else None
+    return max(columns, NARROWEST) if columns > 0 else None
 
 
 def paragraph(text: str, *, first: str = "", rest: str = "") -> str:

@@ -45,10 +45,10 @@ class TinyftError(Exception):
 
     def about(self, source: str) -> Self:
         """The same error with "source: " before its message."""
-        found = copy.copy(self)
-        found.message = f"{source}: {self.message}"
-        found.args = (f"{source}: {self}",)
-        return found
+        named = copy.copy(self)
+        named.message = f"{source}: {self.message}"
+        named.args = (f"{source}: {self}",)
+        return named
 
 
 class ShapeError(TinyftError, ValueError):

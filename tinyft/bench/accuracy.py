@@ -111,12 +111,12 @@ def errors_of(call: KernelCall, sides: dict[str, list[Array]]) -> list[Errors]:
         return list(outs if isinstance(outs, tuple) else (outs,))[: len(PASSES[call.kernel])]
 
     in_float64 = {name: _float64(value) for name, value in options.items()}
-    exact, found = results("reference", map(_float64, arguments), in_float64), dict(sides)
+    exact, results_of = results("reference", map(_float64, arguments), in_float64), dict(sides)
     for name, switch in OURS.items():
         with switch_winograd(switch):
-            found[name] = results("cpu", arguments, options)
+            results_of[name] = results("cpu", arguments, options)
     return [
-        {name: _distance(computed[i], wanted) for name, computed in found.items()}
+        {name: _distance(computed[i], wanted) for name, computed in results_of.items()}
         for i, wanted in enumerate(exact)
     ]
 

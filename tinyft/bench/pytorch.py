@@ -220,8 +220,10 @@ def convolution_gradients(
 ) -> tuple[torch.Tensor | None, ...]:
     """The gradients of a convolution's input and weight, None for one that is not wanted."""
     window = [stride, stride], [padding, padding], [1, 1], False, [0, 0], 1
-    found = torch.ops.aten.convolution_backward(dout, x, weight, None, *window, (*wanted, False))
-    return found[:2]
+    gradients = torch.ops.aten.convolution_backward(
+        dout, x, weight, None, *window, (*wanted, False)
+    )
+    return gradients[:2]
 
 
 def peak_bytes() -> int:
@@ -252,8 +254,8 @@ class TorchKernels:
     def conv2d(self, x, weight, bias, *, stride, padding, residual, relu):
         if bias is not None or residual is not None or relu:
             raise ValueError("only what a training step computes: neither bias, residual nor ReLU")
-        found = nn.functional.conv2d(self._give(x), self._weight(weight), None, stride, padding)
-        return [_take(found)]
+        out = nn.functional.conv2d(self._give(x), self._weight(weight), None, stride, padding)
+        return [_take(out)]
 
     def conv2d_input_grad(self, dout, weight, x_shape, *, stride, padding):
         N, H, W, C = x_shape
@@ -381,8 +383,8 @@ class TorchLearner:
         right = 0
         with torch.inference_mode():
             for batch in data.valid_batches(self.preprocess):
-                found = self.logits(batch).argmax(1)
-                right += int((found == torch.from_numpy(batch.labels)).sum())
+                predicted = self.logits(batch).argmax(1)
+                right += int((predicted == torch.from_numpy(batch.labels)).sum())
         return right / data.n_valid
 
     def logits(self, batch: Batch) -> torch.Tensor:

@@ -66,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
         splitting = given(args, (*LABELS, "seed", "valid_fraction"))
         data = open_folder(folder, on_error="skip", **splitting)
     with naming(args.weights or ""):
-        found = check(data, device=args.backend or "auto", **options)
+        checked = check(data, device=args.backend or "auto", **options)
     args.working = True
-    found.save(out)
-    lines = [*str(found).splitlines(), f"{out}: all of it, with pictures"]
-    answer(args, "\n".join(map(one_line, lines)), {**found.to_dict(), "page": str(out)})
+    checked.save(out)
+    lines = [*str(checked).splitlines(), f"{out}: all of it, with pictures"]
+    answer(args, "\n".join(map(one_line, lines)), {**checked.to_dict(), "page": str(out)})
     return 0

@@ -73,17 +73,13 @@ def _backends() -> bool:
             result(f"{describe_backend(name)}: {'works' if right else 'COMPUTES WRONG RESULTS'}")
             healthy &= right
             if name == "cpu":
-                _say_what_numba_lacks()
+                from tinyft.backends.cpu.codegen.compiler import lacks
+
+                for lack in lacks:
+                    result(f"backend cpu: {one_line(str(lack))}")
         except (TinyftError, ImportError) as error:
             result(f"backend {name}: {one_line(str(error))}")
             healthy = False
     if no_gpu:  # not needed for good health
         result(f"backend: no gpu: {one_line(no_gpu)}")
     return healthy
-
-
-def _say_what_numba_lacks() -> None:
-    from tinyft.backends.cpu.codegen.compiler import lacks
-
-    for lack in lacks:
-        result(f"backend cpu: {one_line(str(lack))}")

@@ -94,11 +94,11 @@ def has_terminal() -> bool:
     return is_terminal(sys.stdout, sys.stderr)
 
 
-def accuracies(found: Evaluation) -> str:
+def accuracies(judged: Evaluation) -> str:
     """ "accuracy 90.00 %", and where classes are uneven ", balanced 75.00 %" """
-    fair = found.balanced_accuracy
+    fair = judged.balanced_accuracy
     beside = "" if fair is None else f", balanced {percent(fair)}"
-    return f"accuracy {percent(found.accuracy)}{beside}"
+    return f"accuracy {percent(judged.accuracy)}{beside}"
 
 
 class RunLines:

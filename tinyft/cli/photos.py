@@ -126,12 +126,12 @@ def _curve(
 
     say(f"fine-tuning with seed {seed}, five times")
     losses = bench_accuracy.curves(data, options, seed, args.steps or STEPS)
-    found = {"losses": losses, "apart": bench_accuracy.apart(losses)}
-    found["from_exact"] = bench_accuracy.from_exact(losses)
+    curves = {"losses": losses, "apart": bench_accuracy.apart(losses)}
+    curves["from_exact"] = bench_accuracy.from_exact(losses)
     exact = losses["float64"]
     show(f"  seed {seed} (loss {exact[0]:.2f} to {exact[-1]:.2f})")
-    _show_curves(show, found)
-    return found
+    _show_curves(show, curves)
+    return curves
 
 
 def _show_largest(show: Show, curves: list[dict[str, Any]]) -> None:

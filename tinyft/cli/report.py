@@ -27,12 +27,12 @@ def run(args: argparse.Namespace) -> int:
     from tinyft.inspection.trace.table import size
 
     expect_replaceable("--out", args.out, PAGES)
-    found = RunFiles.read(args.run_folder, args.data, device=args.backend or "auto")
-    for reason in found.missing.values():
+    run = RunFiles.read(args.run_folder, args.data, device=args.backend or "auto")
+    for reason in run.missing.values():
         say(f"note: {one_line(reason)}")
     args.working = True
-    path = save_report(found, args.out)
+    path = save_report(run, args.out)
     nbytes = path.stat().st_size
     text = f"{one_line(str(path))}: one page of {size(nbytes)}, to be opened in a browser"
-    answer(args, text, {"report": str(path), "bytes": nbytes, "missing": found.missing})
+    answer(args, text, {"report": str(path), "bytes": nbytes, "missing": run.missing})
     return 0

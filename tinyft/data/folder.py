@@ -239,15 +239,15 @@ class MovedPictures(ImageFolder):
             )
         below = pictures_below(self.path, Scan())
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            found = dict(zip(pool.map(sha256, below), below, strict=True))
-        if lost := [name for _, _, digest, name in self._lines if digest not in found]:
+            by_digest = dict(zip(pool.map(sha256, below), below, strict=True))
+        if lost := [name for _, _, digest, name in self._lines if digest not in by_digest]:
             raise DataError(
                 f"{len(lost)} of {counted(len(self._lines), 'picture')} are not in "
                 f"{printable(self.path)}, or have changed: {first_few(lost, SHOWN)}; put them back"
             )
         parts: dict[str, ByClass] = {"train": {}, "valid": {}}
         for split, name, digest, _ in self._lines:
-            parts[split].setdefault(name, []).append(found[digest])
+            parts[split].setdefault(name, []).append(by_digest[digest])
         return parts
 
 

@@ -314,10 +314,10 @@ class PictureData(Displayed):
         name, share = self.always_largest()
         if counts.max(initial=0) >= UNEVEN * counts[fewest]:
             right = f"; always naming {name} is right {share:.0%} of times"
-            found = "" if math.isnan(share) else right
+            guess = "" if math.isnan(share) else right
             self.notices.append(
                 f"uneven classes: {name} has {counts.max()} training pictures, "
-                f"{self.classes[fewest]} {counts[fewest]}{found}"
+                f"{self.classes[fewest]} {counts[fewest]}{guess}"
             )
 
 

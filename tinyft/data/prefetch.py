@@ -54,9 +54,9 @@ class PictureCache:
 
         The array is shared and read-only. Two threads that miss at once both make it; it is equal.
         """
-        found = self._change(self._find, part, index, settings)
-        if found is not None:
-            return found
+        kept = self._change(self._find, part, index, settings)
+        if kept is not None:
+            return kept
         picture = make().view()
         picture.flags.writeable = False
         self._change(self._keep, part, index, settings, picture)
@@ -130,7 +130,7 @@ def _free_in_container(root: Path = Path("/sys/fs/cgroup")) -> int:
     """Returns what is left of the limit of the control group, of either version, that a container
     sees as its own. The system's page cache counts as free, since it would be given up.
     """
-    found = [sys.maxsize]
+    left = [sys.maxsize]
     for limit, used, kept in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
@@ -139,8 +139,8 @@ def _free_in_container(root: Path = Path("/sys/fs/cgroup")) -> int:
             free = int((root / limit).read_text()) - int((root / used).read_text())
             lines = (root / limit).with_name("memory.stat").read_text().splitlines()
             given_up = [int(n) for name, n in map(str.split, lines) if name == kept]
-            found.append(max(free + sum(given_up), 0))
-    return min(found)
+            left.append(max(free + sum(given_up), 0))
+    return min(left)
 
 
 def ahead(jobs: Iterable[Job], workers: int, depth: int = BATCHES_AHEAD) -> Iterator[Result]:

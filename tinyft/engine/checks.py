@@ -40,8 +40,8 @@ def expect_same_dtype(op: str, **arguments: Any) -> None:
     """
     if len({x.dtype for x in arguments.values() if x is not None}) > 1:
         dtypes = {name: x.dtype for name, x in arguments.items() if x is not None}
-        found = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
-        raise TypeError(f"{op}: all tensors must have the same dtype, but {found}")
+        listed = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
+        raise TypeError(f"{op}: all tensors must have the same dtype, but {listed}")
 
 
 def expect_floats(op: str, **arguments: Any) -> None:
@@ -95,8 +95,8 @@ def expect_one_device(op: str, arguments: dict[str, Any]) -> None:
         kinds = ", ".join(f"{name} {_kinds(value)}" for name, value in arguments.items())
         raise TypeError(f"{op}: expected a Tensor, as ft.Tensor(array) makes one; got {kinds}")
     if len(set(places.values())) > 1:
-        found = ", ".join(f"{name} is on {place}" for name, place in places.items())
-        raise DeviceError(f"{op}: {found}; move one of them with .to()")
+        listed = ", ".join(f"{name} is on {place}" for name, place in places.items())
+        raise DeviceError(f"{op}: {listed}; move one of them with .to()")
 
 
 def expect_result(op: str, made: Any) -> None:

@@ -181,14 +181,14 @@ class Answers:
             images = np.concatenate(images) if len(images) > 1 else images[0]
             with no_grad(), backends.use(learner.device):
                 network = self.network(learner).network
-                found = _computed(network, learner.input(images), learner.has_features)
+                outputs = _computed(network, learner.input(images), learner.has_features)
                 if not any(request.maps for request in batch):
-                    del found[2:]
-                found = [backends.host(array) for array in found]
+                    del outputs[2:]
+                outputs = [backends.host(array) for array in outputs]
             start = 0
             for request in batch:
                 rows = slice(start, start := start + len(request.images))
-                request.answer = tuple(array[rows] for array in found[: 3 if request.maps else 2])
+                request.answer = tuple(array[rows] for array in outputs[: 3 if request.maps else 2])
         except Exception as error:
             for request in batch:
                 request.error = error
@@ -217,8 +217,8 @@ def predict(learner: Learner, images: Any) -> Prediction | list[Prediction]:
     Raises: DataError for a picture that cannot be used, naming the file if it is damaged, and for a
     folder without any; TypeError for what is no picture; OSError
     """
-    found = list(predictions(learner, images))
-    return found if are_several(images) else found[0]
+    answers = list(predictions(learner, images))
+    return answers if are_several(images) else answers[0]
 
 
 def embed(learner: Learner, images: Any) -> np.ndarray:
@@ -296,10 +296,10 @@ def sources(images: Any) -> Iterator[tuple[str, Any]]:
         for each in images:
             yield from sources(each)
     elif are_several(images) and isinstance(images, str | os.PathLike):
-        found = pictures_below(images, Scan())
-        if not found:
+        files = pictures_below(images, Scan())
+        if not files:
             raise DataError(f"there are no pictures in {printable(images)}")
-        yield from ((str(file), file) for file in found)
+        yield from ((str(file), file) for file in files)
     elif are_several(images):
         yield from ((f"array[{i}]", pixels) for i, pixels in enumerate(images))
     elif isinstance(images, str | os.PathLike):

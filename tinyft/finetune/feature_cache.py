@@ -54,7 +54,9 @@ class FeatureCache:
         if len(new) == len(ids):
             self._keep(batch)
         elif new:
-            missing = self._missing(len(ids))
+            # filled up to whole batches, since the last bits may depend on a batch's size
+            missing = [i for i in range(self.data.n_train) if i not in self.kept]
+            missing = np.array(missing + list(self.kept)[: -len(missing) % len(ids)])
             for others in self.data.chosen_pictures("train", missing, self.preprocess):
                 self._keep(others)
         rows = [self.kept[i] for i in ids]
@@ -65,13 +67,6 @@ class FeatureCache:
             computed = self.body(self.prepare(batch.images)).data
         for row, i in enumerate(batch.ids.tolist()):
             self.kept[i] = computed[row : row + 1].copy()
-
-    def _missing(self, size: int) -> np.ndarray:
-        """The pictures that are not kept, filled up to whole batches, since the last bits may
-        depend on a batch's size.
-        """
-        missing = [i for i in range(self.data.n_train) if i not in self.kept]
-        return np.array(missing + list(self.kept)[: -len(missing) % size])
 
     def valid_features(
         self, body: Callable[[Tensor], Tensor], batches: Callable[[], Iterable[Batch]]

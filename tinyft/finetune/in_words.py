@@ -88,11 +88,11 @@ def explain(plan: Plan) -> str:
 
 def phases(plan: Plan) -> list[PhaseInWords]:
     """Each phase of the plan: its numbers, and the reasons."""
-    found, first = [], plan.first_step
+    paragraphs, first = [], plan.first_step
     for number, phase in enumerate(plan.phases):
-        found.append(_phase(plan, number, first))
+        paragraphs.append(_phase(plan, number, first))
         first += phase.steps
-    return found
+    return paragraphs
 
 
 def _phase(plan: Plan, number: int, first: int) -> PhaseInWords:
@@ -154,13 +154,13 @@ def _rates(plan: Plan, number: int, first: int) -> list[str]:
     peak = int(phase.lr[:, moving[-1]].argmax())
     rises = peak == phase.steps - 1
     way = "rise to the end" if rises else f"rise until step {first + peak}, then fall"
-    found = [f"Learning rates {way}: {'; '.join(texts)}."]
+    paragraphs = [f"Learning rates {way}: {'; '.join(texts)}."]
     first_rate, last_rate = phase.lr[0, moving[0]], phase.lr[0, moving[-1]]
     if 0 < first_rate < last_rate:
         times = last_rate / first_rate
         why = RATES_RANDOM if plan.subject.random_body else WHY_RATES
-        found.append(f"The last group learns {times:.0f} times as fast as the first. {why}")
-    return found
+        paragraphs.append(f"The last group learns {times:.0f} times as fast as the first. {why}")
+    return paragraphs
 
 
 def _momentum(phase: Phase) -> str:

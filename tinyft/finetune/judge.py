@@ -36,19 +36,19 @@ def evaluate(
     expect_judgeable(training, data)
 
     def batches() -> Iterator[Batch]:
-        found = data.valid_batches(training.adjusted_preprocess())
-        return backends.get(training.device).uploads(found)
+        decoded = data.valid_batches(training.adjusted_preprocess())
+        return backends.get(training.device).uploads(decoded)
 
     with no_grad(), backends.use(training.device):
         network = training.answers.network(training)
         cache = training.cache if data is training.data else None
         if cache is None:
-            found = ((network(training.input(b.images)), b.labels) for b in batches())
+            scored = ((network(training.input(b.images)), b.labels) for b in batches())
         else:
             body, head = network.network.features, network.network.head
-            found = ((head(x), labels) for x, labels in cache.valid_features(body, batches))
+            scored = ((head(x), labels) for x, labels in cache.valid_features(body, batches))
         judged = []
-        for scores, labels in found:
+        for scores, labels in scored:
             judged.append((*judge(training, scores, labels), labels))
             if logits is not None:
                 logits.append(backends.host(scores.data))
@@ -61,14 +61,14 @@ def evaluate(
     return Evaluation(data.n_valid, int(right.sum()) / len(right), loss / len(right), balanced)
 
 
-def expect_finite(training: Training, found: Evaluation) -> None:
+def expect_finite(training: Training, judged: Evaluation) -> None:
     """Raises: NonFiniteLossError for a validation in training whose loss is NaN or infinite"""
-    if not np.isfinite(found.loss):
+    if not np.isfinite(judged.loss):
         rates = rates_in_words(training.groups, [group.lr for group in training.groups])
         raise NonFiniteLossError(
-            f"the validation after step {training.step - 1} has a loss of {found.loss} ({rates}): "
+            f"the validation after step {training.step - 1} has a loss of {judged.loss} ({rates}): "
             f"training diverged. {REMEDY}, and start anew",
-            found.loss,
+            judged.loss,
         )
 
 

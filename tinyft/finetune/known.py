@@ -100,10 +100,10 @@ def learn(training: Any) -> Known | None:
         known = Known(features, [names[i] for i in chosen], None, 0, 0)
         if data.n_valid:
             valid = own_features(training, "valid", _spread(data.labels["valid"], training.seed))
-            found = np.array([each["similarity"] for each in known.judge(valid)])
-            threshold = float(np.quantile(found, FALSE_ALARMS))
-            flagged = int((found < threshold).sum())
-            known = Known(features, known.files, threshold, len(found), flagged)
+            similarities = np.array([each["similarity"] for each in known.judge(valid)])
+            threshold = float(np.quantile(similarities, FALSE_ALARMS))
+            flagged = int((similarities < threshold).sum())
+            known = Known(features, known.files, threshold, len(similarities), flagged)
     except (DataError, OSError) as error:
         warnings.warn(
             f"the learner cannot tell what is unlike its training pictures: {error}", stacklevel=3

@@ -126,8 +126,8 @@ class Table:
             epoch = i // self.plan.phases[number].steps_per_epoch
             minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
             hours = f"{minutes // 60}:" if minutes >= 60 else ""
-            found = record.validation
-            figures = record.smooth_loss, found.loss, found.accuracy, found.balanced_accuracy
+            judged = record.validation
+            figures = record.smooth_loss, judged.loss, judged.accuracy, judged.balanced_accuracy
             cells = [
                 str(epoch),
                 *(f"{value:.6f}" for value in figures if value is not None),

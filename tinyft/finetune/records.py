@@ -103,13 +103,13 @@ class StepRecord(Displayed):
     def lines(self) -> list[str]:
         """The step, its loss, its validation and its proof, a line each."""
         of = counted(len(self.ids), "picture")
-        found = [f"step {self.step}, epoch {self.epoch + 1}, {self.phase}: loss {self.loss:.4f}, "
+        lines = [f"step {self.step}, epoch {self.epoch + 1}, {self.phase}: loss {self.loss:.4f}, "
                  f"smoothed {self.smooth_loss:.4f}; {of}"]  # fmt: skip
         if self.validation:
             v = self.validation
             fair = "" if v.balanced_accuracy is None else f", balanced {v.balanced_accuracy:.4f}"
-            found.append(f"validation: accuracy {v.accuracy:.4f}{fair}, loss {v.loss:.4f} on {v.n}")
-        return [*found, str(self.proof)] if self.proof else found
+            lines.append(f"validation: accuracy {v.accuracy:.4f}{fair}, loss {v.loss:.4f} on {v.n}")
+        return [*lines, str(self.proof)] if self.proof else lines
 
     def rows(self) -> list[list[str]]:
         """A line for each group, below GROUP_COLUMNS; "-" is what was not measured."""

@@ -94,19 +94,20 @@ def fingerprint(network: Module) -> int:
     buffer, wherever it came from (an optimizer, a file, a caller who wrote into `.data`), of a
     module, or of its settings. Only a change made to deceive it can go unnoticed.
     """
-    found = 0
+    checksum = 0
     for path, module in network.named_modules():
         for name, value in vars(module).items():
             if name in PASSING:
                 continue
             value = value.data if isinstance(value, Tensor) else value
             if hasattr(value, "dtype"):
-                said, found = f"{value.dtype} {value.shape} {value.strides}", _sums(value, found)
+                said = f"{value.dtype} {value.shape} {value.strides}"
+                checksum = _sums(value, checksum)
             else:
                 plain = isinstance(value, str | int | float | tuple | list | None)
                 said = repr(value) if plain else str(id(value))
-            found = zlib.crc32(f"{path}.{name} {said}".encode(), found)
-    return found
+            checksum = zlib.crc32(f"{path}.{name} {said}".encode(), checksum)
+    return checksum
 
 
 def _sums(array: np.ndarray, start: int) -> int:

@@ -94,7 +94,10 @@ def summary(model: Module, shape: tuple[int, ...] | None = None) -> Summary:
     """
     shape = shape if shape is not None else getattr(model, "input_shape", None)
     modules = dict(model.named_modules())
-    counts = {name: _own_parameters(module) for name, module in modules.items()}
+    counts = {  # of the parameters of a module itself, without those of its children
+        name: sum(parameter.size for n, parameter in module.named_parameters() if "." not in n)
+        for name, module in modules.items()
+    }
     if shape is None:
         rows = [
             SummaryRow(name, type(module).__name__, (), 0, _moves(module), counts[name])
@@ -175,15 +178,10 @@ def _moves(module: Module) -> str:
     running statistics without.
     """
     own = [p.requires_grad for name, p in module.named_parameters() if "." not in name]
-    found = ["weights"] if any(own) else []
+    moving = ["weights"] if any(own) else []
     if isinstance(module, BatchNorm) and module.statistics_move:
-        found.append("statistics")
-    return ", ".join(found) or ("nothing" if own else "-")
-
-
-def _own_parameters(module: Module) -> int:
-    """Count the parameters of the module itself, without those of its children."""
-    return sum(parameter.size for name, parameter in module.named_parameters() if "." not in name)
+        moving.append("statistics")
+    return ", ".join(moving) or ("nothing" if own else "-")
 
 
 def _short(number: int) -> str:

@@ -217,7 +217,7 @@ class CheckedFunction:
             for x in kept:
                 x.grad = None
             out.backward(sent)
-            found = [x.grad for x in self.checked]
+            gradients = [x.grad for x in self.checked]
         finally:
             for x, gradient in kept.items():
                 x.grad = gradient
@@ -229,7 +229,7 @@ class CheckedFunction:
         self.check_unchanged(f"backward of {self.name}")
         return [
             self._checked_gradient(f"{label} of {self.result_name(r)}", x, gradient)
-            for label, x, gradient in zip(self.labels, self.checked, found, strict=True)
+            for label, x, gradient in zip(self.labels, self.checked, gradients, strict=True)
         ]
 
     def _checked_gradient(self, label: str, x: Tensor, gradient: Array | None) -> Array:

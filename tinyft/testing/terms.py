@@ -31,13 +31,13 @@ def factors(known: dict[str, Array]) -> list[Term]:
     """Lists what a term may be multiplied by: each known array, its square and inverse, and what
     the derivatives of tanh, sigmoid and logarithms are made of.
     """
-    found = []
+    terms = []
     for name, x in known.items():
-        found += [(name, x), (f"{name}**2", x**2), (f"(1 - {name})", 1 - x)]
-        found += [(f"(1 - {name}**2)", 1 - x**2), (f"(1 + {name})", 1 + x)]
+        terms += [(name, x), (f"{name}**2", x**2), (f"(1 - {name})", 1 - x)]
+        terms += [(f"(1 - {name}**2)", 1 - x**2), (f"(1 + {name})", 1 + x)]
         if (x != 0).all():
-            found += [(f"1 / {name}", 1 / x), (f"1 / {name}**2", 1 / x**2)]
-    return found
+            terms += [(f"1 / {name}", 1 / x), (f"1 / {name}**2", 1 / x**2)]
+    return terms
 
 
 def products(known: dict[str, Array]) -> Iterator[Term]:

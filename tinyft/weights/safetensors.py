@@ -100,10 +100,10 @@ def _parse(text: bytes) -> dict[str, object]:
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Refuses equal names, of which one JSON parser keeps the last, another the first."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    header = dict(pairs)
+    if len(header) != len(pairs):
         raise WeightsError("the safetensors header has the same name twice; the file is refused")
-    return found
+    return header
 
 
 def _entry(name: str, value: object) -> _Entry:

@@ -49,7 +49,11 @@ def open_device(number: int) -> Gpu:
     gpu = f"gpu:{number} ({names[f'gpu:{number}']})"
     digits = str(cupy.cuda.Device(number).compute_capability)
     capability = f"{digits[:-1]}.{digits[-1]}"
-    _check_card(cupy, gpu, capability, wheels)
+    if _cuda(cupy) == 13 and float(capability) < OLDEST_CARD:
+        raise DeviceError(
+            f"{gpu} has compute capability {capability}, and CUDA 13 serves {OLDEST_CARD} and "
+            f"newer; {_install_for_12(wheels)}"
+        )
     _try_libraries(cupy, number, gpu, wheels)
     return Gpu(cupy, number, names[f"gpu:{number}"], capability, cupy.__version__)
 
@@ -135,14 +139,6 @@ def _hidden() -> str:
     """A note where the environment chooses what the driver shows."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     return "" if shown is None else f" (CUDA_VISIBLE_DEVICES is {shown!r})"
-
-
-def _check_card(cupy: ModuleType, gpu: str, capability: str, wheels: list[str]) -> None:
-    if _cuda(cupy) == 13 and float(capability) < OLDEST_CARD:
-        raise DeviceError(
-            f"{gpu} has compute capability {capability}, and CUDA 13 serves {OLDEST_CARD} and "
-            f"newer; {_install_for_12(wheels)}"
-        )
 
 
 def _try_libraries(cupy: ModuleType, number: int, gpu: str, wheels: list[str]) -> None:

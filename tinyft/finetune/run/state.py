@@ -57,8 +57,8 @@ def restore(training: Training, arrays: Arrays, values: dict[str, Any]) -> None:
 
     Raises: RunError if the state is of another network; the learner is then as it was
     """
-    model, found = training.model.state_dict(), model_arrays(arrays)
-    shapes, came = ({(n, a.shape) for n, a in state.items()} for state in (model, found))
+    model, given = training.model.state_dict(), model_arrays(arrays)
+    shapes, came = ({(n, a.shape) for n, a in state.items()} for state in (model, given))
     if came != shapes:
         differing = sorted({name for name, _ in came ^ shapes})
         raise RunError(f"the state is of another network; they differ in {', '.join(differing)}")
@@ -66,7 +66,7 @@ def restore(training: Training, arrays: Arrays, values: dict[str, Any]) -> None:
     if len(values["groups"]) != len(training.groups) or (hashed and hashed != model.keys()):
         raise RunError("the state is of a network with other groups or tensors")
     for name, array in model.items():
-        backends.assign(array, found[name])
+        backends.assign(array, given[name])
     training.losses = Losses()
     training.optimizer.clear()
     for group in training.groups:

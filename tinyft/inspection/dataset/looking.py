@@ -90,22 +90,22 @@ def check(
     pictures, thumbnails, features = _looked_at(listed, network, unusable)
     if not has_split:
         pictures = _divided(pictures, classes, valid_fraction, seed)
-    found = {"name": name, "classes": classes, "notes": notes, "has_split": has_split}
-    found |= {"pictures": pictures, "unusable": dict(sorted(unusable.items()))}
+    facts = {"name": name, "classes": classes, "notes": notes, "has_split": has_split}
+    facts |= {"pictures": pictures, "unusable": dict(sorted(unusable.items()))}
     if not pictures:
-        return DatasetCheck(**found)
+        return DatasetCheck(**facts)
     with working("comparing pictures with each other", len(pictures)) as work:
-        group_of, found["copies"] = grouped(thumbnails, features)
+        group_of, facts["copies"] = grouped(thumbnails, features)
         work.advance(len(pictures))
     if network is None:
-        return DatasetCheck(**found)
+        return DatasetCheck(**facts)
     labels = np.array([p.label for p in pictures])
     scores = out_of_fold(features, labels, len(classes), group_of)
     ahead_by, best = margins(scores, labels)
     order = np.argsort(-ahead_by, kind="stable")[: np.count_nonzero(ahead_by >= WORTH_A_LOOK)]
-    found["suspects"] = [Suspect(int(i), int(best[i]), float(ahead_by[i])) for i in order]
-    found |= {"margins": ahead_by, "agree": scores.argmax(axis=1) == labels}
-    return DatasetCheck(**found, network=network.name)
+    facts["suspects"] = [Suspect(int(i), int(best[i]), float(ahead_by[i])) for i in order]
+    facts |= {"margins": ahead_by, "agree": scores.argmax(axis=1) == labels}
+    return DatasetCheck(**facts, network=network.name)
 
 
 def _listed(path: Path) -> tuple[list[str], list[Picture], list[str], bool]:

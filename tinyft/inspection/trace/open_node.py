@@ -160,7 +160,7 @@ def _entry(
     x[place] = original - step
     below = float((dout * (here - forward())).sum()) / step
     x[place] = original
-    numeric, found = (above + below) / 2, float(gradient[place])
+    numeric, analytic = (above + below) / 2, float(gradient[place])
     largest = float(np.abs(gradient).max()) or 1.0
     kink = abs(above - below) > KINK * max(largest, abs(numeric))
-    return GradientEntry(name, place, found, numeric, abs(found - numeric) / largest, kink)
+    return GradientEntry(name, place, analytic, numeric, abs(analytic - numeric) / largest, kink)

@@ -130,13 +130,13 @@ def kernel_rows(node: TracedNode) -> list[list[str]]:
 
 def definitions(node: TracedNode) -> list[tuple[str, str]]:
     """Quote what defines each kernel of a node, and where: the reference's docstring."""
-    found = {}
+    by_title = {}
     for call in [*node.forward, *(node.backward or [])]:
         method = getattr(Backend, call.kernel)
         line = method.__code__.co_firstlineno
         title = f"{call.kernel} is defined in tinyft/backends/reference.py:{line}"
-        found[title] = inspect.getdoc(method) or ""
-    return list(found.items())
+        by_title[title] = inspect.getdoc(method) or ""
+    return list(by_title.items())
 
 
 def entry_rows(node: TracedNode) -> list[list[str]]:
@@ -176,10 +176,10 @@ class TraceTable(Displayed):
 
     def __getitem__(self, key: int | str) -> TracedNode:
         if isinstance(key, str):
-            found = [node for node in self.nodes if node.layer == key]
-            if not found:
+            of_layer = [node for node in self.nodes if node.layer == key]
+            if not of_layer:
                 raise KeyError(f"no op was called in a layer named {key!r}")
-            return found[0]
+            return of_layer[0]
         if not 0 <= key < len(self.nodes):
             last = len(self.nodes) - 1
             raise IndexError(f"there is no node {key}: the trace has nodes 0 to {last}")
@@ -241,10 +241,10 @@ def headline(trace: TraceTable) -> list[str]:
 
 def other_kernels(trace: TraceTable) -> list[str]:
     """ "62 adam_step (2.9 ms)", the longest first"""
-    found: dict[str, list[float]] = {}
+    by_kernel: dict[str, list[float]] = {}
     for call in trace.others:
-        found.setdefault(call.kernel, []).append(call.milliseconds)
-    longest_first = sorted(found.items(), key=lambda item: -sum(item[1]))
+        by_kernel.setdefault(call.kernel, []).append(call.milliseconds)
+    longest_first = sorted(by_kernel.items(), key=lambda item: -sum(item[1]))
     return [f"{len(ms)} {kernel} ({sum(ms):.1f} ms)" for kernel, ms in longest_first]
 
 

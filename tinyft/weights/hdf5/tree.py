@@ -276,7 +276,11 @@ class _Group:
     def messages(self) -> list[Message]:
         """Lists its header: attributes, that it has no heap, and its links."""
         info = pack("<BBQ", 0, 3, len(self.links)) + 3 * pack("<Q", UNDEFINED)
-        links = [_encoded_link(order, *link) for order, link in enumerate(self.links.items())]
+        # version 1 with its order (flag 4), and the name's length in 1 byte
+        links = [
+            pack("<BBQB", 1, 4, order, len(name)) + name.encode() + pack("<Q", address)
+            for order, (name, address) in enumerate(self.links.items())
+        ]
         plain = [(_LINK_INFO, info), (_GROUP_INFO, bytes(2)), *((_LINK, link) for link in links)]
         return [*self.attributes, *plain]
 
@@ -343,11 +347,6 @@ def _link(path: str, body: bytes) -> tuple[int, str, int]:
             f"consist of A-Z a-z 0-9 _ -"
         )
     return order, name, unpack_from("<Q", body, at + length)[0]
-
-
-def _encoded_link(order: int, name: str, address: int) -> bytes:
-    """Writes version 1 with its order (flag 4), and the name's length in 1 byte."""
-    return pack("<BBQB", 1, 4, order, len(name)) + name.encode() + pack("<Q", address)
 
 
 def _attribute(path: str, body: bytes) -> tuple[str, object]:

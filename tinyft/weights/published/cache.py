@@ -85,13 +85,13 @@ def verify(entry: Entry) -> str:
     """
     path = cached_path(entry)
     if entry.bundled_file:
-        found = file_sha256(path)
-        check_digest(entry, found)
-        return found
-    found = str(read_weights(path).metadata.get("source_sha256", ""))  # checks the content's hash
-    if not any(found.startswith(source.sha256) for source in sources(entry)):
-        check_digest(entry, found)
-    return found
+        digest = file_sha256(path)
+        check_digest(entry, digest)
+        return digest
+    digest = str(read_weights(path).metadata.get("source_sha256", ""))  # checks the content's hash
+    if not any(digest.startswith(source.sha256) for source in sources(entry)):
+        check_digest(entry, digest)
+    return digest
 
 
 def _fill_cache(entry: Entry, path: Path, announce: Announce) -> None:

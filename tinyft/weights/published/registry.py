@@ -136,8 +136,8 @@ def sources(entry: Entry) -> list[Entry]:
 
 def with_digest(sha256: str) -> Entry | None:
     """Finds the entry whose file has this full sha256, however it came to be on the disk."""
-    found = (entry for entry in entries() if entry.sha256 and sha256.startswith(entry.sha256))
-    return next(found, None)
+    same = (entry for entry in entries() if entry.sha256 and sha256.startswith(entry.sha256))
+    return next(same, None)
 
 
 def imagenet_classes() -> list[str]:
