@@ -109,21 +109,18 @@ class RunLines:
 
     def after_step(self, learner: Learner, record: StepRecord) -> None:
         if record.validation:
-            say(self._epoch(record))
+            validation, display = record.validation, shown()
+            left = f"; {display.works[0].left()}" if display else ""
+            say(
+                f"epoch {record.epoch + 1} of {self.plan.epochs} ({record.phase}): "
+                f"loss {record.smooth_loss:.4f}, valid loss {validation.loss:.4f}, "
+                f"{accuracies(validation)}{left}"
+            )
         if record.proof:
             say(_proof(record))
 
     def end(self, learner: Learner) -> None:
         """Everything has been said."""
-
-    def _epoch(self, record: StepRecord) -> str:
-        validation, display = record.validation, shown()
-        left = f"; {display.works[0].left()}" if display else ""
-        return (
-            f"epoch {record.epoch + 1} of {self.plan.epochs} ({record.phase}): "
-            f"loss {record.smooth_loss:.4f}, valid loss {validation.loss:.4f}, "
-            f"{accuracies(validation)}{left}"
-        )
 
 
 def _proof(record: StepRecord) -> str:

@@ -98,6 +98,7 @@ def phases(plan: Plan) -> list[PhaseInWords]:
 def _phase(plan: Plan, number: int, first: int) -> PhaseInWords:
     phase, states = plan.phases[number], plan.states[number]
     frozen = [state for state in states if state.frozen]
+    memory = "forgets what it remembered" if plan.reset_optimizer else REMEMBERS
     sentences = [
         f"{counted(phase.epochs, 'epoch')} of {counted(phase.steps_per_epoch, 'step')}, "
         f"steps {first} to {first + phase.steps - 1}.",
@@ -108,17 +109,13 @@ def _phase(plan: Plan, number: int, first: int) -> PhaseInWords:
         WHY_CYCLE,
         _momentum(phase),
         *_cache(plan, number),
-        f"Before the first step the optimizer {_optimizer(plan)}; after the last the bits "
+        f"Before the first step the optimizer {memory}; after the last the bits "
         "of every tensor that was to stay are compared with those before.",
     ]
     title = f"Phase {number + 1} of {len(plan.phases)}, {phase.name}"
     files = FILES | ({"kept features": "feature_cache.py"} if plan.cached_bytes[number] else {})
     where = ", ".join(f"{what}: tinyft/finetune/{file}" for what, file in files.items())
     return PhaseInWords(title, " ".join(sentences), where)
-
-
-def _optimizer(plan: Plan) -> str:
-    return "forgets what it remembered" if plan.reset_optimizer else REMEMBERS
 
 
 def _frozen(plan: Plan, frozen: list[GroupState]) -> str:
@@ -183,20 +180,16 @@ def _cache(plan: Plan, number: int) -> list[str]:
 
 def _why(plan: Plan, number: int, frozen: list[GroupState]) -> list[str]:
     """The reason for what is frozen; freezing everything has none."""
+    if not frozen and number == 0:
+        return [WHY_ALL_AT_ONCE]
     if not frozen:
-        return [_why_unfrozen(plan, number)]
+        return [WHY_UNFROZEN_RANDOM if plan.subject.random_body else WHY_UNFROZEN]
     if plan.subject.random_body:
         return [WHY_FROZEN_RANDOM]
     training = [state for state in plan.states[number] if not state.frozen]
     if training and all(state.in_head for state in training):
         return [WHY_FROZEN if number == 0 and plan.subject.random_head else WHY_FROZEN_AGAIN]
     return [WHY_FROZEN_IN_PART] if training else []
-
-
-def _why_unfrozen(plan: Plan, number: int) -> str:
-    if number == 0:
-        return WHY_ALL_AT_ONCE
-    return WHY_UNFROZEN_RANDOM if plan.subject.random_body else WHY_UNFROZEN
 
 
 def decay(plan: Plan) -> str:

@@ -239,7 +239,15 @@ class _Comparison:
             if abs(bend) <= self._allowed(k, abs(slope), step):
                 return slope, step
         if len(elements) == 1:
-            self._note_kink(self._place(elements[0]))
+            place = self._place(elements[0])
+            if place not in self.kinks:
+                self.kinks.append(place)
+            if len(self.kinks) > MOST_KINKS:
+                raise GradcheckError(
+                    f"gradcheck: {self._who()} has kinks at more than {MOST_KINKS} elements "
+                    f"({_places(self.kinks)}), where there is no derivative to compare with; "
+                    "choose inputs away from 0 (ReLU) and without ties (max-pool)"
+                )
             return 0.0, eps
         first = self._slope(k, direction, elements[: len(elements) // 2], eps)
         second = self._slope(k, direction, elements[len(elements) // 2 :], eps)
@@ -274,16 +282,6 @@ class _Comparison:
         if 0 < difference <= allowed:
             self.worst = max(self.worst, difference / allowed)
         return difference <= allowed
-
-    def _note_kink(self, place: tuple[int, ...]) -> None:
-        if place not in self.kinks:
-            self.kinks.append(place)
-        if len(self.kinks) > MOST_KINKS:
-            raise GradcheckError(
-                f"gradcheck: {self._who()} has kinks at more than {MOST_KINKS} elements "
-                f"({_places(self.kinks)}), where there is no derivative to compare with; choose "
-                "inputs away from 0 (ReLU) and without ties (max-pool)"
-            )
 
     def _report(self, compared: int) -> InputReport:
         label = self.function.labels[self.n]

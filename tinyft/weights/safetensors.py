@@ -70,7 +70,14 @@ def open_safetensors(file: BinaryIO) -> tuple[dict[str, LazyArray], dict[str, st
             f"the header claims {length:,} bytes in a file of {size:,}; it is damaged or no "
             f"safetensors file"
         )
-    header = _parse(file.read(length))
+    try:
+        header = json.loads(
+            file.read(length).decode("utf-8"), object_pairs_hook=_without_duplicates
+        )
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"the safetensors header is no JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise WeightsError("the safetensors header is no JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise WeightsError("the safetensors metadata is not text to text; the file is damaged")
@@ -86,16 +93,6 @@ def open_safetensors(file: BinaryIO) -> tuple[dict[str, LazyArray], dict[str, st
 
 
 _Entry = tuple[str, tuple[int, ...], int, int]
-
-
-def _parse(text: bytes) -> dict[str, object]:
-    try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"the safetensors header is no JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise WeightsError("the safetensors header is no JSON object")
-    return header
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

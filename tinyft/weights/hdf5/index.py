@@ -163,7 +163,11 @@ class _Heap:
         """Reads one object. Raises: WeightsError if its identity leads nowhere"""
         kind, rest = identity[0] >> 4, identity[1:]
         if kind == 1:
-            return self._huge(int.from_bytes(rest, "little"))
+            if self.huge is None:
+                kept, records = _records(self.blocks, self.huge_index, 10_000)
+                places = [unpack_from("<QQQ", record) for record in records if kept == _HUGE]
+                self.huge = {number: (address, length) for address, length, number in places}
+            return self.blocks.block(*self.huge[int.from_bytes(rest, "little")])
         if kind != 0:
             raise WeightsError("the file is damaged: an object of a heap has a strange identity")
         offset = int.from_bytes(rest[: self.offset_bytes], "little")
@@ -180,13 +184,6 @@ class _Heap:
             self.read[address] = self.blocks.checked(address, size, b"FHDB", at)
         self.blocks.spend(length)
         return self.read[address][begin : begin + length]
-
-    def _huge(self, identity: int) -> bytes:
-        if self.huge is None:
-            kind, records = _records(self.blocks, self.huge_index, 10_000)
-            places = [unpack_from("<QQQ", record) for record in records if kind == _HUGE]
-            self.huge = {number: (address, length) for address, length, number in places}
-        return self.blocks.block(*self.huge[identity])
 
 
 def _records(blocks: Blocks, address: int, most: int) -> tuple[int, list[bytes]]:
