@@ -314,11 +314,11 @@ def _copies(places: Mapping[Path, object]) -> list[list[Path]]:
 
     Only files whose size occurs in more than one place are read.
     """
-    sizes, found = defaultdict(list), defaultdict(list)
+    sizes, by_digest = defaultdict(list), defaultdict(list)
     for path in places:
         sizes[path.stat().st_size].append(path)
     for paths in sizes.values():
         if len({places[path] for path in paths}) > 1:
             for path in paths:
-                found[sha256(path)].append(path)
-    return sorted(same for same in found.values() if len({places[path] for path in same}) > 1)
+                by_digest[sha256(path)].append(path)
+    return sorted(same for same in by_digest.values() if len({places[path] for path in same}) > 1)

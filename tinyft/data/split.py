@@ -69,7 +69,7 @@ def find_parts(path: Path) -> dict[str, Path]:
 
 def folders_beside(path: Path) -> list[str]:
     """Names the folders whose names are not those of parts."""
-    names = [found.name for found in path.iterdir() if found.is_dir()]
+    names = [folder.name for folder in path.iterdir() if folder.is_dir()]
     parts = (*TRAIN_NAMES, *VALID_NAMES)
     return sorted(n for n in names if n.lower() not in parts and not n.startswith("."))
 
@@ -77,10 +77,10 @@ def folders_beside(path: Path) -> list[str]:
 def _first_called(names: Sequence[str], path: Path) -> Path | None:
     """Returns the folder of the first name there is, else one that differs in case alone."""
     for name in names:
-        others = sorted(found for found in path.iterdir() if found.name.lower() == name)
-        for found in (path / name, *others):
-            if found.is_dir():
-                return found
+        others = sorted(folder for folder in path.iterdir() if folder.name.lower() == name)
+        for folder in (path / name, *others):
+            if folder.is_dir():
+                return folder
     return None
 
 
@@ -209,8 +209,8 @@ def pattern_of(names: Sequence[str]) -> str | None:
     each name has one, and a label has two pictures or more, in the mean.
     """
     for pattern in PATTERNS:
-        found = [re.search(pattern, name) for name in names]
-        if all(found) and 2 <= len({match[1] for match in found}) <= len(names) / 2:
+        matches = [re.search(pattern, name) for name in names]
+        if all(matches) and 2 <= len({match[1] for match in matches}) <= len(names) / 2:
             return pattern
     return None
 
@@ -240,9 +240,9 @@ def scan_classes(root: Path) -> Scan:
             )
         folders[name] = entry.path
     for name in sorted(folders):
-        found = pictures_below(folders[name], scan)
-        if found:
-            scan.pictures[name] = found
+        pictures_here = pictures_below(folders[name], scan)
+        if pictures_here:
+            scan.pictures[name] = pictures_here
         else:
             scan.empty.append(name)
     return scan
@@ -250,18 +250,18 @@ def scan_classes(root: Path) -> Scan:
 
 def pictures_below(folder: str | Path, scan: Scan) -> list[Path]:
     """Lists the pictures in a folder and below it, by name; counts what is passed over."""
-    found = []
+    pictures = []
     ahead = _entries(folder, scan)[::-1]  # a stack, next entry last: folders may be nested deeply
     while ahead:
         entry = ahead.pop()
         if entry.is_dir():
             ahead += _entries(entry.path, scan)[::-1]
         elif _is_picture(entry):
-            found.append(Path(entry.path))
+            pictures.append(Path(entry.path))
         else:
             suffix = printable(Path(entry.name).suffix)
             scan.skipped[f"files of another kind ({suffix or 'no extension'})"] += 1
-    return found
+    return pictures
 
 
 def _is_picture(entry: os.DirEntry) -> bool:

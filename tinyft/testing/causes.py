@@ -108,13 +108,13 @@ def constant_factor(seen: Evidence) -> str | None:
 
 def _counts(shape: tuple[int, ...], name: str) -> dict[int, str]:
     """List what a mean over some axes divides by: product of their sizes -> which axes."""
-    found = {}
+    meanings = {}
     for count in range(1, len(shape) + 1):
         for axes in combinations(range(len(shape)), count):
             size = int(np.prod([shape[a] for a in axes]))
             if size > 2:
-                found.setdefault(size, f"the size of the {name}'s axes {axes}")
-    return found
+                meanings.setdefault(size, f"the size of the {name}'s axes {axes}")
+    return meanings
 
 
 def other_order(seen: Evidence) -> str | None:

@@ -217,11 +217,11 @@ def infer_architecture(shapes: Mapping[str, tuple[int, ...]]) -> str:
     middle = shapes.get("layer1.0.conv2.weight", ())
     if len(middle) == 4 and middle[1] < middle[0]:  # a block's 3x3 sees every channel, unless ...
         raise _not_ours(f"grouped convolutions of {middle[1]} channels each (ResNeXt)")
-    found = _describe(shapes)
+    described = _describe(shapes)
     for name, plan in ARCHITECTURES.items():
-        if found == (plan.depths, plan.widths, plan.block is Bottleneck, plan.stem[0]):
+        if described == (plan.depths, plan.widths, plan.block is Bottleneck, plan.stem[0]):
             return name
-    blocks, widths, bottleneck, stem = found
+    blocks, widths, bottleneck, stem = described
     kind = "bottleneck" if bottleneck else "basic"
     raise _not_ours(f"{kind} blocks {blocks} of widths {widths} after a {stem}x{stem} stem")
 
@@ -243,8 +243,8 @@ def _describe(
     return blocks, widths, bottleneck, stem[-1] if len(stem) == 4 else 0
 
 
-def _not_ours(found: str) -> WeightsError:
+def _not_ours(what: str) -> WeightsError:
     known = ", ".join(ARCHITECTURES)
     return WeightsError(
-        f"the tensors are of no network that tinyft builds: found {found}; known are {known}"
+        f"the tensors are of no network that tinyft builds: found {what}; known are {known}"
     )

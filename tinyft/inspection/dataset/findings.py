@@ -105,10 +105,10 @@ class DatasetCheck(Displayed):
         always saying the "largest" class.
         """
         total = len(self.pictures)
-        found = {"largest": (int(self.counts().max(initial=0)), total)} if total else {}
+        rates = {"largest": (int(self.counts().max(initial=0)), total)} if total else {}
         if self.agree is not None and len(self.classes) > 1:
-            found["features"] = (int(self.agree.sum()), total)
-        return found
+            rates["features"] = (int(self.agree.sum()), total)
+        return rates
 
     def sentences(self) -> dict[str, str]:
         """Says each finding in a sentence, by its kind, what hurts most first."""
@@ -251,49 +251,49 @@ def _span(low: float, high: float) -> str:
 # -------------------------------------------------------------------------------------- as a page
 
 
-def body(found: DatasetCheck) -> Markup:
+def body(facts: DatasetCheck) -> Markup:
     """Draws all of it as HTML."""
-    copies = [_copies(found, kind) for kind in COPIES]
-    sections = [*copies[:2], _suspects(found), *copies[2:], _classes(found), _unusable(found)]
-    return Markup("\n".join([STYLE, _head(found), *sections]))
+    copies = [_copies(facts, kind) for kind in COPIES]
+    sections = [*copies[:2], _suspects(facts), *copies[2:], _classes(facts), _unusable(facts)]
+    return Markup("\n".join([STYLE, _head(facts), *sections]))
 
 
-def _head(found: DatasetCheck) -> str:
-    tiles = [(f"{len(found.pictures):,}", "usable pictures"), (len(found.classes), "classes")]
+def _head(facts: DatasetCheck) -> str:
+    tiles = [(f"{len(facts.pictures):,}", "usable pictures"), (len(facts.classes), "classes")]
     for split, text in {"train": "to train on", "valid": "to validate"}.items():
-        tiles.append((int(found.counts(split).sum()), text))
+        tiles.append((int(facts.counts(split).sum()), text))
     words = {"features": "by comparing features", "largest": "by always saying one class"}
-    for name, (right, of) in found.baselines().items():
+    for name, (right, of) in facts.baselines().items():
         tiles.append((f"{100 * right / of:.0f} %", words[name]))
     row = "".join(f'<div class="tile"><b>{a}</b>{escape(b)}</div>' for a, b in tiles)
-    said = list(found.sentences().values()) or ["nothing that training would suffer from"]
+    said = list(facts.sentences().values()) or ["nothing that training would suffer from"]
     items = "".join(f"<li>{escape(text)}</li>" for text in said)
-    lines = "<br>".join(map(escape, found.remarks()))
+    lines = "<br>".join(map(escape, facts.remarks()))
     return (
-        f'<h1 class="file">{escape(found.name)}</h1><div class="shown">{row}</div>'
+        f'<h1 class="file">{escape(facts.name)}</h1><div class="shown">{row}</div>'
         f'<ul class="file">{items}</ul><p class="soft file">{lines}</p>'
     )
 
 
-def _suspects(found: DatasetCheck) -> str:
+def _suspects(facts: DatasetCheck) -> str:
     figures = []
-    for suspect in found.suspects[:MOST_SUSPECTS]:
-        shown, other = found.pictures[suspect.picture], escape(found.classes[suspect.looks_like])
-        label = escape(found.classes[shown.label])
+    for suspect in facts.suspects[:MOST_SUSPECTS]:
+        shown, other = facts.pictures[suspect.picture], escape(facts.classes[suspect.looks_like])
+        label = escape(facts.classes[shown.label])
         caption = Markup(f"{label}? looks like <b>{other}</b> ({suspect.margin:.2f})")
         figures.append(_figure(shown, caption))
     words = (
         "By the regression of all others, these features belong to another class; the number is by "
         "how much. Some labels are right, and the pictures merely unlike the others of their class."
     )
-    return _section("Labels that may be wrong", words, figures, len(found.suspects))
+    return _section("Labels that may be wrong", words, figures, len(facts.suspects))
 
 
-def _copies(found: DatasetCheck, kind: str) -> str:
-    groups, drawn = found.copies_by_kind()[kind], []
+def _copies(facts: DatasetCheck, kind: str) -> str:
+    groups, drawn = facts.copies_by_kind()[kind], []
     for group in groups[:MOST_GROUPS]:
-        members = [found.pictures[i] for i in group[:MOST_OF_A_GROUP]]
-        figures = [_figure(p, escape(f"{found.classes[p.label]}, {p.split}")) for p in members]
+        members = [facts.pictures[i] for i in group[:MOST_OF_A_GROUP]]
+        figures = [_figure(p, escape(f"{facts.classes[p.label]}, {p.split}")) for p in members]
         rest = len(group) - len(members)
         figures += [f"<p>and {rest} more</p>"] if rest else []
         drawn.append(f'<div class="group">{"".join(figures)}</div>')
@@ -325,15 +325,15 @@ def _figure(shown: Picture, caption: Markup) -> str:
     )
 
 
-def _classes(found: DatasetCheck) -> str:
-    rows, most = [], max(1, int(found.counts().max(initial=0)))
-    train, valid = found.counts("train").tolist(), found.counts("valid").tolist()
-    for k, name in enumerate(found.classes):
-        here = [i for i, p in enumerate(found.pictures) if p.label == k]
-        sizes = [(p.width, p.height) for p in map(found.pictures.__getitem__, here)]
+def _classes(facts: DatasetCheck) -> str:
+    rows, most = [], max(1, int(facts.counts().max(initial=0)))
+    train, valid = facts.counts("train").tolist(), facts.counts("valid").tolist()
+    for k, name in enumerate(facts.classes):
+        here = [i for i, p in enumerate(facts.pictures) if p.label == k]
+        sizes = [(p.width, p.height) for p in map(facts.pictures.__getitem__, here)]
         sizes = [f"{w}x{h}" for w, h in sorted(sizes, key=min)]
         spans = [sizes[0], sizes[len(sizes) // 2], sizes[-1]] if sizes else [None] * 3
-        agree = None if found.agree is None or not here else found.agree[here].mean()
+        agree = None if facts.agree is None or not here else facts.agree[here].mean()
         shown = None if agree is None else f"{100 * agree:.0f} %"
         bar = Markup(f'<span class="bar" style="width:{120 * len(here) / most:.0f}px"></span>')
         rows.append([name, train[k], valid[k], bar, *spans, shown])
@@ -341,10 +341,10 @@ def _classes(found: DatasetCheck) -> str:
     return f"<h2>Classes</h2>{table(head, rows)}"
 
 
-def _unusable(found: DatasetCheck) -> str:
-    if not found.unusable:
+def _unusable(facts: DatasetCheck) -> str:
+    if not facts.unusable:
         return ""
     words = "<p>They would stop a run; <code>--on-error skip</code> leaves them out.</p>"
     return (
-        f"<h2>Files that cannot be used</h2>{words}{table(['file', 'why'], found.unusable.items())}"
+        f"<h2>Files that cannot be used</h2>{words}{table(['file', 'why'], facts.unusable.items())}"
     )
