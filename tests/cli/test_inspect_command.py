@@ -117,3 +117,27 @@ def test_a_loss_that_differs_from_the_records_is_said(tinyft, trained):
     metrics.write_text("\n".join([lines[0], lines[1].replace(loss, "0.5", 1)]) + "\n")
     assert "metrics.csv has 0.5: not the same bits" in tinyft("inspect", trained, "--step", 0).out
     assert "does not have this step" in tinyft("inspect", trained, "--step", 1).out
+
+
+@pytest.mark.slow
+def test_a_changed_activation_moves_losses_and_probabilities(tinyft, trained):
+    before = contents(trained)
+    options = "--step", 1, "--change", "layer3.0:ablate:7", "--change", "layer2:clamp:0,0.5"
+    done = tinyft("inspect", trained, *options)
+    assert done.code == 0, done.err
+    assert done.out.startswith("what if layer3.0:ablate:7, layer2:clamp:0,0.5 before step 1")
+    assert "loss in evaluation: " in done.out and contents(trained) == before
+    found = json.loads(tinyft("inspect", trained, *options, "--json").out.splitlines()[-1])
+    without, with_it = found["change"]["losses"]["evaluation"]
+    assert without != with_it and len(found["change"]["pictures"]) == len(found["ids"])
+    for change, said in (("layer9:ablate:7", "no layer 'layer9'"), ("layer1:ablate:99", "0 to 15")):
+        done = tinyft("inspect", trained, "--step", 1, "--change", change)
+        assert done.code == 2 and said in done.error
+
+
+@pytest.mark.parametrize(
+    "change", ["layer1", "layer1:ablate:x", "layer1:ablate:1,2", "a:clamp:1", "a:b:0"]
+)
+def test_a_change_that_says_nothing(tinyft, trained, change):
+    done = tinyft("inspect", trained, "--step", 0, "--change", change)
+    assert done.code == 2 and "expected LAYER:ablate:CHANNEL" in done.error

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from tinyft.cli.failures import RequestError
 from tinyft.cli.options import GRAPHS, PAGES, Parser, add_json, add_moved, expect_replaceable, whole
 from tinyft.cli.output import answer, has_terminal, json_result, result, say
-from tinyft.display import fitted, terminal_width
+from tinyft.display import aligned, fitted, terminal_width
 
 if TYPE_CHECKING:
     from tinyft.inspection.step.moment import Moment
     from tinyft.inspection.step.why import Explanation
+    from tinyft.inspection.trace.activations import Change
     from tinyft.inspection.trace.kernel_watch import KernelCall
     from tinyft.inspection.trace.recorder import Trace
 
@@ -21,7 +22,9 @@ HELP = "make one step of a run again, and show it op by op"
 EXAMPLE = """\
 tinyft inspect runs/photos-resnet18-1 --step 17
 tinyft inspect runs/photos-resnet18-1 --step 17 --node 37 --html step.html
-tinyft inspect runs/photos-resnet18-1 --step 17 --why --what-if"""
+tinyft inspect runs/photos-resnet18-1 --step 17 --why --what-if
+tinyft inspect runs/photos-resnet18-1 --step 17 --change layer3.0:ablate:7"""
+CHANGES = "LAYER:ablate:CHANNEL, LAYER:swap:CHANNEL,CHANNEL or LAYER:clamp:LOW,HIGH"
 
 
 def add_options(parser: Parser) -> None:
@@ -34,6 +37,8 @@ def add_options(parser: Parser) -> None:
     add("--dot", metavar="FILE", help="write the graph for Graphviz (dot -Tsvg FILE)")
     add("--why", action="store_true", help="why the loss of the step's pictures changed")
     add("--what-if", action="store_true", help="what other rates, or freezing, would have done")
+    changed = "what if a layer had put out something else (repeatable)"
+    add("--change", action="append", metavar="LAYER:...", help=f"{changed}: {CHANGES}")
     add_moved(parser)
     add_json(parser)
 
@@ -43,10 +48,11 @@ def run(args: argparse.Namespace) -> int:
     from tinyft.inspection.trace.recorder import trace_step
 
     nodes = sorted(set(args.node or []))
-    if (args.why or args.what_if) and (args.node or args.html or args.dot):
+    explains, change = args.why or args.what_if or args.change, changes_of(args.change or [])
+    if explains and (args.node or args.html or args.dot):
         raise RequestError(
-            "--why and --what-if answer in text or JSON; --node, --html and --dot show the trace; "
-            "ask for one or the other"
+            "--why, --what-if and --change answer in text or JSON; --node, --html and --dot show "
+            "the trace; ask for one or the other"
         )
     if args.html and args.dot and Path(args.html).resolve() == Path(args.dot).resolve():
         raise RequestError(f"--html and --dot would both be written to {args.html}; name two files")
@@ -57,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     args.working = True
     for notice in moment.notices:
         say(f"note: {notice}")
-    if args.why or args.what_if:
-        return _explain(args, moment)
+    if explains:
+        return _explain(args, moment, change)
     trace = trace_step(moment, open=nodes)
     if nodes and nodes[-1] >= len(trace):
         raise RequestError(
@@ -147,11 +153,46 @@ def plain(trace: Trace, nodes: list[int]) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------ --why and --what-if
+# -------------------------------------------------------------------- --why, --what-if and --change
 
 
-def _explain(args: argparse.Namespace, moment: Moment) -> int:
-    """Say why the step changed the loss, and what other steps would have done."""
+def changes_of(asked: list[str]) -> dict[str, Change]:
+    """What --change asks for, by layer. Raises: RequestError"""
+    from tinyft.inspection.trace import activations
+
+    found = {}
+    for text in asked:
+        try:
+            layer, kind, numbers = text.split(":")
+            number = {"ablate": int, "swap": int, "clamp": float}[kind]
+            change = getattr(activations, kind)(*map(number, numbers.split(",")))
+        except (ValueError, KeyError, TypeError):
+            raise RequestError(f"--change {text}: expected {CHANGES}") from None
+        if found.setdefault(layer, change) is not change:
+            raise RequestError(f"--change {text}: {layer} has a change already")
+    return found
+
+
+def changed_looks(moment: Moment, change: dict[str, Change]) -> tuple[list[str], dict[str, Any]]:
+    """How a change of activations moves the batch's loss, and each picture's probability of its
+    class, as lines and as JSON is to hold it: pairs, without and with it.
+    """
+    looks = {m: (moment.look(m), moment.look(m, change)) for m in ("training", "evaluation")}
+    losses = {mode: [look.loss for look in pair] for mode, pair in looks.items()}
+    lines = [f"loss in {m}: {a:.5f} -> {b:.5f} ({b - a:+.5f})" for m, (a, b) in losses.items()]
+    files, classes = moment.learner.data.files("train"), moment.learner.classes
+    rows, pictures = [("picture", "class", "probability", "says")], {}
+    both = (look.probabilities for look in looks["evaluation"])
+    for i, label, *two in zip(moment.batch.ids, moment.batch.labels, *both, strict=True):
+        shares, said = [p[label] for p in two], [classes[p.argmax()] for p in two]
+        words = " -> ".join(f"{share:.4f}" for share in shares), " -> ".join(dict.fromkeys(said))
+        rows.append((files[i], classes[label], *words))
+        pictures[files[i]] = {"probability": shares, "says": said}
+    return [*lines, "in evaluation:", *aligned(rows)], {"losses": losses, "pictures": pictures}
+
+
+def _explain(args: argparse.Namespace, moment: Moment, change: dict[str, Change]) -> int:
+    """Say why the step changed the loss, and what other steps and activations would have done."""
     from tinyft.inspection.step.what_if import what_if
     from tinyft.inspection.step.why import explain_step, jump
 
@@ -166,6 +207,13 @@ def _explain(args: argparse.Namespace, moment: Moment) -> int:
         outcomes = what_if(moment)
         texts.append(str(outcomes))
         answers["what_if"] = outcomes.outcomes
+    if change:
+        try:
+            lines, answers["change"] = changed_looks(moment, change)
+        except ValueError as error:  # a layer or a channel that is not there
+            raise RequestError(str(error)) from None
+        asked = f"what if {', '.join(args.change)} before {moment.where}?"
+        texts.append("\n".join([asked, *lines]))
     answer(args, "\n\n".join(texts), answers)
     return 0
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,26 +40,10 @@ from tinyft.ops import global_average_pool
 if TYPE_CHECKING:
     from tinyft.engine.tensor import Tensor
     from tinyft.nn.module import Module
-    from tinyft.weights.preprocess import Preprocess
 
 TOGETHER = 16  # pictures: with 32, ResNet-18 takes as long for each, and twice the memory
+Learner = Any  # which stands above this file: see training.py
 Skip = Callable[[str, Exception], None]  # is told the name of a picture, and why it was left out
-
-
-class Learner(Protocol):
-    """Lists what answers need of a learner, which stands above this file: see training.py."""
-
-    model: Module
-    classes: list[str]
-    device: str
-    answers: Answers
-    has_features: bool
-
-    def input(self, images: np.ndarray) -> Tensor: ...
-
-    def adjusted_preprocess(self) -> Preprocess: ...
-
-    def expect_features(self, what: str) -> None: ...
 
 
 @dataclass(eq=False)

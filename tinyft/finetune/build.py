@@ -262,14 +262,10 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def load_learner(
-    path: str | os.PathLike[str],
-    *,
-    data: PictureData | None = None,
-    model: Module | None = None,
-    head: Module | None = None,
-    optimizer: str | Callable[..., Optimizer] | None = None,
+    path: str | os.PathLike[str], *, data: PictureData | None = None, model: Module | None = None,
+    head: Module | None = None, optimizer: str | Callable[..., Optimizer] | None = None,
     device: str = "auto",
-) -> Learner:
+) -> Learner:  # fmt: skip
     """The learner that `save` wrote, ready to predict and to evaluate; with `data` of its classes,
     and new ones, also to train on: its head, with random rows for new classes, its settings,
     nothing frozen, an optimizer that starts empty.

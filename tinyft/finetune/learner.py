@@ -74,15 +74,9 @@ class Learner(Training):
     save = save.save
 
     def fine_tune(
-        self,
-        epochs: int,
-        base_lr: float = 2e-3,
-        *,
-        out: str | Path | None = None,
-        observers: Sequence[Observer] = (),
-        progress: bool | None = None,
-        **options: Any,
-    ) -> list[Evaluation]:
+        self, epochs: int, base_lr: float = 2e-3, *, out: str | Path | None = None,
+        observers: Sequence[Observer] = (), progress: bool | None = None, **options: Any,
+    ) -> list[Evaluation]:  # fmt: skip
         """Train the head alone, then everything; the validation of each epoch.
 
         `options` are those of `plan`, `out`, `observers` and `progress` those of `execute`.
@@ -91,15 +85,10 @@ class Learner(Training):
         return self.execute(plan, out=out, observers=observers, progress=progress)
 
     def fit_one_cycle(
-        self,
-        epochs: int,
-        lr_max: float | slice | Sequence[float] | None = None,
-        *,
-        out: str | Path | None = None,
-        observers: Sequence[Observer] = (),
-        progress: bool | None = None,
-        **options: Any,
-    ) -> list[Evaluation]:
+        self, epochs: int, lr_max: float | slice | Sequence[float] | None = None, *,
+        out: str | Path | None = None, observers: Sequence[Observer] = (),
+        progress: bool | None = None, **options: Any,
+    ) -> list[Evaluation]:  # fmt: skip
         """Train one cycle with what is frozen now; the validation of each epoch.
 
         `options` are those of `one_cycle_plan`, the others those of `execute`.

@@ -38,15 +38,9 @@ if TYPE_CHECKING:
 
 
 def plan(
-    learner: Training,
-    epochs: int,
-    base_lr: float = 2e-3,
-    *,
-    freeze_epochs: int = 1,
-    weight_decay: float | None = None,
-    stale_gradients: bool = False,
-    **schedule: Any,
-) -> Plan:
+    learner: Training, epochs: int, base_lr: float = 2e-3, *, freeze_epochs: int = 1,
+    weight_decay: float | None = None, stale_gradients: bool = False, **schedule: Any,
+) -> Plan:  # fmt: skip
     """Plan what `fine_tune` with these arguments would do. Nothing is changed.
 
     `schedule` may hold lr_mult, pct_start, div, div_final and moms, with fastai's meaning and
@@ -63,15 +57,10 @@ def plan(
 
 
 def one_cycle_plan(
-    learner: Training,
-    epochs: int,
-    lr_max: float | slice | Sequence[float] | None = None,
-    *,
-    first_trainable: int | None = None,
-    reset_optimizer: bool | None = None,
-    weight_decay: float | None = None,
-    **schedule: Any,
-) -> Plan:
+    learner: Training, epochs: int, lr_max: float | slice | Sequence[float] | None = None, *,
+    first_trainable: int | None = None, reset_optimizer: bool | None = None,
+    weight_decay: float | None = None, **schedule: Any,
+) -> Plan:  # fmt: skip
     """Plan what `fit_one_cycle` would do, with the groups before `first_trainable` frozen (default:
     as now). The optimizer goes on with what it remembers, unless other groups are frozen than now
     or `reset_optimizer` says otherwise. `schedule` may hold pct_start, div, div_final and moms.
@@ -94,13 +83,9 @@ def one_cycle_plan(
 
 
 def plan_of(
-    learner: Training,
-    phases: Sequence[Phase],
-    *,
-    weight_decay: float | None = None,
-    stale_gradients: bool = False,
-    reset_optimizer: bool = True,
-) -> Plan:
+    learner: Training, phases: Sequence[Phase], *, weight_decay: float | None = None,
+    stale_gradients: bool = False, reset_optimizer: bool = True,
+) -> Plan:  # fmt: skip
     """Plan phases of one's own, such as `one_cycle_phase` makes; for `execute` or `steps`.
 
     Gradual unfreezing is a phase for each group, last group first:
@@ -121,14 +106,9 @@ def plan_of(
 
 
 def _complete(
-    learner: Training,
-    method: str,
-    phases: list[Phase],
-    arguments: dict[str, Any],
-    *,
-    weight_decay: float | None,
-    **switches: bool,
-) -> Plan:
+    learner: Training, method: str, phases: list[Phase], arguments: dict[str, Any], *,
+    weight_decay: float | None, **switches: bool,
+) -> Plan:  # fmt: skip
     """The plan of these phases for a learner as it is now. `method` and `arguments` say how to make
     it again; `switches` are stale_gradients and reset_optimizer.
 

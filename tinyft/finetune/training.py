@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -48,14 +48,6 @@ from tinyft.ops import cross_entropy
 from tinyft.weights.preprocess import Preprocess
 
 REMEDY = "Use a smaller learning rate (a tenth is a good try; 0.002 is usual for a new head)"
-
-
-class Features(Protocol):
-    """Keeps the features of a body that cannot change: see feature_cache.py."""
-
-    def features(self, batch: Batch) -> Tensor: ...
-
-    def to(self, device: str) -> None: ...
 
 
 # Of a head:
@@ -128,7 +120,7 @@ class Training(Displayed):
         self.trained: frozenset[str] = frozenset()  # parameters that ever had a gradient
         self.step = self.epoch = 0
         self.smooth, self.losses = SmoothLoss(), Losses()
-        self.cache: Features | None = None  # of the phase in progress, if it keeps features
+        self.cache: Any = None  # of the phase in progress, if it keeps features: feature_cache.py
         self.answers = Answers()
         self.phase_digests: dict[str, str] = {}
         self.history: list[StepRecord] = []
@@ -203,14 +195,9 @@ class Training(Displayed):
         self.freeze_to(0)
 
     def enter(
-        self,
-        phase: Phase,
-        weight_decay: float,
-        *,
-        stale_gradients: bool = False,
-        reset_optimizer: bool = True,
-        resumed: bool = False,
-    ) -> None:
+        self, phase: Phase, weight_decay: float, *, stale_gradients: bool = False,
+        reset_optimizer: bool = True, resumed: bool = False,
+    ) -> None:  # fmt: skip
         """Freeze what the phase says. A new phase starts without optimizer state if
         `reset_optimizer`.
         """

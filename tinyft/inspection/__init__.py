@@ -4,6 +4,7 @@ from tinyft.lazy import looked_up_in
 
 _HOME = {
     "Ledger": "ledger.ledger",
+    **dict.fromkeys(["ablate", "clamp", "swap"], "trace.activations"),
     "changed": "ledger.changes",
     "check": "dataset.looking",
     "explain": ".finetune.in_words",

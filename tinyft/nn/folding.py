@@ -61,7 +61,8 @@ def fold(network: Module) -> FoldedNetwork:
         children = list(module._children.items())
         for (_, first), (name, second) in itertools.pairwise(children):
             together = isinstance(first, Conv2d) and isinstance(second, BatchNorm)
-            if together and used[first] == 1:  # or its other norm would be lost
+            changed = "forward" in vars(first) | vars(second)  # see inspection/trace/activations.py
+            if together and used[first] == 1 and not changed:  # or its other norm would be lost
                 _fold_pair(first, second)
                 setattr(module, name, Folded())
     for _, weights in network.named_parameters():
@@ -105,7 +106,7 @@ def fingerprint(network: Module) -> int:
                 checksum = _sums(value, checksum)
             else:
                 plain = isinstance(value, str | int | float | tuple | list | None)
-                said = repr(value) if plain else str(id(value))
+                said = repr(value) if plain else str(id(getattr(value, "__func__", value)))
             checksum = zlib.crc32(f"{path}.{name} {said}".encode(), checksum)
     return checksum
 

@@ -47,12 +47,10 @@ from tinyft.data.picture import (
     working_picture,
 )
 from tinyft.display import counted
-from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import ShapeError
 from tinyft.inspection.html import Markup, escape, page, picture
 from tinyft.inspection.report.charts import heat_colours
-from tinyft.nn.folding import fold
 
 if TYPE_CHECKING:
     from tinyft.data.loader import PictureData
@@ -265,12 +263,10 @@ def grad_cams(learner: Learner, images: np.ndarray, classes: np.ndarray) -> np.n
     n = len(learner.classes)
     if classes.size and not 0 <= classes.min() <= classes.max() < n:
         raise ValueError(f"grad_cams: classes are 0 to {n - 1}; got {classes.tolist()}")
-    learner.expect_features("Grad-CAM")
+    _, _, maps = learner.answers.ask(learner, images, maps=True)  # (N, h, w, C)
     with backends.use(learner.device):
-        network = fold(learner.model).network
-        with no_grad():
-            features = network.features(learner.input(images)).data  # (N, h, w, C)
-        return heat_maps(network, features, classes)
+        network = learner.answers.network(learner).network
+        return heat_maps(network, backends.place(maps, learner.device), classes)
 
 
 def heat_maps(network: Module, features: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from tinyft.data.loader import Batch
 from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import RunError
+from tinyft.finetune.answering import softmax
 from tinyft.finetune.feature_cache import FeatureCache
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.plan import Plan
@@ -31,6 +32,7 @@ from tinyft.finetune.run.reading import MaybeMoved, read_description
 from tinyft.finetune.run.resume import recreate
 from tinyft.finetune.run.state import bookmark
 from tinyft.finetune.schedule import Phase
+from tinyft.inspection.trace.activations import Change, changing
 
 MODES = (
     "training",  # batch norms by their switches, dropout with the step's own masks
@@ -41,10 +43,13 @@ MODES = (
 
 @dataclass(frozen=True)
 class Look:
-    """The loss of a batch, and of each of its pictures by itself: each (N,) float64."""
+    """The loss of a batch, and of each of its pictures by itself: each (N,) float64; and what the
+    network says of them: probabilities (N, C) float64.
+    """
 
     loss: float
     each: np.ndarray
+    probabilities: np.ndarray
 
 
 @dataclass(repr=False)
@@ -161,9 +166,10 @@ class Moment:
             self.learner.train_step(self.batch, self.phase.name, norms=True)
         return dict(self.learner.updates)
 
-    def look(self, mode: str) -> Look:
+    def look(self, mode: str, change: Mapping[str, Change] = {}) -> Look:
         """The batch's loss in one of MODES, by the network as it is now, with the step's dropout
-        masks. It may be infinite or NaN.
+        masks; with a `change` of layers' outputs, see tinyft/inspection/trace/activations.py. It
+        may be infinite or NaN.
 
         It is computed from the logits in float64: a step changes it by so little that in float32
         half of the digits of the difference would be noise.
@@ -174,10 +180,12 @@ class Moment:
         learner, batch = self.learner, self.batch
         quietly = np.errstate(all="ignore")  # a rate that is ten times too high may overflow
         with _mode(learner, mode, self.step), no_grad(), backends.use(learner.device), quietly:
-            logits = learner.model(learner.input(batch.images)).data.astype(np.float64)
+            with changing(learner.model, change):
+                logits = learner.model(learner.input(batch.images)).data.astype(np.float64)
             rows = [(logits[i : i + 1], batch.labels[i : i + 1]) for i in range(len(batch.ids))]
             each = [learner.loss(Tensor.wrap(row), label).item() for row, label in rows]
-            return Look(learner.loss(Tensor.wrap(logits), batch.labels).item(), np.array(each))
+            loss = learner.loss(Tensor.wrap(logits), batch.labels).item()
+            return Look(loss, np.array(each), softmax(backends.host(logits)))
 
     def restore(self) -> None:
         """Put the learner back to just before the step, bit for bit: weights, statistics,

@@ -18,7 +18,7 @@ import inspect
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tinyft.engine.tape import Node, kept_arrays, observe
 from tinyft.engine.tensor import Tensor, norm
 from tinyft.errors import NonFiniteLossError
 from tinyft.inspection.step.moment import Moment
+from tinyft.inspection.trace.activations import Change, changing
 from tinyft.inspection.trace.kernel_watch import KernelCall, KernelWatch
 from tinyft.inspection.trace.open_node import (
     check_entries,
@@ -58,17 +59,21 @@ class Trace(TraceTable):
 
 
 @contextlib.contextmanager
-def trace(model: Module | None = None, *, open: Collection[int] = ()) -> Iterator[Trace]:
+def trace(
+    model: Module | None = None, *, open: Collection[int] = (), change: Mapping[str, Change] = {}
+) -> Iterator[Trace]:
     """Trace all ops of this block, evaluation included; the Trace is complete at its end.
 
     `model` gives its parameters their names. Nodes whose numbers are in `open` are opened:
     their kernels are compared with the reference's, three entries of their gradients with finite
-    differences; both take a while.
+    differences; both take a while. `change` puts something else in place of layers' outputs, by the
+    name that they have in `model`: see activations.py.
     """
     recorder = _Recorder(model, frozenset(open))
     begin = time.perf_counter()
     try:
-        with observe(recorder), recorder.watch.watching():
+        changed = changing(model, change) if change else contextlib.nullcontext()
+        with changed, observe(recorder), recorder.watch.watching():
             yield recorder.trace
     finally:
         recorder.trace.others += recorder.watch.take()
