@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {
-    "Learn": ["TOUR", "docs/derivations", "docs/gradients", "docs/glossary"],
+    "Learn": ["docs/learn", "TOUR", "docs/derivations", "docs/gradients", "docs/glossary"],
     "Examples": [],  # all that are numbered
     "Use": ["docs/measurements", "weights/README", "CHANGELOG"],
     "The source": ["docs/architecture", "docs/reading", "docs/deviations", "docs/api",

@@ -285,3 +285,38 @@ def test_deviations_from_fastai_are_marked_in_the_source_and_on_the_page():
 
 def test_the_changelog_has_the_version():
     assert f"## [{tinyft.__version__}]" in TEXT["CHANGELOG.md"]
+
+
+# ---------------------------------------------------------------------------------- where to begin
+
+
+def test_the_paths_of_the_start_page_take_what_they_say():
+    """Ten lines of an example a minute, 130 words of a page, what an exercise says of itself."""
+    page = TEXT["learn.md"]
+    files = (ROOT / "exercises").glob("[0-9]*.py")
+    exercises = {re.sub(r"^\d+_", "", path.stem): path.read_text() for path in files}
+    minutes = {name: int(re.search(r"(\d+) minutes", text)[1]) for name, text in exercises.items()}
+    spent, sums = set(), []
+    for part in page.split("\n## ")[1:]:
+        total = 0
+        for line in re.findall(r"^\d+\. (.*)$", part, re.M):
+            given = re.search(r"\((\d+) min\)$", line)
+            if not given:
+                continue
+            total += int(given[1])
+            names = re.findall(r"`(\w+)`", line.partition(":")[0]) if "Exercise" in line else ()
+            if names:
+                assert sum(minutes[name] for name in names) == int(given[1]), line
+                spent.update(names)
+                continue
+            path = re.search(r"\]\((?:\.\./)?([\w./]+)\)", line)[1]
+            file = next(f for f in (ROOT / path, ROOT / "docs" / path) if f.exists())
+            text = file.read_text()
+            right = len(text.splitlines()) / 10 if file.suffix == ".py" else len(text.split()) / 130
+            assert abs(right - int(given[1])) <= 1, f"{path}: {right:.0f} minutes"
+            spent.add(path)
+        sums.append(total)
+    assert 90 <= sums[0] <= 120 and sums[0] + sums[1] <= 360, sums
+    assert set(minutes) <= spent, set(minutes) - spent
+    numbered = {f"examples/{path.name}" for path in (ROOT / "examples").glob("[0-9]*.py")}
+    assert numbered - spent <= {path for path in numbered if "gpu" in path}
