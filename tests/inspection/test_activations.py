@@ -54,6 +54,7 @@ def test_a_traced_step_runs_on_with_the_change():
     assert "forward" not in vars(model._children["0"])
 
 
+@pytest.mark.slow
 def test_the_layer_as_it_would_be_with_that_filter_gone():
     moment = moment_of(4)
     before, state = moment.look("evaluation"), bits(moment.learner)
