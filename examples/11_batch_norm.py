@@ -96,7 +96,7 @@ for statistics, moves in (("batch", True), ("running", False)):
 #   frozen, by batch   statistics: running mean 0.0000 -> 0.0606
 #   frozen, by running statistics: running mean 0.0606 -> 0.0606
 
-# Three questions, answered by test_batch_norm_questions in tests/examples/test_examples.py:
+# Three questions, answered by test_batch_norm_questions in tests/examples/test_questions.py:
 #   1. A convolution's bias before a batch norm: what is its gradient?
 #   2. All x times 100: what becomes of the result, and what of dx?
 #   3. In evaluation, does the gradient at one picture depend on the others?

@@ -72,7 +72,7 @@ print(
 #   differences: passed
 #   share 0; loss by one op 800.0
 
-# Three questions, answered by test_cross_entropy_questions in tests/examples/test_examples.py:
+# Three questions, answered by test_cross_entropy_questions in tests/examples/test_questions.py:
 #   1. What do the gradients of one row add up to, and why must they?
 #   2. What is the loss of a network that gives all of 8 classes the same share?
 #   3. All logits times 10: when is the loss smaller, when larger?
