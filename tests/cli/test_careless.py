@@ -102,7 +102,8 @@ finetune pictures --batch-size 1 --weights none --arch cifar_resnet20 | a traini
 finetune pictures --head none | invalid choice: 'none' (choose from 'fastai', 'linear')
 finetune pictures --head Linear | invalid choice: 'Linear'; did you mean linear
 finetune pictures --head-init mean | invalid choice: 'mean'; did you mean means
-finetune pictures --head-init means --weights small.h5 | head_init='means' is for head='linear':
+finetune pictures --head-init means --weights small.h5 | --head-init means is for --head linear:
+finetune pictures --head linear --dropout 0.3 --weights small.h5 | --dropout 0.3 is for --head
 finetune pictures --bn freeze | invalid choice: 'freeze'; did you mean frozen
 finetune pictures --seed -1 | expected a whole number >= 0, got '-1'
 finetune pictures --seed random | expected a whole number >= 0, got 'random'
@@ -223,7 +224,7 @@ predict RUN -1 | -1: cannot be opened: No such file or directory; leave it out, 
 evaluate | the following arguments are required: RUN|WEIGHTS
 evaluate RUN flat | no class folders with pictures in flat: found 0 pictures in 0
 evaluate RUN emptyfolder | no class folders with pictures in emptyfolder: found 0 pictures in 0
-evaluate RUN strangers | valid has classes that are not among the 2 given: cow, pig; expected
+evaluate RUN strangers | the folder has pictures of cow, pig, which are not among the 2 classes
 evaluate RUN pictures --data pictures | --data is for a run's own pictures; give either a run and
 evaluate small.h5 | which pictures? Only a run has its own; give a folder
 evaluate small.h5 --data pictures | --data is for a run's own pictures; give either a run and it,
@@ -253,8 +254,8 @@ inspect RUN --step -1 | expected a whole number >= 0, got '-1'
 inspect RUN --step last | expected a whole number >= 0, got 'last'
 inspect RUN --step 99 | has no step 99: its steps are 0 to 1, counted as in metrics.csv
 inspect RUN --step 0 --node -1 | expected a whole number >= 0, got '-1'
-inspect RUN --step 0 --why --node 3 | --why and --what-if answer in text or JSON; --node, --html
-inspect RUN --step 0 --what-if --html page.html | --why and --what-if answer in text or JSON;
+inspect RUN --step 0 --why --node 3 | --change answer in text or JSON; --node, --html
+inspect RUN --step 0 --what-if --html page.html | --change answer in text or JSON;
 inspect RUN --step 0 --html same.html --dot same.html | --html and --dot would both be written to
 inspect RUN --step 0 --html words.txt | --html words.txt exists, and only a file that ends in
 inspect RUN --step 0 --dot pictures | --dot pictures is a folder; name a file in it

@@ -46,7 +46,7 @@ def test_labels_of_other_pictures_may_stand_in_a_table(tinyft, trained, draw, tm
     table.write_text("file,label\n" + "".join(f"new/{i}.png,cat\n" for i in range(4)))
     assert "of 4), loss" in tinyft("evaluate", trained, "others", "--labels", table).out
     done = tinyft("evaluate", trained, "others", "--label-regex", "(new)")
-    assert "has classes that are not among the 2 given: new" in done.error
+    assert "pictures of new, which are not among the 2 classes to tell apart" in done.error
     assert "which pictures? Give a folder" in tinyft("evaluate", trained, "--labels", table).error
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def test_a_table_goes_on_where_it_ends(tinyft, trained):
     lines = whole.splitlines(keepends=True)
     Path("a.csv").write_text("".join(lines[:6]) + lines[6][:9])  # a kill came there
     done = tinyft("predict", trained, "pictures", "--csv", "a.csv", "--top", "2")
-    assert "a.csv has 5 pictures; 7 are left" in done.err
+    assert "a.csv has 5 pictures; 7 to go" in done.err
     assert "7 pictures written to a.csv" in done.out
     assert [row["file"] for row in rows("a.csv")] == [line.split(",")[0] for line in lines[1:]]
     assert (
@@ -65,7 +66,8 @@ def test_sorting_copies_and_replaces_nothing(tinyft, trained):
         Path("sorted", label, "0.png").write_text("mine")
     before = {file: file.read_bytes() for file in Path("pictures").rglob("*.png")}
     for _ in range(2):  # the second finds all there
-        assert tinyft("predict", trained, "pictures", "--sort-into", "sorted", "--copy").code == 0
+        done = tinyft("predict", trained, "pictures", "--sort-into", "sorted", "--copy")
+        assert done.code == 0 and re.search(r"^(12|0) pictures copied$", done.out, re.M)
         assert {file: file.read_bytes() for file in Path("pictures").rglob("*.png")} == before
         copies = [file.read_bytes() for file in Path("sorted").rglob("*.png")]
         assert sorted(copies) == sorted([*before.values(), b"mine", b"mine"])

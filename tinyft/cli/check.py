@@ -14,6 +14,7 @@ from tinyft.cli.options import (
     Parser,
     add_backend,
     add_json,
+    add_labels,
     expect_replaceable,
     fraction,
     given,
@@ -37,11 +38,7 @@ def add_options(parser: Parser) -> None:
     add("--size", type=whole(8), metavar="PIXELS", help="side of the input (the weights file's)")
     add("--seed", type=whole(0), metavar="N", help="of the split, if DIR has none (0)")
     add("--valid-fraction", type=fraction, metavar="X", help="set aside if DIR has no split (0.2)")
-    labels = parser.add_mutually_exclusive_group()
-    labels.add_argument(
-        "--labels", metavar="CSV", help="a table of DIR's pictures, as for finetune"
-    )
-    labels.add_argument("--label-regex", metavar="PATTERN", help="finds the label in a name")
+    add_labels(parser)
     add_backend(parser)
     add_json(parser)
 

@@ -23,7 +23,11 @@ def add_options(parser: Parser) -> None:
     add("out", metavar="OUT.npz", help="the file to write")
     what = "a run's folder, a saved learner, a weights file or a published name (resnet18)"
     add("--weights", metavar="RUN|FILE|NAME", default="resnet18", help=what)
-    add("--on-error", choices=("raise", "skip"), help="for unreadable pictures")
+    add(
+        "--on-error",
+        choices=("raise", "skip"),
+        help="stop at unreadable pictures, or leave them out (raise)",
+    )
     add_backend(parser)
 
 

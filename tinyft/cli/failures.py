@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shlex
 import signal
 import threading
@@ -109,9 +110,9 @@ def _of_memory(error: MemoryError, options: Mapping[str, Any]) -> str:
 
 
 def _in_options(error: Exception, working: bool, options: Mapping[str, Any]) -> str:
-    """The library's message, its remedy as an option of the command line."""
+    """The library's message, its remedy and its arguments as options of the command line."""
     if not isinstance(error, TinyftError):
-        return str(error)
+        return _spelled(str(error), options)
     if _resumes(options) and "on_error" in error.arguments:
         return f"{error.message}; {_RESTORE}"
     text = error.spelled(_option)
@@ -123,7 +124,16 @@ def _in_options(error: Exception, working: bool, options: Mapping[str, Any]) -> 
             text += "; it could be read when the folder was opened"
         else:
             text += "; --on-error skip leaves out such pictures"
-    return text
+    return _spelled(text, options)
+
+
+def _spelled(text: str, options: Mapping[str, Any]) -> str:
+    """The text with arguments of Python, head='linear', as this command's options, --head linear"""
+
+    def typed(found: re.Match[str]) -> str:
+        return _option(found[1], found[2].strip("'")) if found[1] in options else found[0]
+
+    return re.sub(r"\b(\w+)=('\w+'|\d+(?:\.\d+)?)(?![\w.])", typed, text)
 
 
 def _option(name: str, value: Any) -> str:

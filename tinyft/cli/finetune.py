@@ -53,7 +53,7 @@ def add_options(parser: Parser) -> None:
     resume("--resume", metavar="RUN", help="go on with a run that was interrupted")
     what = "train what a run ended with further, in a new run: on its pictures, or on DIR"
     resume("--continue", metavar="RUN", dest="continue_run", help=what)
-    add_moved(parser)
+    add_moved(parser, "with --resume: ")
     add_json(parser)
 
 

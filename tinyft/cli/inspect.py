@@ -30,7 +30,7 @@ CHANGES = "LAYER:ablate:CHANNEL, LAYER:swap:CHANNEL,CHANNEL or LAYER:clamp:LOW,H
 def add_options(parser: Parser) -> None:
     add = parser.add_argument
     add("run_folder", metavar="RUN", help="the folder of a run")
-    add("--step", type=whole(0), required=True, metavar="K", help="as counted in metrics.csv")
+    add("--step", type=whole(0), required=True, metavar="K", help="0 is the first")
     opens = "open this node: formula, inputs, the reference's answer, a check of its gradient"
     add("--node", type=whole(0), action="append", metavar="I", help=f"{opens} (repeatable)")
     add("--html", metavar="FILE", help="write a page to click through")

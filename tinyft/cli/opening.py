@@ -33,6 +33,7 @@ SAMPLE, SAMPLE_ARCH = "examples/animals8", "resnet10s"
 # 85.3, 80 and 96 pixels 86.0 and 83.8, a linear head 81.6, no augmentation 88.6, "shift" 87.8.
 SAMPLE_EPOCHS = 9
 FEW = 10  # pictures of a class
+OTHER_RATES = {"momentum": 0.02, "sgd": 0.1}  # of the head, where adam learns with 0.002
 
 
 def open_folder(path: str, **options: Any) -> ImageFolder:
@@ -89,7 +90,7 @@ def _point_to_check(args: argparse.Namespace, data: ImageFolder) -> None:
     if found or data.notices:
         labels = [f"--{n.replace('_', '-')}={value}" for n, value in given(args, LABELS).items()]
         command = shlex.join(["tinyft", "check", args.dir, *labels])
-        say(f"note: {one_line(command)} looks closer: copies, doubtful labels, broken files")
+        say(f"note: for copies, doubtful labels, broken files: {one_line(command)}")
 
 
 def continued_learner(args: argparse.Namespace) -> Learner:
@@ -148,6 +149,11 @@ def make_plan(args: argparse.Namespace, learner: Learner) -> Plan:
         raise RequestError("there is nothing to do: --epochs and --freeze-epochs are both 0")
     if "lr" in options:
         options["base_lr"] = options.pop("lr")
+    elif args.optimizer in OTHER_RATES:
+        say(
+            f"note: without --lr it is adam's, 0.002; {args.optimizer} often needs about "
+            f"{OTHER_RATES[args.optimizer]:g}, and `tinyft lr-find` suggests one"
+        )
     return learner.plan(epochs, **options)
 
 

@@ -51,6 +51,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any):
         options.setdefault("formatter_class", Help)
         super().__init__(**options, allow_abbrev=False)
+        self._optionals.title = "options, defaults in brackets"
 
     def parse_args(self, arguments: Any = None, namespace: Any = None) -> argparse.Namespace:
         args, unknown = self.parse_known_args(arguments, namespace)
@@ -184,7 +185,10 @@ def add_network_options(parser: Parser) -> None:
     add = parser.add_argument
     add("dir", metavar="DIR", nargs="?", help="CLASS/*.jpg, or train/ and valid/ (sample photos)")
     add("--arch", metavar="NAME", help="resnet18 ... resnet152 (the weights file's, or resnet18)")
-    what = "a weights file, a published name, or none (the architecture's published ones)"
+    what = (
+        "a file, a name of `tinyft weights list`, resnet10s (small, comes with tinyft), or none: "
+        "random (the published ones of --arch)"
+    )
     head = "a new head (none asked: a trained one that fits is kept, else a new fastai one)"
     add("--weights", metavar="FILE|NAME|none", help=what)
     add("--size", type=whole(1), metavar="PIXELS", help="side of the input (the weights file's)")
@@ -195,17 +199,23 @@ def add_network_options(parser: Parser) -> None:
     add("--seed", type=whole(0), metavar="N", help="decides every random draw (0)")
     augment = parser.add_mutually_exclusive_group()
     augment.add_argument(
-        "--augment", choices=("default", "crop", "shift", "none"), help="(default)"
+        "--augment",
+        choices=("default", "crop", "shift", "none"),
+        help="how training pictures vary: flips, turns, zooms, light; crops; shifts (default)",
     )
     augment.add_argument("--no-augment", dest="augment", action="store_const", const="none")
     add("--valid-fraction", type=fraction, metavar="X", help="set aside if DIR has no split (0.2)")
     add_reading_options(parser)
     add_backend(parser)
     add = parser.add_argument_group("optimizer and loss").add_argument
-    add("--optimizer", choices=("adam", "sgd", "momentum"), help="(adam)")
-    add("--weight-decay", type=at_least_0(), metavar="X", help="(0.01 for adam, 0 for others)")
-    add("--dropout", type=at_least_0(1), metavar="P", help="in a fastai head (0.5)")
-    add("--label-smoothing", type=at_least_0(1), metavar="X", help="(0)")
+    rates = "the others need a larger --lr (adam)"
+    add("--optimizer", choices=("adam", "sgd", "momentum"), help=rates)
+    decay = "weights shrink in a step by X times the rate (0.01 for adam, 0 for others)"
+    add("--weight-decay", type=at_least_0(), metavar="X", help=decay)
+    share = "share of the features that a fastai head drops at random in training (0.5)"
+    add("--dropout", type=at_least_0(1), metavar="P", help=share)
+    smooth = "share of each label that all classes divide among themselves (0)"
+    add("--label-smoothing", type=at_least_0(1), metavar="X", help=smooth)
     add(
         "--class-weights",
         choices=("balanced",),
@@ -215,23 +225,26 @@ def add_network_options(parser: Parser) -> None:
 
 def add_reading_options(parser: Parser, otherwise: str = "") -> None:
     """Add how pictures are read; `otherwise` says when a default does not hold."""
-    add, what = parser.add_argument, "what to do with unreadable pictures"
+    add, what = parser.add_argument, "stop at unreadable pictures, or leave them out"
     add("--batch-size", type=whole(1), metavar="N", help=f"pictures in a batch (16{otherwise})")
     add("--on-error", choices=("raise", "skip"), help=f"{what} (raise{otherwise})")
+    add_labels(parser)
+
+
+def add_labels(parser: Parser) -> None:
+    table = (
+        "a table of DIR's pictures: file, label, and if you like split (train, valid) and group, "
+        "whose pictures stay on one side of the split (folders)"
+    )
+    pattern = "where the label is in a picture's name: '([a-z]+)_' finds rose in rose_012.jpg"
     labels = parser.add_mutually_exclusive_group()
-    labels.add_argument(
-        "--labels",
-        metavar="CSV",
-        help="a table of DIR's pictures: file, label, and if you like split and group (folders)",
-    )
-    labels.add_argument(
-        "--label-regex", metavar="PATTERN", help="finds the label in a picture's name, as its group"
-    )
+    labels.add_argument("--labels", metavar="CSV", help=table)
+    labels.add_argument("--label-regex", metavar="PATTERN", help=pattern)
 
 
-def add_moved(parser: Parser) -> None:
+def add_moved(parser: Parser, when: str = "") -> None:
     what = "where the run's pictures are now; each is found by its sha256, whatever it is called"
-    parser.add_argument("--data", metavar="DIR", help=what)
+    parser.add_argument("--data", metavar="DIR", help=when + what)
 
 
 def add_backend(parser: Parser) -> None:

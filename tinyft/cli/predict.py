@@ -38,13 +38,17 @@ def add_options(parser: Parser) -> None:
     add = parser.add_argument
     add("source", metavar="RUN", help="a run's folder, a saved learner, weights")
     add("files", metavar="FILE", nargs="+", help="pictures, or folders of them")
-    add("--top", type=whole(1), default=1, metavar="N", help="so many classes of each picture (1)")
-    add("--csv", metavar="FILE", help="write them there; what the file has already is left out")
+    add("--top", type=whole(1), default=1, metavar="N", help="classes to name of each picture (1)")
+    add("--csv", metavar="FILE", help="write a table; pictures that it has already are left out")
     into = "say into which class's folder in DIR each picture would be copied"
     add("--sort-into", metavar="DIR", help=into)
     add("--copy", action="store_true", help="with --sort-into: copy them; replaces no file")
     add("--best", action="store_true", help="the run's best epoch, not its last")
-    add("--on-error", choices=("raise", "skip"), help="for unreadable pictures")
+    add(
+        "--on-error",
+        choices=("raise", "skip"),
+        help="stop at unreadable pictures, or leave them out (raise)",
+    )
     add_backend(parser)
     add_json(parser)
 
@@ -64,13 +68,14 @@ def run(args: argparse.Namespace) -> int:
     known = learner.answers.known
     if known and known.threshold is not None and not args.json:
         say(
-            f'note: "unlike" is what is less similar to the training pictures than '
-            f"{known.threshold:.3f}, as {known.flagged} of {known.valid} validation pictures are"
+            "note: less similar to the nearest training pictures than "
+            f"{known.threshold:.3f} counts as unlike them; {known.flagged} of {known.valid} "
+            "validation pictures would"
         )
     table = Table(Path(args.csv), learner.classes, args.top, bool(known)) if args.csv else None
     if table and table.done:
         files = [file for file in files if cell(file) not in table.done]
-        say(f"{args.csv} has {counted(len(table.done), 'picture')}; {len(files):,} are left")
+        say(f"{args.csv} has {counted(len(table.done), 'picture')}; {len(files):,} to go")
     args.working = True
     found = predictions(learner, files, skip=skipped if skip else None)
     outputs = [Lines(learner.classes, args.top)] if not args.csv and not args.sort_into else []
@@ -113,10 +118,11 @@ class Lines:
 
     def __init__(self, classes: list[str], most: int):
         self.classes, self.most = classes, most
+        self.width = min(24, max(len(one_line(name)) for name in classes))  # names can be long
 
     def add(self, prediction: Prediction) -> None:
         said = [
-            f"{percent(share):>8}  {one_line(label)}"
+            f"{percent(share):>8}  {one_line(label):<{self.width}}"
             for label, share in top(prediction, self.classes, self.most)
         ]
         line = f"{'  '.join(said)}  {one_line(prediction.file)}"
@@ -218,8 +224,9 @@ class Folders:
         return target
 
     def end(self) -> None:
-        if not self.copies:
-            self.tell(f"{counted(self.count, 'picture')} would be copied; --copy does it")
+        would = "" if self.copies else "would be "
+        ask = "" if self.copies else "; --copy does it"
+        self.tell(f"{counted(self.count, 'picture')} {would}copied{ask}")
 
 
 # ------------------------------------------------------------------------------- which pictures

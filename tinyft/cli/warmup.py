@@ -15,9 +15,15 @@ EXAMPLE = "tinyft warmup --arch resnet18"
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("--arch", metavar="NAME", default="resnet18", help="(resnet18)")
-    parser.add_argument("--size", type=whole(1), metavar="PIXELS", help="side of the input")
-    parser.add_argument("--batch-size", type=whole(2), default=16, metavar="N", help="(16)")
+    parser.add_argument(
+        "--arch", metavar="NAME", default="resnet18", help="for which network (resnet18)"
+    )
+    parser.add_argument(
+        "--size", type=whole(1), metavar="PIXELS", help="side of the input (the network's)"
+    )
+    parser.add_argument(
+        "--batch-size", type=whole(2), default=16, metavar="N", help="pictures in a batch (16)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

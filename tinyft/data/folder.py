@@ -179,15 +179,17 @@ class ImageFolder(PictureData):
     def _vocabulary(self, parts: dict[str, ByClass]) -> list[str]:
         """Orders the class names as `classes` does, or as training: their places are the labels."""
         classes = self._given_classes
-        whose = "given"
+        whose = "to tell apart"
         if classes is None:
             classes, whose = list(parts["train"] or parts["valid"]), "of training"
         for split, part in parts.items():
             unknown = [name for name in part if name not in classes]
             if unknown:
+                known = first_few(classes) or "none"
+                where = split if sum(map(bool, parts.values())) > 1 else "the folder"
                 raise DataError(
-                    f"{split} has classes that are not among the {len(classes)} {whose}: "
-                    f"{', '.join(unknown)}; expected only {', '.join(classes)}"
+                    f"{where} has pictures of {first_few(unknown)}, which are not among the "
+                    f"{len(classes)} classes {whose}: {known}; take those out"
                 )
             missing = [name for name in classes if name not in part]
             if missing and part:

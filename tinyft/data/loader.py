@@ -312,7 +312,7 @@ class PictureData(Displayed):
         counts = np.bincount(self.labels["train"], minlength=self.num_classes)
         fewest = int(np.where(counts, counts, counts.max(initial=0) + 1).argmin())
         name, share = self.always_largest()
-        if counts.max(initial=0) >= UNEVEN * counts[fewest]:
+        if counts.any() and counts.max() >= UNEVEN * counts[fewest]:
             right = f"; always naming {name} is right {share:.0%} of times"
             guess = "" if math.isnan(share) else right
             self.notices.append(

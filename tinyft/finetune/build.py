@@ -155,7 +155,7 @@ def _expect_place_for_dropout(dropout: float, head: str | Module) -> None:
         kind = repr(head) if isinstance(head, str) else "a Module of your own"
         raise ValueError(
             f"dropout={dropout} is for head='fastai', and the head is {kind}; leave it out, "
-            "or pass a Module that has a Dropout layer"
+            "or put a Dropout layer into a head of your own"
         )
 
 

@@ -105,10 +105,11 @@ class Server(ThreadingHTTPServer):
         what = f"{learner.arch}, {len(learner.classes)} classes, {side} x {side} pixels"
         known = learner.answers.known
         if known and known.threshold is not None:
-            limit = (
-                f"{known.threshold:.3f}, as {known.flagged} of {known.valid} validation pictures"
+            what += (
+                ". Less similar to the nearest training pictures than "
+                f"{known.threshold:.3f} counts as unlike them; {known.flagged} of {known.valid} "
+                "validation pictures would."
             )
-            what += f'. "Unlike" is what is less similar to the training pictures than {limit} are'
         body = BODY.format(title=escape(self.title), what=escape(what))
         script = SCRIPT.replace("LARGEST", str(LARGEST))
         return page(f"tinyft: {self.title}", body, script, policy=POLICY)

@@ -162,7 +162,7 @@ def pictures_of_run(
         if data is None and not folder.is_dir():
             raise DataError(
                 f"{path} began with the pictures in {printable(folder)}, which is no longer there; "
-                "put them back, or say where they are: --data DIR, from Python data="
+                "put them back, or say where they are: --data DIR (in Python data=DIR)"
             )
         data = (
             OPENED[recorded["kind"]](**arguments) if data is None else _moved(path, data, arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from tinyft.data.folder import whole_picture
 from tinyft.data.loader import UNEVEN
 from tinyft.data.picture import resize_box
-from tinyft.display import Displayed, counted, first_few
+from tinyft.display import Displayed, counted, first_few, fitted, terminal_width
 from tinyft.errors import DataError
 from tinyft.inspection.html import Markup, escape, page, picture, table
 from tinyft.inspection.report.learned import wilson
@@ -119,7 +118,13 @@ class DatasetCheck(Displayed):
                 said[kind] = f"{counted(len(items), noun)} {text}: {first_few(shown, SHOWN)}"
 
         reasons = [f"{file} ({why})" for file, why in self.unusable.items()]
-        say("unusable", reasons, "file", "cannot be used, and would stop a run", reasons)
+        say(
+            "unusable",
+            reasons,
+            "file",
+            "cannot be used, and would stop a run without --on-error skip",
+            reasons,
+        )
         for kind, groups in self.copies_by_kind().items():
             where = COPIES[kind][0]
             if kind == "split":
@@ -159,9 +164,7 @@ class DatasetCheck(Displayed):
         return said + self.notes
 
     def __str__(self) -> str:
-        whole = {"break_long_words": False, "break_on_hyphens": False}  # a file's name is one word
-        lines = (textwrap.fill(x, 80, subsequent_indent="  ", **whole) for x in self._lines())
-        return "\n".join(lines)
+        return "\n".join(fitted(line, terminal_width() or 80) for line in self._lines())
 
     def _lines(self) -> Iterator[str]:
         train, valid = (int(self.counts(split).sum()) for split in ("train", "valid"))

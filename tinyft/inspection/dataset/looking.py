@@ -21,6 +21,7 @@ for the shortcut; Northcutt et al., Confident learning (2021) for the idea.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -48,6 +49,10 @@ from tinyft.weights import load_weights
 
 BUNDLED = "resnet10s"  # travels with tinyft: nothing is fetched unless it is asked for
 BATCH = 16  # pictures
+# What a data set notes, and `check` finds too, or is of no matter to it.
+FOUND_TOO = re.compile(
+    r"skipped: \d+ of \d+ pictures|uneven classes: |batch size |\d+ pictures? (is|are) "
+)
 WORTH_A_LOOK = 0.2  # of a score: how far another class must be ahead of the label
 
 
@@ -74,7 +79,8 @@ def check(
     """
     if isinstance(data, PictureData):
         name = printable(data.path.resolve().name) if hasattr(data, "path") else "arrays in memory"
-        classes, notes, has_split = list(data.classes), list(data.notices), True
+        classes, notes, has_split = list(data.classes), data.notices, True
+        notes = [each for each in notes if not FOUND_TOO.match(each)]
         unusable = dict(getattr(data, "skipped", {}))
         listed = [
             Picture(file, data.source(split, i), int(data.labels[split][i]), split)

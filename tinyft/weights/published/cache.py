@@ -192,8 +192,8 @@ def _by_hand(entry: Entry) -> str:
     source = sources(entry)[-1]
     path = _published_path(entry, source)
     return (
-        f"to place it by hand, download {source.url} and save it as {path}; resnet10s is here "
-        "without a network"
+        f"to place it by hand, download {source.url} and save it as {path}; the small resnet10s "
+        "comes with tinyft and needs no download"
     )
 
 
