@@ -42,7 +42,7 @@ ORDER = [
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 
-MOST_ROOMS, MOST_ARROWS = 22, 90
+MOST_ROOMS, MOST_ARROWS = 22, 87
 MOST_FILE_LINES = 400
 MOST_FUNCTION_LINES = 60
 MOST_KERNEL_LINES = 80  # one loop nest
@@ -162,7 +162,7 @@ def test_rooms_and_arrows_are_few(capsys):
         (room_of(module), room_of(other))
         for module, found in IMPORTS.items()
         for _, other, _ in found
-        if room_of(module) != room_of(other)
+        if room_of(module) != room_of(other) and module != "tinyft"  # a list of names: uses nothing
     }
     rooms = {room_of(module) for module in MODULES}
     below = defaultdict(set)

@@ -200,7 +200,7 @@ class Bars(Display):
         self.progress = Progress(
             BarColumn(bar_width=10, table_column=Column(no_wrap=True)),
             TextColumn("{task.description}", markup=False),
-            console=Console(file=Unheeded(stream)),
+            console=Console(file=Unheeded(stream)),  # type: ignore[arg-type]  # it writes
             transient=True,
         )
         self.tasks: dict[Work, TaskID] = {}

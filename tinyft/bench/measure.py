@@ -228,7 +228,7 @@ class KernelClock:
         self.seconds, self.calls = 0.0, 0
         self.inside = False  # a kernel that another one starts is part of it
 
-    def timed(self, start: Callable) -> Callable:
+    def timed(self, start: Callable[..., Any]) -> Callable[..., Any]:
         """Stand in for a function that starts a kernel. What this does before and behind a call
         counts as the engine's, so it is little.
         """

@@ -4,7 +4,7 @@ what came.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy import ndarray as Array
@@ -84,7 +84,7 @@ def expect_one_device(op: str, arguments: dict[str, Any]) -> None:
     """
     places, in_lists = {}, False
     for name, value in arguments.items():
-        several = value if isinstance(value, tuple) else (value,)  # *tensors
+        several: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)  # *tensors
         for i, x in enumerate(several):
             in_lists = in_lists or (isinstance(x, list) and any(map(_is_tensor, x)))
             if _is_tensor(x):
@@ -140,7 +140,7 @@ def expect_gradients(op: str, shapes: list[tuple[int, ...]], gradients: Any) -> 
             )
 
 
-def _is_tensor(value: Any) -> bool:
+def _is_tensor(value: Any) -> TypeGuard[Any]:
     return hasattr(value, "requires_grad")
 
 

@@ -12,12 +12,12 @@ from numpy import ndarray as Array
 
 from tinyft import backends
 from tinyft.engine.checks import expect_floats, expect_same_dtype
-from tinyft.engine.tape import Recorded, op
+from tinyft.engine.tape import Made, Recorded, T, op
 from tinyft.errors import ShapeError
 
 
 @op
-def move(x, device):
+def move(x: T, device: str) -> Made:
     """x on another device. Keeps: nothing."""
     home = backends.device_of(x.data)
 
@@ -50,7 +50,7 @@ def _expect_pair(name: str, a: Recorded, b: Recorded, axes: slice = slice(None))
 
 
 @op
-def add(a, b):
+def add(a: T, b: T) -> Made:
     """a + b, broadcast. Keeps: nothing."""
     _expect_pair("add", a, b)
     a_shape, b_shape, needs_a, needs_b = a.shape, b.shape, a.requires_grad, b.requires_grad
@@ -65,7 +65,7 @@ def add(a, b):
 
 
 @op
-def sub(a, b):
+def sub(a: T, b: T) -> Made:
     """a - b, broadcast. Keeps: nothing."""
     _expect_pair("sub", a, b)
     a_shape, b_shape, needs_a, needs_b = a.shape, b.shape, a.requires_grad, b.requires_grad
@@ -80,7 +80,7 @@ def sub(a, b):
 
 
 @op
-def mul(a, b):
+def mul(a: T, b: T) -> Made:
     """a * b, broadcast. Keeps: b for da, a for db."""
     _expect_pair("mul", a, b)
     a_shape, b_shape = a.shape, b.shape
@@ -97,7 +97,7 @@ def mul(a, b):
 
 
 @op
-def div(a, b):
+def div(a: T, b: T) -> Made:
     """a / b, broadcast. Keeps: b; out for db."""
     _expect_pair("div", a, b)
     a_shape, b_shape, needs_a = a.shape, b.shape, a.requires_grad
@@ -115,7 +115,7 @@ def div(a, b):
 
 
 @op
-def neg(a):
+def neg(a: T) -> Made:
     """-a. Keeps: nothing."""
 
     # forward was: out = -a; so: da = -dout
@@ -126,7 +126,7 @@ def neg(a):
 
 
 @op
-def power(a, exponent):
+def power(a: T, exponent: float) -> Made:
     """a ** exponent, for one real number. Keeps: a.
 
     Raises: TypeError for a tensor as the exponent
@@ -150,7 +150,7 @@ def power(a, exponent):
 
 
 @op
-def exp(x):
+def exp(x: T) -> Made:
     """e ** x. Keeps: out."""
     expect_floats("exp", x=x)
     out = x.backend.elementary("exp", x.data)
@@ -163,7 +163,7 @@ def exp(x):
 
 
 @op
-def log(x):
+def log(x: T) -> Made:
     """The natural logarithm. Keeps: x."""
     expect_floats("log", x=x)
     kept = x.data
@@ -176,7 +176,7 @@ def log(x):
 
 
 @op
-def sqrt(x):
+def sqrt(x: T) -> Made:
     """The square root. Keeps: out."""
     expect_floats("sqrt", x=x)
     out = x.backend.elementary("sqrt", x.data)
@@ -189,7 +189,7 @@ def sqrt(x):
 
 
 @op
-def tanh(x):
+def tanh(x: T) -> Made:
     """The hyperbolic tangent. Keeps: out."""
     expect_floats("tanh", x=x)
     out = x.backend.elementary("tanh", x.data)
@@ -202,7 +202,7 @@ def tanh(x):
 
 
 @op
-def maximum(a, b):
+def maximum(a: T, b: T) -> Made:
     """The larger of a and b, broadcast. Keeps: where a is larger, and where they are equal.
 
     Source: PyTorch `torch.maximum`, which also gives each half of the gradient where they are equal
@@ -222,7 +222,7 @@ def maximum(a, b):
 
 
 @op
-def matmul(a, b):
+def matmul(a: T, b: T) -> Made:
     """a @ b for (..., M, K) and (..., K, N). Keeps: b for da, a for db.
 
     Raises: ShapeError, TypeError for mixed dtypes
@@ -266,7 +266,7 @@ def _kept_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...
 
 
 @op
-def sum(x, axis=None, keepdims=False):
+def sum(x: T, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Made:
     """Sum over an axis, several, or all. Keeps: nothing.
 
     Raises: TypeError for integers, whose sum may not fit
@@ -283,7 +283,7 @@ def sum(x, axis=None, keepdims=False):
 
 
 @op
-def mean(x, axis=None, keepdims=False):
+def mean(x: T, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Made:
     """Mean over an axis, several, or all. Keeps: nothing.
 
     Raises: TypeError for integers, ShapeError for the mean of nothing
@@ -303,7 +303,7 @@ def mean(x, axis=None, keepdims=False):
 
 
 @op
-def reshape(x, shape):
+def reshape(x: T, shape: int | tuple[Any, ...]) -> Made:
     """The same elements under another shape, shared where possible. Keeps: nothing.
 
     Raises: ShapeError
@@ -322,7 +322,7 @@ def reshape(x, shape):
 
 
 @op
-def transpose(x, axes=None):
+def transpose(x: T, axes: int | tuple[Any, ...] | None = None) -> Made:
     """The axes in another order; reversed if none is given. Keeps: nothing.
 
     Raises: ShapeError unless each axis is named once
@@ -347,7 +347,7 @@ def _on_device(part: Any, like: Array) -> Any:
 
 
 @op
-def index(x, at):
+def index(x: T, at: Any) -> Made:
     """x[at], for all that NumPy takes between the brackets. Keeps: `at`.
 
     Raises: IndexError, as NumPy does
@@ -365,7 +365,7 @@ def index(x, at):
 
 
 @op
-def concatenate(*tensors, axis=-1):
+def concatenate(*tensors: T, axis: int = -1) -> Made:
     """Tensors side by side along one axis. Keeps: nothing.
 
     Raises: ShapeError, TypeError for mixed dtypes

@@ -16,8 +16,9 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from operator import attrgetter
-from typing import Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Protocol, Self, TypeVar
 
+import numpy as np
 from numpy import ndarray as Array
 
 from tinyft import backends
@@ -25,12 +26,22 @@ from tinyft.engine.checks import expect_gradients, expect_one_device, expect_res
 from tinyft.errors import TinyftError
 
 Backward = Callable[[Array], tuple[Array | None, ...]]
+Made = tuple[Array, Backward]  # what the function of an op returns
+
+T = TypeVar("T", bound="Recorded")
+P = ParamSpec("P")
 
 
 class Recorded:
     """A tensor as the tape knows it: its array, its gradient, and the node that made it."""
 
     __slots__ = ("__weakref__", "data", "grad", "name", "node", "requires_grad")
+
+    data: Array
+    grad: Array | None
+    name: str | None
+    node: Node | None
+    requires_grad: bool
 
     @classmethod
     def wrap(cls, array: Array) -> Self:
@@ -40,11 +51,16 @@ class Recorded:
         tensor.name, tensor.node = None, None
         return tensor
 
-    # Read in C: as methods, these four would be 740 calls of Python in a step.
-    shape = property(attrgetter("data.shape"), doc="The size along each axis: a tuple of ints.")
-    dtype = property(attrgetter("data.dtype"), doc="The type of its elements.")
-    ndim = property(attrgetter("data.ndim"), doc="How many axes there are.")
-    size = property(attrgetter("data.size"), doc="How many elements there are.")
+    if TYPE_CHECKING:
+        shape: tuple[int, ...]
+        dtype: np.dtype[Any]
+        ndim: int
+        size: int
+    else:  # Read in C: as methods, these four would be 740 calls of Python in a step.
+        shape = property(attrgetter("data.shape"), doc="The size along each axis: a tuple of ints.")
+        dtype = property(attrgetter("data.dtype"), doc="The type of its elements.")
+        ndim = property(attrgetter("data.ndim"), doc="How many axes there are.")
+        size = property(attrgetter("data.size"), doc="How many elements there are.")
 
     @property
     def backend(self) -> backends.Backend:
@@ -92,7 +108,7 @@ class Call(NamedTuple):
     keeps is `kept_arrays(node.backward)`.
     """
 
-    function: Callable
+    function: Callable[..., Any]
     args: tuple
     options: dict[str, Any]
     inputs: list[Recorded]
@@ -125,13 +141,15 @@ class _State(threading.local):
 _state = _State()
 
 
-def op(function: Callable) -> Callable:
+def op(function: Callable[Concatenate[T, P], Made]) -> Callable[Concatenate[T, P], T]:
     """Turn a function of Tensors that returns (array, backward) into an op that records itself.
 
     It computes with their `.data`. `backward(dout)` returns one array or None per Tensor argument,
     in order: positional ones first, then those passed by name. Each is a new array, or `dout`
     itself. Of a tuple of results only the first is differentiable.
     """
+    # An editor is told that the result is of the first argument's type; `tensor.op`, the same for
+    # who has that type's name, knows the first argument's name too.
     signature = inspect.signature(function)
     names = list(signature.parameters)
 
@@ -178,7 +196,7 @@ def _record(
         node.call = None  # or the arrays of the step would live on with the node
 
 
-def _run(function: Callable, *args: Any, **kwargs: Any) -> Any:
+def _run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call the forward or the backward of an op that is observed; see `inside_an_op`."""
     _state.running += 1
     try:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy import ndarray as Array
 
 from tinyft import backends
 from tinyft.display import Displayed
-from tinyft.engine import primitives
+from tinyft.engine import primitives, tape
 from tinyft.engine.primitives import (
     add,
     div,
@@ -26,7 +26,7 @@ from tinyft.engine.primitives import (
     sum,
     transpose,
 )  # fmt: skip
-from tinyft.engine.tape import Node, Recorded, run_backward
+from tinyft.engine.tape import Backward, Made, P, Recorded, run_backward
 from tinyft.errors import ShapeError, TinyftError
 
 _SMALL = 100  # numbers: the values of a larger one, even shortened by NumPy, would fill a screen
@@ -48,6 +48,8 @@ class Tensor(Recorded, Displayed):
     """
 
     __slots__ = ()
+    __array_ufunc__: Any  # both below, at what only arrays can do
+    __array_function__: Any
 
     def __init__(self, data: Any, requires_grad: bool = False, name: str | None = None):
         if isinstance(data, Tensor):
@@ -62,10 +64,10 @@ class Tensor(Recorded, Displayed):
         if requires_grad and array.dtype.kind != "f":
             raise TypeError(f"only float tensors have gradients; got {array.dtype}")
         self.data = array
-        self.grad: Array | None = None
+        self.grad = None
         self.requires_grad = requires_grad
         self.name = name
-        self.node: Node | None = None
+        self.node = None
 
     def item(self) -> float:
         """The only element, as a Python number."""
@@ -196,6 +198,20 @@ class Tensor(Recorded, Displayed):
         raise _no_array("NumPy")
 
 
+class _Op(Protocol):
+    """`tape.op` as an editor should see it: the function's arguments, and Tensors as results."""
+
+    @overload
+    def __call__(self, function: Callable[P, Made], /) -> Callable[P, Tensor]: ...
+    @overload
+    def __call__(
+        self, function: Callable[P, tuple[tuple[Array, ...], Backward]], /
+    ) -> Callable[P, tuple[Tensor, ...]]: ...
+
+
+op: _Op = tape.op  # type: ignore[assignment]  # tape.py does not know Tensor
+
+
 def as_tensor(value: Any, like: Tensor) -> Tensor:
     """A Tensor as it is; a number, list or array as a constant on the device of `like`. Numbers,
     lists and integers take its dtype, so that they cannot change it.
@@ -278,10 +294,10 @@ class _ForNumpyAlone:
     object: None lets the Tensor's own operators decide.
     """
 
-    def __init__(self, method: Callable):
+    def __init__(self, method: Callable[..., Any]):
         self.method = method
 
-    def __get__(self, instance: Any, owner: type) -> Callable | None:
+    def __get__(self, instance: Any, owner: type) -> Callable[..., Any] | None:
         return self.method if instance is None else None
 
 
@@ -331,7 +347,7 @@ def _array_ufunc(tensor: Tensor, ufunc: np.ufunc, method: str, *inputs: Any, **_
     return operators[ufunc.__name__](*(as_tensor(x, tensor) for x in inputs))
 
 
-def _array_function(tensor: Tensor, function: Callable, *_: Any) -> Any:
+def _array_function(tensor: Tensor, function: Callable[..., Any], *_: Any) -> Any:
     """np.sum, np.concatenate and the like, which are given a Tensor."""
     raise _no_array(f"np.{function.__name__}")
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -38,6 +38,8 @@ from tinyft.nn.layer_table import feature_shape
 from tinyft.ops import global_average_pool
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from tinyft.engine.tensor import Tensor
     from tinyft.nn.module import Module
 
@@ -193,6 +195,12 @@ def _computed(network: Module, x: Tensor, has_features: bool) -> list[np.ndarray
 # ------------------------------------------------------------------------- from pictures to answers
 
 
+@overload
+def predict(learner: Learner, images: bytes | Image.Image) -> Prediction: ...
+@overload
+def predict(learner: Learner, images: list[Any] | tuple[Any, ...]) -> list[Prediction]: ...
+@overload  # of a folder or an array (N, H, W, 3) a list, which their types do not say
+def predict(learner: Learner, images: str | os.PathLike[str] | np.ndarray) -> Prediction | Any: ...
 def predict(learner: Learner, images: Any) -> Prediction | list[Prediction]:
     """Say the class of a picture: a path, the bytes of a file, a picture of Pillow, or an array
     (H, W, 3) uint8. A folder, an array (N, H, W, 3) or a list of any of these gives a list.

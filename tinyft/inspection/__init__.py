@@ -1,6 +1,22 @@
 """Inspection: watches training from outside. Nothing below this folder imports it."""
 
+from typing import TYPE_CHECKING
+
 from tinyft.lazy import looked_up_in
+
+if TYPE_CHECKING:  # the same names for editors, which do not run the look-up
+    from tinyft.finetune.in_words import explain as explain
+    from tinyft.inspection.dataset.looking import check as check
+    from tinyft.inspection.ledger.changes import changed as changed
+    from tinyft.inspection.ledger.changes import snapshot as snapshot
+    from tinyft.inspection.ledger.ledger import Ledger as Ledger
+    from tinyft.inspection.report.images import explain_image as explain_image
+    from tinyft.inspection.report.images import grad_cams as grad_cams
+    from tinyft.inspection.report.learned import judge_pictures as judge_pictures
+    from tinyft.inspection.report.report import write_report as write_report
+    from tinyft.inspection.trace.activations import ablate as ablate
+    from tinyft.inspection.trace.activations import clamp as clamp
+    from tinyft.inspection.trace.activations import swap as swap
 
 _HOME = {
     "Ledger": "ledger.ledger",
@@ -15,9 +31,9 @@ _HOME = {
     "write_report": "report.report",
 }
 
-__all__ = [*_HOME]
-__getattr__ = looked_up_in(__name__, _HOME)  # each costs imports of its own
+if not TYPE_CHECKING:  # or every name would seem to be there
+    __all__ = [*_HOME]
+    __getattr__ = looked_up_in(__name__, _HOME)  # each costs imports of its own
 
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    def __dir__() -> list[str]:
+        return sorted(__all__)

@@ -60,9 +60,10 @@ def fold(network: Module) -> FoldedNetwork:
             continue
         children = list(module._children.items())
         for (_, first), (name, second) in itertools.pairwise(children):
-            together = isinstance(first, Conv2d) and isinstance(second, BatchNorm)
+            if not (isinstance(first, Conv2d) and isinstance(second, BatchNorm)):
+                continue
             changed = "forward" in vars(first) | vars(second)  # see inspection/trace/activations.py
-            if together and used[first] == 1 and not changed:  # or its other norm would be lost
+            if used[first] == 1 and not changed:  # or its other norm would be lost
                 _fold_pair(first, second)
                 setattr(module, name, Folded())
     for _, weights in network.named_parameters():
@@ -118,5 +119,5 @@ def _sums(array: np.ndarray, start: int) -> int:
     row = np.ascontiguousarray(array.transpose(order)).reshape(-1).view(np.uint8)
     words = row[: row.size // (8 * COLUMNS) * 8 * COLUMNS].view(np.uint64)
     if words.size:
-        start = zlib.crc32(np.add.reduce(words.reshape(-1, COLUMNS), axis=0), start)
-    return zlib.crc32(row[words.nbytes :], start)
+        start = zlib.crc32(np.add.reduce(words.reshape(-1, COLUMNS), axis=0).data, start)
+    return zlib.crc32(row[words.nbytes :].data, start)

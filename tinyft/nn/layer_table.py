@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -81,10 +82,13 @@ class Summary(Displayed):
 
 
 class _Nodes(list):
-    """An observer that collects the node of every op, in order. No backward comes here."""
+    """An observer that collects the node of every op, in order."""
 
     def after_forward(self, node: Node) -> None:
         self.append(node)
+
+    def after_backward(self, node: Node, gradient: Any, input_gradients: Any) -> None:
+        """No backward comes here."""
 
 
 def summary(model: Module, shape: tuple[int, ...] | None = None) -> Summary:
@@ -127,22 +131,25 @@ def forward_nodes(
     evaluation; of one, where somebody's `reshape` needs one to know the other axes by.
     """
     first = next((parameter for _, parameter in model.named_parameters()), None)
+    nodes = _Nodes()
     put_modes_back = model.remember_modes()
     model.eval()
     try:
         for N in (0, 1):
-            nodes, pictures = _Nodes(), np.zeros((N, *shape), np.float32)
+            nodes.clear()
+            pictures = np.zeros((N, *shape), np.float32)
             if first is not None:  # of its type, and where it is
                 pictures = backends.place_like(pictures.astype(first.dtype), first.data)
             try:
                 with no_grad(), backends.use("reference"), observe(nodes):
                     (forward or model)(Tensor.wrap(pictures))
-                return nodes
+                break
             except ValueError:
                 if N:
                     raise
     finally:
         put_modes_back()
+    return nodes
 
 
 def feature_shape(model: Module, side: int) -> tuple[int, ...] | None:
@@ -152,7 +159,7 @@ def feature_shape(model: Module, side: int) -> tuple[int, ...] | None:
     body, head = getattr(model, "features", None), getattr(model, "head", None)
     if not callable(body) or not isinstance(head, Module):
         return None
-    found = []
+    found: list[Tensor] = []
 
     def halves(x: Tensor) -> Tensor:
         found[:] = [body(x)]

@@ -8,6 +8,7 @@ import math
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -84,7 +85,7 @@ class BatchNorm(Module):
         return self.statistics == "batch" and self.updates
 
     def forward(self, x: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        options = {"eps": self.eps, "residual": residual, "relu": relu}
+        options: dict[str, Any] = {"eps": self.eps, "residual": residual, "relu": relu}
         if not self.training or self.statistics == "running":
             running = self.running_mean, self.running_var
             return ops.batch_norm_eval(x, self.weight, self.bias, *running, **options)

@@ -54,7 +54,7 @@ class Module(Displayed):
         if name in self._parameter_names:
             if not is_leaf:
                 self._parameter_names.remove(name)
-        elif is_leaf and value.requires_grad:
+        elif isinstance(value, Tensor) and is_leaf and value.requires_grad:
             self._parameter_names.append(name)
         super().__setattr__(name, value)
 

@@ -127,8 +127,8 @@ class ResNet(Module):
             self.stages.append(name)
             F = width * architecture.block.expansion
         self.num_features = F
-        self.fc = Linear(F, num_classes)
-        self.head = None
+        self.fc: Linear | None = Linear(F, num_classes)
+        self.head: Module | None = None
 
     @staticmethod
     def _stage(

@@ -17,11 +17,21 @@ from tinyft.engine.checks import (
     expect_whole,
     expect_window,
 )
-from tinyft.engine.tape import op
+from tinyft.engine.tape import Made
+from tinyft.engine.tensor import Tensor, op
 
 
 @op
-def conv2d(x, weight, bias=None, *, stride=1, padding=0, residual=None, relu=False):
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Made:
     """Slide F filters over a picture; optionally add a bias and a residual and rectify, in one
     pass.
 
@@ -86,7 +96,7 @@ def _check_shapes(x, weight, bias, residual, stride, padding):
 
 
 @op
-def linear(x, weight, bias=None):
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Made:
     """x @ weight.T + bias: each output is a weighted sum of all inputs.
 
     Shapes: x (N, C), weight (F, C), bias (F,) -> (N, F)

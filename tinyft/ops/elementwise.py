@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from tinyft.engine.checks import expect_floats
-from tinyft.engine.tape import op
+from tinyft.engine.tape import Made
+from tinyft.engine.tensor import Tensor, op
 
 
 @op
-def relu(x):
+def relu(x: Tensor) -> Made:
     """max(x, 0): the smallest complete op, and the pattern that all others follow.
 
     Shapes: x any -> the same
@@ -25,7 +26,7 @@ def relu(x):
 
 
 @op
-def dropout(x, probability, *, seed, stream):
+def dropout(x: Tensor, probability: float, *, seed: int, stream: tuple[int, int]) -> Made:
     """Zero each element with `probability`, and divide the others by 1 - probability.
 
     Which ones depends on `probability`, `seed` and `stream` alone; the latter are an integer and a

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from numpy import ndarray as Array
+
 from tinyft import backends
 from tinyft.engine.checks import expect_floats, expect_shape
-from tinyft.engine.tape import op
-from tinyft.engine.tensor import Tensor
+from tinyft.engine.tape import Made
+from tinyft.engine.tensor import Tensor, op
 from tinyft.errors import ShapeError
 
 
 @op
-def cross_entropy(logits, labels, *, label_smoothing=0.0, class_weights=None):
+def cross_entropy(
+    logits: Tensor,
+    labels: Array,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Array | None = None,
+) -> Made:
     """The mean over a batch of -log softmax(logits)[label].
 
     With smoothing e a label is worth 1 - e + e / C, every other class e / C. With class weights

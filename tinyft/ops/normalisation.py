@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from numpy import ndarray as Array
 
 from tinyft.engine.checks import data_of, expect_floats, expect_same_dtype, expect_shape
-from tinyft.engine.tape import op
-from tinyft.engine.tensor import Tensor
+from tinyft.engine.tape import Backward, Made
+from tinyft.engine.tensor import Tensor, op
 from tinyft.errors import ShapeError
 from tinyft.ops import elementwise
 
@@ -60,7 +60,9 @@ def batch_norm(
     residual
     """
     if _here.fused:
-        return batch_norm_train(x, weight, bias, eps=eps, residual=residual, relu=relu)
+        fused = batch_norm_train(x, weight, bias, eps=eps, residual=residual, relu=relu)
+        out, mean, variance = fused
+        return out, mean, variance
     out, mean, variance = batch_norm_train(x, weight, bias, eps=eps)
     return _add_and_rectify(out, residual, relu), mean, variance
 
@@ -96,7 +98,15 @@ def _add_and_rectify(out: Tensor, residual: Tensor | None, relu: bool) -> Tensor
 
 
 @op
-def batch_norm_train(x, weight, bias, *, eps, residual=None, relu=False):
+def batch_norm_train(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> tuple[tuple[Array, ...], Backward]:
     """relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), mean and variance of the
     batch: the recorded op behind `batch_norm`.
     """
@@ -123,7 +133,17 @@ def batch_norm_train(x, weight, bias, *, eps, residual=None, relu=False):
 
 
 @op
-def batch_norm_fixed(x, weight, bias, mean, variance, *, eps, residual=None, relu=False):
+def batch_norm_fixed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Array,
+    variance: Array,
+    *,
+    eps: float,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Made:
     """relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), mean and variance given:
     the recorded op behind `batch_norm_eval`.
     """

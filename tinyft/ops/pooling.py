@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from tinyft.engine.checks import expect_floats, expect_shape, expect_whole, expect_window
-from tinyft.engine.tape import op
+from tinyft.engine.tape import Made
+from tinyft.engine.tensor import Tensor, op
 from tinyft.errors import ShapeError
 
 LARGEST_WINDOW = 255  # where in a window the largest pixel was is kept in 16 bits
 
 
 @op
-def max_pool2d(x, *, kernel, stride, padding=0):
+def max_pool2d(x: Tensor, *, kernel: int, stride: int, padding: int = 0) -> Made:
     """The largest pixel of each window, per channel. Padding never wins.
 
     Shapes: x (N, H, W, C) -> (N, P, Q, C) with P = (H + 2 padding - kernel) // stride + 1, Q
@@ -40,7 +41,7 @@ def max_pool2d(x, *, kernel, stride, padding=0):
 
 
 @op
-def global_average_pool(x):
+def global_average_pool(x: Tensor) -> Made:
     """The mean of each channel over all pixels: (N, H, W, C) -> (N, C). Keeps: nothing.
 
     Raises: ShapeError, TypeError for integers
@@ -57,7 +58,7 @@ def global_average_pool(x):
 
 
 @op
-def global_max_pool(x):
+def global_max_pool(x: Tensor) -> Made:
     """The largest pixel of each channel: (N, H, W, C) -> (N, C). Keeps: where it was, one integer
     per output.
 

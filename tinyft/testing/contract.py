@@ -167,10 +167,10 @@ def check_op(case: OpCase, backend: str = "auto") -> None:
 
 
 def check_function(
-    fn: Callable,
+    fn: Callable[..., Any],
     inputs: Iterable[Array],
     *,
-    backward: Callable | None = None,
+    backward: Callable[..., Any] | None = None,
     backend: str = "auto",
 ) -> None:
     """Check a function of yours as the contract checks an op: `fn(*inputs)` in float32 against

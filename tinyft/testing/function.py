@@ -25,7 +25,9 @@ class GradcheckError(TinyftError, AssertionError):
     """A gradient that disagrees with finite differences, or a function that cannot be checked."""
 
 
-def as_op(forward: Callable, backward: Callable | None = None) -> Callable:
+def as_op(
+    forward: Callable[..., Any], backward: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
     """Makes an op of functions that know nothing of Tensors: a pair, or a class with `forward(ctx,
     ...)` and `backward(ctx, dout)` as `torch.autograd.Function` has them.
 
@@ -47,7 +49,7 @@ def as_op(forward: Callable, backward: Callable | None = None) -> Callable:
         forward.__name__ = function.__name__
         forward.__signature__ = inspect.Signature(names)
 
-    def pair(*given: Any) -> tuple[Array, Callable]:
+    def pair(*given: Any) -> tuple[Array, Callable[..., Any]]:
         arrays = [x.data if isinstance(x, Tensor) else x for x in given]
         made = forward(*arrays)
         out, *cache = made if isinstance(made, tuple) else (made,)
@@ -73,7 +75,7 @@ class CheckedFunction:
     that the results depend on: those of `fn` if that is a module, and those that it reaches.
     """
 
-    def __init__(self, fn: Callable, inputs: Any, names: Sequence[str] | None):
+    def __init__(self, fn: Callable[..., Any], inputs: Any, names: Sequence[str] | None):
         inputs = [inputs] if isinstance(inputs, Tensor | Array) else list(inputs)
         self.fn = fn
         self.arguments = [_as_checked(x) for x in inputs]
@@ -336,7 +338,7 @@ def _leaves(results: list[Tensor]) -> dict[Tensor, str]:
     return {x: place for x, (_, place) in sorted(uses.items(), key=lambda item: item[1])}
 
 
-def _reached(fn: Callable) -> list[tuple[str, Any]]:
+def _reached(fn: Callable[..., Any]) -> list[tuple[str, Any]]:
     """The modules and the Tensors with a gradient that a function reaches, by the names that it
     has for them: in its closure, among its globals, in a function that it calls, in the object
     that it belongs to. What it is itself, or is a method of, has no name.
@@ -367,7 +369,7 @@ def _is_module(value: Any) -> bool:
     return hasattr(value, "named_parameters") and not isinstance(value, type)
 
 
-def argument_names(fn: Callable, count: int) -> list[str | None]:
+def argument_names(fn: Callable[..., Any], count: int) -> list[str | None]:
     """The names of fn's first `count` arguments, None where it does not tell."""
     try:
         parameters = inspect.signature(fn.forward if _is_module(fn) else fn).parameters.values()

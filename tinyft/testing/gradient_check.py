@@ -79,10 +79,10 @@ class GradcheckReport(Displayed):
 
 
 def gradcheck(
-    fn: Callable,
+    fn: Callable[..., Any],
     inputs: Any,
     *,
-    backward: Callable | None = None,
+    backward: Callable[..., Any] | None = None,
     mode: str = "fast",
     eps: float = 1e-5,
     rtol: float = 1e-6,

@@ -173,7 +173,7 @@ NORMALISED = {
 }
 
 
-def _batch_norm_arrays(shape: tuple[int, ...], offset: float, *names: str) -> Callable:
+def _batch_norm_arrays(shape: tuple[int, ...], offset: float, *names: str) -> Callable[..., Any]:
     """Draws what `names` ask for; scales in [0.5, 2], so that a missing one shows."""
 
     def draw(rng: Generator) -> dict[str, Array]:

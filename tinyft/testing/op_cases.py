@@ -182,7 +182,7 @@ def _batch_norm_cases() -> list[OpCase]:
     return cases
 
 
-def _distinct_x(shape: tuple[int, ...]) -> Callable:
+def _distinct_x(shape: tuple[int, ...]) -> Callable[..., Any]:
     return lambda rng: {"x": distinct(rng, shape)}
 
 

@@ -87,7 +87,7 @@ class KernelWatch:
             yield
 
     def call(
-        self, backend: Backend, name: str, method: Callable, args: tuple, options: dict
+        self, backend: Backend, name: str, method: Callable[..., Any], args: tuple, options: dict
     ) -> Any:
         """Call a kernel, and note it."""
         self.started = []
@@ -108,7 +108,7 @@ class KernelWatch:
         )
         return result
 
-    def _start(self, function: Callable) -> None:
+    def _start(self, function: Callable[..., Any]) -> None:
         module = _short_name(function.__module__)
         if threading.get_ident() == self.thread and module != "threads":
             self.started.append(f"{module}.{function.__name__}")
@@ -152,7 +152,7 @@ class _StandIn:
 
 
 @contextlib.contextmanager
-def _listening(listener: Callable[[Callable], None]) -> Iterator[None]:
+def _listening(listener: Callable[[Callable[..., Any]], None]) -> Iterator[None]:
     """The CPU backend's kernels tell the listener when they start; nothing where there is no Numba
     to compile any.
     """

@@ -63,12 +63,12 @@ def composition_of(op: str, options: dict[str, Any]) -> str:
     return " + ".join(parts)
 
 
-def formula_of(function: Callable) -> str:
+def formula_of(function: Callable[..., Any]) -> str:
     """Say what an op computes, in the words of its docstring."""
     return inspect.getdoc(function) or "(no docstring)"
 
 
-def derivative_of(function: Callable) -> str:
+def derivative_of(function: Callable[..., Any]) -> str:
     """The comment above an op's `backward`; empty where there is none."""
     try:
         lines = textwrap.dedent(inspect.getsource(function)).splitlines()
@@ -83,7 +83,7 @@ def derivative_of(function: Callable) -> str:
 
 
 def check_entries(
-    function: Callable,
+    function: Callable[..., Any],
     args: tuple,
     options: dict[str, Any],
     names: Sequence[str],

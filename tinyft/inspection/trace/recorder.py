@@ -119,7 +119,7 @@ class _Recorder:
         self.makers: weakref.WeakKeyDictionary[Tensor, int] = weakref.WeakKeyDictionary()
         self.by_node: dict[int, TracedNode] = {}
         self.kept_by: dict[int, int] = {}  # address of a kept array -> the node that counted it
-        self.opened: dict[int, tuple[Callable, tuple, dict, list[str]]] = {}
+        self.opened: dict[int, tuple[Callable[..., Any], tuple, dict, list[str]]] = {}
         self.own_seconds = 0.0
         self.last = time.perf_counter()
 
@@ -247,7 +247,9 @@ def _address(array: np.ndarray) -> int:
     return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr  # CuPy's
 
 
-def _argument_names(function: Callable, args: tuple, options: dict[str, Any]) -> list[str]:
+def _argument_names(
+    function: Callable[..., Any], args: tuple, options: dict[str, Any]
+) -> list[str]:
     """The names of an op's tensor arguments, in the order in which it gets gradients for them."""
     parameters = list(inspect.signature(function).parameters.values())
     plain = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
