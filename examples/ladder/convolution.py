@@ -32,8 +32,8 @@ import os
 import statistics
 import time
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is imported
-os.environ.setdefault("MKL_NUM_THREADS", "1")
+if __name__ == "__main__":  # one core; read when NumPy is imported
+    os.environ.update(OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import numpy as np
 from numba import njit
