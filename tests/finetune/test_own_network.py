@@ -230,7 +230,9 @@ def test_a_network_that_is_not_the_files_is_refused(tmp_path):
             read(path)
     with pytest.raises(WeightsError, match=needed):
         ft.vision_learner(data, weights=path)
-    with pytest.raises(DataError, match="knows the classes blue, green, red"):
+    with pytest.raises(
+        DataError, match=r"knows the classes blue, green, red, .* new head with ft.Learner\(mine\("
+    ):
         ft.load_learner(path, model=TwoConvolutions(), data=small_data(classes=["a", "b", "c"]))
     learner = ft.load_learner(path, model=TwoConvolutions(), data=data)
     assert type(learner.optimizer) is ft.SGD and learner.model.fc.weight.dtype == np.float64

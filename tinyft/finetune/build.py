@@ -27,7 +27,7 @@ from tinyft.finetune.schedule import expect_number
 from tinyft.finetune.training import KEPT, MEANS, RANDOM, Origin, expect_all_classes
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.module import Module
-from tinyft.nn.resnet import ResNet, build, expect_architecture
+from tinyft.nn.resnet import ARCHITECTURES, ResNet, build, expect_architecture
 from tinyft.weights import Preprocess, Weights, load_weights
 from tinyft.weights.model import network_of, trained_head
 from tinyft.weights.read import read_weights
@@ -295,7 +295,7 @@ def load_learner(
     options = {name: settings[name] for name in OPTIONS}
     try:
         if data is not None:
-            _expect_trainable(path, data, weights.classes, optimizer, more=kind in HEADS)
+            _expect_trainable(path, data, weights, optimizer, more=kind in HEADS)
         if data is None or model is not None:
             put_dropouts(body, settings["dropout"])
             learner = Learner(
@@ -320,18 +320,21 @@ def load_learner(
 
 
 def _expect_trainable(
-    path: str | os.PathLike[str], data: PictureData, classes: list[str], optimizer: Any, *,
+    path: str | os.PathLike[str], data: PictureData, weights: Weights, optimizer: Any, *,
     more: bool,
 ) -> None:  # fmt: skip
     """Raises: TypeError for what is no data; DataError for pictures of other classes; with `more`
     there may be new ones beside the old, in any order; WeightsError without an optimizer
     """
     expect_pictures(data)
+    classes, anew = weights.classes, f"ft.vision_learner(data, weights={str(path)!r})"
+    if weights.arch not in ARCHITECTURES:
+        anew = f"ft.Learner({weights.arch}(...), data)"
     if data.classes != classes and not (more and set(classes) <= set(data.classes)):
         raise DataError(
             f"{path} knows the classes {', '.join(classes)}, the pictures have "
             f"{', '.join(data.classes)}; open them with classes=[...] as there, or begin a new "
-            f"head with ft.vision_learner(data, weights={str(path)!r})"
+            f"head with {anew}"
         )
     if optimizer is None:
         raise WeightsError(
