@@ -159,7 +159,7 @@ def feature_shape(model: Module, side: int) -> tuple[int, ...] | None:
     body, head = getattr(model, "features", None), getattr(model, "head", None)
     if not callable(body) or not isinstance(head, Module):
         return None
-    found: list[Tensor] = []
+    found: list[Any] = []
 
     def halves(x: Tensor) -> Tensor:
         found[:] = [body(x)]
