@@ -320,9 +320,8 @@ def load_learner(
 
 
 def _expect_trainable(
-    path: str | os.PathLike[str], data: PictureData, weights: Weights, optimizer: Any, *,
-    more: bool,
-) -> None:  # fmt: skip
+    path: str | os.PathLike[str], data: PictureData, weights: Weights, optimizer: Any, more: bool
+) -> None:
     """Raises: TypeError for what is no data; DataError for pictures of other classes; with `more`
     there may be new ones beside the old, in any order; WeightsError without an optimizer
     """
