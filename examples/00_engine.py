@@ -119,3 +119,8 @@ print("now read engine/")
 #   step 100: loss 0.4211, right 81%
 #   step 500: loss 0.0334, right 100%
 #   now read engine/
+
+# Three questions, answered by test_engine_questions in tests/examples/test_questions.py:
+#   1. y = x * x + x at x = 3: what is its gradient, and of how many parts?
+#   2. A bias of 16 numbers is added to 120 rows: what is its gradient, if each row's is 1?
+#   3. y.backward() twice, y = x * x at x = 3: is x.grad 6, 12 or 18? And with the real engine?

@@ -72,3 +72,8 @@ except AssertionError as error:
 #   logistic: passed
 #   gradcheck: forgetful: the gradient of input 0 (x) of forgetful is wrong
 #     element (1, 2): backward says 0.18453281, differences say 0.090360178, ratio 2.04219
+
+# Three questions, answered by test_autograd_questions in tests/examples/test_questions.py:
+#   1. Let b be a: what is dy/da?
+#   2. y.backward() a second time?
+#   3. The same inside `with ft.no_grad():`, what is y.node?

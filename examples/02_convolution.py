@@ -77,3 +77,8 @@ print(report.op, [row.name for row in report.inputs], "passed" if report else "f
 #   dx agrees: True
 #   one weight: gradient -2.60583, difference -2.60583
 #   conv ['input 0 (x)', 'input 1 (weight)'] passed
+
+# Three questions, answered by test_convolution_questions in tests/examples/test_questions.py:
+#   1. Six rows, three taps, stride 2, no padding: which rows get no gradient?
+#   2. dout is 0 but for the first filter: which weights get a gradient?
+#   3. x times 2: what becomes of dweight, and of dx?

@@ -70,3 +70,8 @@ tell("body + a head of ours", body)
 #     head.bn2.bias         (512,)
 #     head.linear2.weight   (5, 512)
 #   body + a head of ours    (2, 5)         11,179,077 parameters
+
+# Three questions, answered by test_cut_and_head_questions in tests/examples/test_questions.py:
+#   1. Pictures of 64 x 64: what does the body make of them, and which parameters change?
+#   2. How many parameters has a linear head for ten classes?
+#   3. A head like WhereHead, with the mean in the place of the largest: which is it?

@@ -77,3 +77,8 @@ for record in learner.steps(plan):
 #     bn=fastai  24 parameters, 24 running statistics
 #   after 'head alone': 12 tensors bit-identical, 58 moved
 #   after 'everything': 0 tensors bit-identical, 70 moved
+
+# Three questions, answered by test_freeze_and_groups_questions in tests/examples/test_questions.py:
+#   1. 36 parameters of the frozen body, 24 of batch norms: what are the other 12?
+#   2. Without augmentation, under which bn= can the body's features be computed once and kept?
+#   3. A group that is not frozen, with a learning rate of 0: what of it moves?

@@ -139,3 +139,8 @@ print(f"7. {confusion.trace() / data.n_valid:.0%} right, of the cougars {of_coug
 #   6. layer2.0.conv2  moved by 0.0007 of its length
 #   6. layer4.0.conv2  moved by 0.0132 of its length
 #   7. 84% right, of the cougars 78%
+
+# Three questions, answered by test_look_inside_questions in tests/examples/test_questions.py:
+#   1. A step a tenth as long: is the prediction from the gradient nearer to the truth?
+#   2. What does a listener hear under `with ft.no_grad():`?
+#   3. conv1 and bn1 frozen, their scale and shift too: where does backward end?

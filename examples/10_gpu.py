@@ -87,3 +87,8 @@ print(f"   a photo shows a {guess.label}, with probability {guess.probability:.1
 
 # Speed and memory are those of two cores of an AMD EPYC (Zen 4). The stand-in for a GPU in
 # tests/backends/gpu printed the same photos, weights, mask and shares; no GPU was at hand.
+
+# Three questions, answered by test_gpu_questions in tests/examples/test_questions.py:
+#   1. Which of the three lines under 1. change with another seed?
+#   2. What does backends.host make of an array of the CPU?
+#   3. A network was saved on a GPU: what in its file says so?

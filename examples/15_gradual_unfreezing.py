@@ -75,6 +75,9 @@ for record in learner.steps(plan):
 #     from layer3                42  70  layer3 layer4 head           83%
 #     from first                 24  70  first layer3 layer4 head     84%
 
+# Over five seeds this got 81 to 86 % of new photos right, 83.3 % in the mean; fine_tune(3), as many
+# epochs with the same bn="frozen", 80 to 82 %, mean 81.0 %.
+
 # Three questions, answered by test_unfreezing_questions in tests/examples/test_questions.py:
 #   1. Which arrays are unmoved to the end, though no group is frozen any more?
 #   2. With bn="fastai": what of the frozen body moves in the first phase?

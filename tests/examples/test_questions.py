@@ -1,11 +1,103 @@
 """The answers to the three questions at the end of each example: said here, and proved."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import tinyft
+from tinyft import backends
+from tinyft.bundled import bundled
+from tinyft.errors import TinyftError
 from tinyft.finetune import Group, layer_groups, one_cycle_phase
 from tinyft.finetune.schedule import fine_tune_phases, per_group
+from tinyft.nn import LinearHead, attach, cut
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def leaf(values):
+    return tinyft.Tensor(np.array(values, np.float64), requires_grad=True)
+
+
+def noise(per_class, classes, **options):
+    """Random pictures of so many classes, the same to train on and to validate."""
+    labels = np.repeat(np.arange(classes), per_class)
+    pixels = np.random.default_rng(0).integers(0, 255, (len(labels), 32, 32, 3), np.uint8)
+    names = [f"class {i}" for i in range(classes)]
+    return tinyft.ImageArrays((pixels, labels), (pixels, labels), names, size=32, **options)
+
+
+def small_network(classes=4):
+    """A network in training mode, a batch of four pictures, and their labels."""
+    model = cut(tinyft.nn.build("resnet10s", seed=0))
+    attach(model, LinearHead(model.num_features, num_classes=classes)).train()
+    x = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+    return model, tinyft.Tensor(x), np.arange(4) % classes
+
+
+def gradients(model, x, labels):
+    tinyft.ops.cross_entropy(model(x), labels).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+# ------------------------------------------------------------------ the engine, the operations
+
+
+def test_engine_questions():
+    """7: 2 * 3 from the product, 1 from the sum. 120 in each. 18: y's own gradient is 2 by then,
+    which is passed on and added to the 6 from before; the real one says that its tape is used up.
+    """
+    page = {}
+    exec((EXAMPLES / "00_engine.py").read_text().partition("\n# Three arms")[0], page)
+    x = page["Tensor"](3.0)
+    (x * x + x).backward()
+    assert x.grad == 7
+    bias = page["Tensor"](np.zeros(16))
+    (page["Tensor"](np.zeros((120, 16))) + bias).sum().backward()
+    assert (bias.grad == 120).all()
+    x = page["Tensor"](3.0)
+    y = x * x
+    y.backward()
+    y.backward()
+    assert x.grad == 18
+
+
+def test_autograd_questions():
+    """168: y = (aa + a)^2, and 2 * 12 * (2a + 1). An error: the tape was freed. None."""
+    a = leaf([3.0])
+    total = a * a + a
+    y = total * total
+    y.backward()
+    assert a.grad == 168
+    with pytest.raises(TinyftError, match="already used"):
+        y.backward()
+    with tinyft.no_grad():
+        assert (a * a).node is None
+
+
+def test_convolution_questions():
+    """The last: no window reaches it. Those of the first filter alone. dweight doubles, dx stays:
+    each is made of what it was multiplied by.
+    """
+    rng = np.random.default_rng(0)
+    pictures, filters = rng.normal(size=(2, 6, 6, 3)), rng.normal(size=(4, 3, 3, 3))
+
+    def grads(pictures, only_first=False):
+        x, weight = leaf(pictures), leaf(filters)
+        y = tinyft.ops.conv2d(x, weight, stride=2)
+        dout = np.ones(y.shape)
+        dout[..., only_first:] *= not only_first
+        y.backward(dout)
+        return x.grad, weight.grad
+
+    dx, dweight = grads(pictures)
+    assert [i for i in range(6) if not dx[:, i].any()] == [5]
+    doubled_dx, doubled_dweight = grads(2 * pictures)
+    assert (doubled_dx == dx).all() and np.allclose(doubled_dweight, 2 * dweight)
+    first = grads(pictures, only_first=True)[1]
+    assert [f for f in range(4) if first[f].any()] == [0]
 
 
 def test_cross_entropy_questions():
@@ -97,8 +189,7 @@ def test_unfreezing_questions():
     Scales, shifts and running statistics of its batch norms, all others not. No: what is frozen
     are always the first groups, so that backward can end before them.
     """
-    pictures = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), np.uint8), np.arange(8) % 2
-    data = tinyft.ImageArrays(pictures, pictures, ["even", "odd"], size=32, batch_size=4)
+    data = noise(4, 2, batch_size=4)
     steps = data.steps_per_epoch
     for bn in ("frozen", "fastai"):
         learner = tinyft.vision_learner(data, "resnet10s", bn=bn, seed=0)
@@ -118,3 +209,185 @@ def test_unfreezing_questions():
             tinyft.vision_learner(data, "resnet10s").model,
             {"head": ["head"], "body": ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]},
         )
+
+
+# ------------------------------------------------------------------------------- the network
+
+
+@pytest.mark.slow
+def test_pretrained_resnet_questions():
+    """Running means and variances of twelve batch norms, which no gradient moves. Seven: it was
+    trained on other numbers. Yes: each batch norm then compares it with them.
+    """
+    weights = tinyft.load_weights("resnet10s")
+    model = tinyft.nn.build("resnet10s", num_classes=200, seed=None)
+    model.load_state_dict(weights.arrays)
+    others = set(weights.arrays) - {name for name, _ in model.named_parameters()}
+    assert len(weights.arrays) == 62 and len(others) == 24
+    assert all(".running_" in name for name in others)
+    kinds = sorted(bundled("examples/animals8/valid").iterdir())
+    photos = [min(kind.glob("*.jpg")) for kind in kinds]
+    recipe = weights.preprocess
+    shares = np.stack([tinyft.data.prepare(p, recipe) for p in photos]).astype(np.float32) / 255
+    x = (shares - np.float32(recipe.mean)) / np.float32(recipe.std)
+
+    def scores(x, training=False):
+        with tinyft.no_grad():
+            return model.train(training)(tinyft.Tensor(x)).data
+
+    best = scores(x).argmax(axis=1)
+    assert (best != scores(shares).argmax(axis=1)).sum() == 7
+    np.testing.assert_allclose(scores(x)[:2], scores(x[:2]), atol=1e-3)
+    assert abs(scores(x, True)[:2] - scores(x[:2], True)).max() > 0.1
+
+
+def test_cut_and_head_questions():
+    """(N, 2, 2, 512), and none: a filter does not know how large the picture is. 5,130. The linear
+    head: a mean of scores is the score of the mean.
+    """
+    body = cut(tinyft.resnet18(seed=None))
+    with tinyft.no_grad():
+        assert body.eval()(tinyft.Tensor(np.zeros((2, 64, 64, 3), "f4"))).shape == (2, 2, 2, 512)
+    head = LinearHead(512, num_classes=10)
+    assert head.count_parameters() == 5130
+    features = tinyft.Tensor(np.random.default_rng(0).normal(size=(2, 3, 3, 512)).astype("f4"))
+    linear = head.linear
+    places = tinyft.ops.linear(features.reshape(18, 512), linear.weight, linear.bias)
+    mean = places.data.reshape(2, 9, 10).mean(axis=1)
+    np.testing.assert_allclose(mean, head.eval()(features).data, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_freeze_and_groups_questions():
+    """Weights of convolutions. Only under "frozen": otherwise they depend on the batch and its
+    scales. The running statistics: they ask for no learning rate.
+    """
+    data = noise(4, 2, batch_size=4, augment=None)
+    for bn in ("frozen", "torch", "fastai"):
+        learner = tinyft.vision_learner(data, "resnet10s", weights=None, bn=bn)
+        assert (learner.plan(1).cached_bytes[0] > 0) == (bn == "frozen")
+    frozen = [name for group in learner.groups[:2] for name in group.parameters]
+    rest = set(frozen).difference(*(group.norm_parameters for group in learner.groups))
+    assert len(frozen) == 36 and len(rest) == 12
+    assert all("conv" in name or "downsample.0" in name for name in rest)
+    still = one_cycle_phase("still", 1, data.steps_per_epoch, [0, 0, 1e-3], 3, first_trainable=0)
+    records = list(learner.steps(learner.plan_of([still])))
+    body = [name for name in records[-1].proof.moved if not name.startswith("head.")]
+    assert len(body) == 24 and all(".running_" in name for name in body)
+
+
+@pytest.mark.slow
+def test_two_steps_questions():
+    """The sum of both. To the pictures: the body's gradients come through the head. No."""
+    whole = gradients(*small_network())
+    model, x, labels = small_network()
+    once = gradients(model, x, labels)["head.linear.bias"].copy()
+    assert np.allclose(gradients(model, x, labels)["head.linear.bias"], 2 * once, atol=1e-6)
+    for frozen, reached in ((0, False), (2, True)):
+        model, x, labels = small_network()
+        groups = layer_groups(model)
+        for parameter in groups[frozen].parameters.values():
+            parameter.requires_grad = False
+        part = gradients(model, x, labels)
+        assert (part["conv1.weight"] is not None) == reached
+        for name, gradient in part.items():
+            assert (gradient is None) == (name in groups[frozen].parameters)
+            assert gradient is None or np.array_equal(gradient, whole[name]), name
+
+
+# ------------------------------------------------------------------------------- fine-tuning
+
+
+@pytest.mark.slow
+def test_fine_tune_questions(tmp_path):
+    """No: chance alone spreads by 3 points, and 20 % is 1.6 of these below. All of the body's, to
+    the bit. Nearly nothing: the gradient is the guess less the truth, and fades.
+    """
+    guessed = np.random.default_rng(0).binomial(200, 0.25, 10_000) / 200
+    assert 0.028 < guessed.std() < 0.034 and (guessed <= 0.20).mean() > 0.05
+    body = cut(tinyft.nn.build("resnet10s", seed=5)).state_dict()
+    recipe = tinyft.weights.Preprocess.for_architecture("resnet10s")
+    file = tmp_path / "body.h5"
+    tinyft.save_weights(file, tinyft.weights.Weights("resnet10s", body, None, recipe))
+    state = tinyft.vision_learner(noise(4, 2, batch_size=4), weights=file).model.state_dict()
+    assert {name for name in state if not name.startswith("head.")} == set(body)
+    assert all(np.array_equal(state[name], array) for name, array in body.items())
+    sure = leaf(20 * np.eye(4))
+    tinyft.ops.cross_entropy(sure, np.arange(4)).backward()
+    assert abs(sure.grad).max() < 1e-8
+
+
+def test_pretrained_or_not_questions():
+    """One, of 16, and 8 wait for another epoch's order: ten steps are all there is. 8; chance is 5
+    for each. Dividing a row by a number moves all its scores alike: the largest stays.
+    """
+    data = noise(3, 8)
+    assert (data.n_train, data.batch_size, data.steps_per_epoch) == (24, 16, 1)
+    assert round(0.889 * 216) - round(0.852 * 216) == 8
+    assert [round((216 * p * (1 - p)) ** 0.5) for p in (0.889, 0.852)] == [5, 5]
+    rng = np.random.default_rng(0)
+    features, means = rng.normal(size=(50, 16)), rng.normal(size=(16, 8))
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    assert ((features @ means).argmax(1) == (features / lengths @ means).argmax(1)).all()
+
+
+def test_look_inside_questions():
+    """Yes: what it leaves out grows with the square of the step. Every forward: only the
+    tape is missing. In the first block behind them, at its first convolution.
+    """
+    rng = np.random.default_rng(0)
+    start, labels = rng.normal(size=(8, 4)), np.arange(8) % 4
+    logits = leaf(start)
+    loss = tinyft.ops.cross_entropy(logits, labels)
+    loss.backward()
+    left_out = []
+    for rate in (1, 10):
+        moved = tinyft.ops.cross_entropy(leaf(start - rate * logits.grad), labels).item()
+        left_out.append(moved - loss.item() + rate * (logits.grad**2).sum())
+    assert left_out[1] > 50 * left_out[0] > 0
+
+    class Listener:
+        def __init__(self):
+            self.heard = []
+
+        def after_forward(self, node):
+            self.heard.append(node.layer)
+
+        def after_backward(self, node, gradient, input_gradients):
+            self.heard.append(node.layer)
+
+    model, x, labels = small_network()
+    with tinyft.no_grad(), tinyft.observe(listener := Listener()):
+        model(x)
+    assert len(listener.heard) > 20 and listener.heard[0] == "conv1"
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.split(".")[0] not in ("conv1", "bn1")
+    with tinyft.observe(listener):
+        gradients(model, x, labels)
+    assert listener.heard[-1] == "layer1.0.conv1"
+
+
+@pytest.mark.slow
+def test_gpu_questions(tmp_path):
+    """All three. Itself: it is there already. Nothing."""
+    drawn = []
+    for seed in (0, 1):
+        data = noise(8, 2, batch_size=4, seed=seed)
+        learner = tinyft.vision_learner(data, "resnet10s", weights=None, seed=seed)
+        head = learner.model.head.linear1.weight.data.ravel()[:4].tolist()
+        order = next(data.train_batches(0, learner.preprocess)).ids.tolist()
+        ones = np.ones(16, np.float32)
+        mask = backends.get("cpu").dropout(ones, 0.5, seed=seed, stream=(0, 0)).tolist()
+        drawn.append((head, order, mask))
+    assert all(a != b for a, b in zip(*drawn, strict=True))
+    assert backends.host(ones) is ones
+    learner.save(tmp_path / "one.h5")
+    assert b"device" not in (tmp_path / "one.h5").read_bytes()
+
+
+def test_every_example_ends_in_three_questions_that_a_test_here_answers():
+    for example in EXAMPLES.glob("[0-9]*.py"):
+        head, _, questions = example.read_text().rpartition("\n# Three questions, answered by ")
+        named = re.match(r"(test_\w+) in tests/examples/test_questions.py:\n", questions)
+        assert head and named and named[1] in globals(), example.name
+        assert len(re.findall(r"^#   [123]\. .*\?$", questions, re.M)) == 3, example.name
