@@ -15,6 +15,8 @@ from tinyft.inspection.report.learned import Judgements
 @pytest.mark.slow
 def test_pictures_that_changed_or_were_arrays_are_not_evaluated(tinyft, trained, draw):
     assert tinyft("evaluate", trained).code == 0
+    said = tinyft("evaluate", trained, "pictures").err
+    assert "was trained on 10 of the 12 pictures to validate" in said
     draw({"cat": 7, "dog": 6})  # one more
     done = tinyft("evaluate", trained)
     assert done.code == 2

@@ -44,7 +44,10 @@ def test_optimizer_and_loss_on_the_command_line(tinyft, draw, tiny):
     assert "weight decay 0.1" in done.out
     assert "labels smoothed by 0.2, classes weighted: cat 0.857, dog 1.2" in done.out
     short = tinyft("plan", uneven, *tiny, *options).out
-    assert "optimizer momentum." in short and "labels smoothed by 0.2, classes" in short
+    assert (
+        "optimizer momentum, weight decay 0.1." in short
+        and "labels smoothed by 0.2, classes" in short
+    )
     assert "loss " not in tinyft("plan", uneven, *tiny).out
     slow = tinyft("plan", uneven, *tiny, "--optimizer", "sgd").err
     assert "sgd often needs about 0.1, and `tinyft lr-find`" in slow

@@ -77,3 +77,4 @@ def test_what_knowing_nothing_gets_is_the_share_of_the_largest_class(draw):
     )
     even = ft.ImageFolder(draw({"cat": 10, "dog": 10}, "even"), batch_size=2)
     assert finetune.comparison(metrics, 0.9, even).endswith("(guessing: 50.00 %)")
+    assert "it has learnt nothing: try" in finetune.comparison(metrics, 0.5, even)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyft.cli.failures import RequestError
-from tinyft.cli.opening import open_folder, open_trained
+from tinyft.cli.opening import note_learnt, open_folder, open_trained
 from tinyft.cli.options import (
     LABELS,
     PAGES,
@@ -162,7 +162,9 @@ def _data(args: argparse.Namespace, learner: Learner) -> PictureData:
         path = _folder(args)
         if not labels and (valid := find_parts(Path(path)).get("valid")):
             say(f"of {one_line(path)}, the pictures in {valid.name}/")
-        return open_folder(path, classes=learner.classes, **ALL, **options, **labels)
+        data = open_folder(path, classes=learner.classes, **ALL, **options, **labels)
+        note_learnt(Path(args.source), data)
+        return data
     if not Path(args.source).is_dir():
         raise RequestError("which pictures? Only a run has its own; give a folder")
     from tinyft.finetune.run.reading import pictures_of_run

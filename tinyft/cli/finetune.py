@@ -165,9 +165,10 @@ def comparison(metrics: dict[str, Any], accuracy: float, data: PictureData) -> s
     nothing = f"guessing: {percent(chance)}"
     if largest > chance:
         nothing = f"always naming {name}, the largest class: {percent(largest)}"
+    advice = "; it has learnt nothing: try more --epochs, or a --lr from `tinyft lr-find`"
     return (
         f"the head alone had {percent(before)}; training everything made it {percent(accuracy)} "
-        f"({nothing})"
+        f"({nothing}){advice if accuracy <= max(largest, chance) else ''}"
     )
 
 

@@ -98,7 +98,7 @@ def continued_learner(args: argparse.Namespace) -> Learner:
 
     Raises: RequestError for an option that is the run's to decide
     """
-    from tinyft.finetune.run.reading import learnt_by, pictures_of_run
+    from tinyft.finetune.run.reading import pictures_of_run
     from tinyft.finetune.training import KEPT
 
     run = Path(args.continue_run)
@@ -114,15 +114,22 @@ def continued_learner(args: argparse.Namespace) -> Learner:
         data = pictures_of_run(run, otherwise=remedy, **options)
     else:
         data = open_folder(args.dir, **options)
-        if learnt := learnt_by(run, data):
-            say(
-                f"note: {run} was trained on {learnt} of the {data.n_valid} pictures to validate, "
-                "so the accuracy will be too high; set those aside that it has not seen"
-            )
+        note_learnt(run, data)
     learner = _learner_of_run(run, False, args.backend or "auto", data)
     if args.freeze_epochs is None and learner.origin.head_state == KEPT:
         args.freeze_epochs = 0  # no row of the head is random
     return learner
+
+
+def note_learnt(run: Path, data: PictureData) -> None:
+    """Say how many of the pictures that judge the run it has learnt from."""
+    from tinyft.finetune.run.reading import learnt_by
+
+    if learnt := learnt_by(run, data):
+        say(
+            f"note: {one_line(str(run))} was trained on {learnt} of the {data.n_valid} pictures to "
+            "validate, so the accuracy will be too high; set those aside that it has not seen"
+        )
 
 
 def complete_sample(args: argparse.Namespace) -> None:

@@ -203,7 +203,9 @@ def add_network_options(parser: Parser) -> None:
         choices=("default", "crop", "shift", "none"),
         help="how training pictures vary: flips, turns, zooms, light; crops; shifts (default)",
     )
-    augment.add_argument("--no-augment", dest="augment", action="store_const", const="none")
+    augment.add_argument(
+        "--no-augment", dest="augment", action="store_const", const="none", help="as --augment none"
+    )
     add("--valid-fraction", type=fraction, metavar="X", help="set aside if DIR has no split (0.2)")
     add_reading_options(parser)
     add_backend(parser)

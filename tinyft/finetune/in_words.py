@@ -271,7 +271,8 @@ def story(plan: Plan) -> str:
         paragraphs[f"phase {number}"] = f"{phase.name}, {length}. {_short_phase(plan, number - 1)}"
     for line in subject.unusual():
         name, _, text = line.partition(": ")
-        paragraphs[name] = f"{text}."
+        decay = f", weight decay {plan.weight_decay:g}" if name == "optimizer" else ""
+        paragraphs[name] = f"{text}{decay}."
     return "\n".join(
         paragraph(text, first=f"{name:10}", rest=" " * 10) for name, text in paragraphs.items()
     )

@@ -43,7 +43,7 @@ def read_description(run: Path) -> dict[str, Any]:
             raise RunError(f"there is no run {printable(run)}{meant}") from None
         raise RunError(
             f"{run} is no run, or was stopped before its first step: it has no run.json; start it "
-            "anew"
+            "anew, or give a folder that finetune wrote"
         ) from None
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
