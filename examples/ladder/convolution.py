@@ -112,7 +112,7 @@ def im2col(x, weight):
     Sums are nine times as long and stay inside BLAS. The price is the matrix of windows, nine times
     as large as the pictures: it is written to memory and read back, and nothing is computed
     meanwhile. With 64 channels it hardly pays. With 3, as in a photo, a tap's product has sums of 3
-    numbers, for which BLAS was not made, and one product of 27 is 2.5 to 3.5 times as fast.
+    numbers, for which BLAS was not made, and one product of 27 is 2 to 3.5 times as fast.
     """
     N, H, W, C = x.shape
     F, P, Q = len(weight), H - 2, W - 2
@@ -253,36 +253,32 @@ def expect(condition, message):
 
 @njit(fastmath=ANY_ORDER)
 def product(a, start, pitch, b, c):
-    """c = a @ b.T, c (M, F), b (F, K); M and F multiples of 4. Row i of a is the K numbers from
+    """c = a @ b.T, c (M, F), b (F, K); M a multiple of 2, F of 4. Row i of a is the K numbers from
     a[start + i * pitch] on, so that it may be a part of a larger array.
 
-    The *micro-kernel* is the loop over k: 4 rows of a meet 4 rows of b, and their 16 sums are
-    variables, which a compiler keeps in registers; each is a vector of 8 or 16 partial sums. 8
-    loads serve 16 multiply-adds, and nothing is stored before k ends. (BLIS's micro-kernels keep
-    vectors of neighbouring results instead, from panels packed for that. Summing along k needs no
-    packing, as filters and windows are rows already, and one sum over each vector at the end.)
+    The *micro-kernel* is the loop over k: 2 rows of a meet 4 rows of b, and their 8 sums are
+    variables, which a compiler keeps in registers; each is a vector of 8 or 16 partial sums. 6
+    loads serve 8 multiply-adds, and nothing is stored before k ends. With AVX-512, which has 32
+    registers, 4 x 4 would be 3 % faster; with AVX2, which has 16, half as fast: sums go to memory.
+    (BLIS's micro-kernels keep vectors of neighbouring results instead, from panels packed for that.
+    Summing along k needs no packing, as filters and windows are rows already, and at the end one
+    sum over each vector.)
     """
     M, F = c.shape
     K = b.shape[1]
     for j in range(0, F, 4):  # 4 rows of b stay in L1 while all of a passes by
         b0, b1, b2, b3 = b[j], b[j + 1], b[j + 2], b[j + 3]
-        for i in range(0, M, 4):
+        for i in range(0, M, 2):
             at = start + i * pitch
             a0, a1 = a[at : at + K], a[at + pitch : at + pitch + K]
-            a2, a3 = a[at + 2 * pitch : at + 2 * pitch + K], a[at + 3 * pitch : at + 3 * pitch + K]
             s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = ZERO
-            s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = ZERO
             for k in range(K):
-                x0, x1, x2, x3 = a0[k], a1[k], a2[k], a3[k]
+                x0, x1 = a0[k], a1[k]
                 y0, y1, y2, y3 = b0[k], b1[k], b2[k], b3[k]
                 s00, s01, s02, s03 = s00 + x0 * y0, s01 + x0 * y1, s02 + x0 * y2, s03 + x0 * y3
                 s10, s11, s12, s13 = s10 + x1 * y0, s11 + x1 * y1, s12 + x1 * y2, s13 + x1 * y3
-                s20, s21, s22, s23 = s20 + x2 * y0, s21 + x2 * y1, s22 + x2 * y2, s23 + x2 * y3
-                s30, s31, s32, s33 = s30 + x3 * y0, s31 + x3 * y1, s32 + x3 * y2, s33 + x3 * y3
             c[i, j], c[i, j + 1], c[i, j + 2], c[i, j + 3] = s00, s01, s02, s03
             c[i + 1, j], c[i + 1, j + 1], c[i + 1, j + 2], c[i + 1, j + 3] = s10, s11, s12, s13
-            c[i + 2, j], c[i + 2, j + 1], c[i + 2, j + 2], c[i + 2, j + 3] = s20, s21, s22, s23
-            c[i + 3, j], c[i + 3, j + 1], c[i + 3, j + 2], c[i + 3, j + 3] = s30, s31, s32, s33
 
 
 @njit(fastmath=ANY_ORDER)
@@ -313,16 +309,16 @@ def registers(x, weight):
     """
     (F, C), Q = weight.shape[:2], x.shape[2] - 2
     expect(F % 4 == 0, "F should be a multiple of 4")
-    gathered = aligned((round_up(Q), R * S * C), 0)
-    out, sums = result(x, weight), aligned((round_up(Q), F))
+    gathered = aligned((even(Q), R * S * C), 0)
+    out, sums = result(x, weight), aligned((even(Q), F))
     by_filter = aligned((F, R * S * C), weight.transpose(0, 2, 3, 1).reshape(F, R * S * C))
     register_loops(x, by_filter, gathered, sums, out)
     return out
 
 
-def round_up(rows):
-    """The next multiple of 4: the rows that the micro-kernel takes at once."""
-    return -(-rows // 4) * 4
+def even(rows):
+    """The next even number: the micro-kernel takes two rows at once."""
+    return rows + rows % 2
 
 
 # ------------------------------------------------------------------------------------- 9  winograd
@@ -374,7 +370,7 @@ def winograd(x, weight):
     g0, g1, g2 = (weight[:, :, :, s].transpose(0, 2, 1) for s in range(S))  # (F, R, C) each
     values_of_filters = np.stack([g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2])
     of_filters = aligned((4, F, R * C), values_of_filters.reshape(4, F, R * C))
-    values, products = aligned((4, round_up(Q // 2), 4, C), 0), aligned((4, round_up(Q // 2), F))
+    values, products = aligned((4, even(Q // 2), 4, C), 0), aligned((4, even(Q // 2), F))
     out = result(x, weight)
     winograd_loops(x, of_filters, values, products, out)
     return out

@@ -16,7 +16,7 @@ for path in sorted((ROOT / "examples/ladder").glob("*.py")):
     LADDERS[path.stem] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(LADDERS[path.stem])
 convolution, batch_norm = LADDERS["convolution"], LADDERS["batch_norm"]
-# (N, P and Q, C, F): a row of windows or of tiles that is no multiple of the micro-kernel's 4 rows
+# (N, P and Q, C, F): in the second a row has an odd number of tiles, which the micro-kernel pads
 SIZES = [(1, 4, 4, 4), (2, 6, 8, 12), (1, 10, 16, 8)]
 
 
