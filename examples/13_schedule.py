@@ -56,8 +56,8 @@ for phase in (head_alone, everything):
         print(f"{phase.name:10} {step}  |{''.join(line)}".rstrip())
 
 # What dividing by lr_mult does: Adam moves each number by about the rate, however small its
-# gradient, so the sum of the rates is how far a number can travel. Pretrained edges and textures
-# are right for most photos and should stay; the head has to come from random numbers.
+# gradient, so the sum of the rates is about how far a number can travel. Pretrained edges and
+# textures are right for most photos and should stay; the head has to come from random numbers.
 print("\na number can travel ", "".join(f"{name:>12}" for name in ("stem..", "layer3..", "head")))
 for phase in (head_alone, everything):
     print(f"  {phase.name:18}", "".join(f"{way:12.5f}" for way in phase.lr.sum(axis=0)))

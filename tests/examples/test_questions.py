@@ -241,6 +241,7 @@ def test_pretrained_resnet_questions():
     assert abs(scores(x, True)[:2] - scores(x[:2], True)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_cut_and_head_questions():
     """(N, 2, 2, 512), and none: a filter does not know how large the picture is. 5,130. The linear
     head: a mean of scores is the score of the mean.
