@@ -301,11 +301,11 @@ weights convert pictures out.h5 | pictures is a folder; give a file of weights, 
 weights convert words.txt out.h5 | it begins with b'weights,'
 weights convert small.h5 gone/out.h5 | OUT gone/out.h5: there is no folder gone
 weights convert small.h5 pictures | weights convert writes tinyft's HDF5 file, so its name should
-weights export small.h5 out.pth | weights export writes ONNX or safetensors, so its name should
-weights export small.h5 out | weights export writes ONNX or safetensors, so its name should end
+weights export small.h5 out.pth | it writes ONNX or, also for PyTorch, safetensors, so its name
+weights export small.h5 out | it writes ONNX or, also for PyTorch, safetensors, so its name
 weights export small.h5 gone/out.onnx | OUT gone/out.onnx: there is no folder gone
 weights export gone.h5 out.onnx | gone.h5: No such file or directory
-weights export RUN words.txt | weights export writes ONNX or safetensors, so its name should end
+weights export RUN words.txt | it writes ONNX or, also for PyTorch, safetensors, so its name
 weights verify '' | an argument is empty; is it a variable that is not set?
 weights remove resnet18 | invalid choice: 'remove' (choose from 'list', 'fetch', 'convert',
 lr-find flat | no class folders with pictures in flat: found 0 pictures in 0

@@ -23,7 +23,11 @@ LONGEST, BESIDE = 40, 20  # columns of a bar, and of the numbers before it
 def add_options(parser: Parser) -> None:
     add_network_options(parser)
     parser.add_argument(
-        "--steps", type=whole(10), default=100, metavar="N", help="how many rates to try (100)"
+        "--steps",
+        type=whole(10),
+        default=100,
+        metavar="N",
+        help="how many rates to try; few tell little (100)",
     )
     add_json(parser)
 

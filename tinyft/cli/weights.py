@@ -130,7 +130,7 @@ def export(args: argparse.Namespace) -> int:
     from tinyft.weights import export_onnx, export_safetensors, load_weights
     from tinyft.weights.model import trained_head
 
-    _check_out(args, (".onnx", ".safetensors"), "weights export writes ONNX or safetensors")
+    _check_out(args, (".onnx", ".safetensors"), "it writes ONNX or, also for PyTorch, safetensors")
     source = trained_file(args.source, best=args.best)
     with naming(source):
         weights = load_weights(source)

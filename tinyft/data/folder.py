@@ -193,7 +193,7 @@ class ImageFolder(PictureData):
                 )
             missing = [name for name in classes if name not in part]
             if missing and part:
-                self._found.append(f"{split} has no pictures of: {', '.join(missing)}")
+                self._found.append(f"{split} has no pictures of: {first_few(missing)}")
         return classes
 
     def _warn_of_copies(self) -> None:

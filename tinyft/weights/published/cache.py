@@ -18,10 +18,10 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from tinyft.bundled import bundled
+from tinyft.display import fitted, terminal_width
 from tinyft.errors import WeightsError
 from tinyft.weights.files import file_sha256, replacing
 from tinyft.weights.hdf5.weights_file import save_weights
@@ -70,7 +70,7 @@ def fetch(entry: Entry, announce: Announce | None = None) -> Path:
         return path
     if os.environ.get("TINYFT_OFFLINE", "0") not in ("", "0") and not _placed_by_hand(entry):
         raise WeightsError(f"TINYFT_OFFLINE forbids to fetch {entry.id}; {_by_hand(entry)}")
-    announce = announce or partial(print, file=sys.stderr, flush=True)
+    announce = announce or _print
     with _locked(path, announce):
         if not path.exists():  # another process may have fetched it while we waited
             _fill_cache(entry, path, announce)
@@ -92,6 +92,10 @@ def verify(entry: Entry) -> str:
     if not any(digest.startswith(source.sha256) for source in sources(entry)):
         check_digest(entry, digest)
     return digest
+
+
+def _print(text: str) -> None:
+    print(fitted(text, terminal_width(sys.stderr)), file=sys.stderr, flush=True)
 
 
 def _fill_cache(entry: Entry, path: Path, announce: Announce) -> None:
