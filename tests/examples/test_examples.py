@@ -20,14 +20,14 @@ EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 PAGE = 80  # lines; these need a second one
 LONG = [
     "00_engine.py",
-    "06_one_step_by_hand.py",
-    "07_fine_tune.py",
-    "11_batch_norm.py",
-    "13_schedule.py",
-    "14_adam.py",
-    "08_pretrained_or_not.py",
-    "09_look_inside.py",
-    "10_gpu.py",
+    "08_one_step_by_hand.py",
+    "11_fine_tune.py",
+    "03_batch_norm.py",
+    "09_schedule.py",
+    "10_adam.py",
+    "13_pretrained_or_not.py",
+    "14_look_inside.py",
+    "15_gpu.py",
 ]
 
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?")
@@ -35,16 +35,16 @@ NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?")
 # pictures may differ by this much.
 TOLERANCE = dict.fromkeys(
     [
-        "07_fine_tune.py",
-        "08_pretrained_or_not.py",
-        "09_look_inside.py",
-        "10_gpu.py",
-        "15_gradual_unfreezing.py",
+        "11_fine_tune.py",
+        "13_pretrained_or_not.py",
+        "14_look_inside.py",
+        "15_gpu.py",
+        "12_gradual_unfreezing.py",
     ],
     0.15,
 )
 # Of what takes half a minute, as many columns as run here: training on 3 and on 9 photos of each.
-FEWER = {"08_pretrained_or_not.py": (["--per-class", "3", "9"], 56)}
+FEWER = {"13_pretrained_or_not.py": (["--per-class", "3", "9"], 56)}
 # What a machine is: its seconds, its speed, its memory. These are left out.
 OF_THE_MACHINE = re.compile(r" *(\d+\.\d(?=s)|[\d,]+(?= photos a second| MB of memory))")
 
