@@ -1,5 +1,6 @@
 """What is said of the package outside of it: on an index, in a citation, in a conda recipe."""
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -41,3 +42,13 @@ def test_a_shell_completes_commands_and_options():
     for shell in ("bash", "zsh"):
         script = shtab.complete(build_parser(), shell)
         assert "lr-find" in script and "--freeze-epochs" in script
+
+
+def test_ci_runs_what_a_developer_runs_on_every_python_that_is_named():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    for script in (".ci/run", ".ci/elsewhere"):
+        assert f"run: {script}\n" in workflow and os.access(ROOT / script, os.X_OK), script
+    classifiers = " ".join(PROJECT["classifiers"])
+    assert set(re.findall(r'python: "([\d.]+)"', workflow)) == set(
+        re.findall(r"Python :: (3\.\d+)", classifiers)
+    )
