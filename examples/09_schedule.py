@@ -24,7 +24,8 @@ def rate(done, peak, top, div, div_final=1e5):
 
 
 # Small at first, while Adam's averages know little; large in the middle, where the way is long;
-# small at the end, where the noise of single batches is to average out. Momentum mirrors it.
+# small at the end, where the noise of single batches is to average out. Momentum mirrors it: low
+# where rates are high, so that old gradients, in steps that large, carry it less far.
 by_hand = [rate(i / 10, base_lr / 2, top=0.3, div=5) for i in range(10)]
 print("everything: the head's rate, and the momentum")
 for lr, momentum in zip(everything.lr[:, 2], everything.momentum, strict=True):

@@ -207,6 +207,8 @@ def fine_tune_phases(
     head_at: int | None = None,
 ) -> list[Phase]:
     """The two phases of `fine_tune`; freeze_epochs=0 leaves out the first, epochs=0 the second.
+    Peaks: the head alone at base_lr, what else trains at a tenth of it; then everything, from
+    base_lr / 2 / lr_mult for the first group to base_lr / 2 for the head, by equal factors.
     The groups from `head_at` on are the head's (default: the last), and learn at one rate.
 
     Raises: ValueError for an argument out of its range
