@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -226,7 +227,7 @@ class MovedPictures(ImageFolder):
     Raises:  DataError naming the pictures that are not there, or no longer have their bytes
     """
 
-    def __init__(self, path: str | os.PathLike, lines: Sequence[Sequence[str]], **options: object):
+    def __init__(self, path: str | os.PathLike, lines: Sequence[Sequence[str]], **options: Any):
         self._lines = lines
         super().__init__(path, **options)
 

@@ -38,7 +38,7 @@ import io
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from tinyft.weights.preprocess import Preprocess
 
-Source = "bytes | str | os.PathLike | np.ndarray | Picture"
+Source: TypeAlias = "bytes | str | os.PathLike | np.ndarray | Picture"
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 # ISO/IEC 23008-12: the brands of HEIC files, as phones write them; Pillow does not read these.

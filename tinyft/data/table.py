@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tinyft.data.folder import SHOWN, ImageFolder
 from tinyft.data.picture import printable
@@ -65,7 +65,7 @@ class ImageTable(ImageFolder):
         labels: str | os.PathLike | None = None,
         *,
         label_regex: str | None = None,
-        **options: object,
+        **options: Any,
     ) -> None:
         if (labels is None) == (label_regex is None):
             raise DataError("give a table of labels, or a label_regex for the names of pictures")

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tinyft.bundled import bundled
 from tinyft.display import beside, did_you_mean
@@ -64,7 +65,7 @@ def entries() -> tuple[Entry, ...]:
     return tuple(_entry(table) for table in tables)
 
 
-def _entry(table: Mapping[str, object]) -> Entry:
+def _entry(table: Mapping[str, Any]) -> Entry:
     preprocess = ("resize", "crop", "interpolation", "antialias", "mean", "std")
     # publishers round sizes to MiB (torchvision) or MB (the hub)
     rounded = round(table.get("size_mib", 0) * _MIB + table.get("size_mb", 0) * _MB)
