@@ -54,7 +54,7 @@ def check(yours):
 
     rng = np.random.default_rng(0)
     for stride, padding, kernel in [(1, 0, (1, 1)), (1, 1, (3, 3)), (2, 1, (3, 2))]:
-        x, weight = rng.normal(size=(2, 7, 6, 3)), rng.normal(size=(4, 3, *kernel))
+        x, weight = rng.normal(size=(5, 7, 6, 3)), rng.normal(size=(4, 3, *kernel))
         w = ft.Tensor(weight, requires_grad=True)
         out = ft.ops.conv2d(ft.Tensor(x), w, stride=stride, padding=padding)
         out.backward(dout := rng.normal(size=out.shape))

@@ -49,7 +49,7 @@ def check(yours):
 
     rng = np.random.default_rng(0)
     for stride, padding, kernel in [(1, 0, (1, 1)), (1, 1, (3, 3)), (2, 1, (3, 2))]:
-        values, weight = rng.normal(size=(2, 7, 6, 3)), rng.normal(size=(4, 3, *kernel))
+        values, weight = rng.normal(size=(5, 7, 6, 3)), rng.normal(size=(4, 3, *kernel))
         x = ft.Tensor(values, requires_grad=True)
         out = ft.ops.conv2d(x, ft.Tensor(weight), stride=stride, padding=padding)
         out.backward(dout := rng.normal(size=out.shape))

@@ -50,3 +50,7 @@ def check(yours):
     yield "dlogits", dlogits, logits.grad
     large, _ = yours.backward(values[:1] + np.array([800.0, 0, 0]), labels[:1])
     yield "probabilities of a large logit", large, np.array([[1.0, 0, 0]])
+    assert not np.shares_memory(probabilities, dlogits), (
+        "both results are one array: what was subtracted for dlogits, probabilities lost too; "
+        "begin dlogits with a copy"
+    )

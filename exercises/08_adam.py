@@ -6,13 +6,14 @@ A running average moves a little towards the new value:
     average = momentum * average + (1 - momentum) * gradient
 
 and likewise average_square, with square_momentum and gradient**2. Both begin at 0, so early ones
-are too small: by the factor 1 - momentum**step, where step counts from 1. Divide each by its own.
-The parameter then moves against the corrected average, divided by the root of the corrected square:
+are too small: by the factor 1 - momentum**step, where step counts from 1. Divide each by its own
+such factor (this step's momentum in the one, square_momentum in the other). The parameter then
+moves against the corrected average, divided by the root of the corrected square:
 
     parameter - lr * average_corrected / (sqrt(square_corrected) + eps)
 
 Before that, weight decay shrinks the parameter: it is multiplied by 1 - lr * weight_decay. Write
-`update`. Return new arrays. (Momentum changes from step to step here, as it does in training.)
+`update`. Return new arrays, the averages uncorrected. (Momentum changes from step to step here.)
 """
 
 import numpy as np
@@ -45,14 +46,18 @@ def check(yours):
 
     rng = np.random.default_rng(0)
     right = [rng.normal(size=4), np.zeros(4), np.zeros(4)]
-    for step, (lr, momentum) in enumerate([(1e-2, 0.95), (3e-2, 0.9), (1e-2, 0.85)], 1):
-        gradient, settings = rng.normal(size=4), {"step": step, "lr": lr, "momentum": momentum}
-        parameter, *averages = (array.copy() for array in right)
-        mine = yours.update(parameter, gradient, *averages, **settings)
-        ft.backends.get("reference").adam_step(
-            right[0], gradient, right[1], right[2],
-            square_momentum=0.99, eps=1e-5, weight_decay=0.01, **settings,
-        )  # fmt: skip
-        names = ("average", "average_square", "parameter")
-        for name, i in zip(names, (1, 2, 0), strict=True):
-            yield f"{name} after step {step}", mine[i], right[i].copy()
+    # First the move alone, then eps and the decay, each so large that its place shows.
+    steps = [(1e-2, 0.95, 0, 0), (3e-2, 0.9, 0, 0), (1e-2, 0.85, 0.1, 0), (1e-2, 0.9, 0.1, 20)]
+    for step, (lr, momentum, eps, decay) in enumerate(steps, 1):
+        settings = {
+            "step": step, "lr": lr, "momentum": momentum, "square_momentum": 0.99, "eps": eps,
+            "weight_decay": decay,
+        }  # fmt: skip
+        given = [right[0].copy(), rng.normal(size=4), right[1].copy(), right[2].copy()]
+        for array in given:
+            array.flags.writeable = False  # new arrays are asked for
+        mine = yours.update(*given, **settings)
+        ft.backends.get("reference").adam_step(right[0], given[1], *right[1:], **settings)
+        for name, i in {"average": 1, "average_square": 2, "parameter": 0}.items():
+            told = f" (eps {eps}, weight_decay {decay})" if name == "parameter" else ""
+            yield f"{name} after step {step}{told}", mine[i], right[i].copy()

@@ -42,11 +42,16 @@ def check(yours):
     import tinyft as ft
 
     halves = [yours.cosine(2.0, 4.0, done) for done in (0, 1 / 3, 0.5, 1)]
-    yield "cosine from 2 to 4", ... if ... in halves else halves, [2.0, 2.5, 3.0, 4.0]
-    phase = ft.finetune.one_cycle_phase("all", 1, 20, 1e-3, 1, first_trainable=0)
+    title = "cosine from 2 to 4, done 0, 1/3, 1/2, 1"
+    yield title, ... if ... in halves else halves, [2.0, 2.5, 3.0, 4.0]
+    phase, slow = (
+        ft.finetune.one_cycle_phase("all", 1, 20, 1e-3, 1, first_trainable=0, pct_start=warm_up)
+        for warm_up in (0.25, 0.5)
+    )
     at = np.arange(20) / 20
     rates = [yours.one_cycle(position, (1e-3 / 25, 1e-3, 1e-3 / 1e5)) for position in at]
     # fastai locates a position in single precision
     yield "20 rates", ... if ... in rates else rates, phase.lr[:, 0].astype(np.float32)
-    momentums = [yours.one_cycle(position, (0.95, 0.85, 0.95)) for position in at]
-    yield "20 momentums", ... if ... in rates else momentums, phase.momentum.astype(np.float32)
+    momentums = [yours.one_cycle(position, (0.95, 0.85, 0.95), warm_up=0.5) for position in at]
+    mine = ... if ... in momentums else momentums
+    yield "20 momentums, warm_up 0.5", mine, slow.momentum.astype(np.float32)

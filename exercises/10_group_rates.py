@@ -17,7 +17,7 @@ def group_rates(low, high, n):
 
 
 def fine_tune_rates(base_lr, n):
-    """The largest rates of n groups while everything trains"""
+    """The rates of n groups, from the first to the head's, while everything trains"""
     return ...
 
 
@@ -39,7 +39,7 @@ def check(yours):
         lr = slice(low, high)
         phase = ft.finetune.one_cycle_phase("all", 1, 1, lr, n, first_trainable=0, div=1)
         rates = yours.group_rates(low, high, n)
-        yield f"rates from {low:g} to {high:g}, {n} groups", rates, phase.lr[0]
+        yield f"rates from {low:g} to {high:g}, n={n}", rates, phase.lr[0]
     lr = slice(2e-3 / 2 / 100, 2e-3 / 2)
     phase = ft.finetune.one_cycle_phase("all", 1, 1, lr, 3, first_trainable=0, div=1)
     yield "fine_tune_rates(2e-3, 3)", yours.fine_tune_rates(2e-3, 3), phase.lr[0]

@@ -12,7 +12,7 @@ Three questions about each call say what backward costs and whom it reaches:
     passes     Does backward compute the gradient of what the call took in, and so walk on?
 
 Write `walk`. Then answer by looking at what it says: why does a frozen layer cost nearly as much as
-one that trains if something before it trains, and nothing if not?
+one that trains if something before it trains, and nothing if not? (The last hint answers.)
 """
 
 # bn="fastai": in a frozen body the scales and shifts of the batch norms train.
@@ -39,6 +39,8 @@ HINTS = [
     "is always recorded.",
     "In tinyft these are two lines: tinyft/engine/tape.py: _record says what is recorded. See "
     "docs/glossary.md, `tape` and `leaf`, for the words.",
+    "Why: a layer has two products to compute on the way back, for its weights and for its input. "
+    "A frozen one saves the first alone if it must pass something on; if not, it is not recorded.",
 ]
 
 
@@ -50,9 +52,12 @@ def check(yours):
     head_alone = [(name, inputs, trains and name == "head") for name, inputs, trains in FASTAI]
     first_alone = [("conv1", ["photos"], True), ("relu", ["conv1"], None), ("fc", ["relu"], False)]
     nothing = [("conv1", ["photos"], False), ("relu", ["conv1"], None)]
+    one_branch = [
+        ("conv1", ["photos"], False), ("conv2", ["conv1"], True), ("add", ["conv1", "conv2"], None),
+    ]  # fmt: skip
     networks = {
         "fastai": FASTAI, "head alone": head_alone, "first layer alone": first_alone,
-        "nothing trains": nothing,
+        "nothing trains": nothing, "one branch": one_branch,
     }  # fmt: skip
     for title, calls in networks.items():
         mine, made, weights, right = yours.walk(calls), {}, {}, {}
@@ -71,6 +76,7 @@ def check(yours):
             out.backward(np.ones((2, 2)))
         for name, weight in weights.items():
             right[name][1] = weight.grad is not None
-        for name, expected in right.items():
+        for name, inputs, trains in calls:
             found = mine.get(name) and [bool(answer) for answer in mine[name]]
-            yield f"{title}: {name} (recorded, weight, passes)", found, expected
+            call = f"{name}({', '.join(inputs)}), trains {trains}"
+            yield f"{title}: {call} (recorded, weight, passes)", found, right[name]

@@ -6,7 +6,7 @@ compare; put it back, and do the same with [B]. Which letter says what you saw?
     A  a  the loss is NaN within a few steps
        b  gradients of earlier steps add up: their length grows, and Adam goes on in old directions
        c  an error: the graph was already used and is freed
-       d  nothing changes to speak of, since Adam divides by the size of the gradient
+       d  no number changes, since Adam divides by the size of the gradient
     B  a  the parameters go on moving while photos are judged
        b  an error: a batch norm cannot judge a single photo
        c  what a photo is taken for depends on the photos that are judged beside it

@@ -71,7 +71,8 @@ class Exercise:
                 lines += str(error).splitlines() if known else [_told(error, path)]
                 solved = False
         if missing:
-            lines.append(f"not written yet: {', '.join(missing)}")
+            more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+            lines.append(f"not written yet: {', '.join(missing[:4])}{more}")
         return Judgement(lines, solved and not missing)
 
 
