@@ -490,3 +490,15 @@ def test_pytest_shows_the_line_of_the_test():
         ft.gradcheck(np.tanh, [n(3)], backward=lambda dout, x: dout)
     shown = [entry for entry in refused.traceback if not entry.ishidden(refused)]
     assert [entry.path.name for entry in shown] == ["test_causes.py"]
+
+
+def test_the_upstream_gradient_is_not_what_inputs_are_drawn_from():
+    x = np.random.default_rng(0).standard_normal((4, 3))
+    seen = []
+
+    def backward(dout, x):
+        seen.append(dout)
+        return dout
+
+    ft.gradcheck(lambda x: x * 1, [x], backward=backward)
+    assert not any(np.allclose(dout, x) for dout in seen)

@@ -89,7 +89,7 @@ def constant_factor(seen: Evidence) -> str | None:
     """All elements are wrong by one factor: where does it come from?"""
     analytic, numeric = seen.analytic, seen.numeric
     factor = float((analytic * numeric).sum() / np.square(numeric).sum())
-    if not alike(analytic, factor * numeric):
+    if not alike(analytic, factor * numeric) or abs(factor - 1) < ALIKE:
         return None
     if abs(factor + 1) < ALIKE:
         return "the sign is wrong: the gradient is its own negative"
