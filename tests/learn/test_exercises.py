@@ -137,6 +137,14 @@ MISTAKES = {  # an exercise, the line that is right, a wrong one, and what is sa
     "syntax": ("relu", "(x > 0)", "(x > 0", "relu.py, line 19: SyntaxError"),
     "a guess": ("break_training", '"A": "b"', '"A": "a"', "A: a is not what happens"),
     "a name": ("relu", "def backward", "def backwards", "relu.py defines no backward"),
+    "sums for means": ("batch_norm", " / len(dout))", ")", "mean and the variance"),
+    "in place": ("adam", "average = momentum * average + (1 - momentum) * gradient",
+                 "average *= momentum; average += (1 - momentum) * gradient", "read-only"),
+    "one branch": ("freezing", "any(i in", "all(i in", "one branch"),
+    "a share": ("one_cycle", "position / warm_up)", "position / 0.25)", "warm_up 0.5: wrong"),
+    "one array": ("cross_entropy", "dlogits = (probabilities - np.eye(logits.shape[1])[labels]) /",
+                  "dlogits = probabilities\n    dlogits -= np.eye(logits.shape[1])[labels] + 0 *",
+                  "both results are one array"),
     "a return": ("group_rates", "return group_rates", "group_rates", "not written yet: fine_tune"),
 }  # fmt: skip
 
