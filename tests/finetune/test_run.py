@@ -378,7 +378,7 @@ def test_what_cannot_be_resumed_says_why(tmp_path):
     small_learner().fine_tune(0, freeze_epochs=1, out=tmp_path / "done")
     with pytest.raises(RunError, match="is finished"):
         resume(tmp_path / "done", small_data())
-    with pytest.raises(RunError, match=r"is no run.* it has no run\.json"):
+    with pytest.raises(RunError, match="there is no run"):
         resume(tmp_path / "nothing")
     interrupted(tmp_path / "cut", 2)
     with pytest.raises(RunError, match=r"arrays in memory.*pass them"):

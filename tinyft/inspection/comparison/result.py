@@ -108,7 +108,7 @@ class Diff:
             rows = [[name, *(f"{v:.3f}" for v in cka)] for name, cka in self.similarity.items()]
             lines += [
                 "",
-                "do the features still find the same pictures alike? 1 is yes, 0 no "
+                "do features still find the same pictures alike? 1 yes, 0 no "
                 f"(linear CKA on {self.pictures} pictures, unbiased)",
                 *aligned([["features of", *self.spans], *rows]),
             ]
