@@ -98,3 +98,18 @@ def test_features_are_written_with_their_files(tinyft, trained):
     assert (
         "only a file that ends in .npz" in tinyft("embed", "pictures", "pictures/cat/0.png").error
     )
+
+
+def test_a_bar_counts_the_pictures_of_a_table(tinyft, trained, monkeypatch):
+    from tinyft.cli import predict
+
+    told = []
+
+    def tracked(items, what, total):
+        told.append((what, total))
+        return items
+
+    monkeypatch.setattr(predict, "tracked", tracked)
+    assert tinyft("predict", trained, "pictures", "--csv", "bar.csv").code == 0
+    rows = Path("bar.csv").read_text().splitlines()
+    assert told == [("predicting", len(rows) - 1)] and len(rows) > 5

@@ -10,6 +10,7 @@ from tinyft.cli.options import Parser, add_backend, expect_replaceable
 from tinyft.cli.output import result
 from tinyft.cli.predict import cell, numbers, pictures_of, readable, skipped
 from tinyft.display import counted
+from tinyft.progress import tracked
 
 HELP = "write the features of pictures to a .npz file: features (N, F) float32, files (N,)"
 EXAMPLE = """\
@@ -44,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     learner = open_trained(args.weights, best=False, device=device, name_classes=numbers)
     args.working = True
     names, parts = [], [np.empty((0, learner.model.num_features), np.float32)]
-    for some, _, features in answers(learner, files, skipped if skip else None):
+    batches = answers(learner, files, skipped if skip else None)
+    for some, _, features in tracked(batches, "embedding", len(files), size=lambda b: len(b[0])):
         names += map(cell, some)
         parts.append(features)
     features = np.concatenate(parts)

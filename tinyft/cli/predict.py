@@ -10,6 +10,7 @@ import filecmp
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from tinyft.cli.options import Parser, add_backend, add_json, expect_replaceable
 from tinyft.cli.output import one_line, percent, plain, result, say
 from tinyft.display import counted
 from tinyft.errors import DataError
+from tinyft.progress import tracked
 
 if TYPE_CHECKING:
     from tinyft.finetune.records import Prediction
@@ -78,6 +80,9 @@ def run(args: argparse.Namespace) -> int:
         say(f"{args.csv} has {counted(len(table.done), 'picture')}; {len(files):,} to go")
     args.working = True
     found = predictions(learner, files, skip=skipped if skip else None)
+    only_a_table = args.csv and not args.sort_into and not args.json
+    if only_a_table or not sys.stdout.isatty():  # else its own lines show how far it is
+        found = tracked(found, "predicting", len(files))
     outputs = [Lines(learner.classes, args.top)] if not args.csv and not args.sort_into else []
     outputs += [table] if table else []
     if args.sort_into:
