@@ -132,8 +132,8 @@ def test_an_example_prints_what_it_says(path, tmp_path):
     )
 
 
-def test_the_third_reads_a_published_file_where_there_is_one(shared, tmp_path):
-    path = next(p for p in EXAMPLES if p.name.startswith("03"))
+def test_the_example_of_weights_reads_a_published_file_where_there_is_one(shared, tmp_path):
+    path = ROOT / "examples" / "05_pretrained_resnet.py"
     weights = str(shared / "data" / "resnet18_imagenet_pq.pth")
     printed = run(path, tmp_path, TINYFT_WEIGHTS=weights)
     expected = pasted(path, "With TINYFT_WEIGHTS naming a published ResNet-18, from the cougar on:")
