@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = {
     "Learn": ["docs/learn", "TOUR", "docs/derivations", "docs/gradients", "docs/glossary"],
     "Examples": [],  # all that are numbered
-    "Use": ["docs/measurements", "weights/README", "CHANGELOG"],
+    "Use": ["docs/index", "docs/measurements", "weights/README", "CHANGELOG"],
     "The source": ["docs/architecture", "docs/reading", "docs/deviations", "docs/api",
                    "docs/names", "tinyft/backends/cpu/README", "CONTRIBUTING"],
 }  # fmt: skip

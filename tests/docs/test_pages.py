@@ -320,3 +320,15 @@ def test_the_paths_of_the_start_page_take_what_they_say():
     assert set(minutes) <= spent, set(minutes) - spent
     numbered = {f"examples/{path.name}" for path in (ROOT / "examples").glob("[0-9]*.py")}
     assert numbered - spent <= {path for path in numbered if "gpu" in path}
+
+
+def test_the_index_leads_to_every_page_and_each_number_has_machine_day_and_command():
+    linked = {
+        (ROOT / "docs" / link).resolve() for link in re.findall(r"\]\(([^)#]+)\)", TEXT["index.md"])
+    }
+    assert set(PAGES) - {ROOT / "docs" / "index.md"} <= linked
+    text = TEXT["measurements.md"]
+    rows = dict(
+        re.findall(r"^\| \[([^\]]+)\]\(#.*?\) \| ([^|]*\d [A-Z][^|]*\| `.*) \|$", text, re.M)
+    )
+    assert list(rows) == re.findall(r"^## (.*)$", text, re.M)
