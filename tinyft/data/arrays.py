@@ -93,7 +93,7 @@ class ImageArrays(PictureData):
 
 
 def _check_pictures(split: str, pictures: np.ndarray, labels: np.ndarray) -> None:
-    shape = getattr(pictures, "shape", ())
+    shape: tuple[int, ...] = getattr(pictures, "shape", ())
     dtype = getattr(pictures, "dtype", type(pictures).__name__)
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
         raise DataError(

@@ -78,7 +78,8 @@ class ImageFolder(PictureData):
         cache_bytes: int | None = None,
     ) -> None:
         self.path = Path(path)
-        if not isinstance(valid_fraction, Real) or not 0 < valid_fraction <= 1:
+        fits = isinstance(valid_fraction, Real) and 0 < valid_fraction <= 1
+        if not fits:
             raise DataError(f"valid_fraction must be above 0 and at most 1; got {valid_fraction!r}")
         if on_error not in ("raise", "skip"):
             raise DataError(f"on_error must be 'raise' or 'skip'; got {on_error!r}")

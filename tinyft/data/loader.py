@@ -18,18 +18,19 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from tinyft.data.augment import aug_transforms, random_resized_crop, random_shift
-from tinyft.data.picture import Source, shown, working_picture
-from tinyft.data.prefetch import PictureCache, ahead, default_budget, default_workers
+from tinyft.data.picture import shown, working_picture
+from tinyft.data.prefetch import Job, PictureCache, ahead, default_budget, default_workers
 from tinyft.display import Displayed, first_few
 from tinyft.errors import DataError
 from tinyft.progress import tracked
@@ -37,6 +38,8 @@ from tinyft.seeds import generator
 
 if TYPE_CHECKING:
     from tinyft.weights.preprocess import Preprocess
+
+Items = TypeVar("Items", list, np.ndarray)
 
 SMALLEST_SIDE = 8  # pixels: a picture of fewer shows nothing but colours
 UNEVEN = 5  # times as many pictures in the largest class as in the smallest is worth a note
@@ -185,7 +188,7 @@ class PictureData(Displayed):
                 writer.writerow((split, *row))
         return table.getvalue()
 
-    def source(self, split: str, index: int) -> Source:
+    def source(self, split: str, index: int) -> Path | np.ndarray:
         """Returns one picture as it came: a path or an array (H, W, 3) uint8."""
         raise NotImplementedError
 
@@ -254,7 +257,7 @@ class PictureData(Displayed):
                 rng = generator(self.seed, "augment", epoch, index)
                 images[row] = AUGMENTATIONS[self.augment](picture, rng, side)
 
-        def jobs() -> Iterator[tuple[Batch, list[Callable[[], None]]]]:
+        def jobs() -> Iterator[Job[Batch]]:
             for ids in groups:
                 images = np.empty((len(ids), side, side, 3), np.uint8)
                 tasks = [partial(fill, images, row, int(index)) for row, index in enumerate(ids)]
@@ -321,15 +324,15 @@ class PictureData(Displayed):
             )
 
 
-def _groups(ids: Sequence, size: int) -> list[Sequence]:
-    return [ids[start : start + size] for start in range(0, len(ids), size)]
+def _groups(items: Items, size: int) -> list[Items]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def sha256(source: Source) -> str:
+def sha256(source: Path | np.ndarray) -> str:
     """Returns the sha256 of a file's bytes, or of an array's shape and values, as 64 digits."""
     if isinstance(source, np.ndarray):
         digest = hashlib.sha256(str(source.shape).encode())
-        digest.update(np.ascontiguousarray(source))
+        digest.update(np.ascontiguousarray(source).data)
         return digest.hexdigest()
     with open(source, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

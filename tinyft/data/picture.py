@@ -57,7 +57,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # EXIF 2.32, section 4.6.4: the tag, and how a picture of each orientation is turned upright.
 ORIENTATION = 0x0112
-TURNS = {
+TURNS: dict[object, str] = {  # a file may have anything in that tag
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
     4: "FLIP_TOP_BOTTOM",
@@ -98,14 +98,14 @@ def working_picture(source: Source, preprocess: Preprocess) -> np.ndarray:
         check_size(pixels.shape[1], pixels.shape[0])
     elif isinstance(source, bytes):
         pixels = decode(source, exif_transpose=preprocess.exif_transpose)
-    elif hasattr(source, "getexif"):
-        pixels = pixels_of(source, exif_transpose=preprocess.exif_transpose)
     elif isinstance(source, str | os.PathLike):
         try:
             data = Path(source).read_bytes()
             pixels = decode(data, exif_transpose=preprocess.exif_transpose)
         except DataError as error:
             raise DataError(f"{printable(source)}: {error}") from error
+    elif hasattr(source, "getexif"):
+        pixels = pixels_of(source, exif_transpose=preprocess.exif_transpose)
     else:
         kind = type(source).__name__
         raise TypeError(f"a picture is a path, bytes, a uint8 array or Pillow's; got {kind}")
@@ -253,11 +253,14 @@ def _read_as_ycbcr(picture: Picture) -> bool:
     Pillow before 13 looks for four bytes a pixel in an uncompressed YCbCr TIFF, which has three,
     and calls it truncated; so it is told to read three as they are.
     """
-    if picture.format != "TIFF" or picture.tag_v2.get(PHOTOMETRIC) != YCBCR:
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    if not isinstance(picture, TiffImageFile) or picture.tag_v2.get(PHOTOMETRIC) != YCBCR:
         return False
-    if not any(tile.codec_name == "raw" and tile.args[0] == "RGBX" for tile in picture.tile):
+    tiles = [(tile, tile.args) for tile in picture.tile if isinstance(tile.args, tuple)]
+    if not any(tile.codec_name == "raw" and args[0] == "RGBX" for tile, args in tiles):
         return False
-    picture.tile = [tile._replace(args=("RGB", *tile.args[1:])) for tile in picture.tile]
+    picture.tile = [tile._replace(args=("RGB", *args[1:])) for tile, args in tiles]
     return True
 
 

@@ -13,7 +13,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +21,7 @@ from typing import TypeVar
 import numpy as np
 
 Result = TypeVar("Result")
-Job = tuple[Result, list[Callable[[], None]]]
+Job = tuple[Result, Sequence[Callable[[], None]]]
 
 BATCHES_AHEAD = 3
 LARGEST_DEFAULT = 2**30  # bytes, about 4,000 pictures of 256x340
@@ -143,7 +143,9 @@ def _free_in_container(root: Path = Path("/sys/fs/cgroup")) -> int:
     return min(left)
 
 
-def ahead(jobs: Iterable[Job], workers: int, depth: int = BATCHES_AHEAD) -> Iterator[Result]:
+def ahead(
+    jobs: Iterable[Job[Result]], workers: int, depth: int = BATCHES_AHEAD
+) -> Iterator[Result]:
     """Yields the result of each job, in order, when all of the job's tasks have run.
 
     At most `depth` jobs beside the yielded one are under way. A task's exception is raised at its

@@ -129,7 +129,8 @@ def _set_groups_aside(
             members.setdefault(group_of.get(file, str(file)), Counter())[name] += 1
     total = {name: len(files) for name, files in pictures.items()}
     wanted = {name: max(1, round(fraction * number)) for name, number in total.items()}
-    taken, chosen = Counter(), set()
+    taken: Counter[str] = Counter()
+    chosen: set[str] = set()
 
     def missed(counts: Counter) -> int:
         return sum(abs(wanted[name] - counts[name]) for name in total)
@@ -151,7 +152,7 @@ def _set_groups_aside(
                 "has none left to train on; name the splits yourself"
             )
         chosen = {min(movable, key=lambda group: missed(members[group]))}
-    parts = {}, {}
+    parts: tuple[ByClass, ByClass] = {}, {}
     for name, files in pictures.items():
         for file in files:
             side = parts[group_of.get(file, str(file)) in chosen]
@@ -187,8 +188,8 @@ def scan_part(root: Path) -> Scan:
         folders = f"; folders: {', '.join(scan.empty[:10])}" if scan.empty else ""
         message = f"no class folders with pictures in {printable(root)}: found {scan}{folders}"
         if pattern := pattern_of(scan.loose):
-            labels = dict.fromkeys(re.search(pattern, name)[1] for name in scan.loose)
-            seems = f"{message}; their names seem to tell the classes, {first_few(list(labels))}"
+            labels = list(dict.fromkeys(_labels_in(pattern, scan.loose)))
+            seems = f"{message}; their names seem to tell the classes, {first_few(labels)}"
             raise DataError(seems, remedy="take them with {label_regex}", label_regex=pattern)
         if scan.skipped[LINKS]:
             raise DataError(
@@ -209,10 +210,14 @@ def pattern_of(names: Sequence[str]) -> str | None:
     each name has one, and a label has two pictures or more, in the mean.
     """
     for pattern in PATTERNS:
-        matches = [re.search(pattern, name) for name in names]
-        if all(matches) and 2 <= len({match[1] for match in matches}) <= len(names) / 2:
+        labels = _labels_in(pattern, names)
+        if len(labels) == len(names) and 2 <= len(set(labels)) <= len(names) / 2:
             return pattern
     return None
+
+
+def _labels_in(pattern: str, names: Sequence[str]) -> list[str]:
+    return [match[1] for name in names if (match := re.search(pattern, name))]
 
 
 def normalised(name: str) -> str:

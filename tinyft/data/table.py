@@ -82,7 +82,11 @@ class ImageTable(ImageFolder):
         if not self.path.is_dir():
             raise DataError(f"{printable(self.path)} is not a folder; expected one of pictures")
         pictures = {self._name(path): path for path in pictures_below(self.path, Scan())}
-        rows = self._rows_of_table() if self.table else self._rows_of_names(list(pictures))
+        if self.table:
+            rows = _rows_of_table(self.table)
+        else:
+            assert self.label_regex is not None  # one of the two was given
+            rows = self._rows_of_names(self.label_regex, list(pictures))
         rows = self._usable(rows, pictures)
         if unlabelled := len(pictures) - len({row.file for row in rows}):
             self._found.append(f"{counted(unlabelled, 'picture')} without a label left out")
@@ -95,49 +99,13 @@ class ImageTable(ImageFolder):
             for split, part in parts.items()
         }
 
-    def _rows_of_table(self) -> list[Row]:
-        name = printable(self.table)
+    def _rows_of_names(self, regex: str, names: list[str]) -> list[Row]:
         try:
-            text = self.table.read_text(encoding="utf-8-sig")
-            head = text.split("\n", 1)[0]
-            delimiter = max(",;\t", key=head.count)
-            lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-            titles = [title.strip().lower() for title in next(lines, [])]
-            places = {
-                column: titles.index(title)
-                for column, others in COLUMNS.items()
-                for title in reversed(others)  # the first of them counts
-                if title in titles
-            }
-            if not {"file", "label"} <= places.keys():
-                columns = f"the columns {', '.join(titles)}" if titles else "no header"
-                raise DataError(f"{name} has {columns}; expected {EXAMPLE}")
-            return [
-                Row(
-                    f"{name}, line {lines.line_num}",
-                    **{c: cells[at].strip() for c, at in places.items() if at < len(cells)},
-                )
-                for cells in lines
-                if any(map(str.strip, cells))
-            ]
-        except FileNotFoundError:
-            raise DataError(f"there is no table {name}; expected a CSV file: {EXAMPLE}") from None
-        except TypeError:
-            raise DataError(f"{name} has a line without a label; expected {EXAMPLE}") from None
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(
-                f"{name} is no CSV file in UTF-8: {error}; expected {EXAMPLE}"
-            ) from None
-
-    def _rows_of_names(self, names: list[str]) -> list[Row]:
-        try:
-            pattern = re.compile(self.label_regex)
+            pattern = re.compile(regex)
         except (re.error, TypeError) as error:
-            raise DataError(f"label_regex {self.label_regex!r} is no pattern: {error}") from None
+            raise DataError(f"label_regex {regex!r} is no pattern: {error}") from None
         if not pattern.groups:
-            raise DataError(
-                f"label_regex {self.label_regex!r} has no group; put what is the label in ( )"
-            )
+            raise DataError(f"label_regex {regex!r} has no group; put what is the label in ( )")
         rows, others = [], []
         for name in names:
             if not (match := pattern.search(name)):
@@ -148,9 +116,7 @@ class ImageTable(ImageFolder):
             rows.append(Row(name, **{**given, "file": name}))
         if not rows:
             of = f"of {counted(len(names), 'picture')} below {printable(self.path)}"
-            raise DataError(
-                f"label_regex {self.label_regex!r} is found in no name {of}: {first_few(names)}"
-            )
+            raise DataError(f"label_regex {regex!r} is found in no name {of}: {first_few(names)}")
         self._refuse_or_skip([f"{name} does not match" for name in others], len(names))
         return rows
 
@@ -203,6 +169,39 @@ class ImageTable(ImageFolder):
         if used:
             parts["valid"] = [row for row in rows if row.split.lower() == used]
         return parts
+
+
+def _rows_of_table(table: Path) -> list[Row]:
+    name = printable(table)
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+        head = text.split("\n", 1)[0]
+        delimiter = max(",;\t", key=head.count)
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        titles = [title.strip().lower() for title in next(lines, [])]
+        places = {
+            column: titles.index(title)
+            for column, others in COLUMNS.items()
+            for title in reversed(others)  # the first of them counts
+            if title in titles
+        }
+        if not {"file", "label"} <= places.keys():
+            columns = f"the columns {', '.join(titles)}" if titles else "no header"
+            raise DataError(f"{name} has {columns}; expected {EXAMPLE}")
+        return [
+            Row(
+                f"{name}, line {lines.line_num}",
+                **{c: cells[at].strip() for c, at in places.items() if at < len(cells)},
+            )
+            for cells in lines
+            if any(map(str.strip, cells))
+        ]
+    except FileNotFoundError:
+        raise DataError(f"there is no table {name}; expected a CSV file: {EXAMPLE}") from None
+    except TypeError:
+        raise DataError(f"{name} has a line without a label; expected {EXAMPLE}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{name} is no CSV file in UTF-8: {error}; expected {EXAMPLE}") from None
 
 
 def _by_class(labelled: Iterator[tuple[str, Path]]) -> ByClass:

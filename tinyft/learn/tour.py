@@ -162,9 +162,8 @@ class Step:
 
     def _batch_norm(self) -> Rows:
         layer = f"{LAYER}.bn1"
-        call, (dout, dx, dw, db) = (
-            found[layer, "batch_norm_train"] for found in (self.calls, self.gradients)
-        )
+        call = self.calls[layer, "batch_norm_train"]
+        dout, dx, dw, db = self.gradients[layer, "batch_norm_train"]
         x, w, b = (tensor.data for tensor in call.inputs)
         channel, mean, std = x[..., 0], x[..., 0].mean(), x[..., 0].std()
         normal = (channel - mean) / std
