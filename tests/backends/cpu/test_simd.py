@@ -304,6 +304,7 @@ def test_two_sided_transform_of_several_pairs(loops, epilogue):
 
 def test_a_64_bit_arm_has_neon_where_llvm_calls_it_generic(monkeypatch):
     monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", dict)
+    monkeypatch.setattr("numba.config.CPU_NAME", None)
     monkeypatch.setattr("numba.config.CPU_FEATURES", None)
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert has("neon") and blocking() == (4, 12, 2, 4)
@@ -312,6 +313,14 @@ def test_a_64_bit_arm_has_neon_where_llvm_calls_it_generic(monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr("numba.config.CPU_FEATURES", None)
     assert not has("neon") and blocking() == (4, 6, 2, 2)
+
+
+@pytest.mark.parametrize("name, lanes", [("haswell", 8), ("znver3", 8), ("skylake-avx512", 16)])
+def test_a_named_cpu_gets_the_registers_that_it_has(monkeypatch, name, lanes):
+    monkeypatch.setattr("llvmlite.binding.get_host_cpu_name", lambda: "another")
+    monkeypatch.setattr("numba.config.CPU_NAME", name)
+    monkeypatch.setattr("numba.config.CPU_FEATURES", None)
+    assert blocking().lanes == lanes
 
 
 # --------------------------------------------------------------------------------------- denormals

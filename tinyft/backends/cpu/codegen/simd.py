@@ -87,7 +87,8 @@ def has(feature: str) -> bool:
     if config.CPU_FEATURES:
         return f"+{feature}" in config.CPU_FEATURES.split(",")
     if config.CPU_NAME and config.CPU_NAME not in (llvm.get_host_cpu_name(), "host"):
-        names = {"avx512f": AVX512_NAMES, "avx2": (*AVX2_NAMES, *AVX512_NAMES)}
+        avx2 = (*AVX2_NAMES, *AVX512_NAMES)
+        names = {"avx512f": AVX512_NAMES, "avx2": avx2, "fma": avx2}
         return config.CPU_NAME in names.get(feature, ())
     try:
         return bool(llvm.get_host_cpu_features().get(feature))
