@@ -485,6 +485,23 @@ def test_the_contract_of_a_function_of_ones_own():
         ft.testing.check_function(writes, [n(3, 4)], backward=lambda dout, x: 2 * dout)
 
 
+@pytest.mark.parametrize(
+    ("gradients", "said"),
+    [
+        (lambda dout, both: (dout, None), r"input 1 \(b\) .*backward returns no gradient"),
+        (lambda dout, both: (dout, dout) if both else (None, None), "of a alone is another"),
+    ],
+)
+def test_the_contract_names_the_gradient_that_does_not_come(gradients, said):
+    @ft.op
+    def add(a, b):
+        both = a.requires_grad and b.requires_grad
+        return a.data + b.data, lambda dout: gradients(dout, both)
+
+    with pytest.raises(ft.testing.ContractError, match=f"(?s){said}"):
+        ft.testing.check_function(add, [n(3, 4), n(3, 4)])
+
+
 def test_pytest_shows_the_line_of_the_test():
     with pytest.raises(AssertionError) as refused:
         ft.gradcheck(np.tanh, [n(3)], backward=lambda dout, x: dout)

@@ -58,6 +58,7 @@ class Backend:
 
     name, device = "reference", "cpu"
     steps_between_reads = 1
+    precision: str | None = None  # of convolutions, where there is a choice
 
     # ---------------------------------------------------------------- memory: here, nothing to do
 

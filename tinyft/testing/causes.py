@@ -78,8 +78,9 @@ def dout_unused(seen: Evidence) -> str | None:
 
 
 def exchanged(seen: Evidence) -> str | None:
-    both = seen.whole()
-    for name, other in seen.others.items() if both else ():
+    if not (both := seen.whole()):
+        return None
+    for name, other in seen.others.items():
         if other.shape == seen.value.shape and alike(other, both[1]):
             return f"this is the gradient of {name}: backward returns them in another order"
     return None
@@ -108,7 +109,7 @@ def constant_factor(seen: Evidence) -> str | None:
 
 def _counts(shape: tuple[int, ...], name: str) -> dict[int, str]:
     """List what a mean over some axes divides by: product of their sizes -> which axes."""
-    meanings = {}
+    meanings: dict[int, str] = {}
     for count in range(1, len(shape) + 1):
         for axes in combinations(range(len(shape)), count):
             size = int(np.prod([shape[a] for a in axes]))

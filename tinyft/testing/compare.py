@@ -59,8 +59,8 @@ def compare_arrays(
     if found.dtype.kind not in "biuf":
         return ArrayComparison(name, "not numbers", (f"expected numbers; got {yours!r:.60}",))
     if found.shape != expected.shape:
-        told = f"yours has {found.shape}, expected {expected.shape}"
-        return ArrayComparison(name, "another shape", (told,))
+        shapes = f"yours has {found.shape}, expected {expected.shape}"
+        return ArrayComparison(name, "another shape", (shapes,))
     digits = max(np.finfo(a.dtype).eps if a.dtype.kind == "f" else 0 for a in (found, expected))
     found, expected = found.astype(np.float64), expected.astype(np.float64)
     differs = ~((found == expected) | (np.isnan(found) & np.isnan(expected)))

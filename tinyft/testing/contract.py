@@ -19,9 +19,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy import ndarray as Array
@@ -32,10 +32,12 @@ from tinyft.engine.tensor import Tensor
 from tinyft.errors import TinyftError
 from tinyft.testing.function import argument_names, as_op
 from tinyft.testing.gradient_check import GradcheckError, GradcheckReport, gradcheck
-from tinyft.testing.kernel_cases import KERNEL_CASES, KernelCase
+from tinyft.testing.kernel_cases import KERNEL_CASES, Case, KernelCase
 from tinyft.testing.op_cases import OP_CASES, REFUSALS, OpCase, Refusal
 
 Run = Callable[[str, dict[str, Array]], list[Array]]  # (backend's name, arrays) -> results
+AnyCase = KernelCase | OpCase | Refusal
+Kind = TypeVar("Kind", bound=Case)
 
 ROUNDING = 2.0**-24  # half the distance between two float32 numbers near 1
 # sqrt(K) s is the error's size, not its bound: 5 is what Winograd's transforms cost against a
@@ -81,7 +83,11 @@ class Family:
 
 def subjects() -> list[str]:
     """The names of all kernels and ops, in the order of the alphabet."""
-    return sorted({case.subject for case in (*KERNEL_CASES, *OP_CASES, *REFUSALS)})
+    return sorted({case.subject for case in _every_case()})
+
+
+def _every_case() -> list[AnyCase]:
+    return [*KERNEL_CASES, *OP_CASES, *REFUSALS]
 
 
 def check_families(backend: str, only: str | None = None) -> Iterator[Family]:
@@ -89,8 +95,8 @@ def check_families(backend: str, only: str | None = None) -> Iterator[Family]:
 
     A GPU's convolutions work in fp32 meanwhile. Raises: DeviceError if there is no such backend
     """
-    families = defaultdict(list)
-    for case in (*KERNEL_CASES, *OP_CASES, *REFUSALS):
+    families: defaultdict[tuple[str, str], list[AnyCase]] = defaultdict(list)
+    for case in _every_case():
         kind = "kernel" if isinstance(case, KernelCase) else "op"
         if only in (None, case.subject):
             families[kind, case.subject].append(case)
@@ -108,9 +114,14 @@ def check_families(backend: str, only: str | None = None) -> Iterator[Family]:
             yield Family(kind, subject, len(cases), failures)
 
 
-def check_case(case: KernelCase | OpCase | Refusal, backend: str) -> None:
+def check_case(case: AnyCase, backend: str) -> None:
     """Check one case of any kind. Raises: ContractError"""
-    {KernelCase: check_kernel, OpCase: check_op, Refusal: check_refusal}[type(case)](case, backend)
+    if isinstance(case, KernelCase):
+        check_kernel(case, backend)
+    elif isinstance(case, OpCase):
+        check_op(case, backend)
+    else:
+        check_refusal(case, backend)
 
 
 def check_kernel(case: KernelCase, backend: str = "auto") -> None:
@@ -148,7 +159,8 @@ def check_op(case: OpCase, backend: str = "auto") -> None:
             out = _first(case.call(**tensors))
             out.backward(upstream)
         _show_changes(arrays, placed)
-        gradients = [t.grad for t in tensors.values() if isinstance(t, Tensor)]
+        leaves = [t for t in tensors.values() if isinstance(t, Tensor)]
+        gradients = [t.backend.zeros_like(t.data) if t.grad is None else t.grad for t in leaves]
         return list(map(backends.host, [out.data, *gradients]))
 
     arrays = draw(case)
@@ -265,7 +277,7 @@ def rounding_spread(run: Callable[[dict], list[Array]], arrays: dict, fixed: tup
             steps = [np.asarray(r) - e for r, e in zip(run(varied), exact, strict=True)]
         for i, step in enumerate(steps):
             largest = max(moved[i].largest, np.abs(step).max(initial=0))
-            moved[i] = Spread(max(moved[i].norm, np.linalg.norm(step)), largest)
+            moved[i] = Spread(max(moved[i].norm, float(np.linalg.norm(step))), largest)
     return moved
 
 
@@ -355,7 +367,7 @@ def _first(result: Any) -> Tensor:
 def precision(backend: str, name: str) -> Iterator[None]:
     """Within this block a GPU's convolutions work in "fp32" or "tf32"; others have no choice."""
     computing = backends.get(backend)
-    before = getattr(computing, "precision", None)
+    before = computing.precision
     if before:
         computing.precision = name
     try:
@@ -381,10 +393,10 @@ def working_with_threads(count: int) -> Iterator[None]:
 # ----------------------------------------------------------------------------------------- findings
 
 
-class _Findings:
+class _Findings(Generic[Kind]):
     """Checks one case on one backend, promise by promise, and collects what is wrong."""
 
-    def __init__(self, case: KernelCase | OpCase, backend: str, run: Run, arrays: dict[str, Array]):
+    def __init__(self, case: Kind, backend: str, run: Run, arrays: dict[str, Array]):
         self.case, self.run, self.arrays = case, run, arrays
         self.backend = backends.get(backend).name
         self.lines: list[str] = []
@@ -454,8 +466,11 @@ class _Findings:
         results = self.run(self.backend, as_float64(self.arrays))
         for result, exact in zip(results, self.exact, strict=True):
             largest = 0 if exact.dtype.kind != "f" else 1e-10 * np.abs(exact).max(initial=0)
-            near = {"rtol": 1e-10, "atol": largest, "equal_nan": True}
-            if not (np.allclose(result, exact, **near) if largest else _equal([result], [exact])):
+            if largest:
+                same = np.allclose(result, exact, rtol=1e-10, atol=largest, equal_nan=True)
+            else:
+                same = _equal([result], [exact])
+            if not same:
                 self.add("float64 does not give the reference's result")
         if any(a.dtype != b.dtype for a, b in zip(results, self.exact, strict=True)):
             self.add(f"float64 inputs give {[r.dtype.name for r in results]}")
@@ -498,15 +513,15 @@ class _Findings:
             ]
             for i, result in enumerate(self._having(DENORMAL, name, self.backend)):
                 # to five digits, or to less than the smallest normal number
-                near = {"rtol": 1e-5, "atol": SMALLEST, "equal_nan": True}
-                wrong = ~np.any([np.isclose(result, found[i], **near) for found in right], axis=0)
+                near = [np.isclose(result, x[i], 1e-5, SMALLEST, equal_nan=True) for x in right]
+                wrong = ~np.any(near, axis=0)
                 if wrong.any():
                     self.add(f"result {i}: {DENORMAL} in {name} is wrong at {wrong.sum()} places")
 
     def _floats(self) -> list[str]:
         return [n for n, a in self.arrays.items() if a.dtype.kind == "f" and a.size]
 
-    def own_memory(self) -> None:
+    def own_memory(self: _Findings[KernelCase]) -> None:
         """A kernel's results are new arrays, but for those that it may lend."""
         lent = (*self.case.lent, *self.case.written)
         for i, result in enumerate(self.run(self.backend, self.arrays)):
@@ -514,7 +529,7 @@ class _Findings:
                 if name not in lent and np.shares_memory(result, array):
                     self.add(f"result {i} shares memory with {name}")
 
-    def differences(self, differentiable: list[str]) -> None:
+    def differences(self: _Findings[OpCase], differentiable: list[str]) -> None:
         """Every gradient against finite differences: every element where that is quick (300: about
         0.1 s), projections above.
         """
@@ -525,7 +540,7 @@ class _Findings:
         except GradcheckError as error:
             self.add(str(error))
 
-    def one_gradient(self, differentiable: list[str]) -> None:
+    def one_gradient(self: _Findings[OpCase], differentiable: list[str]) -> None:
         """Asked for one input's gradient alone, an op gives that one, the same, and no other."""
         whole = self._gradients(differentiable, differentiable)
         for name in differentiable:
@@ -535,7 +550,9 @@ class _Findings:
             if any(alone[other] is not None for other in differentiable if other != name):
                 self.add(f"asked for the gradient of {name} alone, others come too")
 
-    def _gradients(self, differentiable: list[str], wanted: list[str]) -> dict[str, Array | None]:
+    def _gradients(
+        self: _Findings[OpCase], differentiable: list[str], wanted: list[str]
+    ) -> dict[str, Array | None]:
         placed = {n: backends.get(self.backend).upload(a) for n, a in self.arrays.items()}
         tensors = _tensors(self.case, placed)
         for name in differentiable:
@@ -551,9 +568,13 @@ class _Findings:
             self._values(", unfused,", self.run(self.backend, self.arrays))
 
 
-def _equal(results: list[Array], others: list[Array]) -> bool:
-    """True if all bits agree (two NaN do)."""
-    return all(
-        a is b or (a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
-        for a, b in zip(results, others, strict=True)
-    )
+def _equal(results: Sequence[Array | None], others: Sequence[Array | None]) -> bool:
+    """True if all bits agree (two NaN do, and two None)."""
+    for a, b in zip(results, others, strict=True):
+        if a is None or b is None:
+            same = a is b
+        else:
+            same = a is b or np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+        if not same:
+            return False
+    return True

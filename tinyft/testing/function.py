@@ -8,13 +8,13 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence, Set
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy import ndarray as Array
 
 from tinyft import backends
-from tinyft.engine.tape import check_saved, no_grad, op
+from tinyft.engine.tape import Node, check_saved, no_grad, op
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import TinyftError
 
@@ -35,19 +35,7 @@ def as_op(
     without one `backward(dout, *arrays)`, returns a gradient, or one or None for each argument.
     """
     if backward is None:
-        function = forward
-        names = list(inspect.signature(function.forward).parameters.values())[1:]
-
-        def forward(*arrays: Any) -> tuple[Any, Any]:
-            context = SimpleNamespace(needs_input_grad=(True,) * len(arrays), saved_tensors=())
-            context.save_for_backward = lambda *kept: setattr(context, "saved_tensors", kept)
-            return function.forward(context, *arrays), context
-
-        def backward(dout: Array, context: Any) -> Any:
-            return function.backward(context, dout)
-
-        forward.__name__ = function.__name__
-        forward.__signature__ = inspect.Signature(names)
+        forward, backward = _pair_of(forward)
 
     def pair(*given: Any) -> tuple[Array, Callable[..., Any]]:
         arrays = [x.data if isinstance(x, Tensor) else x for x in given]
@@ -67,6 +55,23 @@ def as_op(
     return op(functools.update_wrapper(pair, forward))
 
 
+def _pair_of(function: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The pair that a class with `forward(ctx, ...)` and `backward(ctx, dout)` stands for."""
+
+    def forward(*arrays: Any) -> tuple[Any, Any]:
+        context = SimpleNamespace(needs_input_grad=(True,) * len(arrays), saved_tensors=())
+        context.save_for_backward = lambda *kept: setattr(context, "saved_tensors", kept)
+        return function.forward(context, *arrays), context
+
+    def backward(dout: Array, context: Any) -> Any:
+        return function.backward(context, dout)
+
+    forward.__name__ = function.__name__
+    names = list(inspect.signature(function.forward).parameters.values())[1:]
+    forward.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]  # see PEP 362
+    return forward, backward
+
+
 class CheckedFunction:
     """`fn` with its inputs, evaluated as often as needed without leaving a trace in them, nor in
     the modules that it uses: each call starts from the state that they have now.
@@ -75,7 +80,7 @@ class CheckedFunction:
     that the results depend on: those of `fn` if that is a module, and those that it reaches.
     """
 
-    def __init__(self, fn: Callable[..., Any], inputs: Any, names: Sequence[str] | None):
+    def __init__(self, fn: Callable[..., Any], inputs: Any, names: Sequence[str | None] | None):
         inputs = [inputs] if isinstance(inputs, Tensor | Array) else list(inputs)
         self.fn = fn
         self.arguments = [_as_checked(x) for x in inputs]
@@ -109,7 +114,7 @@ class CheckedFunction:
             self.labels.append(label)
             self.before.append(backends.host(x.data).copy())
 
-    def call(self) -> list[Any]:
+    def call(self) -> Sequence[Any]:
         """All that the function returns, a Tensor at least."""
         with _as_they_are(self.modules):
             result = self.fn(*self.arguments)
@@ -183,7 +188,7 @@ class CheckedFunction:
 
     def _add_reached(self, leaves: dict[Tensor, str], lasting: Set[Tensor], bases: list) -> None:
         """Check the leaves on the tape too, and what only an op's closure knows if it matters."""
-        named: dict[Tensor, str] = {}
+        named: dict[Tensor, str | None] = {}
         for name, value in self.reached:
             if _is_checked(value):
                 named.setdefault(value, name)
@@ -288,7 +293,8 @@ class CheckedResult:
     def scale(self) -> float:
         """Estimate how large the sum of the result times an upstream gradient may be."""
         upstream = self.upstreams[0]
-        return max(np.linalg.norm(upstream * self.base), 1e-2 * np.linalg.norm(upstream))
+        norm = max(np.linalg.norm(upstream * self.base), 1e-2 * np.linalg.norm(upstream))
+        return float(norm)
 
 
 @contextlib.contextmanager
@@ -318,14 +324,17 @@ def _leaves(results: list[Tensor]) -> dict[Tensor, str]:
     """All leaves that results were made from (inputs, parameters), and which use of them is the
     first, in the order of these uses.
     """
-    uses, nodes, seen = {}, [], set()
+    uses: dict[Tensor, tuple[int, str]] = {}
+    nodes: list[Node] = []
+    seen: set[Node] = set()
     for out in results:
-        nodes.append(out.node)
         if out.node is None:  # the result is itself a leaf
             uses[out] = (0, "the result")
+        else:
+            nodes.append(out.node)
     while nodes:
         node = nodes.pop()
-        if node is None or node in seen:
+        if node in seen:
             continue
         seen.add(node)
         where = f" in {node.layer}" if node.layer else ""
@@ -333,7 +342,7 @@ def _leaves(results: list[Tensor]) -> dict[Tensor, str]:
             if isinstance(x, Tensor):
                 use = (node.number, f"(argument {i} of {node.op}{where})")
                 uses[x] = min(use, uses.get(x, use))
-            else:
+            elif isinstance(x, Node):
                 nodes.append(x)
     return {x: place for x, (_, place) in sorted(uses.items(), key=lambda item: item[1])}
 
@@ -348,7 +357,8 @@ def _reached(fn: Callable[..., Any]) -> list[tuple[str, Any]]:
         name, function = functions.pop()
         seen.add(id(function))
         if isinstance(function, functools.partial):
-            inside = {"": function.func, **dict(enumerate(function.args)), **function.keywords}
+            positional = {str(i): x for i, x in enumerate(function.args)}
+            inside = {"": function.func, **positional, **function.keywords}
         else:
             owner = getattr(function, "__self__", function)
             found.append((name, owner))
@@ -361,10 +371,10 @@ def _reached(fn: Callable[..., Any]) -> list[tuple[str, Any]]:
             (n, f) for n, f in inside.items() if inspect.isfunction(f) or inspect.ismethod(f)
         ]
         functions += [(n, f) for n, f in callables if id(f) not in seen]
-    return [(str(n), value) for n, value in found if _is_module(value) or _is_checked(value)]
+    return [(n, value) for n, value in found if _is_module(value) or _is_checked(value)]
 
 
-def _is_module(value: Any) -> bool:
+def _is_module(value: Any) -> TypeGuard[Any]:
     """True for an nn.Module, which stands above this file."""
     return hasattr(value, "named_parameters") and not isinstance(value, type)
 
@@ -386,7 +396,7 @@ def _as_checked(value: Any) -> Any:
     return value
 
 
-def _is_checked(value: Any) -> bool:
+def _is_checked(value: Any) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.requires_grad
 
 

@@ -410,8 +410,8 @@ def _measurement_and_input_cases() -> list[KernelCase]:
         cases.append(KernelCase("images", str(shape), draw, 3, compute=_images))
     shares = {"keep": 0.9, "weight": 0.1}
     for C in (1, 37, 0):
-        draw = normal(running=(C,), value=(C,))
-        cases.append(KernelCase("running_average", f"({C},)", draw, 2, shares))
+        arrays = normal(running=(C,), value=(C,))
+        cases.append(KernelCase("running_average", f"({C},)", arrays, 2, shares))
     return cases
 
 

@@ -139,11 +139,11 @@ def _convolution_cases() -> list[OpCase]:
         # the longest sum of forward, dx and dweight
         terms = max(C * R * S, conv.F * R * S, int(np.prod(conv.out[:3])))
         shapes = {"x": conv.x, "weight": conv.weight, "bias": (conv.F,)}
-        order = {"any_order": ("weight",)}
-        cases.append(OpCase("conv2d", label, normal(**shapes), terms, conv.window, **order))
+        draw, order = normal(**shapes), ("weight",)
+        cases.append(OpCase("conv2d", label, draw, terms, conv.window, any_order=order))
         if np.prod(conv.out) < 2000:  # beyond, some unit's sign would hang on a rounding
             draw, fused = normal(**shapes, residual=conv.out), {"relu": True, **conv.window}
-            cases.append(OpCase("conv2d", f"{label}, fused", draw, terms, fused, **order))
+            cases.append(OpCase("conv2d", f"{label}, fused", draw, terms, fused, any_order=order))
     for label, (N, C, F) in {"4x10": (4, 10, 3), "one": (1, 1, 1), "empty": (0, 5, 2)}.items():
         draw = normal(x=(N, C), weight=(F, C), bias=(F,))
         cases.append(OpCase("linear", label, draw, 10))
@@ -188,6 +188,7 @@ def _distinct_x(shape: tuple[int, ...]) -> Callable[..., Any]:
 
 def _pooling_and_elementwise_cases() -> list[OpCase]:
     cases = []
+    shape: tuple[int, ...]
     for label, (shape, kernel, stride, padding) in POOLS.items():
         window = {"kernel": kernel, "stride": stride, "padding": padding}
         draw = _distinct_x(shape)
@@ -267,8 +268,9 @@ def _loss(logits: tuple, labels: list, weights: int | None = None) -> Callable[[
 PICTURE, FILTERS = (2, 8, 8, 3), (4, 3, 3, 3)
 
 REFUSALS: list[Refusal] = [
-    Refusal("power", "a tensor", lambda: ops.power(_zeros(2), _zeros(2)), ("exp(b * log(a))",),
-            TypeError),
+    Refusal("power", "a tensor",
+            lambda: ops.power(_zeros(2), _zeros(2)),  # type: ignore[arg-type]  # what it refuses
+            ("exp(b * log(a))",), TypeError),
     Refusal("maximum", "other shapes", lambda: ops.maximum(_zeros(2), _zeros(3)),
             ("(2,)", "(3,)", "do not broadcast")),
     Refusal("transpose", "an axis too few", lambda: ops.transpose(_zeros(2, 3), (0,)),
@@ -356,7 +358,9 @@ REFUSALS: list[Refusal] = [
     Refusal("concatenate", "mixed dtypes",
             lambda: ops.concatenate(_zeros(2, 3), _zeros(2, 3, dtype="float64")),
             ("float32", "float64"), TypeError),
-    Refusal("concatenate", "nothing", lambda: ops.concatenate(), ("at least one",)),
+    Refusal("concatenate", "nothing",
+            lambda: ops.concatenate(),  # type: ignore[call-arg]  # what it refuses
+            ("at least one",)),
     Refusal("dropout", "probability 1",
             lambda: ops.dropout(_zeros(2), 1.0, seed=0, stream=(0, 0)), ("1.0",), ValueError),
 ]  # fmt: skip

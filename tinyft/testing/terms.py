@@ -142,7 +142,7 @@ def _centred(plain: list[Term], known: dict[str, Array]) -> Iterator[tuple[str, 
                         yield written, f"{written}({over})", spread
 
 
-def matching(target: Array, candidates: Iterator[Term], elements: Array) -> str | None:
+def matching(target: Array, candidates: Iterator[Term], elements: Array | slice) -> str | None:
     """The first of the candidates that is the target at these elements, up to a factor that one
     writes: 1, -1, 2, 0.5, 3.
     """
@@ -159,7 +159,7 @@ def matching(target: Array, candidates: Iterator[Term], elements: Array) -> str 
         factor = float(flat @ target) / square
         nearest = min(FACTORS, key=lambda f: abs(f - factor))
         if abs(factor - nearest) < 1e-4 and alike(nearest * flat, target):
-            return {1: "", -1: "-"}.get(nearest, f"{nearest:g} * ") + text
+            return {1.0: "", -1.0: "-"}.get(nearest, f"{nearest:g} * ") + text
     return None
 
 
