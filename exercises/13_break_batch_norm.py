@@ -38,16 +38,13 @@ def main():
     rng = np.random.default_rng(0)
     x = ft.Tensor(rng.normal(3, 1, size=(64, 4)))
     labels = (x.data[:, 0] > x.data[:, 1]).astype(int)
-    shapes = [(8, 4), (8,), (8,), (2, 8)]
-    first, w, b, last = (
-        ft.Tensor(value, requires_grad=True)
-        for value in (rng.normal(size=shapes[0]), np.ones(8), np.zeros(8), rng.normal(size=(2, 8)))
-    )
+    start = rng.normal(size=(8, 4)), np.ones(8), np.zeros(8), rng.normal(size=(2, 8))
+    first, w, b, last = parameters = [ft.Tensor(array, requires_grad=True) for array in start]
     for step in range(101):
         hidden = ft.ops.relu(batch_norm(ft.ops.linear(x, first), w, b))
         loss = ft.ops.cross_entropy(ft.ops.linear(hidden, last), labels)
         loss.backward()
-        for p in (first, w, b, last):
+        for p in parameters:
             p.data, p.grad = p.data - 0.1 * p.grad, None
         if step % 25 == 0:
             print(f"step {step:3}: loss {loss.item():.4f}")

@@ -84,8 +84,8 @@ SOLUTIONS = {
     ],
     "freezing": [
         "        ...",
-        "        passes = any(i in found and found[i][0] for i in inputs)\n"
-        "        found[name] = (trains or passes, trains, passes)",
+        "        passes = any(i in answers and answers[i][0] for i in inputs)\n"
+        "        answers[name] = (trains or passes, trains, passes)",
     ],
     "break_training": ['{"A": "?", "B": "?"}', '{"A": "b", "B": "C"}'],
     "break_batch_norm": ['{"A": "?", "B": "?"}', '{"A": "c", "B": "b"}'],
@@ -134,13 +134,16 @@ MISTAKES = {  # an exercise, the line that is right, a wrong one, and what is sa
     "a shape": ("unbroadcast", ".reshape(shape)", "", "another shape, yours has (1, 3), expected"),
     "an error": ("adam", "momentum * average", "momentun * average", "NameError: name 'momentun'"),
     "its line": ("relu", "(x > 0)", "(z > 0)", "relu.py, line 19: NameError"),
+    "an assertion": ("relu", "return dout", "assert not len(x)\n    return dout",
+                     "relu.py, line 19: AssertionError"),
     "syntax": ("relu", "(x > 0)", "(x > 0", "relu.py, line 19: SyntaxError"),
     "a guess": ("break_training", '"A": "b"', '"A": "a"', "A: a is not what happens"),
     "a name": ("relu", "def backward", "def backwards", "relu.py defines no backward"),
     "sums for means": ("batch_norm", " / len(dout))", ")", "mean and the variance"),
     "in place": ("adam", "average = momentum * average + (1 - momentum) * gradient",
                  "average *= momentum; average += (1 - momentum) * gradient", "read-only"),
-    "one branch": ("freezing", "any(i in", "all(i in", "one branch"),
+    "one branch": ("freezing", "any(i in", "all(i in",
+                   "one branch: add(conv1, conv2), trains None (recorded, weight, passes): wrong"),
     "a share": ("one_cycle", "position / warm_up)", "position / 0.25)", "warm_up 0.5: wrong"),
     "one array": ("cross_entropy", "dlogits = (probabilities - np.eye(logits.shape[1])[labels]) /",
                   "dlogits = probabilities\n    dlogits -= np.eye(logits.shape[1])[labels] + 0 *",
@@ -168,6 +171,8 @@ def test_what_builds_on_a_missing_line_is_no_error(tmp_path):
     builds = [*steps[:4], *steps[6:]]  # dnormal is missing
     lines = ALL["batch_norm_steps"].judge(written("batch_norm_steps", tmp_path, builds)).lines
     assert "a line that it builds on still is ..." in lines[-1]
+    judgement = ALL["freezing"].judge(written("freezing", tmp_path))
+    assert judgement.lines[0].startswith("not written yet: fastai, head alone, first layer alone,")
 
 
 # ------------------------------------------------------------------------------------ break it

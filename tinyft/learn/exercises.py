@@ -2,9 +2,9 @@
 
 Each is one file of the folder `exercises/`, in reading order. Above a line of dashes stands what a
 reader gets, text included; below it `HINTS`, and `check(yours)`, which yields what is to be
-compared: (name, the reader's array, tinyft's), and, if some array may be a factor that is missing,
-a dict of these; or for a question (letter, the reader's answer, the
-right one, why it is right, where to look).
+compared: (name, the reader's array, tinyft's), perhaps with a dict of arrays that may be a missing
+factor; or for a question (letter, the reader's answer, the right one, why it is right, where to
+look).
 """
 
 from __future__ import annotations
@@ -65,11 +65,10 @@ class Exercise:
                     lines.append(line)
                     solved &= right
         except (Exception, SystemExit) as error:
-            if not missing:  # or it is only that something is missing
-                # of a gradient check: it says what is wrong
-                known = isinstance(error, AssertionError)
-                lines += str(error).splitlines() if known else [_told(error, path)]
-                solved = False
+            solved = False
+            if not missing:  # else the error may be of what is missing
+                checked = isinstance(error, AssertionError) and str(error)  # says what is wrong
+                lines += checked.splitlines() if checked else [_told(error, path)]
         if missing:
             more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
             lines.append(f"not written yet: {', '.join(missing[:4])}{more}")
@@ -98,8 +97,8 @@ def _compared(
     name: str, yours: Any, right: Any, known: dict[str, Any] | None = None
 ) -> tuple[str, bool | None]:
     """A line, and whether it is right; None for what is not written yet."""
-    found = compare_arrays(name, yours, right, known)
-    return str(found), None if found.verdict == "not written yet" else bool(found)
+    comparison = compare_arrays(name, yours, right, known)
+    return str(comparison), None if comparison.verdict == "not written yet" else bool(comparison)
 
 
 def _question(letter: str, answer: str, right: str, why: str, look: str) -> tuple[str, bool | None]:
@@ -119,6 +118,7 @@ def _told(error: BaseException, path: Path) -> str:
     else:
         frames = traceback.extract_tb(error.__traceback__)
         where = next((f.lineno for f in frames[::-1] if f.filename == str(path)), None)
+    # the type is called 'ellipsis', its one value Ellipsis
     unwritten = " (a line that it builds on still is ...)" if "llipsis" in str(error) else ""
     line = f", line {where}" if where else ""
     return f"{path}{line}: {type(error).__name__}: {error}{unwritten}"
