@@ -131,6 +131,10 @@ def test_what_is_missing_is_said():
             ask()
     with pytest.raises(TypeError, match="expected a Module"):
         ft.Learner(lambda x: x, small_data())
+    with pytest.raises(TypeError, match=r"such as Net\(\); got <class"):
+        ft.load_learner("mine.h5", model=TwoConvolutions)
+    with pytest.raises(DataError, match="has no pictures"):
+        ft.Learner(Flat(), None, learner.preprocess, classes="abc", class_weights="balanced")
     with pytest.raises(ValueError, match="give another arch"):
         ft.Learner(TwoConvolutions(), small_data(), arch="resnet18")
     with pytest.raises(ft.errors.ShapeError, match="the network gives 2 numbers"):
@@ -194,10 +198,28 @@ def test_a_saved_head_knows_strangers(tmp_path):
     assert again.predict(IMAGES[0]).similarity > 0.99
 
 
+class Divided(Flat):
+    """Counts the columns by a division, which of no pictures is one by 0."""
+
+    def features(self, x):
+        return ops.relu(self.hidden(x.reshape(x.shape[0], x.size // x.shape[0])))
+
+
+class Pair(WithHead):
+    """Something else is called `features`."""
+
+    def features(self, x):
+        return super().features(x), x
+
+    def forward(self, x):
+        return self.head(self.features(x)[0])
+
+
 @pytest.mark.parametrize(
     ("model", "shape"),
-    [(WithHead(), (6, 6, 12)), (WithHead(factor=2), None), (Flat(), (5,)), (nn.Linear(3, 3), None)],
-)
+    [(WithHead(), (6, 6, 12)), (WithHead(factor=2), None), (Flat(), (5,)), (nn.Linear(3, 3), None),
+     (Divided(), (5,)), (Pair(), None)],
+)  # fmt: skip
 def test_a_network_is_divided_where_its_forward_is(model, shape):
     assert feature_shape(model, 24) == shape
 

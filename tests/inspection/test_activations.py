@@ -84,6 +84,8 @@ def test_predictions_follow_each_change_and_forget_it():
     np.testing.assert_array_equal(seen[0], seen[2])
     assert len({p.tobytes() for p in (plain, *seen)}) == 3
     np.testing.assert_array_equal(learner.predict(image).probabilities, plain)
+    with changing(model, {"": lambda scores: 0 * scores}):  # the network as a whole
+        assert np.ptp(learner.predict(image).probabilities) == 0
 
 
 @pytest.mark.parametrize(

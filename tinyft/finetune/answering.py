@@ -189,7 +189,9 @@ def _computed(network: Module, x: Tensor, has_features: bool) -> list[np.ndarray
         return [logits, logits[:, :0]]
     maps = network.features(x)
     pooled = global_average_pool(maps) if maps.ndim == 4 else maps
-    return [network.head(maps).data, pooled.data, maps.data]
+    changed = "forward" in vars(network)  # as a whole: see inspection/trace/activations.py
+    logits = network(x) if changed else network.head(maps)
+    return [logits.data, pooled.data, maps.data]
 
 
 # ------------------------------------------------------------------------- from pictures to answers
@@ -221,8 +223,10 @@ def embed(learner: Learner, images: Any) -> np.ndarray:
     """
     learner.expect_features("embed")
     parts = [features for _, _, features in answers(learner, images)]
+    if parts:
+        return np.concatenate(parts)
     width = feature_shape(learner.model, learner.adjusted_preprocess().crop)[-1]
-    return np.concatenate(parts) if parts else np.empty((0, width), "f4")
+    return np.empty((0, width), "f4")
 
 
 def predictions(learner: Learner, images: Any, *, skip: Skip | None = None) -> Iterator[Prediction]:

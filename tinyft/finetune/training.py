@@ -363,10 +363,11 @@ def _class_weights(training: Training) -> np.ndarray:
 
     Raises: ValueError for weights that cannot be; DataError for a class that cannot be balanced
     """
-    asked, data, classes = training.class_weights, training.data, len(training.classes)
+    asked, classes = training.class_weights, len(training.classes)
     if isinstance(asked, str):
         if asked != "balanced":
             raise ValueError(f"class_weights must be 'balanced' or numbers; got {asked!r}")
+        data = training.own_data()
         asked = data.n_train / (classes * expect_all_classes(data, "class_weights='balanced'"))
     weights = np.asarray(asked, training.dtype)
     if weights.shape != (classes,):

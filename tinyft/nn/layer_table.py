@@ -144,7 +144,7 @@ def forward_nodes(
                 with no_grad(), backends.use("reference"), observe(nodes):
                     (forward or model)(Tensor.wrap(pictures))
                 break
-            except ValueError:
+            except (ValueError, ZeroDivisionError):
                 if N:
                     raise
     finally:
@@ -154,20 +154,25 @@ def forward_nodes(
 
 def feature_shape(model: Module, side: int) -> tuple[int, ...] | None:
     """The shape of one picture's features, (h, w, C) or (F,), for pictures of `side` pixels. None
-    for a network that is not `head(features(x))`, op by op, with parts or methods of these names.
+    for a network that is not `head(features(x))`, op by op: somebody's `features` may be anything.
     """
     body, head = getattr(model, "features", None), getattr(model, "head", None)
     if not callable(body) or not isinstance(head, Module):
         return None
-    found: list[Any] = []
+    features: Any = None
 
     def halves(x: Tensor) -> Tensor:
-        found[:] = [body(x)]
-        return head(*found)
+        nonlocal features
+        features = body(x)
+        return head(features)
 
-    whole, parts = (forward_nodes(model, (side, side, 3), run) for run in (model, halves))
-    said = [[(node.op, node.layer, node.output_shape) for node in each] for each in (whole, parts)]
-    return found[0].shape[1:] if said[0] == said[1] else None
+    whole = forward_nodes(model, (side, side, 3))
+    try:
+        parts = forward_nodes(model, (side, side, 3), halves)
+    except Exception:
+        return None
+    same = [[(node.op, node.layer, node.output_shape) for node in n] for n in (whole, parts)]
+    return features.shape[1:] if same[0] == same[1] else None
 
 
 def _flops(node: Node) -> int:
