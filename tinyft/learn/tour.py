@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import ast
+import importlib
+import inspect
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
 from tinyft.engine.tape import observe
 
-HOME = Path(__file__).resolve().parents[2]  # the folder that holds the package
 NUMBERS = re.compile(r"^```text\n(.*?)^```\n", re.M | re.S)
 PLACE = re.compile(r"\*\*`(tinyft/[\w/]+\.py): ([\w.]+)`\*\*")
 LAYER = "layer1.0"  # whose convolution and batch norm are looked at
@@ -37,32 +37,22 @@ class Stop:
     def source(self) -> Iterator[tuple[str, list[str]]]:
         """Where each function stands, and its lines."""
         for file, name in self.places:
-            lines = (HOME / file).read_text(encoding="utf-8").splitlines()
-            first, last = _lines_of(ast.parse("\n".join(lines)), name.split("."))
-            yield f"{file}:{first + 1}", textwrap.dedent("\n".join(lines[first:last])).split("\n")
+            module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+            function = reduce(getattr, name.split("."), module)
+            lines, first = inspect.getsourcelines(function)  # of an op, what it was made of
+            yield f"{file}:{first}", textwrap.dedent("".join(lines)).splitlines()
 
 
 def stops(page: str) -> list[Stop]:
     """Every stop of the page: its numbered headings and what stands below them."""
-    found = []
+    made = []
     parts = re.split(r"^## (?:(\d+)\. )?(.*)\n", page, flags=re.M)[1:]
     for number, title, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
         if number:
             numbers = "".join(NUMBERS.findall(text))
             words, places = NUMBERS.sub("", text).strip(), tuple(PLACE.findall(text))
-            found.append(Stop(int(number), title, words, numbers, places))
-    return found
-
-
-def _lines_of(tree: Any, path: Sequence[str]) -> tuple[int, int]:
-    """From which line to which a function stands, with its decorators, in a parsed file."""
-    for node in tree.body:
-        if getattr(node, "name", None) == path[0]:
-            if len(path) > 1:
-                return _lines_of(node, path[1:])
-            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-            return first - 1, node.end_lineno
-    raise LookupError(f"no {'.'.join(path)} in the source")
+            made.append(Stop(int(number), title, words, numbers, places))
+    return made
 
 
 class Step:
@@ -81,7 +71,7 @@ class Step:
         self.calls: dict[tuple[str, str], Any] = {}
         self.order: list[Any] = []
         self.gradients: dict[tuple[str, str], tuple] = {}
-        before = {name: p.data.copy() for name, p in self.parameters.items()}
+        self.before = {name: p.data.copy() for name, p in self.parameters.items()}
         norm = dict(learner.model.named_modules())[f"{LAYER}.bn1"]
         old = norm.running_mean[0]
         with observe(self):
@@ -89,7 +79,7 @@ class Step:
             self.loss.backward()
         self.running = old, norm.running_mean[0]
         learner.optimizer.step()
-        self.before, self.after = before, {n: p.data for n, p in self.parameters.items()}
+        self.after = {name: p.data for name, p in self.parameters.items()}
         self.loss_after = self._loss().item()
 
     def _loss(self) -> Any:
@@ -184,14 +174,11 @@ class Step:
     def _head(self) -> Rows:
         features = self.calls["head", "global_average_pool"].inputs[0].data
         dropped = self._out("head.dropout1", "dropout")
-        names = {"largest": "global_max_pool", "means": "global_average_pool"}
+        largest, means = (self._out("head", f"global_{way}_pool") for way in ("max", "average"))
         return [
             _row("features", features, ""),
-            *(
-                _row(f"their {what}", out, f"photo 0: {_spaced(out[0, :4])} ...")
-                for what, op in names.items()
-                for out in [self._out("head", op)]
-            ),
+            _row("their largest", largest, f"photo 0: {_spaced(largest[0, :4])} ..."),
+            _row("their means", means, f"photo 0: {_spaced(means[0, :4])} ..."),
             _row("both, dropped", dropped, f"{(dropped == 0).mean():.1%} are 0"),
             _row("linear1", self._out("head.linear1", "linear"), ""),
             _row("scores", self._out("head.linear2", "linear"), ""),
@@ -202,7 +189,7 @@ class Step:
         label = int(self.batch.labels[0])
         probabilities = np.exp(scores[0]) / np.exp(scores[0]).sum()
         right = probabilities[label]
-        (_, dscores) = self.gradients["", "cross_entropy"]
+        _, dscores = self.gradients["", "cross_entropy"]
         return [
             ("photo 0", "", f"{self.learner.classes[label]}, class {label}"),
             ("scores", "(8,)", _spaced(scores[0], 3)),
@@ -216,11 +203,11 @@ class Step:
         newest = ", ".join(node.op for node in self.order[:5])
         stages = [*(f"{n}.0.bn2" for n in self.learner.model.stages[::-1]), "bn1"]
         weights = ("head.linear2.weight", WEIGHT, f"{LAYER}.conv1.weight", "conv1.weight")
-        found = [(layer, self.gradients[layer, "batch_norm_train"][0]) for layer in stages]
-        found += [(name, self.parameters[name].grad) for name in weights]
+        arrays = [(layer, self.gradients[layer, "batch_norm_train"][0]) for layer in stages]
+        arrays += [(name, self.parameters[name].grad) for name in weights]
         return [
             ("nodes", f"{len(self.order)}", f"{newest} ..."),
-            *(_row(f"d {name}", array, f"length {_length(array):.4f}") for name, array in found),
+            *(_row(f"d {name}", array, f"length {_length(array):.4f}") for name, array in arrays),
         ]
 
     def _adam(self) -> Rows:
