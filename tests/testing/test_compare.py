@@ -34,8 +34,8 @@ SPOILT = X + np.eye(2, 3)
     ],
 )
 def test_a_comparison_says_what_it_found(yours, right, close, said):
-    found = ft.compare_arrays("dx", yours, right)
-    assert bool(found) == close and said in str(found)
+    comparison = ft.compare_arrays("dx", yours, right)
+    assert bool(comparison) == close and said in str(comparison)
 
 
 def test_of_a_large_array_the_worst_element_and_a_map_are_shown():
@@ -52,7 +52,7 @@ def test_a_factor_that_is_missing_is_named():
 
 
 def test_the_worst_element_is_known():
-    found = ft.compare_arrays(
-        "dx", SPOILT + np.diag([0, 5]) @ np.ones((2, 3)) * (np.arange(3) == 2), X
-    )
-    assert found.worst == (1, 2) and found.difference == 5
+    yours = SPOILT.copy()
+    yours[1, 2] += 5
+    comparison = ft.compare_arrays("dx", yours, X)
+    assert comparison.worst == (1, 2) and comparison.difference == 5

@@ -55,19 +55,19 @@ def compare_arrays(
     """
     if yours is None or yours is Ellipsis:
         return ArrayComparison(name, "not written yet")
-    found, expected = np.asarray(yours), np.asarray(right)
-    if found.dtype.kind not in "biuf":
+    ours, expected = np.asarray(yours), np.asarray(right)
+    if ours.dtype.kind not in "biuf":
         return ArrayComparison(name, "not numbers", (f"expected numbers; got {yours!r:.60}",))
-    if found.shape != expected.shape:
-        shapes = f"yours has {found.shape}, expected {expected.shape}"
+    if ours.shape != expected.shape:
+        shapes = f"yours has {ours.shape}, expected {expected.shape}"
         return ArrayComparison(name, "another shape", (shapes,))
-    digits = max(np.finfo(a.dtype).eps if a.dtype.kind == "f" else 0 for a in (found, expected))
-    found, expected = found.astype(np.float64), expected.astype(np.float64)
-    differs = ~((found == expected) | (np.isnan(found) & np.isnan(expected)))
+    digits = max(np.finfo(a.dtype).eps if a.dtype.kind == "f" else 0 for a in (ours, expected))
+    ours, expected = ours.astype(np.float64), expected.astype(np.float64)
+    differs = ~((ours == expected) | (np.isnan(ours) & np.isnan(expected)))
     if not differs.any():
         return ArrayComparison(name, "exact")
     with np.errstate(invalid="ignore"):
-        apart = np.where(differs, np.abs(found - expected), 0)
+        apart = np.where(differs, np.abs(ours - expected), 0)
     apart = np.where(np.isnan(apart), np.inf, apart)
     at = tuple(int(i) for i in np.unravel_index(apart.argmax(), apart.shape))
     allowed = np.sqrt(digits) * np.abs(expected[np.isfinite(expected)]).max(initial=0)
@@ -77,9 +77,9 @@ def compare_arrays(
     if few:
         told = [f"yours {_listed(yours)}, right {_listed(right)}"]
     else:
-        told = [f"worst at {at}: yours {found[at]:.6g}, right {expected[at]:.6g}"]
+        told = [f"worst at {at}: yours {ours[at]:.6g}, right {expected[at]:.6g}"]
     if digits and expected.size > 1:  # not of answers that are True or False
-        told += filter(None, [_looks_like(found, expected, known or {})])
+        told += filter(None, [_looks_like(ours, expected, known or {})])
     told += [] if few else map_of(apart > allowed)
     return ArrayComparison(name, "wrong", tuple(told), at, float(apart[at]))
 
@@ -91,15 +91,15 @@ def _listed(array: Any) -> str:
     return np.array2string(array, precision=6, max_line_width=1000).replace("\n", "")
 
 
-def _looks_like(found: Array, expected: Array, known: Mapping[str, Array]) -> str | None:
+def _looks_like(ours: Array, expected: Array, known: Mapping[str, Array]) -> str | None:
     """The mistake that is known to make such numbers of the right ones; None if none is."""
-    if not (np.isfinite(found).all() and expected.any() and np.isfinite(expected).all()):
+    if not (np.isfinite(ours).all() and expected.any() and np.isfinite(expected).all()):
         return None
-    if not found.any():
+    if not ours.any():
         return "all of yours is 0"
     nothing = np.zeros(())
     everywhere = np.arange(expected.size)
-    seen = Evidence(found, None, everywhere, expected.reshape(-1), expected, nothing, {}, {})
+    seen = Evidence(ours, None, everywhere, expected.reshape(-1), expected, nothing, {}, {})
     rules = (constant_factor, other_order, *([mask] if expected.size > FEW else []))
     if cause := next(filter(None, (rule(seen) for rule in rules)), None):
         return cause

@@ -31,13 +31,13 @@ def factors(known: dict[str, Array]) -> list[Term]:
     """Lists what a term may be multiplied by: each known array, its square and inverse, and what
     the derivatives of tanh, sigmoid and logarithms are made of.
     """
-    terms = []
+    single = []
     for name, x in known.items():
-        terms += [(name, x), (f"{name}**2", x**2), (f"(1 - {name})", 1 - x)]
-        terms += [(f"(1 - {name}**2)", 1 - x**2), (f"(1 + {name})", 1 + x)]
+        single += [(name, x), (f"{name}**2", x**2), (f"(1 - {name})", 1 - x)]
+        single += [(f"(1 - {name}**2)", 1 - x**2), (f"(1 + {name})", 1 + x)]
         if (x != 0).all():
-            terms += [(f"1 / {name}", 1 / x), (f"1 / {name}**2", 1 / x**2)]
-    return terms
+            single += [(f"1 / {name}", 1 / x), (f"1 / {name}**2", 1 / x**2)]
+    return single
 
 
 def products(known: dict[str, Array]) -> Iterator[Term]:
@@ -45,10 +45,14 @@ def products(known: dict[str, Array]) -> Iterator[Term]:
     single = factors(known)
     yield from single
     for (a, x), (b, y) in combinations(single, 2):
-        try:
+        if _fit(x, y):
             yield _times(a, b), x * y
-        except ValueError:  # shapes that do not broadcast
-            continue
+
+
+def _fit(x: Array, y: Array) -> bool:
+    """True if their shapes broadcast."""
+    pairs = zip(x.shape[::-1], y.shape[::-1], strict=False)
+    return all(n == m or 1 in (n, m) for n, m in pairs)
 
 
 def terms(dout: Array, known: dict[str, Array], shape: tuple[int, ...]) -> Iterator[Term]:
@@ -57,11 +61,7 @@ def terms(dout: Array, known: dict[str, Array], shape: tuple[int, ...]) -> Itera
     a mean.
     """
     plain: list[Term] = [("dout", dout)]
-    for text, value in products(known):
-        try:
-            plain.append((_times("dout", text), dout * value))
-        except ValueError:
-            continue
+    plain += [(_times("dout", text), dout * x) for text, x in products(known) if _fit(dout, x)]
     for text, value in plain:
         if value.shape == shape:
             yield text, value
@@ -131,12 +131,10 @@ def _centred(plain: list[Term], known: dict[str, Array]) -> Iterator[tuple[str, 
         over = "" if len(axes) == ndim else str(axes[0] if len(axes) == 1 else axes)
         for text, value in short:
             summed, mean = value.sum(axes, keepdims=True), value.mean(axes, keepdims=True)
-            for name, factor in chain([("", np.ones(()))], known.items()):
+            fitting = ((n, x) for n, x in known.items() if _fit(x, value))
+            for name, factor in chain([("", np.ones(()))], fitting):
                 for kind, moved in (("sum", summed), ("mean", mean)):
-                    try:
-                        spread = factor * np.broadcast_to(moved, value.shape)
-                    except ValueError:
-                        continue
+                    spread = factor * np.broadcast_to(moved, value.shape)
                     if spread.shape == value.shape:
                         written = _times(name, f"{_bracketed(text)}.{kind}")
                         yield written, f"{written}({over})", spread
