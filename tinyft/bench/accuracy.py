@@ -55,7 +55,7 @@ Errors = dict[str, dict[str, float]]  # of each side, by each measure
 def photos(learner: Learner, seed: int) -> Iterator[Batch]:
     """Batches without end, another order for each seed."""
     for epoch in itertools.count(APART * seed):
-        yield from learner.data.train_batches(epoch, learner.preprocess)
+        yield from learner.own_data().train_batches(epoch, learner.preprocess)
 
 
 # --------------------------------------------------------------------------------- layer by layer

@@ -338,12 +338,13 @@ def sha256(source: Path | np.ndarray) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def expect_pictures(data: object) -> None:
-    """Raises: TypeError for what is no source of pictures, as a path"""
+def expect_pictures(data: object) -> PictureData:
+    """Returns what it is given. Raises: TypeError for what is no source of pictures, as a path"""
     if not isinstance(data, PictureData):
         raise TypeError(
             f"expected pictures, as ft.ImageFolder(...) or ft.ImageArrays(...); got {data!r:.60}"
         )
+    return data
 
 
 def checked_int(name: str, value: object, least: int) -> int:

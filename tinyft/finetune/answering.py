@@ -34,7 +34,7 @@ from tinyft.errors import DataError
 from tinyft.finetune.known import Known
 from tinyft.finetune.records import Prediction
 from tinyft.nn.folding import FoldedNetwork, fingerprint, fold
-from tinyft.nn.layer_table import feature_shape
+from tinyft.nn.layer_table import feature_shape, halves
 from tinyft.ops import global_average_pool
 
 if TYPE_CHECKING:
@@ -57,12 +57,12 @@ class Request:
     images: np.ndarray
     backend: object  # what computes in the thread that asks
     maps: bool = False
-    answer: tuple[np.ndarray, ...] | None = None
+    answer: tuple[np.ndarray, ...] = ()  # until it is computed
     error: Exception | None = None
 
     @property
     def is_done(self) -> bool:
-        return self.answer is not None or self.error is not None
+        return bool(self.answer) or self.error is not None
 
 
 class Answers:
@@ -150,7 +150,8 @@ class Answers:
 
     def _next(self, backend: object) -> list[Request]:
         """Take the requests to compute now: of those for this backend, the oldest."""
-        batch, count = [], 0
+        batch: list[Request] = []
+        count = 0
         for request in [each for each in self.waiting if each.backend is backend]:
             count += len(request.images)
             alike = not batch or request.images.shape[1:] == batch[0].images.shape[1:]
@@ -163,8 +164,8 @@ class Answers:
     def _answer(self, learner: Learner, batch: list[Request]) -> None:
         """Compute the requests as one batch, and give each its rows."""
         try:
-            images = [request.images for request in batch]
-            images = np.concatenate(images) if len(images) > 1 else images[0]
+            asked = [request.images for request in batch]
+            images = np.concatenate(asked) if len(asked) > 1 else asked[0]
             with no_grad(), backends.use(learner.device):
                 network = self.network(learner).network
                 outputs = _computed(network, learner.input(images), learner.has_features)
@@ -187,10 +188,11 @@ def _computed(network: Module, x: Tensor, has_features: bool) -> list[np.ndarray
     if not has_features:
         logits = network(x).data
         return [logits, logits[:, :0]]
-    maps = network.features(x)
+    body, head = halves(network)
+    maps = body(x)
     pooled = global_average_pool(maps) if maps.ndim == 4 else maps
     changed = "forward" in vars(network)  # as a whole: see inspection/trace/activations.py
-    logits = network(x) if changed else network.head(maps)
+    logits = network(x) if changed else head(maps)
     return [logits.data, pooled.data, maps.data]
 
 
@@ -225,8 +227,9 @@ def embed(learner: Learner, images: Any) -> np.ndarray:
     parts = [features for _, _, features in answers(learner, images)]
     if parts:
         return np.concatenate(parts)
-    width = feature_shape(learner.model, learner.adjusted_preprocess().crop)[-1]
-    return np.empty((0, width), "f4")
+    shape = feature_shape(learner.model, learner.adjusted_preprocess().crop)
+    assert shape is not None  # as `expect_features` says
+    return np.empty((0, shape[-1]), "f4")
 
 
 def predictions(learner: Learner, images: Any, *, skip: Skip | None = None) -> Iterator[Prediction]:
@@ -260,7 +263,7 @@ def answers(
                 raise
             bad[row] = error
 
-    def jobs() -> Iterator[Job]:
+    def jobs() -> Iterator[Job[tuple[tuple[str, ...], np.ndarray, dict[int, Exception]]]]:
         named = sources(images)
         while group := list(itertools.islice(named, TOGETHER)):
             names, pictures = zip(*group, strict=True)
@@ -271,8 +274,9 @@ def answers(
 
     workers = default_workers() if are_several(images) else 0
     for names, pixels, bad in ahead(jobs(), workers):
-        for row in sorted(bad):
-            skip(names[row], bad[row])
+        if skip is not None:
+            for row in sorted(bad):
+                skip(names[row], bad[row])
         good = [row for row in range(len(names)) if row not in bad]
         if good:
             shown = pixels[good] if bad else pixels
@@ -292,7 +296,7 @@ def sources(images: Any) -> Iterator[tuple[str, Any]]:
         for each in images:
             yield from sources(each)
     elif are_several(images) and isinstance(images, str | os.PathLike):
-        files = pictures_below(images, Scan())
+        files = pictures_below(Path(images), Scan())
         if not files:
             raise DataError(f"there are no pictures in {printable(images)}")
         yield from ((str(file), file) for file in files)

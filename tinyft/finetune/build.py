@@ -25,7 +25,7 @@ from tinyft.finetune.run.folder import settings_of
 from tinyft.finetune.run.save import OPTIONS, judged_preprocess, put_dropouts, settings_in
 from tinyft.finetune.schedule import expect_number
 from tinyft.finetune.training import KEPT, MEANS, RANDOM, Origin, expect_all_classes
-from tinyft.nn.head import HEADS, attach, cut
+from tinyft.nn.head import HEADS, FastaiHead, LinearHead, attach, cut
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import ARCHITECTURES, ResNet, build, expect_architecture
 from tinyft.weights import Preprocess, Weights, load_weights
@@ -101,12 +101,12 @@ def vision_learner(
         if "fc.weight" in loaded.arrays:
             num_classes, C = loaded.arrays["fc.weight"].shape
             origin.removed = f"fc ({C} features to {num_classes} classes)"
-    head = _head(loaded, arguments, network.num_features, list(data.classes), origin)
+    top = _head(loaded, arguments, network.num_features, list(data.classes), origin)
     if origin.head is not None:
         again = None if origin.head_is_kept else origin.head
         origin.arguments = _plain(arguments | {"head": again})
     learner = Learner(
-        attach(network, head), data,
+        attach(network, top), data,
         replace(preprocess, whole_square=data.shows_whole_squares), arch, list(data.classes),
         bn=bn, seed=seed, device=device, optimizer=optimizer, weight_decay=weight_decay,
         label_smoothing=label_smoothing, class_weights=class_weights, dtype=dtype, origin=origin,
@@ -114,8 +114,8 @@ def vision_learner(
     )  # fmt: skip
     if loaded:
         learner.freeze()
-    if head_init == "means":
-        start_from_class_means(learner)
+    if isinstance(top, LinearHead) and head_init == "means":
+        start_from_class_means(learner, top)
         origin.head_state = MEANS
     origin.settings, origin.digests = settings_of(learner), digests(learner.model)
     return learner
@@ -146,8 +146,8 @@ def _check(arguments: dict[str, Any]) -> None:
     if head_init == "means":
         expect_all_classes(data, "head_init='means'")
     if data.num_classes < 2:
-        names = ", ".join(data.classes)
-        raise DataError(f"training needs at least two classes; found only {names}")
+        found = ", ".join(data.classes)
+        raise DataError(f"training needs at least two classes; found only {found}")
 
 
 def _expect_place_for_dropout(dropout: float, head: str | Module) -> None:
@@ -169,22 +169,24 @@ def _head(
     """
     asked, dropout, seed = (arguments[name] for name in ("head", "dropout", "seed"))
     kind, arrays = trained_head(loaded) if loaded else ("", {})
-    origin.head_dropped = _why_dropped(kind, loaded, asked, classes) if kind else ""
+    origin.head_dropped = _why_dropped(kind, loaded, asked, classes) if loaded and kind else ""
     if isinstance(asked, Module):
         return asked
     options = {} if dropout is None else {"dropout": dropout}
-    if not kind or origin.head_dropped:
-        origin.head, origin.head_state = asked or "fastai", RANDOM
-        return HEADS[origin.head](C, len(classes), seed=seed, **options)
+    theirs = loaded.classes if loaded and kind and not origin.head_dropped else None
+    if loaded is None or theirs is None:
+        kind = asked or "fastai"
+        origin.head, origin.head_state = kind, RANDOM
+        return HEADS[kind](C, len(classes), seed=seed, **options)
     if dropout is not None:
         _expect_place_for_dropout(dropout, kind)
     # differs from fastai, where the head is always new
-    new = [name for name in classes if name not in loaded.classes]
+    new = [name for name in classes if name not in theirs]
     origin.head, origin.head_state = kind, KEPT
     if new:
         origin.head_state = f"{KEPT}, with random rows for {first_few(new)}"
     head = HEADS[kind](C, len(classes), seed=seed, **options)
-    _put_rows_in_order(head, arrays, loaded.classes, classes)
+    _put_rows_in_order(head, arrays, theirs, classes)
     head.load_state_dict(arrays)
     if dropout is None:
         put_dropouts(head, settings_in(arguments["weights"], loaded)["dropout"])
@@ -192,8 +194,9 @@ def _head(
 
 
 def _put_rows_in_order(
-    head: Module, arrays: dict[str, np.ndarray], theirs: list[str], classes: list[str]
-) -> None:
+    head: FastaiHead | LinearHead, arrays: dict[str, np.ndarray], theirs: list[str],
+    classes: list[str],
+) -> None:  # fmt: skip
     """Move the rows of a trained head's last layer to where their classes are among `classes`; the
     others are as the new `head` has them.
     """
@@ -284,31 +287,34 @@ def load_learner(
         raise WeightsError(f"{path} holds weights but no learner; use vision_learner(weights=...)")
     settings = settings_in(path, weights)
     kind, optimizer = settings["head"], optimizer or settings["optimizer"]
-    body = cut(build(weights.arch, seed=None)) if model is None else model
-    if model is None and head is None:
-        if kind not in HEADS:
-            raise WeightsError(
-                f"{path} was saved with a head of its own: ft.load_learner(path, head=...) takes it"
-            )
-        head = HEADS[kind](body.num_features, len(weights.classes))
-    if model is None:
-        attach(body, head)
-    body.load_state_dict(weights.arrays)
+    network = model
+    if network is None:
+        body = cut(build(weights.arch, seed=None))
+        if head is None:
+            if kind not in HEADS:
+                raise WeightsError(
+                    f"{path} was saved with a head of its own: ft.load_learner(path, head=...) "
+                    "takes it"
+                )
+            head = HEADS[kind](body.num_features, len(weights.classes))
+        network = attach(body, head)
+    network.load_state_dict(weights.arrays)
     options = {name: settings[name] for name in OPTIONS}
     try:
         if data is not None:
-            _expect_trainable(path, data, weights, optimizer, more=kind in HEADS)
+            _expect_trainable(path, data, weights, weights.classes, optimizer, more=kind in HEADS)
+        optimizer = optimizer or Adam  # without data nobody trains with it
         if data is None or model is not None:
-            put_dropouts(body, settings["dropout"])
+            put_dropouts(network, settings["dropout"])
             learner = Learner(
-                body, data, judged_preprocess(path, weights), weights.arch, weights.classes,
+                network, data, judged_preprocess(path, weights), weights.arch, weights.classes,
                 device=device, origin=Origin(str(path), head=kind, head_state=KEPT),
-                groups=settings["groups"], optimizer=optimizer or Adam, **options,
+                groups=settings["groups"], optimizer=optimizer, **options,
             )  # fmt: skip
             learner.answers.known = Known.read(weights.beside.get("known"), settings["known"])
             return learner
         learner = vision_learner(  # so that its runs can be made again
-            data, weights=path, head=None if kind in HEADS else head, optimizer=optimizer,
+            data, weights=Path(path), head=None if kind in HEADS else head, optimizer=optimizer,
             device=device, groups=settings["groups"], **options,
         )  # fmt: skip
     except ValueError as error:
@@ -322,13 +328,14 @@ def load_learner(
 
 
 def _expect_trainable(
-    path: str | os.PathLike[str], data: PictureData, weights: Weights, optimizer: Any, more: bool
-) -> None:
+    path: str | os.PathLike[str], data: PictureData, weights: Weights, classes: list[str],
+    optimizer: str | Callable[..., Optimizer] | None, more: bool,
+) -> None:  # fmt: skip
     """Raises: TypeError for what is no data; DataError for pictures of other classes; with `more`
     there may be new ones beside the old, in any order; WeightsError without an optimizer
     """
     expect_pictures(data)
-    classes, anew = weights.classes, f"ft.vision_learner(data, weights={str(path)!r})"
+    anew = f"ft.vision_learner(data, weights={str(path)!r})"
     if weights.arch not in ARCHITECTURES:
         anew = f"ft.Learner({weights.arch}(...), data)"
     if data.classes != classes and not (more and set(classes) <= set(data.classes)):

@@ -16,6 +16,7 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.finetune.known import own_features
+from tinyft.nn.head import LinearHead
 
 if TYPE_CHECKING:
     from tinyft.finetune.training import Training
@@ -23,16 +24,16 @@ if TYPE_CHECKING:
 SCALES = np.geomspace(1, 1000, 61)  # tried for the logits of a feature of mean length
 
 
-def start_from_class_means(learner: Training) -> None:
-    """Give the linear head of a learner the class means of its training pictures' features: the
+def start_from_class_means(learner: Training, head: LinearHead) -> None:
+    """Give the head of a learner the class means of its training pictures' features: the
     logit of class c is s cos(f, mean_c) |f|, for the s that suits pictures a mean has not seen.
 
     Source: weight imprinting, Qi, Brown and Lowe, 2018 (arXiv:1712.07136)
     """
-    data = learner.data
+    data = learner.own_data()
     features = own_features(learner, "train", np.arange(data.n_train))  # (N, F)
     means = mean_weights(features.astype(np.float64), data.labels["train"])
-    weight = learner.model.head.linear.weight.data
+    weight = head.linear.weight.data
     weight[...] = backends.place_like(means.astype(weight.dtype), weight)
     learner.answers.forget()
 

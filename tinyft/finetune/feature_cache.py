@@ -18,7 +18,7 @@ from tinyft import backends
 from tinyft.data.loader import Batch
 from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
-from tinyft.nn.layer_table import feature_shape
+from tinyft.nn.layer_table import feature_shape, halves
 from tinyft.nn.layers import Dropout
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class FeatureCache:
     """
 
     def __init__(self, training: Training):
-        self.body, self.prepare = training.model.features, training.input
-        self.data, self.preprocess = training.data, training.preprocess
+        self.body, self.prepare = halves(training.model)[0], training.input
+        self.data, self.preprocess = training.own_data(), training.preprocess
         self.kept: dict[int, np.ndarray] = {}
         self.validation: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -56,8 +56,8 @@ class FeatureCache:
         elif new:
             # filled up to whole batches, since the last bits may depend on a batch's size
             missing = [i for i in range(self.data.n_train) if i not in self.kept]
-            missing = np.array(missing + list(self.kept)[: -len(missing) % len(ids)])
-            for others in self.data.chosen_pictures("train", missing, self.preprocess):
+            full = np.array(missing + list(self.kept)[: -len(missing) % len(ids)])
+            for others in self.data.chosen_pictures("train", full, self.preprocess):
                 self._keep(others)
         rows = [self.kept[i] for i in ids]
         return Tensor.wrap(backends.of(rows[0]).concatenate(rows, 0))
@@ -89,13 +89,15 @@ def cacheable_bytes(training: Training) -> int:
     """Bytes that the features of all pictures take while the body is frozen; 0 where they cannot
     be kept.
     """
-    data = training.data
-    if training.bn != "frozen" or data.augment is not None or not training.has_features:
+    data = training.own_data()
+    if training.bn != "frozen" or data.augment is not None:
         return 0
     modules = training.model.named_modules()
     if any(isinstance(m, Dropout) and not name.startswith("head.") for name, m in modules):
         return 0  # which gives other features each time
     shape = feature_shape(training.model, training.adjusted_preprocess().crop)
+    if shape is None:
+        return 0
     numbers = (data.n_train + data.n_valid) * math.prod(shape)
     needed = numbers * np.dtype(training.dtype).itemsize
     return needed if needed <= BUDGET else 0

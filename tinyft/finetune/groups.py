@@ -25,7 +25,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tinyft import backends
 from tinyft.engine.tensor import Tensor
@@ -70,10 +70,11 @@ class Group:
 
 
 Grouping = Mapping[str, str | Sequence[str]]
+Network = TypeVar("Network", bound=Module)  # a function of the network may want one of its class
 
 
 def layer_groups(
-    model: Module, own: Grouping | Callable[[Module], Grouping] | Sequence[Group] | None = None
+    model: Network, own: Grouping | Callable[[Network], Grouping] | Sequence[Group] | None = None
 ) -> tuple[Group, ...]:
     """The groups of a ResNet: the first half of the body, the second half, the head; of another
     network body and head, or without a part `head` each of its parts.
@@ -86,6 +87,7 @@ def layer_groups(
     """
     if callable(own):
         own = own(model)
+    groups: Sequence[Group]
     if own is None:
         groups = [_group(name, model, parts) for name, parts in _usual(model).items()]
     elif isinstance(own, Mapping):
@@ -289,7 +291,7 @@ def digests(model: Module) -> dict[str, str]:
     }
 
 
-def expected_identical(groups: list[Group]) -> set[str]:
+def expected_identical(groups: Sequence[Group]) -> set[str]:
     """The tensors that no step can move as things are set now.
 
     A parameter moves if it has a gradient coming or a stale one; running statistics move if their

@@ -18,6 +18,7 @@ from tinyft.errors import DataError, NonFiniteLossError
 from tinyft.finetune.groups import rates_in_words
 from tinyft.finetune.records import Evaluation
 from tinyft.finetune.training import REMEDY
+from tinyft.nn.layer_table import halves
 from tinyft.nn.module import Module
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def evaluate(
         if cache is None:
             scored = ((network(training.input(b.images)), b.labels) for b in batches())
         else:
-            body, head = network.network.features, network.network.head
+            body, head = halves(network.network)
             scored = ((head(x), labels) for x, labels in cache.valid_features(body, batches))
         judged = []
         for scores, labels in scored:

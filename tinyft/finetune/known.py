@@ -90,8 +90,7 @@ def learn(training: Any) -> Known | None:
     service, data = training.answers, training.data
     with backends.use(training.device):
         service.network(training)  # forgets what was known of other weights
-    nothing = data is None or data.n_train == 0 or not training.has_features
-    if service.known is not None or nothing:
+    if service.known is not None or data is None or data.n_train == 0 or not training.has_features:
         return service.known
     try:
         chosen = _spread(data.labels["train"], training.seed)
@@ -121,11 +120,13 @@ def own_features(training: Any, split: str, ids: np.ndarray) -> np.ndarray:
 
 def _spread(labels: np.ndarray, seed: int) -> np.ndarray:
     """Choose at most MOST pictures at random, as many of each class as the classes have."""
-    turn, place = Counter(), {}
+    turn: Counter[int] = Counter()
+    place: dict[int, int] = {}
     for i in generator(seed, "known").permutation(len(labels)).tolist():
-        place[i] = turn[labels[i]]
-        turn[labels[i]] += 1
-    return np.array(sorted(sorted(place, key=place.get)[:MOST]), np.int64)
+        label = int(labels[i])
+        place[i] = turn[label]
+        turn[label] += 1
+    return np.array(sorted(sorted(place, key=place.__getitem__)[:MOST]), np.int64)
 
 
 def of_length_1(features: np.ndarray) -> np.ndarray:

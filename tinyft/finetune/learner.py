@@ -12,7 +12,7 @@ from typing import Any
 
 from tinyft.data.loader import PictureData, expect_pictures
 from tinyft.finetune import answering, describe, judge, loop, planning, trials
-from tinyft.finetune.groups import Grouping
+from tinyft.finetune.groups import Grouping, Network
 from tinyft.finetune.loop import Observer
 from tinyft.finetune.optim import Adam, Optimizer, optimizer_of
 from tinyft.finetune.records import Evaluation
@@ -29,14 +29,15 @@ class Learner(Training):
     """
 
     def __init__(
-        self, model: Module, data: PictureData | None, preprocess: Preprocess | None = None,
+        self, model: Network, data: PictureData | None, preprocess: Preprocess | None = None,
         arch: str | None = None, classes: Sequence[str] | None = None, *,
-        groups: Grouping | Callable[[Module], Grouping] | None = None,
-        optimizer: str | Callable[..., Optimizer] = Adam, **options: Any,
+        groups: Grouping | Callable[[Network], Grouping] | None = None,
+        optimizer: str | Callable[..., Optimizer] = Adam, weight_decay: float | None = None,
+        **options: Any,
     ) -> None:  # fmt: skip
         """Nothing is frozen at first. `preprocess` defaults to ImageNet's mean and std at the
         data's size, `arch`, the network's name in files, to its class's, `classes` to the data's.
-        `options` (bn, seed, device, weight_decay, label_smoothing, class_weights, dtype) and the
+        `options` (bn, seed, device, label_smoothing, class_weights, dtype) and the
         others are those of `vision_learner`; see `layer_groups` for the usual groups.
 
         A part `head`, or a group called so, can train alone. A network that has `features` too, and
@@ -45,17 +46,16 @@ class Learner(Training):
         """
         if not isinstance(model, Module):
             raise TypeError(f"expected a Module, as in tinyft.nn; got a {type(model).__name__}")
-        if preprocess is None or classes is None:
-            expect_pictures(data)
         arch, is_ours = arch or type(model).__name__, isinstance(model, ResNet) and model.head
         if arch in ARCHITECTURES and not is_ours:
             raise ValueError(f"{arch} is a network of tinyft's, with a head; give another arch")
         if preprocess is None:
             preprocess = Preprocess.for_architecture(arch)
-            preprocess = replace(preprocess, whole_square=data.shows_whole_squares)
-        names = list(data.classes if classes is None else classes)
+            whole = expect_pictures(data).shows_whole_squares
+            preprocess = replace(preprocess, whole_square=whole)
+        names = list(expect_pictures(data).classes if classes is None else classes)
         options |= {"optimizer_class": optimizer_of(optimizer), "grouping": groups}
-        super().__init__(model, data, preprocess, arch, names, **options)
+        super().__init__(model, data, preprocess, arch, names, decay=weight_decay, **options)
 
     # look before you leap
     plan = planning.plan

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tinyft import backends
+from tinyft.data.loader import Batch
 from tinyft.engine.tensor import Tensor
 from tinyft.finetune.feature_cache import FeatureCache
 from tinyft.finetune.groups import expected_identical, prove
@@ -34,11 +35,11 @@ class Observer(Protocol):
     called at the end, however the run ends.
     """
 
-    def begin(self, learner: Training, plan: Plan) -> None: ...
+    def begin(self, learner: Training, plan: Plan, /) -> None: ...
 
-    def after_step(self, learner: Training, record: StepRecord) -> None: ...
+    def after_step(self, learner: Training, record: StepRecord, /) -> None: ...
 
-    def end(self, learner: Training) -> None: ...
+    def end(self, learner: Training, /) -> None: ...
 
 
 def execute(
@@ -109,12 +110,11 @@ class Table:
 
     def __init__(self, display: Display):
         self.display = display
-        self.plan: Plan | None = None
         self.phase: int | None = None
 
     def begin(self, learner: Training, plan: Plan) -> None:
         self.plan, self.began = plan, time.monotonic()
-        fair = ("balanced",) if learner.data.uneven else ()
+        fair = ("balanced",) if learner.own_data().uneven else ()
         self.header = (*self.HEADER[:4], *fair, *self.HEADER[4:])
 
     def after_step(self, learner: Training, record: StepRecord) -> None:
@@ -177,8 +177,9 @@ def _phase(
     learner: Training, phase: Phase, norms: bool, start: int, gradients: Gradients | None
 ) -> Iterator[StepRecord]:
     """All epochs of a phase: train on each batch, validate after each epoch, prove at the end."""
-    groups, expected = learner.groups, expected_identical(learner.groups)
+    groups, expected, data = learner.groups, expected_identical(learner.groups), learner.own_data()
     frozen = [group.frozen for group in groups]
+    batches: Iterator[Batch] = iter(())
     for i in range(start, phase.steps):
         if learner.groups is not groups or [group.frozen for group in groups] != frozen:
             raise ValueError(
@@ -187,13 +188,13 @@ def _phase(
             )
         in_epoch = i % phase.steps_per_epoch
         if in_epoch == 0 or i == start:
-            batches = learner.data.train_batches(learner.epoch, learner.preprocess, in_epoch)
+            batches = data.train_batches(learner.epoch, learner.preprocess, in_epoch)
             batches = backends.get(learner.device).uploads(batches)
         learner.set_rates(phase, i)
         record = learner.train_step(next(batches), phase.name, norms=norms, gradients=gradients)
         if in_epoch == phase.steps_per_epoch - 1:
             learner.read_losses()
-            record.validation = learner.validation = evaluate(learner, learner.data)
+            record.validation = learner.validation = evaluate(learner, data)
             expect_finite(learner, record.validation)
             learner.epoch += 1
         if i == phase.steps - 1:

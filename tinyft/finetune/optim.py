@@ -99,6 +99,7 @@ class Adam(Optimizer):
 
     def update(self, name: str, parameter: Tensor, group: Group, weight_decay: float) -> None:
         backend = parameter.backend
+        assert parameter.grad is not None  # `step` visits no other
         state = self.state.get(name)
         if state is None:
             zeros = backend.zeros_like
@@ -141,6 +142,7 @@ class SGD(Optimizer):
 
     def update(self, name: str, parameter: Tensor, group: Group, weight_decay: float) -> None:
         backend = parameter.backend
+        assert parameter.grad is not None  # `step` visits no other
         velocity = None
         if self.has_momentum:
             if name not in self.state:
@@ -156,14 +158,20 @@ class SGD(Optimizer):
         )
 
 
-OPTIMIZERS = {"adam": Adam, "sgd": SGD, "momentum": functools.partial(SGD, momentum=0.9)}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adam": Adam,
+    "sgd": SGD,
+    "momentum": functools.partial(SGD, momentum=0.9),
+}
 
 
 def optimizer_of(asked: str | Callable[..., Optimizer]) -> Callable[..., Optimizer]:
     """What makes it of groups. Raises: ValueError for a name that there is not"""
-    if isinstance(asked, str) and asked not in OPTIMIZERS:
+    if not isinstance(asked, str):
+        return asked
+    if asked not in OPTIMIZERS:
         raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {asked!r}")
-    return OPTIMIZERS.get(asked, asked)
+    return OPTIMIZERS[asked]
 
 
 def name_of(optimizer: Optimizer) -> str | None:

@@ -176,7 +176,7 @@ def _table(phase: Phase, states: list[GroupState], stale: bool) -> list[str]:
     """
     m = phase.momentum
     momentum = f"{m[0]:.2f} {m.min():.2f} {m[-1]:.2f}" if m.any() else "none"
-    rows = [TABLE]
+    rows: list[tuple[str, ...]] = [TABLE]
     for state, lr in zip(states, phase.lr.T, strict=True):
         cells = [f"{rate:.2e}" for rate in (lr[0], lr.max(), lr[-1])] + [momentum]
         if not state.trainable and not stale:

@@ -5,7 +5,7 @@ The first three are methods of a learner: `plan`, `one_cycle_plan`, `plan_of`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +52,9 @@ def plan(
     head = head_at(learner.groups, needed=freeze_epochs != 0)
     head = min(head, n_groups - 1)  # without one, the last group has its rate
     phases = fine_tune_phases(epochs, steps, n_groups, head_at=head, **options)
-    switches = {"weight_decay": weight_decay, "stale_gradients": stale_gradients}
-    return _complete(learner, "plan", phases, {"epochs": epochs, **options}, **switches)
+    switches = {"stale_gradients": stale_gradients}
+    arguments = {"epochs": epochs, **options}
+    return _complete(learner, "plan", phases, arguments, weight_decay, switches)
 
 
 def one_cycle_plan(
@@ -77,9 +78,9 @@ def one_cycle_plan(
     options = {"first_trainable": first_trainable, **schedule}
     steps = learner.own_data().steps_per_epoch
     phase = one_cycle_phase("one cycle", epochs, steps, peaks, n_groups, **options)
-    switches = {"weight_decay": weight_decay, "reset_optimizer": reset_optimizer}
+    switches = {"reset_optimizer": reset_optimizer}
     arguments = {"epochs": epochs, "lr_max": peaks, **options}
-    return _complete(learner, "one_cycle_plan", [phase], arguments, **switches)
+    return _complete(learner, "one_cycle_plan", [phase], arguments, weight_decay, switches)
 
 
 def plan_of(
@@ -99,15 +100,14 @@ def plan_of(
     """
     phases = list(phases)
     expect_phases(phases, len(learner.groups), learner.own_data().steps_per_epoch)
-    switches = {"weight_decay": weight_decay, "stale_gradients": stale_gradients,
-                "reset_optimizer": reset_optimizer}  # fmt: skip
+    switches = {"stale_gradients": stale_gradients, "reset_optimizer": reset_optimizer}
     arguments = {"phases": [asdict(phase) for phase in phases]}
-    return _complete(learner, "plan_of", phases, arguments, **switches)
+    return _complete(learner, "plan_of", phases, arguments, weight_decay, switches)
 
 
 def _complete(
-    learner: Training, method: str, phases: list[Phase], arguments: dict[str, Any], *,
-    weight_decay: float | None, **switches: bool,
+    learner: Training, method: str, phases: list[Phase], arguments: dict[str, Any],
+    weight_decay: float | None, switches: dict[str, bool],
 ) -> Plan:  # fmt: skip
     """The plan of these phases for a learner as it is now. `method` and `arguments` say how to make
     it again; `switches` are stale_gradients and reset_optimizer.
@@ -115,14 +115,13 @@ def _complete(
     Raises: ValueError if nothing would be done or trained; DataError without pictures to validate,
     or with one picture a batch where a batch norm compares several
     """
-    if weight_decay is None:
-        weight_decay = learner.weight_decay
-    expect_number("weight_decay", weight_decay)
-    weight_decay = float(weight_decay)  # as JSON takes it
+    decay = learner.weight_decay if weight_decay is None else weight_decay
+    expect_number("weight_decay", decay)
+    decay, data = float(decay), learner.own_data()  # a float, as JSON takes it
     if not any(phase.steps for phase in phases):
         zero = "epochs is 0" if phases else "epochs and freeze_epochs are both 0"
         raise ValueError(f"there is nothing to do: {zero}")
-    if learner.data.n_valid == 0:
+    if data.n_valid == 0:
         raise DataError("each epoch ends with validation, and there are no pictures for it")
     statistics = {
         norm_switches(learner.bn, group.in_head, frozen=i < phase.first_trainable)[0]
@@ -130,7 +129,7 @@ def _complete(
         for i, group in enumerate(learner.groups)
         if group.batch_norms
     }
-    expect_comparable(learner.data, statistics)
+    expect_comparable(data, statistics)
     if not learner.optimizer.has_momentum:  # the schedule's means nothing to it
         phases = [replace(phase, momentum=0 * phase.momentum) for phase in phases]
     states = [_group_states(learner.groups, phase, learner.bn) for phase in phases]
@@ -147,19 +146,19 @@ def _complete(
         phases,
         states,
         [cacheable_bytes(learner) if frozen else 0 for frozen in frozen_bodies],
-        weight_decay,
+        decay,
         learner.bn,
         subject_of(learner),
         first_step=learner.step,
-        arguments={"method": method, **arguments, "weight_decay": weight_decay, **switches},
-        data=learner.data,
+        arguments={"method": method, **arguments, "weight_decay": decay, **switches},
+        data=data,
         **switches,
     )
 
 
 def subject_of(learner: Training) -> Subject:
     """The network and the pictures of a learner as they are now."""
-    data, weights = learner.data, learner.class_weights
+    data, weights = learner.own_data(), learner.class_weights
     return Subject(
         learner.arch, learner.model.count_parameters(), learner.dtype, learner.classes,
         learner.origin, learner.step, data.n_train, data.n_valid, data.batch_size, data.augment,
@@ -174,7 +173,11 @@ def remade(learner: Training, arguments: dict[str, Any], first_step: int) -> Pla
 
     Raises: RunError if they name no method: it was a plan of the caller's own; or are damaged
     """
-    makers = {"plan": plan, "one_cycle_plan": one_cycle_plan, "plan_of": plan_of}
+    makers: dict[str, Callable[..., Plan]] = {
+        "plan": plan,
+        "one_cycle_plan": one_cycle_plan,
+        "plan_of": plan_of,
+    }
     arguments = dict(arguments)
     method = arguments.pop("method", None)
     if method not in makers:
@@ -218,8 +221,9 @@ def expect_unchanged(learner: Training, plan: Plan, start: int) -> None:
         raise ValueError(
             f"the plan has bn={plan.bn!r}, the learner has {learner.bn!r} now; make a new plan"
         )
-    expect_judgeable(learner, learner.data)  # or it would fail at the end of an epoch
-    epoch = learner.data.steps_per_epoch
+    data = learner.own_data()
+    expect_judgeable(learner, data)  # or it would fail at the end of an epoch
+    epoch = data.steps_per_epoch
     planned = next((p.steps_per_epoch for p in plan.phases if p.steps_per_epoch != epoch), epoch)
     if planned != epoch:
         raise ValueError(

@@ -275,6 +275,7 @@ class UpdateMeasure:
         without, the parameter is copied, and whatever moves it is measured.
         """
         backend = parameter.backend
+        assert parameter.grad is not None  # an optimizer updates no other
         measured = backend.measured if by_kernel else functools.partial(Backend.measured, backend)
         with measured(parameter.data, parameter.grad) as updates:
             yield
@@ -292,7 +293,8 @@ class UpdateMeasure:
                     values = array.tolist()  # waits for a GPU
                     before, _, update, before_update = values[:4]
                     rest = update + 2 * decay * before_update + decay**2 * before  # |d + decay w|^2
-                    sums[name] = UpdateSums(*values, decay**2 * before, max(rest, 0.0), 1)
+                    parts = decay**2 * before, max(rest, 0.0)
+                    sums[name] = UpdateSums._make([*values, *parts, 1])
                     continue
                 if name not in self.resting:
                     data = parameter.data
@@ -310,7 +312,7 @@ def _summed(updates: list[np.ndarray]) -> np.ndarray:
     """
     if len(updates) == 1:
         return updates[0]
-    whole, at_start = sum(updates), [0, 4, 6]  # w * w, g * g, g * w
+    whole, at_start = sum(updates[1:], updates[0]), [0, 4, 6]  # w * w, g * g, g * w
     whole[at_start], whole[1] = updates[0][at_start], updates[-1][1]
     return whole
 

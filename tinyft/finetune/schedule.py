@@ -85,11 +85,10 @@ def per_group(value: float | slice | Sequence[float], n: int) -> list[float]:
         if value.start:
             return even_mults(value.start, value.stop, n)
         return [value.stop / 10] * (n - 1) + [value.stop]
-    for rate in np.atleast_1d(value):
+    rates = np.atleast_1d(value)
+    for rate in rates:
         expect_number("a learning rate", rate)
-    if np.ndim(value) == 0:
-        return [float(value)] * n
-    values = [float(v) for v in value]
+    values = [float(rate) for rate in rates]
     if len(values) == 1:
         return values * n
     if len(values) != n:
@@ -125,7 +124,7 @@ class Phase:
     def from_dict(cls, values: dict[str, Any]) -> Phase:
         """From what `dataclasses.asdict` gives, also after JSON."""
         arrays = {name: np.array(values[name], np.float64) for name in ("lr", "momentum")}
-        return cls(**values | arrays)
+        return cls(**{**values, **arrays})
 
 
 def one_cycle_phase(

@@ -30,7 +30,7 @@ from tinyft.finetune.groups import (
     layer_groups,
     rates_in_words,
 )
-from tinyft.finetune.optim import Adam
+from tinyft.finetune.optim import Adam, Optimizer
 from tinyft.finetune.records import (
     Evaluation,
     Losses,
@@ -41,7 +41,7 @@ from tinyft.finetune.records import (
     group_records,
 )
 from tinyft.finetune.schedule import Phase, expect_number
-from tinyft.nn.layer_table import feature_shape
+from tinyft.nn.layer_table import feature_shape, halves
 from tinyft.nn.layers import Dropout
 from tinyft.nn.module import Module
 from tinyft.ops import cross_entropy
@@ -80,23 +80,23 @@ class Training(Displayed):
     """A network, its data, its layer groups with their optimizer, and how far training has come."""
 
     model: Module
-    data: PictureData
+    data: PictureData | None  # see `own_data`
     preprocess: Preprocess
     arch: str
     classes: list[str]
     bn: str = "fastai"
     seed: int = 0
     device: str = "auto"
-    optimizer_class: Any = Adam
-    weight_decay: float | None = None  # None: the optimizer's own
+    optimizer_class: Callable[..., Optimizer] = Adam
     label_smoothing: float = 0.0
     class_weights: Any = None  # numbers, or "balanced"
     dtype: str = "float32"
     origin: Origin = field(default_factory=Origin)
     lr: float = 1e-3
     grouping: InitVar[Any] = None  # layer groups of one's own; see layer_groups
+    decay: InitVar[float | None] = None  # None: the optimizer's own
 
-    def __post_init__(self, grouping: Any) -> None:
+    def __post_init__(self, grouping: Any, decay: float | None) -> None:
         if self.bn not in BN_PRESETS:
             raise ValueError(f"bn must be one of {', '.join(BN_PRESETS)}; got {self.bn!r}")
         self.dtype = np.dtype(self.dtype).name  # "float64", also from np.float64
@@ -104,11 +104,10 @@ class Training(Displayed):
             raise ValueError(f"dtype must be float32 or float64; got {self.dtype}")
         self.model.astype(self.dtype)
         self.optimizer = self.optimizer_class(layer_groups(self.model, grouping))
-        if self.weight_decay is None:
-            self.weight_decay = self.optimizer.default_weight_decay
-        expect_number("weight_decay", self.weight_decay)
+        decay = self.optimizer.default_weight_decay if decay is None else decay
+        expect_number("weight_decay", decay)
         expect_number("label_smoothing", self.label_smoothing, 1)
-        self.seed, self.weight_decay = int(self.seed), float(self.weight_decay)
+        self.seed, self.weight_decay = int(self.seed), float(decay)
         self.label_smoothing = float(self.label_smoothing)
         if self.class_weights is not None:
             self.class_weights = _class_weights(self)
@@ -148,7 +147,7 @@ class Training(Displayed):
     # ---------------------------------------------------------------------------------- what trains
 
     @property
-    def groups(self) -> Sequence[Group]:
+    def groups(self) -> tuple[Group, ...]:
         """The layer groups, as the optimizer has them: there are no others.
 
         What `layer_groups` takes may be assigned, between two plans: the optimizer goes on with
@@ -267,7 +266,7 @@ class Training(Displayed):
         body gave before.
         """
         if self.cache is not None:
-            return self.model.head(self.cache.features(batch))
+            return halves(self.model)[1](self.cache.features(batch))
         return self.model(self.input(batch.images))
 
     def input(self, images: np.ndarray) -> Tensor:

@@ -78,12 +78,12 @@ def lr_find(
     DataError as a plan;
     RunError if there were too few steps to read anything from
     """
-    training.own_data()
+    data = training.own_data()
     if not isinstance(num_it, int | np.integer) or num_it < 1:
         raise ValueError(f"num_it must be a whole number of at least 1; got {num_it!r}")
     if not 0 < start_lr < end_lr < math.inf:
         raise ValueError(f"expected 0 < start_lr < end_lr; got {start_lr} and {end_lr}")
-    expect_comparable(training.data, [norm.statistics for norm in training.batch_norms])
+    expect_comparable(data, [norm.statistics for norm in training.batch_norms])
     # differs from fastai: counters and gradients are restored too
     with undone(training):
         lrs, losses, smooth, points = _sweep(training, start_lr, end_lr, num_it, stop_div)
@@ -102,7 +102,9 @@ def _sweep(
     """The rates that were tried, the loss of each step, and its smoothed value; and how many points
     fastai would have: it goes on after a NaN, and stops at the infinite one.
     """
-    lrs, losses, smooth = [], [], []
+    lrs: list[float] = []
+    losses: list[float] = []
+    smooth: list[float] = []
     training.smooth = SmoothLoss()
     best = math.inf
     for i, batch in enumerate(tracked(endless_batches(training), "trying rates", num_it, "steps")):
@@ -126,7 +128,7 @@ def _sweep(
 def endless_batches(training: Training) -> Iterator[Batch]:
     """Training batches, epoch after epoch."""
     for epoch in itertools.count(training.epoch):
-        yield from training.data.train_batches(epoch, training.preprocess)
+        yield from training.own_data().train_batches(epoch, training.preprocess)
 
 
 def suggest(lrs: np.ndarray, losses: np.ndarray) -> dict[str, Suggestion]:
@@ -225,7 +227,7 @@ class Forecast:
     disk_bytes: int = 0
 
     def __str__(self) -> str:
-        if self.free_bytes is not None:
+        if self.free_bytes is not None and self.peak_bytes is not None:
             return (
                 f"forecast: a step takes about {self.peak_bytes / 1e9:.1f} GB of memory, and "
                 f"{self.free_bytes / 1e9:.1f} GB are free, so none was tried; use smaller batches "
@@ -247,7 +249,6 @@ def forecast(training: Training, plan: Plan) -> Forecast:
     The first of each is not counted: it may compile kernels. Pictures come from the loader, as in
     training. Writing a run's files is not counted. What would not fit into memory is not tried.
     """
-    training.own_data()
     needed, free = step_bytes(training, plan), free_memory()
     if needed > free and not training.device.startswith("gpu"):  # whose memory it is not
         return Forecast(math.nan, math.nan, needed, free)
@@ -281,7 +282,7 @@ def step_bytes(training: Training, plan: Plan) -> int:
     and what the optimizer remembers; and the output of every op, which its backward pass or that of
     the next op reads. Where nothing of the body trains, only three outputs at a time.
     """
-    side, N = training.adjusted_preprocess().crop, training.data.batch_size
+    side, N = training.adjusted_preprocess().crop, training.own_data().batch_size
     outputs = [
         math.prod(n.output_shape[1:]) for n in forward_nodes(training.model, (side, side, 3))
     ]
@@ -319,7 +320,7 @@ def _with_cache(training: Training, phase: Phase) -> float:
 
 def _evaluation(training: Training) -> float:
     """The seconds of one evaluation: folding the batch norms, and every batch."""
-    data, preprocess = training.data, training.adjusted_preprocess()
+    data, preprocess = training.own_data(), training.adjusted_preprocess()
     count = -(-data.n_valid // data.requested_batch_size)
     batches = itertools.chain.from_iterable(
         data.valid_batches(preprocess) for _ in itertools.count()
@@ -353,6 +354,6 @@ def _peak_bytes(training: Training, plan: Plan) -> int | None:
     so_far = backends.get(training.device).peak_bytes()
     if so_far is None:
         return None
-    pictures = training.data.n_train + training.data.n_valid
-    to_come = training.data.cache.bytes_of(pictures) - training.data.cache.used
+    data = training.own_data()
+    to_come = data.cache.bytes_of(data.n_train + data.n_valid) - data.cache.used
     return so_far + max(plan.cached_bytes) + max(to_come, 0)

@@ -66,7 +66,7 @@ class Step:
         phase = learner.plan(9, freeze_epochs=0).phases[0]
         learner.enter(phase, self.plan.switches["weight_decay"])
         learner.set_rates(phase, 0)
-        self.batch = next(learner.data.train_batches(0, learner.preprocess))
+        self.batch = next(learner.own_data().train_batches(0, learner.preprocess))
         learner.model.train()
         self.calls: dict[tuple[str, str], Any] = {}
         self.order: list[Any] = []

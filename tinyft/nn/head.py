@@ -56,7 +56,7 @@ class LinearHead(Module):
         return self.linear(global_average_pool(x))
 
 
-HEADS = {"fastai": FastaiHead, "linear": LinearHead}
+HEADS: dict[str, type[FastaiHead] | type[LinearHead]] = {"fastai": FastaiHead, "linear": LinearHead}
 
 
 def cut(network: ResNet) -> ResNet:

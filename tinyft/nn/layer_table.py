@@ -152,27 +152,39 @@ def forward_nodes(
     return nodes
 
 
+def halves(model: Module) -> tuple[Callable[[Tensor], Tensor], Module]:
+    """A network's `features`, a part or a method, and its part `head`.
+
+    Raises: ValueError for a network without one of them
+    """
+    body: Callable[[Tensor], Tensor] | None = getattr(model, "features", None)
+    head = getattr(model, "head", None)
+    if not callable(body) or not isinstance(head, Module):
+        raise ValueError(f"{type(model).__name__} has no `features` and part `head`")
+    return body, head
+
+
 def feature_shape(model: Module, side: int) -> tuple[int, ...] | None:
     """The shape of one picture's features, (h, w, C) or (F,), for pictures of `side` pixels. None
     for a network that is not `head(features(x))`, op by op: somebody's `features` may be anything.
     """
-    body, head = getattr(model, "features", None), getattr(model, "head", None)
-    if not callable(body) or not isinstance(head, Module):
+    try:
+        body, head = halves(model)
+    except ValueError:
         return None
-    features: Any = None
+    found: list[Tensor] = []
 
-    def halves(x: Tensor) -> Tensor:
-        nonlocal features
-        features = body(x)
-        return head(features)
+    def one_by_one(x: Tensor) -> Tensor:
+        found[:] = [body(x)]
+        return head(*found)
 
     whole = forward_nodes(model, (side, side, 3))
     try:
-        parts = forward_nodes(model, (side, side, 3), halves)
+        parts = forward_nodes(model, (side, side, 3), one_by_one)
     except Exception:
         return None
     same = [[(node.op, node.layer, node.output_shape) for node in n] for n in (whole, parts)]
-    return features.shape[1:] if same[0] == same[1] else None
+    return found[0].shape[1:] if same[0] == same[1] else None
 
 
 def _flops(node: Node) -> int:

@@ -103,7 +103,8 @@ class Run:
 
     def describe(self, training: Training, plan: Plan) -> None:
         """Write pictures.csv and run.json."""
-        pictures = training.data.listing()
+        data = training.own_data()
+        pictures = data.listing()
         with replacing(self.path / PICTURES) as temporary:
             temporary.write_text(pictures, encoding="utf-8", errors="backslashreplace", newline="")
         description = {
@@ -113,7 +114,7 @@ class Run:
             "arch": training.arch,
             "weights_sha256": weights_sha256(training),
             "learner": arguments_of(training),
-            "data": training.data.describe() | {"sha256": listing_sha256(pictures)},
+            "data": data.describe() | {"sha256": listing_sha256(pictures)},
             "plan": plan.arguments if is_made_by_its_arguments(plan, training) else {},
             "first_step": training.step,
             "steps": plan.steps,
@@ -147,6 +148,7 @@ class Run:
         if self.best_step == training.step:  # the last epoch is the best, and knows strangers too
             save(training, self.path / "best.h5", training=self.best_words)
         last = training.validation
+        assert last is not None  # a run has an epoch at least, which ended with it
         description = read_description(self.path)
         description["finished"] = True
         description["seconds"] = round(self.seconds, 3)
@@ -202,7 +204,8 @@ class Run:
         """Keep the newest checkpoint and, newest first, those of epochs, as many as the setting
         `keep` says, while they fit the budget.
         """
-        kept, epochs = 0, {"all": math.inf, "last": 1}.get(self.keep, self.keep)
+        kept, keep = 0, self.keep
+        epochs = {"all": math.inf, "last": 1}[keep] if isinstance(keep, str) else keep
         for step, path in reversed(checkpoints(self.path).items()):
             with_it = kept + path.stat().st_size
             fits = step in self.epoch_steps and with_it <= EPOCH_CHECKPOINT_BYTES and epochs > 0
@@ -250,7 +253,7 @@ def settings_of(training: Training) -> dict[str, Any]:
     optimizer = {n: v for n, v in vars(training.optimizer).items() if isinstance(v, numbers)}
     return {
         **{name: getattr(training, name) for name in names},
-        "shows_whole_squares": training.data.shows_whole_squares,
+        "shows_whole_squares": training.own_data().shows_whole_squares,
         "class_weights": None if class_weights is None else class_weights.tolist(),
         "optimizer": type(training.optimizer),
         "optimizer's": optimizer,

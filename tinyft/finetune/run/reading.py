@@ -68,10 +68,7 @@ def read_checkpoint(
     from tinyft.weights import read_arrays
 
     arrays, _, texts = read_arrays(path, CHECKPOINT)
-    try:
-        values = json.loads(texts.get("state", ""))
-    except (ValueError, TypeError, RecursionError):
-        values = None
+    values = parsed(texts.get("state"))
     if found := mistake(values, STATE, "its state"):
         raise RunError(found)
     if values["run"] != description["id"]:
@@ -80,6 +77,14 @@ def read_checkpoint(
     if values["step"] != int(path.stem) or (begun and not values["phase_digests"]):
         raise RunError(f"its state is that of step {values['step']}, or of none")
     return arrays, values
+
+
+def parsed(text: object) -> Any:
+    """What a text says as JSON; None for what is none."""
+    try:
+        return json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):  # lists within lists a thousand deep are the latter
+        return None
 
 
 def checkpoints(run: Path) -> dict[int, Path]:
@@ -336,7 +341,7 @@ _ARRAYS = {"classes": [TEXT]}
 
 def _data(value: Any) -> Any:
     """Pictures of a folder, arrays, or a caller's own kind, of which nothing is known."""
-    known = {"folder": _FOLDER, "table": _TABLE, "arrays": _ARRAYS}
+    known: dict[str, dict[str, Any]] = {"folder": _FOLDER, "table": _TABLE, "arrays": _ARRAYS}
     kind = value.get("kind") if isinstance(value, dict) else None
     arguments = {}
     if isinstance(kind, str) and kind in known:
@@ -354,7 +359,7 @@ def _data(value: Any) -> Any:
 def _plan(value: Any) -> Any:
     """The arguments of the method that makes the plan again; none for a caller's own."""
     epochs, stale = {"epochs": whole()}, {"stale_gradients": SWITCH}
-    methods = {
+    methods: dict[str, dict[str, Any]] = {
         "plan": epochs | stale | {"base_lr": number(0), "freeze_epochs": whole()},
         "one_cycle_plan": epochs
         | {"lr_max": [number(0)], "first_trainable": whole(), "reset_optimizer": SWITCH},
@@ -364,8 +369,8 @@ def _plan(value: Any) -> Any:
     if not isinstance(method, str) or method not in methods:
         return {} if value == {} else {"method": Kind(" or ".join(methods), lambda _: False)}
     schedule = dict.fromkeys(("lr_mult", "pct_start", "div", "div_final"), IfThere(number(0)))
-    schedule["moms"] = IfThere((number(0, 1),) * 3)
-    return {"weight_decay": number(0), **methods[method], **schedule}
+    moms = IfThere((number(0, 1),) * 3)
+    return {"weight_decay": number(0), **methods[method], **schedule, "moms": moms}
 
 
 def _class_weights(value: Any) -> Any:

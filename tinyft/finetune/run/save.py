@@ -16,7 +16,17 @@ from tinyft.errors import WeightsError
 from tinyft.finetune.groups import BN_PRESETS, grouping_of
 from tinyft.finetune.known import learn
 from tinyft.finetune.optim import OPTIMIZERS, name_of
-from tinyft.finetune.run.reading import SWITCH, TEXT, Kind, mistake, number, one_of, optional, whole
+from tinyft.finetune.run.reading import (
+    SWITCH,
+    TEXT,
+    Kind,
+    mistake,
+    number,
+    one_of,
+    optional,
+    parsed,
+    whole,
+)
 from tinyft.nn.layers import BatchNorm, Dropout
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import ARCHITECTURES
@@ -48,7 +58,7 @@ SETTINGS = {
     ),
 }
 # What some versions did not write; a preprocessing says by itself now that it is whole squares.
-LATER = {"groups": None, "dropout": [], "optimizer": "adam", "whole_squares": False,
+LATER: dict[str, Any] = {"groups": None, "dropout": [], "optimizer": "adam", "whole_squares": False,
          "known": None}  # fmt: skip
 OPTIONS = ("bn", "seed", "label_smoothing", "weight_decay", "dtype", "class_weights")
 
@@ -116,10 +126,7 @@ def settings_in(path: str | os.PathLike[str], weights: Weights) -> dict[str, Any
     """
     if "learner" not in weights.extra:
         return dict(LATER)
-    try:
-        settings = json.loads(weights.extra["learner"])
-    except (ValueError, RecursionError):  # lists within lists a thousand deep are the latter
-        settings = None
+    settings = parsed(weights.extra["learner"])
     if isinstance(settings, dict):
         settings = LATER | settings
     if wrong := mistake(settings, SETTINGS, "its learner"):

@@ -126,7 +126,7 @@ class Ledger(Displayed):
         if self.file is None:
             self.file = self._open(learner, record)
         phase = self.phases.index(record.phase)
-        ids = np.full(learner.data.batch_size, -1)
+        ids = np.full(learner.own_data().batch_size, -1)
         ids[: len(record.ids)] = record.ids
         groups, layers = _group_rows(learner, record), _layer_rows(learner.updates)
         steps = [record.step, record.epoch, phase, float(record.loss), record.smooth_loss]

@@ -51,7 +51,7 @@ def description_of(learner: Learner, phases: list[str]) -> dict[str, Any]:
         "arch": learner.arch,
         "optimizer": type(learner.optimizer).__name__,
         "has_momentum": learner.optimizer.has_momentum,
-        "batch_size": learner.data.batch_size,
+        "batch_size": learner.own_data().batch_size,
         "groups": [group.name for group in learner.groups],
         "parameters": [name for group in learner.groups for name in group.parameters],
         "group_of": [i for i, g in enumerate(learner.groups) for _ in g.parameters],

@@ -126,7 +126,7 @@ class Moment:
         learner.enter(phase, **plan.switches, resumed=i > 0)
         learner.set_rates(phase, i)
         in_epoch = i % phase.steps_per_epoch
-        batch = next(learner.data.train_batches(learner.epoch, learner.preprocess, in_epoch))
+        batch = next(learner.own_data().train_batches(learner.epoch, learner.preprocess, in_epoch))
         return cls(learner, plan, phase, learner.step, i, batch)
 
     @property

@@ -190,7 +190,7 @@ def explain_step(moment: Moment) -> Explanation:
     Raises: NonFiniteLossError if the loss before the step is NaN or infinite
     """
     learner = moment.learner
-    files = learner.data.files("train")
+    files = learner.own_data().files("train")
     before = {mode: moment.look(mode) for mode in MODES}
     old_weights = weights_of(learner)
     statistics = [(norm, norm.running_mean, norm.running_var) for norm in learner.batch_norms]
