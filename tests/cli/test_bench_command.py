@@ -140,17 +140,40 @@ def test_sides_that_do_not_agree_are_a_failure(tinyft, monkeypatch):
     assert "pytorch_nchw computes something else" in done.error
 
 
+MEASURED = {"step": 0.5, "kernels": 0.4, "outside": 0.2, "outside_min": 0.1, "calls": 300}
+
+
 def test_overhead(tinyft, monkeypatch):
-    measured = {"step": 0.5, "kernels": 0.4, "outside": 0.2, "outside_min": 0.1, "calls": 300}
     asked = []
-    monkeypatch.setattr(bench, "outside_kernels", lambda *given: asked.append(given) or measured)
+    monkeypatch.setattr(bench, "outside_kernels", lambda *given: asked.append(given) or MEASURED)
     done = tinyft(*TINY, "--overhead")
     assert done.code == 0, done.err
     assert "500.0 ms, 400.0 ms of it in 300 calls of kernels" in done.out
     assert "20.00 % outside (least 10.00 %)" in done.out
     assert asked == [(cases.Case("cifar_resnet20", 2, 32), 1)]
     (case,) = json.loads(tinyft(*TINY, "--overhead", "--json").out)["overhead"]
-    assert case == {"arch": "cifar_resnet20", "batch_size": 2, "size": 32} | measured
+    assert case == {"arch": "cifar_resnet20", "batch_size": 2, "size": 32} | MEASURED
+
+
+def test_avx2_is_asked_of_all_sides_in_a_process_of_its_own(tinyft, monkeypatch):
+    started = []
+    monkeypatch.setattr("subprocess.call", lambda *a, **b: started.append((a, b)))
+    monkeypatch.setattr("tinyft.backends.cpu.codegen.simd.host_has", lambda feature: True)
+    tinyft(*TINY, "--overhead", "--isa", "avx2")
+    [((command,), options)] = started
+    assert command[-2:] == ["--isa", "avx2"]
+    monkeypatch.setattr("os.environ", options["env"])
+    monkeypatch.setattr(bench, "outside_kernels", lambda *given: MEASURED)
+    first = tinyft(*TINY, "--overhead", "--isa", "avx2").out.splitlines()[0]
+    assert "AVX2 at most, on both sides (NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES=" in first
+    assert json.loads(tinyft(*TINY, "--overhead", "--isa", "avx2", "--json").out)["isa"] == "avx2"
+    assert len(started) == 1
+
+
+def test_avx2_is_refused_where_the_cpu_lacks_it(tinyft, monkeypatch):
+    monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", dict)
+    done = tinyft(*TINY, "--isa", "avx2")
+    assert done.code == 2 and "--isa avx2 needs a CPU with AVX2 and FMA" in done.error
 
 
 # --------------------------------------------------------------------------------- on photos

@@ -144,7 +144,8 @@ def _sides(case: Case, mode: str, threads: int, alone: bool) -> Iterator[tuple[s
         from tinyft.bench import pytorch
 
         yield from pytorch.sides(case, mode, threads)
-    if not alone and installed("onnxruntime") and mode == "inference":
+    limited = "ONEDNN_MAX_CPU_ISA" in os.environ  # by --isa; ONNX Runtime knows no such setting
+    if not (alone or limited) and installed("onnxruntime") and mode == "inference":
         yield "onnxruntime", onnx_side(case, threads)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,14 @@ TITLES = {
 }
 ROUNDS, FROZEN_ROUNDS = 7, 3  # a round of --frozen takes minutes
 OF_KIND = {"epochs": "frozen", "seeds": "accuracy", "steps": "accuracy"}
-CPU_ONLY = ("memory", "cold", "overhead", "frozen", "accuracy", "threads", "all", "weights")
+CPU_ONLY = ("memory", "cold", "overhead", "frozen", "accuracy", "threads", "all", "weights", "isa")
+AVX2 = {  # each is read when its library is first imported or compiles
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "+sse4.2,+avx,+avx2,+fma",  # without, Numba takes all that this CPU has
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
 FEWEST_ROUNDS = 5  # a median of fewer says little
 
 
@@ -39,6 +49,7 @@ def add_options(parser: Parser) -> None:
     add("--all", action="store_true", help="four cases: both ResNets, CIFAR, and 64 pixels")
     add("--threads", type=whole(1), metavar="N", help="of each side (TINYFT_NUM_THREADS, or all)")
     add("--rounds", type=whole(1), metavar="N", help="measured calls of each side (7; --frozen: 3)")
+    add("--isa", choices=("avx2",), help="make both sides use these instructions (the CPU's best)")
     add("--alone", action="store_true", help="leave out the others, although they are installed")
     add("--memory", action="store_true", help="measure peak memory instead of time")
     add("--cold", action="store_true", help="measure the time to the first step instead")
@@ -65,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError(f"--backend is gpu or left out for the CPU; got {args.backend}")
     if args.out:
         raise RequestError("--out needs --backend gpu; results of the CPU are printed")
+    if args.isa and os.environ | AVX2 != os.environ:
+        return _run_with_avx2(args.arguments)
     from tinyft import backends
     from tinyft.bench import measure as bench
 
@@ -81,6 +94,10 @@ def run(args: argparse.Namespace) -> int:
     torch = bench.installed("torch")
     threads, machine, versions = get_num_threads(), bench.load(), bench.versions()
     report: dict[str, Any] = {"threads": threads, "machine": machine, "versions": versions}
+    if args.isa:
+        report["isa"] = args.isa
+        settings = " ".join(f"{name}={value}" for name, value in AVX2.items())
+        show(f"instructions: AVX2 at most, on both sides ({settings})")
     _describe(show, report, args, torch)
     args.working = True
     if on_photos:
@@ -96,6 +113,20 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         json_result(report)
     return 0
+
+
+def _run_with_avx2(arguments: list[str]) -> int:
+    """The same command in a process in which all sides find AVX2 and nothing better.
+
+    Raises: RequestError if this CPU lacks it
+    """
+    from tinyft.backends.cpu.codegen.simd import host_has
+
+    if not (host_has("avx2") and host_has("fma")):
+        raise RequestError("--isa avx2 needs a CPU with AVX2 and FMA, and this one lacks them")
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # imports what we import
+    command = [sys.executable, "-P", "-m", "tinyft", *arguments]
+    return subprocess.call(command, env=os.environ | AVX2 | path)
 
 
 def _check_request(args: argparse.Namespace) -> None:

@@ -90,6 +90,11 @@ def has(feature: str) -> bool:
         avx2 = (*AVX2_NAMES, *AVX512_NAMES)
         names = {"avx512f": AVX512_NAMES, "avx2": avx2, "fma": avx2}
         return config.CPU_NAME in names.get(feature, ())
+    return host_has(feature)
+
+
+def host_has(feature: str) -> bool:
+    """True if this CPU has this feature of LLVM's list, whatever code is compiled for."""
     try:
         return bool(llvm.get_host_cpu_features().get(feature))
     except RuntimeError:  # LLVM cannot tell on this system
