@@ -52,9 +52,9 @@ def add_options(parser: Parser) -> None:
 def _add_shapes(parser: Parser) -> None:
     def shapes(text: str) -> list[tuple[int, ...]]:
         try:
-            found = [tuple(int(n) for n in shape.split("x")) for shape in text.split(",")]
-            if all(n > 0 for shape in found for n in shape):
-                return found
+            asked = [tuple(int(n) for n in shape.split("x")) for shape in text.split(",")]
+            if all(n > 0 for shape in asked for n in shape):
+                return asked
             raise ValueError
         except ValueError:
             raise argparse.ArgumentTypeError(f"expected shapes as 2x3,4x5; got {text!r}") from None

@@ -124,11 +124,11 @@ def expect_grouped(groups: Sequence[Group], model: Module) -> None:
     own = {id(p) for _, p in model.named_parameters()}
     grouped = [(name, p) for group in groups for name, p in group.parameters.items()]
     norms = [n for n, m in model.named_modules() if isinstance(m, BatchNorm)]
-    for kind, wanted, found in (
+    for kind, wanted, grouped_names in (
         ("parameters", names, [name for name, p in grouped if id(p) in own]),
         ("batch norms", norms, [name for group in groups for name in group.batch_norms]),
     ):
-        counts = Counter(found)
+        counts = Counter(grouped_names)
         if wrong := [name for name in wanted if counts[name] != 1]:
             where = "several groups" if counts[wrong[0]] else "no group"
             raise ValueError(

@@ -58,8 +58,8 @@ class LrFinding(Displayed):
     suggestions: dict[str, Suggestion]
 
     def __str__(self) -> str:
-        found = self.suggestions.items()
-        return "\n".join(aligned([(rule, f"{s.lr:.2e}", s.working) for rule, s in found]))
+        rows = [(rule, f"{s.lr:.2e}", s.working) for rule, s in self.suggestions.items()]
+        return "\n".join(aligned(rows))
 
 
 def lr_find(
@@ -175,15 +175,15 @@ def slide(lrs: np.ndarray, losses: np.ndarray) -> Suggestion:
     slope = np.gradient(losses)
     right, left = -1, -16
     left = max(left, -len(losses))
-    found = lrs[left]
+    rate = lrs[left]
     while left >= -len(losses) and abs(slope[right] - slope[left]) > 0.005:
-        found = lrs[left]
+        rate = lrs[left]
         right, left = right - 1, left - 1
     if left >= -len(losses):
         working = "coming from the right, the slope over 15 points becomes even here"
     else:
         working = "the slope over 15 points is even nowhere: the first rate of the curve"
-    return Suggestion(float(found), working)
+    return Suggestion(float(rate), working)
 
 
 def minimum(lrs: np.ndarray, losses: np.ndarray) -> Suggestion:

@@ -43,12 +43,12 @@ def as_op(
         out, *cache = made if isinstance(made, tuple) else (made,)
 
         def run(dout: Array) -> tuple[Array | None, ...]:
-            found = backward(dout, *(cache or arrays))
-            found = found if isinstance(found, tuple | list) else (found,)
-            if len(found) == len(given):  # also None for what is no Tensor
-                each = zip(given, found, strict=True)
-                found = [g for x, g in each if isinstance(x, Tensor)]
-            return tuple(None if g is None else np.asarray(g) for g in found)
+            made = backward(dout, *(cache or arrays))
+            gradients = made if isinstance(made, tuple | list) else (made,)
+            if len(gradients) == len(given):  # also None for what is no Tensor
+                each = zip(given, gradients, strict=True)
+                gradients = [g for x, g in each if isinstance(x, Tensor)]
+            return tuple(None if g is None else np.asarray(g) for g in gradients)
 
         return np.asarray(out), run
 
@@ -352,7 +352,7 @@ def _reached(fn: Callable[..., Any]) -> list[tuple[str, Any]]:
     has for them: in its closure, among its globals, in a function that it calls, in the object
     that it belongs to. What it is itself, or is a method of, has no name.
     """
-    found, functions, seen = [], [("", fn)], set()
+    reached, functions, seen = [], [("", fn)], set()
     while functions:
         name, function = functions.pop()
         seen.add(id(function))
@@ -361,17 +361,17 @@ def _reached(fn: Callable[..., Any]) -> list[tuple[str, Any]]:
             inside = {"": function.func, **positional, **function.keywords}
         else:
             owner = getattr(function, "__self__", function)
-            found.append((name, owner))
+            reached.append((name, owner))
             inside = {} if _is_module(owner) else dict(getattr(owner, "__dict__", {}))
             with contextlib.suppress(TypeError, ValueError):  # no function of Python's, or a cell
                 names = inspect.getclosurevars(function)  # that was never set
                 inside.update({**names.globals, **names.nonlocals})
-        found += inside.items()
+        reached += inside.items()
         callables = [
             (n, f) for n, f in inside.items() if inspect.isfunction(f) or inspect.ismethod(f)
         ]
         functions += [(n, f) for n, f in callables if id(f) not in seen]
-    return [(n, value) for n, value in found if _is_module(value) or _is_checked(value)]
+    return [(n, value) for n, value in reached if _is_module(value) or _is_checked(value)]
 
 
 def _is_module(value: Any) -> TypeGuard[Any]:

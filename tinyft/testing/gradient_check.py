@@ -148,9 +148,9 @@ def _refuse_zero(function: CheckedFunction, results: list[CheckedResult]) -> Non
     """
     for n, x in enumerate(function.before):
         step = np.linalg.norm(x) if x.any() else 1.0
-        found = [np.linalg.norm(result.gradients[0][n]) * step for result in results]
+        sizes = [np.linalg.norm(result.gradients[0][n]) * step for result in results]
         scales = [result.scale for result in results]
-        if x.size == 0 or any(f > 1e-10 * scale for f, scale in zip(found, scales, strict=True)):
+        if x.size == 0 or any(s > 1e-10 * scale for s, scale in zip(sizes, scales, strict=True)):
             continue
         moved = function.at(n, 1e-3 * np.random.default_rng(0).standard_normal(x.shape))
         moves = [np.linalg.norm(y.upstreams[0] * (moved[y.r] - y.base)) for y in results]
@@ -307,14 +307,14 @@ class _Comparison:
         numeric = np.array(
             [self._slope(k, ones, elements[i : i + 1], self.eps)[0] for i in range(len(elements))]
         )
-        found = self.gradients[k].reshape(-1)[elements]
+        claimed = self.gradients[k].reshape(-1)[elements]
         places = [self._place(int(i)) for i in elements]
         smooth = [place not in self.kinks for place in places]
-        wrong = np.where(smooth, np.abs(found - numeric), 0)
+        wrong = np.where(smooth, np.abs(claimed - numeric), 0)
         worst = int(wrong.argmax())
         lines = [f"gradcheck: {self.function.name}: the gradient of {self._who()} is wrong"]
         if wrong[worst] > self._allowed(k, abs(numeric[worst]), self.eps):
-            lines.append(_both(f"element {places[worst]}", found[worst], numeric[worst]))
+            lines.append(_both(f"element {places[worst]}", claimed[worst], numeric[worst]))
         else:
             lines.append(_both("along a random direction", analytic, slope))
         lines.append(f"  likely cause: {self._cause(k, elements, numeric)}")
