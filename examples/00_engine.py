@@ -57,12 +57,12 @@ class Tensor:
 
     def backward(self):
         """Add d self / d leaf to the gradient of each leaf. A result is younger than its inputs, so
-        in order of age each has all of its gradient before it passes any on."""
-        tape, found = {self.number: self}, [self]
-        while found:
-            new = [x for x in found.pop().inputs if x.number not in tape]
+        from the youngest on each has all of its gradient before it passes any on."""
+        tape, waiting = {self.number: self}, [self]
+        while waiting:
+            new = [x for x in waiting.pop().inputs if x.number not in tape]
             tape.update((x.number, x) for x in new)
-            found += new
+            waiting += new
         self.grad += 1
         for number in sorted(tape, reverse=True):
             out = tape[number]

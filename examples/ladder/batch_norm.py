@@ -14,8 +14,8 @@ core:
 
 GB/s are the passes of a rung times the size of x by its time: how well it uses memory. A copy of x
 says what to expect. (A copy writes as much as it reads; reading is cheaper, so a rung that reads
-more than it writes may exceed it.) Where rungs have the same GB/s, half the passes are twice as
-fast; arithmetic hardly matters.
+more than it writes may exceed it.) Where rungs have the same GB/s, half the passes take half
+the time; arithmetic hardly matters.
 
 Letters: N pictures, H W rows and columns, C channels; M = N H W values a channel. A rung makes the
 forward pass and returns its `backward`, which takes dout and returns (dx, dweight, dbias), as an
@@ -175,8 +175,8 @@ def check(rung, dout, x, weight, bias):
     rounding.
     """
     gradients = zip(rung(x, weight, bias)(dout), graph(x, weight, bias)(dout), strict=True)
-    for name, (found, expected) in zip(("dx", "dweight", "dbias"), gradients, strict=True):
-        error = np.abs(found - expected).max() / np.abs(expected).max()
+    for name, (ours, expected) in zip(("dx", "dweight", "dbias"), gradients, strict=True):
+        error = np.abs(ours - expected).max() / np.abs(expected).max()
         if not error < TOLERANCE:
             raise ValueError(f"{name} of {rung.__name__} differs from graph's by {error:.1e}")
 
@@ -213,7 +213,7 @@ def main(argv=None):
     print(f"batch norm's backward, x {x.shape}, {x.nbytes / 1e6:.0f} MB; one core, float32,")
     print(f"medians of {args.rounds}; a copy of x: {peak:.1f} GB/s\n")
     print("  rung      passes       ms    GB/s   of copy   gain")
-    median = {rung: statistics.median(found) for rung, found in times.items()}
+    median = {rung: statistics.median(seconds) for rung, seconds in times.items()}
     for i, (rung, passes) in enumerate(RUNGS):
         ms, speed = 1e3 * median[rung], passes * gigabytes / median[rung]
         before = RUNGS[i - 1][0]

@@ -336,12 +336,8 @@ def winograd_loops(x, weight, values, products, out):
                 row = x[n, p + r]
                 for t in range(Q // 2):
                     d0, d1, d2, d3 = row[2 * t], row[2 * t + 1], row[2 * t + 2], row[2 * t + 3]
-                    v0, v1, v2, v3 = (
-                        values[0, t, r],
-                        values[1, t, r],
-                        values[2, t, r],
-                        values[3, t, r],
-                    )
+                    v0, v1 = values[0, t, r], values[1, t, r]
+                    v2, v3 = values[2, t, r], values[3, t, r]
                     for c in range(C):
                         v0[c], v1[c] = d0[c] - d2[c], d1[c] + d2[c]
                         v2[c], v3[c] = d2[c] - d1[c], d3[c] - d1[c]
@@ -424,9 +420,9 @@ def check(rung, x, weight):
     """
     for pictures, filters, corner in [(x, weight, x[-1:, -4:, -4:]), (*example(2, 8, 8, 4), None)]:
         expected = loops(pictures if corner is None else corner, filters)
-        found = rung(pictures, filters)
-        found = found if corner is None else found[-1:, -2:, -2:]
-        error = np.abs(found - expected).max()
+        out = rung(pictures, filters)
+        out = out if corner is None else out[-1:, -2:, -2:]
+        error = np.abs(out - expected).max()
         if not error < TOLERANCE:
             raise ValueError(f"{rung.__name__} differs from loops by {error:.1e}")
 
@@ -494,16 +490,16 @@ def main(argv=None):
     print("3x3 convolution, 64 channels, 64 filters; one core, float32, medians of", rounds)
     print(f"peak (multiply-adds in registers): {most:.0f} GFLOP/s\n")
     print("    rung         pictures   GFLOP/s   of peak   gain")
-    median = {rung: statistics.median(found) for rung, found in speeds.items()}
+    median = {rung: statistics.median(measured) for rung, measured in speeds.items()}
     for i, (rung, before, (N, size)) in enumerate(RUNGS, 1):
         speed, name = median[rung], rung.__name__
         gain = f"{speed / median[before]:7.1f} x {before.__name__}" if before else ""
         line = f"{i:4} {name:11} {N} of {size:2}x{size:2} {speed:9.3g} {speed / most:9.2%} {gain}"
         print(line.rstrip())
-    of_photos = [
-        [gflops(rung, *example(4, 56, 3, 64)) for _ in range(rounds)] for rung in (taps, im2col)
-    ]
-    by_taps, by_im2col = (statistics.median(found) for found in of_photos)
+    photos = example(4, 56, 3, 64)
+    by_taps, by_im2col = (
+        statistics.median(gflops(rung, *photos) for _ in range(rounds)) for rung in (taps, im2col)
+    )
     print(f"\nwith 3 channels: taps {by_taps:.3g}, im2col {by_im2col:.3g} GFLOP/s")
     set_num_threads(threads)
     x, weight = example(16, 56, 64, 64)

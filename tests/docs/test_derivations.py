@@ -57,9 +57,9 @@ def test_the_lines_that_are_quoted_stand_where_the_page_says():
         for text in re.findall(r"`([^`]+)`", " ".join(item.split())):
             if place := re.fullmatch(r"(tinyft/[\w/]+\.py): ([\w.]+)", text):
                 source = (ROOT / place[1]).read_text()
-                found = dict(functions(ast.parse(source)))
-                assert place[2] in found, f"{place[1]} has no {place[2]}"
-                body = " ".join(ast.get_source_segment(source, found[place[2]]).split())
+                defined = dict(functions(ast.parse(source)))
+                assert place[2] in defined, f"{place[1]} has no {place[2]}"
+                body = " ".join(ast.get_source_segment(source, defined[place[2]]).split())
             elif body:
                 assert text in body, f"no longer in the source: {text}"
                 lines += 1
@@ -85,7 +85,7 @@ def test_a_convolution_of_one_dimension(page, stride):
     dpadded, dw = page["convolve_1d_grads"](dout, padded, w, stride)
     x, weight = padded[None, :, None, None], w[None, None, :, None]
     window = {"stride": stride, "padding": 0}
-    up = np.pad(dout, 0)[None, :, None, None]
+    up = dout[None, :, None, None]
     same(dpadded, REFERENCE.conv2d_input_grad(up, weight, x.shape, **window)[0, :, 0, 0])
     same(dw, REFERENCE.conv2d_weight_grad(up, x, weight.shape, **window)[0, 0, :, 0])
     spread = page["input_grad_as_convolution"](dout, w, stride)

@@ -24,9 +24,9 @@ NAMES = ("README.md", "TOUR.md", "CHANGELOG.md", "CONTRIBUTING.md")
 PAGES = [*(ROOT / name for name in NAMES), *(ROOT / "docs").glob("*.md")]
 TEXT = {page.name: page.read_text() for page in PAGES}
 # The learner's methods that its loop is made of; whoever needs them reads the loop.
-PARTS_OF_A_STEP = {"expect_features", 
-    "adjusted_preprocess", "enter", "input", "logits", "loss", "own_data", "set_rates",
-    "train_step",
+PARTS_OF_A_STEP = {
+    "adjusted_preprocess", "enter", "expect_features", "input", "logits", "loss", "own_data",
+    "set_rates", "train_step",
 }  # fmt: skip
 CITED = re.compile(r"`(tinyft/[\w/]+\.py): ([\w.]+)`")
 

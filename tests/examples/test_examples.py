@@ -18,35 +18,19 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 PAGE = 80  # lines; these need a second one
-LONG = [
-    "00_engine.py",
-    "08_one_step_by_hand.py",
-    "11_fine_tune.py",
-    "03_batch_norm.py",
-    "09_schedule.py",
-    "10_adam.py",
-    "13_pretrained_or_not.py",
-    "14_look_inside.py",
-    "15_gpu.py",
-]
-
+LONG = (0, 3, 8, 9, 10, 11, 13, 14, 15)
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?")
 # Training in float32 carries the last bits of a machine's sums into the result: accuracies of 200
 # pictures may differ by this much.
-TOLERANCE = dict.fromkeys(
-    [
-        "11_fine_tune.py",
-        "13_pretrained_or_not.py",
-        "14_look_inside.py",
-        "15_gpu.py",
-        "12_gradual_unfreezing.py",
-    ],
-    0.15,
-)
+TOLERANCE = dict.fromkeys((11, 12, 13, 14, 15), 0.15)
 # Of what takes half a minute, as many columns as run here: training on 3 and on 9 photos of each.
-FEWER = {"13_pretrained_or_not.py": (["--per-class", "3", "9"], 56)}
+FEWER = {13: (["--per-class", "3", "9"], 56)}
 # What a machine is: its seconds, its speed, its memory. These are left out.
 OF_THE_MACHINE = re.compile(r" *(\d+\.\d(?=s)|[\d,]+(?= photos a second| MB of memory))")
+
+
+def number_of(path):
+    return int(path.name[:2])
 
 
 def pasted(path, heading):
@@ -81,9 +65,8 @@ def assert_same(printed, expected, tolerance):
     """The same words, and numbers that differ by at most one in their last digit, or `tolerance`
     for those between 0 and 1 and for percentages.
     """
-    assert [NUMBER.sub("#", line) for line in printed] == [
-        NUMBER.sub("#", line) for line in expected
-    ]
+    words = [[NUMBER.sub("#", line) for line in lines] for lines in (printed, expected)]
+    assert words[0] == words[1]
     for ours, theirs in zip(printed, expected, strict=True):
         for a, b in zip(NUMBER.findall(ours), NUMBER.findall(theirs), strict=True):
             decimals = len(b.partition(".")[2].partition("e")[0])
@@ -97,15 +80,14 @@ def assert_same(printed, expected, tolerance):
 
 
 def test_the_numbers_have_no_gap():
-    assert [path.name[:2] for path in EXAMPLES] == [f"{i:02}" for i in range(16)]
+    assert [*map(number_of, EXAMPLES)] == [*range(16)]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_is_short_and_begins_with_prose(path):
     text = path.read_text()
-    assert len(text.partition("\n# Three questions")[0].splitlines()) < (
-        2 * PAGE if path.name in LONG else PAGE
-    )
+    lines = text.partition("\n# Three questions")[0].splitlines()
+    assert len(lines) < (2 * PAGE if number_of(path) in LONG else PAGE)
     assert text.startswith('"""')
     assert pasted(path, "Prints:")
 
@@ -118,18 +100,12 @@ def test_the_source_that_an_example_names_exists(path):
         assert (ROOT / name).exists(), name
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(p, marks=[pytest.mark.slow] * (p.name in TOLERANCE)) for p in EXAMPLES],
-    ids=lambda path: path.name,
-)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_prints_what_it_says(path, tmp_path):
-    arguments, columns = FEWER.get(path.name, ([], None))
-    printed = run(path, tmp_path, *arguments)
-    expected = [line[:columns].rstrip() for line in pasted(path, "Prints:")]
-    assert_same(
-        [line[:columns].rstrip() for line in printed], expected, TOLERANCE.get(path.name, 0)
-    )
+    arguments, columns = FEWER.get(number_of(path), ([], None))
+    printed, expected = run(path, tmp_path, *arguments), pasted(path, "Prints:")
+    printed, expected = ([x[:columns].rstrip() for x in lines] for lines in (printed, expected))
+    assert_same(printed, expected, TOLERANCE.get(number_of(path), 0))
 
 
 def test_the_example_of_weights_reads_a_published_file_where_there_is_one(shared, tmp_path):
