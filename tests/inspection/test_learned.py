@@ -5,6 +5,7 @@ import pytest
 
 from tests.finetune.conftest import bits, small_data, small_learner
 from tinyft.errors import DataError
+from tinyft.finetune import Evaluation
 from tinyft.inspection.report.learned import Judgements, judge_pictures, wilson
 
 # six pictures: a a a b b c, called a a b b c c
@@ -18,11 +19,13 @@ PROBABILITIES = np.array(
         [0.3, 0.3, 0.4],
     ]
 )
+SAID = Evaluation(6, 4 / 6, 0.0)
 JUDGED = Judgements(
     ["a", "b", "c"],
     [f"{i}.jpg" for i in range(6)],
     np.array([0, 0, 0, 1, 1, 2]),
     PROBABILITIES,
+    SAID,
 )
 
 
@@ -43,7 +46,7 @@ def test_precision_divides_by_what_was_called_and_recall_by_what_was_shown():
 
 def test_a_class_without_pictures_has_no_share():
     probabilities = np.array([[1.0, 0.0], [1.0, 0.0]])
-    alone = Judgements(["a", "b"], ["x", "y"], np.array([0, 0]), probabilities)
+    alone = Judgements(["a", "b"], ["x", "y"], np.array([0, 0]), probabilities, SAID)
     score = alone.per_class()[1]
     assert score.precision is None and score.recall is None
     assert score.recall_interval == (0.0, 1.0)
@@ -56,7 +59,7 @@ def test_top_losses_are_the_least_probable_truths():
 
 
 def test_a_probability_of_zero_has_a_finite_loss():
-    certain = Judgements(["a", "b"], ["x"], np.array([1]), np.array([[1.0, 0.0]]))
+    certain = Judgements(["a", "b"], ["x"], np.array([1]), np.array([[1.0, 0.0]]), SAID)
     assert np.isfinite(certain.losses).all() and certain.losses[0] > 700
 
 
@@ -85,7 +88,7 @@ def test_calibration_by_hand():
 
 
 def test_a_confidence_of_one_has_a_bin():
-    sure = Judgements(["a", "b"], ["x"], np.array([0]), np.array([[1.0, 0.0]]))
+    sure = Judgements(["a", "b"], ["x"], np.array([0]), np.array([[1.0, 0.0]]), SAID)
     assert sure.calibration(10).counts.tolist() == [0] * 9 + [1]
     assert sure.calibration(10).error == 0
 

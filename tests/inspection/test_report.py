@@ -22,6 +22,7 @@ from tinyft.nn import build
 
 SHOWN = ("learned", "mistakes", "curves", "proof")
 FOLDED = ("classes", "plan", "steps", "changes", "again")
+WRONG = ft.finetune.Evaluation(1, 0.0, 2.3)  # of no picture below, and shown nowhere
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,9 @@ def test_balanced_accuracy_is_shown_where_classes_are_uneven(files, html):
 def test_a_mistake_leads_to_its_file(tmp_path):
     file = tmp_path / "a" / "one & two.png"
     grey, heat = np.full((8, 8, 3), 128, np.uint8), np.ones((2, 2))
-    judged = Judgements(["a", "b"], ["a/one & two.png"], np.array([0]), np.array([[0.1, 0.9]]))
+    judged = Judgements(
+        ["a", "b"], ["a/one & two.png"], np.array([0]), np.array([[0.1, 0.9]]), WRONG
+    )
     card = _mistake(judged, 0, file, grey, heat, heat)
     assert f'<a href="{file.as_uri()}"><span class="cut" title="a/one &amp; two.png">' in card
     assert "<b>a</b> 10 %, taken for <b>b</b> 90 %" in card and card.count("<img") == 3
@@ -332,7 +335,7 @@ def test_bins_are_means_and_few_columns_stay():
 
 def test_what_was_right_is_no_mistake():
     sure = np.array([[0.9, 0.1], [0.2, 0.8]])
-    judged = Judgements(["cat", "dog"], ["0.png", "1.png"], np.array([0, 1]), sure)
+    judged = Judgements(["cat", "dog"], ["0.png", "1.png"], np.array([0, 1]), sure, WRONG)
     assert (
         mistakes(None, judged)
         == "<p>It was right about every picture, and more than half sure.</p>"
@@ -344,7 +347,7 @@ def test_a_matrix_names_few_classes_and_of_more_says_them_on_hover(n):
     names = [f"a class of number {i:012}" for i in range(n)]
     said = np.roll(np.eye(n), 1, axis=1)
     said[0] = np.eye(n)[0]
-    html = confusions(Judgements(names, ["x"] * n, np.arange(n), said))
+    html = confusions(Judgements(names, ["x"] * n, np.arange(n), said, WRONG))
     assert f"<title>{names[1]} taken for {names[2]}: 1 of 1</title>" in html
     assert ("1 a class …0000000000" in html) == (n == 3)  # and whole on hover
     assert f"… and {n - 9} pairs more" in html or n == 3

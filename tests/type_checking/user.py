@@ -14,7 +14,7 @@ data = ft.ImageFolder("photos/", size=224, batch_size=16, seed=0)
 learner = ft.vision_learner(data, "resnet18")
 assert_type(learner, ft.Learner)
 print(learner.plan(3).phases[0].name)
-for evaluation in learner.fine_tune(3):
+for evaluation in learner.fine_tune(3, observers=[ft.Ledger()]):
     print(evaluation.accuracy + 1)
 print(learner.predict("rose.jpg").probability)
 assert_type(learner.predict([b"", "rose.jpg"]), list[ft.finetune.Prediction])
@@ -65,6 +65,12 @@ class Network(ft.nn.Module):
     def forward(self, x: ft.Tensor) -> ft.Tensor:
         return ft.ops.relu(self.conv1(x))
 
+
+def one_group(network: Network) -> dict[str, str]:
+    return {"all": network.conv1.name}
+
+
+ft.Learner(Network(), data, groups=one_group)
 
 ft.visionlearner(data)  # mistake: no such name
 swish(x, beta="two")  # mistake: a text for a number

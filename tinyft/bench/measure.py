@@ -195,7 +195,7 @@ def run_child(
     return int(first), seconds
 
 
-def memory(case: Case, threads: int, *, alone: bool) -> dict[str, object]:
+def memory(case: Case, threads: int, *, alone: bool) -> dict[str, Any]:
     """Measure each side's peak memory over some steps in bytes, and ours in parts of the best."""
     run_child(OURS, case, threads, 1)  # compiling takes memory of its own
     names = (OURS,) if alone else (OURS, *RIVALS["pytorch"])

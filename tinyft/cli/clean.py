@@ -28,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
 
     runs = {run: read_description(run)["finished"] for run in map(Path, args.runs)}
     args.working = True
-    found, nbytes = [], 0
+    found: list[str] = []
+    nbytes = 0
     for path, finished in runs.items():
         lock = hold(path)  # nobody writes or reads them meanwhile
         try:

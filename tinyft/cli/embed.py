@@ -35,7 +35,7 @@ def add_options(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     import numpy as np
 
-    from tinyft.finetune.answering import answers
+    from tinyft.finetune.answering import answers, embed
     from tinyft.weights.files import replacing
 
     expect_replaceable("OUT.npz", args.out, (".npz",))
@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     device = args.backend or "auto"
     learner = open_trained(args.weights, best=False, device=device, name_classes=numbers)
     args.working = True
-    names, parts = [], [np.empty((0, learner.model.num_features), np.float32)]
+    names: list[str] = []
+    parts = [embed(learner, [])]  # their shape, should none be readable
     batches = answers(learner, files, skipped if skip else None)
     for some, _, features in tracked(batches, "embedding", len(files), size=lambda b: len(b[0])):
         names += map(cell, some)

@@ -153,7 +153,7 @@ def _of_system(error: OSError) -> str:
     """The file and what is wrong with it, in the system's words."""
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     said = error.strerror or str(error) or type(error).__name__
-    return ": ".join([*names, said]) + _REMEDIES.get(error.errno, "")
+    return ": ".join([*names, said]) + _REMEDIES.get(error.errno or 0, "")
 
 
 # -------------------------------------------------------------------------------------- signals
@@ -183,7 +183,7 @@ def stopping() -> list[int]:
     """The signals that ask for an end: Ctrl-C, a scheduler's, and that of a terminal which goes
     away, unless `nohup` had it ignored.
     """
-    found = [signal.SIGINT, signal.SIGTERM]
+    found: list[int] = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         found.append(signal.SIGHUP)
     return found

@@ -34,6 +34,7 @@ from tinyft.display import counted, duration
 if TYPE_CHECKING:
     from tinyft.data.loader import PictureData
     from tinyft.finetune import Learner, Plan
+    from tinyft.finetune.loop import Observer
     from tinyft.finetune.run.folder import Run
 
 HELP = "fine-tune a pretrained network on a folder of pictures"
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         learner = continued_learner(args) if args.continue_run else make_learner(args)
         plan = make_plan(args, learner)
         _announce(learner, plan)
-        learner.data.expect_whole(learner.preprocess)
+        learner.own_data().expect_whole(learner.preprocess)
         training = _create_run(args, learner)
         _train(args, learner, plan, training, 0)
         if is_sample:
@@ -110,7 +111,7 @@ def _train(
     with _signals(training) as received:
         try:
             # The run comes last: where it ends a session, the others have seen the step.
-            observers = [Ledger(training.path), RunLines(), training]
+            observers: list[Observer[Learner]] = [Ledger(training.path), RunLines(), training]
             learner.execute(plan, observers=observers, start=start, progress=False)
         except KeyboardInterrupt:
             raise Stopped(received[0] if received else signal.SIGINT) from None
@@ -122,7 +123,8 @@ def _report(args: argparse.Namespace, learner: Learner, training: Run) -> None:
     from tinyft.finetune.run.reading import read_metrics
 
     args.on_interrupt = ""  # there is nothing to go on with
-    last = learner.validation
+    last, data = learner.validation, learner.own_data()
+    assert last is not None  # with which its last epoch ended
     figures = {
         "valid_accuracy": last.accuracy,
         "valid_balanced_accuracy": last.balanced_accuracy,
@@ -138,12 +140,12 @@ def _report(args: argparse.Namespace, learner: Learner, training: Run) -> None:
     )
     answer(args, text, figures)
     metrics = read_metrics(training.path / "metrics.csv")
-    if compared := comparison(metrics, last.accuracy, learner.data):
+    if compared := comparison(metrics, last.accuracy, data):
         say(compared)
     run = str(training.path)
     say("\nnext, what it says of a picture, all of the run on one page, and one step taken apart:")
     for command in (
-        ["predict", run, str(learner.data.source("valid", 0))],
+        ["predict", run, str(data.source("valid", 0))],
         ["report", run],
         ["inspect", run, "--step", str(learner.step // 2)],
     ):
@@ -193,7 +195,11 @@ def _next_folder(learner: Learner) -> Path:
     """A new folder runs/DATA-ARCH-NUMBER. Making it is what reserves it, so that two processes
     never share one.
     """
-    name = re.sub(r"[^\w.-]+", "_", Path(os.path.abspath(learner.data.path)).name) or "data"
+    from tinyft.data import ImageFolder
+
+    data = learner.own_data()
+    assert isinstance(data, ImageFolder)  # as all that a command opens
+    name = re.sub(r"[^\w.-]+", "_", Path(os.path.abspath(data.path)).name) or "data"
     stem = f"{name}-{learner.arch}-"
     Path("runs").mkdir(exist_ok=True)
     numbers = [path.name.removeprefix(stem) for path in Path("runs").glob(f"{stem}*")]

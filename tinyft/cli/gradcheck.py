@@ -42,7 +42,7 @@ your own function:
 
 
 def add_options(parser: Parser) -> None:
-    parser.epilog += "\n" + CONVENTION
+    parser.epilog = f"{parser.epilog}\n{CONVENTION}"
     parser.add_argument("op", metavar="OP|FILE.py:FUNCTION", nargs="?", help="(default: all ops)")
     parser.add_argument("--mode", choices=("fast", "full"), help="projections, or every element")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="(0)")
@@ -101,6 +101,7 @@ def _run_file(path: Path) -> Any:
     if path.suffix != ".py" or not path.is_file():
         raise RequestError(f"expected FILE.py:FUNCTION, and {path} is no Python file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # as it is with each file.py
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     sys.path.insert(0, str(path.resolve().parent))
@@ -166,6 +167,7 @@ def _drawn(case: OpCase, seed: int) -> dict[str, Any]:
     from tinyft.testing.contract import as_float64, result_of
 
     rng = np.random.default_rng(seed)
+    exact: dict[str, Any] = {}
     for _ in range(MOST_DRAWS):
         arrays = {name: np.asarray(array) for name, array in case.arrays(rng).items()}
         exact = as_float64(arrays)

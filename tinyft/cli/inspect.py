@@ -100,7 +100,7 @@ def recorded_loss(run: Path, step: int) -> float | None:
     return float(losses[-1]) if len(losses) else None
 
 
-def comparison(run: Path, step: int, loss: float) -> str:
+def comparison(run: Path, step: int, loss: float | None) -> str:
     """Tell if the step came out as it did in the run."""
     recorded = recorded_loss(run, step)
     if recorded is None:
@@ -136,7 +136,9 @@ def plain(trace: Trace, nodes: list[int]) -> dict[str, Any]:
 
     def plain_calls(calls: list[KernelCall] | None) -> list[dict[str, Any]] | None:
         names = ("kernel", "by", "milliseconds", "started", "difference")
-        return calls and [{name: getattr(call, name) for name in names} for call in calls]
+        if calls is None:
+            return None
+        return [{name: getattr(call, name) for name in names} for call in calls]
 
     return {
         "title": trace.title,
@@ -160,7 +162,7 @@ def changes_of(asked: list[str]) -> dict[str, Change]:
     """What --change asks for, by layer. Raises: RequestError"""
     from tinyft.inspection.trace import activations
 
-    found = {}
+    found: dict[str, Change] = {}
     for text in asked:
         try:
             layer, kind, numbers = text.split(":")
@@ -180,7 +182,7 @@ def changed_looks(moment: Moment, change: dict[str, Change]) -> tuple[list[str],
     looks = {m: (moment.look(m), moment.look(m, change)) for m in ("training", "evaluation")}
     losses = {mode: [look.loss for look in pair] for mode, pair in looks.items()}
     lines = [f"loss in {m}: {a:.5f} -> {b:.5f} ({b - a:+.5f})" for m, (a, b) in losses.items()]
-    files, classes = moment.learner.data.files("train"), moment.learner.classes
+    files, classes = moment.learner.own_data().files("train"), moment.learner.classes
     rows, pictures = [("picture", "class", "probability", "says")], {}
     both = (look.probabilities for look in looks["evaluation"])
     for i, label, *two in zip(moment.batch.ids, moment.batch.labels, *both, strict=True):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import re
 import sys
@@ -163,8 +164,9 @@ def _warnings_as_notes() -> Iterator[None]:
 def _print_any_name() -> None:
     """Let a file name that is no valid text be printed, with its bytes spelt out."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError):  # a stream that somebody replaced
-            stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):  # or somebody replaced it
+            with contextlib.suppress(ValueError):  # and closed it
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _give_up_output() -> None:

@@ -53,8 +53,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options, allow_abbrev=False)
         self._optionals.title = "options, defaults in brackets"
 
-    def parse_args(self, arguments: Any = None, namespace: Any = None) -> argparse.Namespace:
-        args, unknown = self.parse_known_args(arguments, namespace)
+    def parse_args(self, *arguments: Any, **named: Any) -> Any:
+        args, unknown = self.parse_known_args(*arguments, **named)
         if unknown:  # the command tells, who knows its options, and not the parser of all commands
             option = next((text for text in unknown if text.startswith("-")), "")
             named = {known.lstrip("-"): known for known in args.parser._option_string_actions}
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            if meant := did_you_mean(str(value), action.choices):
+            if meant := did_you_mean(str(value), action.choices or ()):
                 error.message = f"invalid choice: {value!r}{meant}"
             raise
 

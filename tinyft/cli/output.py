@@ -16,8 +16,10 @@ from tinyft.display import first_few, fitted, terminal_width
 from tinyft.progress import is_terminal, shown
 
 if TYPE_CHECKING:
-    from tinyft.finetune import Learner, Plan, StepRecord
+    from tinyft.finetune import Plan, StepRecord
+    from tinyft.finetune.groups import Proof
     from tinyft.finetune.records import Evaluation
+    from tinyft.finetune.training import Training
 
 # All that str.splitlines breaks at, or a tab, with the spaces around.
 _BREAK = re.compile(r" *[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+ *")
@@ -104,10 +106,10 @@ def accuracies(judged: Evaluation) -> str:
 class RunLines:
     """An observer of a run: a line after each epoch and each phase."""
 
-    def begin(self, learner: Learner, plan: Plan) -> None:
+    def begin(self, learner: Training, plan: Plan) -> None:
         self.plan = plan
 
-    def after_step(self, learner: Learner, record: StepRecord) -> None:
+    def after_step(self, learner: Training, record: StepRecord) -> None:
         if record.validation:
             validation, display = record.validation, shown()
             left = f"; {display.works[0].left()}" if display else ""
@@ -117,18 +119,18 @@ class RunLines:
                 f"{accuracies(validation)}{left}"
             )
         if record.proof:
-            say(_proof(record))
+            say(_proof(record.phase, record.proof))
 
-    def end(self, learner: Learner) -> None:
+    def end(self, learner: Training) -> None:
         """Everything has been said."""
 
 
-def _proof(record: StepRecord) -> str:
+def _proof(phase: str, proof: Proof) -> str:
     """Tell which tensors the phase left as they were, by the hashes of their bits."""
-    names = record.proof.identical
-    total = len(names) + len(record.proof.moved)
+    names = proof.identical
+    total = len(names) + len(proof.moved)
     if not names:
-        return f"{record.phase}: all {total} tensors changed, as planned"
+        return f"{phase}: all {total} tensors changed, as planned"
     return one_line(
-        f"{record.phase}: proved unchanged, {len(names)} of {total} tensors: {first_few(names, 2)}"
+        f"{phase}: proved unchanged, {len(names)} of {total} tensors: {first_few(names, 2)}"
     )

@@ -74,7 +74,7 @@ def frozen(show: Show, args: argparse.Namespace, torch: bool) -> list[dict[str, 
 
 
 def _show_frozen(show: Show, measured: dict[str, Any]) -> None:
-    rows = [("", " training", "validation", " together", " accuracy")]
+    rows: list[tuple[str, ...]] = [("", " training", "validation", " together", " accuracy")]
     for name, side in measured["sides"].items():
         seconds = [f"{side[part]:8.2f} s" for part in ("training", "validation", "total")]
         rows.append((NAMES[name], *seconds, f"{percent(side['accuracy']):>9}"))

@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tinyft.cli.failures import RequestError
 from tinyft.cli.opening import open_trained
@@ -83,8 +83,11 @@ def run(args: argparse.Namespace) -> int:
     only_a_table = args.csv and not args.sort_into and not args.json
     if only_a_table or not sys.stdout.isatty():  # else its own lines show how far it is
         found = tracked(found, "predicting", len(files))
-    outputs = [Lines(learner.classes, args.top)] if not args.csv and not args.sort_into else []
-    outputs += [table] if table else []
+    outputs: list[Lines | Table | Folders] = []
+    if not args.csv and not args.sort_into:
+        outputs.append(Lines(learner.classes, args.top))
+    if table:
+        outputs.append(table)
     if args.sort_into:
         outputs.append(Folders(Path(args.sort_into), args.copy, say if args.json else result))
     _write(found, outputs, learner.classes, args.json)
@@ -92,8 +95,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(
-    found: Iterator[Prediction], outputs: list[Any], classes: list[str], as_json: bool
-) -> None:
+    found: Iterator[Prediction], outputs: list[Lines | Table | Folders], classes: list[str],
+    as_json: bool,
+) -> None:  # fmt: skip
     """Give each prediction to every output as soon as it comes; nothing is held."""
     outputs = [each for each in outputs if not as_json or not isinstance(each, Lines)]
     opened = "["
@@ -175,7 +179,7 @@ class Table:
         for label, share in top(prediction, self.classes, self.most):
             row += [one_line(label), f"{share:.6f}"]
         if self.known:
-            nearest = "; ".join(map(cell, prediction.nearest))
+            nearest = "; ".join(map(cell, prediction.nearest or ()))
             said = {True: "yes", False: "no", None: ""}[prediction.unlike]
             row += [f"{prediction.similarity:.4f}", said, nearest]
         new = not self.path.exists() or not self.path.stat().st_size

@@ -75,7 +75,7 @@ class Learner(Training):
 
     def fine_tune(
         self, epochs: int, base_lr: float = 2e-3, *, out: str | Path | None = None,
-        observers: Sequence[Observer] = (), progress: bool | None = None, **options: Any,
+        observers: Sequence[Observer[Learner]] = (), progress: bool | None = None, **options: Any,
     ) -> list[Evaluation]:  # fmt: skip
         """Train the head alone, then everything; the validation of each epoch.
 
@@ -86,7 +86,7 @@ class Learner(Training):
 
     def fit_one_cycle(
         self, epochs: int, lr_max: float | slice | Sequence[float] | None = None, *,
-        out: str | Path | None = None, observers: Sequence[Observer] = (),
+        out: str | Path | None = None, observers: Sequence[Observer[Learner]] = (),
         progress: bool | None = None, **options: Any,
     ) -> list[Evaluation]:  # fmt: skip
         """Train one cycle with what is frozen now; the validation of each epoch.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from tinyft import backends
 from tinyft.data.loader import Batch
@@ -28,26 +28,29 @@ from tinyft.progress import Display, showing_training, working
 Gradients = Callable[[dict[str, Tensor]], None]  # may change the `grad` of parameters
 
 
-class Observer(Protocol):
+Watched = TypeVar("Watched", bound=Training, contravariant=True)  # in practice a Learner
+
+
+class Observer(Protocol[Watched]):
     """A follower of a run: a progress display, a run folder, a ledger.
 
     One with a true attribute `norms` has every step measured; one with a method `release` has it
     called at the end, however the run ends.
     """
 
-    def begin(self, learner: Training, plan: Plan, /) -> None: ...
+    def begin(self, learner: Watched, plan: Plan, /) -> None: ...
 
-    def after_step(self, learner: Training, record: StepRecord, /) -> None: ...
+    def after_step(self, learner: Watched, record: StepRecord, /) -> None: ...
 
-    def end(self, learner: Training, /) -> None: ...
+    def end(self, learner: Watched, /) -> None: ...
 
 
 def execute(
-    learner: Training,
+    learner: Watched,
     plan: Plan,
     *,
     out: str | Path | None = None,
-    observers: Sequence[Observer] = (),
+    observers: Sequence[Observer[Watched]] = (),
     start: int = 0,
     progress: bool | None = None,
 ) -> list[Evaluation]:
@@ -60,13 +63,14 @@ def execute(
     RunError if the folder is taken
     """
     with showing_training(progress) as display:
-        table = [Table(display)] if display else []
+        table: list[Observer[Training]] = [Table(display)] if display else []
         return _execute(learner, plan, out, [*table, *observers], start)
 
 
 def _execute(
-    learner: Training, plan: Plan, out: str | Path | None, observers: list[Observer], start: int
-) -> list[Evaluation]:
+    learner: Watched, plan: Plan, out: str | Path | None, observers: list[Observer[Watched]],
+    start: int,
+) -> list[Evaluation]:  # fmt: skip
     learner.own_data().expect_whole(learner.preprocess)
     learner.run_folder = None
     if out is not None:

@@ -90,7 +90,7 @@ class Judgements:
     files: list[str]
     labels: np.ndarray
     probabilities: np.ndarray
-    evaluation: Evaluation | None = None  # its accuracy, and its loss as in training
+    evaluation: Evaluation  # its accuracy, and its loss as in training
 
     @property
     def predicted(self) -> np.ndarray:
