@@ -13,6 +13,7 @@ import copy
 import itertools
 import zlib
 from collections import Counter
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -23,12 +24,13 @@ from tinyft.nn.module import Module
 from tinyft.nn.resnet import BasicBlock, Bottleneck, ResNet
 
 IN_ORDER = (Sequential, BasicBlock, Bottleneck, ResNet)  # in which a norm runs behind its neighbour
+Network = TypeVar("Network", bound=Module)
 
 
-class FoldedNetwork(Module):
+class FoldedNetwork(Module, Generic[Network]):
     """A network whose batch norms are folded. It cannot be trained."""
 
-    def __init__(self, network: Module):
+    def __init__(self, network: Network):
         super().__init__()
         self.network = network
         super().train(False)
@@ -44,7 +46,7 @@ class FoldedNetwork(Module):
         return super().train(False)
 
 
-def fold(network: Module) -> FoldedNetwork:
+def fold(network: Network) -> FoldedNetwork[Network]:
     """A copy of `network` for evaluation, with batch norms of the body folded into the convolution
     before them, whose weight then never changes. A head, which may be anybody's, stays as it is. No
     parameter requires a gradient.

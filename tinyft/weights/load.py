@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from tinyft.errors import WeightsError
@@ -35,16 +36,18 @@ def load_weights(
     Raises: WeightsError if nothing is so called, or the file is hostile, damaged, of another
     network, or holds NaN; OSError if the system cannot read it.
     """
-    options = {"arch": arch, "expect_different": expect_different, "ignore_unknown": ignore_unknown}
+    read = partial(
+        read_weights, arch=arch, expect_different=expect_different, ignore_unknown=ignore_unknown
+    )
     path = Path(source)
-    looks_like_a_path = not isinstance(source, str) or path.suffix in _SUFFIXES
-    if path.is_file() or looks_like_a_path:  # a folder may be called resnet18
-        return read_weights(path, **options)
+    looks_like_a_path = path.is_file() or path.suffix in _SUFFIXES  # a folder may be resnet18
+    if looks_like_a_path or not isinstance(source, str):
+        return read(path)
     entry = find(source)
     expect_same(entry.arch, arch, source)  # before all of it is fetched
     path = fetch(entry)
     try:
-        return read_weights(path, **options)
+        return read(path)
     except WeightsError as error:
         anew = "" if entry.bundled_file else f" ({path}; fetched anew once it is deleted)"
         raise WeightsError(f"{error}{anew}") from error

@@ -102,7 +102,7 @@ def trained_head(weights: Weights) -> tuple[str, dict[str, np.ndarray]]:
     arrays = {n.removeprefix("head."): a for n, a in weights.arrays.items() if n[:5] == "head."}
     if arrays:
         kind = weights.metadata.get("head")
-        return (kind if kind in HEADS else "custom"), arrays
+        return (kind if isinstance(kind, str) and kind in HEADS else "custom"), arrays
     fc = {n.replace("fc.", "linear."): a for n, a in weights.arrays.items() if n[:3] == "fc."}
     return ("linear" if fc else ""), fc
 

@@ -166,7 +166,7 @@ def compare(
         for name in names
         if name.startswith(expect_different)
     ]
-    return LoadReport(*faults, expected_differences=different)
+    return LoadReport(faults[0], faults[1], faults[2], expected_differences=different)
 
 
 def architecture(arch: str) -> Architecture:

@@ -20,10 +20,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from tinyft.nn.folding import fold
-from tinyft.nn.head import FastaiHead
+from tinyft.nn.head import FastaiHead, LinearHead
 from tinyft.nn.layers import BatchNorm, Conv2d, Linear
-from tinyft.nn.module import Module
-from tinyft.nn.resnet import PadShortcut, ResNet
+from tinyft.nn.resnet import BasicBlock, Bottleneck, PadShortcut, ResNet
 from tinyft.version import __version__
 from tinyft.weights.files import replacing
 from tinyft.weights.model import Weights, facts, network_of
@@ -141,6 +140,7 @@ class Graph:
         return self.node("Div", self.node("Sub", x, mean), std)
 
     def conv(self, x: str, layer: Conv2d) -> str:
+        assert layer.bias is not None  # folding a batch norm made one
         constants = self.constant(layer.weight.data), self.constant(layer.bias.data)
         strides, pads = [layer.stride] * 2, [layer.padding] * 4
         return self.node("Conv", x, *constants, strides=strides, pads=pads)
@@ -154,13 +154,14 @@ class Graph:
         pads = np.array([0, before, 0, 0, 0, F - C - before, 0, 0])
         return self.node("Pad", x, self.constant(pads))
 
-    def block(self, x: str, block: Module) -> str:
-        """A basic block or a bottleneck."""
+    def block(self, x: str, block: BasicBlock | Bottleneck) -> str:
         shortcut = x
         if isinstance(block.downsample, PadShortcut):
             shortcut = self.pad(x, block.downsample)
         elif block.downsample:
-            shortcut = self.conv(x, next(iter(block.downsample._children.values())))
+            first = next(iter(block.downsample._children.values()))
+            assert isinstance(first, Conv2d)  # the norm behind it was folded into it
+            shortcut = self.conv(x, first)
         convs = [getattr(block, f"conv{i}") for i in (1, 2, 3) if hasattr(block, f"conv{i}")]
         for conv in convs[:-1]:
             x = self.node("Relu", self.conv(x, conv))
@@ -187,7 +188,8 @@ class Graph:
                 x = self.block(x, block)
         head, mean = network.head, self.node("GlobalAveragePool", x)
         if not isinstance(head, FastaiHead):
-            last = head.linear if head else network.fc
+            last = head.linear if isinstance(head, LinearHead) else network.fc
+            assert last is not None  # a network has one or the other
             return self.linear(self.node("Flatten", mean), last, output=output)
         x = self.node("Concat", self.node("GlobalMaxPool", x), mean, axis=1)
         x = self.node("Relu", self.linear(self.node("Flatten", x), head.linear1, head.bn1))

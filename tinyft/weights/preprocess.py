@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from tinyft.errors import WeightsError
 from tinyft.nn.resnet import ARCHITECTURES
@@ -108,11 +109,11 @@ class Preprocess:
         filled in, except that ``assumed`` and ``whole_square`` are false where it does not say.
         """
         known = {field.name for field in fields(cls)}
-        given = {"assumed": False, "whole_square": False, **values}
+        given: dict[str, Any] = {"assumed": False, "whole_square": False, **values}
         if set(given) != known:
             missing, unknown = sorted(known - set(given)), sorted(set(given) - known)
             raise WeightsError(f"preprocess: missing {missing}, unknown {unknown}; write it anew")
-        return cls(**given)
+        return cls(**given)  # which looks at each
 
 
 def _three_numbers(name: str, values: object) -> tuple[float, ...]:

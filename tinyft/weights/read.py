@@ -88,7 +88,7 @@ def read_weights(
         entry = entry or with_digest(digest)
         with open(path, "rb") as file:
             loaded = _load_foreign(file, kind, arch, expect_different, ignore_unknown)
-        origin = {"source_format": kind, "source_sha256": digest}
+        origin: dict[str, object] = {"source_format": kind, "source_sha256": digest}
         if entry is not None:
             origin |= {"source_url": entry.url, "licence": entry.licence}
         return _with_facts(replace(loaded, metadata=origin), entry)

@@ -47,7 +47,6 @@ _DTYPES = ("<f4", "<f2", "<f8", "<i8", "<i4", "|u1")
 _LARGEST_ATTRIBUTE = 60_000  # bytes; HDF5 has 64 KiB for an attribute and what describes it
 _MOST_TEXTS = 100_000  # in one list; each takes fifty times its shortest length in memory
 
-Attribute = str | int | float | bool | tuple[float, ...]
 Text = str | list[str]
 
 
@@ -97,10 +96,12 @@ def write_arrays(
     path: str | os.PathLike[str],
     format: str,
     arrays: Mapping[str, np.ndarray],
-    attributes: Mapping[str, Attribute] | None = None,
+    attributes: Mapping[str, object] | None = None,
     texts: Mapping[str, Text] | None = None,
 ) -> str:
     """Writes a file that read_arrays reads, replacing an old one whole; returns its content_sha256.
+
+    Attributes are texts, booleans, numbers and rows of these.
 
     Raises: WeightsError for a dtype other than float16/32/64, int32/64, uint8, for a text that
     would not come back, and for whatever else read_arrays would refuse, as too many dimensions;
@@ -172,7 +173,7 @@ def _little_endian(array: np.ndarray) -> np.ndarray:
     return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
 
 
-def _stored_attribute(name: str, value: Attribute) -> np.ndarray:
+def _stored_attribute(name: str, value: object) -> np.ndarray:
     """Encodes a text, a boolean, or numbers as int64 or float64."""
     array = np.array(_to_be_kept(value)) if isinstance(value, str) else np.asarray(value)
     kind = array.dtype.kind
@@ -239,7 +240,7 @@ def open_arrays(path: str | os.PathLike[str], format: str) -> Iterator[ArrayFile
                     raise WeightsError(
                         f"{name} is a list of {text.size:,} texts; {_MOST_TEXTS:,} are allowed"
                     )
-                texts[_dotted(name)] = _value(text.reshape(-1) if text.ndim else text)
+                texts[_dotted(name)] = _text(text.reshape(-1) if text.ndim else text)
             else:
                 read = partial(item.read, file)
                 arrays[_dotted(name)] = LazyArray(item.shape, item.dtype.str, read)
@@ -290,6 +291,10 @@ def _check_whole(path: object, attributes: dict[str, object], texts: dict[str, T
 def _value(array: np.ndarray) -> object:
     """Returns what is read of an attribute or a text: Python's own values, of numbers a tuple."""
     if array.dtype.kind == "S":
-        texts = [text.decode("utf-8") for text in array.reshape(-1).tolist()]
-        return texts if array.ndim else texts[0]
+        return _text(array)
     return tuple(array.tolist()) if array.ndim else array.item()
+
+
+def _text(array: np.ndarray) -> Text:
+    texts = [text.decode("utf-8") for text in array.reshape(-1).tolist()]
+    return texts if array.ndim else texts[0]

@@ -113,7 +113,7 @@ class Blocks:
         return self.block(address, length)
 
 
-def dense_objects(blocks: Blocks, heap: int, index: int, most: int) -> list[bytes]:
+def dense_objects(blocks: Blocks, heap: int, index: int, *, most: int) -> list[bytes]:
     """Reads the links or attributes in a fractal heap, as the B-tree by their names lists them."""
     if heap == UNDEFINED:
         return []

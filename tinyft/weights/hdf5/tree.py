@@ -24,6 +24,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from io import BufferedIOBase
 from struct import pack, unpack_from
 from typing import BinaryIO
 
@@ -96,7 +97,7 @@ class Stored:
     offset: int
     nbytes: int
 
-    def read(self, file: BinaryIO) -> np.ndarray:
+    def read(self, file: BufferedIOBase) -> np.ndarray:
         """Returns a new array of native byte order.
 
         Raises: WeightsError if the file has become shorter
@@ -104,7 +105,7 @@ class Stored:
         array = np.empty(self.shape, self.dtype)
         if self.nbytes:  # an array of nothing has no place
             file.seek(self.offset)
-            if file.readinto(array.reshape(-1).view(np.uint8)) != self.nbytes:
+            if file.readinto(array.reshape(-1).view(np.uint8).data) != self.nbytes:
                 raise WeightsError("the file was cut while it was read")
         return array.astype(self.dtype.newbyteorder("="), copy=False)
 
@@ -207,7 +208,7 @@ def _links(blocks: Blocks, path: str, messages: list[Message]) -> list[tuple[str
     for kind, body in messages:
         if kind == _LINK_INFO:
             at = 2 + 8 * (body[1] & 1)
-            bodies += dense_objects(blocks, *unpack_from("<QQ", body, at), _MOST_OBJECTS)
+            bodies += dense_objects(blocks, *unpack_from("<QQ", body, at), most=_MOST_OBJECTS)
     found = sorted(_link(path, body) for body in bodies)
     names = [name for _, name, _ in found]
     if len(set(names)) != len(names):
@@ -220,7 +221,7 @@ def _attributes(blocks: Blocks, path: str, messages: list[Message]) -> dict[str,
     for kind, body in messages:
         if kind == _ATTRIBUTE_INFO:
             at = 2 + 2 * (body[1] & 1)
-            bodies += dense_objects(blocks, *unpack_from("<QQ", body, at), MOST_ATTRIBUTES)
+            bodies += dense_objects(blocks, *unpack_from("<QQ", body, at), most=MOST_ATTRIBUTES)
     if len(bodies) > MOST_ATTRIBUTES:
         raise WeightsError(f"{path or 'the root'} has too many attributes; the file is refused")
     return dict(_attribute(path, body) for body in bodies)
@@ -298,7 +299,7 @@ def _made(groups: dict[str, _Group], path: str) -> _Group:
 def _add_array(file: BinaryIO, array: np.ndarray) -> int:
     """Writes an array and behind it its header, whose address is returned."""
     offset = _aligned(file)
-    file.write(memoryview(array.reshape(-1).view(np.uint8)))
+    file.write(array.reshape(-1).view(np.uint8).data)
     place = pack("<QQ", offset if array.nbytes else UNDEFINED, array.nbytes)
     messages = [
         (_DATASPACE, _encoded_shape(array)),

@@ -27,7 +27,7 @@ from tinyft.errors import WeightsError
 from tinyft.nn.resnet import ARCHITECTURES
 from tinyft.version import __version__
 from tinyft.weights.files import LazyArray
-from tinyft.weights.hdf5.arrays import ArrayFile, Attribute, open_arrays, write_arrays
+from tinyft.weights.hdf5.arrays import ArrayFile, open_arrays, write_arrays
 from tinyft.weights.model import Weights, check_numbers
 from tinyft.weights.names import architecture
 from tinyft.weights.preprocess import Preprocess
@@ -39,7 +39,7 @@ _PREPROCESS = "preprocess."
 BATCH_NORM_EPSILON = 1e-5  # torch.nn.BatchNorm2d's default, which all of torchvision uses
 
 # What a file may say about itself beside its architecture, with the default where it may not.
-_METADATA: dict[str, Attribute] = {
+_METADATA: dict[str, object] = {
     "head": "linear",
     "stride_in_1x1": False,
     "bn_eps": BATCH_NORM_EPSILON,
@@ -169,7 +169,9 @@ def save_weights(path: str | os.PathLike[str], weights: Weights, *, half: bool =
         architecture(weights.arch)
     check_numbers(weights.arrays)
     check_numbers(weights.beside)
-    arrays = {_BESIDE + name: np.float16(array) for name, array in weights.beside.items()}
+    arrays = {
+        _BESIDE + name: np.asarray(array, np.float16) for name, array in weights.beside.items()
+    }
     arrays |= {
         _WEIGHTS + name: _to_stored(name, array, half) for name, array in weights.arrays.items()
     }
@@ -187,7 +189,7 @@ def _to_stored(name: str, array: np.ndarray, half: bool) -> np.ndarray:
     return array.astype(np.float16)
 
 
-def _attributes_to_write(weights: Weights) -> dict[str, Attribute]:
+def _attributes_to_write(weights: Weights) -> dict[str, object]:
     """Returns the root's attributes and those of /preprocess, under dotted names."""
     given = {
         k: v for k, v in weights.metadata.items() if k not in ("num_classes", "content_sha256")

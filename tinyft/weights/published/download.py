@@ -129,13 +129,13 @@ def _opener(url: str, announce: Announce) -> OpenerDirector:
     from urllib.request import HTTPRedirectHandler, build_opener
 
     class Redirects(HTTPRedirectHandler):
-        def redirect_request(self, request, response, code, message, headers, newurl):
-            old, new = urlsplit(request.full_url), urlsplit(newurl)
+        def redirect_request(self, req, fp, code, msg, headers, newurl):
+            old, new = urlsplit(req.full_url), urlsplit(newurl)
             if new.scheme not in ("https", urlsplit(url).scheme):
                 raise NetworkError(f"{url}: leads to {newurl}, which is not encrypted (https)")
             if new.hostname != old.hostname:
                 announce(f"  {old.hostname} leads to {new.hostname}")
-            return super().redirect_request(request, response, code, message, headers, newurl)
+            return super().redirect_request(req, fp, code, msg, headers, newurl)
 
     return build_opener(Redirects)
 

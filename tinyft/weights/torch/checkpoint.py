@@ -13,7 +13,7 @@ import os
 import struct
 import zipfile
 import zlib
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 
@@ -63,7 +63,7 @@ class Checkpoint:
     """
 
     content: object
-    byte_order: str
+    byte_order: Literal["<", ">"]
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -262,9 +262,9 @@ class LegacyCheckpoint(Checkpoint):
         end = self.file.seek(0, os.SEEK_END)
         offsets: dict[str, int] = {}
         for key in keys if isinstance(keys, list) else [None]:
-            storage = self.storages.get(key) if isinstance(key, str) else None
-            if storage is None or key in offsets:
+            if not isinstance(key, str) or key not in self.storages or key in offsets:
                 raise WeightsError("the list of storages does not fit the pickle; file damaged")
+            storage = self.storages[key]
             self.file.seek(position)
             count = int.from_bytes(self.file.read(_COUNT_BYTES), "little", signed=True)
             offsets[key] = position + _COUNT_BYTES

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, TypeGuard
 
 import numpy as np
 
@@ -137,20 +138,20 @@ def stored_tensor(
     return StoredTensor(storage, offset, shape, strides)
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 1 << 63
 
 
-def _are_counts(values: object) -> bool:
+def _are_counts(values: object) -> TypeGuard[tuple[int, ...]]:
     if not isinstance(values, tuple) or len(values) > MOST_DIMENSIONS:
         return False
     return all(_is_count(value) for value in values)
 
 
-def to_array(tensor: StoredTensor, raw: bytes, order: str) -> np.ndarray:
+def to_array(tensor: StoredTensor, raw: bytes, order: Literal["<", ">"]) -> np.ndarray:
     """Returns the tensor as a new C-contiguous array of native byte order; bfloat16 as float32.
 
-    ``raw`` are the bytes of its storage, ``order`` is their byte order, ``<`` or ``>``.
+    ``raw`` are the bytes of its storage, ``order`` is their byte order.
     Raises: WeightsError if the storage has other than ``count * itemsize`` bytes.
     """
     storage = tensor.storage

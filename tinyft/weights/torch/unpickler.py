@@ -109,7 +109,7 @@ class _Machine:
 
     def __init__(self, load_storage: Callable[[object], object]) -> None:
         self.stack: list[object] = []
-        self.memo: dict[int, object] = {}
+        self.memo: dict[object, object] = {}
         self.load_storage = load_storage
         self.arguments_seen = 0
 
@@ -186,7 +186,7 @@ class _Machine:
 
 # The whole language: what torch.save writes, and two string opcodes of Python 2.  POP and POP_MARK
 # belong to tuples that contain themselves.
-_DO: dict[str, Callable[[_Machine, object], None]] = {
+_DO: dict[str, Callable[[_Machine, object], object]] = {
     "PROTO": _Machine.nothing,
     "STOP": _Machine.nothing,
     # Values
