@@ -28,23 +28,23 @@ def run(args: argparse.Namespace) -> int:
 
     runs = {run: read_description(run)["finished"] for run in map(Path, args.runs)}
     args.working = True
-    found: list[str] = []
+    listed: list[str] = []
     nbytes = 0
     for path, finished in runs.items():
         lock = hold(path)  # nobody writes or reads them meanwhile
         try:
             files = list(checkpoints(path).values())[: None if finished else -1]
             nbytes += sum(file.stat().st_size for file in files)
-            found += map(str, files)
+            listed += map(str, files)
             if not args.dry_run:
                 for file in files:
                     file.unlink()
         finally:
             lock.release()
     said = "would be deleted" if args.dry_run else "deleted"
-    text = f"{counted(len(found), 'checkpoint')}, {size(nbytes)}, {said}"
-    if found and not args.dry_run:
+    text = f"{counted(len(listed), 'checkpoint')}, {size(nbytes)}, {said}"
+    if listed and not args.dry_run:
         text += "; networks stay, and inspect begins at a run's start where it needs a step"
-    value = {"files": found, "bytes": nbytes, "deleted": not args.dry_run}
+    value = {"files": listed, "bytes": nbytes, "deleted": not args.dry_run}
     answer(args, one_line(text), value)
     return 0

@@ -50,12 +50,12 @@ def run(args: argparse.Namespace) -> int:
         snapshots, missing = [of_source(args.before), of_source(args.after)], []
     expect_comparable(snapshots)
     args.working = True
-    found = compare(snapshots, data, device=args.backend or "auto")
-    found.notices.extend([*missing, *notices])
+    difference = compare(snapshots, data, device=args.backend or "auto")
+    difference.notices.extend([*missing, *notices])
     if args.html:
-        Path(args.html).write_text(as_page(found), encoding="utf-8", errors="backslashreplace")
+        Path(args.html).write_text(as_page(difference), encoding="utf-8", errors="backslashreplace")
         say(f"wrote {args.html}")
-    answer(args, str(found), plain(found))
+    answer(args, str(difference), plain(difference))
     return 0
 
 
@@ -81,7 +81,7 @@ def _data(args: argparse.Namespace) -> tuple[PictureData | None, list[str]]:
     return data, []
 
 
-def plain(found: Diff) -> dict[str, Any]:
+def plain(difference: Diff) -> dict[str, Any]:
     """The comparison as JSON is to hold it: all but the filters' weights."""
     names = ("arch", "spans", "stages", "layers", "similarity", "pictures", "unmatched", "notices")
-    return {"snapshots": found.titles, **{name: getattr(found, name) for name in names}}
+    return {"snapshots": difference.titles, **{name: getattr(difference, name) for name in names}}

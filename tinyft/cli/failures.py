@@ -130,8 +130,8 @@ def _in_options(error: Exception, working: bool, options: Mapping[str, Any]) -> 
 def _spelled(text: str, options: Mapping[str, Any]) -> str:
     """The text with arguments of Python, head='linear', as this command's options, --head linear"""
 
-    def typed(found: re.Match[str]) -> str:
-        return _option(found[1], found[2].strip("'")) if found[1] in options else found[0]
+    def typed(match: re.Match[str]) -> str:
+        return _option(match[1], match[2].strip("'")) if match[1] in options else match[0]
 
     return re.sub(r"\b(\w+)=('\w+'|\d+(?:\.\d+)?)(?![\w.])", typed, text)
 
@@ -183,10 +183,10 @@ def stopping() -> list[int]:
     """The signals that ask for an end: Ctrl-C, a scheduler's, and that of a terminal which goes
     away, unless `nohup` had it ignored.
     """
-    found: list[int] = [signal.SIGINT, signal.SIGTERM]
+    signals: list[int] = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        found.append(signal.SIGHUP)
-    return found
+        signals.append(signal.SIGHUP)
+    return signals
 
 
 def _is_called_back(frame: FrameType | None) -> bool:

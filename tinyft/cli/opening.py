@@ -83,11 +83,11 @@ def _point_to_check(args: argparse.Namespace, data: ImageFolder) -> None:
     from tinyft.inspection.dataset.findings import concerns
 
     train = np.bincount(data.labels["train"], minlength=data.num_classes)
-    found = concerns(data.classes, train, data.n_valid)
-    found.pop("uneven", None)  # which is among the notices
-    if found:
-        say(f"note: {one_line('; '.join(found.values()))}")
-    if found or data.notices:
+    worries = concerns(data.classes, train, data.n_valid)
+    worries.pop("uneven", None)  # which is among the notices
+    if worries:
+        say(f"note: {one_line('; '.join(worries.values()))}")
+    if worries or data.notices:
         labels = [f"--{n.replace('_', '-')}={value}" for n, value in given(args, LABELS).items()]
         command = shlex.join(["tinyft", "check", args.dir, *labels])
         say(f"note: for copies, doubtful labels, broken files: {one_line(command)}")

@@ -59,7 +59,7 @@ def frozen(show: Show, args: argparse.Namespace, torch: bool) -> list[dict[str, 
     from tinyft.bench import frozen as bench_frozen
 
     data, options = data_and_options(args, args.frozen)
-    found = []
+    measurements = []
     for bn in bench_frozen.PRESETS:
         epochs = args.epochs or EPOCHS
         case = bench_frozen.FrozenCase(data, bn, epochs, options)
@@ -69,8 +69,8 @@ def frozen(show: Show, args: argparse.Namespace, torch: bool) -> list[dict[str, 
             f"\nfrozen phase, {counted(epochs, 'epoch')} of {data.n_train} pictures; {PRESETS[bn]}"
         )
         _show_frozen(show, measured)
-        found.append(measured)
-    return found
+        measurements.append(measured)
+    return measurements
 
 
 def _show_frozen(show: Show, measured: dict[str, Any]) -> None:
@@ -156,8 +156,8 @@ def _show_largest(show: Show, curves: list[dict[str, Any]]) -> None:
     show(f"  PyTorch's curves of two seeds in one layout: up to {seeds:.1e} apart")
 
 
-def _show_curves(show: Show, found: dict[str, Any]) -> None:
-    apart, exact = found["apart"], found["from_exact"]
+def _show_curves(show: Show, curves: dict[str, Any]) -> None:
+    apart, exact = curves["apart"], curves["from_exact"]
     ours = f"tinyft to the nearer one {apart['winograd']:.1e}, Winograd off {apart['direct']:.1e}"
     show(f"    PyTorch's layouts to each other {apart['pytorch']:.1e}; {ours}")
     ours = f"tinyft {exact['winograd']:.1e}, Winograd off {exact['direct']:.1e}"

@@ -79,10 +79,10 @@ def run(args: argparse.Namespace) -> int:
         files = [file for file in files if cell(file) not in table.done]
         say(f"{args.csv} has {counted(len(table.done), 'picture')}; {len(files):,} to go")
     args.working = True
-    found = predictions(learner, files, skip=skipped if skip else None)
+    answers = predictions(learner, files, skip=skipped if skip else None)
     only_a_table = args.csv and not args.sort_into and not args.json
     if only_a_table or not sys.stdout.isatty():  # else its own lines show how far it is
-        found = tracked(found, "predicting", len(files))
+        answers = tracked(answers, "predicting", len(files))
     outputs: list[Lines | Table | Folders] = []
     if not args.csv and not args.sort_into:
         outputs.append(Lines(learner.classes, args.top))
@@ -90,18 +90,18 @@ def run(args: argparse.Namespace) -> int:
         outputs.append(table)
     if args.sort_into:
         outputs.append(Folders(Path(args.sort_into), args.copy, say if args.json else result))
-    _write(found, outputs, learner.classes, args.json)
+    _write(answers, outputs, learner.classes, args.json)
     return 0
 
 
 def _write(
-    found: Iterator[Prediction], outputs: list[Lines | Table | Folders], classes: list[str],
+    answers: Iterator[Prediction], outputs: list[Lines | Table | Folders], classes: list[str],
     as_json: bool,
 ) -> None:  # fmt: skip
     """Give each prediction to every output as soon as it comes; nothing is held."""
     outputs = [each for each in outputs if not as_json or not isinstance(each, Lines)]
     opened = "["
-    for prediction in found:
+    for prediction in answers:
         for each in outputs:
             each.add(prediction)
         if as_json:
@@ -275,10 +275,10 @@ def pictures_of(path: Path) -> list[Path]:
 
     if not path.is_dir():
         return [path]
-    found = pictures_below(path, Scan())
-    if not found:
+    pictures = pictures_below(path, Scan())
+    if not pictures:
         raise RequestError(f"there are no pictures in {path}")
-    return found
+    return pictures
 
 
 def numbers(weights: Weights) -> list[str]:

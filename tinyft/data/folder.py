@@ -296,8 +296,8 @@ def _expect_regular(path: Path) -> None:
         raise DataError("not a regular file but a pipe, device or folder")
 
 
-def whole_picture(path: Path, *, exif_transpose: bool = True) -> np.ndarray:
-    """Decodes all of a file: (H, W, 3) uint8.
+def whole_picture(path: Path) -> np.ndarray:
+    """Decodes all of a file, turned as its EXIF data say: (H, W, 3) uint8.
 
     Raises:  DataError with the reason, without the file's name, for any that cannot be
     """
@@ -306,7 +306,7 @@ def whole_picture(path: Path, *, exif_transpose: bool = True) -> np.ndarray:
         with path.open("rb") as stream:
             check_header(stream)  # first: what is no picture may be larger than the memory
             stream.seek(0)
-            return decode(stream.read(), exif_transpose=exif_transpose)
+            return decode(stream.read())
     except OSError as error:
         raise DataError(f"cannot be opened: {error.strerror}") from None
     except MemoryError:

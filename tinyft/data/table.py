@@ -93,7 +93,7 @@ class ImageTable(ImageFolder):
         parts = self._by_part(rows)
         self._group_of = {pictures[row.file]: row.group for row in rows if row.group}
         if len(parts) > 1:
-            _expect_apart([row for part in parts.values() for row in part], parts)
+            _expect_apart(parts)
         return {
             split: _by_class((row.label, pictures[row.file]) for row in part)
             for split, part in parts.items()
@@ -211,7 +211,7 @@ def _by_class(labelled: Iterator[tuple[str, Path]]) -> ByClass:
     return pictures
 
 
-def _expect_apart(rows: list[Row], parts: dict[str, list[Row]]) -> None:
+def _expect_apart(parts: dict[str, list[Row]]) -> None:
     """Raises: DataError for a group on both sides of the split"""
     sides = [{row.group for row in part if row.group} for part in parts.values()]
     if both := sorted(set.intersection(*sides)):

@@ -125,14 +125,14 @@ class Server(ThreadingHTTPServer):
         with backends.use(learner.device):
             maps = backends.place(maps, learner.device)
             heat = heat_maps(self.network, maps, order[:1])[0]
-        found = service.known.judge(features)[0] if service.known else {}
+        likeness = service.known.judge(features)[0] if service.known else {}
         return {
             "classes": [[learner.classes[i], float(probabilities[i])] for i in order],
             "picture": data_uri(pixels, lossless=False),
             "evidence": data_uri(overlay(pixels, heat), lossless=False),
-            "unlike": found.get("unlike"),
-            "similarity": found.get("similarity"),
-            "nearest": [[name, self.thumbnail(name)] for name in found.get("nearest", ())],
+            "unlike": likeness.get("unlike"),
+            "similarity": likeness.get("similarity"),
+            "nearest": [[name, self.thumbnail(name)] for name in likeness.get("nearest", ())],
         }
 
     def _thumbnail(self, name: str) -> str | None:
@@ -186,13 +186,13 @@ class Visit(BaseHTTPRequestHandler):
 
     def _answer(self, data: bytes) -> None:
         try:
-            found = self.server.answer(data)
+            reply = self.server.answer(data)
         except DataError as error:
             self._refuse(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
         except (TinyftError, MemoryError) as error:
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, str(error) or type(error).__name__)
         else:
-            self._send(HTTPStatus.OK, json.dumps(found), "application/json")
+            self._send(HTTPStatus.OK, json.dumps(reply), "application/json")
 
     def _is_ours(self) -> bool:
         """Say if our page asks, under a name of this machine; else refuse."""

@@ -172,11 +172,11 @@ def feature_shape(model: Module, side: int) -> tuple[int, ...] | None:
         body, head = halves(model)
     except ValueError:
         return None
-    found: list[Tensor] = []
+    features: list[Tensor] = []
 
     def one_by_one(x: Tensor) -> Tensor:
-        found[:] = [body(x)]
-        return head(*found)
+        features[:] = [body(x)]
+        return head(*features)
 
     whole = forward_nodes(model, (side, side, 3))
     try:
@@ -184,7 +184,7 @@ def feature_shape(model: Module, side: int) -> tuple[int, ...] | None:
     except Exception:
         return None
     same = [[(node.op, node.layer, node.output_shape) for node in n] for n in (whole, parts)]
-    return found[0].shape[1:] if same[0] == same[1] else None
+    return features[0].shape[1:] if same[0] == same[1] else None
 
 
 def _flops(node: Node) -> int:

@@ -44,8 +44,8 @@ def open_device(number: int) -> Gpu:
     _check_driver(cupy, wheels)
     names = _names(cupy)
     if number >= len(names):
-        found = ", ".join(f"{gpu} ({name})" for gpu, name in names.items())
-        raise DeviceError(f"gpu:{number} does not exist; this machine has {found}{_hidden()}")
+        present = ", ".join(f"{gpu} ({name})" for gpu, name in names.items())
+        raise DeviceError(f"gpu:{number} does not exist; this machine has {present}{_hidden()}")
     gpu = f"gpu:{number} ({names[f'gpu:{number}']})"
     digits = str(cupy.cuda.Device(number).compute_capability)
     capability = f"{digits[:-1]}.{digits[-1]}"
@@ -60,8 +60,8 @@ def open_device(number: int) -> Gpu:
 
 def cupy_wheels() -> list[str]:
     """The installed packages that bring CuPy, as `cupy-cuda13x`."""
-    found = {d.metadata["Name"] or "" for d in importlib.metadata.distributions()}
-    return sorted(name for name in found if re.fullmatch(r"cupy(-cuda\d+x)?", name))
+    installed = {d.metadata["Name"] or "" for d in importlib.metadata.distributions()}
+    return sorted(name for name in installed if re.fullmatch(r"cupy(-cuda\d+x)?", name))
 
 
 def _import_cupy(wheels: list[str]) -> ModuleType:
@@ -122,17 +122,17 @@ def _names(cupy: ModuleType) -> dict[str, str]:
     runtime = cupy.cuda.runtime
     try:
         count = runtime.getDeviceCount()
-        found = [runtime.getDeviceProperties(number)["name"] for number in range(count)]
+        gpus = [runtime.getDeviceProperties(number)["name"] for number in range(count)]
     except Exception as error:  # CuPy's own class, which exists only where CuPy does
         if getattr(error, "status", None) != NO_DEVICE:
             raise DeviceError(
                 f"the CUDA driver does not work ({_first_line(error)}); see what nvidia-smi says, "
                 "or use device='cpu'"
             ) from error
-        found = []
-    if not found:
+        gpus = []
+    if not gpus:
         raise DeviceError(f"the CUDA driver finds no GPU{_hidden()}; use device='cpu'")
-    return {f"gpu:{number}": name.decode() for number, name in enumerate(found)}
+    return {f"gpu:{number}": name.decode() for number, name in enumerate(gpus)}
 
 
 def _hidden() -> str:

@@ -47,8 +47,8 @@ def read_description(run: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
-    if found := mistake(description, DESCRIPTION, "it"):
-        raise RunError(f"{path} is damaged: {found}")
+    if wrong := mistake(description, DESCRIPTION, "it"):
+        raise RunError(f"{path} is damaged: {wrong}")
     return description
 
 
@@ -69,8 +69,8 @@ def read_checkpoint(
 
     arrays, _, texts = read_arrays(path, CHECKPOINT)
     values = parsed(texts.get("state"))
-    if found := mistake(values, STATE, "its state"):
-        raise RunError(found)
+    if wrong := mistake(values, STATE, "its state"):
+        raise RunError(wrong)
     if values["run"] != description["id"]:
         raise RunError(f"its run is {values['run']}, this one {description['id']}")
     begun = values["step"] > description["first_step"]
@@ -94,8 +94,8 @@ def checkpoints(run: Path) -> dict[int, Path]:
     Raises: OSError if the system does not list them; `glob` would find none
     """
     folder = run / "checkpoints"
-    found = [folder / name for name in os.listdir(folder)] if folder.exists() else []
-    names = (file for file in found if file.suffix == ".h5" and file.stem.isdecimal())
+    files = [folder / name for name in os.listdir(folder)] if folder.exists() else []
+    names = (file for file in files if file.suffix == ".h5" and file.stem.isdecimal())
     return dict(sorted((int(file.stem), file) for file in names))
 
 
@@ -305,8 +305,8 @@ def _mistake_in_names(value: Any, kinds: dict, where: str) -> str:
     for name in value if free else kinds:
         kind = free or kinds[name]
         if name in value:
-            if found := mistake(value[name], kind, f"{where}: {name}"):
-                return found
+            if wrong := mistake(value[name], kind, f"{where}: {name}"):
+                return wrong
         elif not isinstance(kind, IfThere):
             return f"{where} has no {name}"
     return ""
@@ -318,8 +318,8 @@ def _mistake_in_list(value: Any, kinds: list | tuple, where: str) -> str:
     if isinstance(kinds, tuple) and len(value) != len(kinds):
         return _other(value, f"a list of {len(kinds)}", where)
     each = zip(value, kinds if isinstance(kinds, tuple) else kinds * len(value), strict=True)
-    found = (mistake(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(each))
-    return next(filter(None, found), "")
+    mistakes = (mistake(v, kind, f"{where}[{i}]") for i, (v, kind) in enumerate(each))
+    return next(filter(None, mistakes), "")
 
 
 def _other(value: Any, words: str, where: str) -> str:

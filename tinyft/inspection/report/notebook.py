@@ -54,8 +54,8 @@ def _tensor(tensor: Tensor) -> str:
     return f"<b>{escape(facts(tensor))}</b><pre>{escape(tensor.data)}</pre>"
 
 
-def _summary(found: Summary) -> str:
-    return f"{table(COLUMNS, found.cells())}<p>{escape(found.total)}</p>"
+def _summary(shown: Summary) -> str:
+    return f"{table(COLUMNS, shown.cells())}<p>{escape(shown.total)}</p>"
 
 
 def _module(module: Module) -> str:
@@ -99,27 +99,27 @@ def _learner(learner: Training) -> str:
     return f"<b>{escape(learner)}</b>{_description(describe(learner))}"
 
 
-def _description(found: Description) -> str:
-    return table(LAYER_COLUMNS, list(map(astuple, found.lines)))
+def _description(description: Description) -> str:
+    return table(LAYER_COLUMNS, list(map(astuple, description.lines)))
 
 
-def _rates(found: LrFinding) -> str:
+def _rates(finding: LrFinding) -> str:
     """The curve up to where it stopped, and the rates that the rules read from it."""
-    x = np.log10(found.lrs)
-    lines = [Line("loss", x, found.losses, thin=True), Line("loss", x, found.smooth_losses)]
-    borders = sorted((float(np.log10(s.lr)), rule) for rule, s in found.suggestions.items())
+    x = np.log10(finding.lrs)
+    lines = [Line("loss", x, finding.losses, thin=True), Line("loss", x, finding.smooth_losses)]
+    borders = sorted((float(np.log10(s.lr)), rule) for rule, s in finding.suggestions.items())
     chart = line_chart(
         "Loss, by learning rate", lines, borders=borders, x_label="log10 of the rate"
     )
-    return f"{chart}<pre>{escape(found)}</pre>"
+    return f"{chart}<pre>{escape(finding)}</pre>"
 
 
-def _prediction(found: Prediction) -> str:
+def _prediction(prediction: Prediction) -> str:
     """Its picture, if that is a file, and what it might be."""
-    unlike = ", unlike anything it learned from" if found.unlike else ""
-    said = f"{found.label}, {100 * found.probability:.1f} %{unlike}"
+    unlike = ", unlike anything it learned from" if prediction.unlike else ""
+    said = f"{prediction.label}, {100 * prediction.probability:.1f} %{unlike}"
     with contextlib.suppress(TinyftError, OSError, ValueError):
-        shown = picture(whole_picture(Path(found.file)), said, width=160, lossless=False)
+        shown = picture(whole_picture(Path(prediction.file)), said, width=160, lossless=False)
         said = f"{shown}<br>{escape(said)}"
     return f"<p>{said}</p>"
 

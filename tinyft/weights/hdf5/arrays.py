@@ -69,10 +69,10 @@ class ArrayFile:
         Raises: WeightsError if the file has changed since it was written.
         """
         arrays = {name: lazy.read() for name, lazy in self.arrays.items()}
-        found, stored = content_sha256(arrays), self.attributes.get(_HASH)
-        if found != stored:
+        computed, stored = content_sha256(arrays), self.attributes.get(_HASH)
+        if computed != stored:
             raise WeightsError(
-                f"{self.path}: the arrays' sha256 is {found}, the file says {stored}; it is "
+                f"{self.path}: the arrays' sha256 is {computed}, the file says {stored}; it is "
                 f"damaged or was edited; get it again"
             )
         return arrays
@@ -264,9 +264,9 @@ def _dotted(path: str) -> str:
 
 
 def _check_format(path: object, expected: str, attributes: Mapping[str, object]) -> None:
-    found, version = attributes.get("format"), attributes.get("format_version")
-    if found != expected:
-        raise WeightsError(f"{path}: the format is {found!r:.80}, expected {expected!r}")
+    kind, version = attributes.get("format"), attributes.get("format_version")
+    if kind != expected:
+        raise WeightsError(f"{path}: the format is {kind!r:.80}, expected {expected!r}")
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         writer = attributes.get("created_by", "unknown")
         raise WeightsError(
@@ -280,11 +280,11 @@ def _check_whole(path: object, attributes: dict[str, object], texts: dict[str, T
     stored = attributes.get(_WHOLE_HASH)
     if stored is None and attributes["format_version"] == 1:
         return
-    found = _all_sha256(attributes, texts)
-    if found != stored:
+    computed = _all_sha256(attributes, texts)
+    if computed != stored:
         raise WeightsError(
-            f"{path}: the sha256 of its attributes and texts is {found}, the file says {stored}; "
-            f"it is damaged or was edited; get it again"
+            f"{path}: the sha256 of its attributes and texts is {computed}, the file says "
+            f"{stored}; it is damaged or was edited; get it again"
         )
 
 
