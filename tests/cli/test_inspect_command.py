@@ -136,7 +136,8 @@ def test_a_changed_activation_moves_losses_and_probabilities(tinyft, trained):
 
 
 @pytest.mark.parametrize(
-    "change", ["layer1", "layer1:ablate:x", "layer1:ablate:1,2", "a:clamp:1", "a:b:0"]
+    "change",
+    ["layer1", "layer1:ablate:x", "layer1:ablate:1,2", "a:clamp:1", "a:clamp:1,0", "a:b:0"],
 )
 def test_a_change_that_says_nothing(tinyft, trained, change):
     done = tinyft("inspect", trained, "--step", 0, "--change", change)

@@ -101,3 +101,8 @@ def test_what_is_not_there(change, said):
     with pytest.raises(ValueError, match=said), changing(learner.model, change):
         learner.model(learner.input(pictures()[0][:2]))
     assert not any("forward" in vars(module) for _, module in learner.model.named_modules())
+
+
+def test_a_change_of_no_network_is_refused():
+    with pytest.raises(ValueError, match=r"ft\.trace\(model, change"), ft.trace(change=CHANGES):
+        pass

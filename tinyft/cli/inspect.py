@@ -162,7 +162,7 @@ def changes_of(asked: list[str]) -> dict[str, Change]:
     """What --change asks for, by layer. Raises: RequestError"""
     from tinyft.inspection.trace import activations
 
-    found: dict[str, Change] = {}
+    changes: dict[str, Change] = {}
     for text in asked:
         try:
             layer, kind, numbers = text.split(":")
@@ -170,9 +170,9 @@ def changes_of(asked: list[str]) -> dict[str, Change]:
             change = getattr(activations, kind)(*map(number, numbers.split(",")))
         except (ValueError, KeyError, TypeError):
             raise RequestError(f"--change {text}: expected {CHANGES}") from None
-        if found.setdefault(layer, change) is not change:
+        if changes.setdefault(layer, change) is not change:
             raise RequestError(f"--change {text}: {layer} has a change already")
-    return found
+    return changes
 
 
 def changed_looks(moment: Moment, change: dict[str, Change]) -> tuple[list[str], dict[str, Any]]:

@@ -29,13 +29,17 @@ def ablate(channel: int) -> Change:
 
 
 def clamp(low: float, high: float) -> Change:
-    """Put `low` and `high` in place of what lies beyond them; there no gradient passes."""
+    """Put `low` and `high` in place of what lies beyond them; there no gradient passes.
+
+    Raises: ValueError unless low is at most high
+    """
+    if not low <= high:
+        raise ValueError(f"clamp: low should be at most high; got {low} and {high}")
     return lambda x: -maximum(-maximum(x, as_tensor(low, x)), as_tensor(-high, x))
 
 
 def swap(channel: int, other: int) -> Change:
     """Put two channels in each other's place. Raises: as `ablate`"""
-
     places = {channel: other, other: channel}
     return lambda x: x[..., [places.get(c, c) for c in _channels(x, *places).tolist()]]
 

@@ -68,11 +68,14 @@ def trace(
     their kernels are compared with the reference's, three entries of their gradients with finite
     differences; both take a while. `change` puts something else in place of layers' outputs, by the
     name that they have in `model`: see activations.py.
+    Raises: ValueError for a `change` without the `model` that has the layers
     """
+    if change and model is None:
+        raise ValueError("a change is of a network's layers: ft.trace(model, change=...)")
     recorder = _Recorder(model, frozenset(open))
     begin = time.perf_counter()
     try:
-        changed = changing(model, change) if change else contextlib.nullcontext()
+        changed = changing(model, change) if model else contextlib.nullcontext()
         with changed, observe(recorder), recorder.watch.watching():
             yield recorder.trace
     finally:
