@@ -11,8 +11,8 @@ Three questions about each call say what backward costs and whom it reaches:
     weight     Does backward compute the gradient of its weights?
     passes     Does backward compute the gradient of what the call took in, and so walk on?
 
-Write `walk`. Then answer by looking at what it says: why does a frozen layer cost nearly as much as
-one that trains if something before it trains, and nothing if not? (The last hint answers.)
+Write `walk`. Then answer by looking at what it says: why does a frozen layer save half of its way
+back if something before it trains, and all of it if not? (The last hint answers.)
 """
 
 # bn="fastai": in a frozen body the scales and shifts of the batch norms train.

@@ -111,6 +111,24 @@ def test_there_is_a_solution_for_each_and_pages_name_those_that_exist():
         assert {*named} <= {*ALL}, page
 
 
+def test_what_hints_point_to_is_there():
+    root = Path(__file__).parents[2]
+    glossary, derivations = (
+        (root / "docs" / f"{page}.md").read_text() for page in ("glossary", "derivations")
+    )
+    pointed = 0
+    for text in (" ".join(exercise.hints) for exercise in ALL.values()):
+        terms = re.findall(r"`([a-z][a-z ]+)`", text.partition("docs/glossary.md")[2])
+        assert all(f"### {term.capitalize()}\n" in glossary for term in terms), terms
+        sections = re.findall(r"docs/derivations\.md, (\d)", text)
+        assert all(f"\n## {number}. " in derivations for number in sections), sections
+        for file, name in re.findall(r"(tinyft/[\w/]+\.py)(?:: (\w+))?", text):
+            assert f"def {name}" in (root / file).read_text(), (file, name)
+            pointed += 1
+        pointed += len(terms) + len(sections)
+    assert pointed > 15
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_an_exercise_asks_for_something_and_can_be_solved(name, tmp_path):
     exercise = ALL[name]
