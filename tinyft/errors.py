@@ -33,7 +33,9 @@ class TinyftError(Exception):
     """
 
     def __init__(self, message: str = "", *, remedy: str = "", **arguments: Any):
-        self.message, self.remedy, self.arguments = message, remedy, arguments
+        self.message = message
+        self.remedy = remedy
+        self.arguments: dict[str, Any] = arguments
         super().__init__(self.spelled(lambda name, value: f"{name}={value!r}"))
 
     def spelled(self, argument: Callable[[str, Any], str]) -> str:

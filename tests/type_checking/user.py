@@ -1,7 +1,9 @@
 """A script as somebody may write it who uses tinyft: type checkers find its marked mistakes alone.
 
-It is read by test_type_checking.py, and never run.
+It is read by test_type_checking.py, in the strictest mode of both, and never run.
 """
+
+# pyright: strict
 
 from collections.abc import Callable
 from typing import assert_type

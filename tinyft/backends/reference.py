@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import accumulate, product
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy import ndarray as Array
@@ -49,6 +50,9 @@ def taps(kernel: tuple[int, int], stride: int, out: tuple[int, int]) -> Iterator
         yield r, s, (slice(None), rows, columns)
 
 
+Batch = TypeVar("Batch")  # anything with `images`
+
+
 class Backend:
     """The kernels. Fast backends inherit from this class and override what they do better.
 
@@ -56,7 +60,8 @@ class Backend:
     may be read, where reading means to wait for the device.
     """
 
-    name, device = "reference", "cpu"
+    name: str = "reference"
+    device: str = "cpu"
     steps_between_reads = 1
     precision: str | None = None  # of convolutions, where there is a choice
 
@@ -70,11 +75,11 @@ class Backend:
         """An array of this backend as one of main memory, in the same order of memory."""
         return x
 
-    def uploads(self, batches: Iterator) -> Iterator:
+    def uploads(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches, with `images` where the kernels read them, sent ahead of their use."""
         return batches
 
-    def current(self) -> AbstractContextManager:
+    def current(self) -> AbstractContextManager[object]:
         """Within this block, operators on this backend's arrays work."""
         return nullcontext()
 
@@ -435,7 +440,7 @@ class Backend:
         """NumPy's function of that name, element by element: exp, log, sqrt, tanh, maximum."""
         return np.asarray(getattr(np, function)(*x))
 
-    def add_at(self, shape: tuple[int, ...], at: tuple, values: Array) -> Array:
+    def add_at(self, shape: tuple[int, ...], at: tuple[Any, ...], values: Array) -> Array:
         """Zeros with values added at `[at]`, as often as a place occurs there."""
         out = np.zeros(shape, values.dtype)
         np.add.at(out, at, values)

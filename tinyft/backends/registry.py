@@ -178,7 +178,7 @@ def assign(target: Array, values: Array) -> None:
     target[...] = place_like(values, target)
 
 
-def deferred_updates(array: Array | None) -> contextlib.AbstractContextManager:
+def deferred_updates(array: Array | None) -> contextlib.AbstractContextManager[object]:
     """Within this block the device of `array` may put optimizer steps off to its end, and make them
     in one launch. Main memory has no use for that.
     """

@@ -63,7 +63,7 @@ class ImageFolder(PictureData):
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         *,
         size: int | None = None,
         batch_size: int = 16,  # differs from fastai: 64
@@ -77,13 +77,13 @@ class ImageFolder(PictureData):
         workers: int | None = None,
         cache_bytes: int | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         fits = isinstance(valid_fraction, Real) and 0 < valid_fraction <= 1
         if not fits:
             raise DataError(f"valid_fraction must be above 0 and at most 1; got {valid_fraction!r}")
         if on_error not in ("raise", "skip"):
             raise DataError(f"on_error must be 'raise' or 'skip'; got {on_error!r}")
-        self.valid_fraction = float(valid_fraction)
+        self.valid_fraction: float = float(valid_fraction)
         self.on_error = on_error
         self.skipped: dict[str, str] = {}
         self._given_classes = None if classes is None else checked_classes(classes)
@@ -106,7 +106,7 @@ class ImageFolder(PictureData):
             cache_bytes=cache_bytes,
         )
         self._warn_of_copies()
-        self.notices = self._found + self.notices
+        self.notices: list[str] = self._found + self.notices
 
     def files(self, split: str) -> list[str]:
         """Names paths relative to the folder, with forward slashes, undecodable bytes spelt out."""
@@ -116,7 +116,7 @@ class ImageFolder(PictureData):
         """Returns the path of one picture."""
         return self._paths[split][index]
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """Returns what builds the same data again, and the files that were skipped."""
         return {**super().describe(), "skipped": self.skipped}
 
@@ -228,7 +228,9 @@ class MovedPictures(ImageFolder):
     Raises:  DataError naming the pictures that are not there, or no longer have their bytes
     """
 
-    def __init__(self, path: str | os.PathLike, lines: Sequence[Sequence[str]], **options: Any):
+    def __init__(
+        self, path: str | os.PathLike[str], lines: Sequence[Sequence[str]], **options: Any
+    ) -> None:
         self._lines = lines
         super().__init__(path, **options)
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -84,20 +84,23 @@ class PictureData(Displayed):
 
         Raises:  DataError for an option out of range or data that cannot be trained on
         """
-        self.classes = checked_classes(classes)
+        self.classes: list[str] = checked_classes(classes)
         self.labels = labels
-        self.size = checked_int("size", size, SMALLEST_SIDE) if size is not None else None
-        self.seed = checked_int("seed", seed, 0)
-        self.shuffle = bool(shuffle)
-        self.augment = _checked_augment(augment)
-        self.exif_transpose = bool(exif_transpose)
-        self.workers = checked_int("workers", default_workers() if workers is None else workers, 0)
+        if size is not None:
+            size = checked_int("size", size, SMALLEST_SIDE)
+        self.size = size
+        self.seed: int = checked_int("seed", seed, 0)
+        self.shuffle: bool = bool(shuffle)
+        self.augment: str | None = _checked_augment(augment)
+        self.exif_transpose: bool = bool(exif_transpose)
+        workers = default_workers() if workers is None else workers
+        self.workers: int = checked_int("workers", workers, 0)
         budget = default_budget() if cache_bytes is None else cache_bytes
-        self.cache = PictureCache(checked_int("cache_bytes", budget, 0))
+        self.cache: PictureCache = PictureCache(checked_int("cache_bytes", budget, 0))
         self._whole_at: Preprocess | None = None  # see `expect_whole`
         self.notices: list[str] = []
-        self.requested_batch_size = checked_int("batch_size", batch_size, 1)
-        self.batch_size = self.requested_batch_size
+        self.requested_batch_size: int = checked_int("batch_size", batch_size, 1)
+        self.batch_size: int = self.requested_batch_size
         # differs from fastai, whose epoch of fewer pictures than a batch has no step
         if 0 < self.n_train < self.batch_size:
             self.notices.append(
@@ -151,7 +154,7 @@ class PictureData(Displayed):
         """Names the pictures of "train" or "valid", in the order of their ids."""
         raise NotImplementedError
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """Returns what builds the same data again, as JSON: `kind`, its `arguments`, and counts."""
         return {
             "kind": self.kind,

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from tinyft.weights.preprocess import Preprocess
 
-Source: TypeAlias = "bytes | str | os.PathLike | np.ndarray | Picture"
+Source: TypeAlias = "bytes | str | os.PathLike[str] | np.ndarray | Picture"
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 # ISO/IEC 23008-12: the brands of HEIC files, as phones write them; Pillow does not read these.
@@ -133,7 +133,7 @@ def shown(picture: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     return centre_crop(picture, preprocess.crop)
 
 
-def printable(path: str | os.PathLike) -> str:
+def printable(path: str | os.PathLike[str]) -> str:
     """Spells out a path's undecodable bytes, so that any terminal and file can hold it; an address,
     of which pathlib takes a slash, is as it was.
     """

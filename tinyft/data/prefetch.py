@@ -42,7 +42,7 @@ class PictureCache:
         self._changing = False
         self._forget_all()
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type[PictureCache], tuple[int]]:
         """Gives whoever copies its owner, by copy.deepcopy or pickle, an empty one."""
         return PictureCache, (self.budget,)
 
@@ -84,7 +84,7 @@ class PictureCache:
                 self._changing = False
 
     def _forget_all(self) -> None:
-        self.used = 0
+        self.used: int = 0
         self._settings: dict[str, Hashable] = {}  # of each part
         self._pictures: dict[tuple[str, int], np.ndarray] = {}
 

@@ -166,7 +166,7 @@ class Scan:
 
     pictures: ByClass = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)  # classes without a picture
-    skipped: Counter = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
     loose: list[str] = field(default_factory=list)  # pictures in no class folder, of the skipped
 
     def __str__(self) -> str:

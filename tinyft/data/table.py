@@ -61,15 +61,15 @@ class ImageTable(ImageFolder):
 
     def __init__(
         self,
-        path: str | os.PathLike,
-        labels: str | os.PathLike | None = None,
+        path: str | os.PathLike[str],
+        labels: str | os.PathLike[str] | None = None,
         *,
         label_regex: str | None = None,
         **options: Any,
     ) -> None:
         if (labels is None) == (label_regex is None):
             raise DataError("give a table of labels, or a label_regex for the names of pictures")
-        self.table = None if labels is None else Path(labels)
+        self.table: Path | None = None if labels is None else Path(labels)
         self.label_regex = label_regex
         super().__init__(path, **options)
 

@@ -77,23 +77,23 @@ class Node:
 
     __slots__ = ("backward", "call", "inputs", "layer", "number", "op", "output_shape", "shapes")
 
-    numbers = itertools.count()
+    numbers: Iterator[int] = itertools.count()
 
     def __init__(self, op: str, inputs: list[Recorded], backward: Backward | None, out: Array):
         # It grows along every edge: sorting by it is a topological order.
-        self.number = next(Node.numbers)
-        self.op = op
-        self.layer = ".".join(_state.layers)
+        self.number: int = next(Node.numbers)
+        self.op: str = op
+        self.layer: str = ".".join(_state.layers)
         self.inputs: list[Node | Recorded | None] = []
         self.shapes: list[tuple[int, ...]] = []
         for x in inputs:
             self.inputs.append((x.node or x) if x.requires_grad else None)
             self.shapes.append(x.shape)
-        self.backward = backward
-        self.output_shape = out.shape
+        self.backward: Backward | None = backward
+        self.output_shape: tuple[int, ...] = out.shape
         self.call: Call | None = None
 
-    def __deepcopy__(self, memo: dict) -> Node:
+    def __deepcopy__(self, memo: dict[int, object]) -> Node:
         """Itself: what happened is not done again for a copy of its result."""
         return self
 
@@ -109,7 +109,7 @@ class Call(NamedTuple):
     """
 
     function: Callable[..., Any]
-    args: tuple
+    args: tuple[Any, ...]
     options: dict[str, Any]
     inputs: list[Recorded]
     out: Recorded

@@ -26,7 +26,7 @@ from tinyft.engine.primitives import (
     sum,
     transpose,
 )  # fmt: skip
-from tinyft.engine.tape import Backward, Made, P, Recorded, run_backward
+from tinyft.engine.tape import Backward, Made, Node, P, Recorded, run_backward
 from tinyft.errors import ShapeError, TinyftError
 
 _SMALL = 100  # numbers: the values of a larger one, even shortened by NumPy, would fill a screen
@@ -64,10 +64,10 @@ class Tensor(Recorded, Displayed):
         if requires_grad and array.dtype.kind != "f":
             raise TypeError(f"only float tensors have gradients; got {array.dtype}")
         self.data = array
-        self.grad = None
+        self.grad: Array | None = None
         self.requires_grad = requires_grad
         self.name = name
-        self.node = None
+        self.node: Node | None = None
 
     def item(self) -> float:
         """The only element, as a Python number."""

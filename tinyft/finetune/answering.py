@@ -72,26 +72,28 @@ class Answers:
         self.forget()
         self.start_again()
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type[Answers], tuple[()]]:
         """Gives whoever copies its owner, by copy.deepcopy or pickle, a new one."""
         return Answers, ()
 
     def start_again(self) -> None:
         """Nobody computes, nobody waits: also in a forked child, which has the parent's locks."""
-        self.process, self.computing = os.getpid(), 0  # the thread that computes
+        self.process: int = os.getpid()
+        self.computing: int = 0  # the thread that computes
         self.waiting: list[Request] = []
-        self.changed = threading.Condition()
+        self.changed: threading.Condition = threading.Condition()
         # one more than is worth it, for a signal handler that interrupts one of them
-        self.decoding = threading.BoundedSemaphore(default_workers() + 1)
+        most = default_workers() + 1
+        self.decoding: threading.BoundedSemaphore = threading.BoundedSemaphore(most)
 
     def forget(self) -> None:
         """Let go of the folded network, and of what is known of the training pictures: the weights
         are about to change, many times.
         """
-        self.kept: tuple[Any, FoldedNetwork] | None = None
+        self.kept: tuple[Any, FoldedNetwork[Module]] | None = None
         self.known: Known | None = None
 
-    def network(self, learner: Learner) -> FoldedNetwork:
+    def network(self, learner: Learner) -> FoldedNetwork[Module]:
         """The learner's network, folded for the backend in use: the same one until any parameter,
         buffer or setting of it has changed, which takes 3 ms to see in a ResNet-18.
         """

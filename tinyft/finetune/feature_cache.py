@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinyft import backends
-from tinyft.data.loader import Batch
+from tinyft.data.loader import Batch, PictureData
 from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
 from tinyft.nn.layer_table import feature_shape, halves
@@ -23,6 +23,7 @@ from tinyft.nn.layers import Dropout
 
 if TYPE_CHECKING:
     from tinyft.finetune.training import Training
+    from tinyft.weights.preprocess import Preprocess
 
 BUDGET = 1 << 30  # bytes; a body's output beyond that is computed anew each time
 
@@ -33,8 +34,10 @@ class FeatureCache:
     """
 
     def __init__(self, training: Training):
-        self.body, self.prepare = halves(training.model)[0], training.input
-        self.data, self.preprocess = training.own_data(), training.preprocess
+        self.body: Callable[[Tensor], Tensor] = halves(training.model)[0]
+        self.prepare: Callable[[np.ndarray], Tensor] = training.input
+        self.data: PictureData = training.own_data()
+        self.preprocess: Preprocess = training.preprocess
         self.kept: dict[int, np.ndarray] = {}
         self.validation: list[tuple[np.ndarray, np.ndarray]] = []
 

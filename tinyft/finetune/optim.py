@@ -23,12 +23,14 @@ class Optimizer:
     """The base of Adam and SGD: groups, state by parameter name, and the walk over both."""
 
     has_momentum = True  # or the schedule's momentum means nothing
-    default_weight_decay = 0.0  # fastai's; Adam has another
+    default_weight_decay: float = 0.0  # fastai's; Adam has another
     remembers: frozenset[str] | None = None  # of each parameter it visited; None: not told
     by_kernel = False  # True in a class whose update is one backend kernel, which measures itself
 
     def __init__(self, groups: Sequence[Group]):
-        self.groups = tuple(groups)  # the only list of them: a learner's `groups` are these
+        self.groups: tuple[Group, ...] = tuple(
+            groups
+        )  # the only list of them: a learner's `groups` are these
         self.state: dict[str, dict[str, Any]] = {}
         self.visited: frozenset[str] = frozenset()  # by the last step
 
@@ -88,14 +90,15 @@ class Adam(Optimizer):
     """
 
     by_kernel = True
-    default_weight_decay = 0.01
-    remembers = frozenset(("step", "average", "average_square"))
+    default_weight_decay: float = 0.01
+    remembers: frozenset[str] | None = frozenset(("step", "average", "average_square"))
 
     def __init__(
         self, groups: Sequence[Group], *, square_momentum: float = 0.99, eps: float = 1e-5
     ):
         super().__init__(groups)
-        self.square_momentum, self.eps = square_momentum, eps
+        self.square_momentum = square_momentum
+        self.eps = eps
 
     def update(self, name: str, parameter: Tensor, group: Group, weight_decay: float) -> None:
         backend = parameter.backend
@@ -137,8 +140,10 @@ class SGD(Optimizer):
 
     def __init__(self, groups: Sequence[Group], *, momentum: float = 0.0):
         super().__init__(groups)
-        self.has_momentum = momentum != 0
-        self.remembers = frozenset(("velocity",) if self.has_momentum else ())
+        self.has_momentum: bool = momentum != 0
+        self.remembers: frozenset[str] | None = frozenset(
+            ("velocity",) if self.has_momentum else ()
+        )
 
     def update(self, name: str, parameter: Tensor, group: Group, weight_decay: float) -> None:
         backend = parameter.backend

@@ -42,7 +42,7 @@ from tinyft.finetune.records import (
 )
 from tinyft.finetune.schedule import Phase, expect_number
 from tinyft.nn.layer_table import feature_shape, halves
-from tinyft.nn.layers import Dropout
+from tinyft.nn.layers import BatchNorm, Dropout
 from tinyft.nn.module import Module
 from tinyft.ops import cross_entropy
 from tinyft.weights.preprocess import Preprocess
@@ -103,24 +103,28 @@ class Training(Displayed):
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be float32 or float64; got {self.dtype}")
         self.model.astype(self.dtype)
-        self.optimizer = self.optimizer_class(layer_groups(self.model, grouping))
+        self.optimizer: Optimizer = self.optimizer_class(layer_groups(self.model, grouping))
         decay = self.optimizer.default_weight_decay if decay is None else decay
         expect_number("weight_decay", decay)
         expect_number("label_smoothing", self.label_smoothing, 1)
-        self.seed, self.weight_decay = int(self.seed), float(decay)
+        self.seed = int(self.seed)
+        self.weight_decay: float = float(decay)
         self.label_smoothing = float(self.label_smoothing)
         if self.class_weights is not None:
             self.class_weights = _class_weights(self)
         self.groups = self.optimizer.groups
-        self.dropouts = [m for _, m in self.model.named_modules() if isinstance(m, Dropout)]
+        modules = [module for _, module in self.model.named_modules()]
+        self.dropouts: list[Dropout] = [m for m in modules if isinstance(m, Dropout)]
         for layer, dropout in enumerate(self.dropouts, 1):  # each draws its own masks
             dropout.seed, dropout.layer = self.seed, layer
         self.updates: dict[str, UpdateSums] | None = None  # of the last step, if it was measured
         self.trained: frozenset[str] = frozenset()  # parameters that ever had a gradient
-        self.step = self.epoch = 0
-        self.smooth, self.losses = SmoothLoss(), Losses()
+        self.step: int = 0
+        self.epoch: int = 0
+        self.smooth: SmoothLoss = SmoothLoss()
+        self.losses: Losses = Losses()
         self.cache: Any = None  # of the phase in progress, if it keeps features: feature_cache.py
-        self.answers = Answers()
+        self.answers: Answers = Answers()
         self.phase_digests: dict[str, str] = {}
         self.history: list[StepRecord] = []
         self.validation: Evaluation | None = None  # the newest
@@ -165,8 +169,9 @@ class Training(Displayed):
         freeze_to(groups, [*rests, False].index(False), self.bn)
         for group in groups:
             group.weight_decay = self.weight_decay
-        self.batch_norms = [norm for group in groups for norm in group.batch_norms.values()]
-        self.measure = UpdateMeasure(groups)
+        norms = [norm for group in groups for norm in group.batch_norms.values()]
+        self.batch_norms: list[BatchNorm] = norms
+        self.measure: UpdateMeasure = UpdateMeasure(groups)
 
     def freeze_to(self, first_trainable: int, *, stale_gradients: bool = False) -> None:
         """Freeze the groups before this one (negative: from the end); the optimizer forgets all.
@@ -287,7 +292,9 @@ class Training(Displayed):
         smoothing, weights = self.label_smoothing, self.class_weights
         return cross_entropy(logits, labels, label_smoothing=smoothing, class_weights=weights)
 
-    def read_losses(self, statistics: Sequence[tuple] = ()) -> None:
+    def read_losses(
+        self, statistics: Sequence[tuple[BatchNorm, np.ndarray, np.ndarray]] = ()
+    ) -> None:
         """Read the losses that are still on the device.
 
         Raises: NonFiniteLossError for one that is NaN or infinite. A step that is only forward so

@@ -22,12 +22,12 @@ class FastaiHead(Module):
     def __init__(self, C: int, num_classes: int, *, dropout: float = 0.5, seed: int = 0):
         super().__init__()
         hidden = 512
-        self.bn1 = BatchNorm(2 * C)
-        self.dropout1 = Dropout(dropout / 2, seed=seed, layer=1)
-        self.linear1 = Linear(2 * C, hidden, bias=False)
-        self.bn2 = BatchNorm(hidden)
-        self.dropout2 = Dropout(dropout, seed=seed, layer=2)
-        self.linear2 = Linear(hidden, num_classes, bias=False)
+        self.bn1: BatchNorm = BatchNorm(2 * C)
+        self.dropout1: Dropout = Dropout(dropout / 2, seed=seed, layer=1)
+        self.linear1: Linear = Linear(2 * C, hidden, bias=False)
+        self.bn2: BatchNorm = BatchNorm(hidden)
+        self.dropout2: Dropout = Dropout(dropout, seed=seed, layer=2)
+        self.linear2: Linear = Linear(hidden, num_classes, bias=False)
         for norm in (self.bn1, self.bn2):
             norm.bias.data[...] = 0.001
         initialise_head(self, seed)
@@ -49,7 +49,7 @@ class LinearHead(Module):
 
     def __init__(self, C: int, num_classes: int, *, seed: int = 0):
         super().__init__()
-        self.linear = Linear(C, num_classes)
+        self.linear: Linear = Linear(C, num_classes)
         initialise_head(self, seed)
 
     def forward(self, x: Tensor) -> Tensor:

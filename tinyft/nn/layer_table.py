@@ -34,7 +34,7 @@ class SummaryRow:
 
     layer: str
     op: str
-    shape: tuple
+    shape: tuple[str | int, ...]
     flops: int
     moves: str
     parameters: int

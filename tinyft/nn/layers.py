@@ -36,9 +36,11 @@ class Conv2d(Module):
         self, C: int, F: int, kernel: int, *, stride: int = 1, padding: int = 0, bias: bool = False
     ):
         super().__init__()
-        self.stride, self.padding = stride, padding
-        self.weight = parameter(np.zeros((kernel, kernel, C, F), np.float32).transpose(3, 2, 0, 1))
-        self.bias = parameter(np.zeros(F, np.float32)) if bias else None
+        self.stride = stride
+        self.padding = padding
+        weight = np.zeros((kernel, kernel, C, F), np.float32).transpose(3, 2, 0, 1)
+        self.weight: Tensor = parameter(weight)
+        self.bias: Tensor | None = parameter(np.zeros(F, np.float32)) if bias else None
 
     def forward(self, x: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         window = {"stride": self.stride, "padding": self.padding}
@@ -50,8 +52,8 @@ class Linear(Module):
 
     def __init__(self, C: int, F: int, *, bias: bool = True):
         super().__init__()
-        self.weight = parameter(np.zeros((F, C), np.float32))
-        self.bias = parameter(np.zeros(F, np.float32)) if bias else None
+        self.weight: Tensor = parameter(np.zeros((F, C), np.float32))
+        self.bias: Tensor | None = parameter(np.zeros(F, np.float32)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight, self.bias)
@@ -68,16 +70,18 @@ class BatchNorm(Module):
     one normalises, as in PyTorch; `momentum` is the weight of the new value.
     """
 
-    buffer_names = ("running_mean", "running_var")
+    buffer_names: tuple[str, ...] = ("running_mean", "running_var")
 
     def __init__(self, C: int, *, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__()
-        self.eps, self.momentum = eps, momentum
-        self.statistics, self.updates = "batch", True
-        self.weight = parameter(np.ones(C, np.float32))
-        self.bias = parameter(np.zeros(C, np.float32))
-        self.running_mean = np.zeros(C, np.float32)
-        self.running_var = np.ones(C, np.float32)
+        self.eps = eps
+        self.momentum = momentum
+        self.statistics: str = "batch"
+        self.updates: bool = True
+        self.weight: Tensor = parameter(np.ones(C, np.float32))
+        self.bias: Tensor = parameter(np.zeros(C, np.float32))
+        self.running_mean: np.ndarray = np.zeros(C, np.float32)
+        self.running_var: np.ndarray = np.ones(C, np.float32)
 
     @property
     def statistics_move(self) -> bool:
@@ -117,7 +121,10 @@ class Dropout(Module):
         super().__init__()
         if not 0 <= probability < 1:
             raise ValueError(f"a dropout probability is at least 0 and below 1; got {probability}")
-        self.probability, self.seed, self.layer, self.step = probability, seed, layer, 0
+        self.probability = probability
+        self.seed = seed
+        self.layer = layer
+        self.step: int = 0
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.probability == 0:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -31,10 +32,10 @@ class BasicBlock(Module):
 
     def __init__(self, C: int, F: int, stride: int, shortcut: Module | None):
         super().__init__()
-        self.conv1 = Conv2d(C, F, 3, stride=stride, padding=1)
-        self.bn1 = BatchNorm(F)
-        self.conv2 = Conv2d(F, F, 3, padding=1)
-        self.bn2 = BatchNorm(F)
+        self.conv1: Conv2d = Conv2d(C, F, 3, stride=stride, padding=1)
+        self.bn1: BatchNorm = BatchNorm(F)
+        self.conv2: Conv2d = Conv2d(F, F, 3, padding=1)
+        self.bn2: BatchNorm = BatchNorm(F)
         self.downsample = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,12 +53,13 @@ class Bottleneck(Module):
 
     def __init__(self, C: int, F: int, stride: int, shortcut: Module | None):
         super().__init__()
-        self.conv1 = Conv2d(C, F, 1)
-        self.bn1 = BatchNorm(F)
-        self.conv2 = Conv2d(F, F, 3, stride=stride, padding=1)  # as torchvision: the stride is here
-        self.bn2 = BatchNorm(F)
-        self.conv3 = Conv2d(F, F * self.expansion, 1)
-        self.bn3 = BatchNorm(F * self.expansion)
+        self.conv1: Conv2d = Conv2d(C, F, 1)
+        self.bn1: BatchNorm = BatchNorm(F)
+        # as torchvision: the stride is here
+        self.conv2: Conv2d = Conv2d(F, F, 3, stride=stride, padding=1)
+        self.bn2: BatchNorm = BatchNorm(F)
+        self.conv3: Conv2d = Conv2d(F, F * self.expansion, 1)
+        self.bn3: BatchNorm = BatchNorm(F * self.expansion)
         self.downsample = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,12 +77,13 @@ class PadShortcut(Module):
     parameters.
     """
 
-    constant_names = ("selection",)
+    constant_names: tuple[str, ...] = ("selection",)
 
     def __init__(self, C: int, F: int, stride: int):
         super().__init__()
         self.stride = stride
-        self.selection = np.eye(F, C, k=-((F - C) // 2), dtype=np.float32).reshape(F, C, 1, 1)
+        chosen = np.eye(F, C, k=-((F - C) // 2), dtype=np.float32)
+        self.selection: np.ndarray = chosen.reshape(F, C, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = Tensor.wrap(self.selection.astype(x.dtype, copy=False))
@@ -114,12 +117,13 @@ class ResNet(Module):
 
     def __init__(self, architecture: Architecture, num_classes: int = 1000):
         super().__init__()
-        kernel, stride, self.has_pool = architecture.stem
-        self.input_shape = (architecture.side, architecture.side, 3)
+        kernel, stride, has_pool = architecture.stem
+        self.has_pool: bool = has_pool
+        self.input_shape: tuple[int, int, int] = (architecture.side, architecture.side, 3)
         F = architecture.widths[0]
-        self.conv1 = Conv2d(3, F, kernel, stride=stride, padding=kernel // 2)
-        self.bn1 = BatchNorm(F)
-        self.stages = []
+        self.conv1: Conv2d = Conv2d(3, F, kernel, stride=stride, padding=kernel // 2)
+        self.bn1: BatchNorm = BatchNorm(F)
+        self.stages: list[str] = []
         for i, depth in enumerate(architecture.depths):
             name, width = f"layer{i + 1}", architecture.widths[i]
             stage = self._stage(architecture, F, width, depth, stride=1 if i == 0 else 2)
@@ -221,7 +225,13 @@ def expect_architecture(arch: str) -> None:
         raise ValueError(f"architecture must be one of {known}; got {arch!r}{meant}")
 
 
-def _builder(arch: str) -> Callable[..., ResNet]:
+class Builder(Protocol):
+    """A function that builds one of the networks."""
+
+    def __call__(self, num_classes: int | None = None, seed: int | None = 0) -> ResNet: ...
+
+
+def _builder(arch: str) -> Builder:
     def make(num_classes: int | None = None, seed: int | None = 0) -> ResNet:
         return build(arch, num_classes, seed)
 
@@ -230,9 +240,13 @@ def _builder(arch: str) -> Callable[..., ResNet]:
     return make
 
 
-resnet18, resnet34, resnet50, resnet101, resnet152 = map(
-    _builder, ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-)
-cifar_resnet20, cifar_resnet32, cifar_resnet44, cifar_resnet56, cifar_resnet110 = map(
-    _builder, [arch for arch in ARCHITECTURES if arch.startswith("cifar")]
-)
+resnet18: Builder = _builder("resnet18")
+resnet34: Builder = _builder("resnet34")
+resnet50: Builder = _builder("resnet50")
+resnet101: Builder = _builder("resnet101")
+resnet152: Builder = _builder("resnet152")
+cifar_resnet20: Builder = _builder("cifar_resnet20")
+cifar_resnet32: Builder = _builder("cifar_resnet32")
+cifar_resnet44: Builder = _builder("cifar_resnet44")
+cifar_resnet56: Builder = _builder("cifar_resnet56")
+cifar_resnet110: Builder = _builder("cifar_resnet110")

@@ -260,7 +260,11 @@ class Spread(NamedTuple):
     largest: float
 
 
-def rounding_spread(run: Callable[[dict], list[Array]], arrays: dict, fixed: tuple) -> list[Spread]:
+def rounding_spread(
+    run: Callable[[dict[str, Array]], list[Array]],
+    arrays: dict[str, Array],
+    fixed: tuple[str, ...],
+) -> list[Spread]:
     """Measure how far each result moves if the inputs are off by one float32 rounding.
 
     `run` computes in float64; arrays named in `fixed`, and integers, are not varied.

@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from tinyft.finetune.learner import Learner
     from tinyft.finetune.plan import Plan
     from tinyft.finetune.records import StepRecord
+    from tinyft.nn.layers import BatchNorm
 
 
 class Ledger(Displayed):
@@ -85,7 +86,7 @@ class Ledger(Displayed):
 
     def __init__(self, run: str | os.PathLike[str] | None = None):
         """`run`: the run's folder; left out, it is the `out` of the call that it observes."""
-        self.folder = None if run is None else Path(run)
+        self.folder: Path | None = None if run is None else Path(run)
         self.file: LedgerFile | None = None
 
     @staticmethod
@@ -111,13 +112,13 @@ class Ledger(Displayed):
     def begin(self, learner: Learner, plan: Plan) -> None:
         """Look at the network before the first step. The file is made by the first step."""
         folder = self.folder or learner.run_folder
-        self.path = None if folder is None else Path(folder) / FILE_NAME
+        self.path: Path | None = None if folder is None else Path(folder) / FILE_NAME
         self.file = None
-        self.phases = [phase.name for phase in plan.phases]
-        self.batch_norms = [norm for g in learner.groups for norm in g.batch_norms.values()]
+        self.phases: list[str] = [phase.name for phase in plan.phases]
+        self.batch_norms: list[BatchNorm] = learner.batch_norms
         self.epoch_start: Before | None = snapshot(learner.model)
         self.phase_start: Before | None = self.epoch_start
-        self.statistics_at_start = self._statistics()
+        self.statistics_at_start: np.ndarray = self._statistics()
         self.epoch_rows: list[tuple[np.ndarray, np.ndarray]] = []  # groups, layers: of each step
         self.evidence: Any = False  # of why tensors moved in the phase, from epochs that ended
 
@@ -204,7 +205,7 @@ class Ledger(Displayed):
 
     def _open(self, learner: Learner, record: StepRecord) -> LedgerFile:
         """A new file; where a run goes on, with the records of the steps before this one."""
-        self.description = description_of(learner, self.phases)
+        self.description: dict[str, Any] = description_of(learner, self.phases)
         kept = self._kept(record.step)
         file = LedgerFile(self.path, layout, self.description, kept)
         if kept:
