@@ -29,7 +29,7 @@ PARTS = {
     "The source": ["docs/architecture", "docs/reading", "docs/deviations", "docs/api",
                    "docs/names", "tinyft/backends/cpu/README", "CONTRIBUTING"],
 }  # fmt: skip
-LINK = re.compile(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\]\(([^()#:\s]+)(#[^)\s]*)?\)")  # no brackets in it: code has `a[1](f(x))`
 
 
 # ------------------------------------------------------------------------------------- notebooks
