@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+# Of several processes (pytest -n) each has its share of the cores. Before NumPy is imported.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    share = str(max(1, (os.cpu_count() or 1) // int(workers)))
+    os.environ |= dict.fromkeys(("TINYFT_NUM_THREADS", "OPENBLAS_NUM_THREADS"), share)
+
 from tinyft import backends, progress
 from tinyft.errors import DeviceError
 

@@ -40,7 +40,7 @@ def test_stdout_is_one_line_of_json(job):
 def test_stderr_says_what_is_done(job):
     _, done = job
     assert "phase 1   head alone, 1 epoch of 5 steps." in done.err
-    assert re.search(r"backend: cpu \(Numba kernels\), \d+ threads", done.err)
+    assert re.search(r"backend: cpu \(Numba kernels\), \d+ threads?", done.err)
     assert re.search(
         r"epoch 1 of 4 \(head alone\): loss \d+\.\d+, valid loss \d+\.\d+, accuracy \d+\.\d\d %; "
         r"\d+ s left",
