@@ -10,8 +10,8 @@ from tinyft.testing.contract import KERNEL_CASES, check_kernel
 
 # Where arrays are and what computes them; tests/backends/gpu/ tests what these do.
 NO_KERNELS = {
-    "constant", "current", "description", "download", "measured", "peak_bytes", "synchronize",
-    "upload", "uploads",
+    "constant", "current", "deferred_updates", "description", "download", "measured", "peak_bytes",
+    "synchronize", "upload", "uploads",
 }  # fmt: skip
 
 

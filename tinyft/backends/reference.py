@@ -83,6 +83,10 @@ class Backend:
         """Within this block, operators on this backend's arrays work."""
         return nullcontext()
 
+    def deferred_updates(self) -> AbstractContextManager:
+        """Within this block optimizer steps may be put off to its end, and made in one launch."""
+        return nullcontext()
+
     def synchronize(self) -> None:
         """Wait until everything that was asked for is computed."""
 
@@ -394,7 +398,8 @@ class Backend:
         """Yield a list that has, at the end of the block, the `update_sums` of the updates that the
         block makes to the parameter: of all of them as one, or of each.
         """
-        before, sums = self.copy(parameter), []
+        before = self.copy(parameter)
+        sums: list[Array] = []
         yield sums
         sums.append(self.update_sums(before, parameter, gradient))
 

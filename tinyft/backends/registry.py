@@ -18,6 +18,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from numpy import ndarray as Array
 
@@ -34,7 +35,7 @@ class _Choice(threading.local):
 
     def __init__(self) -> None:
         self.blocks: list[tuple[str, object]] = []
-        self.wrapper: Callable[[Backend], Backend] | None = None
+        self.wrapper: Callable[[Backend], Any] | None = None
 
     def name(self) -> str:
         return self.blocks[-1][0] if self.blocks else "auto"
@@ -79,7 +80,9 @@ def why_no_numba() -> str | None:
     except Exception as error:  # not there, or not made for this Python or NumPy
         return f"`pip install numba` ({error})"
     try:
-        if numba.config.DISABLE_JIT:
+        from numba import config
+
+        if getattr(config, "DISABLE_JIT", False):
             return "unset NUMBA_DISABLE_JIT"
         from tinyft.backends.cpu.runtime import threads
 
@@ -131,9 +134,9 @@ def use(name: str) -> Iterator[Backend]:
 
 
 @contextlib.contextmanager
-def watch(wrapper: Callable[[Backend], Backend] | None) -> Iterator[None]:
+def watch(wrapper: Callable[[Backend], Any] | None) -> Iterator[None]:
     """Within this block, in this thread, ops call `wrapper(backend)` instead of the backend: it
-    may note what is called and has to call on. None: nobody watches.
+    looks like one, may note what is called and has to call on. None: nobody watches.
     """
     before, _choice.wrapper = _choice.wrapper, wrapper
     try:

@@ -35,10 +35,9 @@ class GpuBackend(
 
     def __init__(self, number: int = 0):
         """Raises: DeviceError if that GPU does not work here"""
-        self.gpu = open_device(number)
+        super().__init__(open_device(number))
         self.name = self.device = f"gpu:{number}"
         self.precision = self._precision()
-        Memory.__init__(self)
 
     def _precision(self) -> str:
         wanted = os.environ.get("TINYFT_PRECISION", PRECISIONS[0])
@@ -48,6 +47,6 @@ class GpuBackend(
 
     def description(self) -> str:
         gpu = self.gpu
-        convolutions = {"tf32": "TF32", "fp32": "fp32"}[self.precision]
+        convolutions = "TF32" if self.precision == "tf32" else "fp32"
         note = "" if gpu.has_tf32 else f" (compute capability {gpu.capability} has no TF32)"
         return f"{self.name} ({gpu.name}, CuPy {gpu.version}, convolutions in {convolutions}{note})"

@@ -100,8 +100,8 @@ class Convolution(Memory):
         if parts == 1:
             return partial[0]
         total = self.empty((K, F), x.dtype)
-        arguments = partial, total, np.int64(total.size), parts
-        self.launch_each("elementwise.add_partial", total.size, arguments, dtype=x.dtype)
+        sums = partial, total, np.int64(total.size), parts
+        self.launch_each("elementwise.add_partial", total.size, sums, dtype=x.dtype)
         return total
 
     def _tile(self, dtype: np.dtype, rows: int, F: int) -> tuple[tuple[str, ...], int, int]:

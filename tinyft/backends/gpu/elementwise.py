@@ -161,23 +161,26 @@ class Optimizers(Memory):
             "rate": lr / (1 - momentum**step),
             "eps": eps,
         }
-        self._update("adam", [parameter, gradient, average, average_square], numbers)
+        self._update("adam", parameter, gradient, [average, average_square], numbers)
 
     def sgd_step(self, parameter, gradient, velocity, *, lr, momentum, weight_decay):
         numbers = {"decay": 1 - lr * weight_decay, "momentum": momentum, "rate": lr}
-        self._update("sgd", [parameter, gradient, velocity], numbers)
+        self._update("sgd", parameter, gradient, [velocity], numbers)
 
-    def _update(self, kernel: str, arrays: list[Array | None], numbers: dict[str, float]) -> None:
-        parameter = arrays[0]
+    def _update(
+        self, kernel: str, parameter: Array, gradient: Array, state: list[Array | None],
+        numbers: dict[str, float],
+    ) -> None:  # fmt: skip
         axes = memory_order(parameter)
-        rows = [a if a is None else a.transpose(axes) for a in arrays]
-        rows[1] = self.contiguous(rows[1])  # the gradient is only read
+        gradient = self.contiguous(gradient.transpose(axes))  # it is only read
+        state = [a if a is None else a.transpose(axes) for a in state]
+        rows = [parameter.transpose(axes), gradient, *state]
         if any(a is not None and not a.flags.c_contiguous for a in rows):
             raise ValueError(
                 f"{kernel}: a parameter and what the optimizer remembers of it must be one piece "
                 "of memory each, in the same order; make the state with zeros_like(parameter)"
             )
-        self.ready(f"{kernel}'s step", *rows)
+        self.check(f"{kernel}'s step", rows)
         if not parameter.size:
             return
         if _put_off.updates is None:

@@ -5,14 +5,15 @@ while the one before is computed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVarTuple
 
 import numpy as np
 
+from tinyft.backends.gpu.open import Gpu
 from tinyft.backends.reference import Backend
 from tinyft.errors import DeviceError
 
@@ -22,13 +23,14 @@ MOST_BLOCKS = 4096  # of such blocks; each thread then takes several elements
 NOTHING = np.uint64(0)  # the pointer of an array that is not there
 
 Array = Any  # cupy.ndarray, which exists only where CuPy does
+Arrays = TypeVarTuple("Arrays")  # some arrays, of which some may be None
 
 
 class Memory(Backend):
     """Holds the arrays of one GPU, and hands them to kernels."""
 
-    def __init__(self) -> None:
-        self.cupy = self.gpu.cupy
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu, self.cupy = gpu, gpu.cupy
         self._module = functools.cache(self._compile)
         self._function = functools.cache(self._find)
 
@@ -57,7 +59,7 @@ class Memory(Backend):
             yield from send_ahead(self.cupy, batches)
 
     def synchronize(self) -> None:
-        self.current().synchronize()
+        self.cupy.cuda.Device(self.gpu.number).synchronize()
 
     def peak_bytes(self) -> int:
         """Return what CuPy's pool holds: it gives nothing back by itself."""
@@ -99,8 +101,14 @@ class Memory(Backend):
 
     # -------------------------------------------------------------------------------------- kernels
 
-    def ready(self, kernel: str, *arrays: Array | None) -> list[Array | None]:
-        """The arrays as kernels take them: on this GPU, of one dtype, each one piece of memory.
+    def ready(self, kernel: str, *arrays: *Arrays) -> tuple[*Arrays]:
+        """The arrays as kernels take them: `check`ed, each one piece of memory, None as it is."""
+        self.check(kernel, arrays)
+        pieces = tuple(x if x is None else self.contiguous(x) for x in arrays)
+        return pieces  # type: ignore[return-value]  # as many, each of the type that it came with
+
+    def check(self, kernel: str, arrays: Iterable[Array | None]) -> None:
+        """Refuse arrays that are not on this GPU, or not of one dtype that kernels have.
 
         Raises: DeviceError for an array that is elsewhere, TypeError for a dtype without kernels
         """
@@ -123,7 +131,6 @@ class Memory(Backend):
             raise TypeError(
                 f"{kernel}: the GPU has kernels for float32 and for float64, got {sorted(dtypes)}"
             )
-        return [x if x is None else self.contiguous(x) for x in arrays]
 
     def contiguous(self, x: Array) -> Array:
         """x itself, or a copy in one piece (of at least one axis, as CuPy makes them)."""
@@ -204,15 +211,15 @@ class Slot:
 
     def __init__(self, cupy: Any):
         self.cupy = cupy
-        self.pinned = self.on_gpu = None
+        self.pinned, self.on_gpu = np.empty(0, np.uint8), cupy.empty(0, np.uint8)
         self.arrived = cupy.cuda.Event(disable_timing=True)
         self.consumed = cupy.cuda.Event(disable_timing=True)
 
     def send(self, images: np.ndarray, stream: Any) -> Array:
         """Begin to copy; the array on the GPU that will hold the images."""
         self.arrived.synchronize()
-        if self.pinned is None or self.pinned.size < images.size:
-            import cupyx
+        if self.pinned.size < images.size:
+            import cupyx  # pyright: ignore[reportMissingImports]  # where CuPy is, so is it
 
             self.consumed.synchronize()
             self.pinned = cupyx.empty_pinned(images.size, np.uint8)

@@ -34,10 +34,11 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 import platformdirs
-from numba import TypingError
+from numba import TypingError, config
 
 from tinyft import progress
 from tinyft.backends.cpu.codegen import compiler
+from tinyft.backends.cpu.codegen.simd import requested_cpu
 
 # kernels that training and judging compile: 37 for the sample run, 39 for a ResNet-18
 OF_A_RUN = 40
@@ -175,14 +176,13 @@ def _sources() -> list[Path]:
 def _settings() -> list[str]:
     """Numba's settings, from variables such as NUMBA_BOUNDSCHECK, that change compiled code."""
     names = "OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "SLP_VECTORIZE"
-    return [f"{name}={getattr(numba.config, name, None)}" for name in names]
+    return [f"{name}={getattr(config, name, None)}" for name in names]
 
 
 def _cpu() -> tuple[str, str]:
     """Name and features of the CPU that Numba compiles for."""
-    config = numba.config
-    if config.CPU_NAME or config.CPU_FEATURES:
-        return str(config.CPU_NAME), str(config.CPU_FEATURES)
+    if any(requested_cpu()):
+        return requested_cpu()
     try:
         return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
     except RuntimeError:  # LLVM cannot tell on this system
@@ -206,13 +206,14 @@ class KernelCache:
 
     def flush(self) -> None:
         """Forget what was kept for this kernel."""
-        if folder() is not None:
-            for file in folder().glob(f"{_prefix(self.function)}-*.bin"):
+        if (kept := folder()) is not None:
+            for file in kept.glob(f"{_prefix(self.function)}-*.bin"):
                 file.unlink(missing_ok=True)
 
     def load_overload(self, signature, target_context):
         """The compiled kernel, or None, upon which Numba compiles it."""
-        payload = None if folder() is None else _read(self._file(signature))
+        file = self._file(signature)
+        payload = None if file is None else _read(file)
         if payload is not None:
             try:
                 return compiler.unpacked(payload, target_context)
@@ -223,20 +224,23 @@ class KernelCache:
 
     def save_overload(self, signature, compiled) -> None:
         """Keep what was just compiled."""
-        if folder() is None:
+        file = self._file(signature)
+        if file is None:
             return
         try:
-            _write(self._file(signature), compiler.packed(compiled))
+            _write(file, compiler.packed(compiled))
         except (AttributeError, ImportError) as error:
             compiler.note(error, compiler.NOT_KEPT)
         except Exception as error:  # a full disk, for example: it runs all the same
             self._complain("kept", error)
 
-    def _file(self, signature) -> Path:
+    def _file(self, signature) -> Path | None:
+        if (kept := folder()) is None:
+            return None
         line = self.function.__code__.co_firstlineno
         source = _content(inspect.getfile(self.function))  # which need not be in this folder
         key = repr((signature, line)).encode() + source
-        return folder() / f"{_prefix(self.function)}-{hashlib.sha256(key).hexdigest()[:16]}.bin"
+        return kept / f"{_prefix(self.function)}-{hashlib.sha256(key).hexdigest()[:16]}.bin"
 
     def _complain(self, what: str, error: Exception) -> None:
         """Once for each kind of trouble: a full disk is the same for all kernels."""

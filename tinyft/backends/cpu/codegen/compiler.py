@@ -26,7 +26,7 @@ import gc
 import pickle
 import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import llvmlite.binding as llvm
 import numba
@@ -71,13 +71,18 @@ def note(error: Exception, cost: str) -> None:
 # ------------------------------------------------------------- our pipeline, if all names are there
 
 try:
-    from numba import _dynfunc
+    from numba._dynfunc import make_function
     from numba.core.codegen import JITCodeLibrary
     from numba.core.compiler import Compiler, CompilerBase
-    from numba.core.compiler_machinery import LoweringPass, PassManager, register_pass
+    from numba.core.compiler_machinery import (
+        CompilerPass,
+        LoweringPass,
+        PassManager,
+        register_pass,
+    )
     from numba.core.lowering import Lower
     from numba.core.typed_passes import (
-        BaseNativeLowering,
+        NativeLowering,
         NoPythonBackend,
         NopythonTypeInference,
         PreLowerStripPhis,
@@ -106,16 +111,16 @@ try:
 
         if CHOOSES_PASSES:
 
-            def _optimize_functions(self, module):
+            def _optimize_functions(self, ll_module):
                 """Move variables to registers and drop branches that lead nowhere, no more: less
                 is left for the kernel to do.
                 """
-                module.data_layout = self._codegen._data_layout  # as Numba does
+                ll_module.data_layout = self._codegen._data_layout  # as Numba does
                 passes = llvm.create_new_function_pass_manager()
                 passes.add_sroa_pass()
                 passes.add_simplify_cfg_pass()
                 builder = self._codegen._pass_builder()
-                for function in module.functions:
+                for function in ll_module.functions:
                     if not function.is_declaration:
                         passes.run(function, builder)
 
@@ -140,15 +145,19 @@ try:
 
         def lower_normal_function(self, fndesc):
             super().lower_normal_function(fndesc)
+            assert self.flags is not None  # as always while a function is compiled
             if not self.flags.no_cpython_wrapper:  # a kernel: its helpers compute as it does
                 flush_denormals(self.function, self.module.triple)
 
     @register_pass(mutates_CFG=True, analysis_only=False)
-    class KernelLowering(BaseNativeLowering):
+    class KernelLowering(NativeLowering):
         """Numba's pass from typed Python to LLVM code, with KernelLower."""
 
         _name = "kernel_lowering"
-        lowering_class = KernelLower
+
+        @property
+        def lowering_class(self):
+            return KernelLower
 
     @register_pass(mutates_CFG=False, analysis_only=False)
     class OfferToKernels(LoweringPass):
@@ -159,11 +168,11 @@ try:
         def __init__(self):
             LoweringPass.__init__(self)
 
-        def run_pass(self, state):
+        def run_pass(self, state):  # pyright: ignore[reportIncompatibleMethodOverride]  # Numba's is empty
             lowered, library = state.cr, state.library
             name = lowered.fndesc.qualname.split(".")[-1]
             module, no_address = lowered.fndesc.lookup_module(), 0
-            key = _dynfunc.make_function(module, name, "", no_address, lowered.env, (library,))
+            key = make_function(module, name, "", no_address, lowered.env, (library,))
             state.targetctx.insert_user_function(key, lowered.fndesc, [library])
             state.cr = lowered._replace(cfunc=key)
             return True
@@ -196,7 +205,7 @@ try:
         """
 
         library = KernelLibrary
-        passes = (
+        passes: tuple[type[CompilerPass], ...] = (
             TranslateByteCode,  # Python's code -> statements on variables
             FixupArgs,
             IRProcessing,
@@ -212,17 +221,15 @@ try:
             self._given = given, named
             super().__init__(*given, **named)
 
-        def compile_extra(self, function):
+        def compile_extra(self, func):
             """Compile with Numba's own passes instead, from the first time that ours fail."""
             (given, named), failure = self._given, None
             if not any(lack.cost == SLOWLY for lack in lacks):
                 try:
-                    return super().compile_extra(function)
+                    return super().compile_extra(func)
                 except Exception as error:
                     failure = error
-            compiled = Compiler(*given, **named).compile_extra(
-                function
-            )  # raises if it is its fault
+            compiled = Compiler(*given, **named).compile_extra(func)  # raises if it is its fault
             if failure is not None:
                 note(failure, SLOWLY)
             return compiled
@@ -234,7 +241,7 @@ try:
             state.library.enable_object_caching()
             manager = PassManager("kernel")
             for compiler_pass in self.passes:
-                manager.add_pass(compiler_pass, compiler_pass._name)
+                manager.add_pass(compiler_pass, compiler_pass.name())
             manager.finalize()
             return [manager]
 
@@ -270,11 +277,19 @@ except Exception as error:  # whatever a class that is made of Numba's ends with
 # --------------------------------------------------------------------------------------- compiling
 
 
-def dispatcher(function: Callable, *, helper: bool, **options: Any) -> Callable:
+class Dispatcher(Protocol):
+    """What is used of Numba's object that compiles a function, and what is exchanged in it."""
+
+    get_call_template: Callable
+    compile: Callable
+
+    def __call__(self, *arguments: Any) -> Any: ...
+
+
+def dispatcher(function: Callable, *, helper: bool, **options: Any) -> Dispatcher:
     """Numba's dispatcher of a kernel or helper, with the options that this Numba has; without the
     others kernels compute the same.
     """
-    pipeline = {"pipeline_class": HelperPipeline if helper else KernelPipeline} if COMPLETE else {}
     options |= OPTIONS
     try:
         from numba.core.registry import cpu_target
@@ -284,10 +299,12 @@ def dispatcher(function: Callable, *, helper: bool, **options: Any) -> Callable:
         note(error, SLOWLY)
         known = []
     kept = {name: options[name] for name in options if name in (*known, *PROMISED_OPTIONS)}
-    return njit(**kept, **pipeline)(function)
+    if COMPLETE:
+        kept["pipeline_class"] = HelperPipeline if helper else KernelPipeline
+    return njit(**kept)(function)
 
 
-def without_literals(helper: Callable) -> None:
+def without_literals(helper: Dispatcher) -> None:
     """Let a helper be asked for by a number's type, not by each number that is written at a call:
     see cache.py.
     """
@@ -311,7 +328,7 @@ def is_compiling() -> bool:
     try:
         from numba.core.compiler_lock import global_compiler_lock
 
-        return global_compiler_lock.is_locked()
+        return bool(global_compiler_lock.is_locked())
     except (ImportError, AttributeError):
         return False
 

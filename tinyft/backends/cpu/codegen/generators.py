@@ -19,7 +19,7 @@ loops over lines instead.)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -241,23 +241,32 @@ def _left_times_column(builder, left, squares: _Squares, j):
     return _apply(builder, left, column)
 
 
+def _epilogue_of_row(builder, squares: _Squares, i) -> Callable:
+    """A function of an element's column and value in row i, which gives what is stored."""
+    bias, lowest = write_load(builder, squares.bias), write_spread(builder, squares.lowest)
+    residual = _at(builder, squares.residual, squares.residual_row, i)
+
+    def finish(j: int, value):
+        added = write_load(builder, _at(builder, residual, squares.residual_column, INT64(j)))
+        value = builder.fadd(value, bias, flags=FUSE)
+        value = builder.fadd(value, added, flags=FUSE)
+        below = builder.fcmp_ordered("<", value, lowest)  # false for NaN
+        return builder.select(below, lowest, value)
+
+    return finish
+
+
 def _store_row(builder, right, row, squares: _Squares, i) -> None:
     """Row i of y = right @ row i of left x, and what the epilogue adds. What is always zero is not
     written.
     """
-    if squares.bias is not None:
-        bias, lowest = write_load(builder, squares.bias), write_spread(builder, squares.lowest)
-        residual = _at(builder, squares.residual, squares.residual_row, i)
+    finish = _epilogue_of_row(builder, squares, i) if squares.bias is not None else None
     y = _at(builder, squares.y, squares.y_row, i)
     for j, value in enumerate(_apply(builder, right, row)):
         if value is None:
             continue
-        if squares.bias is not None:
-            added = write_load(builder, _at(builder, residual, squares.residual_column, INT64(j)))
-            value = builder.fadd(value, bias, flags=FUSE)
-            value = builder.fadd(value, added, flags=FUSE)
-            below = builder.fcmp_ordered("<", value, lowest)  # false for NaN
-            value = builder.select(below, lowest, value)
+        if finish:
+            value = finish(j, value)
         write_store(builder, value, _at(builder, y, squares.y_column, INT64(j)))
 
 
@@ -342,12 +351,11 @@ def make_two_sided_transform(*sides, epilogue: bool = False, loops: bool = False
     whose elements do not fit the registers anyway, and which LLVM would compile for seconds. Then
     what is zero because of a row of `left` is written, and columns that meet zeros are read.
     """
-    sides = [tuple(np.asarray(matrix, np.float64) for matrix in pair) for pair in sides]
+    pairs = [tuple(np.asarray(matrix, np.float64) for matrix in pair) for pair in sides]
 
     def write(builder, number, *values):
-        (_write_loops if loops else _write_out)(builder, number, sides, _Squares(*values))
+        (_write_loops if loops else _write_out)(builder, number, pairs, _Squares(*values))
 
     parameters = (INT, ADDRESS, INT, INT, ADDRESS, INT, INT)
-    if epilogue:
-        parameters += (ADDRESS, ADDRESS, INT, INT, FLOAT)
-    return instruction(types.void, *parameters)(write)
+    more = (ADDRESS, ADDRESS, INT, INT, FLOAT) if epilogue else ()
+    return instruction(types.void, *parameters, *more)(write)

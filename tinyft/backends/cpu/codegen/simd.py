@@ -43,7 +43,8 @@ from __future__ import annotations
 import inspect
 import operator
 import platform
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -75,6 +76,11 @@ class Blocking(NamedTuple):
     rest: int
 
 
+def requested_cpu() -> tuple[str, str]:
+    """What NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say, "" where they say nothing."""
+    return getattr(config, "CPU_NAME", None) or "", getattr(config, "CPU_FEATURES", None) or ""
+
+
 def has(feature: str) -> bool:
     """True if code compiled by Numba in this process may use this feature of LLVM's list.
 
@@ -82,14 +88,15 @@ def has(feature: str) -> bool:
     so the same two variables decide here. (NUMBA_ENABLE_AVX=0 does not: each wide register is then
     several narrow ones.) Every 64-bit ARM has NEON, also one that LLVM knows only as "generic".
     """
+    name, features = requested_cpu()
     if feature == "neon" and platform.machine() in ("aarch64", "arm64"):
-        return "-neon" not in (config.CPU_FEATURES or "").split(",")
-    if config.CPU_FEATURES:
-        return f"+{feature}" in config.CPU_FEATURES.split(",")
-    if config.CPU_NAME and config.CPU_NAME not in (llvm.get_host_cpu_name(), "host"):
+        return "-neon" not in features.split(",")
+    if features:
+        return f"+{feature}" in features.split(",")
+    if name and name not in (llvm.get_host_cpu_name(), "host"):
         avx2 = (*AVX2_NAMES, *AVX512_NAMES)
         names = {"avx512f": AVX512_NAMES, "avx2": avx2, "fma": avx2}
-        return config.CPU_NAME in names.get(feature, ())
+        return name in names.get(feature, ())
     return host_has(feature)
 
 
@@ -176,7 +183,9 @@ _define_operator(operator.sub, "fsub")
 _define_operator(operator.mul, "fmul")
 
 
-def instruction(result, *parameters):
+def instruction(
+    result: types.Type, *parameters: types.Type | str
+) -> Callable[[Callable[..., object]], Callable[..., Any]]:  # in kernels types are Numba's
     """Turns `write(builder, *values)`, which appends instructions, into a function for kernels.
 
     `parameters` are Numba types. Where one is ADDRESS, the kernel passes a C-contiguous array (of

@@ -160,7 +160,7 @@ def conv2d(
         _check_shape("conv2d", "residual", residual, plan.out)
         residual = padded(residual, y.shape)
     epilogue, weight = Epilogue(bias, residual, relu), _kernel_weight(weight, plan.full_weight)
-    plan.algorithm.forward(padded(x, plan.full_x), weight, y, epilogue, stride, padding)
+    plan.compute(padded(x, plan.full_x), weight, y, epilogue, stride, padding)
     return y if y.shape == plan.out else copied(y[..., :F])
 
 
@@ -174,7 +174,7 @@ def conv2d_input_grad(
     plan = _plan("conv2d_input_grad", x_shape, weight.shape, stride, padding, winograd_is_on())
     _check_shape("conv2d_input_grad", "dout", dout, plan.out)
     dx, weight = workspace.empty(plan.full_x), _kernel_weight(weight, plan.full_weight)
-    plan.algorithm.input_grad(padded(dout, plan.full_out), weight, dx, stride, padding)
+    plan.compute(padded(dout, plan.full_out), weight, dx, stride, padding)
     return dx if dx.shape == x_shape else copied(dx[..., : x_shape[3]])
 
 
@@ -189,7 +189,7 @@ def conv2d_weight_grad(
     _check_shape("conv2d_weight_grad", "dout", dout, plan.out)
     dweight = workspace.empty(plan.full_weight)
     dout, x = padded(dout, plan.full_out), padded(x, plan.full_x)
-    plan.algorithm.weight_grad(dout, x, dweight, stride, padding)
+    plan.compute(dout, x, dweight, stride, padding)
     F, C, _, _ = weight_shape
     if dweight.shape[2:] != (C, F):
         dweight = copied(dweight[:, :, :C, :F])
@@ -197,9 +197,12 @@ def conv2d_weight_grad(
 
 
 class _Plan(NamedTuple):
-    """An algorithm and the shapes that it reads and writes, with C and F padded to registers."""
+    """An algorithm, its function for the pass, and the shapes that this reads and writes, with C
+    and F padded to registers.
+    """
 
     algorithm: Algorithm
+    compute: Callable[..., None]
     out: tuple[int, ...]  # (N, P, Q, F), not padded
     full_x: tuple[int, ...]  # (N, H, W, C)
     full_weight: tuple[int, ...]  # (R, S, C, F)
@@ -215,7 +218,8 @@ def _plan(kernel, x_shape, weight_shape, stride, padding, winograd_on) -> _Plan:
     as_they_are = C <= FEW_CHANNELS and what != INPUT_GRAD
     full_c, full_f = C if as_they_are else round_up(C, LANES), round_up(F, LANES)
     shapes = out, (*x_shape[:3], full_c), (R, S, full_c, full_f), (*out[:3], full_f)
-    return _Plan(choose(what, layer, winograd_on), *shapes)
+    algorithm = choose(what, layer, winograd_on)
+    return _Plan(algorithm, getattr(algorithm, what), *shapes)
 
 
 def _kernel_weight(weight: Array, shape: tuple[int, ...]) -> Array:

@@ -32,7 +32,9 @@ def suitable(*arrays: Array | None) -> bool:
     return True
 
 
-def suitable_channels(pictures: list[Array | None], channels: list[Array]) -> bool:
+def suitable_channels(
+    pictures: tuple[Array, *tuple[Array | None, ...]], channels: list[Array]
+) -> bool:
     """Tell it for kernels that keep a channel in a lane: pictures (..., C), channels (C,), and C a
     multiple of LANES, as the 16, 64 or 2048 of a ResNet are.
     """

@@ -381,7 +381,7 @@ class BatchNorm(Backend):
     """The four batch norm kernels of the backend."""
 
     def batch_norm_train(self, x, weight, bias, eps, *, residual=None, relu=False):
-        if not suitable_channels([x, residual], [weight, bias]):
+        if not suitable_channels((x, residual), [weight, bias]):
             return super().batch_norm_train(x, weight, bias, eps, residual=residual, relu=relu)
         extent, pieces = _extent(x.shape)
         C = x.shape[-1]
@@ -396,7 +396,7 @@ class BatchNorm(Backend):
         return out, mean, variance
 
     def batch_norm_eval(self, x, weight, bias, mean, variance, eps, *, residual=None, relu=False):
-        if not suitable_channels([x, residual], [weight, bias, mean, variance]):
+        if not suitable_channels((x, residual), [weight, bias, mean, variance]):
             return super().batch_norm_eval(
                 x, weight, bias, mean, variance, eps, residual=residual, relu=relu
             )
@@ -430,23 +430,24 @@ def _epilogue(bias, residual, relu, x) -> tuple:
 
 def _suitable_gradients(dout, x, weight, mean, variance, out, bias) -> bool:
     channels = [weight, mean, variance, *([] if bias is None else [bias])]
-    return suitable_channels([x, dout, out], channels)
+    return suitable_channels((x, dout, out), channels)
 
 
 def _gradients(kernel, dout, x, weight, mean, variance, eps, out, bias):
     """dx, dweight, dbias, and what is left of dout behind a ReLU that is read off `out`."""
     extent, pieces = _extent(x.shape)
     C = x.shape[-1]
-    relu = NO_RELU if out is None else BY_OUT if bias is None else BY_X
     parts = workspace.scratch("sums of pieces", pieces * 2 * C)
     dx, left = workspace.empty(x.shape), dout
-    arriving = flat(dout)
-    kept_out = left_flat = arriving  # any arrays will do, but where the result is read
-    if relu == BY_OUT:
-        left = workspace.empty(x.shape)
-        kept_out, left_flat = flat(out), left.reshape(-1)
-    weight = flat(weight)
-    affine = weight, flat(bias) if relu == BY_X else weight
+    arriving, weight = flat(dout), flat(weight)
+    # any arrays will do, but where the result is read
+    relu, kept_out, left_flat, affine = NO_RELU, arriving, arriving, (weight, weight)
+    if out is not None:
+        if bias is None:
+            relu, left = BY_OUT, workspace.empty(x.shape)
+            kept_out, left_flat = flat(out), left.reshape(-1)
+        else:
+            relu, affine = BY_X, (weight, flat(bias))
     dweight, dbias = np.empty(C, np.float32), np.empty(C, np.float32)
     run_pieces(
         kernel, pieces, (arriving, flat(x), kept_out), extent, parts,

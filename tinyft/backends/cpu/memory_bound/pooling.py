@@ -179,7 +179,7 @@ class Pooling(Backend):
 
     def max_pool2d(self, x, *, kernel, stride, padding):
         options = {"kernel": kernel, "stride": stride, "padding": padding}
-        if x.ndim != 4 or not suitable_channels([x], []) or not _countable(x.shape, **options):
+        if x.ndim != 4 or not suitable_channels((x,), []) or not _countable(x.shape, **options):
             return super().max_pool2d(x, **options)
         N, H, W, C = x.shape
         P, Q = output_size(H, kernel, stride, padding), output_size(W, kernel, stride, padding)
@@ -194,7 +194,7 @@ class Pooling(Backend):
         N, H, W, C = x_shape
         P, Q = output_size(H, kernel, stride, padding), output_size(W, kernel, stride, padding)
         if (
-            not suitable_channels([dout], [])
+            not suitable_channels((dout,), [])
             or not _countable(x_shape, **options)
             or dout.shape != (N, P, Q, C)
             or place.shape != dout.shape
@@ -209,7 +209,7 @@ class Pooling(Backend):
         return dx
 
     def global_average_pool(self, x):
-        if x.ndim != 4 or not suitable_channels([x], []):
+        if x.ndim != 4 or not suitable_channels((x,), []):
             return super().global_average_pool(x)
         N, H, W, C = x.shape
         out = workspace.empty((N, C))
@@ -226,7 +226,7 @@ class Pooling(Backend):
         return dx
 
     def global_max_pool(self, x):
-        if x.ndim != 4 or not suitable_channels([x], []):
+        if x.ndim != 4 or not suitable_channels((x,), []):
             return super().global_max_pool(x)
         N, H, W, C = x.shape
         if H * W > LARGEST_PICTURE:

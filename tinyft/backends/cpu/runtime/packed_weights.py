@@ -36,7 +36,10 @@ def is_constant(weight: Array) -> bool:
 
 def memory(weight: Array) -> Array:
     """The same numbers as kernels take them: a read-only array would be another type to Numba."""
-    return weight.base if is_constant(weight) and not weight.flags.writeable else weight
+    shown_of = weight.base  # see `constant`
+    if shown_of is None or weight.flags.writeable or not is_constant(weight):
+        return weight
+    return shown_of
 
 
 def keep(weight: Array, what: str, make: Callable[[], Array]) -> Array:
