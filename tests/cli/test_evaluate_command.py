@@ -20,8 +20,8 @@ def test_pictures_that_changed_or_were_arrays_are_not_evaluated(tinyft, trained,
     draw({"cat": 7, "dog": 6})  # one more
     done = tinyft("evaluate", trained)
     assert done.code == 2
-    assert "changed since it began (1 of them: cat/6.png), so its validation part" in done.error
-    assert done.error.endswith("give a folder of others")
+    assert "changed since it began (1 of them: cat/6.png); its validation part" in done.error
+    assert done.error.endswith("or leave out what is gone or changed with --on-error skip")
     described = Path(trained, "run.json")
     content = json.loads(described.read_text())
     content["data"]["kind"] = "arrays"

@@ -150,6 +150,11 @@ def test_an_option_that_a_command_lacks_is_not_advised():
     assert exit_code_and_line(error, working=True, options={})[1] == "cat/0.png: broken"
     _, line = exit_code_and_line(error, working=True, options={"on_error": "skip"})
     assert line == "cat/0.png: broken; it could be read when the folder was opened"
+    go_on = "; go on with: tinyft finetune --resume a"
+    _, line = exit_code_and_line(error, working=True, options=skips, on_interrupt=go_on)
+    assert line == f"cat/0.png: broken{go_on} --on-error skip"
+    lost = DataError("1 picture is gone", remedy="mend it, or use {on_error}", on_error="skip")
+    assert exit_code_and_line(lost, working=False, options={})[1] == "1 picture is gone"
     _, line = exit_code_and_line(MemoryError(), working=True, options=skips | {"batch_size": None})
     assert line == "the memory is not enough; use a smaller --batch-size"
     _, line = exit_code_and_line(MemoryError(), working=True, options=skips)

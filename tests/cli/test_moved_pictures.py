@@ -3,11 +3,11 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 
 from tinyft.data import ImageTable
 from tinyft.finetune.run.reading import listing_sha256, pictures_of_run
+from tinyft.inspection import Ledger
 from tinyft.weights import load_weights
 
 
@@ -54,20 +54,73 @@ def test_what_is_missing_or_changed_is_named(tinyft, trained, moved):
         assert "/0.png" in done.error or "/5.png" in done.error  # as the run called them
 
 
-@pytest.mark.slow
-def test_a_run_goes_on_to_the_bit(tinyft, trained, moved, tmp_path):
-    run = tmp_path / trained
-    whole = load_weights(run / "learner.h5").arrays
-    metrics = (run / "metrics.csv").read_text()
+def cut(run):
+    """What a finished run learnt, to the bit; it is as if stopped after the first of its epochs."""
     described = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(described | {"finished": False}))
+    arrays = load_weights(run / "learner.h5").arrays
     for file in (run / "learner.h5", sorted((run / "checkpoints").iterdir())[-1]):
         file.unlink()
-    done = tinyft("finetune", "--resume", trained, "--data", moved)
+    learnt = {name: array.tobytes() for name, array in arrays.items()}
+    return learnt | {"metrics": (run / "metrics.csv").read_text()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("skip", [(), ("--on-error", "skip")])
+def test_a_run_goes_on_to_the_bit(tinyft, trained, moved, tmp_path, skip):
+    learnt = cut(tmp_path / trained)
+    done = tinyft("finetune", "--resume", trained, "--data", moved, *skip)
+    assert done.code == 0 and "left out" not in done.err, done.err
+    assert cut(tmp_path / trained) == learnt
+
+
+FROZEN = ("--bn", "frozen", "--head", "linear", "--augment", "none", "--freeze-epochs", 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", [(), ("--data", "new")])
+@pytest.mark.parametrize("options", [("--epochs", 2), (*FROZEN, "--epochs", 0)])
+def test_a_run_goes_on_without_pictures_that_are_gone(
+    tinyft, pictures, tiny, tmp_path, where, options
+):
+    run = tmp_path / "run"
+    assert tinyft("finetune", pictures, *tiny, *options, "--out", run).code == 0
+    whole = cut(run)
+    files = [line.split(",")[-1] for line in (run / "pictures.csv").read_text().splitlines()[1:]]
+    gone = [files[3], files[8], files[11]]  # two to learn from, and one to be tested on
+    kept = {file: (pictures / file).read_bytes() for file in gone}
+    (pictures / gone[0]).unlink()
+    for file in gone[1:]:
+        (pictures / file).write_bytes(kept[file][:-99])
+    if where:
+        pictures.rename(tmp_path / "new")
+    error = tinyft("finetune", "--resume", run, *where).error
+    assert all(file in error for file in gone) and error.endswith("--on-error skip")
+    done = tinyft("finetune", "--resume", run, *where, "--on-error", "skip")
     assert done.code == 0, done.err
-    assert (run / "metrics.csv").read_text() == metrics
-    for name, array in load_weights(run / "learner.h5").arrays.items():
-        assert np.array_equal(array, whole[name]), name
+    assert "note: 3 of 12 pictures left out, gone or changed since the run began: " in done.err
+    assert "8 to learn from and 1 to be tested on are left. The run will not end" in done.err
+    described = json.loads((run / "run.json").read_text())
+    first = described["steps"] - 2
+    assert described["left_out"] == dict.fromkeys(gone, first)
+    assert {3, 8}.isdisjoint(Ledger.read(run).ids[first:].flat)
+    learnt = cut(run)
+    assert learnt != whole
+
+    folder = tmp_path / "new" if where else pictures
+    for file in gone[:2]:  # what comes back stays out, or the run would end in a third way
+        (folder / file).write_bytes(kept[file])
+    done = tinyft("finetune", "--resume", run, *where)
+    assert "3 of 12 pictures left out" in done.err, done.err
+    assert "to the bit" in tinyft("inspect", run, "--step", first + 1, *where).out
+    error = tinyft("inspect", run, "--step", first - 1, *where).error
+    assert "dog/0.png" in error and "on-error" not in error  # the steps before had it
+    assert "note: 3 of 12 pictures left out" in tinyft("evaluate", run, *where).err
+    if where:
+        assert tinyft("report", run, *where, "--out", "page.html").err == ""
+        text = (tmp_path / "page.html").read_text()
+        assert f"left out, from step {first} on: " in text and "Not shown" not in text
+    assert cut(run) == learnt
 
 
 def test_equal_pictures_and_labels_of_a_table(trained, pictures, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from tinyft.data import ImageFolder
+from tinyft.data.folder import MovedPictures
 from tinyft.data.split import scan_classes
 from tinyft.errors import DataError
 from tinyft.weights.preprocess import Preprocess
@@ -273,6 +275,32 @@ def test_skipping_leaves_out_cut_files_before_anything_is_counted(folder):
     assert sorted(data.skipped) == ["cat/0.png", "mouse/0.png"]
     assert any(notice.startswith("skipped: 2 of 9") for notice in data.notices)
     assert len(list(data.train_batches(0, SMALL))) == data.steps_per_epoch
+
+
+def test_what_is_lost_leaves_all_other_pictures_as_they_were(folder):
+    path = folder({"cat": 6, "dog": 6})
+    before = ImageFolder(path, batch_size=2)
+    batches = [*before.train_batches(0, SMALL)]
+    listing = before.listing()
+    lines = [*csv.reader(listing.splitlines())][1:]
+    ids = [*batches[1].ids, batches[3].ids[0]]  # all of a batch, and half of one, which is too few
+    lost = [before.files("train")[i] for i in ids] + before.files("valid")[:1]
+    for name in lost:
+        (path / name).unlink()
+    with pytest.raises(DataError, match=r"4 of 12 pictures are not in .* with on_error='skip'"):
+        MovedPictures(path, lines, batch_size=2)
+    after = MovedPictures(path, lines, batch_size=2, skip_lost=True)
+    after.expect_whole(SMALL)
+    assert after.listing() == listing and sorted(after.lost) == sorted(lost)
+    assert split_of(after) == {"train": before.files("train"), "valid": before.files("valid")[1:]}
+    found = [*after.train_batches(0, SMALL)]
+    for batch, expected in zip(found, [batches[i] for i in (0, 0, 2, 0, 4)], strict=True):
+        assert batch.ids.tolist() == expected.ids.tolist()
+        np.testing.assert_array_equal(batch.images, expected.images)
+    assert len([*after.train_batches(0, SMALL, 3)]) == 2
+    assert [len(batch.ids) for batch in after.valid_batches(SMALL)] == [1]
+    with pytest.raises(DataError, match="too few pictures of valid are left: 5 of 12 pictures"):
+        MovedPictures(path, lines, batch_size=2, skip_lost=True, without=before.files("valid"))
 
 
 def test_copies_across_the_split_are_warned_of(folder):

@@ -25,7 +25,6 @@ from tinyft.cli.options import (
     given,
 )
 from tinyft.cli.output import answer, one_line, percent, say, write
-from tinyft.errors import RunError
 
 if TYPE_CHECKING:
     from tinyft.data import PictureData
@@ -167,17 +166,24 @@ def _data(args: argparse.Namespace, learner: Learner) -> PictureData:
         return data
     if not Path(args.source).is_dir():
         raise RequestError("which pictures? Only a run has its own; give a folder")
-    from tinyft.finetune.run.reading import pictures_of_run
+    from tinyft.data.folder import MovedPictures
+    from tinyft.finetune.run.reading import left_out, pictures_of_run, read_description
 
-    try:
-        return pictures_of_run(
-            args.source,
-            args.data,
-            otherwise=", so its validation part may now hold pictures that it has learnt",
-            **options,
-        )
-    except RunError as error:
-        raise RequestError(f"{error}; give a folder of others") from None
+    otherwise = (
+        "its validation part may now hold pictures that it has learnt: give a folder of others, "
+        "or leave out what is gone or changed with {on_error}"
+    )
+    run = pictures_of_run(
+        args.source,
+        args.data,
+        otherwise=otherwise,
+        without=left_out(read_description(Path(args.source))),
+        skip_lost=args.on_error == "skip",
+        **options,
+    )
+    if isinstance(run, MovedPictures) and run.lost:
+        say(f"note: {one_line(run.words())}")
+    return run
 
 
 def _folder(args: argparse.Namespace) -> str:

@@ -57,7 +57,7 @@ _REMEDIES = {
 }
 
 
-_RESTORE = "restore the file, or start a new run with --on-error skip"
+_RESTORE = "put them back as they were, or go on without them: --on-error skip"
 
 
 @contextlib.contextmanager
@@ -95,7 +95,7 @@ def exit_code_and_line(
     if isinstance(error, NetworkError | NonFiniteLossError):  # nothing that was asked is wrong
         return FAILED, one_line(str(error))
     if isinstance(error, TinyftError | ValueError):
-        return code, one_line(_in_options(error, working, options))
+        return code, one_line(_in_options(error, working, options, on_interrupt))
     kind = type(error).__name__
     return FAILED, one_line(f"an error in tinyft, {kind}: {error}; --traceback shows where")
 
@@ -109,17 +109,20 @@ def _of_memory(error: MemoryError, options: Mapping[str, Any]) -> str:
     return detail + (f"; use a smaller {advice}" if advice else "")
 
 
-def _in_options(error: Exception, working: bool, options: Mapping[str, Any]) -> str:
+def _in_options(
+    error: Exception, working: bool, options: Mapping[str, Any], on_interrupt: str
+) -> str:
     """The library's message, its remedy and its arguments as options of the command line."""
     if not isinstance(error, TinyftError):
         return _spelled(str(error), options)
-    if _resumes(options) and "on_error" in error.arguments:
-        return f"{error.message}; {_RESTORE}"
+    if "on_error" in error.arguments:
+        if "on_error" not in options or (_resumes(options) and options["on_error"] == "skip"):
+            return error.message
+        return f"{error.message}; {_RESTORE}" if _resumes(options) else error.spelled(_option)
     text = error.spelled(_option)
-    told = "on_error" in error.arguments
-    if working and "on_error" in options and isinstance(error, DataError) and not told:
-        if _resumes(options):
-            text += f"; {_RESTORE}"
+    if working and "on_error" in options and isinstance(error, DataError):
+        if on_interrupt:  # a run, which can go on
+            text += f"{on_interrupt} --on-error skip"
         elif options["on_error"] == "skip":
             text += "; it could be read when the folder was opened"
         else:

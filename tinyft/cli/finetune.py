@@ -51,7 +51,8 @@ def add_options(parser: Parser) -> None:
     what = "checkpoints that stay: those of all epochs, up to 1 GiB, of the last, or of N (all)"
     parser.add_argument("--keep", type=keep, metavar="all|last|N", help=what)
     resume = parser.add_mutually_exclusive_group().add_argument
-    resume("--resume", metavar="RUN", help="go on with a run that was interrupted")
+    what = "go on with a run that was interrupted; --on-error skip: without pictures lost since"
+    resume("--resume", metavar="RUN", help=what)
     what = "train what a run ended with further, in a new run: on its pictures, or on DIR"
     resume("--continue", metavar="RUN", dest="continue_run", help=what)
     add_moved(parser, "with --resume: ")
@@ -82,7 +83,8 @@ def _resume(args: argparse.Namespace) -> None:
 
     path = Path(args.resume)
     refuse_contradictions(args, path)
-    learner, plan, training, start, notices = resume(path, args.data, device=args.backend)
+    on_error = "skip" if args.on_error == "skip" else "raise"
+    learner, plan, training, start, notices = resume(path, args.data, args.backend, on_error)
     if start and not any(path.glob("ledger.*")):
         notices.append("the steps before are in no ledger; it begins with this session")
     for notice in notices:

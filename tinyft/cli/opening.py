@@ -110,7 +110,7 @@ def continued_learner(args: argparse.Namespace) -> Learner:
         raise RequestError(f"{option}: what is continued is as {run} has it; leave the option out")
     options = given(args, DATA)
     if args.dir is None:
-        remedy = f"; give their folder: tinyft finetune --continue {run} DIR"
+        remedy = f"give their folder: tinyft finetune --continue {run} DIR"
         data = pictures_of_run(run, otherwise=remedy, **options)
     else:
         data = open_folder(args.dir, **options)
@@ -254,6 +254,8 @@ def refuse_contradictions(args: argparse.Namespace, path: Path) -> None:
 
     recorded = _recorded(read_description(path)) | {"out": str(path.resolve())}
     for name, value in _asked(args).items():
+        if (name, value) == ("on_error", "skip"):  # which leaves out what is gone since
+            continue
         if name in recorded and value != recorded[name]:
             option = "DIR" if name == "dir" else "--" + name.replace("_", "-")
             raise RequestError(

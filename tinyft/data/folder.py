@@ -13,10 +13,12 @@ number of pictures, and with it the plan, must not change on the way.
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
 from pathlib import Path
@@ -24,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyft.data.loader import PictureData, checked_classes, checked_int, sha256
+from tinyft.data.loader import LISTED, PictureData, checked_classes, checked_int, sha256
 from tinyft.data.picture import check_header, decode, printable
 from tinyft.data.prefetch import default_workers
 from tinyft.data.split import (
@@ -225,18 +227,47 @@ class MovedPictures(ImageFolder):
     """The pictures of `lines` (split, class, sha256, name), wherever below `path` they are now and
     whatever they are called there; their order, classes, split and names are those of the lines.
 
-    Raises:  DataError naming the pictures that are not there, or no longer have their bytes
+    Those called `without` are left out, and with `skip_lost` those that are not there or have other
+    bytes: `lost` names them. The training pictures keep their ids, and so their place in each epoch
+    and their augmentation; the validation pictures close ranks.
+
+    Raises:  DataError naming the pictures that are lost, or if too few are left
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], lines: Sequence[Sequence[str]], **options: Any
+        self,
+        path: str | os.PathLike[str],
+        lines: Sequence[Sequence[str]],
+        *,
+        without: Collection[str] = (),
+        skip_lost: bool = False,
+        **options: Any,
     ) -> None:
-        self._lines = lines
+        self._lines, self._without, self._skip_lost = lines, {*without}, skip_lost
         super().__init__(path, **options)
+        self.left_out = np.flatnonzero([name in self.lost for name in self.files("train")])
+        for split, least in (("train", min(2, self.batch_size)), ("valid", 1)):
+            if self.lost and len(self.ids(split)) < least:
+                raise DataError(f"too few pictures of {split} are left: {self.words()}")
 
     def files(self, split: str) -> list[str]:
         """Names the pictures as the lines do."""
-        return [line[3] for line in self._lines if line[0] == split]
+        return [name for part, _, _, name in self._there if part == split]
+
+    def listing(self) -> str:
+        """Lists all pictures of the lines, also those that are left out."""
+        table = io.StringIO()
+        csv.writer(table, lineterminator="\n").writerows([LISTED, *self._lines])
+        return table.getvalue()
+
+    def words(self) -> str:
+        """Says which pictures are left out, and how many are left."""
+        lost, left = first_few(sorted(self.lost), SHOWN), len(self.ids("train"))
+        return (
+            f"{len(self.lost)} of {counted(len(self._lines), 'picture')} left out, gone or changed "
+            f"since the run began: {lost}; {left} to learn from and {self.n_valid} to be tested on "
+            "are left"
+        )
 
     def _parts(self, seed: int, workers: int) -> dict[str, ByClass]:
         if not self.path.is_dir():
@@ -245,16 +276,34 @@ class MovedPictures(ImageFolder):
             )
         below = pictures_below(self.path, Scan())
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            by_digest = dict(zip(pool.map(sha256, below), below, strict=True))
-        if lost := [name for _, _, digest, name in self._lines if digest not in by_digest]:
+            by_digest = dict(zip(pool.map(_sha256_or_none, below), below, strict=True))
+        new = [line[3] for line in self._lines if line[2] not in by_digest]
+        new = [name for name in new if name not in self._without]
+        if new and not self._skip_lost:
             raise DataError(
-                f"{len(lost)} of {counted(len(self._lines), 'picture')} are not in "
-                f"{printable(self.path)}, or have changed: {first_few(lost, SHOWN)}; put them back"
+                f"{len(new)} of {counted(len(self._lines), 'picture')} are not in "
+                f"{printable(self.path)}, or have changed: {first_few(new, SHOWN)}; put them back",
+                remedy="or leave them out with {on_error}",
+                on_error="skip",
             )
+        self.lost = {*self._without, *new}
+        self._there = [x for x in self._lines if x[0] == "train" or x[3] not in self.lost]
         parts: dict[str, ByClass] = {"train": {}, "valid": {}}
-        for split, name, digest, _ in self._lines:
-            parts[split].setdefault(name, []).append(by_digest[digest])
+        for split, label, digest, name in self._there:
+            path = by_digest.get(digest, self.path / name)
+            parts[split].setdefault(label, []).append(path)
         return parts
+
+    def _warn_of_copies(self) -> None:
+        """Says nothing: it was said when the run began."""
+
+
+def _sha256_or_none(path: Path) -> str | None:
+    """Returns the sha256 of a file; None if it cannot be read."""
+    try:
+        return sha256(path)
+    except OSError:
+        return None
 
 
 def _all_files(part: ByClass) -> list[Path]:

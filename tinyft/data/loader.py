@@ -43,6 +43,7 @@ Items = TypeVar("Items", list, np.ndarray)
 
 SMALLEST_SIDE = 8  # pixels: a picture of fewer shows nothing but colours
 UNEVEN = 5  # times as many pictures in the largest class as in the smallest is worth a note
+LISTED = ("split", "class", "sha256", "file")  # columns of `PictureData.listing`
 AUGMENTATIONS = {"default": aug_transforms, "crop": random_resized_crop, "shift": random_shift}
 
 
@@ -99,6 +100,7 @@ class PictureData(Displayed):
         self.cache: PictureCache = PictureCache(checked_int("cache_bytes", budget, 0))
         self._whole_at: Preprocess | None = None  # see `expect_whole`
         self.notices: list[str] = []
+        self.left_out = np.zeros(0, np.int64)  # ids of training pictures that are not to be had
         self.requested_batch_size: int = checked_int("batch_size", batch_size, 1)
         self.batch_size: int = self.requested_batch_size
         # differs from fastai, whose epoch of fewer pictures than a batch has no step
@@ -154,6 +156,11 @@ class PictureData(Displayed):
         """Names the pictures of "train" or "valid", in the order of their ids."""
         raise NotImplementedError
 
+    def ids(self, split: str) -> np.ndarray:
+        """Returns the ids of the pictures of a part that are to be had: all but `left_out`."""
+        ids = np.arange(len(self.labels[split]))
+        return np.setdiff1d(ids, self.left_out) if split == "train" else ids
+
     def describe(self) -> dict[str, Any]:
         """Returns what builds the same data again, as JSON: `kind`, its `arguments`, and counts."""
         return {
@@ -181,7 +188,7 @@ class PictureData(Displayed):
         """
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(("split", "class", "sha256", "file"))
+        writer.writerow(LISTED)
         for split, labels in self.labels.items():
             parts = _groups([self.source(split, i) for i in range(len(labels))], 64)
             with ThreadPoolExecutor(max(1, self.workers)) as pool:
@@ -215,12 +222,19 @@ class PictureData(Displayed):
     def train_batches(
         self, epoch: int, preprocess: Preprocess, first_step: int = 0
     ) -> Iterator[Batch]:
-        """Yields the batches of a training epoch from `first_step` on, of `batch_size` pictures.
+        """Yields the batches of a training epoch from `first_step` on, of `batch_size` pictures;
+        fewer where some are `left_out`. One of which none is left, or one alone, which batch norm
+        could not compare, is made of the pictures that the epoch begins with.
 
         Raises:  DataError, naming the file, when the batch of a picture that cannot be read is due
         """
-        whole = self.train_order(epoch)[: self.steps_per_epoch * self.batch_size]
-        groups = whole.reshape(-1, self.batch_size)[first_step:]
+        order = self.train_order(epoch)
+        whole = order[: self.steps_per_epoch * self.batch_size]
+        groups = [*whole.reshape(-1, self.batch_size)[first_step:]]
+        if self.left_out.size:
+            left = [ids[~np.isin(ids, self.left_out)] for ids in (order, *groups)]
+            first, least = left[0][: self.batch_size], min(2, self.batch_size)
+            groups = [ids if len(ids) >= least else first for ids in left[1:]]
         return self._batches("train", groups, preprocess, epoch)
 
     def valid_batches(self, preprocess: Preprocess) -> Iterator[Batch]:
@@ -292,7 +306,7 @@ class PictureData(Displayed):
             except (DataError, OSError) as error:
                 bad.append(str(error))
 
-        places = [(split, i) for split, labels in self.labels.items() for i in range(len(labels))]
+        places = [(split, int(i)) for split in self.labels for i in self.ids(split)]
         groups = _groups([partial(read, *place) for place in places], self.batch_size)
         read_ahead = ahead(((tasks, tasks) for tasks in groups), self.workers)
         for _ in tracked(read_ahead, "reading every picture once", len(places), size=len):

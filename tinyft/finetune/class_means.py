@@ -31,19 +31,20 @@ def start_from_class_means(learner: Training, head: LinearHead) -> None:
     Source: weight imprinting, Qi, Brown and Lowe, 2018 (arXiv:1712.07136)
     """
     data = learner.own_data()
-    features = own_features(learner, "train", np.arange(data.n_train))  # (N, F)
-    means = mean_weights(features.astype(np.float64), data.labels["train"])
+    ids = data.ids("train")
+    features = own_features(learner, "train", ids)  # (N, F)
+    means = mean_weights(features.astype(np.float64), data.labels["train"][ids], data.num_classes)
     weight = head.linear.weight.data
     weight[...] = backends.place_like(means.astype(weight.dtype), weight)
     learner.answers.forget()
 
 
-def mean_weights(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def mean_weights(features: np.ndarray, labels: np.ndarray, classes: int = 0) -> np.ndarray:
     """The weights (C, F) of a linear layer without bias that compares features with class means.
 
-    Shapes:  features (N, F) float64; labels (N,) int64, each of the C classes at least once
+    Shapes:  features (N, F) float64; labels (N,) int64, of at least so many `classes`
     """
-    counts = np.bincount(labels)
+    counts = np.bincount(labels, minlength=classes)
     sums = np.stack([features[labels == c].sum(0) for c in range(len(counts))])  # (C, F)
     means = _unit(sums)
     length = np.linalg.norm(features, axis=1).mean()

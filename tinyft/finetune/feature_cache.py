@@ -52,14 +52,14 @@ class FeatureCache:
         An epoch leaves out the pictures that fill no batch, and shuffling scatters them over the
         next: when the first of them is met, all that are missing are computed at once.
         """
-        ids = batch.ids.tolist()
+        ids, size = batch.ids.tolist(), self.data.batch_size
         new = [i for i in ids if i not in self.kept]
-        if len(new) == len(ids):
+        if len(new) == size:
             self._keep(batch)
         elif new:
             # filled up to whole batches, since the last bits may depend on a batch's size
-            missing = [i for i in range(self.data.n_train) if i not in self.kept]
-            full = np.array(missing + list(self.kept)[: -len(missing) % len(ids)])
+            missing = [i for i in self.data.ids("train").tolist() if i not in self.kept]
+            full = np.array(missing + list(self.kept)[: -len(missing) % size])
             for others in self.data.chosen_pictures("train", full, self.preprocess):
                 self._keep(others)
         rows = [self.kept[i] for i in ids]

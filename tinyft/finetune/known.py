@@ -93,12 +93,13 @@ def learn(training: Any) -> Known | None:
     if service.known is not None or data is None or data.n_train == 0 or not training.has_features:
         return service.known
     try:
-        chosen = _spread(data.labels["train"], training.seed)
+        chosen = evenly_chosen(data.ids("train"), data.labels["train"], training.seed)
         features = of_length_1(own_features(training, "train", chosen)).astype(np.float16)
         names = data.files("train")
         known = Known(features, [names[i] for i in chosen], None, 0, 0)
         if data.n_valid:
-            valid = own_features(training, "valid", _spread(data.labels["valid"], training.seed))
+            others = evenly_chosen(data.ids("valid"), data.labels["valid"], training.seed)
+            valid = own_features(training, "valid", others)
             similarities = np.array([each["similarity"] for each in known.judge(valid)])
             threshold = float(np.quantile(similarities, FALSE_ALARMS))
             flagged = int((similarities < threshold).sum())
@@ -118,11 +119,14 @@ def own_features(training: Any, split: str, ids: np.ndarray) -> np.ndarray:
     return np.concatenate([training.answers.ask(training, batch.images)[1] for batch in batches])
 
 
-def _spread(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Choose at most MOST pictures at random, as many of each class as the classes have."""
+def evenly_chosen(ids: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Choose at most MOST of the pictures `ids` at random, as many of each class as it has.
+
+    Shapes:  ids (n,) int64; labels (N,) int64, of all pictures; the result ascends
+    """
     turn: Counter[int] = Counter()
     place: dict[int, int] = {}
-    for i in generator(seed, "known").permutation(len(labels)).tolist():
+    for i in generator(seed, "known").permutation(ids).tolist():
         label = int(labels[i])
         place[i] = turn[label]
         turn[label] += 1

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,18 +145,27 @@ OPENED = {"folder": ImageFolder, "table": ImageTable}  # by what run.json says o
 
 
 def pictures_of_run(
-    path: str | os.PathLike[str], data: MaybeMoved = None, *, otherwise: str = "", **options: Any
+    path: str | os.PathLike[str],
+    data: MaybeMoved = None,
+    *,
+    otherwise: str = "",
+    without: Collection[str] = (),
+    skip_lost: bool = False,
+    **options: Any,
 ) -> PictureData:
     """The pictures of the run at `path`: its folder, opened as it was but for `options`; or `data`:
     the folder where they are now, under any names, or the arrays in memory that the run was made
     from.
 
-    `otherwise` says in an error what follows if they are no longer the same.
+    Of a folder those called `without` are left out, and with `skip_lost` those that are gone or
+    have changed; see `MovedPictures`. `otherwise` is an error's remedy if they have changed.
     Raises: RunError if the pictures have changed, or are arrays that were not given; DataError or
     OSError if the folder cannot be opened
     """
     path = Path(path)
     recorded = read_description(path)["data"]
+    if isinstance(data, ImageFolder) and (without or skip_lost):
+        data = data.path
     if data is None or isinstance(data, str | os.PathLike):
         if recorded.get("kind") not in OPENED:
             raise RunError(
@@ -169,12 +178,24 @@ def pictures_of_run(
                 f"{path} began with the pictures in {printable(folder)}, which is no longer there; "
                 "put them back, or say where they are: --data DIR (in Python data=DIR)"
             )
-        data = (
-            OPENED[recorded["kind"]](**arguments) if data is None else _moved(path, data, arguments)
-        )
-    if changed := changed_pictures(path, data):
-        raise RunError(f"the pictures of {path} have changed since it began{changed}{otherwise}")
-    return data
+        if data is None and not (without or skip_lost):
+            pictures: PictureData = OPENED[recorded["kind"]](**arguments)
+        else:
+            for name in ("path", "labels", "label_regex"):
+                arguments.pop(name, None)
+            arguments |= {"without": without, "skip_lost": skip_lost}
+            pictures = MovedPictures(data or folder, _lines(path)[1:], **arguments)
+    else:
+        pictures = data
+    if changed := changed_pictures(path, pictures):
+        summary = f"the pictures of {path} have changed since it began{changed}"
+        raise RunError(summary, remedy=otherwise, on_error="skip")
+    return pictures
+
+
+def left_out(description: dict[str, Any], step: int = LARGEST) -> list[str]:
+    """Name the pictures without which a run went on, when it was resumed before `step`."""
+    return [name for name, since in description.get("left_out", {}).items() if since <= step]
 
 
 def changed_pictures(path: Path, data: PictureData) -> str:
@@ -204,14 +225,8 @@ def _lines(path: Path) -> list[tuple[str, ...]]:
     except (OSError, UnicodeDecodeError):
         text = ""
     if listing_sha256(text) != read_description(path)["data"]["sha256"]:
-        raise RunError(f"its {PICTURES} is gone")
+        raise RunError(f"{path / PICTURES} is gone, or not as the run wrote it")
     return [*map(tuple, csv.reader(io.StringIO(text, newline="")))]
-
-
-def _moved(path: Path, folder: str | os.PathLike[str], arguments: dict[str, Any]) -> PictureData:
-    """The pictures of the run at `path`, found by their sha256 in a folder."""
-    arguments = {n: v for n, v in arguments.items() if n not in ("path", "labels", "label_regex")}
-    return MovedPictures(folder, _lines(path)[1:], **arguments)
 
 
 def learnt_by(path: Path, data: PictureData) -> int:
@@ -410,6 +425,7 @@ DESCRIPTION = {
     "plan_in_words": IfThere(IN_WORDS),
     "classes": [TEXT],
     "versions": {str: TEXT},
+    "left_out": IfThere({str: whole()}),  # from which step on, by the picture's name
     "finished": SWITCH,
     "seconds": IfThere(number(0)),
 }

@@ -9,16 +9,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinyft.data.folder import MovedPictures
 from tinyft.data.loader import PictureData
-from tinyft.errors import RunError, TinyftError, WeightsError
+from tinyft.errors import DataError, RunError, TinyftError, WeightsError
 from tinyft.finetune.build import vision_learner
 from tinyft.finetune.learner import Learner
 from tinyft.finetune.plan import Plan
 from tinyft.finetune.planning import remade
-from tinyft.finetune.run.folder import Run, drop_unfinished_files, hold, versions, weights_sha256
+from tinyft.finetune.run.folder import (
+    Run,
+    drop_unfinished_files,
+    hold,
+    versions,
+    weights_sha256,
+    write_json,
+)
 from tinyft.finetune.run.reading import (
+    LARGEST,
     MaybeMoved,
     checkpoints,
+    left_out,
     metrics_lines,
     pictures_of_run,
     read_checkpoint,
@@ -50,16 +60,25 @@ class Recreated(NamedTuple):
 
 
 def resume(
-    path: str | os.PathLike[str], data: MaybeMoved = None, device: str | None = None
+    path: str | os.PathLike[str],
+    data: MaybeMoved = None,
+    device: str | None = None,
+    on_error: str = "raise",
 ) -> Resumed:
     """Go back to the newest checkpoint of the run at `path`, to finish it.
 
     `data` is the folder that its pictures were moved to, or, where the run was made from arrays in
     memory, those. `device` may be another than the one that the run began on. A run without a
     checkpoint starts anew.
+
+    With on_error="skip" pictures of a folder that are gone or have changed are left out from here
+    on, also when the run is resumed again: run.json names them under "left_out". Batches have them
+    no more, all other pictures are shown as they would have been.
     Raises: RunError if the run is finished, its data has changed, or it cannot be made again from
     run.json
     """
+    if on_error not in ("raise", "skip"):
+        raise DataError(f"on_error must be 'raise' or 'skip'; got {on_error!r}")
     path = Path(path)
     read_description(path)  # before anything is written into what is no run
     lock = hold(path)
@@ -67,12 +86,22 @@ def resume(
         description = read_description(path)
         if description["finished"]:
             raise RunError(f"{path} is finished; there is nothing to resume")
-        learner, plan, start, notices, progress = recreate(path, data, device=device)
+        learner, plan, start, notices, progress = recreate(
+            path, data, device=device, skip_lost=on_error == "skip"
+        )
         if not progress:
             notices.append("no checkpoint: the run starts anew")
         (path / "checkpoints").mkdir(exist_ok=True)  # some programs do not copy empty folders
         drop_unfinished_files(path)
         _cut_metrics(path / "metrics.csv", description["first_step"], learner.step, notices)
+        pictures = learner.data
+        if isinstance(pictures, MovedPictures) and pictures.lost:
+            since = description.get("left_out", {})
+            since = {
+                name: min(since.get(name, learner.step), learner.step) for name in pictures.lost
+            }
+            write_json(path / "run.json", description | {"left_out": since})
+            notices.append(f"{pictures.words()}. The run will not end as it would with them")
     except BaseException:
         lock.release()
         raise
@@ -85,16 +114,21 @@ def recreate(
     data: MaybeMoved = None,
     last: int | None = None,
     device: str | None = None,
+    *,
+    skip_lost: bool = False,
 ) -> Recreated:
     """Make the learner of a run again as its newest checkpoint holds it, or the newest with at most
     `last` steps (in the numbers of metrics.csv), or as it began. Nothing is written.
 
+    Pictures that the run left out before step `last` are left out, and with `skip_lost` those that
+    are gone or have changed.
     Raises: RunError if the data has changed, or the run cannot be made again from run.json
     """
     path = Path(path)
     description = read_description(path)
+    without = left_out(description, LARGEST if last is None else last)
     with _said_by_run_json(path):
-        data = _pictures(path, description["data"]["arguments"], data)
+        data = _pictures(path, description["data"]["arguments"], data, without, skip_lost)
     if description["learner"] is None:
         raise RunError(
             f"{path} was trained with a network, head or optimizer of its own; only its caller can "
@@ -120,6 +154,12 @@ def recreate(
         raise RunError(
             f"{path} began with a learner that was trained before, and its checkpoint is lost; "
             "start a new run"
+        )
+    since = max((description["left_out"][name] for name in without), default=0)
+    if last is not None and learner.step < since:
+        raise RunError(
+            f"{path} went on without some pictures from step {since} on, and has no checkpoint "
+            f"between that step and step {last}, which can therefore not be made again"
         )
     return Recreated(learner, plan, start, notices, progress)
 
@@ -162,7 +202,13 @@ def _said_by_run_json(path: Path) -> Iterator[None]:
         raise RunError(f"{path / 'run.json'} is damaged: {error}") from None
 
 
-def _pictures(path: Path, arguments: dict[str, Any], data: MaybeMoved) -> PictureData:
+def _pictures(
+    path: Path,
+    arguments: dict[str, Any],
+    data: MaybeMoved,
+    without: list[str],
+    skip_lost: bool,
+) -> PictureData:
     """The data of the run; what the caller gives has to be made as it was."""
     given = data.describe()["arguments"] if isinstance(data, PictureData) else {}
     differing = [name for name in given if name in arguments and given[name] != arguments[name]]
@@ -171,7 +217,8 @@ def _pictures(path: Path, arguments: dict[str, Any], data: MaybeMoved) -> Pictur
             f"{path} was trained with other options of its data; they differ in "
             f"{', '.join(differing)}: make the data as it was, {arguments}"
         )
-    return pictures_of_run(path, data, otherwise="; put them back as they were, or start a new run")
+    otherwise = "put them back as they were, or go on without what is gone or changed: {on_error}"
+    return pictures_of_run(path, data, otherwise=otherwise, without=without, skip_lost=skip_lost)
 
 
 def _restore_newest(

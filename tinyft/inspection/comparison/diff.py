@@ -208,7 +208,8 @@ def _similarity(
 def _pictures(data: PictureData, preprocess: Preprocess) -> np.ndarray:
     """Up to 64 pictures (N, S, S, 3) uint8, as for validation, spread evenly over all classes."""
     split = "valid" if data.n_valid >= PICTURES or data.n_valid >= data.n_train else "train"
-    order = np.argsort(data.labels[split], kind="stable")
+    ids = data.ids(split)
+    order = ids[np.argsort(data.labels[split][ids], kind="stable")]
     chosen = order[np.linspace(0, len(order) - 1, min(PICTURES, len(order))).astype(int)]
     adjusted = data.adjusted(preprocess)
     return np.stack([prepare(data.source(split, int(i)), adjusted) for i in chosen])

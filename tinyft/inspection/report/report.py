@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinyft.display import counted, duration
+from tinyft.display import counted, duration, first_few
 from tinyft.errors import TinyftError
 from tinyft.inspection.comparison.result import diff_section
 from tinyft.inspection.html import Markup, escape, page, table
@@ -185,6 +185,9 @@ def _in_words(run: RunFiles) -> list[Markup]:
         )
         for phase in told["phases"]
     ]
+    if left_out := run.description.get("left_out"):
+        names, step = first_few(sorted(left_out)), min(left_out.values())
+        each.append(escape(f"Gone or changed, and left out, from step {step} on: {names}."))
     return [*each, escape(told["decay"])]
 
 

@@ -21,6 +21,7 @@ from tinyft.errors import RunError, TinyftError
 from tinyft.finetune.build import load_learner
 from tinyft.finetune.run.reading import (
     MaybeMoved,
+    left_out,
     pictures_of_run,
     read_description,
     read_metrics,
@@ -132,4 +133,4 @@ def _learner(path: Path, name: str, device: str) -> Learner:
 
 def _pictures(path: Path, data: MaybeMoved) -> PictureData:
     with warnings.catch_warnings(action="ignore"):  # they were said when the run began
-        return pictures_of_run(path, data)
+        return pictures_of_run(path, data, without=left_out(read_description(path)))
