@@ -108,7 +108,7 @@ EARLIER = [
      lambda x: x.mean(1), lambda d, x: np.repeat(d[:, None], x.shape[1], 1), n(5, 4)),
     ("mean: divided by N not C", "the same factor 0.8",
      lambda x: x.mean(1), lambda d, x: np.repeat(d[:, None], x.shape[1], 1) / len(x), n(5, 4)),
-    ("linear: dW transposed", "transposed",
+    ("linear: dW transposed", "transposed: the right numbers with axes in the order (1, 0)",
      lambda x, W: x @ W, lambda d, x, W: (d @ W.T, (x.T @ d).T), n(5, 4), n(4, 4)),
     ("linear: dx with W", "computes dout @ W, and should compute dout @ W.T",
      lambda x, W: x @ W, lambda d, x, W: (d @ W, x.T @ d), n(5, 4), n(4, 4)),

@@ -314,22 +314,6 @@ def test_the_message_has_element_both_values_and_their_ratio():
     assert f"{3 * draw[0, 1]:.8g}, ratio -2" in message
 
 
-def test_a_transposed_gradient_is_named():
-    square = normal(3, 3)
-    message = failure(cube(lambda g: g.T.copy()), [square])
-    assert "transposed" in message and "(1, 0)" in message
-
-
-def test_gradients_in_the_wrong_order_are_named():
-    @ft.op
-    def product(a, b):
-        x, y = a.data, b.data
-        return x * y, lambda dout: (dout * x, dout * y)
-
-    message = failure(product, [MATRIX, normal(4, 3)])
-    assert "this is the gradient of input 1 (b)" in message
-
-
 def test_a_normalisation_without_its_mean_terms_is_named():
     @ft.op
     def normalise(x):
