@@ -59,4 +59,5 @@ def check(yours):
         out = ft.ops.conv2d(ft.Tensor(x), w, stride=stride, padding=padding)
         out.backward(dout := rng.normal(size=out.shape))
         mine = yours.weight_grad(dout, x, weight, stride, padding)
+        mine = mine if mine.any() else ...  # the zeros that it begins with
         yield f"dweight, {kernel}, stride {stride}, padding {padding}", mine, w.grad

@@ -189,8 +189,12 @@ def test_what_builds_on_a_missing_line_is_no_error(tmp_path):
     builds = [*steps[:4], *steps[6:]]  # dnormal is missing
     lines = ALL["batch_norm_steps"].judge(written("batch_norm_steps", tmp_path, builds)).lines
     assert "a line that it builds on still is ..." in lines[-1]
-    judgement = ALL["freezing"].judge(written("freezing", tmp_path))
-    assert judgement.lines[0].startswith("not written yet: fastai, head alone, first layer alone,")
+    for name, said in {
+        "freezing": "fastai; head alone; first layer alone; nothing trains and 1 more",
+        "conv_dweight": "dweight, (1, 1), stride 1, padding 0; "
+        "dweight, (3, 3), stride 1, padding 1; dweight, (3, 2), stride 2, padding 1",
+    }.items():
+        assert ALL[name].judge(written(name, tmp_path)).lines == [f"not written yet: {said}"]
 
 
 # ------------------------------------------------------------------------------------ break it

@@ -71,7 +71,7 @@ class Exercise:
                 lines += checked.splitlines() if checked else [_told(error, path)]
         if missing:
             more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-            lines.append(f"not written yet: {', '.join(missing[:4])}{more}")
+            lines.append(f"not written yet: {'; '.join(missing[:4])}{more}")
         return Judgement(lines, solved and not missing)
 
 
