@@ -93,7 +93,7 @@ def kernel_calls(learner: Learner, batch: Batch) -> list[KernelCall]:
 
 def kind(call: KernelCall) -> str:
     """ "convolution 3x3, stride 2", "batch norm"; that of the head's rows is another kind."""
-    arguments, options, _ = call.arguments
+    arguments, options, _ = call.whole
     if call.kernel.startswith("batch_norm"):
         x = arguments[0]  # or dout, which is like it
         return "batch norm" if x.ndim == 4 else "batch norm of rows"
@@ -104,7 +104,7 @@ def kind(call: KernelCall) -> str:
 
 def errors_of(call: KernelCall, sides: dict[str, list[Array]]) -> list[Errors]:
     """Measure for each result of the call the distance from float64 of ours and of the others'."""
-    arguments, options, _ = call.arguments
+    arguments, options, _ = call.whole
 
     def results(device: str, arguments: Iterable, options: dict[str, Any]) -> list[Array]:
         outs = getattr(backends.get(device), call.kernel)(*arguments, **options)
@@ -140,7 +140,7 @@ def ratios(errors: list[Errors]) -> dict[str, dict[str, dict[str, float]]]:
 
 def _distance(result: Array, exact: Array) -> dict[str, float]:
     difference = result.astype(np.float64) - exact
-    norm = _ratio(np.linalg.norm(difference), np.linalg.norm(exact))
+    norm = _ratio(float(np.linalg.norm(difference)), float(np.linalg.norm(exact)))
     return {"largest": _ratio(np.abs(difference).max(), np.abs(exact).max()), "norm": norm}
 
 

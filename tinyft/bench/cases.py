@@ -15,6 +15,7 @@ from tinyft.engine.tensor import Tensor
 from tinyft.finetune.groups import Group
 from tinyft.finetune.optim import SGD
 from tinyft.nn import build, fold
+from tinyft.nn.layers import Linear
 from tinyft.seeds import generator
 from tinyft.weights.onnx_file import Graph, value_info
 
@@ -90,7 +91,9 @@ def onnx_side(case: Case, threads: int) -> Side:
     pictures = np.ascontiguousarray(batch(case)[0].transpose(0, 3, 1, 2))
     graph, network = Graph(), fold(build(case.arch, seed=0)).network
     logits = graph.classify("pictures", network, output="logits")
-    outputs = [value_info(logits, (case.batch_size, network.fc.bias.shape[0]))]
+    assert isinstance(network.fc, Linear)  # which a learner would have replaced
+    classes, _ = network.fc.weight.shape
+    outputs = [value_info(logits, (case.batch_size, classes))]
     file = graph.file([value_info("pictures", pictures.shape)], outputs, {})
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -20,6 +20,7 @@ lost with the learner: each run computes all features anew.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -105,7 +106,8 @@ def their_phase(case: FrozenCase) -> Spent:
     unmeasured.head.eval()
     check({THEIRS: error_of(unmeasured.logits(first).detach().numpy(), ours)})
     unmeasured.step(first, phase, 0)
-    theirs, training, validation = TorchLearner(learner, "channels_last"), 0.0, 0.0
+    theirs = TorchLearner(learner, "channels_last")
+    training, validation, accuracy = 0.0, 0.0, math.nan
     for epoch in range(case.epochs):
         started = time.perf_counter()
         batches = case.data.train_batches(epoch, learner.preprocess)
@@ -131,15 +133,17 @@ def measure(case: FrozenCase, rounds: int, *, alone: bool) -> dict[str, Any]:
     report: dict[str, Any] = {"bn": case.bn, "epochs": case.epochs, "why": why(case)}
     report["others"] = before.others(Clock.read())
     measures = ("training", "validation", "total", "accuracy")
-    report["sides"] = {
+    medians = {
         side: {name: median(getattr(run, name) for run in spent) for name in measures}
-        | {"runs": [asdict(run) for run in spent]}
+        for side, spent in runs.items()
+    }
+    report["sides"] = {
+        side: medians[side] | {"runs": [asdict(run) for run in spent]}
         for side, spent in runs.items()
     }
     if not alone:
-        ours, theirs = report["sides"][OURS], report["sides"][THEIRS]
-        report["ratio"] = theirs["total"] / ours["total"]
-        report["training_ratio"] = theirs["training"] / ours["training"]
+        report["ratio"] = medians[THEIRS]["total"] / medians[OURS]["total"]
+        report["training_ratio"] = medians[THEIRS]["training"] / medians[OURS]["training"]
     return report
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tinyft import backends
+from tinyft.backends.gpu import GpuBackend
 from tinyft.backends.reference import output_size
 from tinyft.bench.cases import Case, Side, convolutions, our_side
 from tinyft.bench.measure import error_of, installed
@@ -167,7 +168,9 @@ def everything(
     show(
         "contract: {passed} of {cases} cases passed in {seconds:.0f} s".format(**report["contract"])
     )
-    names = ("fp32", "tf32") if backends.get(device).gpu.has_tf32 else ("fp32",)
+    backend = backends.get(device)
+    assert isinstance(backend, GpuBackend)
+    names = ("fp32", "tf32") if backend.gpu.has_tf32 else ("fp32",)
     report["errors"] = {name: errors(device, name) for name in names}
     for name, kernels in report["errors"].items():
         worst = max(kernels, key=lambda kernel: kernels[kernel]["of_allowed"])

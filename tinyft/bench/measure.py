@@ -184,6 +184,7 @@ def run_child(
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
+        assert process.stdout  # piped
         first = process.stdout.readline()  # written at the end of the steps, before Python exits
         seconds = time.perf_counter() - started
         _, errors = process.communicate()
@@ -277,7 +278,7 @@ def outside_kernels(case: Case, rounds: int) -> dict[str, Any]:
         step = our_side(case, "training", device="cpu")
         for _ in range(2):  # the first compiles, the second has all buffers
             step()
-        steps, within = [], []
+        steps, within, calls = [], [], 0
         for _ in range(rounds):
             clock = KernelClock()
             with clock.watching():
@@ -285,13 +286,14 @@ def outside_kernels(case: Case, rounds: int) -> dict[str, Any]:
                 step()
                 steps.append(time.perf_counter() - started)
             within.append(clock.seconds)
+            calls = clock.calls
     outside = [1 - kernels / whole for kernels, whole in zip(within, steps, strict=True)]
     return {
         "step": statistics.median(steps),
         "kernels": statistics.median(within),
         "outside": statistics.median(outside),
         "outside_min": min(outside),
-        "calls": clock.calls,
+        "calls": calls,
     }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,8 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from tinyft.bench.cases import LR, MOMENTUM, Case, Side, batch
 from tinyft.nn import layers
-from tinyft.nn.module import Module
-from tinyft.nn.resnet import PadShortcut, ResNet, build
+from tinyft.nn.resnet import BasicBlock, Bottleneck, PadShortcut, ResNet, build
 
 if TYPE_CHECKING:  # a process that measures PyTorch's memory loads no more than it must
     from tinyft.data.loader import Batch, PictureData
@@ -82,7 +81,7 @@ class Pad(nn.Module):
 class Block(nn.Module):
     """A basic block or a bottleneck."""
 
-    def __init__(self, block: Module, folded: bool):
+    def __init__(self, block: BasicBlock | Bottleneck, folded: bool):
         super().__init__()
         numbers = [i for i in (1, 2, 3) if hasattr(block, f"conv{i}")]
         pairs = [
@@ -95,7 +94,9 @@ class Block(nn.Module):
         if isinstance(block.downsample, PadShortcut):
             self.shortcut = Pad(block.downsample)
         elif block.downsample:
-            self.shortcut = _pair(*block.downsample._children.values(), folded)
+            conv, norm = block.downsample._children.values()
+            assert isinstance(conv, layers.Conv2d) and isinstance(norm, layers.BatchNorm)
+            self.shortcut = _pair(conv, norm, folded)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.branch(x)
@@ -115,7 +116,8 @@ class Network(nn.Module):
         blocks = [block for stage in stages for block in stage._children.values()]
         self.blocks = nn.Sequential(*[Block(block, folded) for block in blocks])
         self.average = nn.AdaptiveAvgPool2d(1)
-        self.fc = copied_linear(network.fc) if network.fc else None  # cut off in a learner
+        # cut off in a learner
+        self.fc = copied_linear(network.fc) if network.fc else nn.Identity()
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         return self.blocks(self.pool(self.relu(self.stem(x))))
@@ -217,7 +219,7 @@ def convolution_gradients(
     stride: int,
     padding: int,
     wanted: tuple[bool, bool] = (True, True),
-) -> tuple[torch.Tensor | None, ...]:
+) -> tuple[Any, Any]:
     """The gradients of a convolution's input and weight, None for one that is not wanted."""
     window = [stride, stride], [padding, padding], [1, 1], False, [0, 0], 1
     gradients = torch.ops.aten.convolution_backward(
@@ -248,7 +250,7 @@ class TorchKernels:
 
     def compute(self, call: KernelCall) -> list[np.ndarray]:
         """The results of the same call, in float32."""
-        arguments, options, _ = call.arguments
+        arguments, options, _ = call.whole
         return getattr(self, call.kernel)(*arguments, **options)
 
     def conv2d(self, x, weight, bias, *, stride, padding, residual, relu):
@@ -334,7 +336,12 @@ class TorchLearner:
 
     def __init__(self, learner: Learner, layout: str, dtype: torch.dtype = torch.float32):
         from tinyft.backends.cpu.runtime.threads import get_num_threads
+        from tinyft.finetune.optim import Adam
+        from tinyft.nn.head import FastaiHead
 
+        body, optimizer = learner.model, learner.optimizer
+        assert isinstance(body, ResNet) and isinstance(body.head, FastaiHead)
+        assert isinstance(optimizer, Adam)
         torch.set_num_threads(get_num_threads())
         self.layout, self.dtype = LAYOUTS[layout], dtype
         self.preprocess = learner.preprocess
@@ -342,16 +349,16 @@ class TorchLearner:
         self.mean, self.std = (
             255 * torch.tensor(part, dtype=dtype).reshape(1, 3, 1, 1) for part in scale
         )
-        self.body = Network(learner.model).to(dtype, memory_format=self.layout)
-        self.head = Head(learner.model.head).to(dtype)
+        self.body = Network(body).to(dtype, memory_format=self.layout)
+        self.head = Head(body.head).to(dtype)
         norms = [norm for group in learner.groups[:-1] for norm in group.batch_norms.values()]
         self.fixed_body = all(norm.statistics == "running" for norm in norms)
         self.parameters, groups = self._parameters(learner), enumerate(learner.groups)
         self.optimizer = torch.optim.AdamW(
             [part for number, group in groups for part in _parts(number, group, self.parameters)],
-            eps=learner.optimizer.eps,
+            eps=optimizer.eps,
         )
-        self.square_momentum = learner.optimizer.square_momentum
+        self.square_momentum = optimizer.square_momentum
 
     def _parameters(self, learner: Learner) -> dict[str, nn.Parameter]:
         """By our names: both networks list their layers in the same order."""

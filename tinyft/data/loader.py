@@ -18,7 +18,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -221,7 +221,7 @@ class PictureData(Displayed):
 
     def train_batches(
         self, epoch: int, preprocess: Preprocess, first_step: int = 0
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Yields the batches of a training epoch from `first_step` on, of `batch_size` pictures;
         fewer where some are `left_out`. One of which none is left, or one alone, which batch norm
         could not compare, is made of the pictures that the epoch begins with.
@@ -261,7 +261,7 @@ class PictureData(Displayed):
         groups: Iterable[np.ndarray],
         preprocess: Preprocess,
         epoch: int | None = None,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Yields batches that threads fill, augmented if an epoch is given."""
         preprocess = self.adjusted(preprocess)
         side = preprocess.crop

@@ -13,7 +13,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -145,7 +145,7 @@ def _free_in_container(root: Path = Path("/sys/fs/cgroup")) -> int:
 
 def ahead(
     jobs: Iterable[Job[Result]], workers: int, depth: int = BATCHES_AHEAD
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yields the result of each job, in order, when all of the job's tasks have run.
 
     At most `depth` jobs beside the yielded one are under way. A task's exception is raised at its

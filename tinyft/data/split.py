@@ -19,13 +19,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from tinyft.data.picture import printable
 from tinyft.display import beside, counted, did_you_mean, first_few
 from tinyft.errors import DataError
 from tinyft.seeds import generator
 
-ByClass = dict[str, list[Path]]
+File = TypeVar("File")  # a path, or what stands for one
+FilesByClass = dict[str, list[File]]
+ByClass = FilesByClass[Path]
 
 LINKS = "links to folders"
 TRAIN_NAMES = ("train", "training")
@@ -89,8 +92,11 @@ def _has_folders(path: Path) -> bool:
 
 
 def set_aside(
-    pictures: ByClass, fraction: float, seed: int, group_of: Mapping[Path, str] | None = None
-) -> tuple[ByClass, ByClass]:
+    pictures: FilesByClass[File],
+    fraction: float,
+    seed: int,
+    group_of: Mapping[File, str] | None = None,
+) -> tuple[FilesByClass[File], FilesByClass[File]]:
     """Splits into training and validation pictures: at least one of each class on both sides.
 
     A fraction of 1 sets everything aside. Pictures of one group stay together, so that shares are
@@ -120,8 +126,8 @@ def set_aside(
 
 
 def _set_groups_aside(
-    pictures: ByClass, fraction: float, seed: int, group_of: Mapping[Path, str]
-) -> tuple[ByClass, ByClass]:
+    pictures: FilesByClass[File], fraction: float, seed: int, group_of: Mapping[File, str]
+) -> tuple[FilesByClass[File], FilesByClass[File]]:
     """Takes groups in random order, each if it brings the classes nearer to their shares."""
     members: dict[str, Counter] = {}
     for name, files in pictures.items():
@@ -152,7 +158,7 @@ def _set_groups_aside(
                 "has none left to train on; name the splits yourself"
             )
         chosen = {min(movable, key=lambda group: missed(members[group]))}
-    parts: tuple[ByClass, ByClass] = {}, {}
+    parts: tuple[FilesByClass[File], FilesByClass[File]] = {}, {}
     for name, files in pictures.items():
         for file in files:
             side = parts[group_of.get(file, str(file)) in chosen]

@@ -154,7 +154,7 @@ class Server(ThreadingHTTPServer):
 class Visit(BaseHTTPRequestHandler):
     """One request: the page, or the answer to a picture."""
 
-    server: Server
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]  # a Server makes it
     timeout = PATIENCE
     server_version, sys_version = "tinyft", ""
 
@@ -214,7 +214,7 @@ class Visit(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *_: Any) -> None:
         """Print nothing: what visitors ask is theirs, and might hold control characters."""
 
 

@@ -13,7 +13,7 @@ import copy
 import itertools
 import zlib
 from collections import Counter
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class FoldedNetwork(Module, Generic[Network]):
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
 
-    def train(self, mode: bool = True) -> Module:
+    def train(self, mode: bool = True) -> Self:
         if mode:
             raise ValueError(
                 "a folded network has no batch norms left to train; train the original"

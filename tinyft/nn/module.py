@@ -11,7 +11,7 @@ those of the published files: `layer3.0.conv1.weight`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -139,13 +139,13 @@ class Module(Displayed):
             if name in state:
                 backends.assign(state[name], array)  # keeps dtype and memory order
 
-    def train(self, mode: bool = True) -> Module:
+    def train(self, mode: bool = True) -> Self:
         """Switch this module and all below it to training (or, with False, to evaluation)."""
         for _, module in self.named_modules():
             module.training = mode
         return self
 
-    def eval(self) -> Module:
+    def eval(self) -> Self:
         return self.train(False)
 
     def remember_modes(self) -> Callable[[], None]:
@@ -174,7 +174,7 @@ class Module(Displayed):
                     setattr(module, name, buffer.astype(dtype))
         return self
 
-    def to(self, device: str) -> Module:
+    def to(self, device: str) -> Self:
         """Move every parameter, gradient and buffer to a device: "cpu", "gpu", "gpu:1"; itself.
 
         Raises: DeviceError if there is no such device; nothing is changed then

@@ -219,7 +219,7 @@ class Slot:
         """Begin to copy; the array on the GPU that will hold the images."""
         self.arrived.synchronize()
         if self.pinned.size < images.size:
-            import cupyx  # pyright: ignore[reportMissingImports]  # where CuPy is, so is it
+            import cupyx  # where CuPy is, so is it
 
             self.consumed.synchronize()
             self.pinned = cupyx.empty_pinned(images.size, np.uint8)

@@ -96,12 +96,15 @@ def compare(
     everything = list(dict.fromkeys(name for s in snapshots for name in s.arrays))
     shapes = {n: {getattr(s.arrays.get(n), "shape", None) for s in snapshots} for n in everything}
     common = [name for name in everything if len(shapes[name]) == 1]  # in the network's order
-    pictures = [] if data is None else _pictures(data, snapshots[0].preprocess)
-    notices, similarity = [], {}
-    if data is not None and len(pictures) < LEAST_PICTURES:
-        notices.append(f"{len(pictures)} pictures are too few to compare features")
-    elif data is not None:
-        similarity = _similarity(snapshots, pictures, device)
+    seen, notices, similarity = 0, [], {}
+    if data is not None:
+        pictures = _pictures(data, snapshots[0].preprocess)
+        seen = len(pictures)
+        if seen < LEAST_PICTURES:
+            notices.append(f"{seen} pictures are too few to compare features")
+        else:
+            similarity = _similarity(snapshots, pictures, device)
+    first, last = (snapshots[end].arrays["conv1.weight"].copy() for end in (0, -1))
     return Diff(
         [snapshot.title for snapshot in snapshots],
         names,
@@ -109,8 +112,8 @@ def compare(
         _layers(spans, common),
         _stages(spans, common),
         similarity,
-        len(pictures),
-        tuple(snapshots[end].arrays["conv1.weight"].copy() for end in (0, -1)),
+        seen,
+        (first, last),
         [name for name in everything if name not in common],
         notices,
     )

@@ -179,7 +179,7 @@ def _of_checkpoint(title: str, path: str | os.PathLike[str]) -> Snapshot:
     arrays, _, texts = read_arrays(path, CHECKPOINT)
     own = model_arrays(arrays)
     with damage_is_an_error(path):
-        preprocess = Preprocess.from_dict(json.loads(texts["state"])["preprocess"])
+        preprocess = Preprocess.from_dict(json.loads(str(texts["state"]))["preprocess"])
     return Snapshot(title, infer_architecture(_shapes(own)), own, preprocess)
 
 

@@ -91,14 +91,14 @@ def _nearest(rows: np.ndarray, others: tuple[np.ndarray, ...]) -> set[tuple[int,
 
 def _are_copies(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Aligns M pairs of thumbnails from coarse to fine, and compares them: (M,) bool."""
-    alive = np.arange(len(first))
-    crop = np.tile(np.float32([1, 0]), (len(first), 2, 1))  # scale and shift of rows, columns
+    alive, a, b = np.arange(len(first)), first, second
+    scale_and_shift = np.array([1, 0], np.float32)
+    crop = np.tile(scale_and_shift, (len(first), 2, 1))  # of rows, of columns
     for side, enough in LEVELS:
         a, b = (_shrunk(thumbnails[alive], side) for thumbnails in (first, second))
         correlation, crop = _aligned(a, b, crop)
         passed = correlation >= enough
-        alive, crop = alive[passed], crop[passed]
-    a, b = a[passed], b[passed]
+        alive, crop, a, b = alive[passed], crop[passed], a[passed], b[passed]
     moved, mask = _cropped(b, crop, margin=2 / (SIDE - 1))
     each = zip(np.gradient(a, axis=(1, 2)), np.gradient(moved, axis=(1, 2)), strict=True)
     slopes = [_correlation(_centred(x, mask), _centred(y, mask)) for x, y in each]

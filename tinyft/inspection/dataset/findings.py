@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from tinyft.errors import DataError
 from tinyft.inspection.html import Markup, escape, page, picture, table
 from tinyft.inspection.report.learned import wilson
 from tinyft.weights.files import replacing
-
-if TYPE_CHECKING:
-    from tinyft.data.picture import Source
 
 FEWEST = 5  # pictures of a class below which it is too small, and its labels are not judged
 WIDE = 0.2  # of an interval at 95 %: a validation part that allows no narrower one proves little
@@ -45,7 +42,7 @@ class Picture(NamedTuple):
     """One file. `split` is "train" or "valid"; sizes are pixels, as it is seen."""
 
     file: str
-    source: Source
+    source: Path | np.ndarray
     label: int
     split: str
     width: int = 0
@@ -318,8 +315,9 @@ def _figure(shown: Picture, caption: Markup) -> str:
         if not isinstance(pixels, np.ndarray):
             pixels = whole_picture(Path(pixels))
         height, width = pixels.shape[:2]
-        target = [max(1, round(n * WIDTH / max(height, width))) for n in (width, height)]
-        drawn = picture(resize_box(pixels, (0, 0, width, height), target), "", lossless=False)
+        across, down = (max(1, round(n * WIDTH / max(height, width))) for n in (width, height))
+        small = resize_box(pixels, (0, 0, width, height), (across, down))
+        drawn = picture(small, "", lossless=False)
     except DataError as error:
         drawn = escape(f"(not shown: {error})")
     return (
@@ -333,8 +331,8 @@ def _classes(facts: DatasetCheck) -> str:
     train, valid = facts.counts("train").tolist(), facts.counts("valid").tolist()
     for k, name in enumerate(facts.classes):
         here = [i for i, p in enumerate(facts.pictures) if p.label == k]
-        sizes = [(p.width, p.height) for p in map(facts.pictures.__getitem__, here)]
-        sizes = [f"{w}x{h}" for w, h in sorted(sizes, key=min)]
+        pairs = [(p.width, p.height) for p in map(facts.pictures.__getitem__, here)]
+        sizes = [f"{w}x{h}" for w, h in sorted(pairs, key=min)]
         spans = [sizes[0], sizes[len(sizes) // 2], sizes[-1]] if sizes else [None] * 3
         agree = None if facts.agree is None or not here else facts.agree[here].mean()
         shown = None if agree is None else f"{100 * agree:.0f} %"
@@ -348,6 +346,5 @@ def _unusable(facts: DatasetCheck) -> str:
     if not facts.unusable:
         return ""
     words = "<p>They would stop a run; <code>--on-error skip</code> leaves them out.</p>"
-    return (
-        f"<h2>Files that cannot be used</h2>{words}{table(['file', 'why'], facts.unusable.items())}"
-    )
+    listed = table(["file", "why"], list(facts.unusable.items()))
+    return f"<h2>Files that cannot be used</h2>{words}{listed}"

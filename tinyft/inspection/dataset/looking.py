@@ -78,7 +78,8 @@ def check(
              `load_weights`
     """
     if isinstance(data, PictureData):
-        name = printable(data.path.resolve().name) if hasattr(data, "path") else "arrays in memory"
+        path: Path | None = getattr(data, "path", None)
+        name = printable(path.resolve().name) if path else "arrays in memory"
         classes, notes, has_split = list(data.classes), data.notices, True
         notes = [each for each in notes if not FOUND_TOO.match(each)]
         unusable = dict(getattr(data, "skipped", {}))
@@ -96,22 +97,23 @@ def check(
     pictures, thumbnails, features = _looked_at(listed, network, unusable)
     if not has_split:
         pictures = _divided(pictures, classes, valid_fraction, seed)
-    facts = {"name": name, "classes": classes, "notes": notes, "has_split": has_split}
-    facts |= {"pictures": pictures, "unusable": dict(sorted(unusable.items()))}
+    unusable = dict(sorted(unusable.items()))
+    found = DatasetCheck(name, classes, pictures, unusable, notes, has_split)
     if not pictures:
-        return DatasetCheck(**facts)
+        return found
     with working("comparing pictures with each other", len(pictures)) as work:
-        group_of, facts["copies"] = grouped(thumbnails, features)
+        group_of, copies = grouped(thumbnails, features)
         work.advance(len(pictures))
-    if network is None:
-        return DatasetCheck(**facts)
+    found = replace(found, copies=copies)
+    if network is None or features is None:
+        return found
     labels = np.array([p.label for p in pictures])
     scores = out_of_fold(features, labels, len(classes), group_of)
     ahead_by, best = margins(scores, labels)
     order = np.argsort(-ahead_by, kind="stable")[: np.count_nonzero(ahead_by >= WORTH_A_LOOK)]
-    facts["suspects"] = [Suspect(int(i), int(best[i]), float(ahead_by[i])) for i in order]
-    facts |= {"margins": ahead_by, "agree": scores.argmax(axis=1) == labels}
-    return DatasetCheck(**facts, network=network.name)
+    suspects = [Suspect(int(i), int(best[i]), float(ahead_by[i])) for i in order]
+    agree = scores.argmax(axis=1) == labels
+    return replace(found, suspects=suspects, margins=ahead_by, agree=agree, network=network.name)
 
 
 def _listed(path: Path) -> tuple[list[str], list[Picture], list[str], bool]:

@@ -81,7 +81,8 @@ def changed(before: Before, model: Module | Learner, optimizer: Optimizer | None
     if not isinstance(before, Before):
         raise TypeError(f"changed(snapshot, model): the first is no snapshot but {before!r:.60}")
     if isinstance(model, Learner):
-        model, optimizer = model.model, optimizer or model.optimizer
+        optimizer = optimizer or model.optimizer
+        model = model.model
     after = {name: backends.host(array) for name, array in model.state_dict().items()}
     if {n: a.shape for n, a in after.items()} != {n: a.shape for n, a in before.arrays.items()}:
         raise WeightsError(
@@ -240,15 +241,19 @@ def _reasons(
     group = None  # with which the optimizer's last step visited the parameter
     if optimizer is not None and name in optimizer.visited:
         group = next((group for group in optimizer.groups if name in group.parameters), None)
-    decays = group is not None and group.weight_decay * group.lr > 0
-    decays = decays and name not in group.undecayed
+    decays = group is not None and group.weight_decay * group.lr > 0 and name not in group.undecayed
     by_gradient = ("gradient", "weight decay") if decays else ("gradient",)
     if trains:
         return by_gradient
     only_shrunk = _is_multiple(before, after)
     if trained and not only_shrunk:
         return by_gradient
-    if group is not None and _bits(before) != _bits(after) and _carries_on(optimizer, group, name):
+    if (
+        optimizer is not None
+        and group is not None
+        and _bits(before) != _bits(after)
+        and _carries_on(optimizer, group, name)
+    ):
         return ("weight decay", "momentum") if decays else ("momentum",)
     if only_shrunk:
         return ("weight decay",)

@@ -83,7 +83,7 @@ class Contents:
         """(rows, ...) of each table, from all records that hold rows of it."""
         parts: dict[str, list[np.ndarray]] = {}
         for rows in self.records.values():
-            for name in rows.dtype.names:
+            for name in rows.dtype.names or ():
                 parts.setdefault(name, []).append(rows[name])
         return {n: of[0] if len(of) == 1 else np.concatenate(of) for n, of in parts.items()}
 
@@ -108,6 +108,7 @@ class LedgerFile:
         columns = {t.name: t.columns for tables in records.values() for t in tables}
         head = {"format": FORMAT, "version": VERSION, "records": _listed(records),
                 "columns": columns, "description": description}  # fmt: skip
+        self.file: io.FileIO | io.BytesIO
         if path is None:
             self.file = io.BytesIO()
             self._begin(json.dumps(head).encode(), kept or {})
@@ -120,7 +121,8 @@ class LedgerFile:
     def append(self, record: str, **rows: Any) -> None:
         """Write a record, a row of each of its tables. From here on no kill loses it."""
         dtype = self.dtypes[record]
-        self._append(record, np.array(tuple(rows[name] for name in dtype.names), dtype).tobytes())
+        row = tuple(rows[name] for name in dtype.names or ())
+        self._append(record, np.array(row, dtype).tobytes())
 
     def sync(self) -> None:
         """Put what was appended on the disk: no crash of the whole system loses it then."""
@@ -131,6 +133,7 @@ class LedgerFile:
         """Read what was written so far."""
         if self.path is not None:
             return read(self.path, self.layout)
+        assert isinstance(self.file, io.BytesIO)
         return parse(self.file.getvalue(), self.layout)
 
     def close(self) -> None:

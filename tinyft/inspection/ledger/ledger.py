@@ -67,6 +67,7 @@ from tinyft.inspection.ledger.reading import (
 )
 
 if TYPE_CHECKING:
+    from tinyft.finetune.groups import Proof
     from tinyft.finetune.learner import Learner
     from tinyft.finetune.plan import Plan
     from tinyft.finetune.records import StepRecord
@@ -123,34 +124,41 @@ class Ledger(Displayed):
         self.evidence: Any = False  # of why tensors moved in the phase, from epochs that ended
 
     def after_step(self, learner: Learner, record: StepRecord) -> None:
-        """Write the rows of a step, and at its end those of an epoch and of a phase."""
-        if self.file is None:
-            self.file = self._open(learner, record)
+        """Write the rows of a step, and at its end those of an epoch and of a phase.
+
+        Raises: ValueError if the step was not measured
+        """
+        if learner.updates is None:
+            how = "make the steps by learner.steps(plan, norms=True)"
+            raise ValueError(f"a ledger needs norms: {how}")
+        file = self.file = self.file or self._open(learner, record)
         phase = self.phases.index(record.phase)
         ids = np.full(learner.own_data().batch_size, -1)
         ids[: len(record.ids)] = record.ids
-        groups, layers = _group_rows(learner, record), _layer_rows(learner.updates)
+        groups = _group_rows(learner, record, learner.updates)
+        layers = _layer_rows(learner.updates)
         steps = [record.step, record.epoch, phase, float(record.loss), record.smooth_loss]
-        self.file.append("step", steps=steps, groups=groups, ids=ids, layers=layers)
+        file.append("step", steps=steps, groups=groups, ids=ids, layers=layers)
         self.epoch_rows.append((groups, layers))
-        if record.validation:
-            self._end_epoch(learner, record, phase)
+        if judged := record.validation:
+            row = [record.epoch, phase, record.step, judged.loss, judged.accuracy]
+            self._end_epoch(file, learner, row)
         if record.proof:
-            self._end_phase(learner, record, phase)
+            self._end_phase(file, learner, record, record.proof)
         if record.validation:
-            self.file.sync()
+            file.sync()
 
     def end(self, learner: Learner) -> None:
         """The file is complete. One in memory can still be read."""
         if self.file is not None:
             self.file.close()
 
-    def _end_epoch(self, learner: Learner, record: StepRecord, phase: int) -> None:
-        now, judged = snapshot(learner.model), record.validation
+    def _end_epoch(self, file: LedgerFile, learner: Learner, row: list[float]) -> None:
+        now = snapshot(learner.model)
         groups, layers = (np.array(rows) for rows in zip(*self.epoch_rows, strict=True))
-        self.file.append(
+        file.append(
             "epoch",
-            epochs=[record.epoch, phase, record.step, judged.loss, judged.accuracy],
+            epochs=row,
             epoch_layers=self._epoch_layers(groups, layers, now),
             statistics=self._statistics(),
         )
@@ -158,7 +166,9 @@ class Ledger(Displayed):
         self.epoch_rows.clear()
         self.epoch_start = now
 
-    def _end_phase(self, learner: Learner, record: StepRecord, phase: int) -> None:
+    def _end_phase(
+        self, file: LedgerFile, learner: Learner, record: StepRecord, proof: Proof
+    ) -> None:
         """Write which tensors moved in the phase, how far, and why; by the proof's hashes alone
         where its start is not known.
         """
@@ -168,18 +178,19 @@ class Ledger(Displayed):
         tensors = list(learner.model.state_dict())
         reasons = {name: of.get(name, ("running statistics",)) for name in tensors}
         now = self.epoch_start  # a phase ends with an epoch
-        if self.phase_start is not None:
+        if self.phase_start is not None and now is not None:
             changes = Changes.between(self.phase_start.arrays, now.arrays, reasons, record.phase)
         else:
-            moved, unknown = set(record.proof.moved), [float("nan")] * 3
+            moved, nan = set(proof.moved), math.nan
             tensor_changes = [
-                TensorChange(name, False, *unknown, reasons[name] or ("unknown",))
+                TensorChange(name, False, nan, nan, nan, reasons[name] or ("unknown",))
                 if name in moved
                 else TensorChange(name, True)
                 for name in tensors
             ]
             changes = Changes(tuple(tensor_changes), record.phase)
-        self.file.append("phase", phases=[phase, record.step], tensors=changes.columns())
+        phases = [self.phases.index(record.phase), record.step]
+        file.append("phase", phases=phases, tensors=changes.columns())
         self.evidence = False
         self.phase_start = now
 
@@ -208,8 +219,8 @@ class Ledger(Displayed):
         self.description: dict[str, Any] = description_of(learner, self.phases)
         kept = self._kept(record.step)
         file = LedgerFile(self.path, layout, self.description, kept)
-        if kept:
-            self._go_on(learner, record, kept)
+        if self.path is not None and kept:
+            self._go_on(self.path, learner, record, kept)
         else:
             file.append("begin", statistics=self.statistics_at_start)
         return file
@@ -230,14 +241,16 @@ class Ledger(Displayed):
         kept = {n: rows[step_numbers(n, rows) < step] for n, rows in old.records.items()}
         return kept if len(kept["step"]) else {}
 
-    def _go_on(self, learner: Learner, record: StepRecord, kept: dict[str, np.ndarray]) -> None:
+    def _go_on(
+        self, path: Path, learner: Learner, record: StepRecord, kept: dict[str, np.ndarray]
+    ) -> None:
         """Take up an epoch and a phase that have not ended: what was measured, and the weights that
         they began with. If the newest steps are lost, as by a crash of the system, nobody knows
         which these were.
         """
         rows, number = kept["step"], step_numbers("step", kept["step"])
         if lost := record.step - 1 - int(number[-1]):
-            lack = f"{self.path} lacks {counted(lost, 'step')} before step {record.step}"
+            lack = f"{path} lacks {counted(lost, 'step')} before step {record.step}"
             warnings.warn(f"{lack} and goes on behind the gap", stacklevel=2)
         ended = [step_numbers(name, kept[name]) for name in ("epoch", "phase")]
         epoch, phase = (int(steps[-1] + 1 if len(steps) else number[0]) for steps in ended)
@@ -251,7 +264,7 @@ class Ledger(Displayed):
             if number[-1] + 1 != record.step:
                 return None
             norms = rows["groups"][number == step, GROUP_COLUMNS.index("weight_norm_before")]
-            return _weights_before(learner, self.path.parent, step, norms[0])
+            return _weights_before(learner, path.parent, step, norms[0])
 
         if epoch != record.step:
             self.epoch_start = start_of(epoch)
@@ -262,13 +275,13 @@ class Ledger(Displayed):
 # -------------------------------------------------------------------------------------------- rows
 
 
-def _group_rows(learner: Learner, record: StepRecord) -> np.ndarray:
-    """(columns, groups). Raises: ValueError if the step was not measured"""
-    if learner.updates is None:
-        raise ValueError("a ledger needs norms: make the steps by learner.steps(plan, norms=True)")
+def _group_rows(
+    learner: Learner, record: StepRecord, updates: Mapping[str, UpdateSums]
+) -> np.ndarray:
+    """(columns, groups)"""
     rows = []
     for group, of in zip(learner.groups, record.groups, strict=True):
-        sums = total(learner.updates[name] for name in group.parameters)
+        sums = total(updates[name] for name in group.parameters)
         rows.append((
             *(of.lr, of.momentum, of.weight_decay, of.frozen),
             *(sums.gradient_norm, sums.weight_norm_before, sums.weight_norm, sums.update_norm),
@@ -336,6 +349,8 @@ def _weights_before(learner: Learner, run: Path, step: int, norms: np.ndarray) -
         arrays = before_step(run, step).arrays
     except (TinyftError, OSError):
         return None
-    lengths = {n: np.linalg.norm(a.astype(np.float64).ravel()) for n, a in arrays.items()}
-    of_groups = [np.linalg.norm([lengths.get(n, 0) for n in g.parameters]) for g in learner.groups]
+    lengths = {n: float(np.linalg.norm(a.astype(np.float64).ravel())) for n, a in arrays.items()}
+    of_groups = [
+        np.linalg.norm([lengths.get(n, 0.0) for n in g.parameters]) for g in learner.groups
+    ]
     return Before(arrays, frozenset()) if np.allclose(of_groups, norms, CONTINUES, atol=0) else None

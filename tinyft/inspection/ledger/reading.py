@@ -259,8 +259,8 @@ def _drift(old: np.ndarray, new: np.ndarray, starts: np.ndarray) -> tuple[np.nda
     counts = np.diff([*starts, old.shape[2]])
     mean = np.square(new[:, 0] - old[:, 0]) / (old[:, 1] + EPS)
     variance = np.square(np.log((new[:, 1] + EPS) / (old[:, 1] + EPS)))
-    sums = (np.add.reduceat(squares, starts, axis=1) for squares in (mean, variance))
-    return tuple(np.sqrt(one / counts) for one in sums)
+    mean, variance = (np.add.reduceat(each, starts, axis=1) for each in (mean, variance))
+    return np.sqrt(mean / counts), np.sqrt(variance / counts)
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -67,7 +67,7 @@ class Axis:
             low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
         return cls(low, high, start, end, log)
 
-    def __call__(self, values: np.ndarray) -> np.ndarray:
+    def __call__(self, values: np.ndarray | float) -> np.ndarray:
         """Places in pixels; NaN for what a logarithmic scale has no place for."""
         position = (self._scaled(values) - self._scaled(self.low)) / (
             self._scaled(self.high) - self._scaled(self.low)
@@ -169,7 +169,11 @@ def heat_map(
             if i % math.ceil(12 / step) == 0  # of low rows every third, so that names have room
         ),
         *_borders(x_axis, borders, bottom),
-        *(_text(x_axis(t), bottom + 14, f"{t:g}", "middle") for t in x_axis.ticks() if t % 1 == 0),
+        *(
+            _text(float(x_axis(tick)), bottom + 14, f"{tick:g}", "middle")
+            for tick in x_axis.ticks()
+            if tick % 1 == 0
+        ),
         _text((left + WIDTH - RIGHT) / 2, bottom + 28, "step", "middle"),
     ]
     strip = heat_colours(np.linspace(0, 1, 64))[None].round().astype(np.uint8)

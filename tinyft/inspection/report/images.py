@@ -37,7 +37,6 @@ import numpy as np
 from tinyft import backends
 from tinyft.data.picture import (
     TURNS,
-    Source,
     centre_offset,
     decode,
     orientation,
@@ -51,6 +50,7 @@ from tinyft.engine.tensor import Tensor
 from tinyft.errors import ShapeError
 from tinyft.inspection.html import Markup, escape, page, picture
 from tinyft.inspection.report.charts import heat_colours
+from tinyft.nn.layer_table import halves
 
 if TYPE_CHECKING:
     from tinyft.data.loader import PictureData
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from tinyft.nn import Module
     from tinyft.weights.preprocess import Preprocess
 
+Given = bytes | str | os.PathLike | np.ndarray  # a picture's file, or its pixels
 MOST_OF_A_BATCH = 24  # pictures
 LARGEST_SHOWN = 448  # pixels; a photograph of 12 million would make a page of 20 MB
 FRAME = (255, 60, 60)  # red
@@ -128,7 +129,7 @@ class ImageExplanation:
         Path(path).write_text(page(title, body), encoding="utf-8")
 
 
-def explain_image(source: Source, learner: Learner) -> ImageExplanation:
+def explain_image(source: Given, learner: Learner) -> ImageExplanation:
     """Each stage from the file to the network's input, and the learner's answer with its Grad-CAM.
 
     `source` is a path, the bytes of a picture file, or an array (H, W, 3) uint8. The learner is not
@@ -158,7 +159,7 @@ def explain_image(source: Source, learner: Learner) -> ImageExplanation:
     return ImageExplanation(name, stages, f"The network says: {', '.join(shares)}")
 
 
-def _decoded(source: Source, preprocess: Preprocess) -> list[Stage]:
+def _decoded(source: Given, preprocess: Preprocess) -> list[Stage]:
     """The picture as the file holds it and, where the file says how to turn it, upright."""
     if isinstance(source, np.ndarray):
         return [Stage("given", "an array of pixels", source)]
@@ -279,10 +280,11 @@ def heat_maps(network: Module, features: np.ndarray, classes: np.ndarray) -> np.
         raise ShapeError(f"Grad-CAM needs features at places, (N, h, w, C); got {features.shape}")
     leaf = Tensor.wrap(features)
     leaf.requires_grad = True
-    logits = network.head(leaf)  # (N, classes); evaluation: no picture sees another
+    logits = halves(network)[1](leaf)  # (N, classes); evaluation: no picture sees another
     chosen = np.zeros(logits.shape, logits.dtype)
     chosen[np.arange(len(classes)), classes] = 1
     logits.backward(backends.place_like(chosen, logits.data))
+    assert leaf.grad is not None  # backward came from what was made of it
     weight = backends.host(leaf.grad).mean(axis=(1, 2))  # (N, C)
     heat = np.einsum("nhwc,nc->nhw", backends.host(features), weight)
     return np.maximum(0, heat).astype(np.float32)

@@ -24,7 +24,7 @@ from tinyft.display import aligned, counted
 from tinyft.errors import DataError
 from tinyft.finetune.answering import softmax
 from tinyft.finetune.records import Evaluation
-from tinyft.inspection.html import cut, escape, picture, table
+from tinyft.inspection.html import Markup, cut, escape, picture, table
 from tinyft.inspection.report.charts import matrix_chart, reliability_chart
 from tinyft.inspection.report.images import grad_cams, overlay
 
@@ -278,7 +278,7 @@ def mistakes(learner: Learner, judged: Judgements, data: PictureData | None = No
     if not missed.any():
         return "<p>It was right about every picture, and more than half sure.</p>"
     worst = [i for i in judged.top_losses(len(missed)) if missed[i]][: FIRST + FOLDED]
-    preprocess, data = learner.adjusted_preprocess(), data or learner.data
+    preprocess, data = learner.adjusted_preprocess(), data or learner.own_data()
     sources = [data.source("valid", int(i)) for i in worst]
     images = np.stack([prepare(source, preprocess) for source in sources])
     heat = [
@@ -321,7 +321,7 @@ def _mistake(
     if true != said:
         verdict = f"taken for <b>{escape(answer)}</b> {100 * shares[said]:.0f} %"
     if isinstance(source, str | PurePath):
-        file = f'<a href="{escape(Path(source).absolute().as_uri())}">{file}</a>'
+        file = Markup(f'<a href="{escape(Path(source).absolute().as_uri())}">{file}</a>')
     return (
         f'<figure><div class="views">{pictures}</div><figcaption><b>{escape(truth)}</b> '
         f"{100 * shares[true]:.0f} %, {verdict}<br>{file} loss {judged.losses[index]:.2f}"

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -18,14 +19,17 @@ from tinyft.display import counted, duration, first_few
 from tinyft.errors import TinyftError
 from tinyft.inspection.comparison.result import diff_section
 from tinyft.inspection.html import Markup, escape, page, table
+from tinyft.inspection.ledger.reading import LedgerReading
 from tinyft.inspection.report.charts import Line, heat_map, line_chart
 from tinyft.inspection.report.images import first_batch
-from tinyft.inspection.report.learned import confusions, mistakes, scores, wilson
+from tinyft.inspection.report.learned import Judgements, confusions, mistakes, scores, wilson
 from tinyft.inspection.report.run_files import RunFiles
 from tinyft.weights.files import replacing
 
 if TYPE_CHECKING:
     from tinyft.finetune.run.reading import MaybeMoved
+
+Part = TypeVar("Part")
 
 MOST_COLUMNS = 200  # of a heat map: more steps than that are averaged
 HOW_TO_READ = (
@@ -63,46 +67,43 @@ def save_report(run: RunFiles, out: str | os.PathLike[str] | None = None) -> Pat
 
 def report_html(run: RunFiles) -> str:
     """The whole page: what whoever took the photos asks for first, and the rest folded away."""
-    shown = [  # title, anchor, the part of the run that it needs, what makes it
-        ("What it takes for what", "learned", "judged", lambda run: confusions(run.judged)),
-        (
-            "Its largest mistakes",
-            "mistakes",
-            "judged",
-            lambda run: mistakes(run.learner, run.judged),
-        ),
-        ("Curves", "curves", "metrics", _curves),
-        ("What was frozen, and the proof", "proof", "ledger", _proofs),
+    judged, ledger, changes = run.judged, run.ledger, run.changes
+    wrong, compared = partial(_mistakes, run), partial(diff_section, level=3)
+    shown = [  # title, anchor, content
+        ("What it takes for what", "learned", _section(run, "judged", judged, confusions)),
+        ("Its largest mistakes", "mistakes", _section(run, "judged", judged, wrong)),
+        ("Curves", "curves", _section(run, "metrics", run, _curves)),
+        ("What was frozen, and the proof", "proof", _section(run, "ledger", ledger, _proofs)),
     ]
     folded = [
-        ("Class by class, and how sure it is", "classes", "judged", lambda run: scores(run.judged)),
-        ("What was done, and why", "plan", "metrics", _recipe),
-        ("Inside each step", "steps", "ledger", _inside_steps),
-        ("Before and after", "changes", "changes", lambda run: diff_section(run.changes, level=3)),
-        ("To make it again", "again", "description", _environment),
+        ("Class by class, and how sure it is", "classes", _section(run, "judged", judged, scores)),
+        ("What was done, and why", "plan", _section(run, "metrics", run, _recipe)),
+        ("Inside each step", "steps", _section(run, "ledger", ledger, partial(_inside_steps, run))),
+        ("Before and after", "changes", _section(run, "changes", changes, compared)),
+        ("To make it again", "again", _section(run, "description", run, _environment)),
     ]
     parts = [_head(run)]
     parts += [
-        f'<section><h2 id="{anchor}">{title}</h2>\n{_section(run, part, make)}</section>'
-        for title, anchor, part, make in shown
+        f'<section><h2 id="{anchor}">{title}</h2>\n{content}</section>'
+        for title, anchor, content in shown
     ]
     parts += [
         f'<details class="fold"><summary><h2 id="{anchor}">{title}</h2></summary>\n'
-        f"{_section(run, part, make)}</details>"
-        for title, anchor, part, make in folded
+        f"{content}</details>"
+        for title, anchor, content in folded
     ]
     return page(_title(run), "\n".join(parts))
 
 
-def _section(run: RunFiles, part: str, make: Callable[[RunFiles], str]) -> str:
-    """A section's content, or why there is none: one picture that cannot be read is no reason to
-    have no report.
+def _section(run: RunFiles, name: str, part: Part | None, make: Callable[[Part], str]) -> str:
+    """What is made of a part of the run, or why there is none: one picture that cannot be read is
+    no reason to have no report.
     """
-    if getattr(run, part) is None:
-        needed = next((n for n in (part, "learner", "pictures") if n in run.missing), part)
-        return _not_shown(run.missing.get(needed, f"the {part} is not there"))
+    if part is None:
+        needed = next((n for n in (name, "learner", "pictures") if n in run.missing), name)
+        return _not_shown(run.missing.get(needed, f"the {name} is not there"))
     try:
-        return (_judged_with(run) if part == "judged" else "") + make(run)
+        return (_judged_with(run) if name == "judged" else "") + make(part)
     except (TinyftError, OSError) as error:
         return _not_shown(str(error))
 
@@ -130,7 +131,7 @@ def _head(run: RunFiles) -> str:
         )
         tiles.insert(0, (f"{100 * accuracy[-1]:.1f} %", interval))
         tiles.append((f"{100 * accuracy.max():.1f} %", "in the best epoch"))
-    fair = run.judged and run.judged.evaluation.balanced_accuracy
+    fair = run.judged.evaluation.balanced_accuracy if run.judged else None
     if fair is not None:
         tiles.insert(1, (f"{100 * fair:.1f} %", "balanced accuracy: every class counts alike"))
     row = "".join(f'<div class="tile"><b>{a}</b>{escape(b)}</div>' for a, b in tiles)
@@ -165,12 +166,12 @@ def _recipe(run: RunFiles) -> str:
 
 def _batch(run: RunFiles) -> str:
     """Draw the batch that the run began with; without its pictures, nothing."""
-    data = run.learner and run.learner.data
-    if data is None or not data.n_train:
+    learner = run.learner
+    if learner is None or learner.data is None or not learner.data.n_train:
         return ""
-    epoch = run.description["first_step"] // data.steps_per_epoch
+    epoch = run.description["first_step"] // learner.data.steps_per_epoch
     try:
-        return first_batch(data, run.learner.preprocess, epoch)
+        return first_batch(learner.data, learner.preprocess, epoch)
     except (TinyftError, OSError) as error:
         return _not_shown(str(error))
 
@@ -216,10 +217,10 @@ def _curves(run: RunFiles) -> str:
     return f'<div class="row">{"".join(charts)}</div>{words}'
 
 
-def _inside_steps(run: RunFiles) -> str:
+def _inside_steps(run: RunFiles, ledger: LedgerReading) -> str:
     """Draw gradient norm and update ratio: lines by group, heat maps by layer."""
-    ledger, borders = run.ledger, run.borders
-    steps, lacking = ledger.steps["step"].astype(float), len(run.steps) - len(ledger.ids)
+    steps, borders = ledger.steps["step"].astype(float), run.borders
+    lacking = len(run.steps) - len(ledger.ids)
     words = f"<p>{escape(HOW_TO_READ)}</p>"
     if lacking > 0:
         words = f"<p>The ledger lacks {lacking} of the {len(run.steps)} steps.</p>{words}"
@@ -244,11 +245,11 @@ def _inside_steps(run: RunFiles) -> str:
     return f'{words}<div class="row">{"".join(charts)}</div>{books}'
 
 
-def _proofs(run: RunFiles) -> str:
+def _proofs(ledger: LedgerReading) -> str:
     """Count for each phase and stage which tensors are bit-identical; folded, which moved, how far
     and why.
     """
-    proofs = run.ledger.proofs
+    proofs = ledger.proofs
     if not proofs:
         return _not_shown("no phase is finished yet")
     stages: dict[str, list[list[int]]] = {}  # of each, (identical, moved) in each phase
@@ -262,12 +263,10 @@ def _proofs(run: RunFiles) -> str:
     ]
     shown = []
     for proof in proofs:
-        counts = (
-            f"{counted(len(proof.identical), 'tensor')} bit-identical, {len(proof.moved)} moved"
-        )
+        told = f"{counted(len(proof.identical), 'tensor')} bit-identical, {len(proof.moved)} moved"
         notes = "".join(f"<p>{escape(note)}.</p>" for note in proof.diagnosis())
         shown.append(
-            f"<div><h3>{escape(proof.title)}: {counts}</h3>{proof._repr_html_()}{notes}</div>"
+            f"<div><h3>{escape(proof.title)}: {told}</h3>{proof._repr_html_()}{notes}</div>"
         )
     return (
         "<p>So many tensors of each part were the same, bit for bit, after a phase as before.</p>"
@@ -277,6 +276,10 @@ def _proofs(run: RunFiles) -> str:
         "that moved would have stopped the run.</p>"
         f'<div class="row">{"".join(shown)}</div></details>'
     )
+
+
+def _mistakes(run: RunFiles, judged: Judgements) -> str:
+    return mistakes(run.learner, judged) if run.learner else ""
 
 
 def _judged_with(run: RunFiles) -> str:

@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,12 +76,12 @@ class RunFiles:
         pictures = run._part("pictures", lambda: _pictures(path, data))
         for name in [n for n in NETWORKS if (path / n).exists()] or [""]:
             run.judged_file = name
-            run.learner = run._part("learner", lambda name=name: _learner(path, name, device))
+            run.learner = run._part("learner", partial(_learner, path, name, device))
             if run.learner is not None:
                 break
         if run.learner is not None and pictures is not None:
             run.learner.data = pictures
-            run.judged = run._part("judged", lambda: judge_pictures(run.learner))
+            run.judged = run._part("judged", partial(judge_pictures, run.learner))
         run.changes = run._part("changes", lambda: diff_run(path, pictures, device=device))
         if run.changes is not None and pictures is None:
             reason = run.missing["pictures"]

@@ -164,6 +164,7 @@ class Moment:
         """
         with np.errstate(all="ignore"):  # a rate that is ten times too high may overflow
             self.learner.train_step(self.batch, self.phase.name, norms=True)
+        assert self.learner.updates is not None  # norms were asked for
         return dict(self.learner.updates)
 
     def look(self, mode: str, change: Mapping[str, Change] = {}) -> Look:
@@ -224,8 +225,8 @@ def _mode(learner: Learner, mode: str, step: int) -> Iterator[None]:
         put_modes_back()
         for norm, was in zip(learner.batch_norms, updates, strict=True):
             norm.updates = was
-        for dropout, was in zip(learner.dropouts, steps, strict=True):
-            dropout.step = was
+        for dropout, at in zip(learner.dropouts, steps, strict=True):
+            dropout.step = at
 
 
 def weights_of(learner: Learner) -> dict[str, np.ndarray]:

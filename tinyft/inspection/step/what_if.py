@@ -132,8 +132,8 @@ def usual_changes(moment: Moment) -> dict[str, Change]:
 def _outcome(moment: Moment, name: str, change: Change) -> Outcome:
     learner = moment.learner
 
-    def losses() -> list[float]:
-        return [moment.look(mode).loss for mode in ("training", "evaluation")]
+    def losses() -> tuple[float, float]:
+        return moment.look("training").loss, moment.look("evaluation").loss
 
     try:
         change(learner)
@@ -141,9 +141,9 @@ def _outcome(moment: Moment, name: str, change: Change) -> Outcome:
         try:
             sums = moment.measured_step()
         except NonFiniteLossError:  # it stopped at its own loss
-            nothing = dict.fromkeys((group.name for group in learner.groups), math.nan)
-            pairs = [(loss, math.nan) for loss in before]
-            return Outcome(name, *pairs, math.nan, math.nan, nothing)
+            nan = math.nan
+            nothing = dict.fromkeys((group.name for group in learner.groups), nan)
+            return Outcome(name, (before[0], nan), (before[1], nan), nan, nan, nothing)
         after = losses()
     finally:
         moment.restore()
@@ -152,8 +152,8 @@ def _outcome(moment: Moment, name: str, change: Change) -> Outcome:
         group.name: total(sums[n] for n in group.parameters).update_ratio
         for group in learner.groups
     }
-    pairs = zip(before, after, strict=True)
-    return Outcome(name, *pairs, whole.gradient_update, whole.update_ratio, by_group)
+    training, evaluation = zip(before, after, strict=True)
+    return Outcome(name, training, evaluation, whole.gradient_update, whole.update_ratio, by_group)
 
 
 def _no_decay(learner: Learner) -> None:

@@ -172,7 +172,7 @@ class Explanation:
             [
                 verdict,
                 f"{before.each[i]:.4f} -> {after.each[i]:.4f}",
-                signed(changes[i]),
+                signed(float(changes[i])),
                 self.names[i],
             ]
             for verdict, chosen in (("better", better), ("worse", worse))

@@ -64,7 +64,8 @@ def changing(model: Module, changes: Mapping[str, Change]) -> Iterator[None]:
         if name not in modules:
             raise ValueError(f"the network has no layer {name!r}{did_you_mean(name, modules)}")
     for name, change in changes.items():
-        modules[name].forward = MethodType(_followed_by(change), modules[name])
+        followed = MethodType(_followed_by(change), modules[name])
+        modules[name].forward = followed  # type: ignore[method-assign]  # of this module alone
     try:
         yield
     finally:

@@ -43,7 +43,14 @@ class KernelCall:
     inside_an_op: bool
     algorithm: str | None = None
     difference: float | None = None
-    arguments: tuple | None = field(default=None, repr=False)  # and results, until they are taken
+    # and results, until they are taken
+    arguments: tuple[tuple, dict, Any] | None = field(default=None, repr=False)
+
+    @property
+    def whole(self) -> tuple[tuple, dict, Any]:
+        """The arguments, the options and the result, which are not taken yet."""
+        assert self.arguments is not None
+        return self.arguments
 
     @property
     def by(self) -> str:
@@ -60,7 +67,7 @@ class KernelCall:
         """Set `difference` to the largest one from the reference's answer to the same arrays in
         float64, relative to the largest number of that answer.
         """
-        args, options, result = self.arguments
+        args, options, result = self.whole
         reference = getattr(backends.get("reference"), self.kernel)
         expected = reference(*as_float64(args), **as_float64(options))
         pairs = zip(_floats(result), _floats(expected), strict=True)
@@ -83,7 +90,11 @@ class KernelWatch:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Note all that is called within this block."""
-        with backends.watch(lambda backend: _StandIn(backend, self)), _listening(self._start):
+
+        def wrapper(backend: Backend) -> Backend:
+            return _StandIn(backend, self)  # type: ignore[return-value]  # it has all by __getattr__
+
+        with backends.watch(wrapper), _listening(self._start):
             yield
 
     def call(
@@ -128,8 +139,9 @@ def _algorithm(kernel: str, args: tuple, options: dict) -> str | None:
         return None
     from tinyft.backends.cpu.conv.table import algorithm_of
 
-    window = options.get("stride", 1), options.get("padding", 0)
-    return algorithm_of(kernel, *_CONVOLVED[kernel](*args), *window)
+    x_shape, weight_shape = _CONVOLVED[kernel](*args)
+    stride, padding = options.get("stride", 1), options.get("padding", 0)
+    return algorithm_of(kernel, x_shape, weight_shape, stride, padding)
 
 
 class _StandIn:

@@ -110,7 +110,7 @@ def _rows(trace: TraceTable) -> str:
 
 def _row(node: TracedNode, longest: float) -> str:
     backward = ""
-    if node.backward is not None:
+    if node.backward is not None and node.backward_ms is not None:
         backward = _timed("backward", node.backward_ms, kernels(node.backward), longest)
     kept = size(node.kept_bytes) if node.recorded else ""
     name = f'{escape(node.layer)} <span class="soft">{escape(node.composition)}</span>'

@@ -26,7 +26,7 @@ import numpy as np
 
 from tinyft import backends
 from tinyft.engine import tape
-from tinyft.engine.tape import Node, kept_arrays, observe
+from tinyft.engine.tape import Backward, Node, Recorded, kept_arrays, observe
 from tinyft.engine.tensor import Tensor, norm
 from tinyft.errors import NonFiniteLossError
 from tinyft.inspection.step.moment import Moment
@@ -68,14 +68,14 @@ def trace(
     their kernels are compared with the reference's, three entries of their gradients with finite
     differences; both take a while. `change` puts something else in place of layers' outputs, by the
     name that they have in `model`: see activations.py.
-    Raises: ValueError for a `change` without the `model` that has the layers
+    Raises: ValueError for a `change` without a `model`, or of a layer that it does not have
     """
     if change and model is None:
         raise ValueError("a change is of a network's layers: ft.trace(model, change=...)")
     recorder = _Recorder(model, frozenset(open))
     begin = time.perf_counter()
     try:
-        changed = changing(model, change) if model else contextlib.nullcontext()
+        changed = contextlib.nullcontext() if model is None else changing(model, change)
         with changed, observe(recorder), recorder.watch.watching():
             yield recorder.trace
     finally:
@@ -119,7 +119,7 @@ class _Recorder:
         parameters = list(model.named_parameters()) if model is not None else []
         self.parameters = {id(p): name for name, p in parameters}
         self.parameters_kept_alive = parameters  # or an id could be given to another Tensor
-        self.makers: weakref.WeakKeyDictionary[Tensor, int] = weakref.WeakKeyDictionary()
+        self.makers: weakref.WeakKeyDictionary[Recorded, int] = weakref.WeakKeyDictionary()
         self.by_node: dict[int, TracedNode] = {}
         self.kept_by: dict[int, int] = {}  # address of a kept array -> the node that counted it
         self.opened: dict[int, tuple[Callable[..., Any], tuple, dict, list[str]]] = {}
@@ -137,6 +137,7 @@ class _Recorder:
 
     def after_forward(self, node: Node) -> None:
         with self._off_the_clock() as seconds:
+            assert node.call is not None  # observers hear of ops while it is set
             function, args, options, tensors, out = node.call
             names = _argument_names(function, args, options)
             calls = self._calls()
@@ -154,7 +155,7 @@ class _Recorder:
                 derivative=derivative_of(function),
                 forward=calls,
                 forward_ms=_milliseconds(calls, seconds),
-                kept_bytes=0 if node.backward is None else self._kept(node, tensors),
+                kept_bytes=0 if node.backward is None else self._kept(node, node.backward, tensors),
                 recorded=node.backward is not None,
                 is_finite=bool(np.isfinite(backends.host(out.data)).all()),
                 is_open=len(self.trace.nodes) in self.open,
@@ -201,7 +202,7 @@ class _Recorder:
                 call.compare()
             call.arguments = None
 
-    def _input(self, node: Node, name: str, tensor: Tensor) -> Input:
+    def _input(self, node: Node, name: str, tensor: Recorded) -> Input:
         made_by = self.makers.get(tensor)
         layer = f"{node.layer}." if node.layer else ""
         label = self.parameters.get(id(tensor)) or tensor.name or layer + name
@@ -210,7 +211,7 @@ class _Recorder:
         stop = "" if tensor.requires_grad else self._why_no_gradient(tensor, made_by)
         return Input(name, tuple(tensor.shape), made_by, label, stop=stop)
 
-    def _why_no_gradient(self, tensor: Tensor, made_by: int | None) -> str:
+    def _why_no_gradient(self, tensor: Recorded, made_by: int | None) -> str:
         if made_by is not None:
             maker = self.trace.nodes[made_by]
             has_gradients = any(not i.stop or i.stop == NOT_RECORDED for i in maker.inputs)
@@ -219,12 +220,12 @@ class _Recorder:
             return "frozen"
         return "a constant: it asks for no gradient"
 
-    def _kept(self, node: Node, tensors: list[Tensor]) -> int:
+    def _kept(self, node: Node, backward: Backward, tensors: list[Recorded]) -> int:
         """Bytes of the arrays that a node's backward keeps and no other node does."""
         parameters = {_address(t.data) for t in tensors if t.node is None and t.requires_grad}
         parameters |= {_address(t.data) for t in tensors if id(t) in self.parameters}
         total = 0
-        for array in kept_arrays(node.backward):
+        for array in kept_arrays(backward):
             address = _address(array)
             if address not in parameters and address not in self.kept_by:
                 self.kept_by[address] = node.number
