@@ -174,6 +174,7 @@ def test_killed_at_any_time_and_several_times(folder, reference, start_in, run_i
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_politely(folder, reference, start_in, run_in, tmp_path, number):
     run = tmp_path / "run"
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the run would inherit a deaf ear
     process = start_in(folder, "finetune", "pictures", *OPTIONS, "--out", run)
     deadline = time.monotonic() + 60
     while not (run / "metrics.csv").exists() and time.monotonic() < deadline:
