@@ -108,20 +108,12 @@ def test_few_pictures_are_pointed_to_class_means(tinyft, pictures, tmp_path):
     network = ft.nn.build("cifar_resnet20", seed=0)
     save_weights(weights, Weights("cifar_resnet20", network.state_dict(), None, SMALL))
     done = tinyft("plan", pictures, "--weights", weights)
-    assert "note: 5 pictures of a class are few for a random head; --head linear" in done.err
-    done = tinyft(
-        "plan",
-        pictures,
-        "--weights",
-        weights,
-        "--head",
-        "linear",
-        "--head-init",
-        "means",
-        "--table",
-    )
+    assert "note: 5 pictures of a class are few for a random head; --recipe" in done.err
+    recipe = "--recipe", "means-and-mirror"
+    done = tinyft("plan", pictures, "--weights", weights, *recipe, "--table")
     assert "few for a random head" not in done.err
     assert "head: linear, from the class means of the features, 2 classes" in done.out
+    assert "answers: means over each picture and its mirror image" in done.out
 
 
 def test_a_flat_folder_is_told_the_option(tinyft, draw, tiny):

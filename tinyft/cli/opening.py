@@ -52,7 +52,7 @@ def open_folder(path: str, **options: Any) -> ImageFolder:
 
 def make_learner(args: argparse.Namespace) -> Learner:
     """Data, network and head as the options say; without a folder, those of the sample run."""
-    from tinyft.finetune import vision_learner
+    from tinyft.finetune.build import RECIPES, vision_learner
     from tinyft.finetune.training import RANDOM
     from tinyft.nn.resnet import expect_architecture
 
@@ -62,6 +62,7 @@ def make_learner(args: argparse.Namespace) -> Learner:
     data = open_folder(args.dir, **given(args, DATA))
     _point_to_check(args, data)
     options = given(args, LEARNER)
+    options = RECIPES[options.pop("recipe", "fastai")] | options
     if options.get("weights") == "none":
         options["weights"] = None
     with naming(args.weights or ""):
@@ -71,7 +72,7 @@ def make_learner(args: argparse.Namespace) -> Learner:
         if fewest < FEW:
             say(
                 f"note: {counted(fewest, 'picture')} of a class are few for a random head; "
-                "--head linear --head-init means starts it from what the features tell"
+                "--recipe means-and-mirror starts it from what the features tell"
             )
     return learner
 
@@ -283,9 +284,12 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
 
 def _recorded(description: dict[str, Any]) -> dict[str, Any]:
     """Return what run.json says, under the names of the options."""
+    from tinyft.finetune.build import RECIPES
+
     data = description["data"]["arguments"]
     learner, plan = description["learner"] or {}, description["plan"]
-    recorded = {"labels": None, "label_regex": None, "head_init": "random"}
+    recipes = [name for name, made in RECIPES.items() if made.items() <= learner.items()]
+    recorded = {"labels": None, "label_regex": None, "head_init": "random", "recipe": recipes[-1]}
     recorded |= {name: data[name] for name in DATA if name in data}
     recorded |= {name: learner[name] for name in LEARNER if name in learner}
     recorded |= {"epochs": plan.get("epochs"), "freeze_epochs": plan.get("freeze_epochs")}

@@ -22,7 +22,7 @@ from tinyft.display import did_you_mean, fitted
 LABELS = ("labels", "label_regex")
 DATA = (*LABELS, "size", "batch_size", "augment", "seed", "valid_fraction", "on_error")
 LEARNER = (
-    *("arch", "weights", "head", "head_init", "bn", "seed"),
+    *("recipe", "arch", "weights", "head", "head_init", "bn", "seed"),
     *("optimizer", "weight_decay", "dropout", "label_smoothing", "class_weights"),
 )
 RECIPE = ("epochs", "freeze_epochs", "lr")
@@ -192,6 +192,11 @@ def add_network_options(parser: Parser) -> None:
     head = "a new head (none asked: a trained one that fits is kept, else a new fastai one)"
     add("--weights", metavar="FILE|NAME|none", help=what)
     add("--size", type=whole(1), metavar="PIXELS", help="side of the input (the weights file's)")
+    recipe = (
+        "means-and-mirror: a linear head from the class means of the features, answers from each "
+        "picture and its mirror image: better, above all with few pictures; see docs (fastai)"
+    )
+    add("--recipe", choices=("fastai", "means-and-mirror"), help=recipe)
     add("--head", choices=("fastai", "linear"), help=head)
     means = "means: the class means of the features, for a linear head and few pictures (random)"
     add("--head-init", choices=("random", "means"), help=means)

@@ -125,7 +125,7 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    from tinyft.finetune.run.save import judged_preprocess
+    from tinyft.finetune.run.save import judged_preprocess, settings_in
     from tinyft.nn.head import HEADS
     from tinyft.weights import export_onnx, export_safetensors, load_weights
     from tinyft.weights.model import trained_head
@@ -135,6 +135,11 @@ def export(args: argparse.Namespace) -> int:
     with naming(source):
         weights = load_weights(source)
         weights = replace(weights, preprocess=judged_preprocess(source, weights))
+        if settings_in(source, weights)["mirrored"]:
+            say(
+                "note: what is written answers for a picture alone. tinyft's answer is the softmax "
+                "of its mean logits and those of the picture's mirror image"
+            )
         if Path(args.out).suffix.lower() == ".onnx":
             export_onnx(weights, args.out)
             S = weights.preprocess.crop

@@ -32,6 +32,13 @@ from tinyft.weights import Preprocess, Weights, load_weights
 from tinyft.weights.model import network_of, trained_head
 from tinyft.weights.read import read_weights
 
+# Whole recipes by what they do, as arguments of `vision_learner`: fastai's, and one that is better
+# at the same epochs, the more so the fewer pictures there are (docs/measurements.md).
+RECIPES: dict[str, dict[str, Any]] = {
+    "fastai": {},
+    "means-and-mirror": {"head": "linear", "head_init": "means", "mirrored": True},
+}
+
 
 def vision_learner(
     data: PictureData,
@@ -40,6 +47,7 @@ def vision_learner(
     weights: str | Path | None = "default",
     head: str | Module | None = None,
     head_init: str = "random",
+    mirrored: bool = False,
     bn: str = "fastai",
     seed: int = 0,
     device: str = "auto",
@@ -61,7 +69,9 @@ def vision_learner(
     says which and why. `dropout`: of a fastai head (0.5, or as a kept one had it), the only one
     that has it.
     `head_init`: "means" starts a linear head from the class means of the features, which is better
-    than at random where pictures are few: see class_means.py. `bn`: see groups.py.
+    than at random where pictures are few: see class_means.py. `mirrored`: what a linear head says
+    of a picture is the mean over it and its mirror image, in validation and prediction.
+    `bn`: see groups.py.
     `optimizer`: a name in `OPTIMIZERS` of optim.py, or what makes one from groups.
     `weight_decay`: None for the optimizer's own, 0.01 for adam and 0 for the others.
     `class_weights`: one for each class, or "balanced": a class counts in the loss as if all had
@@ -109,6 +119,7 @@ def vision_learner(
         attach(network, top), data,
         replace(preprocess, whole_square=data.shows_whole_squares), arch, list(data.classes),
         bn=bn, seed=seed, device=device, optimizer=optimizer, weight_decay=weight_decay,
+        mirrored=mirrored,
         label_smoothing=label_smoothing, class_weights=class_weights, dtype=dtype, origin=origin,
         groups=groups,
     )  # fmt: skip

@@ -37,7 +37,7 @@ class Learner(Training):
     ) -> None:  # fmt: skip
         """Nothing is frozen at first. `preprocess` defaults to ImageNet's mean and std at the
         data's size, `arch`, the network's name in files, to its class's, `classes` to the data's.
-        `options` (bn, seed, device, label_smoothing, class_weights, dtype) and the
+        `options` (mirrored, bn, seed, device, label_smoothing, class_weights, dtype) and the
         others are those of `vision_learner`; see `layer_groups` for the usual groups.
 
         A part `head`, or a group called so, can train alone. A network that has `features` too, and

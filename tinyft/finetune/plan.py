@@ -51,6 +51,7 @@ class Subject:
     preprocess: Preprocess
     optimizer: str
     label_smoothing: float
+    mirrored: bool
     class_weights: list[float] | None
 
     @property
@@ -87,8 +88,12 @@ class Subject:
         ]
 
     def unusual(self) -> list[str]:
-        """The optimizer and the loss, where they are not Adam and plain cross-entropy."""
+        """The optimizer, the loss and the answers, where they are not Adam, plain cross-entropy and
+        of the picture alone.
+        """
         lines = [] if self.optimizer == "adam" else [f"optimizer: {self.optimizer}"]
+        if self.mirrored:
+            lines.append("answers: means over each picture and its mirror image")
         loss = f", labels smoothed by {self.label_smoothing:g}" if self.label_smoothing else ""
         if self.class_weights:
             weights = zip(self.classes, self.class_weights, strict=True)

@@ -163,7 +163,7 @@ def subject_of(learner: Training) -> Subject:
         learner.arch, learner.model.count_parameters(), learner.dtype, learner.classes,
         learner.origin, learner.step, data.n_train, data.n_valid, data.batch_size, data.augment,
         learner.adjusted_preprocess(), name_of(learner.optimizer) or "of the caller's own",
-        learner.label_smoothing,
+        learner.label_smoothing, learner.mirrored,
         None if weights is None else backends.host(weights).tolist(),
     )  # fmt: skip
 

@@ -41,6 +41,7 @@ from tinyft.finetune.records import (
     group_records,
 )
 from tinyft.finetune.schedule import Phase, expect_number
+from tinyft.nn.head import LinearHead
 from tinyft.nn.layer_table import feature_shape, halves
 from tinyft.nn.layers import BatchNorm, Dropout
 from tinyft.nn.module import Module
@@ -89,6 +90,7 @@ class Training(Displayed):
     device: str = "auto"
     optimizer_class: Callable[..., Optimizer] = Adam
     label_smoothing: float = 0.0
+    mirrored: bool = False  # answers are means over a picture and its mirror image
     class_weights: Any = None  # numbers, or "balanced"
     dtype: str = "float32"
     origin: Origin = field(default_factory=Origin)
@@ -107,6 +109,11 @@ class Training(Displayed):
         decay = self.optimizer.default_weight_decay if decay is None else decay
         expect_number("weight_decay", decay)
         expect_number("label_smoothing", self.label_smoothing, 1)
+        if self.mirrored and not isinstance(getattr(self.model, "head", None), LinearHead):
+            raise ValueError(
+                "mirrored=True is for a linear head, which makes of a picture's and its mirror "
+                "image's mean features the mean of their logits; ask for head='linear' too"
+            )
         self.seed = int(self.seed)
         self.weight_decay: float = float(decay)
         self.label_smoothing = float(self.label_smoothing)

@@ -327,7 +327,7 @@ def _evaluation(training: Training) -> float:
     )
     with no_grad(), backends.use(training.device):
         folding = _seconds(training, lambda: fold(training.model), 1)
-        network = fold(training.model)
+        network = fold(training.model, mirrored=training.mirrored)
         judge_batch(training, network, next(batches))
         # Batch 0 is past, and the last one may be short: all of them once, or full ones only.
         times = count if count <= MEASURED + 1 else MEASURED

@@ -13,12 +13,14 @@ import copy
 import itertools
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from typing import Generic, Self, TypeVar
 
 import numpy as np
 
 from tinyft import backends
 from tinyft.engine.tensor import Tensor
+from tinyft.nn.layer_table import halves
 from tinyft.nn.layers import BatchNorm, Conv2d, Folded, Sequential, parameter
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import BasicBlock, Bottleneck, ResNet
@@ -46,7 +48,7 @@ class FoldedNetwork(Module, Generic[Network]):
         return super().train(False)
 
 
-def fold(network: Network) -> FoldedNetwork[Network]:
+def fold(network: Network, *, mirrored: bool = False) -> FoldedNetwork[Network]:
     """A copy of `network` for evaluation, with batch norms of the body folded into the convolution
     before them, whose weight then never changes. A head, which may be anybody's, stays as it is. No
     parameter requires a gradient.
@@ -54,6 +56,8 @@ def fold(network: Network) -> FoldedNetwork[Network]:
     Before it means: registered right before it in a module of IN_ORDER, which runs them so. In
     others, whose forward may do anything, and where a convolution stands in two places, they stay
     as they are.
+
+    With `mirrored` the copy's `features` are means of those of a picture and of its mirror image.
     """
     network = copy.deepcopy(network)
     used = Counter(module for _, module in network.named_modules())
@@ -70,7 +74,21 @@ def fold(network: Network) -> FoldedNetwork[Network]:
                 setattr(module, name, Folded())
     for _, weights in network.named_parameters():
         weights.requires_grad = False
+    if mirrored:
+        body, _ = halves(network)
+        vars(network)["features"] = _mirrored(body)
     return FoldedNetwork(network)
+
+
+def _mirrored(features: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The mean of what `features` says of each place in a picture and in its mirror image. A linear
+    head makes of it the mean of both pictures' logits.
+    """
+
+    def mirror(x: Tensor) -> Tensor:  # (N, H, W, C)
+        return Tensor.wrap(x.data[:, :, ::-1].copy())
+
+    return lambda x: (features(x) + mirror(features(mirror(x)))) * 0.5
 
 
 def _fold_pair(conv: Conv2d, norm: BatchNorm) -> None:

@@ -248,7 +248,7 @@ def metrics_row(record: StepRecord) -> dict[str, Any]:
 
 def settings_of(training: Training) -> dict[str, Any]:
     """Collect what a caller may set after `vision_learner` has made a learner, but for weights."""
-    names = ("bn", "seed", "dtype", "label_smoothing", "preprocess", "classes")
+    names = ("bn", "seed", "dtype", "label_smoothing", "mirrored", "preprocess", "classes")
     class_weights, numbers = training.class_weights, bool | int | float
     optimizer = {n: v for n, v in vars(training.optimizer).items() if isinstance(v, numbers)}
     return {

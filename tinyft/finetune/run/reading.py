@@ -398,6 +398,7 @@ _LEARNER = {
     "seed": whole(),
     "dropout": optional(number(0, 1)),
     "head_init": IfThere(one_of(("random", "means"))),
+    "mirrored": IfThere(SWITCH),
     "label_smoothing": number(0, 1),
     "class_weights": _class_weights,
     "weight_decay": optional(number(0)),

@@ -43,7 +43,7 @@ SETTINGS = {
     "seed": whole(),
     **dict.fromkeys(("label_smoothing", "weight_decay"), number()),
     "dtype": one_of(("float32", "float64")),
-    "whole_squares": SWITCH,
+    **dict.fromkeys(("whole_squares", "mirrored"), SWITCH),
     "class_weights": optional([number()]),
     "groups": optional({str: [TEXT]}),
     "dropout": [Kind("a number from 0 to below 1", lambda p: number(0, 1).fits(p) and p < 1)],
@@ -59,8 +59,8 @@ SETTINGS = {
 }
 # What some versions did not write; a preprocessing says by itself now that it is whole squares.
 LATER: dict[str, Any] = {"groups": None, "dropout": [], "optimizer": "adam", "whole_squares": False,
-         "known": None}  # fmt: skip
-OPTIONS = ("bn", "seed", "label_smoothing", "weight_decay", "dtype", "class_weights")
+         "mirrored": False, "known": None}  # fmt: skip
+OPTIONS = ("mirrored", "bn", "seed", "label_smoothing", "weight_decay", "dtype", "class_weights")
 
 
 def save(
@@ -81,6 +81,7 @@ def save(
     settings = {"head": learner.origin.head, "bn": learner.bn,
                 "seed": learner.seed, "label_smoothing": learner.label_smoothing,
                 "weight_decay": learner.weight_decay, "dtype": learner.dtype,
+                "mirrored": learner.mirrored,
                 "groups": grouping_of(learner.model, learner.groups),
                 "dropout": [dropout.probability for dropout in learner.dropouts],
                 "optimizer": name_of(learner.optimizer),
