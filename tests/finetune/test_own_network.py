@@ -133,6 +133,8 @@ def test_what_is_missing_is_said():
         ft.Learner(lambda x: x, small_data())
     with pytest.raises(TypeError, match=r"such as Net\(\); got <class"):
         ft.load_learner("mine.h5", model=TwoConvolutions)
+    with pytest.raises(ValueError, match="model= has its head"):
+        ft.load_learner("mine.h5", model=WithHead(), head=ft.nn.Linear(4, 3))
     with pytest.raises(DataError, match="has no pictures"):
         ft.Learner(Flat(), None, learner.preprocess, classes="abc", class_weights="balanced")
     with pytest.raises(ValueError, match="give another arch"):

@@ -287,12 +287,15 @@ def load_learner(
     `model`, or for one of tinyft's networks `head`, is needed, untrained, where the learner was
     made with a Module of its own, and to train also its `optimizer`, if that was one.
     Raises: WeightsError if the file is not a learner's, or of another network than `model`;
-    DataError for data of other classes; TypeError for a `model` that is no Module
+    DataError for data of other classes; TypeError for a `model` that is no Module; ValueError for
+    `model` and `head`
     """
     if Path(path).is_dir():
         raise WeightsError(f"{path} is a folder; a run's learner is its file learner.h5")
     if model is not None and not isinstance(model, Module):
         raise TypeError(f"model should be an untrained Module, such as Net(); got {model!r:.60}")
+    if model is not None and head is not None:
+        raise ValueError("model= has its head; head= is for one of tinyft's networks: leave it out")
     weights = load_weights(path) if model is None else read_weights(path, own=True)
     if "learner" not in weights.extra or weights.classes is None:
         raise WeightsError(f"{path} holds weights but no learner; use vision_learner(weights=...)")
