@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the same names for editors, which do not run the look-up
     from tinyft.engine.tape import observe as observe
     from tinyft.engine.tensor import Tensor as Tensor
     from tinyft.engine.tensor import op as op
+    from tinyft.finetune import RECIPES as RECIPES
     from tinyft.finetune import SGD as SGD
     from tinyft.finetune import Adam as Adam
     from tinyft.finetune import Learner as Learner
@@ -71,6 +72,7 @@ _HOME = {
     "ImageTable": "data",
     "ImageArrays": "data",
     "vision_learner": "finetune",
+    "RECIPES": "finetune",
     "load_learner": "finetune",
     "Learner": "finetune",
     "Adam": "finetune",

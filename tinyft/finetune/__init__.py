@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tinyft.lazy import looked_up_in
 
 if TYPE_CHECKING:  # the same names for editors, which do not run the look-up
+    from tinyft.finetune.build import RECIPES as RECIPES
     from tinyft.finetune.build import load_learner as load_learner
     from tinyft.finetune.build import vision_learner as vision_learner
     from tinyft.finetune.groups import Group as Group
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # the same names for editors, which do not run the look-up
     from tinyft.finetune.trials import LrFinding as LrFinding
 
 _HOME = {
+    "RECIPES": "build",
     "SGD": "optim",
     "Adam": "optim",
     "Evaluation": "records",
