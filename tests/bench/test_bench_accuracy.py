@@ -47,7 +47,7 @@ def test_ratios_are_to_the_better_layout_of_each_layer():
 
 
 def test_distances_are_parts_of_the_result():
-    found = bench_accuracy._distance(np.array([3.0, 4.5]), np.array([3.0, 4.0]))
+    found = bench_accuracy.relative_errors(np.array([3.0, 4.5]), np.array([3.0, 4.0]))
     assert found == {"largest": 0.5 / 4, "norm": 0.5 / 5}
 
 
@@ -103,7 +103,7 @@ def test_errors_are_against_float64_with_winograd_and_without(calls):
     (errors,) = bench_accuracy.errors_of(call, {"exact": [exact], "zero": [0 * exact]})
     assert errors["exact"] == {"largest": 0, "norm": 0}
     assert errors["zero"] == {"largest": 1, "norm": 1}
-    assert errors["winograd"] == bench_accuracy._distance(result, exact)
+    assert errors["winograd"] == bench_accuracy.relative_errors(result, exact)
     assert 0 < errors["direct"]["norm"] < errors["winograd"]["norm"] < 1e-5
     assert winograd_is_on()
 

@@ -77,7 +77,7 @@ def test_the_pictures_that_pass_are_counted_beforehand(monkeypatch):
     )
     shuffled = case("frozen")
     shuffled.learner().fine_tune(0, freeze_epochs=shuffled.epochs)
-    assert bench_frozen._computed_once(shuffled) == len(passed) == 24
+    assert bench_frozen.computed_once(shuffled) == len(passed) == 24
 
 
 def test_sides_take_turns_and_ratios_are_of_medians(monkeypatch):
@@ -113,7 +113,7 @@ def test_alone(monkeypatch):
 @pytest.mark.slow
 def test_every_picture_is_decoded_before_the_time_begins():
     frozen = case("frozen")
-    bench_frozen._decode(frozen)
+    bench_frozen.decode_all(frozen)
     decoded = frozen.data.cache.used
     bench_frozen.our_phase(frozen)
     assert frozen.data.cache.used == decoded > 0

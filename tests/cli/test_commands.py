@@ -226,7 +226,7 @@ def test_lr_find(tinyft, pictures, tiny):
 
 def test_the_loss_that_explodes_does_not_flatten_the_curve_before_it():
     losses = np.array([3, 2, 1, 100], np.float32)
-    rows = lr_find._curve(LrFinding(np.logspace(-4, -1, 4), losses, losses, {}))[1:]
+    rows = lr_find.curve_lines(LrFinding(np.logspace(-4, -1, 4), losses, losses, {}))[1:]
     assert [row.count("#") for row in rows] == [40, 20, 0, 40]
 
 
@@ -274,7 +274,7 @@ def test_gradcheck_draws_numbers_that_a_relu_lets_through():
     assert len(small) == 6
     for case in small:
         for seed in range(10):  # of one pixel, seed 1 gives a number below zero
-            assert gradcheck._check_case(case, argparse.Namespace(seed=seed, mode=None)) < 1
+            assert gradcheck.check_case(case, argparse.Namespace(seed=seed, mode=None)) < 1
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_gradcheck_draws_numbers_that_a_relu_lets_through():
 )
 def test_gradcheck_raises_no_false_alarm(label, seed):
     (case,) = [case for case in OP_CASES if str(case) == label]
-    assert gradcheck._check_case(case, argparse.Namespace(seed=seed, mode=None)) < 1
+    assert gradcheck.check_case(case, argparse.Namespace(seed=seed, mode=None)) < 1
 
 
 def test_gradcheck_of_an_own_function(tinyft, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyft.cli.evaluate import _in_words
+from tinyft.cli.evaluate import in_words
 from tinyft.finetune.records import Evaluation
 from tinyft.inspection.report.learned import Judgements
 
@@ -71,7 +71,7 @@ def test_pictures_are_counted_to_the_last_one():
     labels, sure = np.arange(49) > 0, np.tile([1.0, 0.0], (49, 1))
     names = [f"{i}.jpg" for i in range(49)]
     found = Judgements(["a", "b"], names, labels.astype(int), sure, Evaluation(49, 1 / 49, 3.0))
-    words = _in_words(found)
+    words = in_words(found)
     assert words.startswith(
         "accuracy 2.04 %, error 97.96 % (48 wrong of 49), loss 3.0000; balanced"
     )

@@ -180,7 +180,7 @@ def test_a_run_that_another_process_works_on(tinyft, trained, tmp_path):
 def test_the_first_signal_asks_and_the_second_stops(capsys):
     training = Run(path=None)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), finetune._signals(training) as received:
+    with pytest.raises(KeyboardInterrupt), finetune.noted_signals(training) as received:
         os.kill(os.getpid(), signal.SIGINT)
         assert training.stop_requested
         assert received == [signal.SIGINT]

@@ -41,8 +41,8 @@ def test_a_picture_is_reduced_as_fastai_does_unless_the_zoom_uses_its_pixels():
     """Of 600 pixels for 100 every third would do; zoomed in four times, all are wanted."""
     for span, reduction in ((1.0, 3.0), (0.25, 1.0)):
         points = np.linspace(-span, span, 100)[:, None, None] * np.ones((1, 100, 2))
-        assert resample._reduction((600, 600), points) == reduction
-    assert resample._reduction((150, 150), np.zeros((100, 100, 2))) == 1
+        assert resample.reduction_for((600, 600), points) == reduction
+    assert resample.reduction_for((150, 150), np.zeros((100, 100, 2))) == 1
 
 
 def test_light_by_hand():

@@ -34,7 +34,7 @@ def clock(monkeypatch):
     def judge_batch(learner, network, batch):
         now[0] += JUDGED * len(batch.ids)
 
-    def fold(model):
+    def fold(model, **_):
         now[0] += FOLDED
         return model
 
@@ -109,10 +109,10 @@ def test_what_would_not_fit_into_memory_is_not_tried(monkeypatch):
 def test_free_memory_is_that_of_the_container(tmp_path):
     for name, text in (("max", "5000"), ("current", "3000"), ("stat", "anon 1\ninactive_file 70")):
         (tmp_path / f"memory.{name}").write_text(text)
-    assert prefetch._free_in_container(tmp_path) == 2070
+    assert prefetch.free_in_container(tmp_path) == 2070
     (tmp_path / "memory.max").write_text("max")
-    assert prefetch._free_in_container(tmp_path) == sys.maxsize
-    assert 0 < prefetch.free_memory() <= prefetch._free_on_machine()
+    assert prefetch.free_in_container(tmp_path) == sys.maxsize
+    assert 0 < prefetch.free_memory() <= prefetch.free_on_machine()
 
 
 def test_nothing_is_left_of_it():

@@ -101,8 +101,8 @@ def copies(pictures, thumbnails, features, network):
 
 def main():
     network = looking.FrozenNetwork(*[*sys.argv[2:], looking.BUNDLED][:1], None, None, "auto")
-    _, listed, _, _ = looking._listed(Path(sys.argv[1]))
-    pictures, thumbnails, features = looking._looked_at(listed, network, {})
+    _, listed, _, _ = looking.listed_below(Path(sys.argv[1]))
+    pictures, thumbnails, features = looking.looked_at(listed, network, {})
     groups, _ = grouped(thumbnails, features)
     print(f"{len(pictures)} pictures, {network.name}")
     wrong_labels(features, np.array([p.label for p in pictures]), groups)

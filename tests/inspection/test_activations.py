@@ -70,7 +70,7 @@ def test_the_layer_as_it_would_be_with_that_filter_gone():
 def test_predictions_follow_each_change_and_forget_it():
     learner, image = small_learner(), pictures()[0][0]
     model = learner.model.eval()
-    pixels = learner.input(learner.data._pictures["valid"][:1])
+    pixels = learner.input(learner.data.source("valid", 0)[None])
     for norm in learner.batch_norms:  # or folding would change nothing of a channel of zeros
         norm.running_mean = DRAW.normal(size=norm.running_mean.shape).astype(np.float32)
     plain = learner.predict(image).probabilities

@@ -15,7 +15,7 @@ import tinyft as ft
 from tests.finetune.conftest import bits, pictures, small_data, small_learner
 from tinyft.errors import DataError, RunError
 from tinyft.inspection.report import learned, report, run_files
-from tinyft.inspection.report.learned import Judgements, _mistake, confusions, mistakes
+from tinyft.inspection.report.learned import Judgements, confusions, mistake_of, mistakes
 from tinyft.inspection.report.report import report_html, save_report
 from tinyft.inspection.report.run_files import RunFiles, read_metrics
 from tinyft.nn import build
@@ -109,10 +109,10 @@ def test_a_mistake_leads_to_its_file(tmp_path):
     judged = Judgements(
         ["a", "b"], ["a/one & two.png"], np.array([0]), np.array([[0.1, 0.9]]), WRONG
     )
-    card = _mistake(judged, 0, file, grey, heat, heat)
+    card = mistake_of(judged, 0, file, grey, heat, heat)
     assert f'<a href="{file.as_uri()}"><span class="cut" title="a/one &amp; two.png">' in card
     assert "<b>a</b> 10 %, taken for <b>b</b> 90 %" in card and card.count("<img") == 3
-    assert "<a " not in _mistake(judged, 0, grey, grey, heat, heat)
+    assert "<a " not in mistake_of(judged, 0, grey, grey, heat, heat)
 
 
 def test_the_recipe_is_told_in_words_and_numbers(html):
@@ -135,7 +135,7 @@ def test_a_batch_that_cannot_be_read_any_more_costs_only_itself(files, monkeypat
         raise DataError("a.jpg is gone")
 
     monkeypatch.setattr(report, "first_batch", gone)
-    text = report._recipe(files)
+    text = report.recipe_section(files)
     assert "Not shown: a.jpg is gone." in text and "Phase 2 of 2, everything" in text
 
 

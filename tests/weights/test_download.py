@@ -310,7 +310,7 @@ def test_what_is_not_the_published_file_is_thrown_away(entry, page, change, mess
 
 
 def test_an_encrypted_address_does_not_lead_to_an_open_one():
-    opener = download._opener("https://example.org/x", announce=lambda line: None)
+    opener = download.opener("https://example.org/x", announce=lambda line: None)
     request, response = Request("https://example.org/x"), SimpleNamespace(read=bytes, close=bytes)
     response.headers = headers = {"location": "http://example.org/y"}
     with pytest.raises(NetworkError, match=r"http://example.org/y, which is not encrypted"):
@@ -413,7 +413,7 @@ def test_a_home_in_the_home_folder_is_found(monkeypatch, entry, tmp_path):
     monkeypatch.setenv("TINYFT_HOME", "~/x")
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     assert cached_path(entry).parent == tmp_path / "x" / "weights"
-    assert compile_cache._home() == tmp_path / "x"
+    assert compile_cache.cache_home() == tmp_path / "x"
 
 
 def _fetch(entry):

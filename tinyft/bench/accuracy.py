@@ -116,7 +116,7 @@ def errors_of(call: KernelCall, sides: dict[str, list[Array]]) -> list[Errors]:
         with switch_winograd(switch):
             results_of[name] = results("cpu", arguments, options)
     return [
-        {name: _distance(computed[i], wanted) for name, computed in results_of.items()}
+        {name: relative_errors(computed[i], wanted) for name, computed in results_of.items()}
         for i, wanted in enumerate(exact)
     ]
 
@@ -138,7 +138,8 @@ def ratios(errors: list[Errors]) -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-def _distance(result: Array, exact: Array) -> dict[str, float]:
+def relative_errors(result: Array, exact: Array) -> dict[str, float]:
+    """Measure the largest difference and its norm, each relative to that of `exact`."""
     difference = result.astype(np.float64) - exact
     norm = _ratio(float(np.linalg.norm(difference)), float(np.linalg.norm(exact)))
     return {"largest": _ratio(np.abs(difference).max(), np.abs(exact).max()), "norm": norm}

@@ -124,7 +124,7 @@ def measure(case: FrozenCase, rounds: int, *, alone: bool) -> dict[str, Any]:
     """Run both sides in turns, and say how many times our time PyTorch takes, by medians: `ratio`
     of everything, `training_ratio` without validation.
     """
-    _decode(case)
+    decode_all(case)
     sides = {OURS: our_phase} if alone else {OURS: our_phase, THEIRS: their_phase}
     runs: dict[str, list[Spent]] = {name: [] for name in sides}
     before = Clock.read()
@@ -156,14 +156,14 @@ def why(case: FrozenCase) -> str:
             "pass through the whole body at every step, and the ratio is that of the kernels"
         )
     theirs = case.epochs * (data.steps_per_epoch * data.batch_size + data.n_valid)
-    ours = _computed_once(case) + data.n_valid
+    ours = computed_once(case) + data.n_valid
     return (
         f"the body looks at {ours} pictures instead of {theirs}, since the features of each are "
         "kept; the rest is the speed of inference"
     )
 
 
-def _computed_once(case: FrozenCase) -> int:
+def computed_once(case: FrozenCase) -> int:
     """Count the pictures that pass through the body in training if features are kept: an epoch's,
     and with the next epoch those that it left out, filled up to a batch.
     """
@@ -173,7 +173,7 @@ def _computed_once(case: FrozenCase) -> int:
     return epoch + (data.batch_size if others_come else 0)
 
 
-def _decode(case: FrozenCase) -> None:
+def decode_all(case: FrozenCase) -> None:
     """Let the loader decode every picture once; it remembers them."""
     preprocess = case.learner().preprocess
     for epoch in range(case.epochs):

@@ -78,11 +78,11 @@ def run(args: argparse.Namespace) -> int:
         write(args.csv, _table(judged))
     if args.html:
         write(args.html, _page(args, learner, judged, data))
-    answer(args, _in_words(judged), _as_record(judged))
+    answer(args, in_words(judged), _as_record(judged))
     return 0
 
 
-def _in_words(judged: Judgements) -> str:
+def in_words(judged: Judgements) -> str:
     """Accuracy and loss; then a table of the classes, who is taken for whom, the worst pictures."""
     n, wrong = len(judged.labels), int((~judged.right).sum())
     loss, share = judged.evaluation.loss, wrong / n
@@ -144,7 +144,7 @@ def _page(args: argparse.Namespace, learner: Learner, judged: Judgements, data: 
     from tinyft.inspection.report.learned import confusions, mistakes, scores
 
     title = f"{Path(args.source).name} on {Path(args.dir).name if args.dir else 'its own pictures'}"
-    first = _in_words(judged).split("\n")[0]
+    first = in_words(judged).split("\n")[0]
     body = f"<h1>{escape(title)}</h1><p>{escape(first[0].upper() + first[1:])}.</p>"
     worst = f"<h2>Its largest mistakes</h2>{mistakes(learner, judged, data)}"
     return page(title, f"{body}{confusions(judged)}{worst}<h2>Class by class</h2>{scores(judged)}")

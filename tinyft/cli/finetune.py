@@ -110,7 +110,7 @@ def _train(
     say(f"run: {one_line(str(training.path))}\n")
     args.on_interrupt = f"; go on with: {resume_command(training.path)}"
     args.working = True
-    with _signals(training) as received:
+    with noted_signals(training) as received:
         try:
             # The run comes last: where it ends a session, the others have seen the step.
             observers: list[Observer[Learner]] = [Ledger(training.path), RunLines(), training]
@@ -215,7 +215,7 @@ def _next_folder(learner: Learner) -> Path:
 
 
 @contextlib.contextmanager
-def _signals(training: Run) -> Iterator[list[int]]:
+def noted_signals(training: Run) -> Iterator[list[int]]:
     """Ctrl-C (or a polite kill) asks the run to stop after its step; the second stops at once.
 
     The numbers of the signals that came are in the list.

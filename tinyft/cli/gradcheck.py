@@ -139,7 +139,7 @@ def _check_ops(args: argparse.Namespace) -> int:
     failed = 0
     for case in cases:
         try:
-            worst = _check_case(case, args)
+            worst = check_case(case, args)
         except GradcheckError as error:
             failed += 1
             result(f"FAILED  {case}: {error}")
@@ -149,7 +149,7 @@ def _check_ops(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _check_case(case: OpCase, args: argparse.Namespace) -> float:
+def check_case(case: OpCase, args: argparse.Namespace) -> float:
     """The largest difference, in units of what is allowed."""
     from tinyft.testing.contract import check_gradients
 

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         curve = {"lr": finding.lrs, "loss": finding.losses, "smooth_loss": finding.smooth_losses}
         json_result({"suggestions": finding.suggestions, **curve})
         return 0
-    result("\n".join(_curve(finding)))
+    result("\n".join(curve_lines(finding)))
     result(f"\nsuggestions, each by its own rule ({len(finding.lrs)} steps were made):")
     result(str(finding))
     best = next(iter(finding.suggestions.values()))
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _curve(finding: LrFinding) -> list[str]:
+def curve_lines(finding: LrFinding) -> list[str]:
     """Rate, smoothed loss and a bar, every few steps.
 
     The longest bar is that of the highest loss before the lowest: behind it the loss explodes,

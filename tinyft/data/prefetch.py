@@ -110,10 +110,11 @@ def default_budget() -> int:
 
 def free_memory() -> int:
     """Returns what this process may still take of the machine and its container. Units: bytes."""
-    return min(_free_on_machine(), _free_in_container())
+    return min(free_on_machine(), free_in_container())
 
 
-def _free_on_machine() -> int:
+def free_on_machine() -> int:
+    """Returns the bytes that this machine could still give; half of all where it does not say."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -126,7 +127,7 @@ def _free_on_machine() -> int:
         return LARGEST_DEFAULT  # Windows does not say; a quarter of it is a modest budget
 
 
-def _free_in_container(root: Path = Path("/sys/fs/cgroup")) -> int:
+def free_in_container(root: Path = Path("/sys/fs/cgroup")) -> int:
     """Returns what is left of the limit of the control group, of either version, that a container
     sees as its own. The system's page cache counts as free, since it would be given up.
     """

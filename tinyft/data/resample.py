@@ -31,7 +31,7 @@ def resample(
     """
     # The usual 256 to 224 is far from being reduced, and needs no grid to tell.
     may_reduce = min(picture.shape[:2]) > 2 * size
-    reduces = may_reduce and _reduction(picture.shape, grid(matrix, size, size)) > 1
+    reduces = may_reduce and reduction_for(picture.shape, grid(matrix, size, size)) > 1
     if backends.why_no_numba() or reduces:
         return resample_plain(picture, matrix, size, brightness, contrast)
     from tinyft.data.fast_resample import resample_fast
@@ -70,7 +70,7 @@ def sample(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
 
     Shapes:  picture (H, W, C) float; points (P, Q, 2) float; out (P, Q, C)
     """
-    factor = _reduction(picture.shape, points)
+    factor = reduction_for(picture.shape, points)
     if factor > 1:
         picture = average_area(picture, factor)
     height, width = picture.shape[:2]
@@ -128,7 +128,7 @@ def to_bytes(pixels: np.ndarray) -> np.ndarray:
     return np.floor(pixels * 255 + 0.5).astype(np.uint8)
 
 
-def _reduction(shape: tuple[int, ...], points: np.ndarray) -> float:
+def reduction_for(shape: tuple[int, ...], points: np.ndarray) -> float:
     """Returns by how much fastai reduces a picture before it samples it; 1 where it does not."""
     factor = min(shape[0] / points.shape[0], shape[1] / points.shape[1]) / 2
     zoom = 2 / (points.max() - points.min()) if points.max() > points.min() else np.inf

@@ -253,7 +253,7 @@ def forget_layouts():
 
     def forget():
         for module in (winograd_strided, winograd_weight_grad):
-            module._rounds.cache_clear()
+            module.rounds_for.cache_clear()
 
     yield forget
     forget()
@@ -267,7 +267,7 @@ def test_small_rounds_of_winograds_weight_gradient(floats, monkeypatch, forget_l
     forget_layouts()
     arrays = make(case)
     assert_equals_definition(case, run(FAST, case, *arrays), *arrays)
-    rounds, tiles, _, tiling = winograd_weight_grad._rounds(80, (7, 9, 6, 64))
+    rounds, tiles, _, tiling = winograd_weight_grad.rounds_for(80, (7, 9, 6, 64))
     assert rounds > 1 and (rounds - 1) * tiles < len(tiling.places) <= rounds * tiles
 
 
@@ -517,8 +517,8 @@ def test_arrays_without_elements():
 
 
 def test_another_word_for_winograd_is_refused(monkeypatch):
-    asked_for_once = table._environment_has_winograd_on
-    monkeypatch.setattr(table, "_environment_has_winograd_on", asked_for_once.__wrapped__)
+    asked_for_once = table.environment_has_winograd_on
+    monkeypatch.setattr(table, "environment_has_winograd_on", asked_for_once.__wrapped__)
     monkeypatch.setenv("TINYFT_WINOGRAD", "maybe")
     with pytest.raises(ValueError, match=r"TINYFT_WINOGRAD must be 0 \(off\) or 1 .* got 'maybe'"):
         table.winograd_is_on()
@@ -526,8 +526,8 @@ def test_another_word_for_winograd_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("value, on", [("0", False), ("1", True), ("", True), (None, True)])
 def test_the_environment_chooses_winograd(monkeypatch, value, on):
-    asked_for_once = table._environment_has_winograd_on
-    monkeypatch.setattr(table, "_environment_has_winograd_on", asked_for_once.__wrapped__)
+    asked_for_once = table.environment_has_winograd_on
+    monkeypatch.setattr(table, "environment_has_winograd_on", asked_for_once.__wrapped__)
     monkeypatch.delenv("TINYFT_WINOGRAD", raising=False)
     if value is not None:
         monkeypatch.setenv("TINYFT_WINOGRAD", value)

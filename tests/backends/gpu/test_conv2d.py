@@ -76,7 +76,7 @@ def test_many_blocks_and_partial_sums(gpu, monkeypatch, precision):
     monkeypatch.setattr(module, "ENOUGH_BLOCKS", 1)
     layer = (2, 9, 8, 8), 128, 3, 1, 1
     arrays = draw(*layer)
-    defines, _, width = gpu._tile(np.dtype("float32"), 144, 128)
+    defines, _, width = gpu.tile_for(np.dtype("float32"), 144, 128)
     assert ("-DBN=128" in defines) == (width == 128) == (precision == "tf32")
     alone = passes(gpu, *arrays, 1, 1)
     monkeypatch.setattr(module, "ENOUGH_BLOCKS", 8)

@@ -77,7 +77,7 @@ class Convolution(Memory):
         N, P, Q, F = problem[0], *problem[4:7]
         out = self.empty((N, P, Q, F), x.dtype)
         if out.size:
-            defines, height, width = self._tile(x.dtype, N * P * Q, F)
+            defines, height, width = self.tile_for(x.dtype, N * P * Q, F)
             grid = -(-N * P * Q // height), -(-F // width)
             arguments = x, matrix, bias, residual, out, np.array(problem, PROBLEM), relu
             self.launch("conv2d.gather", grid, arguments, dtype=x.dtype, defines=defines)
@@ -87,7 +87,7 @@ class Convolution(Memory):
         """(R * S * C, F): a block for each tile and each part of the rows."""
         N, _, _, C, P, Q, F, R, S, *_ = problem
         M, K = N * P * Q, R * S * C
-        defines, height, width = self._tile(x.dtype, K, F)
+        defines, height, width = self.tile_for(x.dtype, K, F)
         tiles = -(-K // height), -(-F // width)
         parts = max(1, min(M // FEWEST_ROWS, -(-ENOUGH_BLOCKS // math.prod(tiles))))
         share = -(-M // (parts * SLICE)) * SLICE
@@ -104,7 +104,7 @@ class Convolution(Memory):
         self.launch_each("elementwise.add_partial", total.size, sums, dtype=x.dtype)
         return total
 
-    def _tile(self, dtype: np.dtype, rows: int, F: int) -> tuple[tuple[str, ...], int, int]:
+    def tile_for(self, dtype: np.dtype, rows: int, F: int) -> tuple[tuple[str, ...], int, int]:
         """Return the options that conv2d.cu is compiled with, and a block's tile: height and width.
 
         A double takes twice the shared memory, so its tile has half the height. A wide tile reads

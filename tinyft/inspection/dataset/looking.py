@@ -90,11 +90,11 @@ def check(
         ]
     else:
         name, unusable = printable(Path(os.path.abspath(data)).name or "pictures"), {}
-        classes, listed, notes, has_split = _listed(Path(data))
+        classes, listed, notes, has_split = listed_below(Path(data))
     network = None
     if compare_labels:
         network = FrozenNetwork(weights or arch or BUNDLED, arch, size, device)
-    pictures, thumbnails, features = _looked_at(listed, network, unusable)
+    pictures, thumbnails, features = looked_at(listed, network, unusable)
     if not has_split:
         pictures = _divided(pictures, classes, valid_fraction, seed)
     unusable = dict(sorted(unusable.items()))
@@ -116,7 +116,7 @@ def check(
     return replace(found, suspects=suspects, margins=ahead_by, agree=agree, network=network.name)
 
 
-def _listed(path: Path) -> tuple[list[str], list[Picture], list[str], bool]:
+def listed_below(path: Path) -> tuple[list[str], list[Picture], list[str], bool]:
     """Lists a folder as `ImageFolder` does, and refuses nothing but a folder without pictures:
     classes, pictures, notes, and whether it comes divided.
     """
@@ -137,7 +137,7 @@ def _listed(path: Path) -> tuple[list[str], list[Picture], list[str], bool]:
     return classes, listed, notes, "valid" in parts
 
 
-def _looked_at(
+def looked_at(
     listed: list[Picture], network: FrozenNetwork | None, unusable: dict[str, str]
 ) -> tuple[list[Picture], np.ndarray, np.ndarray | None]:
     """Decodes every file: the usable pictures with their sizes, thumbnails and features; `unusable`

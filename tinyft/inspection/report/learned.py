@@ -286,7 +286,7 @@ def mistakes(learner: Learner, judged: Judgements, data: PictureData | None = No
     ]
     sharp = preprocess.scaled(PICTURE)  # the same square, as people like to see it
     cards = [
-        _mistake(judged, int(index), source, prepare(source, sharp), *maps)
+        mistake_of(judged, int(index), source, prepare(source, sharp), *maps)
         for index, source, *maps in zip(worst, sources, *heat, strict=True)
     ]
     words = (
@@ -301,7 +301,7 @@ def mistakes(learner: Learner, judged: Judgements, data: PictureData | None = No
     return html
 
 
-def _mistake(
+def mistake_of(
     judged: Judgements,
     index: int,
     source: Source,

@@ -77,7 +77,7 @@ def report_html(run: RunFiles) -> str:
     ]
     folded = [
         ("Class by class, and how sure it is", "classes", _section(run, "judged", judged, scores)),
-        ("What was done, and why", "plan", _section(run, "metrics", run, _recipe)),
+        ("What was done, and why", "plan", _section(run, "metrics", run, recipe_section)),
         ("Inside each step", "steps", _section(run, "ledger", ledger, partial(_inside_steps, run))),
         ("Before and after", "changes", _section(run, "changes", changes, compared)),
         ("To make it again", "again", _section(run, "description", run, _environment)),
@@ -145,7 +145,7 @@ def _head(run: RunFiles) -> str:
     )
 
 
-def _recipe(run: RunFiles) -> str:
+def recipe_section(run: RunFiles) -> str:
     """The recipe in words and as rates, a batch of it, the plan as it was printed."""
     metrics, steps, borders = run.metrics, run.steps, run.borders
     rates = [Line(name, steps, metrics[f"lr {name}"]) for name in run.groups]

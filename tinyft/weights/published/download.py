@@ -108,7 +108,7 @@ def _connect(url: str, received: int, announce: Announce) -> HTTPResponse:
     with _network_errors(url):
         try:
             request = Request(url, headers={"User-Agent": "tinyft", **rest})
-            response = _opener(url, announce).open(request, timeout=_TIMEOUT)
+            response = opener(url, announce).open(request, timeout=_TIMEOUT)
         except HTTPError as error:
             error.close()
             if not (received and error.code == 416):
@@ -121,7 +121,7 @@ def _connect(url: str, received: int, announce: Announce) -> HTTPResponse:
     return response
 
 
-def _opener(url: str, announce: Announce) -> OpenerDirector:
+def opener(url: str, announce: Announce) -> OpenerDirector:
     """Opens an address, following redirects to encrypted ones only (a server on this machine may be
     plain, as in tests), and says which other host one leads to.
     """

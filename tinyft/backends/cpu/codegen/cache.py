@@ -136,7 +136,7 @@ def folder() -> Path | None:
     """
     if not _sources():
         return None
-    place = _home() / f"kernels-{_hash_of_everything()}"
+    place = cache_home() / f"kernels-{_hash_of_everything()}"
     try:
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place):
@@ -151,7 +151,7 @@ def folder() -> Path | None:
         return None
 
 
-def _home() -> Path:
+def cache_home() -> Path:
     """NUMBA_CACHE_DIR, else TINYFT_HOME, else the platform's cache folder."""
     home = os.path.expanduser(os.environ.get("TINYFT_HOME", ""))
     chosen = os.environ.get("NUMBA_CACHE_DIR") or home

@@ -257,7 +257,8 @@ def _check_shape(name: str, argument: str, array: Array, expected: tuple) -> Non
 
 
 @functools.cache
-def _environment_has_winograd_on() -> bool:
+def environment_has_winograd_on() -> bool:
+    """True unless TINYFT_WINOGRAD is 0.  Raises: ValueError if it is neither 0 nor 1"""
     text = os.environ.get("TINYFT_WINOGRAD", "").strip() or "1"
     if text not in ("0", "1"):
         raise ValueError(f"TINYFT_WINOGRAD must be 0 (off) or 1 (on); got {text!r}")
@@ -276,7 +277,7 @@ _here = _Here()
 def winograd_is_on() -> bool:
     """Give what `switch_winograd` says in this thread, else True unless TINYFT_WINOGRAD=0."""
     switched = _here.winograd
-    return _environment_has_winograd_on() if switched is None else switched
+    return environment_has_winograd_on() if switched is None else switched
 
 
 @contextlib.contextmanager

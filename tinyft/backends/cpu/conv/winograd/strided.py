@@ -296,7 +296,7 @@ def input_grad(dout: Array, weight: Array, dx: Array, stride: int, padding: int)
 def _convolve(x, weight, y, epilogue, flipped):
     """forward, with its names; flipped: the input gradient, weight (3, 3, F, C)."""
     C = x.shape[3]
-    size, places, bounds, per_round, tiles, planes = _rounds(C, y.shape, flipped)
+    size, places, bounds, per_round, tiles, planes = rounds_for(C, y.shape, flipped)
     bias, residual, *rest = epilogue.arguments(y)
     windows = windows_buffer(C, flipped, min(per_round, len(places)))
     for first in range(0, len(places), per_round):
@@ -310,7 +310,7 @@ def _convolve(x, weight, y, epilogue, flipped):
 
 
 @functools.lru_cache(maxsize=256)
-def _rounds(
+def rounds_for(
     C: int, y_shape: tuple[int, ...], flipped: bool
 ) -> tuple[int, Array, Array, int, int, tuple[int, int]]:
     """The scratch memory that `convolve_windows` needs, all tiles and where each kind begins, tiles

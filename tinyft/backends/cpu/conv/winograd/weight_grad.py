@@ -248,7 +248,7 @@ def _parts(C: int, dout_shape: tuple[int, ...]) -> tuple[int, tuple]:
 
 def _by_blocks(dout, x, padding, dweight):
     C, F = dweight.shape[2:]
-    rounds, tiles, parts, (places, _, unit, bounds) = _rounds(C, dout.shape)
+    rounds, tiles, parts, (places, _, unit, bounds) = rounds_for(C, dout.shape)
     pitch, total = row_pitch(CHANNELS), len(places)
     plane_in, plane_grad = odd_lines(tiles * pitch), odd_lines(tiles * F)
     windows = workspace.scratch("windows", -(-C // CHANNELS) * VALUES * plane_in)
@@ -273,7 +273,7 @@ def _by_blocks(dout, x, padding, dweight):
 
 
 @functools.lru_cache(maxsize=256)
-def _rounds(C: int, dout_shape: tuple[int, ...]) -> tuple[int, int, int, Tiling]:
+def rounds_for(C: int, dout_shape: tuple[int, ...]) -> tuple[int, int, int, Tiling]:
     """Count rounds, tiles of each (or one less) and parts: enough items for 4 threads, but not
     fewer than 64 tiles in one. And give the tiling.
     """
