@@ -1,7 +1,8 @@
 """Finds the backend that computes an array: looked up at each call, so that `use` can exchange it.
 
 `reference` is plain NumPy and defines every kernel; `cpu` is the same list with Numba where that
-is faster; `gpu` (`gpu:1` for the second) computes arrays that lie in a GPU's memory.
+is faster; `cpu:bf16` is that with some products in half the precision (backends/cpu/conv/bf16.py);
+`gpu` (`gpu:1` for the second) computes arrays that lie in a GPU's memory.
 
     with backends.use("reference"):
         learner.fine_tune(1)
@@ -57,19 +58,20 @@ def get(name: str) -> Backend:
         return get("reference" if why_no_numba() else "cpu")
     if name == "reference":
         return Backend()
-    if name == "cpu":
+    if name in ("cpu", "cpu:bf16"):
         if why_no_numba():
-            raise DeviceError(f"backend 'cpu' needs Numba: {why_no_numba()}; or use 'reference'")
+            raise DeviceError(f"backend {name!r} needs Numba: {why_no_numba()}; or use 'reference'")
         from tinyft.backends.cpu import CpuBackend
 
-        return CpuBackend()
+        return CpuBackend(name.removeprefix("cpu").removeprefix(":") or None)
     if name == "gpu":
         return get("gpu:0")
     if re.fullmatch(r"gpu:\d+", name):
         from tinyft.backends.gpu import GpuBackend
 
         return GpuBackend(int(name.removeprefix("gpu:")))
-    raise DeviceError(f"backend must be auto, {', '.join(NAMES)}, gpu or gpu:NUMBER; got {name!r}")
+    names = f"auto, {', '.join(NAMES)}, cpu:bf16, gpu or gpu:NUMBER"
+    raise DeviceError(f"backend must be {names}; got {name!r}")
 
 
 @functools.cache
@@ -114,7 +116,7 @@ def numerics(name: str) -> dict[str, str]:
     from tinyft.backends.cpu.conv.table import winograd_is_on
 
     winograd = "on" if winograd_is_on() else "off"
-    return {"backend": "cpu", "vector width": f"{LANES} floats", "Winograd": winograd}
+    return {"backend": get(name).name, "vector width": f"{LANES} floats", "Winograd": winograd}
 
 
 @contextlib.contextmanager

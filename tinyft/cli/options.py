@@ -151,9 +151,9 @@ def keep(text: str) -> str | int:
 
 def device(text: str) -> str:
     """Parses the name of a backend, or of a GPU."""
-    if not re.fullmatch(r"auto|cpu|reference|gpu(:\d+)?", text):
+    if not re.fullmatch(r"auto|cpu(:bf16)?|reference|gpu(:\d+)?", text):
         raise argparse.ArgumentTypeError(
-            f"expected auto, cpu, reference, gpu or gpu:1 (the second), got {text!r}"
+            f"expected auto, cpu, cpu:bf16, reference, gpu or gpu:1 (the second), got {text!r}"
         )
     return text
 
@@ -259,7 +259,8 @@ def add_backend(parser: Parser) -> None:
         "--backend",
         type=device,
         metavar="NAME",
-        help="cpu: Numba; reference: plain NumPy; gpu, gpu:1: CuPy (auto: gpu if it works, or cpu)",
+        help="cpu: Numba; cpu:bf16: its 1x1 convolutions in bf16; reference: plain NumPy; gpu, "
+        "gpu:1: CuPy (auto: gpu if it works, or cpu)",
     )
 
 

@@ -78,7 +78,8 @@ def vision_learner(
     equally many training pictures.
     `groups`: layer groups of one's own, {name: [parts of the network]} in order, each of its
     parameters in one; or a function of the network that returns that; see groups.py.
-    `device`: auto (a GPU if one works, else the CPU), cpu, reference, gpu, gpu:1.
+    `device`: auto (a GPU if one works, else the CPU), cpu, cpu:bf16 (its 1x1 convolutions in bf16,
+    most of ResNet-50's), reference, gpu, gpu:1.
     `dtype="float64"` runs on the reference backend, or on a GPU.
 
     Pretrained weights are frozen at first, so that only the head trains; see `unfreeze`.

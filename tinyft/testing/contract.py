@@ -40,12 +40,13 @@ AnyCase = KernelCase | OpCase | Refusal
 Kind = TypeVar("Kind", bound=Case)
 
 ROUNDING = 2.0**-24  # half the distance between two float32 numbers near 1
+BF16_ROUNDING = 2.0**-8  # the same of bf16, to which `cpu:bf16` rounds the factors of convolutions
 # sqrt(K) s is the error's size, not its bound: 5 is what Winograd's transforms cost against a
 # plain sum (cpu backend's README), and covers direct kernels, whose order of summing differs.
 SLACK = 5
 LARGEST = 4  # the largest of 10,000 normal errors is four times their root mean square
 VARIATIONS = 6  # how often inputs are varied to measure s
-THREADED, THREADS = ("cpu",), (1, 2, 4)
+THREADED, THREADS = ("cpu", "cpu:bf16"), (1, 2, 4)
 DENORMAL = 1e-40
 SMALLEST = float(np.finfo(np.float32).smallest_normal)  # 1.2e-38: with all its digits
 
@@ -261,11 +262,10 @@ class Spread(NamedTuple):
 
 
 def rounding_spread(
-    run: Callable[[dict[str, Array]], list[Array]],
-    arrays: dict[str, Array],
-    fixed: tuple[str, ...],
-) -> list[Spread]:
-    """Measure how far each result moves if the inputs are off by one float32 rounding.
+    run: Callable[[dict[str, Array]], list[Array]], arrays: dict[str, Array],
+    fixed: tuple[str, ...], rounding: float = ROUNDING,
+) -> list[Spread]:  # fmt: skip
+    """Measure how far each result moves if the inputs are off by one rounding, float32's.
 
     `run` computes in float64; arrays named in `fixed`, and integers, are not varied.
     """
@@ -276,7 +276,7 @@ def rounding_spread(
     for _ in range(VARIATIONS):
         for name, array in arrays.items():
             if array.dtype.kind == "f" and name not in fixed:
-                varied[name] = array * (1 + ROUNDING * rng.standard_normal(array.shape))
+                varied[name] = array * (1 + rounding * rng.standard_normal(array.shape))
         with np.errstate(all="ignore"):
             steps = [np.asarray(r) - e for r, e in zip(run(varied), exact, strict=True)]
         for i, step in enumerate(steps):
@@ -371,7 +371,7 @@ def _first(result: Any) -> Tensor:
 def precision(backend: str, name: str) -> Iterator[None]:
     """Within this block a GPU's convolutions work in "fp32" or "tf32"; others have no choice."""
     computing = backends.get(backend)
-    before = computing.precision
+    before = computing.precision if backend.startswith("gpu") else None
     if before:
         computing.precision = name
     try:
@@ -404,9 +404,11 @@ class _Findings(Generic[Kind]):
         self.case, self.run, self.arrays = case, run, arrays
         self.backend = backends.get(backend).name
         self.lines: list[str] = []
-        in_float64 = as_float64(arrays)
-        self.exact = run("reference", in_float64)
-        self.spread = rounding_spread(lambda a: run("reference", a), in_float64, case.decisive)
+        given = as_float64(arrays)
+        self.exact = run("reference", given)
+        in_bf16 = case.subject.startswith("conv2d") and self.backend == "cpu:bf16"  # sums are not
+        self.terms, unit = (1, BF16_ROUNDING) if in_bf16 else (case.terms, ROUNDING)
+        self.spread = rounding_spread(lambda a: run("reference", a), given, case.decisive, unit)
 
     def add(self, line: str) -> None:
         self.lines.append(f"{self.case} on {self.backend}: {line}")
@@ -451,7 +453,7 @@ class _Findings(Generic[Kind]):
 
     def _values(self, how: str, results: list[Array]) -> None:
         for i, (result, truth) in enumerate(zip(results, self.exact, strict=True)):
-            problem = close_enough(result, truth, self.spread[i], self.case.terms)
+            problem = close_enough(result, truth, self.spread[i], self.terms)
             if problem:
                 self.add(f"result {i}{how} {problem}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy import ndarray as Array
 
-from tinyft.backends.cpu.conv import gemm, table
+from tinyft.backends.cpu.conv import bf16, gemm, table
 from tinyft.backends.cpu.memory_bound.batch_norm import BatchNorm
 from tinyft.backends.cpu.memory_bound.elementwise import Elementwise
 from tinyft.backends.cpu.memory_bound.optimizers import Optimizers
@@ -17,6 +17,7 @@ from tinyft.backends.cpu.runtime import packed_weights
 from tinyft.backends.cpu.runtime.threads import get_num_threads
 from tinyft.backends.reference import Backend
 from tinyft.display import counted
+from tinyft.errors import DeviceError
 
 
 def _fast(*arrays: Array | None) -> bool:
@@ -28,10 +29,22 @@ def _fast(*arrays: Array | None) -> bool:
 
 
 class CpuBackend(BatchNorm, Pooling, Elementwise, Optimizers, Backend):
+    """The kernels for float32 arrays; with `precision="bf16"`, 1x1 convolutions in bf16.
+
+    Raises: DeviceError where there is no bf16
+    """
+
     name = "cpu"
 
+    def __init__(self, precision: str | None = None):
+        if precision:
+            if reason := bf16.why_not():
+                raise DeviceError(f"backend 'cpu:{precision}' {reason}; use 'cpu'")
+            self.precision, self.name = precision, f"cpu:{precision}"
+
     def description(self) -> str:
-        return f"cpu (Numba kernels), {counted(get_num_threads(), 'thread')}"
+        note = ", 1x1 convolutions in bf16" if self.precision else ""
+        return f"{self.name} (Numba kernels{note}), {counted(get_num_threads(), 'thread')}"
 
     # ---------------------------------------------------------------------------------- convolution
 
@@ -40,18 +53,23 @@ class CpuBackend(BatchNorm, Pooling, Elementwise, Optimizers, Backend):
 
     def conv2d(self, x, weight, bias=None, *, stride=1, padding=0, residual=None, relu=False):
         options = {"stride": stride, "padding": padding, "residual": residual, "relu": relu}
-        compute = table.conv2d if _fast(x, weight, bias, residual) else super().conv2d
-        return compute(x, weight, bias, **options)
+        if _fast(x, weight, bias, residual):
+            return table.conv2d(x, weight, bias, **options, precision=self.precision)
+        return super().conv2d(x, weight, bias, **options)
 
     def conv2d_input_grad(self, dout, weight, x_shape, *, stride, padding):
-        fast = _fast(dout, weight)
-        compute = table.conv2d_input_grad if fast else super().conv2d_input_grad
-        return compute(dout, weight, x_shape, stride=stride, padding=padding)
+        options = {"stride": stride, "padding": padding}
+        if _fast(dout, weight):
+            options["precision"] = self.precision
+            return table.conv2d_input_grad(dout, weight, x_shape, **options)
+        return super().conv2d_input_grad(dout, weight, x_shape, **options)
 
     def conv2d_weight_grad(self, dout, x, weight_shape, *, stride, padding):
-        fast = _fast(dout, x)
-        compute = table.conv2d_weight_grad if fast else super().conv2d_weight_grad
-        return compute(dout, x, weight_shape, stride=stride, padding=padding)
+        options = {"stride": stride, "padding": padding}
+        if _fast(dout, x):
+            options["precision"] = self.precision
+            return table.conv2d_weight_grad(dout, x, weight_shape, **options)
+        return super().conv2d_weight_grad(dout, x, weight_shape, **options)
 
     def matmul(self, a, b):
         if a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0] and _fast(a, b):

@@ -61,7 +61,7 @@ class KernelCall:
             return self.algorithm
         if self.started:
             return "+".join(dict.fromkeys(name.partition(".")[0] for name in self.started))
-        return "reference" if self.backend == "cpu" else self.backend
+        return "reference" if self.backend.startswith("cpu") else self.backend
 
     def compare(self) -> None:
         """Set `difference` to the largest one from the reference's answer to the same arrays in
@@ -113,7 +113,7 @@ class KernelWatch:
                 tuple(self.started),
                 backend.name,
                 inside_an_op(),
-                _algorithm(name, args, options) if self.started else None,
+                _algorithm(backend, name, args, options) if self.started else None,
                 arguments=(args, options, result),
             )
         )
@@ -133,7 +133,7 @@ def _short_name(module: str) -> str:
     return "_".join(parts[:-1] if parts[-1] == "forward" else parts)
 
 
-def _algorithm(kernel: str, args: tuple, options: dict) -> str | None:
+def _algorithm(backend: Backend, kernel: str, args: tuple, options: dict) -> str | None:
     """Name the CPU backend's algorithm that computed a convolution; None for another kernel."""
     if kernel not in _CONVOLVED:
         return None
@@ -141,7 +141,7 @@ def _algorithm(kernel: str, args: tuple, options: dict) -> str | None:
 
     x_shape, weight_shape = _CONVOLVED[kernel](*args)
     stride, padding = options.get("stride", 1), options.get("padding", 0)
-    return algorithm_of(kernel, x_shape, weight_shape, stride, padding)
+    return algorithm_of(kernel, x_shape, weight_shape, stride, padding, backend.precision)
 
 
 class _StandIn:

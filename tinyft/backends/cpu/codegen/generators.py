@@ -50,7 +50,14 @@ from tinyft.backends.cpu.codegen.simd import (
 GROUP = 4  # rows of A that one pointer reaches
 
 
-def make_register_block(rows: int, registers: int, *, ahead: bool = False, unroll: int = 1):
+def make_register_block(
+    rows: int,
+    registers: int,
+    *,
+    ahead: bool = False,
+    unroll: int = 1,
+    multiply_add: Callable = write_fma,
+):
     """The innermost loop of a matrix product, with rows x registers sums in registers.
 
     block(a, a_offset, a_row, a_step, b, b_offset, c, c_offset, c_row, steps, accumulate)
@@ -65,6 +72,7 @@ def make_register_block(rows: int, registers: int, *, ahead: bool = False, unrol
     With `ahead`, four more arguments follow: ahead_a, step_a, ahead_b, step_b. At each step lines
     are fetched into the L2 cache: at a + ahead_a + k * step_a, and a row at b + ahead_b + k *
     step_b. With `unroll`, a turn of the loop makes that many steps, and a second loop the rest.
+    `multiply_add` writes x * y + z for three registers; bf16.py has another one.
     """
     block_of_c = [(i, j) for i in range(rows) for j in range(registers)]
     groups = range(0, rows, GROUP)
@@ -94,7 +102,7 @@ def make_register_block(rows: int, registers: int, *, ahead: bool = False, unrol
                 a_at = builder.gep(now[f"a {i // GROUP * GROUP}"], [within[i % GROUP]])
                 a_number = write_spread(builder, builder.load(a_at))
                 for j in range(registers):
-                    now[i, j] = write_fma(builder, a_number, b_registers[j], now[i, j])
+                    now[i, j] = multiply_add(builder, a_number, b_registers[j], now[i, j])
             return now | {name: builder.gep(now[name], [move]) for name, move in moves.items()}
 
         k, now = INT64(0), pointers | dict.fromkeys(block_of_c, write_constant(0))

@@ -23,6 +23,8 @@ Letters: A is M x K, B is K x N, the result M x N.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy import ndarray as Array
 
@@ -66,18 +68,19 @@ def copy_to_panels(x, source, columns, packed, at, row, rows):
         vstore(packed, at + column * rows + row * LANES, vload(x, source + column))
 
 
-def in_pieces(rows: int, registers: int, unroll: int = 1):
+def in_pieces(rows: int, registers: int, unroll: int = 1, **how: Any):
     """A micro-kernel, and one that prefetches, with sums made of pieces of SHORT_SUM products.
 
     Each addition rounds by up to half a unit in the last place of what has grown so far, so that a
     sum of K random products, added one by one, is wrong by some 0.2 sqrt(K) units of its size.
     Pieces are short, and there are few of them: the best size is near sqrt(K), 8 to 23 for a
     ResNet's channels. 16 is hardly better than 32, which has half as many additions in memory
-    (README.md, Errors). The one that prefetches runs rarely: `unroll` is for the other one.
+    (README.md, Errors). The one that prefetches runs rarely: `unroll` is for the other one. `how`:
+    another `multiply_add`.
     """
     width = registers * LANES
-    here = make_register_block(rows, registers, unroll=unroll)
-    ahead = make_register_block(rows, registers, ahead=True)
+    here = make_register_block(rows, registers, unroll=unroll, **how)
+    ahead = make_register_block(rows, registers, ahead=True, **how)
 
     @helper
     def block(a, a_offset, a_row, a_step, b, b_offset, c, c_offset, c_row, K, accumulate):
