@@ -301,7 +301,7 @@ def test_an_item_writes_only_its_own_tiles(case, monkeypatch):
         if kernel is not winograd_strided.convolve_windows:
             return run_with_scratch(size, kernel, *arguments)
         *before, (first, count, tiles), layout = arguments
-        panels = -(-arguments[3].shape[3] // winograd_strided.PANEL)
+        panels = -(-arguments[3].shape[3] // winograd_strided.ITEM_COLUMNS)
         for part in reversed(range(-(-count // tiles))):
             share, work = whole_share(), np.full(size, np.nan, np.float32)
             share[TAKEN] = part * panels

@@ -33,6 +33,7 @@ from tinyft.backends.cpu.codegen.simd import (
     INT,
     INT64,
     LANES,
+    LINE,
     REGISTER,
     instruction,
     write_constant,
@@ -95,8 +96,8 @@ def make_register_block(
             b_registers = [write_load(builder, place) for place in b_at]
             if ahead:
                 write_prefetch(builder, now["next a"], level=2)
-                for j in range(registers):
-                    line = builder.gep(now["next b"], [INT64(j * LANES)])
+                for place in range(0, registers * LANES, LINE):
+                    line = builder.gep(now["next b"], [INT64(place)])
                     write_prefetch(builder, line, level=2)
             for i in range(rows):
                 a_at = builder.gep(now[f"a {i // GROUP * GROUP}"], [within[i % GROUP]])

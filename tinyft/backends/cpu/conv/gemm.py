@@ -23,6 +23,7 @@ Letters: A is M x K, B is K x N, the result M x N.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -30,16 +31,25 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu.codegen.cache import helper, kernel
 from tinyft.backends.cpu.codegen.generators import make_register_block
-from tinyft.backends.cpu.codegen.simd import BLOCK_REGISTERS, BLOCK_ROWS, LANES, PANEL, REST_ROWS
+from tinyft.backends.cpu.codegen.simd import (
+    BLOCK_REGISTERS,
+    BLOCK_ROWS,
+    LANES,
+    LINE,
+    PANEL,
+    REST_ROWS,
+)
 from tinyft.backends.cpu.codegen.vectors import vload, vstore, vtranspose
 from tinyft.backends.cpu.conv.layer import copied, padded, round_up
 from tinyft.backends.cpu.runtime import packed_weights, threads, workspace
 from tinyft.backends.cpu.runtime.work_stealing import next_item, next_start
 
-LINE = 16  # floats of a cache line
 SAME_SET = 1024  # floats; so far apart lines fall into one set of the L1 cache
 IN_L2 = 1 << 18  # floats (1 MiB) of B that are still in L2 when the next rows of A need them
-ROWS_PER_ITEM = 8 * BLOCK_ROWS  # 96 rows of A with AVX-512: some 200 KiB at K = 512
+BOTH_ROWS = math.lcm(BLOCK_ROWS, REST_ROWS)  # 20 rows are 6 + 6 + 4 + 4, or 12 + 4 + 4
+ITEM_ROWS = 96  # of A: some 200 KiB at K = 512; as many results for each number of B from L3
+ITEM_COLUMNS = max(PANEL, 2 * LINE)  # of B: as many results for each number of A from there
+AHEAD = LINE * BLOCK_ROWS // 12  # floats of the next A to each step: a third more than its rows
 SHORT_SUM = 32  # products that are added up in registers before they join the rest of their sum
 
 
@@ -128,8 +138,8 @@ def multiply_ahead(
     ahead_b_row: 0 if they lie line after line; for K rows of a matrix, of each of which a line is
     fetched, how many floats these are apart.
     """
-    full = M // BLOCK_ROWS * BLOCK_ROWS
-    line_a, step_a = (LINE, ahead_a_row) if ahead_a_row else (K * LINE, LINE)
+    full = M // BOTH_ROWS * BOTH_ROWS
+    line_a, step_a = (AHEAD, ahead_a_row) if ahead_a_row else (K * AHEAD, AHEAD)
     step_b = ahead_b_row if ahead_b_row else PANEL
     j = 0
     while j + PANEL <= N:
@@ -242,19 +252,19 @@ def row_apart(columns: int) -> int:
 
 @kernel
 def multiply_rows(share, a, packed, out):
-    """out = a @ the packed matrix. An item is ROWS_PER_ITEM rows and PANEL columns."""
+    """out = a @ the packed matrix. An item is ITEM_ROWS rows and ITEM_COLUMNS columns."""
     M, K = a.shape
     N = out.shape[1]
     a_flat, out_flat = a.reshape(a.size), out.reshape(out.size)
-    panels = (N + PANEL - 1) // PANEL
-    items = (M + ROWS_PER_ITEM - 1) // ROWS_PER_ITEM * panels
+    panels = (N + ITEM_COLUMNS - 1) // ITEM_COLUMNS
+    items = (M + ITEM_ROWS - 1) // ITEM_ROWS * panels
     item = next_item(share, items)
     while item < items:
         rows, panel = divmod(item, panels)
-        i, j = rows * ROWS_PER_ITEM, panel * PANEL
+        i, j = rows * ITEM_ROWS, panel * ITEM_COLUMNS
         multiply(
             a_flat, i * K, K, 1, packed, j * K, K, 0, out_flat, i * N + j, N,
-            min(ROWS_PER_ITEM, M - i), min(PANEL, N - j), K, 0, 0, 0,
+            min(ITEM_ROWS, M - i), min(ITEM_COLUMNS, N - j), K, 0, 0, 0,
         )  # fmt: skip
         item = next_item(share, items)
 

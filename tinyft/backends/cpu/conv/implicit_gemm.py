@@ -35,7 +35,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu.codegen.cache import helper, kernel
-from tinyft.backends.cpu.codegen.simd import BLOCK_ROWS, LANES, PANEL, REST_ROWS
+from tinyft.backends.cpu.codegen.simd import LANES, PANEL, REST_ROWS
 from tinyft.backends.cpu.codegen.vectors import (
     finish_streams,
     offset_between,
@@ -46,6 +46,8 @@ from tinyft.backends.cpu.codegen.vectors import (
     vstore,
 )
 from tinyft.backends.cpu.conv.gemm import (
+    BOTH_ROWS,
+    ITEM_ROWS,
     copy_to_panels,
     multiply,
     multiply_ahead,
@@ -142,7 +144,7 @@ def multiply_windows(share, work, x, taps, run, stride, packed, y, grid, epilogu
         count = min(pixels, total - item)
         a, a_offset, ahead = work, 0, 0
         if pitch == C and count % REST_ROWS == 0:  # a 1x1 convolution: see `windows`
-            a, a_offset, ahead = x_flat, item * C, BLOCK_ROWS * C
+            a, a_offset, ahead = x_flat, item * C, BOTH_ROWS * C
         else:
             for i in range(count):
                 picture, place = divmod(item + i, rows * columns)
@@ -197,7 +199,7 @@ def windows(x: Array, taps: Taps, run: int, stride: int, packed: Array, y: Array
     in_place = pointwise and stride == 1 and x.shape[1:3] == grid[:2]
     pitch = x.shape[3] if in_place else round_up(steps, 16) + 16
     # Windows that fit L2; items in fours, so that 2 or 4 threads get equal shares.
-    most = 8 * BLOCK_ROWS if steps <= 1024 else 4 * BLOCK_ROWS
+    most = ITEM_ROWS if steps <= 1024 else ITEM_ROWS // 2
     items = round_up(-(-total // most), 4)
     pixels = round_up(-(-total // items), REST_ROWS)
     # 1024 filters, added up where they belong, fill single sets of L1: 4 to 26 % slower

@@ -32,7 +32,7 @@ from tinyft.backends.cpu.codegen.cache import kernel
 from tinyft.backends.cpu.codegen.simd import LANES, PANEL, REST_ROWS
 from tinyft.backends.cpu.codegen.vectors import vfma, vload, vmax, vset1, vstore
 from tinyft.backends.cpu.conv import implicit_gemm
-from tinyft.backends.cpu.conv.gemm import ROWS_PER_ITEM, multiply, pack
+from tinyft.backends.cpu.conv.gemm import ITEM_COLUMNS, ITEM_ROWS, multiply, pack
 from tinyft.backends.cpu.conv.implicit_gemm import packed_weight, window_taps
 from tinyft.backends.cpu.conv.layer import Epilogue, Layer, padded, round_up
 from tinyft.backends.cpu.runtime import threads, workspace
@@ -46,27 +46,27 @@ def multiply_maps(share, x, packed, packed_rows, taps, y, epilogue, zeros):
     """y[:, target] = max(sum over sources of x[:, source] @ packed[tap] + bias + residual, floor).
 
     x (N, sources, C), y (N, targets, F), taps (targets, sources): which C rows of the packed matrix
-    are multiplied; N is a multiple of REST_ROWS. An item is PANEL columns of a target, for
-    ROWS_PER_ITEM pictures. zeros (items, LANES): 0, or NaN if an item's sums are not finite.
+    are multiplied; N is a multiple of REST_ROWS. An item is ITEM_COLUMNS columns of a target, for
+    ITEM_ROWS pictures. zeros (items, LANES): 0, or NaN if an item's sums are not finite.
     """
     bias, residual, has_residual, floor = epilogue
     N, sources, C = x.shape
     _, targets, F = y.shape
     x_flat, y_flat = x.reshape(x.size), y.reshape(y.size)
-    parts = (N + ROWS_PER_ITEM - 1) // ROWS_PER_ITEM
+    parts = (N + ITEM_ROWS - 1) // ITEM_ROWS
     zero, lowest = vset1(np.float32(0)), vset1(floor)
     items = zeros.shape[0]
     item = next_item(share, items)
     while item < items:
         panel, rest = divmod(item, targets * parts)
         target, part = divmod(rest, parts)
-        first, f = part * ROWS_PER_ITEM, panel * PANEL
-        rows, columns = min(ROWS_PER_ITEM, N - first), min(PANEL, F - f)
+        first, f = part * ITEM_ROWS, panel * ITEM_COLUMNS
+        rows, columns = min(ITEM_ROWS, N - first), min(ITEM_COLUMNS, F - f)
         to = (first * targets + target) * F + f
         for source in range(sources):
             tap, ahead = taps[target, source], 0
             if source + 1 < sources:  # fetch the weights of the next
-                ahead = (taps[target, source + 1] - tap) * C * columns
+                ahead = (taps[target, source + 1] - tap) * C * PANEL
             multiply(
                 x_flat, (first * sources + source) * C, sources * C, 1,
                 packed, f * packed_rows, packed_rows, tap * C,
@@ -167,7 +167,7 @@ def _multiply_maps(x, packed, packed_rows, taps, y, epilogue) -> bool:
     if epilogue.residual is not None:
         epilogue = epilogue._replace(residual=padded(epilogue.residual, whole.shape))
     bias, residual, *rest = epilogue.arguments(whole)
-    items = len(taps) * -(-F // PANEL) * -(-rows // ROWS_PER_ITEM)
+    items = len(taps) * -(-F // ITEM_COLUMNS) * -(-rows // ITEM_ROWS)
     zeros = np.empty((items, LANES), np.float32)
     threads.run(
         multiply_maps, _maps(padded(x, (rows, *x.shape[1:]))), packed, packed_rows, taps,

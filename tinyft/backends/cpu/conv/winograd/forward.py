@@ -11,7 +11,7 @@ two schedules, chosen by the shape:
   multiplied by the 36 matrices of filters and transformed back within the core's L2 cache; x and y
   are touched once.
 - `convolve_filters`, for few tiles and many weights (7x7x512 at the end of a ResNet): all windows
-  are transformed once, then an item is PANEL filters. They are transformed 64 input channels at a
+  are transformed once, then an item is 32 filters. They are transformed 64 input channels at a
   time and used at once, so that the transformed filters (37.7 MB for 512 x 512) never go to memory.
   Those of a folded network, which are kept, come from there: 3 % of ResNet-18's inference.
 
@@ -40,9 +40,9 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu.codegen.cache import helper, kernel
-from tinyft.backends.cpu.codegen.simd import LANES, PANEL, REST_ROWS
+from tinyft.backends.cpu.codegen.simd import LANES, LINE, REST_ROWS
 from tinyft.backends.cpu.codegen.vectors import finish_streams, offset_between, vset1, vstore
-from tinyft.backends.cpu.conv.gemm import multiply, next_panel
+from tinyft.backends.cpu.conv.gemm import ITEM_COLUMNS, multiply, next_panel
 from tinyft.backends.cpu.conv.layer import (
     FORWARD,
     INPUT_GRAD,
@@ -142,7 +142,7 @@ def convolve_tiles(share, work, x, padding, transformed, y, epilogue, tiling, la
 def convolve_filters(
     share, work, transformed, weight, flipped, y, epilogue, tiling, planes, filters
 ):
-    """Do as `convolve_tiles` from transformed windows. An item is PANEL filters, for all tiles.
+    """Do as `convolve_tiles` from transformed windows. An item is ITEM_COLUMNS filters, all tiles.
 
     transformed: windows, floats per plane and row of them, C. planes: floats per plane of filters
     and of sums. filters: those that are kept and floats per plane of them; if that is 0, they are
@@ -154,18 +154,19 @@ def convolve_filters(
     kept, kept_plane = filters
     _, P, Q, F = y.shape
     y_flat, total = y.reshape(y.size), places.shape[0]
-    pitch_out = PANEL + 16
+    pitch_out = ITEM_COLUMNS + LINE
     sums = VALUES * plane_filter  # places in `work`
     edge = sums + VALUES * plane_out
-    squares = edge + TILE * TILE * PANEL + LANES
-    first = next_start(share, PANEL, F)
+    squares = edge + TILE * TILE * ITEM_COLUMNS + LANES
+    first = next_start(share, ITEM_COLUMNS, F)
     while first < F:
-        count = min(PANEL, F - first)
+        count = min(ITEM_COLUMNS, F - first)
         for c in range(0, C, CHANNELS):
             depth = min(CHANNELS, C - c)
-            at, plane = 0, plane_filter
+            at, plane, rows_of_panels, row = 0, plane_filter, depth, 0
             if kept_plane:
-                at, plane = offset_between(work, 0, kept, first * C + c * count), kept_plane
+                at, plane = offset_between(work, 0, kept, first * C), kept_plane
+                rows_of_panels, row = C, c
             else:  # flipped: y's filters are the weight's channels
                 part = (first, count, c, depth) if flipped else (c, depth, first, count)
                 block = block_of_filters(weight, *part, flipped, work, squares)
@@ -175,7 +176,7 @@ def convolve_filters(
                 begin, rows = round_rows(begin, end)
                 multiply(
                     windows, (c // CHANNELS * VALUES + value) * plane_in + begin * pitch_in,
-                    pitch_in, 1, work, at + value * plane, depth, 0,
+                    pitch_in, 1, work, at + value * plane, rows_of_panels, row,
                     work, sums + value * plane_out + begin * pitch_out, pitch_out,
                     rows, count, depth, c, plane_in, kept_plane,
                 )  # fmt: skip
@@ -185,7 +186,7 @@ def convolve_filters(
                 work, sums + tile * pitch_out, plane_out, edge, place_of(places, tile), y_flat,
                 (P, Q, F), first, count, epilogue, False,
             )  # fmt: skip
-        first = next_start(share, PANEL, F)
+        first = next_start(share, ITEM_COLUMNS, F)
 
 
 def suits(what: str, layer: Layer) -> bool:
@@ -291,8 +292,9 @@ def _layout_of_filters(C: int, y_shape: tuple[int, ...]) -> tuple[int, int, tupl
     tiles = tiling(N, P, Q, whole=True)
     rows, pitch = round_up(tiles.tiles, REST_ROWS), row_pitch(min(C, CHANNELS))
     plane_in = odd_lines(rows * pitch)
-    plane_filter, plane_out = odd_lines(CHANNELS * PANEL), odd_lines(rows * row_pitch(PANEL))
-    edges = TILE * TILE * PANEL + LANES + 9 * CHANNELS * PANEL
+    plane_filter = odd_lines(CHANNELS * ITEM_COLUMNS)
+    plane_out = odd_lines(rows * row_pitch(ITEM_COLUMNS))
+    edges = TILE * TILE * ITEM_COLUMNS + LANES + 9 * CHANNELS * ITEM_COLUMNS
     size, size_in = VALUES * (plane_filter + plane_out) + edges, VALUES * plane_in
     planes = plane_filter, plane_out
     return size, -(-C // CHANNELS) * size_in, (plane_in, pitch), tuple(tiles), planes

@@ -33,7 +33,7 @@ the result amplified (see transforms.py; stride 1 has 4.8 and 4.0):
     tiles of 3            12.3       5.6         3.1        2.74        2.47        2.27
 
 **Schedule.** As `convolve_filters` of forward.py: windows are transformed for everyone, in rounds
-that the shared cache holds; an item is PANEL filters for a part of the tiles, and transforms its
+that the shared cache holds; an item is 32 filters for a part of the tiles, and transforms its
 filters itself. For the weight gradient dout is transformed for everyone, too; an item is a group of
 taps and a block of 64 x 64 channel pairs, whose sums (at most 410 KB) stay in L2. Milliseconds, two
 threads of an idle AMD Zen 5 (AVX-512), batch 16:
@@ -60,9 +60,9 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu.codegen.cache import kernel
 from tinyft.backends.cpu.codegen.generators import make_two_sided_transform
-from tinyft.backends.cpu.codegen.simd import LANES, PANEL, REST_ROWS
+from tinyft.backends.cpu.codegen.simd import LANES, LINE, REST_ROWS
 from tinyft.backends.cpu.codegen.vectors import finish_streams, vset1, vstore
-from tinyft.backends.cpu.conv.gemm import LINE, multiply
+from tinyft.backends.cpu.conv.gemm import ITEM_COLUMNS, multiply
 from tinyft.backends.cpu.conv.layer import INPUT_GRAD, Epilogue, Layer, round_up
 from tinyft.backends.cpu.conv.winograd.forward import round_rows
 from tinyft.backends.cpu.conv.winograd.transforms import (
@@ -101,12 +101,12 @@ from tinyft.backends.cpu.runtime.work_stealing import next_item, next_start
 SIDE = 5  # values of a tile of results in each direction
 SPLIT = 9  # products in each direction: SIDE of odd pixels, and SIDE - 1 of even ones
 VALUES, PRODUCTS = SIDE * SIDE, SPLIT * SPLIT
-EDGE = (2 * TILE) ** 2 * PANEL  # floats of a tile of dx, the larger one, that reaches beyond it
+EDGE = (2 * TILE) ** 2 * ITEM_COLUMNS  # floats of a tile of dx that reaches beyond it
 ROUND_FLOATS = 1 << 20  # transformed numbers of a round (4 MiB), unless LEAST_ITEMS have more
 WEIGHT_GRAD_ROUND_FLOATS = 3 << 20  # the same for the weight gradient (12 MiB)
 LEAST_ITEMS = 8  # of a round
 ITEM_TILES, ITEM_GRAD_TILES = 96, 64  # at most: 25 sums of a tile and filter, or 81
-SUMS_PITCH = PANEL + LINE  # floats from one tile's sums to the next
+SUMS_PITCH = ITEM_COLUMNS + LINE  # floats from one tile's sums to the next
 LEAST_TILES = 16  # of the whole batch
 MUST_SAVE = 1.4  # times as many multiplications: 1.15 (10x10 pixels) are 5 to 11 % slower, 1.65 pay
 
@@ -212,7 +212,7 @@ def convolve_windows(
     share, work, inputs, weight, flipped, y, epilogue, places, bounds, part, layout
 ):
     """y = max(conv(x) + bias + residual, floor) from transformed windows; flipped: the input
-    gradient, y is dx. An item is PANEL filters and `tiles` of the `count` tiles.
+    gradient, y is dx. An item is ITEM_COLUMNS filters and `tiles` of the `count` tiles.
 
     Forward, the 81 products of a tile are added up to 25 values; flipped, 25 values of dout become
     81 products. inputs: windows, floats per plane and row of them, C. part: of all tiles the first,
@@ -228,13 +228,13 @@ def convolve_windows(
     sums = SPLIT * plane_filter  # places in `work`, behind a row of the filters' products
     edge = sums + planes_out * plane_out
     squares = edge + EDGE + LANES
-    panels = (F + PANEL - 1) // PANEL
+    panels = (F + ITEM_COLUMNS - 1) // ITEM_COLUMNS
     items = (count + tiles - 1) // tiles * panels
     item = next_item(share, items)
     while item < items:
         group, panel = divmod(item, panels)
-        first, start = panel * PANEL, group * tiles
-        filters, stop = min(PANEL, F - first), min(count, start + tiles)
+        first, start = panel * ITEM_COLUMNS, group * tiles
+        filters, stop = min(ITEM_COLUMNS, F - first), min(count, start + tiles)
         for c in range(0, C, CHANNELS):
             depth = min(CHANNELS, C - c)
             # flipped: y's filters are the weight's channels
@@ -324,10 +324,10 @@ def rounds_for(
     if flipped:
         most, planes_in, planes_out = ITEM_GRAD_TILES, VALUES, PRODUCTS
     tiles = round_up(-(-total // -(-total // most)), REST_ROWS)
-    least = -(-LEAST_ITEMS // -(-F // PANEL))
+    least = -(-LEAST_ITEMS // -(-F // ITEM_COLUMNS))
     per_round = max(least, ROUND_FLOATS // (planes_in * C * tiles)) * tiles
-    plane_filter, plane_out = odd_lines(CHANNELS * PANEL), odd_lines(tiles * SUMS_PITCH)
-    edges = EDGE + LANES + 9 * CHANNELS * PANEL
+    plane_filter, plane_out = odd_lines(CHANNELS * ITEM_COLUMNS), odd_lines(tiles * SUMS_PITCH)
+    edges = EDGE + LANES + 9 * CHANNELS * ITEM_COLUMNS
     size = SPLIT * plane_filter + planes_out * plane_out + edges
     return size, places, bounds, per_round, tiles, (plane_filter, plane_out)
 

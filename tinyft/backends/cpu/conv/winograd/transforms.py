@@ -63,7 +63,7 @@ from numpy import ndarray as Array
 
 from tinyft.backends.cpu.codegen.cache import helper, kernel
 from tinyft.backends.cpu.codegen.generators import make_two_sided_transform
-from tinyft.backends.cpu.codegen.simd import BLOCK_ROWS, LANES, REST_ROWS
+from tinyft.backends.cpu.codegen.simd import LANES, LINE, REST_ROWS
 from tinyft.backends.cpu.codegen.vectors import (
     offset_between,
     prefetch,
@@ -74,7 +74,7 @@ from tinyft.backends.cpu.codegen.vectors import (
     vstore,
     vtranspose,
 )
-from tinyft.backends.cpu.conv.gemm import LINE, panel_offset
+from tinyft.backends.cpu.conv.gemm import panel_offset
 from tinyft.backends.cpu.conv.layer import round_up
 from tinyft.backends.cpu.runtime.work_stealing import next_start
 
@@ -84,7 +84,9 @@ TILE = 4  # results of a tile in each direction
 WINDOW = 6  # inputs of a tile in each direction
 VALUES = WINDOW * WINDOW
 SHORT_ROWS, LONG, SHORT_COLUMNS, SHORT = range(4)  # kinds
-MOST_TILES = 4 * BLOCK_ROWS  # of an item of `convolve_tiles`
+# Of an item of `convolve_tiles`. Narrow panels of filters are more of them, and for each the item's
+# windows are read again, which then had better stay in L1.
+MOST_TILES = 48 if LANES == 16 else 32
 
 
 class Tiling(NamedTuple):
