@@ -116,8 +116,8 @@ finetune pictures --valid-fraction 20 | expected a number between 0 and 1, got '
 finetune pictures --valid-fraction 0 | expected a number between 0 and 1, got '0'
 finetune pictures --valid-fraction 20% | expected a number between 0 and 1, got '20%'
 finetune pictures --on-error ignore | invalid choice: 'ignore' (choose from 'raise', 'skip')
-finetune pictures --backend cuda | expected auto, cpu, reference, gpu or gpu:1 (the second), got
-finetune pictures --backend gpu:x | expected auto, cpu, reference, gpu or gpu:1 (the second), got
+finetune pictures --backend cuda | expected auto, cpu, cpu:bf16, reference, gpu or gpu:1
+finetune pictures --backend gpu:x | expected auto, cpu, cpu:bf16, reference, gpu or gpu:1
 finetune pictures --optimizer adamw | invalid choice: 'adamw'; did you mean adam
 finetune pictures --optimizer Adam | invalid choice: 'Adam'; did you mean adam
 finetune pictures --weight-decay -1 | expected a number >= 0, got '-1'
@@ -219,7 +219,7 @@ predict RUN pictures/cat/0.png --top many | expected a whole number >= 1, got 'm
 predict RUN pictures/cat/0.png --csv words.txt | --csv words.txt exists, and only a file that
 predict RUN pictures/cat/0.png --csv gone/out.csv | --csv gone/out.csv: there is no folder gone
 predict RUN pictures/cat/0.png --csv pictures | --csv pictures is a folder; name a file in it
-predict RUN pictures/cat/0.png --backend tpu | expected auto, cpu, reference, gpu or gpu:1 (the
+predict RUN pictures/cat/0.png --backend tpu | expected auto, cpu, cpu:bf16, reference, gpu or gpu:1
 predict small.h5 pictures/cat/0.png --best | --best is for a run's folder, and small.h5 is none
 predict RUN 'pictures/*/9.png' | pictures/*/9.png: cannot be opened: No such file or directory;
 predict RUN -1 | -1: cannot be opened: No such file or directory; leave it out, or use
@@ -321,7 +321,7 @@ bench --arch vgg16 | got 'vgg16'
 bench --size 0 | expected a whole number >= 1, got '0'
 bench --all --arch resnet18 | --all has its own networks and sizes; leave out the other options
 bench --batch-size none | expected a whole number >= 2, got 'none'
-bench --backend tpu | expected auto, cpu, reference, gpu or gpu:1 (the second), got 'tpu'
+bench --backend tpu | expected auto, cpu, cpu:bf16, reference, gpu or gpu:1
 bench resnet18 | unrecognized arguments: resnet18
 gradcheck gone.py:f --shapes 2 | expected FILE.py:FUNCTION, and gone.py is no Python file
 gradcheck words.txt:f --shapes 2 | expected FILE.py:FUNCTION, and words.txt is no Python file
@@ -339,7 +339,7 @@ warmup --size 0 | expected a whole number >= 1, got '0'
 warmup --backend tpu | unrecognized arguments: --backend tpu; `tinyft
 doctor now | unrecognized arguments: now
 doctor --jsn | unrecognized arguments: --jsn
-selftest --backend tpu | expected auto, cpu, reference, gpu or gpu:1 (the second), got 'tpu'
+selftest --backend tpu | expected auto, cpu, cpu:bf16, reference, gpu or gpu:1
 summary | the following arguments are required: ARCH
 summary vgg16 | got 'vgg16'
 summary resnet18 --size 0 | expected a whole number >= 1, got '0'

@@ -90,7 +90,7 @@ def test_without_a_gpu_the_command_says_why(capsys, monkeypatch):
     assert "the GPU backend needs CuPy" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["bench", "--backend", "cuda"])
-    assert "expected auto, cpu, reference, gpu or gpu:1" in capsys.readouterr().err
+    assert "expected auto, cpu, cpu:bf16, reference, gpu or gpu:1" in capsys.readouterr().err
     assert command.FEWEST_ROUNDS
 
 
