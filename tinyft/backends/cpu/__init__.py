@@ -60,15 +60,15 @@ class CpuBackend(BatchNorm, Pooling, Elementwise, Optimizers, Backend):
     def conv2d_input_grad(self, dout, weight, x_shape, *, stride, padding):
         options = {"stride": stride, "padding": padding}
         if _fast(dout, weight):
-            options["precision"] = self.precision
-            return table.conv2d_input_grad(dout, weight, x_shape, **options)
+            precision = self.precision
+            return table.conv2d_input_grad(dout, weight, x_shape, **options, precision=precision)
         return super().conv2d_input_grad(dout, weight, x_shape, **options)
 
     def conv2d_weight_grad(self, dout, x, weight_shape, *, stride, padding):
         options = {"stride": stride, "padding": padding}
         if _fast(dout, x):
-            options["precision"] = self.precision
-            return table.conv2d_weight_grad(dout, x, weight_shape, **options)
+            precision = self.precision
+            return table.conv2d_weight_grad(dout, x, weight_shape, **options, precision=precision)
         return super().conv2d_weight_grad(dout, x, weight_shape, **options)
 
     def matmul(self, a, b):
