@@ -444,7 +444,8 @@ def contents(folder):
         for file in files:
             path = os.path.join(above, file)
             status = os.lstat(path)
-            found[path] = status.st_size, status.st_mtime_ns
+            taken = file == ".lock"  # which an older filelock empties anew
+            found[path] = status.st_size, 0 if taken else status.st_mtime_ns
     return found
 
 

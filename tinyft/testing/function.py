@@ -52,7 +52,12 @@ def as_op(
 
         return np.asarray(out), run
 
-    return op(functools.update_wrapper(pair, forward))
+    functools.update_wrapper(pair, forward)
+    try:
+        inspect.signature(forward)
+    except ValueError:  # of NumPy's own functions, before they told their arguments
+        del pair.__wrapped__  # type: ignore[attr-defined]
+    return op(pair)
 
 
 def _pair_of(function: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
