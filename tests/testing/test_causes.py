@@ -189,7 +189,8 @@ def test_a_planted_mistake_is_refused_and_named(mistake):
     _, words, forward, backward, *inputs = mistake
     with pytest.raises(AssertionError, match="is wrong") as refused:
         ft.gradcheck(forward, inputs, backward=backward)
-    assert words in str(refused.value)
+    # of its own functions an older NumPy does not say that their argument is called x
+    assert words in str(refused.value).replace("input_0", "x")
 
 
 def test_the_page_counts_them():
