@@ -48,9 +48,9 @@ from tinyft.backends.cpu.codegen.simd import (
     write_call,
     write_load,
 )
-from tinyft.backends.cpu.codegen.vectors import finish_streams, vload, vmax, vput, vset1, vstore
+from tinyft.backends.cpu.codegen.vectors import finish_streams, vload, vset1, vstore
 from tinyft.backends.cpu.conv.gemm import in_pieces, pack, row_apart, sum_parts
-from tinyft.backends.cpu.conv.implicit_gemm import clear
+from tinyft.backends.cpu.conv.implicit_gemm import clear, put_pixels
 from tinyft.backends.cpu.conv.layer import Epilogue, Layer, copied, round_up
 from tinyft.backends.cpu.memory_bound.arrays import large
 from tinyft.backends.cpu.runtime import packed_weights, threads, workspace
@@ -186,20 +186,18 @@ def packed_words(weight: Array, transposed: bool) -> Array:
 
 
 @kernel
-def multiply_pixels(share, work, x, every, packed, y, apart, grid, epilogue, direct, layout):
-    """y[p apart, q apart] = max(x[p every, q every] @ weights + bias + residual, floor) for the p
-    and q of a grid. direct: nothing is added, and the grid is all of y. layout: pixels of an item,
-    words of a converted pixel, whether y is written past the caches, unless direct.
+def multiply_pixels(share, work, x, every, packed, y, grid, epilogue, direct, layout):
+    """y = max(x[p every, q every] @ weights + bias + residual, floor) at the pixels of a grid in y,
+    as `multiply_windows` of implicit_gemm.py takes it, for its row p and column q. layout: pixels
+    of an item, words of a converted pixel, whether y is written past the caches, unless direct.
     """
     N, H, W, C = x.shape
-    _, P, Q, F = y.shape
-    rows, columns = grid
-    bias, residual, has_residual, floor = epilogue
+    F = y.shape[3]
+    rows, columns = grid[:2]
     pixels, pitch, large = layout
     total, steps = N * rows * columns, C // 2
     x_flat, y_flat = x.reshape(x.size), y.reshape(y.size)
     results = pixels * pitch
-    lowest = vset1(floor)
     item = next_start(share, pixels, total)
     while item < total:
         count = min(pixels, total - item)
@@ -219,15 +217,7 @@ def multiply_pixels(share, work, x, every, packed, y, apart, grid, epilogue, dir
                 min(STEPS, steps - k), k,
             )  # fmt: skip
         if not (direct and count % REST_ROWS == 0):
-            for i in range(count):
-                picture, place = divmod(item + i, rows * columns)
-                row, column = divmod(place, columns)
-                at = ((picture * P + row * apart) * Q + column * apart) * F
-                for f in range(0, F, LANES):
-                    value = vload(work, results + i * (F + LANES) + f) + vload(bias, f)
-                    if has_residual:
-                        value = value + vload(residual, at + f)
-                    vput(y_flat, at + f, vmax(value, lowest), large)
+            put_pixels(work, results, y, item, count, grid, epilogue, large)
         item = next_start(share, pixels, total)
     finish_streams()
 
@@ -242,8 +232,8 @@ def _pixels(
     pixels = round_up(-(-total // items), REST_ROWS)
     direct = row_apart(F) == F and epilogue.empty and apart == 1
     threads.run_with_scratch(
-        pixels * (pitch + F + LANES), multiply_pixels, x, every, packed, y, apart, grid,
-        epilogue.arguments(y), direct, (pixels, pitch, large(y)),
+        pixels * (pitch + F + LANES), multiply_pixels, x, every, packed, y,
+        (*grid, apart, 0, 0), epilogue.arguments(y), direct, (pixels, pitch, large(y)),
     )  # fmt: skip
 
 

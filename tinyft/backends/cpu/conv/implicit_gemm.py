@@ -119,6 +119,28 @@ def gather(x, picture, top, left, taps, first_tap, last_tap, first_channel, run,
 # ---------------------------------------------------------------------- forward and input gradient
 
 
+@helper
+def put_pixels(work, results, y, item, count, grid, epilogue, large):
+    """y = max(results + bias + residual, floor) at `count` pixels of a grid in y from `item` on.
+
+    work: a row of F + LANES floats for each of them, from `results` on.
+    """
+    _, P, Q, F = y.shape
+    rows, columns, distance, first_row, first_column = grid
+    bias, residual, has_residual, floor = epilogue
+    lowest = vset1(floor)
+    for i in range(count):
+        picture, place = divmod(item + i, rows * columns)
+        row, column = divmod(place, columns)
+        row, column = row * distance + first_row, column * distance + first_column
+        at = ((picture * P + row) * Q + column) * F
+        for f in range(0, F, LANES):
+            value = vload(work, results + i * (F + LANES) + f) + vload(bias, f)
+            if has_residual:
+                value = value + vload(residual, at + f)
+            vput(y, at + f, vmax(value, lowest), large)
+
+
 @kernel
 def multiply_windows(share, work, x, taps, run, stride, packed, y, grid, epilogue, direct, layout):
     """y = max(windows @ weights + bias + residual, floor) at the pixels of a grid in y.
@@ -129,16 +151,14 @@ def multiply_windows(share, work, x, taps, run, stride, packed, y, grid, epilogu
     whether y is written past the caches, unless direct.
     """
     N, C = x.shape[0], x.shape[3]
-    _, P, Q, F = y.shape
-    rows, columns, distance, first_row, first_column = grid
-    bias, residual, has_residual, floor = epilogue
+    F = y.shape[3]
+    rows, columns = grid[:2]
     pixels, pitch, large = layout
     total = N * rows * columns
     count_taps = taps[0].size
     steps = count_taps * run
     x_flat, y_flat = x.reshape(x.size), y.reshape(y.size)
     results = pixels * pitch
-    lowest = vset1(floor)
     item = next_start(share, pixels, total)
     while item < total:
         count = min(pixels, total - item)
@@ -164,16 +184,7 @@ def multiply_windows(share, work, x, taps, run, stride, packed, y, grid, epilogu
                 ahead, next_panel(steps, F),
             )  # fmt: skip
         if not (direct and count % REST_ROWS == 0):
-            for i in range(count):
-                picture, place = divmod(item + i, rows * columns)
-                row, column = divmod(place, columns)
-                row, column = row * distance + first_row, column * distance + first_column
-                at = ((picture * P + row) * Q + column) * F
-                for f in range(0, F, LANES):
-                    value = vload(work, results + i * (F + LANES) + f) + vload(bias, f)
-                    if has_residual:
-                        value = value + vload(residual, at + f)
-                    vput(y, at + f, vmax(value, lowest), large)
+            put_pixels(work, results, y, item, count, grid, epilogue, large)
         item = next_start(share, pixels, total)
     finish_streams()
 
