@@ -76,6 +76,12 @@ def subcommands(parser, words=()):
 # --------------------------------------------------------------------------------------------- help
 
 
+def test_the_command_line_offers_every_recipe():
+    parser = dict(subcommands(build_parser()))[("finetune",)]
+    (choices,) = (a.choices for a in parser._actions if "--recipe" in a.option_strings)
+    assert list(choices) == list(RECIPES)
+
+
 @pytest.mark.parametrize(
     ("words", "parser"), list(subcommands(build_parser())), ids=lambda value: str(value)[:40]
 )
