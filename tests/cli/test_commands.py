@@ -19,6 +19,7 @@ from tinyft.backends.cpu.memory_bound import optimizers
 from tinyft.cli import doctor, gradcheck, lr_find
 from tinyft.cli.main import COMMANDS, build_parser
 from tinyft.finetune import Evaluation, LrFinding
+from tinyft.finetune.build import RECIPES
 from tinyft.nn import build
 from tinyft.testing.op_cases import OP_CASES
 from tinyft.weights import Preprocess, Weights, export_safetensors, load_weights, save_weights
