@@ -103,7 +103,7 @@ finetune pictures --head none | invalid choice: 'none' (choose from 'fastai', 'l
 finetune pictures --head Linear | invalid choice: 'Linear'; did you mean linear
 finetune pictures --head-init mean | invalid choice: 'mean'; did you mean means
 finetune pictures --recipe means-and-miror | did you mean means-and-mirror?
-finetune pictures --recipe means-and-mirror --head fastai --weights small.h5 | is for --head linear
+finetune pictures --recipe means-and-mirror --head fastai | has --head linear; leave --head
 finetune pictures --head-init means --weights small.h5 | --head-init means is for --head linear:
 finetune pictures --head linear --dropout 0.3 --weights small.h5 | --dropout 0.3 is for --head
 finetune pictures --bn freeze | invalid choice: 'freeze'; did you mean frozen

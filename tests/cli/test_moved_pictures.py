@@ -79,7 +79,10 @@ FROZEN = ("--bn", "frozen", "--head", "linear", "--augment", "none", "--freeze-e
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", [(), ("--data", "new")])
-@pytest.mark.parametrize("options", [("--epochs", 2), (*FROZEN, "--epochs", 0)])
+@pytest.mark.parametrize(
+    "options",
+    [("--epochs", 2), (*FROZEN, "--epochs", 0), ("--epochs", 2, "--recipe", "means-and-mirror")],
+)
 def test_a_run_goes_on_without_pictures_that_are_gone(
     tinyft, pictures, tiny, tmp_path, where, options
 ):
@@ -98,7 +101,8 @@ def test_a_run_goes_on_without_pictures_that_are_gone(
     assert all(file in error for file in gone) and error.endswith("--on-error skip")
     done = tinyft("finetune", "--resume", run, *where, "--on-error", "skip")
     assert done.code == 0, done.err
-    assert "note: 3 of 12 pictures left out, gone or changed since the run began: " in done.err
+    assert "note: 3 of 12 pictures left out, which the run has lost (gone or changed): " in done.err
+    assert "pictures  8 to learn from and 1 to be tested on, of 2 classes" in done.err
     assert "8 to learn from and 1 to be tested on are left. The run will not end" in done.err
     described = json.loads((run / "run.json").read_text())
     first = described["steps"] - 2
@@ -120,6 +124,7 @@ def test_a_run_goes_on_without_pictures_that_are_gone(
         assert tinyft("report", run, *where, "--out", "page.html").err == ""
         text = (tmp_path / "page.html").read_text()
         assert f"left out, from step {first} on: " in text and "Not shown" not in text
+        assert "accuracy on 1 picture " in text and "so it does not end so again" in text
     assert cut(run) == learnt
 
 

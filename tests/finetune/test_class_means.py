@@ -134,15 +134,17 @@ def test_turned_on_or_off_the_next_answer_follows():
 
 def test_the_plan_says_so_and_a_run_of_it_can_be_made_again(tmp_path):
     from tinyft.finetune.run.resume import recreate
+    from tinyft.inspection.comparison.snapshots import before_step
 
     learner = small_learner(**RECIPES["means-and-mirror"])
     assert "answers: means over each picture and its mirror image" in str(learner.plan(1))
     learner.fine_tune(1, out=tmp_path / "run", progress=False)
     again = recreate(tmp_path / "run", small_data(), last=0).learner
-    assert (
-        again.mirrored
-        and again.evaluate() == small_learner(**RECIPES["means-and-mirror"]).evaluate()
-    )
+    assert again.mirrored
+    assert again.evaluate() == small_learner(**RECIPES["means-and-mirror"]).evaluate()
+    start = before_step(tmp_path / "run", 0)  # as a report asks for it, without any picture
+    weight = again.model.head.linear.weight.data
+    np.testing.assert_array_equal(start.arrays["head.linear.weight"], weight)
 
 
 def test_a_head_that_is_not_linear_cannot_be_mirrored():

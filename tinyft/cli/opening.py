@@ -62,7 +62,14 @@ def make_learner(args: argparse.Namespace) -> Learner:
     data = open_folder(args.dir, **given(args, DATA))
     _point_to_check(args, data)
     options = given(args, LEARNER)
-    options = RECIPES[options.pop("recipe", "fastai")] | options
+    recipe = options.pop("recipe", "fastai")
+    for name, value in RECIPES[recipe].items():
+        if options.get(name, value) != value:
+            option = "--" + name.replace("_", "-")
+            raise RequestError(
+                f"--recipe {recipe} has {option} {value}; leave {option} {options[name]} out"
+            )
+    options = RECIPES[recipe] | options
     if options.get("weights") == "none":
         options["weights"] = None
     with naming(args.weights or ""):

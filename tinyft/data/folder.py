@@ -264,9 +264,9 @@ class MovedPictures(ImageFolder):
         """Says which pictures are left out, and how many are left."""
         lost, left = first_few(sorted(self.lost), SHOWN), len(self.ids("train"))
         return (
-            f"{len(self.lost)} of {counted(len(self._lines), 'picture')} left out, gone or changed "
-            f"since the run began: {lost}; {left} to learn from and {self.n_valid} to be tested on "
-            "are left"
+            f"{len(self.lost)} of {counted(len(self._lines), 'picture')} left out, which the run "
+            f"has lost (gone or changed): {lost}; {left} to learn from and {self.n_valid} to be "
+            "tested on are left"
         )
 
     def _parts(self, seed: int, workers: int) -> dict[str, ByClass]:
@@ -282,8 +282,8 @@ class MovedPictures(ImageFolder):
         if new and not self._skip_lost:
             raise DataError(
                 f"{len(new)} of {counted(len(self._lines), 'picture')} are not in "
-                f"{printable(self.path)}, or have changed: {first_few(new, SHOWN)}; put them back",
-                remedy="or leave them out with {on_error}",
+                f"{printable(self.path)}, or have changed: {first_few(new, SHOWN)}",
+                remedy="put them back, or leave them out with {on_error}",
                 on_error="skip",
             )
         self.lost = {*self._without, *new}

@@ -126,10 +126,10 @@ def vision_learner(
     )  # fmt: skip
     if loaded:
         learner.freeze()
-    if isinstance(top, LinearHead) and head_init == "means":
-        start_from_class_means(learner, top)
-        origin.head_state = MEANS
     origin.settings, origin.digests = settings_of(learner), digests(learner.model)
+    if isinstance(top, LinearHead) and head_init == "means":
+        start_from_class_means(learner, top)  # which a run keeps: it asks for the pictures again
+        origin.head_state = MEANS
     return learner
 
 

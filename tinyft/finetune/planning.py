@@ -161,7 +161,8 @@ def subject_of(learner: Training) -> Subject:
     data, weights = learner.own_data(), learner.class_weights
     return Subject(
         learner.arch, learner.model.count_parameters(), learner.dtype, learner.classes,
-        learner.origin, learner.step, data.n_train, data.n_valid, data.batch_size, data.augment,
+        learner.origin, learner.step, len(data.ids("train")), data.n_valid, data.batch_size,
+        data.augment,
         learner.adjusted_preprocess(), name_of(learner.optimizer) or "of the caller's own",
         learner.label_smoothing, learner.mirrored,
         None if weights is None else backends.host(weights).tolist(),

@@ -124,7 +124,7 @@ def _head(run: RunFiles) -> str:
         tiles.append((duration(seconds), "from first to last step"))
     accuracy = run.metrics["valid_accuracy"][np.isfinite(run.metrics["valid_accuracy"])]
     if accuracy.size:
-        n = description["data"].get("n_valid", 0)
+        n = len(run.judged.labels) if run.judged else description["data"].get("n_valid", 0)
         low, high = wilson(round(accuracy[-1] * n), n)
         interval = (
             f"accuracy on {counted(n, 'picture')} ({100 * low:.0f} to {100 * high:.0f} % at 95 %)"
@@ -311,9 +311,11 @@ def _environment(run: RunFiles) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
         call = f"learner.execute(learner.{method}({arguments}))"
         how = f"<p>It was started from Python, with {escape(call)}</p>"
-    bits = (
+    bits = Markup(
         "<p>With the same versions, processor, weights and pictures it ends in the same bits.</p>"
     )
+    if description.get("left_out"):
+        bits = Markup("<p>Pictures were lost on its way, so it does not end so again.</p>")
     return how + bits + table(["what", "which"], rows)
 
 
