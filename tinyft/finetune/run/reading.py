@@ -6,6 +6,7 @@ or edited file is an error that names the place, and nothing is filled in for wh
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -178,9 +179,11 @@ def pictures_of_run(
                 f"{path} began with the pictures in {printable(folder)}, which is no longer there; "
                 "put them back, or say where they are: --data DIR (in Python data=DIR)"
             )
+        pictures: PictureData | None = None
         if data is None and not (without or skip_lost):
-            pictures: PictureData = OPENED[recorded["kind"]](**arguments)
-        else:
+            with contextlib.suppress(DataError):  # which would not say what else is gone
+                pictures = OPENED[recorded["kind"]](**arguments)
+        if pictures is None:
             for name in ("path", "labels", "label_regex"):
                 arguments.pop(name, None)
             arguments |= {"without": without, "skip_lost": skip_lost}

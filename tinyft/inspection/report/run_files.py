@@ -93,7 +93,8 @@ class RunFiles:
         try:
             return make()
         except (TinyftError, OSError, ValueError) as error:
-            self.missing[name] = str(error)
+            # its remedy is an argument of a call that nobody made
+            self.missing[name] = error.message if isinstance(error, TinyftError) else str(error)
             return None
 
     @property
