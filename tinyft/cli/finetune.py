@@ -216,9 +216,9 @@ def _next_folder(learner: Learner) -> Path:
 
 @contextlib.contextmanager
 def noted_signals(training: Run) -> Iterator[list[int]]:
-    """Ctrl-C (or a polite kill) asks the run to stop after its step; the second stops at once.
+    """Ask the run to stop after its step at Ctrl-C or SIGTERM; the second one stops it at once.
 
-    The numbers of the signals that came are in the list.
+    Yields a list of the signals that have come, as their numbers.
     """
     received: list[int] = []
 

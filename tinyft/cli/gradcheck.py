@@ -150,7 +150,7 @@ def _check_ops(args: argparse.Namespace) -> int:
 
 
 def check_case(case: OpCase, args: argparse.Namespace) -> float:
-    """The largest difference, in units of what is allowed."""
+    """Find the largest difference, in units of what is allowed."""
     from tinyft.testing.contract import check_gradients
 
     arrays = _drawn(case, args.seed)

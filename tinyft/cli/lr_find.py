@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def curve_lines(finding: LrFinding) -> list[str]:
-    """Rate, smoothed loss and a bar, every few steps.
+    """Draw the curve as text: rate, smoothed loss and a bar, every few steps.
 
     The longest bar is that of the highest loss before the lowest: behind it the loss explodes,
     and beside such bars all others would look alike.

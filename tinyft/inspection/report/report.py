@@ -146,7 +146,7 @@ def _head(run: RunFiles) -> str:
 
 
 def recipe_section(run: RunFiles) -> str:
-    """The recipe in words and as rates, a batch of it, the plan as it was printed."""
+    """Show the recipe in words and as rates, a batch of it, the plan as it was printed."""
     metrics, steps, borders = run.metrics, run.steps, run.borders
     rates = [Line(name, steps, metrics[f"lr {name}"]) for name in run.groups]
     charts = [

@@ -122,7 +122,7 @@ def _connect(url: str, received: int, announce: Announce) -> HTTPResponse:
 
 
 def opener(url: str, announce: Announce) -> OpenerDirector:
-    """Opens an address, following redirects to encrypted ones only (a server on this machine may be
+    """Make what opens an address, following redirects to encrypted ones only (a server on this machine may be
     plain, as in tests), and says which other host one leads to.
     """
     from urllib.parse import urlsplit

@@ -152,7 +152,7 @@ def folder() -> Path | None:
 
 
 def cache_home() -> Path:
-    """NUMBA_CACHE_DIR, else TINYFT_HOME, else the platform's cache folder."""
+    """Choose NUMBA_CACHE_DIR, else TINYFT_HOME, else the platform's cache folder."""
     home = os.path.expanduser(os.environ.get("TINYFT_HOME", ""))
     chosen = os.environ.get("NUMBA_CACHE_DIR") or home
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("tinyft"))
