@@ -1,6 +1,6 @@
 """Finds the files that travel with tinyft: the weights registry, class names, pictures.
 
-In an installed wheel they lie inside the package, in ``tinyft/bundled/``.  In a checkout (or an
+In an installed wheel they lie inside the package, in `tinyft/bundled/`.  In a checkout (or an
 editable install) they lie beside the package, where a reader of the repository expects them.
 """
 
@@ -14,7 +14,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def bundled(relative_path: str) -> Path:
-    """The path of a file or folder that travels with tinyft, such as ``weights/registry.toml``.
+    """The path of a file or folder that travels with tinyft, such as `weights/registry.toml`.
 
     Raises: TinyftError if neither the installed package nor the checkout has it.
     """

@@ -12,7 +12,7 @@
     └── NonFiniteLossError               the loss became NaN or infinite
 
 Every message says what was expected, what was given, and what to do about it.  A wrong type in a
-call is Python's own ``TypeError``, and a file that the system will not open stays an ``OSError``.
+call is Python's own `TypeError`, and a file that the system will not open stays an `OSError`.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def in_words(judged: Judgements) -> str:
-    """Tell accuracy and loss; then classes in a table, who is taken for whom, the worst pictures."""
+    """Tell accuracy and loss, the classes in a table, who is taken for whom, the worst pictures."""
     n, wrong = len(judged.labels), int((~judged.right).sum())
     loss, share = judged.evaluation.loss, wrong / n
     lines = [

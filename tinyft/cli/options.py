@@ -110,7 +110,7 @@ def add_json(parser: Parser) -> None:
 def _number(
     words: str, fits: Callable[[Any], bool], kind: Callable[[str], Any] = float
 ) -> Callable[[str], Any]:
-    """Parses a number for which `fits` holds (it never does for NaN), as `words` say."""
+    """Parse a number for which `fits` holds (it never does for NaN), as `words` say."""
 
     def parse(text: str) -> Any:
         try:
@@ -125,14 +125,14 @@ def _number(
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Parses a whole number that is not less than `least`, nor more than `most`."""
+    """Parse a whole number that is not less than `least`, nor more than `most`."""
     limits = f">= {least}" if most is None else f"from {least} to {most:,}"
     largest = math.inf if most is None else most
     return _number(f"a whole number {limits}", lambda value: least <= value <= largest, int)
 
 
 def at_least_0(most: float = math.inf) -> Callable[[str], float]:
-    """Parses a finite number from 0 to `most`."""
+    """Parse a finite number from 0 to `most`."""
     limits = ">= 0" if most == math.inf else f"from 0 to {most:g}"
     return _number(f"a number {limits}", lambda value: 0 <= value <= most and value < math.inf)
 
@@ -145,12 +145,12 @@ rate = _number(  # nothing that has learnt anything survives more
 
 
 def keep(text: str) -> str | int:
-    """Parses which checkpoints stay."""
+    """Parse which checkpoints stay."""
     return text if text in ("all", "last") else whole(1, MOST_EPOCHS)(text)
 
 
 def device(text: str) -> str:
-    """Parses the name of a backend, or of a GPU."""
+    """Parse the name of a backend, or of a GPU."""
     if not re.fullmatch(r"auto|cpu(:bf16)?|reference|gpu(:\d+)?", text):
         raise argparse.ArgumentTypeError(
             f"expected auto, cpu, cpu:bf16, reference, gpu or gpu:1 (the second), got {text!r}"

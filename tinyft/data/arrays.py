@@ -82,11 +82,11 @@ class ImageArrays(PictureData):
         return [f"{split}[{index}]" for index in range(len(self.labels[split]))]
 
     def source(self, split: str, index: int) -> np.ndarray:
-        """Returns one picture, (H, W, 3) uint8, as a view."""
+        """Return one picture, (H, W, 3) uint8, as a view."""
         return self._pictures[split][index]
 
     def expect_whole(self, preprocess: Preprocess) -> None:
-        """Does nothing: an array is no file that may be cut off."""
+        """Do nothing: an array is no file that may be cut off."""
 
     def _arguments(self) -> dict:
         return {"classes": self.classes, **super()._arguments()}

@@ -72,7 +72,7 @@ class CropDraw:
 
 
 def draw(rng: np.random.Generator) -> AugmentDraw:
-    """Draws the random values of fastai's `aug_transforms()` for one picture.
+    """Draw the random values of fastai's `aug_transforms()` for one picture.
 
     Each value is drawn, and then kept with its probability, else neutral. As many are taken from
     `rng` whatever comes out.
@@ -106,7 +106,7 @@ def draw(rng: np.random.Generator) -> AugmentDraw:
 
 
 def apply(picture: np.ndarray, drawn: AugmentDraw, size: int) -> np.ndarray:
-    """Changes the picture as `drawn` says, cut to a square and resampled once to `size` pixels.
+    """Change the picture as `drawn` says, cut to a square and resampled once to `size` pixels.
 
     Shapes:  picture (H, W, 3) uint8, contiguous; out (size, size, 3) uint8
     """
@@ -121,7 +121,7 @@ def apply(picture: np.ndarray, drawn: AugmentDraw, size: int) -> np.ndarray:
 def draw_crop(
     rng: np.random.Generator, height: int, width: int, min_scale: float = MIN_SCALE
 ) -> CropDraw:
-    """Draws a part with `min_scale` to all of the area, and sides in a ratio of 3:4 to 4:3.
+    """Draw a part with `min_scale` to all of the area, and sides in a ratio of 3:4 to 4:3.
 
     Source:  fastai 2.8.12, RandomResizedCrop
     """
@@ -140,7 +140,7 @@ def draw_crop(
 
 
 def apply_crop(picture: np.ndarray, drawn: CropDraw, size: int) -> np.ndarray:
-    """Resizes that part of the picture to a square, by Pillow, whatever its shape.
+    """Resize that part of the picture to a square, by Pillow, whatever its shape.
 
     Shapes:  picture (H, W, 3) uint8; out (size, size, 3) uint8
     """
@@ -149,7 +149,7 @@ def apply_crop(picture: np.ndarray, drawn: CropDraw, size: int) -> np.ndarray:
 
 
 def random_resized_crop(picture: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Applies one `draw_crop`: the augmentation called "crop".
+    """Apply one `draw_crop`: the augmentation called "crop".
 
     Shapes:  picture (H, W, 3) uint8; out (size, size, 3) uint8
     """
@@ -157,7 +157,7 @@ def random_resized_crop(picture: np.ndarray, rng: np.random.Generator, size: int
 
 
 def random_shift(picture: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Cuts a random square out of the picture with a mirrored border around it, flipped half of the
+    """Cut a random square out of the picture with a mirrored border around it, flipped half of the
     time: the augmentation called "shift".
 
     Shapes:  picture (H, W, 3) uint8, no side below `size`; out (size, size, 3) uint8
@@ -179,7 +179,7 @@ def random_shift(picture: np.ndarray, rng: np.random.Generator, size: int) -> np
 
 
 def aug_transforms(picture: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Applies one `draw`: the augmentation called "default".
+    """Apply one `draw`: the augmentation called "default".
 
     Shapes:  picture (H, W, 3) uint8; out (size, size, 3) uint8
     """
@@ -187,7 +187,7 @@ def aug_transforms(picture: np.ndarray, rng: np.random.Generator, size: int) -> 
 
 
 def transform(drawn: AugmentDraw) -> np.ndarray:
-    """Returns the projective map of a draw on a square: warp after (flip, rotation, zoom).
+    """Return the projective map of a draw on a square: warp after (flip, rotation, zoom).
 
     Shapes:  out (3, 3) float64, on homogeneous points (x, y, 1)
     """
@@ -203,7 +203,7 @@ def transform(drawn: AugmentDraw) -> np.ndarray:
 
 
 def warp_matrix(warp: tuple[float, float]) -> np.ndarray:
-    """Returns the homography from four moved corners to the corners: a look from aside or below.
+    """Return the homography from four moved corners to the corners: a look from aside or below.
 
     For each corner, with (u, v) the moved and (X, Y) the true one,
         X = (a u + b v + c) / (g u + h v + 1)   and   Y = (d u + e v + f) / (g u + h v + 1);

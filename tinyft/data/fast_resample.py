@@ -22,7 +22,7 @@ _KNOTS = np.arange(255 * KNOTS_PER_LEVEL + 1) / (255 * KNOTS_PER_LEVEL)
 def resample_fast(
     picture: np.ndarray, matrix: np.ndarray, size: int, light: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Returns `resample.resample_plain`, without its reduction of pictures that shrink by more
+    """Return `resample.resample_plain`, without its reduction of pictures that shrink by more
     than 2; `light` maps pixels in 0..1 to lit ones.
 
     Shapes:  picture (H, W, 3) uint8; matrix (3, 3) float64; out (size, size, 3) uint8
@@ -40,14 +40,14 @@ def resample_fast(
 
 
 def _from_corners(height: int, width: int) -> np.ndarray:
-    """Maps coordinates that are -1 and 1 at the corner pixels to row and column numbers."""
+    """Map coordinates that are -1 and 1 at the corner pixels to row and column numbers."""
     half_x, half_y = max(width - 1, 1) / 2, max(height - 1, 1) / 2
     shift_x, shift_y = (width - 1) / 2, (height - 1) / 2
     return np.array([[half_x, 0.0, shift_x], [0.0, half_y, shift_y], [0.0, 0.0, 1.0]])
 
 
 def _mirror(position, last):
-    """Reflects about the centres of the border pixels; the first test is nearly always enough."""
+    """Reflect about the centres of the border pixels; the first test is nearly always enough."""
     if 0.0 <= position <= last:
         return position
     if last == 0.0:
@@ -59,7 +59,7 @@ def _mirror(position, last):
 
 
 def _sample_and_light_source(picture, matrix, curve, out):
-    """Fills out (P, Q, 3) uint8 from picture (H, W, 3) uint8; matrix maps (column, row, 1)."""
+    """Fill out (P, Q, 3) uint8 from picture (H, W, 3) uint8; matrix maps (column, row, 1)."""
     bottom, right = picture.shape[0] - 1, picture.shape[1] - 1
     for p in range(out.shape[0]):
         for q in range(out.shape[1]):

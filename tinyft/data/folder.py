@@ -115,11 +115,11 @@ class ImageFolder(PictureData):
         return [self._name(path) for path in self._paths[split]]
 
     def source(self, split: str, index: int) -> Path:
-        """Returns the path of one picture."""
+        """Return the path of one picture."""
         return self._paths[split][index]
 
     def describe(self) -> dict[str, Any]:
-        """Returns what builds the same data again, and the files that were skipped."""
+        """Return what builds the same data again, and the files that were skipped."""
         return {**super().describe(), "skipped": self.skipped}
 
     def _arguments(self) -> dict:
@@ -133,7 +133,7 @@ class ImageFolder(PictureData):
         }
 
     def _parts(self, seed: int, workers: int) -> dict[str, ByClass]:
-        """Finds the readable pictures of "train" and "valid", by class."""
+        """Find the readable pictures of "train" and "valid", by class."""
         parts = self._listed()
         self._drop_unreadable(parts, workers)
         if "valid" not in parts:
@@ -142,7 +142,7 @@ class ImageFolder(PictureData):
         return parts
 
     def _listed(self) -> dict[str, ByClass]:
-        """Lists the pictures of "train" and "valid", or only "train", by class."""
+        """List the pictures of "train" and "valid", or only "train", by class."""
         parts, roots = {}, find_parts(self.path)
         unused = folders_beside(self.path) if self.path not in roots.values() else []
         if unused:
@@ -181,7 +181,7 @@ class ImageFolder(PictureData):
                 raise DataError(f"no readable pictures are left{where}; {summary}")
 
     def _vocabulary(self, parts: dict[str, ByClass]) -> list[str]:
-        """Orders the class names as `classes` does, or as training: their places are the labels."""
+        """Order the class names as `classes` does, or as training: their places are the labels."""
         classes = self._given_classes
         whose = "to tell apart"
         if classes is None:
@@ -201,7 +201,7 @@ class ImageFolder(PictureData):
         return classes
 
     def _warn_of_copies(self) -> None:
-        """Warns of one picture under two labels, of which one is wrong, and of one on both sides of
+        """Warn of one picture under two labels, of which one is wrong, and of one on both sides of
         the split: an accuracy on pictures that were trained on is silently too high.
         """
         place = {
@@ -255,13 +255,13 @@ class MovedPictures(ImageFolder):
         return [name for part, _, _, name in self._there if part == split]
 
     def listing(self) -> str:
-        """Lists all pictures of the lines, also those that are left out."""
+        """List all pictures of the lines, also those that are left out."""
         table = io.StringIO()
         csv.writer(table, lineterminator="\n").writerows([LISTED, *self._lines])
         return table.getvalue()
 
     def words(self) -> str:
-        """Says which pictures are left out, and how many are left."""
+        """Say which pictures are left out, and how many are left."""
         lost, left = first_few(sorted(self.lost), SHOWN), len(self.ids("train"))
         return (
             f"{len(self.lost)} of {counted(len(self._lines), 'picture')} left out, which the run "
@@ -295,11 +295,11 @@ class MovedPictures(ImageFolder):
         return parts
 
     def _warn_of_copies(self) -> None:
-        """Says nothing: it was said when the run began."""
+        """Say nothing: it was said when the run began."""
 
 
 def _sha256_or_none(path: Path) -> str | None:
-    """Returns the sha256 of a file; None if it cannot be read."""
+    """Return the sha256 of a file; None if it cannot be read."""
     try:
         return sha256(path)
     except OSError:
@@ -316,7 +316,7 @@ def _labels(part: ByClass, classes: list[str]) -> np.ndarray:
 
 
 def unreadable(paths: Sequence[Path], *, whole: bool, workers: int) -> dict[Path, str]:
-    """Returns the files that are no usable picture, each with the reason.
+    """Return the files that are no usable picture, each with the reason.
 
     Opens each file and reads its first bytes, about 0.2 ms; with `whole`, decodes all of it in
     threads.
@@ -348,7 +348,7 @@ def _expect_regular(path: Path) -> None:
 
 
 def whole_picture(path: Path) -> np.ndarray:
-    """Decodes all of a file, turned as its EXIF data say: (H, W, 3) uint8.
+    """Decode all of a file, turned as its EXIF data say: (H, W, 3) uint8.
 
     Raises:  DataError with the reason, without the file's name, for any that cannot be
     """
@@ -365,7 +365,7 @@ def whole_picture(path: Path) -> np.ndarray:
 
 
 def _copies(places: Mapping[Path, object]) -> list[list[Path]]:
-    """Finds files with the same bytes that are in different places, such as both sides of a split.
+    """Find files with the same bytes that are in different places, such as both sides of a split.
 
     Only files whose size occurs in more than one place are read.
     """

@@ -114,35 +114,35 @@ class PictureData(Displayed):
 
     @property
     def num_classes(self) -> int:
-        """Counts the classes that the network has to tell apart."""
+        """Count the classes that the network has to tell apart."""
         return len(self.classes)
 
     @property
     def shows_whole_squares(self) -> bool:
-        """Tells whether training shows the whole middle of a picture, as fastai's augmentation
+        """Tell whether training shows the whole middle of a picture, as fastai's augmentation
         does, and so should validation.
         """
         return self.augment == "default"
 
     @property
     def n_train(self) -> int:
-        """Counts the training pictures."""
+        """Count the training pictures."""
         return len(self.labels["train"])
 
     @property
     def n_valid(self) -> int:
-        """Counts the validation pictures."""
+        """Count the validation pictures."""
         return len(self.labels["valid"])
 
     @property
     def uneven(self) -> bool:
-        """Tells whether one class has UNEVEN times another's pictures, to train or to validate."""
+        """Tell whether one class has UNEVEN times another's pictures, to train or to validate."""
         counts = [np.unique(labels, return_counts=True)[1] for labels in self.labels.values()]
         return any(each.size and each.max() >= UNEVEN * each.min() for each in counts)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Counts the whole batches in an epoch. The last short one is dropped: a few pictures have
+        """Count the whole batches in an epoch. The last short one is dropped: a few pictures have
         poor statistics, which batch norm would normalise with.
 
         Raises:  DataError if there are no training pictures
@@ -157,12 +157,12 @@ class PictureData(Displayed):
         raise NotImplementedError
 
     def ids(self, split: str) -> np.ndarray:
-        """Returns the ids of the pictures of a part that are to be had: all but `left_out`."""
+        """Return the ids of the pictures of a part that are to be had: all but `left_out`."""
         ids = np.arange(len(self.labels[split]))
         return np.setdiff1d(ids, self.left_out) if split == "train" else ids
 
     def describe(self) -> dict[str, Any]:
-        """Returns what builds the same data again, as JSON: `kind`, its `arguments`, and counts."""
+        """Return what builds the same data again, as JSON: `kind`, its `arguments`, and counts."""
         return {
             "kind": self.kind,
             "arguments": self._arguments(),
@@ -172,7 +172,7 @@ class PictureData(Displayed):
         }
 
     def _arguments(self) -> dict:
-        """Returns the options that decide what batches hold."""
+        """Return the options that decide what batches hold."""
         return {
             "size": self.size,
             "batch_size": self.requested_batch_size,
@@ -182,7 +182,7 @@ class PictureData(Displayed):
         }
 
     def listing(self) -> str:
-        """Lists the pictures as a CSV file: each one's split, class, sha256 and name.
+        """List the pictures as a CSV file: each one's split, class, sha256 and name.
 
         It reads all of them, at the speed of the disk or 1.5 GB a second.
         """
@@ -199,11 +199,11 @@ class PictureData(Displayed):
         return table.getvalue()
 
     def source(self, split: str, index: int) -> Path | np.ndarray:
-        """Returns one picture as it came: a path or an array (H, W, 3) uint8."""
+        """Return one picture as it came: a path or an array (H, W, 3) uint8."""
         raise NotImplementedError
 
     def adjusted(self, preprocess: Preprocess) -> Preprocess:
-        """Returns the weights' preprocessing at this data's `size`, turned upright or not."""
+        """Return the weights' preprocessing at this data's `size`, turned upright or not."""
         if self.size is not None:
             preprocess = preprocess.scaled(self.size)
         if not self.exif_transpose:
@@ -211,7 +211,7 @@ class PictureData(Displayed):
         return preprocess
 
     def train_order(self, epoch: int) -> np.ndarray:
-        """Orders the ids of all training pictures for an epoch.
+        """Order the ids of all training pictures for an epoch.
 
         Shapes:  out (n_train,) int64
         """
@@ -222,7 +222,7 @@ class PictureData(Displayed):
     def train_batches(
         self, epoch: int, preprocess: Preprocess, first_step: int = 0
     ) -> Generator[Batch, None, None]:
-        """Yields the batches of a training epoch from `first_step` on, of `batch_size` pictures;
+        """Yield the batches of a training epoch from `first_step` on, of `batch_size` pictures;
         fewer where some are `left_out`. One of which none is left, or one alone, which batch norm
         could not compare, is made of the pictures that the epoch begins with.
 
@@ -238,7 +238,7 @@ class PictureData(Displayed):
         return self._batches("train", groups, preprocess, epoch)
 
     def valid_batches(self, preprocess: Preprocess) -> Iterator[Batch]:
-        """Yields all validation pictures in order, never augmented; the last batch may be short.
+        """Yield all validation pictures in order, never augmented; the last batch may be short.
 
         Raises:  as `train_batches`
         """
@@ -249,7 +249,7 @@ class PictureData(Displayed):
     def chosen_pictures(
         self, split: str, ids: np.ndarray, preprocess: Preprocess
     ) -> Iterator[Batch]:
-        """Yields those pictures in this order, not augmented; the last batch may be short.
+        """Yield those pictures in this order, not augmented; the last batch may be short.
 
         Raises:  as `train_batches`
         """
@@ -262,7 +262,7 @@ class PictureData(Displayed):
         preprocess: Preprocess,
         epoch: int | None = None,
     ) -> Generator[Batch, None, None]:
-        """Yields batches that threads fill, augmented if an epoch is given."""
+        """Yield batches that threads fill, augmented if an epoch is given."""
         preprocess = self.adjusted(preprocess)
         side = preprocess.crop
 
@@ -283,13 +283,13 @@ class PictureData(Displayed):
         return ahead(jobs(), self.workers)
 
     def _working(self, split: str, index: int, preprocess: Preprocess) -> np.ndarray:
-        """Returns a picture at working size, remembered under all that decides its pixels."""
+        """Return a picture at working size, remembered under all that decides its pixels."""
         settings = (preprocess.resize, preprocess.interpolation, preprocess.exif_transpose)
         make = partial(working_picture, self.source(split, index), preprocess)
         return self.cache.get(split, index, settings, make)
 
     def expect_whole(self, preprocess: Preprocess) -> None:
-        """Decodes every picture, so that none that is cut off ends a run in its middle. What is
+        """Decode every picture, so that none that is cut off ends a run in its middle. What is
         remembered is not decoded again; asked again, it returns at once.
 
         Raises:  DataError naming those that cannot be decoded, and why
@@ -321,7 +321,7 @@ class PictureData(Displayed):
         self._whole_at = preprocess
 
     def always_largest(self) -> tuple[str, float]:
-        """Returns the class with most training pictures, and the accuracy of always naming it (NaN
+        """Return the class with most training pictures, and the accuracy of always naming it (NaN
         without validation pictures): what a network has to be better than.
         """
         largest = int(np.bincount(self.labels["train"], minlength=self.num_classes).argmax())
@@ -346,7 +346,7 @@ def _groups(items: Items, size: int) -> list[Items]:
 
 
 def sha256(source: Path | np.ndarray) -> str:
-    """Returns the sha256 of a file's bytes, or of an array's shape and values, as 64 digits."""
+    """Return the sha256 of a file's bytes, or of an array's shape and values, as 64 digits."""
     if isinstance(source, np.ndarray):
         digest = hashlib.sha256(str(source.shape).encode())
         digest.update(np.ascontiguousarray(source).data)
@@ -356,7 +356,7 @@ def sha256(source: Path | np.ndarray) -> str:
 
 
 def expect_pictures(data: object) -> PictureData:
-    """Returns what it is given. Raises: TypeError for what is no source of pictures, as a path"""
+    """Return what it is given. Raises: TypeError for what is no source of pictures, as a path"""
     if not isinstance(data, PictureData):
         raise TypeError(
             f"expected pictures, as ft.ImageFolder(...) or ft.ImageArrays(...); got {data!r:.60}"
@@ -365,14 +365,14 @@ def expect_pictures(data: object) -> PictureData:
 
 
 def checked_int(name: str, value: object, least: int) -> int:
-    """Returns `value` as an int. Raises: DataError that says what the option `name` must be"""
+    """Return `value` as an int. Raises: DataError that says what the option `name` must be"""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise DataError(f"{name} must be a whole number of at least {least}; got {value!r}")
     return int(value)
 
 
 def checked_classes(classes: Sequence[str]) -> list[str]:
-    """Returns the names in composed characters (NFC), as folders' are.
+    """Return the names in composed characters (NFC), as folders' are.
 
     Raises:  DataError for what is no text, has no place in a file, or comes twice
     """

@@ -72,7 +72,7 @@ MAX_ASPECT = 20  # long side / short side; bounds the resized picture at 20 * re
 
 
 def prepare(source: Source, preprocess: Preprocess) -> np.ndarray:
-    """Returns the network's input for one picture, before normalisation.
+    """Return the network's input for one picture, before normalisation.
 
     `source` is a path, the bytes of a picture file, a picture of Pillow, or an array of RGB pixels.
 
@@ -83,7 +83,7 @@ def prepare(source: Source, preprocess: Preprocess) -> np.ndarray:
 
 
 def working_picture(source: Source, preprocess: Preprocess) -> np.ndarray:
-    """Returns the whole picture, decoded, its short side at `preprocess.resize` pixels.
+    """Return the whole picture, decoded, its short side at `preprocess.resize` pixels.
 
     Shapes:  out (H, W, 3) uint8, min(H, W) == preprocess.resize
     Raises:  as `prepare`
@@ -118,7 +118,7 @@ def working_picture(source: Source, preprocess: Preprocess) -> np.ndarray:
 
 
 def shown(picture: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """Cuts the middle out of a working picture; with `whole_square` it resamples the whole middle
+    """Cut the middle out of a working picture; with `whole_square` it resamples the whole middle
     square instead, as augmentation does with a draw that changes nothing.
 
     Shapes:  picture (H, W, 3) uint8; out (S, S, 3) uint8, S = preprocess.crop
@@ -134,7 +134,7 @@ def shown(picture: np.ndarray, preprocess: Preprocess) -> np.ndarray:
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    """Spells out a path's undecodable bytes, so that any terminal and file can hold it; an address,
+    """Spell out a path's undecodable bytes, so that any terminal and file can hold it; an address,
     of which pathlib takes a slash, is as it was.
     """
     text = os.fspath(path).encode("utf-8", "backslashreplace").decode()
@@ -145,7 +145,7 @@ def printable(path: str | os.PathLike[str]) -> str:
 
 
 def decode(data: bytes, *, exif_transpose: bool = True) -> np.ndarray:
-    """Returns the pixels of a picture file, as RGB, right side up, over white.
+    """Return the pixels of a picture file, as RGB, right side up, over white.
 
     Shapes:  out (H, W, 3) uint8, owned and writable
     Raises:  DataError for whatever is not a whole picture of an allowed format and size; the
@@ -156,7 +156,7 @@ def decode(data: bytes, *, exif_transpose: bool = True) -> np.ndarray:
 
 
 def pixels_of(picture: Picture, *, exif_transpose: bool = True) -> np.ndarray:
-    """Returns the same of a picture of Pillow's, which may not be loaded yet.
+    """Return the same of a picture of Pillow's, which may not be loaded yet.
 
     Shapes:  out (H, W, 3) uint8, owned and writable
     Raises:  DataError as `decode`
@@ -179,7 +179,7 @@ def pixels_of(picture: Picture, *, exif_transpose: bool = True) -> np.ndarray:
 
 
 def check_header(stream: BinaryIO) -> None:
-    """Checks format and size from the first bytes of a file, about 0.1 ms, without decoding.
+    """Check format and size from the first bytes of a file, about 0.1 ms, without decoding.
 
     A file that is cut off later still passes: only `decode` reads to the end.
 
@@ -190,7 +190,7 @@ def check_header(stream: BinaryIO) -> None:
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuses pictures that would take too much memory, now or when the short side is resized.
+    """Refuse pictures that would take too much memory, now or when the short side is resized.
 
     Raises:  DataError if a side is 0, or above `MAX_PIXELS` or `MAX_ASPECT`
     """
@@ -209,7 +209,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def _open(stream: BinaryIO) -> Picture:
-    """Reads the header only. Pillow decodes later, in `load`."""
+    """Read the header only. Pillow decodes later, in `load`."""
     from PIL import Image, UnidentifiedImageError
 
     start = stream.read(12)
@@ -248,7 +248,7 @@ def _open_heif(stream: BinaryIO) -> Picture:
 
 
 def _read_as_ycbcr(picture: Picture) -> bool:
-    """Tells whether the loaded picture will have Y, Cb and Cr in the place of red, green, blue.
+    """Tell whether the loaded picture will have Y, Cb and Cr in the place of red, green, blue.
 
     Pillow before 13 looks for four bytes a pixel in an uncompressed YCbCr TIFF, which has three,
     and calls it truncated; so it is told to read three as they are.
@@ -265,7 +265,7 @@ def _read_as_ycbcr(picture: Picture) -> bool:
 
 
 def orientation(picture: Picture) -> object:
-    """Returns the EXIF orientation, or None: a damaged block is no damage to the pixels."""
+    """Return the EXIF orientation, or None: a damaged block is no damage to the pixels."""
     try:
         return picture.getexif().get(ORIENTATION)
     except Exception:  # as in decode: Pillow raises nearly anything
@@ -302,7 +302,7 @@ def _to_rgb(picture: Picture) -> np.ndarray:
 def resize_short_side(
     picture: np.ndarray, size: int, interpolation: str = "bilinear"
 ) -> np.ndarray:
-    """Resizes the whole picture so that its short side is `size` pixels; its shape is kept.
+    """Resize the whole picture so that its short side is `size` pixels; its shape is kept.
 
     Shapes:  picture (H, W, 3) uint8; out (P, Q, 3) uint8 with min(P, Q) == size
     Raises:  DataError if the result would be larger than `MAX_PIXELS`
@@ -324,7 +324,7 @@ def resize_box(
     target: tuple[int, int],
     interpolation: str = "bilinear",
 ) -> np.ndarray:
-    """Resizes a part of the picture to `target`, as if it had been cut out first.
+    """Resize a part of the picture to `target`, as if it had been cut out first.
 
     Shapes:  picture (H, W, 3) uint8; out (target[1], target[0], 3) uint8
     Units:   pixels; `box` is (left, top, right, bottom), `target` (width, height), as in Pillow
@@ -337,7 +337,7 @@ def resize_box(
 
 
 def centre_crop(picture: np.ndarray, size: int) -> np.ndarray:
-    """Cuts out the square of `size` pixels in the middle of the picture, as a view.
+    """Cut out the square of `size` pixels in the middle of the picture, as a view.
 
     Shapes:  picture (H, W, C); out (size, size, C)
     Raises:  DataError if a side is shorter than `size`
@@ -354,5 +354,5 @@ def centre_crop(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def centre_offset(margin: int) -> int:
-    """Halves the margin, rounding to even: margins 31, 33, 35 give 16, 16, 18."""
+    """Halve the margin, rounding to even: margins 31, 33, 35 give 16, 16, 18."""
     return round(margin / 2)

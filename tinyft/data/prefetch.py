@@ -43,13 +43,13 @@ class PictureCache:
         self._forget_all()
 
     def __reduce__(self) -> tuple[type[PictureCache], tuple[int]]:
-        """Gives whoever copies its owner, by copy.deepcopy or pickle, an empty one."""
+        """Give whoever copies its owner, by copy.deepcopy or pickle, an empty one."""
         return PictureCache, (self.budget,)
 
     def get(
         self, part: str, index: int, settings: Hashable, make: Callable[[], np.ndarray]
     ) -> np.ndarray:
-        """Returns picture `index` of a part under `settings`; other settings forget the part's
+        """Return picture `index` of a part under `settings`; other settings forget the part's
         pictures.
 
         The array is shared and read-only. Two threads that miss at once both make it; it is equal.
@@ -63,12 +63,12 @@ class PictureCache:
         return picture
 
     def bytes_of(self, count: int) -> int:
-        """Estimates what it will hold once `count` pictures were asked for, by those it has."""
+        """Estimate what it will hold once `count` pictures were asked for, by those it has."""
         mean = self.used / max(len(self._pictures), 1)
         return min(self.budget, round(mean * count))
 
     def _change(self, change: Callable[..., np.ndarray | None], *arguments) -> np.ndarray | None:
-        """Returns change(*arguments) when no other thread is at it; None within another change of
+        """Return change(*arguments) when no other thread is at it; None within another change of
         this thread, which a signal handler interrupted: its picture is made and not remembered.
         """
         with self._lock:
@@ -104,17 +104,17 @@ class PictureCache:
 
 
 def default_budget() -> int:
-    """Returns a quarter of the memory that is free now, at most 1 GiB. Units: bytes."""
+    """Return a quarter of the memory that is free now, at most 1 GiB. Units: bytes."""
     return min(LARGEST_DEFAULT, free_memory() // 4)
 
 
 def free_memory() -> int:
-    """Returns what this process may still take of the machine and its container. Units: bytes."""
+    """Return what this process may still take of the machine and its container. Units: bytes."""
     return min(free_on_machine(), free_in_container())
 
 
 def free_on_machine() -> int:
-    """Returns the bytes that this machine could still give; half of all where it does not say."""
+    """Return the bytes that this machine could still give; half of all where it does not say."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -128,7 +128,7 @@ def free_on_machine() -> int:
 
 
 def free_in_container(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Returns what is left of the limit of the control group, of either version, that a container
+    """Return what is left of the limit of the control group, of either version, that a container
     sees as its own. The system's page cache counts as free, since it would be given up.
     """
     left = [sys.maxsize]
@@ -147,7 +147,7 @@ def free_in_container(root: Path = Path("/sys/fs/cgroup")) -> int:
 def ahead(
     jobs: Iterable[Job[Result]], workers: int, depth: int = BATCHES_AHEAD
 ) -> Generator[Result, None, None]:
-    """Yields the result of each job, in order, when all of the job's tasks have run.
+    """Yield the result of each job, in order, when all of the job's tasks have run.
 
     At most `depth` jobs beside the yielded one are under way. A task's exception is raised at its
     job's turn. Closing the generator, or an exception in the consumer, drops the tasks that have
@@ -180,7 +180,7 @@ def ahead(
 
 
 def default_workers() -> int:
-    """Returns two, which keep up with any step we measured; one on a machine with one core."""
+    """Return two, which keep up with any step we measured; one on a machine with one core."""
     if hasattr(os, "sched_getaffinity"):
         return min(2, len(os.sched_getaffinity(0)))
     return min(2, os.cpu_count() or 1)

@@ -21,7 +21,7 @@ LOGIT_MARGIN = 1e-7
 def resample(
     picture: np.ndarray, matrix: np.ndarray, size: int, brightness: float, contrast: float
 ) -> np.ndarray:
-    """Returns the picture seen through `matrix`, then lit, at `size` x `size` pixels.
+    """Return the picture seen through `matrix`, then lit, at `size` x `size` pixels.
 
     `matrix` maps a homogeneous output point to an input point, in coordinates that are -1 and 1 at
     the centres of the corner pixels. Outside, the picture is mirrored about its border pixels.
@@ -43,13 +43,13 @@ def resample(
 def resample_plain(
     picture: np.ndarray, matrix: np.ndarray, size: int, brightness: float, contrast: float
 ) -> np.ndarray:
-    """Defines `resample`, slow and plain; the fast one's bytes are within 1 of its."""
+    """Define `resample`, slow and plain; the fast one's bytes are within 1 of its."""
     pixels = sample(picture / 255.0, grid(matrix, size, size))
     return to_bytes(light(pixels, brightness, contrast))
 
 
 def grid(matrix: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Returns the input point that each output pixel shows.
+    """Return the input point that each output pixel shows.
 
     Shapes:  out (height, width, 2), (x, y) in -1..1 from corner to corner
     """
@@ -59,12 +59,12 @@ def grid(matrix: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def axis(count: int) -> np.ndarray:
-    """Returns `count` points from -1 to 1; a single one lies in the middle."""
+    """Return `count` points from -1 to 1; a single one lies in the middle."""
     return np.linspace(-1.0, 1.0, count) if count > 1 else np.zeros(1)
 
 
 def sample(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Interpolates the picture bilinearly at each point; reduces it first if it shrinks too much.
+    """Interpolate the picture bilinearly at each point; reduce it first if it shrinks too much.
 
     Bilinear sampling reads four pixels, so that a strong reduction would skip most of the picture.
 
@@ -85,7 +85,7 @@ def sample(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def mirror(position: np.ndarray, last: int) -> np.ndarray:
-    """Reflects positions outside 0..last about the centres of the border pixels."""
+    """Reflect positions outside 0..last about the centres of the border pixels."""
     if last == 0:
         return np.zeros_like(position)
     position = np.abs(position) % (2 * last)
@@ -93,7 +93,7 @@ def mirror(position: np.ndarray, last: int) -> np.ndarray:
 
 
 def average_area(picture: np.ndarray, factor: float) -> np.ndarray:
-    """Reduces the picture by `factor`: each output pixel is the mean of the pixels that it touches.
+    """Reduce the picture by `factor`: each output pixel is the mean of the pixels that it touches.
 
     Shapes:  picture (H, W, C); out (floor(H / factor), floor(W / factor), C)
     Source:  PyTorch 2.14.1, interpolate(mode="area"), which is adaptive_avg_pool2d
@@ -112,7 +112,7 @@ def average_area(picture: np.ndarray, factor: float) -> np.ndarray:
 
 
 def light(pixels: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
-    """Adds brightness to the logit of each pixel and multiplies it by contrast, as fastai does;
+    """Add brightness to the logit of each pixel and multiplies it by contrast, as fastai does;
     0 and 1 stay in reach.
 
     Shapes:  pixels any shape, 0..1; out the same
@@ -123,13 +123,13 @@ def light(pixels: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
 
 
 def to_bytes(pixels: np.ndarray) -> np.ndarray:
-    """Rounds 0..1 to 0..255, halves up."""
+    """Round 0..1 to 0..255, halves up."""
     # differs from fastai, whose pixels stay floating point
     return np.floor(pixels * 255 + 0.5).astype(np.uint8)
 
 
 def reduction_for(shape: tuple[int, ...], points: np.ndarray) -> float:
-    """Returns by how much fastai reduces a picture before it samples it; 1 where it does not."""
+    """Return by how much fastai reduces a picture before it samples it; 1 where it does not."""
     factor = min(shape[0] / points.shape[0], shape[1] / points.shape[1]) / 2
     zoom = 2 / (points.max() - points.min()) if points.max() > points.min() else np.inf
     return factor if factor > 1 and factor > zoom else 1.0

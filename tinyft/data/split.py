@@ -52,7 +52,7 @@ EXTENSIONS = frozenset(
 
 
 def find_parts(path: Path) -> dict[str, Path]:
-    """Finds the folders that hold classes: "train" and "valid", or only "train", to be split.
+    """Find the folders that hold classes: "train" and "valid", or only "train", to be split.
 
     The case of their names does not matter, and a link to a folder is one: within a part none is
     followed, so it cannot form a loop.
@@ -78,7 +78,7 @@ def folders_beside(path: Path) -> list[str]:
 
 
 def _first_called(names: Sequence[str], path: Path) -> Path | None:
-    """Returns the folder of the first name there is, else one that differs in case alone."""
+    """Return the folder of the first name there is, else one that differs in case alone."""
     for name in names:
         others = sorted(folder for folder in path.iterdir() if folder.name.lower() == name)
         for folder in (path / name, *others):
@@ -97,7 +97,7 @@ def set_aside(
     seed: int,
     group_of: Mapping[File, str] | None = None,
 ) -> tuple[FilesByClass[File], FilesByClass[File]]:
-    """Splits into training and validation pictures: at least one of each class on both sides.
+    """Split into training and validation pictures: at least one of each class on both sides.
 
     A fraction of 1 sets everything aside. Pictures of one group stay together, so that shares are
     met as nearly as groups allow, and a class may be missing from validation.
@@ -128,7 +128,7 @@ def set_aside(
 def _set_groups_aside(
     pictures: FilesByClass[File], fraction: float, seed: int, group_of: Mapping[File, str]
 ) -> tuple[FilesByClass[File], FilesByClass[File]]:
-    """Takes groups in random order, each if it brings the classes nearer to their shares."""
+    """Take groups in random order, each if it brings the classes nearer to their shares."""
     members: dict[str, Counter] = {}
     for name, files in pictures.items():
         for file in files:  # a picture without a group is one by itself
@@ -185,7 +185,7 @@ class Scan:
 
 
 def scan_part(root: Path) -> Scan:
-    """Lists the pictures of one part.
+    """List the pictures of one part.
 
     Raises:  DataError, saying what is there, if there are none; else as `scan_classes`
     """
@@ -212,7 +212,7 @@ PATTERNS = (r"^(.*?[^\W\d_])[ _.-]*\d+\.\w+$", r"^([^\W\d]+)[ _.-]", r"[ _.-]([^
 
 
 def pattern_of(names: Sequence[str]) -> str | None:
-    """Returns the pattern whose group finds a few labels in names of pictures; None if none does:
+    """Return the pattern whose group finds a few labels in names of pictures; None if none does:
     each name has one, and a label has two pictures or more, in the mean.
     """
     for pattern in PATTERNS:
@@ -227,12 +227,12 @@ def _labels_in(pattern: str, names: Sequence[str]) -> list[str]:
 
 
 def normalised(name: str) -> str:
-    """Spells a class's name: composed characters (NFC), undecodable bytes spelt out."""
+    """Spell a class's name: composed characters (NFC), undecodable bytes spelt out."""
     return unicodedata.normalize("NFC", printable(name))
 
 
 def scan_classes(root: Path) -> Scan:
-    """Lists every class folder of `root`, sorted by code point of their NFC names.
+    """List every class folder of `root`, sorted by code point of their NFC names.
 
     Raises:  DataError if two folders have the same name once Unicode is normalised; OSError if
              a folder cannot be listed
@@ -260,7 +260,7 @@ def scan_classes(root: Path) -> Scan:
 
 
 def pictures_below(folder: str | Path, scan: Scan) -> list[Path]:
-    """Lists the pictures in a folder and below it, by name; counts what is passed over."""
+    """List the pictures in a folder and below it, by name; count what is passed over."""
     pictures = []
     ahead = _entries(folder, scan)[::-1]  # a stack, next entry last: folders may be nested deeply
     while ahead:
@@ -280,7 +280,7 @@ def _is_picture(entry: os.DirEntry) -> bool:
 
 
 def _entries(folder: str | Path, scan: Scan) -> list[os.DirEntry]:
-    """Lists files and folders by name; what may not be looked at is counted and left out."""
+    """List files and folders by name; what may not be looked at is counted and left out."""
     kept = []
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
@@ -296,7 +296,7 @@ def _entries(folder: str | Path, scan: Scan) -> list[os.DirEntry]:
 
 
 def _holds(test: Callable[[], bool]) -> bool:
-    """Returns what entry.is_dir or is_file says; False where it cannot, as of a link to itself."""
+    """Return what entry.is_dir or is_file says; False where it cannot, as of a link to itself."""
     try:
         return test()
     except OSError:

@@ -78,7 +78,7 @@ class ImageTable(ImageFolder):
         return {**super()._arguments(), "labels": table, "label_regex": self.label_regex}
 
     def _listed(self) -> dict[str, ByClass]:
-        """Reads the rows, and divides the pictures by part and class."""
+        """Read the rows, and divide the pictures by part and class."""
         if not self.path.is_dir():
             raise DataError(f"{printable(self.path)} is not a folder; expected one of pictures")
         pictures = {self._name(path): path for path in pictures_below(self.path, Scan())}
@@ -121,7 +121,7 @@ class ImageTable(ImageFolder):
         return rows
 
     def _usable(self, rows: list[Row], pictures: dict[str, Path]) -> list[Row]:
-        """Checks rows one by one: each of a picture that is there, with a label, once."""
+        """Check rows one by one: each of a picture that is there, with a label, once."""
         kept: dict[str, Row] = {}
         wrong = []
         for row in rows:
@@ -149,7 +149,7 @@ class ImageTable(ImageFolder):
         self._found.append(f"skipped: {summary}")
 
     def _by_part(self, rows: list[Row]) -> dict[str, list[Row]]:
-        """Divides the rows as their splits say; all are for training if none says anything."""
+        """Divide the rows as their splits say; all are for training if none says anything."""
         counts = Counter(row.split.lower() for row in rows)
         if set(counts) == {""}:
             return {"train": rows}

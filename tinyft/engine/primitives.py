@@ -366,7 +366,7 @@ def index(x: T, at: Any) -> Made:
 
 @op
 def concatenate(*tensors: T, axis: int = -1) -> Made:
-    """Tensors side by side along one axis. Keeps: nothing.
+    """Put tensors side by side along one axis. Keeps: nothing.
 
     Raises: ShapeError, TypeError for mixed dtypes
     """

@@ -73,7 +73,7 @@ class Answers:
         self.start_again()
 
     def __reduce__(self) -> tuple[type[Answers], tuple[()]]:
-        """Gives whoever copies its owner, by copy.deepcopy or pickle, a new one."""
+        """Give whoever copies its owner, by copy.deepcopy or pickle, a new one."""
         return Answers, ()
 
     def start_again(self) -> None:
@@ -110,8 +110,8 @@ class Answers:
     def ask(
         self, learner: Learner, images: np.ndarray, *, maps: bool = False
     ) -> tuple[np.ndarray, ...]:
-        """Logits (N, C) and features (N, F) of prepared pictures (N, S, S, 3) uint8; with `maps`
-        also the features at each place (N, h, w, F). A network without them gives (N, 0).
+        """Compute logits (N, C) and features (N, F) of prepared pictures (N, S, S, 3) uint8; with
+        `maps` also the features at each place (N, h, w, F). A network without them gives (N, 0).
 
         Raises: ValueError for `maps` of a network without features
         """
@@ -187,7 +187,7 @@ class Answers:
 
 
 def _computed(network: Module, x: Tensor, has_features: bool) -> list[np.ndarray]:
-    """Logits (N, C), features (N, F), and the features as they are."""
+    """Give logits (N, C), features (N, F), and the features as they are."""
     if not has_features:
         logits = network(x).data
         return [logits, logits[:, :0]]

@@ -184,7 +184,7 @@ def _check_shapes(name, x, weight, bias, residual):
 
 
 def _kept(x, weight, bias, residual, relu, out, mean, variance, eps):
-    """Returns what backward keeps, as `_gradients` takes it."""
+    """Return what backward keeps, as `_gradients` takes it."""
     needs = [t.requires_grad for t in (x, weight, bias, residual) if t is not None]
     kept_bias = bias.data if relu and residual is None else None
     return x.data, weight.data, mean, variance, eps, out if relu else None, kept_bias, needs

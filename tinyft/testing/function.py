@@ -28,7 +28,7 @@ class GradcheckError(TinyftError, AssertionError):
 def as_op(
     forward: Callable[..., Any], backward: Callable[..., Any] | None = None
 ) -> Callable[..., Any]:
-    """Makes an op of functions that know nothing of Tensors: a pair, or a class with `forward(ctx,
+    """Make an op of functions that know nothing of Tensors: a pair, or a class with `forward(ctx,
     ...)` and `backward(ctx, dout)` as `torch.autograd.Function` has them.
 
     Of a pair, `forward(*arrays)` returns an array, or (array, cache); `backward(dout, cache)`, or

@@ -63,12 +63,12 @@ class KernelCase(Case):
 
 
 def normal(**shapes: tuple[int, ...]) -> Callable[[Generator], dict[str, Array]]:
-    """Draws a standard normal array per name."""
+    """Draw a standard normal array per name."""
     return lambda rng: {name: rng.standard_normal(shape) for name, shape in shapes.items()}
 
 
 def positive(**shapes: tuple[int, ...]) -> Callable[[Generator], dict[str, Array]]:
-    """Draws an array per name between 0.5 and 2, where logarithms and roots are defined."""
+    """Draw an array per name between 0.5 and 2, where logarithms and roots are defined."""
     return lambda rng: {name: np.asarray(rng.uniform(0.5, 2, s)) for name, s in shapes.items()}
 
 
@@ -174,7 +174,7 @@ NORMALISED = {
 
 
 def _batch_norm_arrays(shape: tuple[int, ...], offset: float, *names: str) -> Callable[..., Any]:
-    """Draws what `names` ask for; scales in [0.5, 2], so that a missing one shows."""
+    """Draw what `names` ask for; scales in [0.5, 2], so that a missing one shows."""
 
     def draw(rng: Generator) -> dict[str, Array]:
         C = shape[-1]

@@ -28,7 +28,7 @@ def alike(a: Array, b: Array) -> bool:
 
 
 def factors(known: dict[str, Array]) -> list[Term]:
-    """Lists what a term may be multiplied by: each known array, its square and inverse, and what
+    """List what a term may be multiplied by: each known array, its square and inverse, and what
     the derivatives of tanh, sigmoid and logarithms are made of.
     """
     single = []
@@ -41,7 +41,7 @@ def factors(known: dict[str, Array]) -> list[Term]:
 
 
 def products(known: dict[str, Array]) -> Iterator[Term]:
-    """Yields the products of up to two factors, the shortest first."""
+    """Yield the products of up to two factors, the shortest first."""
     single = factors(known)
     yield from single
     for (a, x), (b, y) in combinations(single, 2):
@@ -56,7 +56,7 @@ def _fit(x: Array, y: Array) -> bool:
 
 
 def terms(dout: Array, known: dict[str, Array], shape: tuple[int, ...]) -> Iterator[Term]:
-    """Yields what the gradient of an input of that `shape` may consist of, the shortest first:
+    """Yield what the gradient of an input of that `shape` may consist of, the shortest first:
     dout, times factors, summed over what broadcasting repeated, in a product of matrices, or within
     a mean.
     """
@@ -121,8 +121,8 @@ def _matrix_products(dout: Array, known: dict[str, Array], shape: tuple) -> Iter
 
 
 def _centred(plain: list[Term], known: dict[str, Array]) -> Iterator[tuple[str, str, Array]]:
-    """Terms through a mean or a sum over some axes, such as softmax's out * (dout * out).sum(-1):
-    what they are but for the axes, as they are written, their values.
+    """Find terms through a mean or a sum over some axes, such as softmax's
+    out * (dout * out).sum(-1): what they are but for the axes, as they are written, their values.
     """
     short = [term for term in plain if term[1].shape == plain[0][1].shape][: 1 + 7 * len(known)]
     ndim = plain[0][1].ndim

@@ -1,6 +1,6 @@
 """Reading and writing pretrained weights, from whomever they come, without running their code.
 
-``load_weights`` reads every format; ``save_weights`` writes tinyft's own, an HDF5 file.
+`load_weights` reads every format; `save_weights` writes tinyft's own, an HDF5 file.
 """
 
 from __future__ import annotations

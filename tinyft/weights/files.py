@@ -24,8 +24,8 @@ from tinyft.errors import TinyftError, WeightsError
 class LazyArray:
     """An array that is still in its file.
 
-    ``dtype`` is the stored one, in NumPy's spelling (``<f4``) or ``bfloat16``, which NumPy lacks.
-    ``read()`` returns a new C-contiguous array of native byte order (bfloat16 as float32).
+    `dtype` is the stored one, in NumPy's spelling (`<f4`) or `bfloat16`, which NumPy lacks.
+    `read()` returns a new C-contiguous array of native byte order (bfloat16 as float32).
     """
 
     shape: tuple[int, ...]
@@ -35,7 +35,7 @@ class LazyArray:
 
 @contextlib.contextmanager
 def damage_is_an_error(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns whatever a damaged file makes a parser raise within this block into a WeightsError.
+    """Turn whatever a damaged file makes a parser raise within this block into a WeightsError.
 
     The parsers check what can hurt; they do not foresee each way in which bytes can be nonsense.
     An unexpected exception inside the block means just that, so the net is wide on purpose.
@@ -54,12 +54,12 @@ def damage_is_an_error(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path in the same folder that takes the place of ``path`` at the end.
+    """Yield a temporary path in the same folder that takes the place of `path` at the end.
 
     The bytes are on the disk before the name changes, and the name before this returns, so that a
     reader, or the next start after a crash, sees the old file or the new one and never half of
-    either.  On any failure, Ctrl-C included, the temporary file is removed and ``path`` is as it
-    was; an OSError names ``path``.
+    either.  On any failure, Ctrl-C included, the temporary file is removed and `path` is as it
+    was; an OSError names `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -77,7 +77,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def flush_to_disk(path: Path, access: int = os.O_RDWR) -> None:
-    """Returns when a file's bytes are on the disk, and no power failure can take them."""
+    """Return when a file's bytes are on the disk, and no power failure can take them."""
     descriptor = os.open(path, access)
     try:
         os.fsync(descriptor)
@@ -86,12 +86,12 @@ def flush_to_disk(path: Path, access: int = os.O_RDWR) -> None:
 
 
 def flush_folder_to_disk(path: Path) -> None:
-    """Does the same for a folder's names, where the system can (Windows, some mounts cannot)."""
+    """Do the same for a folder's names, where the system can (Windows, some mounts cannot)."""
     with contextlib.suppress(OSError):
         flush_to_disk(path, os.O_RDONLY)
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Returns the sha256 of a file's bytes, as 64 hexadecimal digits."""
+    """Return the sha256 of a file's bytes, as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

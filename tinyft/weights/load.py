@@ -24,15 +24,15 @@ def load_weights(
     expect_different: tuple[str, ...] = HEAD_PREFIXES,
     ignore_unknown: bool = False,
 ) -> Weights:
-    """Loads the weights of a file, a published id, or an architecture's published default.
+    """Load the weights of a file, a published id, or an architecture's published default.
 
     A file's content decides its format: tinyft's HDF5, a torch checkpoint, or safetensors.
-    ``arch`` is recognised from the tensors unless given.  Names that begin with one of
-    ``expect_different`` may be absent or additional; a classifier may have any number of classes.
-    ``ignore_unknown`` reads a torch checkpoint that mentions unknown classes, and leaves those
+    `arch` is recognised from the tensors unless given.  Names that begin with one of
+    `expect_different` may be absent or additional; a classifier may have any number of classes.
+    `ignore_unknown` reads a torch checkpoint that mentions unknown classes, and leaves those
     objects out.
 
-    Shapes: each array as in Weights; every name but those of ``expect_different`` is there.
+    Shapes: each array as in Weights; every name but those of `expect_different` is there.
     Raises: WeightsError if nothing is so called, or the file is hostile, damaged, of another
     network, or holds NaN; OSError if the system cannot read it.
     """
@@ -54,7 +54,7 @@ def load_weights(
 
 
 def export_safetensors(weights: Weights, path: str | os.PathLike[str]) -> None:
-    """Writes weights for other programs, under torchvision's names; ``head.linear`` becomes ``fc``.
+    """Write weights for other programs, under torchvision's names; `head.linear` becomes `fc`.
     The metadata are those of `facts`; weights/load_in_pytorch.py makes a network of both.
 
     Raises: OSError if it cannot be written.

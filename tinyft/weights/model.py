@@ -20,9 +20,9 @@ _SHOWN = 5  # names per list in a message; the lists themselves are complete
 class LoadReport:
     """Says how a file's tensors fit a network.
 
-    The first three lists are faults.  ``expected_differences`` are those the caller announced,
-    such as the replaced last layer; ``ignored`` is what lay beside the weights; ``prefix`` was
-    taken off each name; ``notes`` say whatever else was decided.
+    The first three lists are faults.  `expected_differences` are those the caller announced,
+    such as the replaced last layer; `ignored` is what lay beside the weights; `prefix` was
+    taken off each name; `notes` say whatever else was decided.
     """
 
     missing: list[str] = field(default_factory=list)
@@ -35,11 +35,11 @@ class LoadReport:
 
     @property
     def fits(self) -> bool:
-        """Tells whether there is no fault."""
+        """Tell whether there is no fault."""
         return not (self.missing or self.unexpected or self.mismatched)
 
     def lines(self) -> list[str]:
-        """Lists what there is to say.  Names are the file's: a line may hold any character."""
+        """List what there is to say.  Names are the file's: a line may hold any character."""
         lines = [
             _line("missing from the file", self.missing),
             _line("not in the network", self.unexpected),
@@ -56,7 +56,7 @@ class LoadReport:
 
 
 def _line(title: str, names: list[str]) -> str:
-    """Returns ``"ignored: optimizer, epoch=89"``, or nothing for no names."""
+    """Return `"ignored: optimizer, epoch=89"`, or nothing for no names."""
     if not names:
         return ""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
@@ -67,12 +67,12 @@ def _line(title: str, names: list[str]) -> str:
 class Weights:
     """Weights as load_weights returns them and save_weights takes them.
 
-    ``arrays`` has torchvision's names; ``metadata`` what is known of their origin (``source_url``,
-    ``licence``, ``training``, ``head``, ...); ``extra`` further texts, such as a learner's JSON;
-    ``beside`` further arrays, such as the features of its training pictures.
+    `arrays` has torchvision's names; `metadata` what is known of their origin (`source_url`,
+    `licence`, `training`, `head`, ...); `extra` further texts, such as a learner's JSON;
+    `beside` further arrays, such as the features of its training pictures.
 
-    Shapes: each array is float32 and C-contiguous, convolutions (F, C, R, S), ``fc`` (out, in);
-    those of ``beside`` are float16 (rows, columns).
+    Shapes: each array is float32 and C-contiguous, convolutions (F, C, R, S), `fc` (out, in);
+    those of `beside` are float16 (rows, columns).
     """
 
     arch: str
@@ -86,7 +86,7 @@ class Weights:
 
     @property
     def num_classes(self) -> int | None:
-        """Counts the classes that the last layer tells apart; None for a body without one."""
+        """Count the classes that the last layer tells apart; None for a body without one."""
         if "fc.bias" in self.arrays and self.arch in ARCHITECTURES:
             return len(self.arrays["fc.bias"])
         if self.classes is not None:
@@ -154,7 +154,7 @@ def facts(weights: Weights) -> dict[str, str]:
 
 
 def check_numbers(arrays: Mapping[str, np.ndarray]) -> None:
-    """Refuses what can only be the remains of a failed training or of a damaged file.
+    """Refuse what can only be the remains of a failed training or of a damaged file.
 
     Raises: WeightsError naming the first array with NaN or infinity, or a negative variance.
     """

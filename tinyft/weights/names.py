@@ -1,7 +1,7 @@
 """Names and shapes: which ResNet has which, and what in a stranger's file they belong to.
 
 This file alone knows that a checkpoint may be nested ({"state_dict": ..., "optimizer": ...}), that
-a wrapper leaves a prefix on each name (``module.``), and that a file for one task may differ from
+a wrapper leaves a prefix on each name (`module.`), and that a file for one task may differ from
 the network in its last layer.  A file is compared with a network's names and shapes before a byte
 of it becomes an array.
 """
@@ -51,7 +51,7 @@ class StateDict:
 
 
 def find_state_dict(content: object) -> StateDict:
-    """Unwraps a checkpoint's object down to the dict whose values are tensors.
+    """Unwrap a checkpoint's object down to the dict whose values are tensors.
 
     Raises: WeightsError if there is none, or if an entry of it is no plain tensor.
     """
@@ -75,14 +75,14 @@ def find_state_dict(content: object) -> StateDict:
 
 
 def _is_state_dict(content: Mapping[object, object]) -> bool:
-    """Tells whether most values are tensors (or what a tensor was refused as)."""
+    """Tell whether most values are tensors (or what a tensor was refused as)."""
     tensors = sum(isinstance(value, (StoredTensor, Inert)) for value in content.values())
     real = sum(isinstance(value, StoredTensor) for value in content.values())
     return real > 0 and 2 * tensors > len(content)
 
 
 def _tensors(content: Mapping[object, object], ignored: list[str]) -> dict[str, StoredTensor]:
-    """Takes the tensors by name; counters and plain numbers beside them are left aside."""
+    """Take the tensors by name; counters and plain numbers beside them are left aside."""
     tensors: dict[str, StoredTensor] = {}
     for name, value in content.items():
         if isinstance(value, StoredTensor) and isinstance(name, str):
@@ -102,10 +102,10 @@ def _ignored(key: object, value: object) -> str:
 
 
 def strip_prefixes(tensors: Mapping[str, T]) -> tuple[dict[str, T], str]:
-    """Takes off what all names begin with; returns the tensors and that prefix.
+    """Take off what all names begin with; return the tensors and that prefix.
 
-    Only a prefix that *all* names share goes, so that a layer that is called ``module`` stays.
-    A name without a dot, such as SWA's counter ``n_averaged``, has no say and stays as it is.
+    Only a prefix that *all* names share goes, so that a layer that is called `module` stays.
+    A name without a dot, such as SWA's counter `n_averaged`, has no say and stays as it is.
     """
     dotted = {name: value for name, value in tensors.items() if "." in name}
     plain = {name: value for name, value in tensors.items() if "." not in name}
@@ -120,9 +120,9 @@ def strip_prefixes(tensors: Mapping[str, T]) -> tuple[dict[str, T], str]:
 
 
 def to_torchvision_names(tensors: Mapping[str, T]) -> tuple[dict[str, T], list[str]]:
-    """Gives the tensors torchvision's names, without counters; notes say what changed.
+    """Give the tensors torchvision's names, without counters; notes say what changed.
 
-    The CIFAR ResNets call their last layer ``linear``.  ``num_batches_tracked`` and other counters
+    The CIFAR ResNets call their last layer `linear`.  `num_batches_tracked` and other counters
     have no use here: tinyft's BatchNorm has a fixed momentum.
     """
     notes: list[str] = []
@@ -146,9 +146,9 @@ def compare(
     found: Mapping[str, tuple[int, ...]],
     expect_different: tuple[str, ...] = (),
 ) -> LoadReport:
-    """Reports how the names and shapes of a file differ from those of a network.
+    """Report how the names and shapes of a file differ from those of a network.
 
-    A difference in a name that begins with one of ``expect_different`` (``("fc.",)`` when the
+    A difference in a name that begins with one of `expect_different` (`("fc.",)` when the
     last layer is replaced) is reported, but is no fault.
     """
     missing = [name for name in expected if name not in found]
@@ -170,7 +170,7 @@ def compare(
 
 
 def architecture(arch: str) -> Architecture:
-    """Returns the architecture of that name.
+    """Return the architecture of that name.
 
     Raises: WeightsError if there is none, listing those there are.
     """
@@ -190,7 +190,7 @@ def expect_same(found: str, arch: str | None, source: object = "this") -> None:
 
 
 def expected_shapes(arch: str, num_classes: int | None) -> Shapes:
-    """Returns each tensor's name and shape, in the order of the network; no ``fc`` if None.
+    """Return each tensor's name and shape, in the order of the network; no `fc` if None.
 
     Convolutions are (F, C, R, S), linear weights (outputs, inputs), as in torchvision's files.
 
@@ -204,7 +204,7 @@ def expected_shapes(arch: str, num_classes: int | None) -> Shapes:
 
 
 def infer_architecture(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Recognises the architecture whose blocks, widths and stem a file's tensors have.
+    """Recognise the architecture whose blocks, widths and stem a file's tensors have.
 
     Raises: WeightsError that says what was found, for relatives that tinyft does not build
     (ResNeXt, wide and "d" variants) and for anything else.
@@ -229,7 +229,7 @@ def infer_architecture(shapes: Mapping[str, tuple[int, ...]]) -> str:
 def _describe(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple[tuple[int, ...], tuple[int, ...], bool, int]:
-    """Counts blocks per stage, width per stage; are blocks bottlenecks; the stem's kernel."""
+    """Count blocks per stage, width per stage; are blocks bottlenecks; the stem's kernel."""
     last_block: dict[int, int] = {}
     for name in shapes:
         if match := re.match(r"layer([1-9])\.([0-9]{1,3})\.", name):

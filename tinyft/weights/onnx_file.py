@@ -42,9 +42,9 @@ bilinearly to `crop` x `crop`, corner pixels on corner pixels. The metadata has 
 
 
 def export_onnx(weights: Weights, path: str | os.PathLike[str]) -> None:
-    """Writes a network with its classifier; an existing file is replaced whole.
+    """Write a network with its classifier; an existing file is replaced whole.
 
-    Input ``pictures``, outputs ``logits`` and ``probabilities``, any number of pictures. The
+    Input `pictures`, outputs `logits` and `probabilities`, any number of pictures. The
     metadata are those of `facts`.
 
     Shapes: pictures (N, S, S, 3) uint8, S = preprocess.crop; logits, probabilities (N, classes)

@@ -31,10 +31,10 @@ _LARGEST_SIDE = 4096  # pixels; far above any published ResNet, far below a deco
 class Preprocess:
     """The steps from a decoded picture to a network's input, in order.
 
-    Turn it upright (``exif_transpose``), put transparent pixels on ``alpha``, resize the shorter
-    side to ``resize``, cut the middle ``crop x crop``, divide by 255, subtract ``mean``, divide by
-    ``std``.  With ``whole_square`` nothing is cut off at the margin: the middle square, ``resize``
-    on each side, is resampled to ``crop``, as training's augmentation does.  ``assumed`` says that
+    Turn it upright (`exif_transpose`), put transparent pixels on `alpha`, resize the shorter
+    side to `resize`, cut the middle `crop x crop`, divide by 255, subtract `mean`, divide by
+    `std`.  With `whole_square` nothing is cut off at the margin: the middle square, `resize`
+    on each side, is resampled to `crop`, as training's augmentation does.  `assumed` says that
     the file held none of this and the architecture's values stand.
 
     Units: resize and crop in pixels; mean and std of values in [0, 1], one per channel.
@@ -73,7 +73,7 @@ class Preprocess:
 
     @classmethod
     def for_architecture(cls, arch: str) -> Preprocess:
-        """Returns the usual preprocessing of an architecture, marked as assumed.
+        """Return the usual preprocessing of an architecture, marked as assumed.
 
         Source: torchvision 0.29.1's V1 weights; akamaster/pytorch_resnet_cifar10 for CIFAR.
         """
@@ -82,7 +82,7 @@ class Preprocess:
         return cls(resize=256 if side == 224 else side, crop=side, assumed=True)
 
     def scaled(self, size: int) -> Preprocess:
-        """Scales it to another crop; the resize keeps its proportion (256 to 224).
+        """Scale it to another crop; the resize keeps its proportion (256 to 224).
 
         Raises: WeightsError for a size whose resize is beyond the largest
         """
@@ -93,7 +93,7 @@ class Preprocess:
         return replace(self, crop=size, resize=resize)
 
     def to_dict(self) -> dict[str, object]:
-        """Returns plain JSON values: numbers, text, booleans, lists; ``whole_square`` only if it is
+        """Return plain JSON values: numbers, text, booleans, lists; `whole_square` only if it is
         true, as other files do not know it.
         """
         values = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
@@ -103,10 +103,10 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Preprocess:
-        """Inverts to_dict.
+        """Invert to_dict.
 
         Raises: WeightsError if a key is missing, unknown or has a wrong value; nothing is
-        filled in, except that ``assumed`` and ``whole_square`` are false where it does not say.
+        filled in, except that `assumed` and `whole_square` are false where it does not say.
         """
         known = {field.name for field in fields(cls)}
         given: dict[str, Any] = {"assumed": False, "whole_square": False, **values}
@@ -117,7 +117,7 @@ class Preprocess:
 
 
 def _three_numbers(name: str, values: object) -> tuple[float, ...]:
-    """Returns three finite floats; refuses anything else."""
+    """Return three finite floats; refuse anything else."""
     if isinstance(values, (list, tuple)) and len(values) == 3:
         numbers = [value for value in values if type(value) in (int, float)]
         if len(numbers) == 3 and all(math.isfinite(number) for number in numbers):

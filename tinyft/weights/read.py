@@ -71,10 +71,10 @@ def read_weights(
     ignore_unknown: bool = False,
     own: bool = False,
 ) -> Weights:
-    """Reads the weights in a file; its content decides the format.
+    """Read the weights in a file; its content decides the format.
 
-    ``entry`` says what a foreign file does not: preprocessing, licence, origin.  Without one it is
-    looked for by the file's sha256.  ``own`` reads a learner's whose network is its caller's own,
+    `entry` says what a foreign file does not: preprocessing, licence, origin.  Without one it is
+    looked for by the file's sha256.  `own` reads a learner's whose network is its caller's own,
     and nothing else.  The other options are those of load_weights.
 
     Raises: WeightsError, OSError, as load_weights.
@@ -95,7 +95,7 @@ def read_weights(
 
 
 def detect_format(path: str | os.PathLike[str]) -> str:
-    """Says ``tinyft`` (HDF5), ``torch`` or ``safetensors``, by the first bytes, not by the name.
+    """Say `tinyft` (HDF5), `torch` or `safetensors`, by the first bytes, not by the name.
 
     Raises: WeightsError if it is none of them; OSError if it cannot be opened.
     """
@@ -150,7 +150,7 @@ def _load_foreign(
     expect_different: tuple[str, ...],
     ignore_unknown: bool,
 ) -> Weights:
-    """Reads a torch checkpoint or a safetensors file."""
+    """Read a torch checkpoint or a safetensors file."""
     ignored: list[str] = []
     notes: list[str] = []
     if kind == "safetensors":
@@ -186,9 +186,9 @@ def _check_total(lazy: Mapping[str, LazyArray], file_size: int) -> None:
 def _checked_report(
     arch: str, lazy: Mapping[str, LazyArray], expect_different: tuple[str, ...]
 ) -> LoadReport:
-    """Compares with the architecture; its number of classes is the file's own.
+    """Compare with the architecture; its number of classes is the file's own.
 
-    So a wrong shape is a fault in each tensor, ``fc`` included, and so is half a last layer; other
+    So a wrong shape is a fault in each tensor, `fc` included, and so is half a last layer; other
     names may differ as announced.
     """
     shapes = {name: item.shape for name, item in lazy.items()}
@@ -216,13 +216,13 @@ def _as_float32(name: str, item: LazyArray) -> np.ndarray:
 
 
 def _in_order(arrays: Mapping[str, np.ndarray], arch: str) -> dict[str, np.ndarray]:
-    """Orders arrays as the network does; heads, which it does not know, come last."""
+    """Order arrays as the network does; heads, which it does not know, come last."""
     known = [name for name in expected_shapes(arch, 1) if name in arrays]
     return {name: arrays[name] for name in (*known, *sorted(set(arrays) - set(known)))}
 
 
 def _with_facts(weights: Weights, entry: Entry | None) -> Weights:
-    """Adds what the file does not say: the registry's preprocessing, ImageNet's class names."""
+    """Add what the file does not say: the registry's preprocessing, ImageNet's class names."""
     notes = list(weights.report.notes)
     preprocess = entry.preprocess if entry else weights.preprocess
     if preprocess.assumed:

@@ -48,12 +48,12 @@ _LARGEST_HEADER = 16 << 20
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Tells whether a file's first bytes are a length and the beginning of a JSON object."""
+    """Tell whether a file's first bytes are a length and the beginning of a JSON object."""
     return head[8:9] == b"{"
 
 
 def open_safetensors(file: BinaryIO) -> tuple[dict[str, LazyArray], dict[str, str]]:
-    """Finds the arrays of a file opened for reading bytes, not read yet, and its metadata.
+    """Find the arrays of a file opened for reading bytes, not read yet, and its metadata.
 
     Raises: WeightsError for a header that is malformed, has duplicate names, or whose entries do
     not cover the data exactly.
@@ -96,7 +96,7 @@ _Entry = tuple[str, tuple[int, ...], int, int]
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Refuses equal names, of which one JSON parser keeps the last, another the first."""
+    """Refuse equal names, of which one JSON parser keeps the last, another the first."""
     header = dict(pairs)
     if len(header) != len(pairs):
         raise WeightsError("the safetensors header has the same name twice; the file is refused")
@@ -104,7 +104,7 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _entry(name: str, value: object) -> _Entry:
-    """Returns one entry's dtype, shape and place, if they agree with one another."""
+    """Return one entry's dtype, shape and place, if they agree with one another."""
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise WeightsError(f"{name[:80]}: expected dtype, shape and data_offsets; file damaged")
     shape, offsets = value["shape"], value["data_offsets"]
@@ -132,7 +132,7 @@ def _are_counts(values: object) -> bool:
 
 
 def _check_cover(entries: Mapping[str, _Entry], size: int) -> None:
-    """Checks that the entries follow one another from the first byte of the data to the last."""
+    """Check that the entries follow one another from the first byte of the data to the last."""
     position = 0
     for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != position:
@@ -159,7 +159,7 @@ def _read(
 def write_safetensors(
     path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Writes arrays under their names, in their order; an existing file is replaced whole.
+    """Write arrays under their names, in their order; an existing file is replaced whole.
 
     Raises: WeightsError for a dtype that the format lacks; OSError if the disk is full.
     """

@@ -159,7 +159,7 @@ def _filters_text(filters: Sequence[tuple[int, float]]) -> str:
 
 
 def bar_range(distances: Sequence[float]) -> tuple[float, float]:
-    """Powers of ten around all finite distances above 0: the ends of a logarithmic scale."""
+    """Find the powers of ten around all distances above 0, the ends of a logarithmic scale."""
     positive = [d for d in distances if 0 < d < math.inf] or [1.0]
     low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
     return 10.0**low, 10.0 ** max(high, low + 1)

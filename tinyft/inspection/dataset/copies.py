@@ -31,7 +31,7 @@ BLOCK = 512  # rows of a matrix of cosines, or pairs, at a time
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
-    """Shrinks a picture to what copies are compared by: (H, W, 3) uint8 -> (S, S) float32."""
+    """Shrink a picture to what copies are compared by: (H, W, 3) uint8 -> (S, S) float32."""
     from PIL import Image
 
     grey = Image.fromarray(pixels).convert("L")
@@ -41,7 +41,7 @@ def thumbnail(pixels: np.ndarray) -> np.ndarray:
 def grouped(
     thumbnails: np.ndarray, features: np.ndarray | None
 ) -> tuple[np.ndarray, list[list[int]]]:
-    """Joins copies of copies: the group of each picture, (N,) int, and those of more than one."""
+    """Join copies of copies: the group of each picture, (N,) int, and those of more than one."""
     flat = thumbnails.reshape(len(thumbnails), -1)
     _, first, group_of = np.unique(flat, axis=0, return_index=True, return_inverse=True)
     group_of = group_of.reshape(-1)  # pictures with the same pixels; then the others
@@ -55,7 +55,7 @@ def grouped(
 
 
 def find_copies(thumbnails: np.ndarray, features: np.ndarray | None) -> list[tuple[int, int]]:
-    """Finds the pairs of pictures that show one picture, (i, j) with i < j.
+    """Find the pairs of pictures that show one picture, (i, j) with i < j.
 
     Shapes:  thumbnails (N, S, S) float32; features (N, C)
     """
@@ -90,7 +90,7 @@ def _nearest(rows: np.ndarray, others: tuple[np.ndarray, ...]) -> set[tuple[int,
 
 
 def _are_copies(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Aligns M pairs of thumbnails from coarse to fine, and compares them: (M,) bool."""
+    """Align M pairs of thumbnails from coarse to fine, and compare them: (M,) bool."""
     alive, a, b = np.arange(len(first)), first, second
     scale_and_shift = np.array([1, 0], np.float32)
     crop = np.tile(scale_and_shift, (len(first), 2, 1))  # of rows, of columns
@@ -106,7 +106,7 @@ def _are_copies(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _aligned(a: np.ndarray, b: np.ndarray, crop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Moves the crop of `b` until it shows what `a` does; the best correlation, and its crop.
+    """Move the crop of `b` until it shows what `a` does; the best correlation, and its crop.
 
     Shapes:  a, b (M, S, S); crop (M, 2, 2): along rows and columns, place u in -1..1 of `a` is
              place scale * u + shift of `b`; out (M,), (M, 2, 2)
@@ -140,7 +140,7 @@ def _aligned(a: np.ndarray, b: np.ndarray, crop: np.ndarray) -> tuple[np.ndarray
 
 
 def _cropped(images: np.ndarray, crop: np.ndarray, margin: float = 0) -> tuple:
-    """Reads each image where its crop says, linearly between pixels; the mask is 1 where that is in
+    """Read each image where its crop says, linearly between pixels; the mask is 1 where that is in
     the image, and not within `margin` of its edge.
 
     Shapes:  images (M, S, S); crop (M, 2, 2); out twice (M, S, S) float32
@@ -166,7 +166,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _centred(images: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """Subtracts the mean of each image, within its mask; 0 outside."""
+    """Subtract the mean of each image, within its mask; 0 outside."""
     if mask is None:
         return images - images.mean((1, 2), keepdims=True)
     count = mask.sum((1, 2), keepdims=True) + 1e-6
@@ -174,7 +174,7 @@ def _centred(images: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
 
 
 def _shrunk(images: np.ndarray, side: int) -> np.ndarray:
-    """Averages squares of pixels: (M, S, S) -> (M, side, side)"""
+    """Average squares of pixels: (M, S, S) -> (M, side, side)"""
     by = images.shape[1] // side
     return images.reshape(len(images), side, by, side, by).mean((2, 4))
 

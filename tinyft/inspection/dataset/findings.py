@@ -81,12 +81,12 @@ class DatasetCheck(Displayed):
     network: str = ""  # in words
 
     def counts(self, split: str | None = None) -> np.ndarray:
-        """Counts the usable pictures of each class: (K,) int64"""
+        """Count the usable pictures of each class: (K,) int64"""
         labels = [p.label for p in self.pictures if split in (None, p.split)]
         return np.bincount(np.array(labels, np.int64), minlength=len(self.classes))
 
     def copies_by_kind(self) -> dict[str, list[list[int]]]:
-        """Divides the groups of copies: under several "labels", else on both sides of the "split",
+        """Divide the groups of copies: under several "labels", else on both sides of the "split",
         else merely "repeated".
         """
         kinds: dict[str, list[list[int]]] = {"labels": [], "split": [], "repeated": []}
@@ -97,7 +97,7 @@ class DatasetCheck(Displayed):
         return kinds
 
     def baselines(self) -> dict[str, tuple[int, int]]:
-        """Returns what needs no training, as (right, of): "features" compared, out of fold, and
+        """Return what needs no training, as (right, of): "features" compared, out of fold, and
         always saying the "largest" class.
         """
         total = len(self.pictures)
@@ -107,7 +107,7 @@ class DatasetCheck(Displayed):
         return rates
 
     def sentences(self) -> dict[str, str]:
-        """Says each finding in a sentence, by its kind, what hurts most first."""
+        """Say each finding in a sentence, by its kind, what hurts most first."""
         said = {}
 
         def say(kind: str, items: Sequence, noun: str, text: str, shown: Sequence[str]) -> None:
@@ -145,7 +145,7 @@ class DatasetCheck(Displayed):
         return said | concerns(self.classes, train, int(valid.sum()))
 
     def remarks(self) -> list[str]:
-        """Says what a trained network has to be better than, and what was passed over."""
+        """Say what a trained network has to be better than, and what was passed over."""
         found, n_valid, said = self.baselines(), int(self.counts("valid").sum()), []
         if n_valid and "valid" not in self.sentences():
             said.append(f"validation: {what_it_proves(n_valid)}")
@@ -175,7 +175,7 @@ class DatasetCheck(Displayed):
         yield from self.remarks()
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all of it as JSON holds it."""
+        """Return all of it as JSON holds it."""
 
         def files(groups: list[list[int]]) -> list[list[str]]:
             return [[self.pictures[i].file for i in group] for group in groups]
@@ -209,14 +209,14 @@ class DatasetCheck(Displayed):
         return body(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes it as a self-contained HTML page; an old file of that name is replaced whole."""
+        """Write it as a self-contained HTML page; an old file of that name is replaced whole."""
         text = page(f"{self.name}: before training", body(self))
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def concerns(classes: Sequence[str], train: np.ndarray, n_valid: int) -> dict[str, str]:
-    """Says by kind what counts alone tell: classes too small, uneven, a validation part too small.
+    """Say by kind what counts alone tell: classes too small, uneven, a validation part too small.
 
     Shapes:  train (K,) int, the training pictures of each class
     """
@@ -238,7 +238,7 @@ def concerns(classes: Sequence[str], train: np.ndarray, n_valid: int) -> dict[st
 
 
 def what_it_proves(n: int) -> str:
-    """Says what an accuracy on `n` pictures allows to claim at 95 %."""
+    """Say what an accuracy on `n` pictures allows to claim at 95 %."""
     low, high = wilson(round(0.9 * n), n)
     share = 100 * round(0.9 * n) / n
     return f"{share:.0f} % right of {counted(n, 'picture')} would mean {_span(low, high)}"
@@ -252,7 +252,7 @@ def _span(low: float, high: float) -> str:
 
 
 def body(facts: DatasetCheck) -> Markup:
-    """Draws all of it as HTML."""
+    """Draw all of it as HTML."""
     copies = [_copies(facts, kind) for kind in COPIES]
     sections = [*copies[:2], _suspects(facts), *copies[2:], _classes(facts), _unusable(facts)]
     return Markup("\n".join([STYLE, _head(facts), *sections]))

@@ -67,7 +67,7 @@ def check(
     seed: int = 0,
     device: str = "auto",
 ) -> DatasetCheck:
-    """Looks through a folder of pictures, or `ImageFolder(...)` and its like, before training.
+    """Look through a folder of pictures, or `ImageFolder(...)` and its like, before training.
 
     `weights` and `arch` name the frozen network that compares pictures with labels, as for
     `vision_learner`; without both it is the small one that travels with tinyft.
@@ -117,7 +117,7 @@ def check(
 
 
 def listed_below(path: Path) -> tuple[list[str], list[Picture], list[str], bool]:
-    """Lists a folder as `ImageFolder` does, and refuses nothing but a folder without pictures:
+    """List a folder as `ImageFolder` does, and refuse nothing but a folder without pictures:
     classes, pictures, notes, and whether it comes divided.
     """
     parts, notes, scans = find_parts(path), [], {}
@@ -140,7 +140,7 @@ def listed_below(path: Path) -> tuple[list[str], list[Picture], list[str], bool]
 def looked_at(
     listed: list[Picture], network: FrozenNetwork | None, unusable: dict[str, str]
 ) -> tuple[list[Picture], np.ndarray, np.ndarray | None]:
-    """Decodes every file: the usable pictures with their sizes, thumbnails and features; `unusable`
+    """Decode every file: the usable pictures with their sizes, thumbnails and features; `unusable`
     gets the others.
     """
     thumbnails = np.zeros((len(listed), SIDE, SIDE), np.float32)
@@ -179,7 +179,7 @@ def looked_at(
 def _divided(
     pictures: list[Picture], classes: list[str], fraction: float, seed: int
 ) -> list[Picture]:
-    """Sets pictures aside as `ImageFolder` would; a class of one picture stays for training."""
+    """Set pictures aside as `ImageFolder` would; a class of one picture stays for training."""
     by_class: dict[str, list[Picture]] = {}
     for picture in pictures:
         by_class.setdefault(classes[picture.label], []).append(picture)
@@ -209,7 +209,7 @@ class FrozenNetwork:
         self.name = f"{weights.arch} at {preprocess.crop} px, weights: {source}"
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """Averages the last maps of pictures: (N, S, S, 3) uint8 -> (N, C) float32."""
+        """Average the last maps of pictures: (N, S, S, 3) uint8 -> (N, C) float32."""
         with no_grad(), backends.use(self.device):
             images = backends.place(images, self.device)
             values = (self.preprocess.mean, self.preprocess.std)
@@ -221,7 +221,7 @@ class FrozenNetwork:
 def out_of_fold(
     features: np.ndarray, labels: np.ndarray, classes: int, groups: np.ndarray
 ) -> np.ndarray:
-    """Scores each picture for each class by the ridge regression of all pictures of other groups,
+    """Score each picture for each class by the ridge regression of all pictures of other groups,
     about 1 for what it looks like and 0 for others.
 
     Features become unit vectors; the penalty is their mean squared distance from their mean, which
@@ -248,7 +248,7 @@ def out_of_fold(
 
 
 def margins(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns by how much the best other class is ahead of a picture's own, and which it is; -inf
+    """Return by how much the best other class is ahead of a picture's own, and which it is; -inf
     for classes of fewer than `FEWEST` pictures, and where there is no other.
 
     Shapes:  scores (N, K); labels (N,); out (N,) float64 and (N,) int

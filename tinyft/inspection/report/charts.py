@@ -252,7 +252,7 @@ def reliability_chart(
 
 
 def _grid(x_axis: Axis, y_axis: Axis, x_label: str) -> str:
-    """Ticks, their lines and their labels."""
+    """Give ticks, their lines and their labels."""
     parts = []
     for tick in y_axis.ticks():
         y = float(y_axis(tick))

@@ -8,7 +8,7 @@
     /preprocess                attributes only, called "preprocess.resize" and so on in Python
     /classes                   a text or a list of texts
 
-A dot in Python is a slash in the file, so that ``h5ls -r`` shows the tree of modules.  Arrays are
+A dot in Python is a slash in the file, so that `h5ls -r` shows the tree of modules.  Arrays are
 stored contiguously and uncompressed: gzip saves 7 % of float32 weights and reads ten times slower.
 Texts have a fixed length: variable-length ones live in a heap that a crafted file can corrupt.
 
@@ -64,7 +64,7 @@ class ArrayFile:
     texts: dict[str, Text]
 
     def read_all(self) -> dict[str, np.ndarray]:
-        """Reads every array, once their common hash is found to be the stored one.
+        """Read every array, once their common hash is found to be the stored one.
 
         Raises: WeightsError if the file has changed since it was written.
         """
@@ -79,7 +79,7 @@ class ArrayFile:
 
 
 def content_sha256(arrays: Mapping[str, np.ndarray]) -> str:
-    """Hashes names, dtypes, shapes and values, whatever the file's layout, to 64 hex digits.
+    """Hash names, dtypes, shapes and values, whatever the file's layout, to 64 hex digits.
 
     It finds damage. It is no signature: whoever edits a file on purpose can write the new hash.
     """
@@ -99,7 +99,7 @@ def write_arrays(
     attributes: Mapping[str, object] | None = None,
     texts: Mapping[str, Text] | None = None,
 ) -> str:
-    """Writes a file that read_arrays reads, replacing an old one whole; returns its content_sha256.
+    """Write a file that read_arrays reads, replacing an old one whole; return its content_sha256.
 
     Attributes are texts, booleans, numbers and rows of these.
 
@@ -131,7 +131,7 @@ def write_arrays(
 
 
 def _all_sha256(attributes: Mapping[str, object], texts: Mapping[str, object]) -> str:
-    """Hashes all attributes but this hash, the arrays' hash among them, and all texts."""
+    """Hash all attributes but this hash, the arrays' hash among them, and all texts."""
     own = {name: value for name, value in attributes.items() if name != _WHOLE_HASH}
     return hashlib.sha256(json.dumps([own, texts], sort_keys=True).encode()).hexdigest()
 
@@ -169,12 +169,12 @@ def _by_path(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _little_endian(array: np.ndarray) -> np.ndarray:
-    """Orders the array as the file holds it. (ascontiguousarray would make a scalar 1-d.)"""
+    """Order the array as the file holds it. (ascontiguousarray would make a scalar 1-d.)"""
     return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
 
 
 def _stored_attribute(name: str, value: object) -> np.ndarray:
-    """Encodes a text, a boolean, or numbers as int64 or float64."""
+    """Encode a text, a boolean, or numbers as int64 or float64."""
     array = np.array(_to_be_kept(value)) if isinstance(value, str) else np.asarray(value)
     kind = array.dtype.kind
     if (kind not in "bif" and not isinstance(value, str)) or array.ndim > 1:
@@ -191,7 +191,7 @@ def _stored_attribute(name: str, value: object) -> np.ndarray:
 
 
 def _stored_text(name: str, text: Text) -> np.ndarray:
-    """Encodes as UTF-8 of a fixed length; HDF5 has no length 0."""
+    """Encode as UTF-8 of a fixed length; HDF5 has no length 0."""
     if isinstance(text, list) and len(text) > _MOST_TEXTS:
         raise WeightsError(
             f"{name} is a list of {len(text):,} texts; {_MOST_TEXTS:,} are allowed: join some"
@@ -208,13 +208,13 @@ def _to_be_kept(text: str) -> bytes:
 
 
 def _encoded(text: str) -> bytes:
-    """Encodes as UTF-8; of a name that is no text, spells out the bytes."""
+    """Encode as UTF-8; of a name that is no text, spell out the bytes."""
     return text.encode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager
 def open_arrays(path: str | os.PathLike[str], format: str) -> Iterator[ArrayFile]:
-    """Opens a file of that format; its arrays can be read until the block ends.
+    """Open a file of that format; its arrays can be read until the block ends.
 
     The whole file has passed the guard before the block begins.
     Raises: WeightsError for a hazard, damage, another format or a newer version; OSError if the
@@ -251,7 +251,7 @@ def open_arrays(path: str | os.PathLike[str], format: str) -> Iterator[ArrayFile
 def read_arrays(
     path: str | os.PathLike[str], format: str
 ) -> tuple[dict[str, np.ndarray], dict[str, object], dict[str, Text]]:
-    """Reads arrays, attributes and texts of a file that write_arrays wrote, whoever sent it.
+    """Read arrays, attributes and texts of a file that write_arrays wrote, whoever sent it.
 
     Raises: as open_arrays, and WeightsError if the content does not have the stored hash.
     """
@@ -289,7 +289,7 @@ def _check_whole(path: object, attributes: dict[str, object], texts: dict[str, T
 
 
 def _value(array: np.ndarray) -> object:
-    """Returns what is read of an attribute or a text: Python's own values, of numbers a tuple."""
+    """Return what is read of an attribute or a text: Python's own values, of numbers a tuple."""
     if array.dtype.kind == "S":
         return _text(array)
     return tuple(array.tolist()) if array.ndim else array.item()

@@ -33,7 +33,7 @@ class Blocks:
         self.entered: set[int] = set()
 
     def block(self, address: int, length: int) -> bytes:
-        """Reads so many bytes. Raises: WeightsError if not all are in the file, or too many."""
+        """Read so many bytes. Raises: WeightsError if not all are in the file, or too many."""
         if length < 0 or address + length > self.size:
             raise WeightsError("the file is damaged: a block lies behind its end (is it cut?)")
         self.spend(length)
@@ -41,7 +41,7 @@ class Blocks:
         return self.file.read(length)
 
     def spend(self, length: int) -> None:
-        """Counts what is taken from the index. Raises: WeightsError if it is too much in sum"""
+        """Count what is taken from the index. Raises: WeightsError if it is too much in sum"""
         self.left -= length
         if self.left < 0:
             raise WeightsError("the index of the file is too large; the file is refused")
@@ -53,7 +53,7 @@ class Blocks:
         self.entered.add(address)
 
     def checked(self, address: int, length: int, signature: bytes, at: int = -4) -> bytes:
-        """Reads a block whose signature and checksum (at its end, or at a place in it) are right.
+        """Read a block whose signature and checksum (at its end, or at a place in it) are right.
 
         Raises: WeightsError if not, or if the block was read before
         """
@@ -72,7 +72,7 @@ class Blocks:
             raise WeightsError(f"the file is damaged: a wrong checksum of the block at {address:,}")
 
     def root(self) -> int:
-        """Reads the address of the root group's header from the superblock."""
+        """Read the address of the root group's header from the superblock."""
         head = self.block(0, min(self.size, 96))
         if not head.startswith(SIGNATURE):
             raise WeightsError("the file is damaged or no HDF5 file: it does not begin as one")
@@ -88,7 +88,7 @@ class Blocks:
         return root
 
     def object_header(self, path: str, address: int) -> tuple[bool, int, list[bytes]]:
-        """Reads an object's header: whether it is of version 2, whether its messages have an order,
+        """Read an object's header: whether it is of version 2, whether its messages have an order,
         and the first block of messages.
         """
         if address in self.entered:
@@ -106,7 +106,7 @@ class Blocks:
         raise WeightsError(f"{path or 'the root'}: the file is damaged, it has no header there")
 
     def continuation(self, newer: bool, address: int, length: int) -> bytes:
-        """Reads a further block of an object header's messages."""
+        """Read a further block of an object header's messages."""
         if newer:
             return self.checked(address, length, b"OCHK")[4:-4]
         self.enter(address)
@@ -114,7 +114,7 @@ class Blocks:
 
 
 def dense_objects(blocks: Blocks, heap: int, index: int, *, most: int) -> list[bytes]:
-    """Reads the links or attributes in a fractal heap, as the B-tree by their names lists them."""
+    """Read the links or attributes in a fractal heap, as the B-tree by their names lists them."""
     if heap == UNDEFINED:
         return []
     found = _Heap(blocks, heap)
@@ -146,7 +146,7 @@ class _Heap:
             self._list_children(root, rows, start, largest)
 
     def _list_children(self, root: int, rows: int, start: int, largest: int) -> None:
-        """Lists the direct blocks below the one indirect block; there are none below that."""
+        """List the direct blocks below the one indirect block; there are none below that."""
         head = 13 + self.offset_bytes
         block = self.blocks.checked(root, head + 8 * rows * self.width + 4, b"FHIB")
         addresses, begins = unpack_from(f"<{rows * self.width}Q", block, head), 0
@@ -160,7 +160,7 @@ class _Heap:
             begins += size
 
     def object(self, identity: bytes) -> bytes:
-        """Reads one object. Raises: WeightsError if its identity leads nowhere"""
+        """Read one object. Raises: WeightsError if its identity leads nowhere"""
         kind, rest = identity[0] >> 4, identity[1:]
         if kind == 1:
             if self.huge is None:
@@ -187,7 +187,7 @@ class _Heap:
 
 
 def _records(blocks: Blocks, address: int, most: int) -> tuple[int, list[bytes]]:
-    """Reads the kind and all records of a B-tree of version 2."""
+    """Read the kind and all records of a B-tree of version 2."""
     head = blocks.checked(address, 38, b"BTHD\0")
     kind, node_size, size, depth = head[5], *unpack_from("<IHH", head, 6)
     root, count, total = unpack_from("<QHQ", head, 16)
@@ -225,7 +225,7 @@ def _bytes_for(count: int) -> int:
 
 
 def lookup3(data: bytes) -> int:
-    """Computes HDF5's checksum of metadata. Source: Bob Jenkins, lookup3.c (2006), hashlittle"""
+    """Compute HDF5's checksum of metadata. Source: Bob Jenkins, lookup3.c (2006), hashlittle"""
     a = b = c = (0xDEADBEEF + len(data)) & _WORD
     whole = max(len(data) - 1, 0) // 12 * 12  # the last 1 to 12 bytes are mixed otherwise
     for x, y, z in iter_unpack("<3I", data[:whole]):

@@ -90,7 +90,7 @@ Message = tuple[int, bytes]  # its number, its body
 
 @dataclass(frozen=True)
 class Stored:
-    """An array, or text of a fixed length (dtype ``S``), whose `nbytes` lie at `offset`."""
+    """An array, or text of a fixed length (dtype `S`), whose `nbytes` lie at `offset`."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -98,7 +98,7 @@ class Stored:
     nbytes: int
 
     def read(self, file: BufferedIOBase) -> np.ndarray:
-        """Returns a new array of native byte order.
+        """Return a new array of native byte order.
 
         Raises: WeightsError if the file has become shorter
         """
@@ -111,7 +111,7 @@ class Stored:
 
 
 def read_tree(file: BinaryIO) -> tuple[dict[str, Stored], dict[str, dict[str, object]]]:
-    """Finds every array, and the attributes of every group, by path (``weights/conv1``, the root
+    """Find every array, and the attributes of every group, by path (`weights/conv1`, the root
     "").
 
     Raises: WeightsError at the first structure that a plain file of plain arrays does not have;
@@ -133,7 +133,7 @@ class _Tree:
         self.nbytes = 0
 
     def visit(self, path: str, address: int, depth: int) -> None:
-        """Takes in one object and, if it is a group, all that is in it."""
+        """Take in one object and, if it is a group, all that is in it."""
         self.objects += 1
         if depth > DEEPEST or self.objects > _MOST_OBJECTS:
             raise WeightsError(f"{path[:160]}: too deep or too many objects; the file is refused")
@@ -149,7 +149,7 @@ class _Tree:
             raise WeightsError(f"{path} is neither a group nor an array; the file is refused")
 
     def _add_array(self, path: str, messages: dict[int, bytes]) -> None:
-        """Takes in an array. Many small lies add up: the sum of all arrays has a limit, too."""
+        """Take in an array. Many small lies add up: the sum of all arrays has a limit, too."""
         shape, dtype = _shape(path, messages[_DATASPACE]), _dtype(path, messages[_DATATYPE])
         nbytes = math.prod(shape) * dtype.itemsize
         layout = messages[_LAYOUT]
@@ -175,7 +175,7 @@ class _Tree:
 
 
 def _messages(blocks: Blocks, path: str, address: int) -> list[Message]:
-    """Lists the messages of an object's header and its continuations, but those without effect."""
+    """List the messages of an object's header and its continuations, but those without effect."""
     newer, tracked, pending = blocks.object_header(path, address)
     messages: list[Message] = []
     head = (6 if tracked else 4) if newer else 8
@@ -203,7 +203,7 @@ def _messages(blocks: Blocks, path: str, address: int) -> list[Message]:
 
 
 def _links(blocks: Blocks, path: str, messages: list[Message]) -> list[tuple[str, int]]:
-    """Lists names and addresses of what is in a group, in the order of making."""
+    """List names and addresses of what is in a group, in the order of making."""
     bodies = [body for kind, body in messages if kind == _LINK]
     for kind, body in messages:
         if kind == _LINK_INFO:
@@ -233,10 +233,10 @@ def _attributes(blocks: Blocks, path: str, messages: list[Message]) -> dict[str,
 def write_tree(
     file: BinaryIO, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, np.ndarray]
 ) -> None:
-    """Fills an empty file with arrays and groups' attributes, under the paths that read_tree gives
-    (``weights/conv1/weight``; an attribute's last part is its own name).
+    """Fill an empty file with arrays and groups' attributes, under the paths that read_tree gives
+    (`weights/conv1/weight`; an attribute's last part is its own name).
 
-    Text is of NumPy's type ``S``, encoded as UTF-8.
+    Text is of NumPy's type `S`, encoded as UTF-8.
     Raises: OSError if the disk does not take it; WeightsError for more than read_tree would read
     """
     groups: dict[str, _Group] = {}
@@ -275,7 +275,7 @@ class _Group:
     attributes: list[Message] = field(default_factory=list)
 
     def messages(self) -> list[Message]:
-        """Lists its header: attributes, that it has no heap, and its links."""
+        """List its header: attributes, that it has no heap, and its links."""
         info = pack("<BBQ", 0, 3, len(self.links)) + 3 * pack("<Q", UNDEFINED)
         # version 1 with its order (flag 4), and the name's length in 1 byte
         links = [
@@ -287,7 +287,7 @@ class _Group:
 
 
 def _made(groups: dict[str, _Group], path: str) -> _Group:
-    """Returns the group of that path, made and entered above if it is new."""
+    """Return the group of that path, made and entered above if it is new."""
     if path not in groups:
         groups[path] = _Group()
         if path:
@@ -297,7 +297,7 @@ def _made(groups: dict[str, _Group], path: str) -> _Group:
 
 
 def _add_array(file: BinaryIO, array: np.ndarray) -> int:
-    """Writes an array and behind it its header, whose address is returned."""
+    """Write an array and behind it its header, whose address is returned."""
     offset = _aligned(file)
     file.write(array.reshape(-1).view(np.uint8).data)
     place = pack("<QQ", offset if array.nbytes else UNDEFINED, array.nbytes)
@@ -311,7 +311,7 @@ def _add_array(file: BinaryIO, array: np.ndarray) -> int:
 
 
 def _add_header(file: BinaryIO, messages: Iterable[Message]) -> int:
-    """Writes an object's header (version 2, its size in 4 bytes); returns its address."""
+    """Write an object's header (version 2, its size in 4 bytes); return its address."""
     address = _aligned(file)
     body = b"".join(pack("<BHB", kind, len(data), 0) + data for kind, data in messages)
     header = b"OHDR" + pack("<BBI", 2, 2, len(body)) + body
@@ -328,7 +328,7 @@ def _aligned(file: BinaryIO) -> int:
 
 
 def _link(path: str, body: bytes) -> tuple[int, str, int]:
-    """Reads order, name and address of a hard link; there are no others in tinyft's files."""
+    """Read order, name and address of a hard link; there are no others in tinyft's files."""
     flags, at = body[1], 2
     kind = body[at] if flags & 8 else 0
     at += flags >> 3 & 1
@@ -351,7 +351,7 @@ def _link(path: str, body: bytes) -> tuple[int, str, int]:
 
 
 def _attribute(path: str, body: bytes) -> tuple[str, object]:
-    """Reads name and value: a text, a number, a boolean, or a short tuple of numbers."""
+    """Read name and value: a text, a number, a boolean, or a short tuple of numbers."""
     version, flags, *sizes = unpack_from("<BBHHH", body)
     at, parts = 9 if version == 3 else 8, []
     for size in sizes:
@@ -374,7 +374,7 @@ def _attribute(path: str, body: bytes) -> tuple[str, object]:
 
 
 def _encoded_attribute(name: str, value: np.ndarray) -> bytes:
-    """Writes version 1, whose parts begin at multiples of eight."""
+    """Write version 1, whose parts begin at multiples of eight."""
     parts = (name.encode() + b"\0", _encoded_dtype(value.dtype), _encoded_shape(value))
     padded = b"".join(part.ljust(-(-len(part) // 8) * 8, b"\0") for part in parts)
     return pack("<BBHHH", 1, 0, *map(len, parts)) + padded + value.tobytes()
@@ -390,12 +390,12 @@ def _shape(path: str, body: bytes) -> tuple[int, ...]:
 
 
 def _encoded_shape(array: np.ndarray) -> bytes:
-    """Writes a dataspace of version 2: a number, or an array of a fixed shape."""
+    """Write a dataspace of version 2: a number, or an array of a fixed shape."""
     return pack(f"<BBBB{array.ndim}Q", 2, array.ndim, 0, int(array.ndim > 0), *array.shape)
 
 
 def _dtype(path: str, body: bytes) -> np.dtype:
-    """Reads plain numbers and fixed-length text: no references, no variable length, no records."""
+    """Read plain numbers and fixed-length text: no references, no variable length, no records."""
     plain = bytes([body[0] & 15]) + body[1:]
     for name, encoded in _ENCODED.items():
         if plain.startswith(encoded):
@@ -409,7 +409,7 @@ def _dtype(path: str, body: bytes) -> np.dtype:
 
 
 def _encoded_dtype(dtype: np.dtype) -> bytes:
-    """Writes a datatype of version 1, as _ENCODED lists them, or UTF-8 of a fixed length."""
+    """Write a datatype of version 1, as _ENCODED lists them, or UTF-8 of a fixed length."""
     if dtype.kind == "S":
         return b"\x13\x11\0\0" + pack("<I", dtype.itemsize)
     encoded = _ENCODED[dtype.str]

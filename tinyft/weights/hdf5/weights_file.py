@@ -57,7 +57,7 @@ _METADATA: dict[str, object] = {
 
 @dataclass(frozen=True)
 class NativeFile:
-    """A weights file whose arrays are not read yet; ``arrays`` has torchvision's names."""
+    """A weights file whose arrays are not read yet; `arrays` has torchvision's names."""
 
     arch: str
     arrays: dict[str, LazyArray]
@@ -68,7 +68,7 @@ class NativeFile:
     content: ArrayFile
 
     def read(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Reads the weights as float32, and the arrays beside them as they are.
+        """Read the weights as float32, and the arrays beside them as they are.
 
         Raises: WeightsError if the hash of all is not right
         """
@@ -83,7 +83,7 @@ class NativeFile:
 
 @contextlib.contextmanager
 def open_native(path: str | os.PathLike[str]) -> Iterator[NativeFile]:
-    """Opens a weights file; its arrays can be read until the block ends.
+    """Open a weights file; its arrays can be read until the block ends.
 
     Raises: WeightsError if the file is hostile, damaged, newer, or does not say what it must.
     """
@@ -120,7 +120,7 @@ def open_native(path: str | os.PathLike[str]) -> Iterator[NativeFile]:
 
 
 def _check_arrays(arrays: Mapping[str, LazyArray]) -> None:
-    """Refuses arrays outside /weights but float16 matrices in /beside, and half precision of
+    """Refuse arrays outside /weights but float16 matrices in /beside, and half precision of
     weights but for matrices and kernels.
     """
     for name, lazy in arrays.items():
@@ -137,7 +137,7 @@ def _check_arrays(arrays: Mapping[str, LazyArray]) -> None:
 
 
 def _check_variant(attributes: Mapping[str, object]) -> None:
-    """Refuses variants of the same shapes that compute something else than tinyft's networks."""
+    """Refuse variants of the same shapes that compute something else than tinyft's networks."""
     if attributes.get("stride_in_1x1", False) is not False:
         raise WeightsError("the file is for bottlenecks with the stride in the 1x1 convolution")
     epsilon = attributes.get("bn_eps", BATCH_NORM_EPSILON)
@@ -146,7 +146,7 @@ def _check_variant(attributes: Mapping[str, object]) -> None:
 
 
 def _checked_count(attributes: Mapping[str, object], arrays: Mapping[str, LazyArray]) -> int:
-    """Returns the number of classes, which the last layer must have."""
+    """Return the number of classes, which the last layer must have."""
     count = attributes.get("num_classes")
     if type(count) is not int or count < 0:
         raise WeightsError("the attribute num_classes is missing or no count; write the file anew")
@@ -157,9 +157,9 @@ def _checked_count(attributes: Mapping[str, object], arrays: Mapping[str, LazyAr
 
 
 def save_weights(path: str | os.PathLike[str], weights: Weights, *, half: bool = False) -> str:
-    """Writes a weights file, replacing an old one whole; returns its content_sha256.
+    """Write a weights file, replacing an old one whole; return its content_sha256.
 
-    ``half`` stores convolution and linear weights as float16: half the size, a relative error of
+    `half` stores convolution and linear weights as float16: half the size, a relative error of
     2e-4.  BatchNorm and biases stay float32 always, since variances span 6e-5 to 21 in real files.
 
     Raises: WeightsError for NaN, infinity, a weight beyond float16's range, unknown metadata, or
@@ -190,7 +190,7 @@ def _to_stored(name: str, array: np.ndarray, half: bool) -> np.ndarray:
 
 
 def _attributes_to_write(weights: Weights) -> dict[str, object]:
-    """Returns the root's attributes and those of /preprocess, under dotted names."""
+    """Return the root's attributes and those of /preprocess, under dotted names."""
     given = {
         k: v for k, v in weights.metadata.items() if k not in ("num_classes", "content_sha256")
     }

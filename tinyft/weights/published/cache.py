@@ -36,7 +36,7 @@ _CAVEAT = (
 
 
 def cache_folder() -> Path:
-    """Returns where fetched weights are kept: ``TINYFT_HOME``, else the platform's cache folder."""
+    """Return where fetched weights are kept: `TINYFT_HOME`, else the platform's cache folder."""
     import platformdirs
 
     # a "~" that no shell has replaced, as in a container's settings
@@ -45,20 +45,20 @@ def cache_folder() -> Path:
 
 
 def cached_path(entry: Entry) -> Path:
-    """Returns where an entry's file is, or will be once it is fetched."""
+    """Return where an entry's file is, or will be once it is fetched."""
     if entry.bundled_file:
         return bundled(f"weights/{entry.bundled_file}")
     return cache_folder() / f"{_file_name(entry)}.h5"
 
 
 def fetch(entry: Entry, announce: Announce | None = None) -> Path:
-    """Returns the path of an entry's file, downloaded and converted if it is not in the cache.
+    """Return the path of an entry's file, downloaded and converted if it is not in the cache.
 
-    ``announce`` gets the line that says what is fetched, how large, under which licence, and then
+    `announce` gets the line that says what is fetched, how large, under which licence, and then
     how far it is; they go to stderr by default.  An interrupted download is resumed.  Two processes
     that want the same file wait for one another.
 
-    Raises: NetworkError if the network fails; WeightsError if ``TINYFT_OFFLINE=1`` forbids it, the
+    Raises: NetworkError if the network fails; WeightsError if `TINYFT_OFFLINE=1` forbids it, the
     cache cannot be locked, or a file has not the published hash or size; OSError if it cannot be
     written, as on a full disk.
     """
@@ -78,7 +78,7 @@ def fetch(entry: Entry, announce: Announce | None = None) -> Path:
 
 
 def verify(entry: Entry) -> str:
-    """Returns the sha256 of the published file that an entry's file is, or was made from.
+    """Return the sha256 of the published file that an entry's file is, or was made from.
 
     Raises: WeightsError if it is not the published one, or the cached file was changed since;
     OSError if it is not there.
@@ -99,7 +99,7 @@ def _print(text: str) -> None:
 
 
 def _fill_cache(entry: Entry, path: Path, announce: Announce) -> None:
-    """Makes the cached file from one placed by hand, or the first source that can be had."""
+    """Make the cached file from one placed by hand, or the first source that can be had."""
     for unfinished in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed
         unfinished.unlink()
     if placed := _placed_by_hand(entry):
@@ -145,7 +145,7 @@ def _download_and_convert(entry: Entry, source: Entry, path: Path, announce: Ann
 
 
 def _pin_path(source: Entry) -> Path | None:
-    """Returns where the sha256 of what came first is kept; None if all of it is published."""
+    """Return where the sha256 of what came first is kept; None if all of it is published."""
     if len(source.sha256) == SHA256_DIGITS:
         return None
     return cache_folder() / f"{_file_name(source)}.sha256"
@@ -166,7 +166,7 @@ def _check_pin(source: Entry, found: str) -> None:
 
 
 def _convert(entry: Entry, source: Entry, file: Path, digest: str, path: Path) -> None:
-    """Caches what a published file holds, and what the registry knows about it; then keeps its
+    """Cache what a published file holds, and what the registry knows about it; then keep its
     sha256 where the publisher states no whole one.
     """
     save_weights(path, read_weights(file, replace(source, preprocess=entry.preprocess)))
@@ -181,7 +181,7 @@ def _file_name(entry: Entry) -> str:
 
 
 def _published_path(entry: Entry, source: Entry) -> Path:
-    """Returns where a file as it was published is expected."""
+    """Return where a file as it was published is expected."""
     return cache_folder() / f"{_file_name(entry)}{Path(source.url).suffix}"
 
 
@@ -203,7 +203,7 @@ def _by_hand(entry: Entry) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path, announce: Announce) -> Iterator[None]:
-    """Lets no other process fetch the same file within this block."""
+    """Let no other process fetch the same file within this block."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path.with_name(path.name + ".lock"))

@@ -33,11 +33,11 @@ _SECONDS_BETWEEN_COUNTS = 0.2  # on a terminal, where the line is written over
 
 
 def download(entry: Entry, part: Path, announce: Announce) -> str:
-    """Makes ``part`` the whole file of an entry, from what an earlier attempt left of it; returns
+    """Make `part` the whole file of an entry, from what an earlier attempt left of it; return
     its sha256.
 
     Raises: NetworkError if it could not be had, or not all of it (what came is kept then);
-    WeightsError if what came is not the published file (``part`` is then deleted), OSError if it
+    WeightsError if what came is not the published file (`part` is then deleted), OSError if it
     cannot be written.
     """
     if not entry.sha256:  # nothing would tell if the rest came from another version
@@ -57,7 +57,7 @@ def download(entry: Entry, part: Path, announce: Announce) -> str:
 
 
 def check_digest(entry: Entry, found: str) -> None:
-    """Raises: WeightsError if ``found`` is not the published sha256, or does not begin with it"""
+    """Raises: WeightsError if `found` is not the published sha256, or does not begin with it"""
     if not found.startswith(entry.sha256):
         raise WeightsError(
             f"{entry.id}: expected sha256 {entry.sha256}, found {found}; the file is not the "
@@ -68,7 +68,7 @@ def check_digest(entry: Entry, found: str) -> None:
 def _transfer(
     entry: Entry, part: Path, digest: hashlib._Hash, received: int, announce: Announce
 ) -> hashlib._Hash:
-    """Adds to ``part`` what the server has beyond the bytes received; returns the whole digest."""
+    """Add to `part` what the server has beyond the bytes received; return the whole digest."""
     with _connect(entry.url, received, announce) as response:
         if response.status != 206:  # the whole file: the server cannot, or there was nothing yet
             digest, received = hashlib.sha256(), 0
@@ -100,7 +100,7 @@ def _transfer(
 
 
 def _connect(url: str, received: int, announce: Announce) -> HTTPResponse:
-    """Asks the server for the file from byte ``received`` on, or all of it if it cannot."""
+    """Ask the server for the file from byte `received` on, or all of it if it cannot."""
     from urllib.error import HTTPError
     from urllib.request import Request
 
@@ -122,8 +122,8 @@ def _connect(url: str, received: int, announce: Announce) -> HTTPResponse:
 
 
 def opener(url: str, announce: Announce) -> OpenerDirector:
-    """Make what opens an address, following redirects to encrypted ones only (a server on this machine may be
-    plain, as in tests), and says which other host one leads to.
+    """Make an opener of addresses that follows redirects to encrypted ones only (a server on this
+    machine may be plain, as in tests), and says which other host one leads to.
     """
     from urllib.parse import urlsplit
     from urllib.request import HTTPRedirectHandler, build_opener
@@ -141,7 +141,7 @@ def opener(url: str, announce: Announce) -> OpenerDirector:
 
 
 def _blocks(response: HTTPResponse, url: str) -> Iterator[bytes]:
-    """Yields what comes, as it comes."""
+    """Yield what comes, as it comes."""
     with _network_errors(url):
         while block := response.read1(_BLOCK):
             yield block
@@ -149,7 +149,7 @@ def _blocks(response: HTTPResponse, url: str) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def _network_errors(url: str) -> Iterator[None]:
-    """Turns whatever goes wrong on the way, within this block, into a NetworkError."""
+    """Turn whatever goes wrong on the way, within this block, into a NetworkError."""
     from http.client import HTTPException
 
     try:
@@ -184,6 +184,6 @@ class _Progress:
             self.announce(line)
 
     def end(self) -> None:
-        """Wipes the line."""
+        """Wipe the line."""
         if self.on_terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)

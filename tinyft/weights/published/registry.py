@@ -1,6 +1,6 @@
 """Published weights: which there are, what they were trained with, and which one is the default.
 
-The list is ``weights/registry.toml``.  Its entries carry what the files themselves do not say:
+The list is `weights/registry.toml`.  Its entries carry what the files themselves do not say:
 preprocessing, accuracy, licence, and the sha256 that a download must have.
 """
 
@@ -31,9 +31,9 @@ _DEFAULT_PUBLISHER = "torchvision"
 class Entry:
     """One set of published weights.
 
-    ``sha256`` may be a prefix of eight digits, or empty where the publisher states none;
-    ``bundled_file`` is set for weights that travel with tinyft and have no URL;
-    ``same_weights_as`` names the entry whose values these are, in a file of another format.
+    `sha256` may be a prefix of eight digits, or empty where the publisher states none;
+    `bundled_file` is set for weights that travel with tinyft and have no URL;
+    `same_weights_as` names the entry whose values these are, in a file of another format.
 
     Units: size in bytes, 0 if unknown; top1 and top5 in percent of the validation pictures of
     ImageNet, for resnet10s of Tiny ImageNet.
@@ -56,7 +56,7 @@ class Entry:
 
 @functools.cache
 def entries() -> tuple[Entry, ...]:
-    """Lists all entries, in the order of the file.
+    """List all entries, in the order of the file.
 
     Raises: WeightsError if the bundled registry is damaged.
     """
@@ -88,7 +88,7 @@ def _entry(table: Mapping[str, Any]) -> Entry:
 
 
 def find(name: str) -> Entry:
-    """Finds the entry of an id, such as ``timm/resnet50.a1_in1k``, or an architecture's default.
+    """Find the entry of an id, such as `timm/resnet50.a1_in1k`, or an architecture's default.
 
     Raises: WeightsError if there is none, naming the nearest.
     """
@@ -112,7 +112,7 @@ def find(name: str) -> Entry:
 
 
 def _defaults() -> dict[str, Entry]:
-    """Picks per architecture the publisher's last version, or else the first entry of the file."""
+    """Pick per architecture the publisher's last version, or else the first entry of the file."""
     defaults: dict[str, Entry] = {}
     for entry in entries():
         if entry.arch not in defaults or entry.id.startswith(_DEFAULT_PUBLISHER):
@@ -121,7 +121,7 @@ def _defaults() -> dict[str, Entry]:
 
 
 def sources(entry: Entry) -> list[Entry]:
-    """Lists the entries whose files hold these weights, in the order in which they are tried:
+    """List the entries whose files hold these weights, in the order in which they are tried:
     a safetensors file, which can be read without a pickle, if its whole sha256 is published; last
     the entry's own.
     """
@@ -136,12 +136,12 @@ def sources(entry: Entry) -> list[Entry]:
 
 
 def with_digest(sha256: str) -> Entry | None:
-    """Finds the entry whose file has this full sha256, however it came to be on the disk."""
+    """Find the entry whose file has this full sha256, however it came to be on the disk."""
     same = (entry for entry in entries() if entry.sha256 and sha256.startswith(entry.sha256))
     return next(same, None)
 
 
 def imagenet_classes() -> list[str]:
-    """Lists the 1000 ImageNet class names, in the order of the networks' outputs."""
+    """List the 1000 ImageNet class names, in the order of the networks' outputs."""
     text = bundled(_CLASSES).read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line and not line.startswith("#")]

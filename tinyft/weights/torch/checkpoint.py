@@ -38,7 +38,7 @@ _COUNT_BYTES = 8
 
 
 def open_checkpoint(file: BinaryIO, ignore_unknown: bool = False) -> Checkpoint:
-    """Reads the structure of the checkpoint in a file opened for reading bytes.
+    """Read the structure of the checkpoint in a file opened for reading bytes.
 
     Raises: WeightsError if it is not one, is refused, or lies about its sizes.
     """
@@ -58,8 +58,8 @@ def open_checkpoint(file: BinaryIO, ignore_unknown: bool = False) -> Checkpoint:
 class Checkpoint:
     """A checkpoint whose arrays are still in the file, which must stay open.
 
-    ``content`` consists of dicts, lists, tuples, text, numbers, StoredTensor and Inert records;
-    ``byte_order`` is ``<`` or ``>``.
+    `content` consists of dicts, lists, tuples, text, numbers, StoredTensor and Inert records;
+    `byte_order` is `<` or `>`.
     """
 
     content: object
@@ -70,11 +70,11 @@ class Checkpoint:
         self.shared: dict[str, bytes] = {}  # storages, by their keys
 
     def read(self, storage: Storage) -> bytes:
-        """Returns the bytes of one storage."""
+        """Return the bytes of one storage."""
         raise NotImplementedError
 
     def lazy(self, tensor: StoredTensor) -> LazyArray:
-        """Returns the tensor as an array that can be read."""
+        """Return the tensor as an array that can be read."""
 
         def read() -> np.ndarray:
             return to_array(tensor, self._bytes(tensor), self.byte_order)
@@ -82,7 +82,7 @@ class Checkpoint:
         return LazyArray(tensor.shape, tensor.dtype, read)
 
     def _bytes(self, tensor: StoredTensor) -> bytes:
-        """Reads a tensor's storage.  One of which it is but a part is kept for the others, or
+        """Read a tensor's storage.  One of which it is but a part is kept for the others, or
         reading a large one for thousands of small tensors would take hours.
         """
         storage = tensor.storage
@@ -102,8 +102,8 @@ class ZipCheckpoint(Checkpoint):
         <root>/byteorder      "little" or "big"; absent means little
         <root>/data/<key>     the bytes of one storage each, normally stored without compression
 
-    ``<root>`` is the name that the file had when it was saved.  Members are read at their offset
-    rather than through ``zipfile``, which insists on checksums that torch can be told not to
+    `<root>` is the name that the file had when it was saved.  Members are read at their offset
+    rather than through `zipfile`, which insists on checksums that torch can be told not to
     compute, and unpacks more than was promised.  Where the pickle has a right checksum, so have all
     others, or the file is damaged.
     """
@@ -123,7 +123,7 @@ class ZipCheckpoint(Checkpoint):
         self.content = unpickle(io.BytesIO(data), self._storage, ignore_unknown)
 
     def read(self, storage: Storage) -> bytes:
-        """Returns the bytes of one storage.  Raises: WeightsError for a wrong checksum"""
+        """Return the bytes of one storage.  Raises: WeightsError for a wrong checksum"""
         member = self.members[f"{self.root}data/{storage.key}"]
         data = self._read_member(member)
         if self.has_checksums and zlib.crc32(data) != member.CRC:
@@ -134,7 +134,7 @@ class ZipCheckpoint(Checkpoint):
         return data
 
     def _storage(self, identity: object) -> Storage:
-        """Returns the storage of a persistent id, if the file has as many bytes as it promises."""
+        """Return the storage of a persistent id, if the file has as many bytes as it promises."""
         storage = storage_from_id(identity)
         member = self.members.get(f"{self.root}data/{storage.key}")
         if member is None:
@@ -148,7 +148,7 @@ class ZipCheckpoint(Checkpoint):
         return storage
 
     def _find_root(self) -> str:
-        """Finds the folder in the zip that holds the one data.pkl."""
+        """Find the folder in the zip that holds the one data.pkl."""
         names = [name for name in self.members if name.split("/")[-1] == "data.pkl"]
         if len(names) != 1:
             arrays = any(name.endswith(".npy") for name in self.members)
@@ -192,7 +192,7 @@ class ZipCheckpoint(Checkpoint):
 
 
 def _members(file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
-    """Returns a zip's members by name, once their number and sizes are plausible."""
+    """Return a zip's members by name, once their number and sizes are plausible."""
     size = file.seek(0, os.SEEK_END)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -245,7 +245,7 @@ class LegacyCheckpoint(Checkpoint):
         self.offsets = self._find_offsets(unpickle(stream, storage_from_id), stream.tell())
 
     def read(self, storage: Storage) -> bytes:
-        """Returns the bytes of one storage."""
+        """Return the bytes of one storage."""
         self.file.seek(self.offsets[storage.key])
         return self.file.read(storage.count * storage.itemsize)
 
@@ -258,7 +258,7 @@ class LegacyCheckpoint(Checkpoint):
         return storage
 
     def _find_offsets(self, keys: object, position: int) -> dict[str, int]:
-        """Finds where each storage's values begin, if all of them are in the file."""
+        """Find where each storage's values begin, if all of them are in the file."""
         end = self.file.seek(0, os.SEEK_END)
         offsets: dict[str, int] = {}
         for key in keys if isinstance(keys, list) else [None]:

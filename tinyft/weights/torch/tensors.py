@@ -4,7 +4,7 @@ torch keeps values in *storages*: flat runs of one dtype.  A tensor is a view of
 size and a stride per dimension, counted in elements.  Transposed, sliced and channels-last tensors
 are saved as such views, and several tensors may share one storage.
 
-NumPy has the same idea (``as_strided``), but trusts its caller: a stride that is a lie reads memory
+NumPy has the same idea (`as_strided`), but trusts its caller: a stride that is a lie reads memory
 that is not ours.  So each view is checked against its storage when its record is made, and each
 storage against the bytes that the file has for it.
 """
@@ -41,21 +41,21 @@ _LARGEST_EXPANSION = 1 << 20
 
 @dataclass(frozen=True)
 class Inert:
-    """Stands for an object that is not wanted; ``name`` says what it would have been."""
+    """Stands for an object that is not wanted; `name` says what it would have been."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class StorageType:
-    """A dtype tag: ``Float`` for torch.FloatStorage."""
+    """A dtype tag: `Float` for torch.FloatStorage."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A flat run of ``count`` values in the file, found by its key."""
+    """A flat run of `count` values in the file, found by its key."""
 
     type: str
     key: str
@@ -63,7 +63,7 @@ class Storage:
 
     @property
     def itemsize(self) -> int:
-        """Returns bytes per value. Raises: WeightsError for types of no fixed, known size."""
+        """Return bytes per value. Raises: WeightsError for types of no fixed, known size."""
         if self.type == UNTYPED:
             return 1
         if self.type not in _DTYPES:
@@ -85,12 +85,12 @@ class StoredTensor:
 
     @property
     def dtype(self) -> str:
-        """Returns the stored dtype, in NumPy's spelling, or ``bfloat16``."""
+        """Return the stored dtype, in NumPy's spelling, or `bfloat16`."""
         return "bfloat16" if self.storage.type == "BFloat16" else "<" + _DTYPES[self.storage.type]
 
 
 def storage_from_id(identity: object) -> Storage:
-    """Reads a persistent id ``('storage', type, key, location, count, ...)``.
+    """Read a persistent id `('storage', type, key, location, count, ...)`.
 
     Raises: WeightsError for a pickled module, a view of a storage (2016's files), or nonsense.
     """
@@ -109,7 +109,7 @@ def storage_from_id(identity: object) -> Storage:
 def stored_tensor(
     storage: object, offset: object, shape: object, strides: object
 ) -> StoredTensor | Inert:
-    """Records a view, checked to lie inside its storage; Inert for dtypes that NumPy lacks.
+    """Record a view, checked to lie inside its storage; Inert for dtypes that NumPy lacks.
 
     Raises: WeightsError if it does not lie there, or is described wrongly.
     """
@@ -149,10 +149,10 @@ def _are_counts(values: object) -> TypeGuard[tuple[int, ...]]:
 
 
 def to_array(tensor: StoredTensor, raw: bytes, order: Literal["<", ">"]) -> np.ndarray:
-    """Returns the tensor as a new C-contiguous array of native byte order; bfloat16 as float32.
+    """Return the tensor as a new C-contiguous array of native byte order; bfloat16 as float32.
 
-    ``raw`` are the bytes of its storage, ``order`` is their byte order.
-    Raises: WeightsError if the storage has other than ``count * itemsize`` bytes.
+    `raw` are the bytes of its storage, `order` is their byte order.
+    Raises: WeightsError if the storage has other than `count * itemsize` bytes.
     """
     storage = tensor.storage
     if len(raw) != storage.count * storage.itemsize:
@@ -173,5 +173,5 @@ def to_array(tensor: StoredTensor, raw: bytes, order: Literal["<", ">"]) -> np.n
 
 
 def bfloat16_to_float32(bits: np.ndarray) -> np.ndarray:
-    """Widens bfloat16, a float32 without its lower 16 bits: exact. bits is uint16, any shape."""
+    """Widen bfloat16, a float32 without its lower 16 bits: exact. bits is uint16, any shape."""
     return (bits.astype(np.uint32) << 16).view(np.float32)

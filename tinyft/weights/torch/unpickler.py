@@ -4,11 +4,11 @@ A pickle is a program.  Its opcodes push values on a stack, collect them into li
 keep some in a numbered *memo*.  Two of them are why a pickle can take over a computer: GLOBAL
 imports any function by name, and REDUCE calls it.
 
-Python's own ``pickle.Unpickler`` can be tamed by overriding ``find_class``.  We interpret the
+Python's own `pickle.Unpickler` can be tamed by overriding `find_class`.  We interpret the
 opcodes ourselves instead: the whole language that a checkpoint needs is then visible on one screen
-(``_DO``), each opcode outside it is refused by its name, and the unpickler's memory bombs do not
+(`_DO`), each opcode outside it is refused by its name, and the unpickler's memory bombs do not
 exist (its memo is an array as long as the largest index named, ours is a dict).
-``pickletools.genops`` cuts the bytes into opcodes; it executes nothing.
+`pickletools.genops` cuts the bytes into opcodes; it executes nothing.
 
 A name never imports anything.  It is one of four things:
 
@@ -54,11 +54,11 @@ class _Rebuilder:
 def unpickle(
     stream: BinaryIO, load_storage: Callable[[object], object], ignore_unknown: bool = False
 ) -> object:
-    """Builds the object of the next pickle out of plain Python values, StoredTensor records (no
+    """Build the object of the next pickle out of plain Python values, StoredTensor records (no
     array is read yet) and Inert stand-ins.
 
-    ``load_storage`` turns the tuple that stands for a storage into a record of it.  With
-    ``ignore_unknown`` names outside the allow-list are accepted, as Inert stand-ins.
+    `load_storage` turns the tuple that stands for a storage into a record of it.  With
+    `ignore_unknown` names outside the allow-list are accepted, as Inert stand-ins.
 
     Raises: WeightsError for opcodes that no checkpoint uses, for names not in the allow-list (all
     of them together, since a first pass looks at every one), or if the program makes no sense.
@@ -86,7 +86,7 @@ def unpickle(
 
 
 def _opcodes(stream: BinaryIO) -> Iterator[tuple[str, object]]:
-    """Yields each opcode's name and argument, up to and including STOP; at most _MOST_OPCODES."""
+    """Yield each opcode's name and argument, up to and including STOP; at most _MOST_OPCODES."""
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if count == _MOST_OPCODES:
@@ -100,7 +100,7 @@ def _opcodes(stream: BinaryIO) -> Iterator[tuple[str, object]]:
 
 
 def _dotted(argument: object) -> str:
-    """Spells ``"torch FloatStorage"``, as genops has it, ``"torch.FloatStorage"``."""
+    """Spell `"torch FloatStorage"`, as genops has it, `"torch.FloatStorage"`."""
     return str(argument).replace(" ", ".", 1)
 
 
@@ -126,7 +126,7 @@ class _Machine:
         return value
 
     def pop_to_mark(self) -> list[object]:
-        """Takes the values above the topmost mark, and the mark, off the stack."""
+        """Take the values above the topmost mark, and the mark, off the stack."""
         values: list[object] = []
         while (value := self.stack.pop()) is not _MARK:
             values.append(value)
@@ -178,7 +178,7 @@ class _Machine:
         self.push(_meaning_of(name) or Inert(name))
 
     def set_state(self, _: object) -> None:
-        """BUILD: drops attributes of an object, such as ``_metadata`` of a state dict."""
+        """BUILD: drops attributes of an object, such as `_metadata` of a state dict."""
         self.pop()
         if not isinstance(self.stack[-1], (dict, Inert, StoredTensor)):
             raise TypeError(f"a {type(self.stack[-1]).__name__} has no state")
@@ -235,7 +235,7 @@ _DO: dict[str, Callable[[_Machine, object], object]] = {
 
 
 def describe(value: object) -> str:
-    """Returns a short word for an unpickled value, for messages.
+    """Return a short word for an unpickled value, for messages.
 
     Never the repr of a container: through the memo, forty nested pairs are 2^40 items long.
     """
@@ -253,7 +253,7 @@ _LARGEST_KEY = 1 << 63
 
 
 def _is_plain_key(key: object) -> bool:
-    """Tells whether a key may be hashed; an item of any other is of no use here, and left out."""
+    """Tell whether a key may be hashed; an item of any other is of no use here, and left out."""
     return isinstance(key, _KEY_TYPES) and not (isinstance(key, int) and abs(key) > _LARGEST_KEY)
 
 
@@ -337,7 +337,7 @@ _MODULES = ("torch.nn.modules.", "torchvision.models.", "timm.models.", "fastai.
 
 
 def _meaning_of(name: str) -> _Rebuilder | StorageType | Inert | None:
-    """Returns what a global means; None for a name outside the allow-list."""
+    """Return what a global means; None for a name outside the allow-list."""
     if name in _REBUILDERS:
         return _REBUILDERS[name]
     if name == "torch.storage.UntypedStorage":
@@ -350,9 +350,9 @@ def _meaning_of(name: str) -> _Rebuilder | StorageType | Inert | None:
 
 
 def _check_names(names: list[str], ignore_unknown: bool) -> None:
-    """Refuses a file by the names it mentions.
+    """Refuse a file by the names it mentions.
 
-    Raises: WeightsError for a pickled model, or (unless ``ignore_unknown``) for names outside
+    Raises: WeightsError for a pickled model, or (unless `ignore_unknown`) for names outside
     the allow-list, each of which is listed.
     """
     modules = [name for name in names if name.startswith(_MODULES)]

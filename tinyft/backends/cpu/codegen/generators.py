@@ -280,7 +280,7 @@ def _store_row(builder, right, row, squares: _Squares, i) -> None:
 
 
 def _cases(builder, number, choices):
-    """Yields each different choice, in a block that runs if `number` is its place."""
+    """Yield each different choice, in a block that runs if `number` is its place."""
     after = builder.append_basic_block("after")
     switch = builder.switch(number, after)
     for choice in {id(choice): choice for choice in choices}.values():

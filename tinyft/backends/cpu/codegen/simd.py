@@ -189,7 +189,7 @@ _define_operator(operator.mul, "fmul")
 def instruction(
     result: types.Type, *parameters: types.Type | str
 ) -> Callable[[Callable[..., object]], Callable[..., Any]]:  # in kernels types are Numba's
-    """Turns `write(builder, *values)`, which appends instructions, into a function for kernels.
+    """Turn `write(builder, *values)`, which appends instructions, into a function for kernels.
 
     `parameters` are Numba types. Where one is ADDRESS, the kernel passes a C-contiguous array (of
     any number of dimensions) and a flat index, and `write` gets a pointer.

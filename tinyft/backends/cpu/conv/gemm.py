@@ -191,7 +191,7 @@ def next_panel(rows, columns):
 
 @kernel
 def pack_panels(share, weight, taps, transposed, packed):
-    """Packs places `taps` (numbers r * S + s) of a kernel (R, S, C, F): rows (tap, c) and columns
+    """Pack places `taps` (numbers r * S + s) of a kernel (R, S, C, F): rows (tap, c) and columns
     f, or rows (tap, f) and columns c if transposed. An item is one place and LANES channels.
     """
     C, F = weight.shape[2:]

@@ -268,7 +268,7 @@ def copy_square(x, shape, picture, top, left, size, to, at):
 
 @helper
 def prefetch_tile(x, shape, place):
-    """Asks for the pixels of a tile: they arrive while the core computes. x is flat, shape its H,
+    """Ask for the pixels of a tile: they arrive while the core computes. x is flat, shape its H,
     W, C.
     """
     H, W, C = shape
@@ -281,7 +281,7 @@ def prefetch_tile(x, shape, place):
 
 @helper
 def prefetch_window(x, shape, padding, place):
-    """Asks for the middle of its window; the rest belongs to its neighbours."""
+    """Ask for the middle of its window; the rest belongs to its neighbours."""
     H, W, C = shape
     picture, top, left, _ = place
     for row in range(top - padding, top - padding + WINDOW):
@@ -370,7 +370,7 @@ def make_finish_tile(transform, side: int, stride: int):
 
     @helper
     def finish_tile(sums, at, plane, edge, place, y, shape, first, count, epilogue, large):
-        """Transforms the sums of a tile back and writes filters first : first + count of its
+        """Transform the sums of a tile back and write filters first : first + count of its
         pixels, as max(y + bias + residual, floor).
 
         shape: P, Q, F. large: y is written past the caches. sums[edge :]: room for tile * tile *
