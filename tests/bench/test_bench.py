@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tinyft.backends.cpu.conv import bf16
 from tinyft.backends.reference import peak_bytes_of_process
 from tinyft.bench import cases
 from tinyft.bench import measure as bench
@@ -70,10 +71,10 @@ def test_differences_are_parts_of_the_largest_value():
     sides = {"tinyft": lambda: ours, "near": lambda: ours + 1e-4, "far": lambda: ours + 0.5}
     found = bench.differences(sides)
     assert found == {"near": pytest.approx(0.5e-4), "far": pytest.approx(0.25)}
-    bench.check({"near": found["near"]})
+    bench.check({"near": found["near"]}, bench.DIFFERENCE)
     for wrong in (found["far"], np.nan):
         with pytest.raises(TinyftError, match="other computes something else"):
-            bench.check({"near": found["near"], "other": wrong})
+            bench.check({"near": found["near"], "other": wrong}, bench.DIFFERENCE)
 
 
 @pytest.mark.slow
@@ -91,8 +92,20 @@ def test_pytorch_and_onnx_runtime_compute_the_same(arch):
     if not (bench.installed("torch") or bench.installed("onnxruntime")):
         pytest.skip("neither PyTorch nor ONNX Runtime is installed")
     for mode in cases.MODES:
-        found = bench.differences(dict(bench._sides(case, mode, 1, alone=False)))
+        found = bench.differences(dict(bench.sides_of(case, mode, 1, alone=False)))
         assert all(difference < 1e-4 for difference in found.values()), found
+
+
+@pytest.mark.skipif(bf16.why_not() is not None, reason=bf16.why_not() or "works")
+def test_in_bf16_our_side_computes_something_else_and_pytorchs_joins_in():
+    case = Case("resnet50", 4, 64)
+    sides = dict(bench.sides_of(case, "inference", 1, alone=False, backend="cpu:bf16"))
+    sides["float32"] = cases.our_side(case, "inference")
+    found = bench.differences(sides)
+    assert bench.DIFFERENCE < found["float32"] < bench.BF16_DIFFERENCE
+    bench.check(found, bench.BF16_DIFFERENCE)
+    in_bf16 = {*bench.RIVALS["pytorch_bf16"], *bench.RIVALS["pytorch_bf16_folded"]}
+    assert in_bf16 <= set(sides) or not bench.installed("torch")
 
 
 # -------------------------------------------------------------------------------------- processes

@@ -131,9 +131,9 @@ def convolutions(case: Case) -> dict[tuple, int]:
     return count_of
 
 
-def algorithms(case: Case) -> dict[str, dict[str, int]]:
-    """By which algorithm the CPU backend computes the network's convolutions: {"conv2d": {"Winograd
-    stem": 1, "Winograd": 13, ...}, "conv2d_input_grad": ...}, in the order of its table.
+def algorithms(case: Case, precision: str | None = None) -> dict[str, dict[str, int]]:
+    """Tell by which algorithm the CPU backend computes the network's convolutions: {"conv2d":
+    {"Winograd stem": 1, "Winograd": 13, ...}, "conv2d_input_grad": ...}, in its table's order.
     """
     from tinyft.backends.cpu.conv.table import PASS_OF, TABLE, algorithm_of
 
@@ -142,7 +142,8 @@ def algorithms(case: Case) -> dict[str, dict[str, int]]:
         for kernel, counts in by_kernel.items():
             if kernel == "conv2d_input_grad" and picture[2] == 3:  # pictures need no gradient
                 continue
-            counts[algorithm_of(kernel, (case.batch_size, *picture), *layer)] += count
+            shapes = (case.batch_size, *picture), *layer
+            counts[algorithm_of(kernel, *shapes, precision)] += count
     return {
         kernel: {name: count for name, count in counts.items() if count}
         for kernel, counts in by_kernel.items()

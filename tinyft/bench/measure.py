@@ -1,7 +1,8 @@
 """The speed of a training step and of inference, beside PyTorch and ONNX Runtime where they are
 installed.
 
-All sides compute the same: same weights, same pictures, float32, same number of threads. They take
+All sides compute the same: same weights, same pictures, float32, same number of threads. With the
+backend `cpu:bf16` ours has its 1x1 convolutions in bf16, and PyTorch's autocast joins in. They take
 turns in one process, so that a machine that is slow for a while is slow for each. Before each
 measured call its side runs once unmeasured, and before that nothing runs for PAUSE seconds: threads
 of another side may still spin, and would take half of the machine.
@@ -34,6 +35,7 @@ from tinyft.errors import TinyftError
 
 PAUSE = 0.3  # s; OpenMP's threads spin for some 10 to 200 ms after their last work
 DIFFERENCE = 1e-3  # of the largest value; float32 in another order of summation stays below 1e-4
+BF16_DIFFERENCE = 0.05  # its factors are wrong by up to 2^-8; 20 to 50 layers make 3e-3 to 1e-2
 BUSY = 0.25  # waiting or running programs per core, before there is any of ours
 STEPS = 3  # from the second on all buffers exist
 WARM_STARTS = 3
@@ -50,6 +52,8 @@ CHILD = (
 RIVALS = {
     "pytorch": ("pytorch_nchw", "pytorch_channels_last"),
     "pytorch_folded": ("pytorch_nchw_folded", "pytorch_channels_last_folded"),
+    "pytorch_bf16": ("pytorch_nchw_bf16", "pytorch_channels_last_bf16"),
+    "pytorch_bf16_folded": ("pytorch_nchw_bf16_folded", "pytorch_channels_last_bf16_folded"),
     "onnxruntime": ("onnxruntime",),
 }
 
@@ -112,38 +116,62 @@ def differences(sides: dict[str, Side]) -> dict[str, float]:
     return {name: error_of(result, ours) for name, result in results.items()}
 
 
-def check(differing: dict[str, float]) -> None:
-    """Refuse sides that do not compute what we do.
+def check(differing: dict[str, float], allowed: float) -> None:
+    """Refuse sides that do not compute what we do, but for an error that is `allowed`.
 
     For inference only: a batch norm over a few values, as small maps and batches have in training,
     amplifies rounding without limit (float64 agrees to 1e-10 where float32 losses differ by 7 %).
     Raises: TinyftError
     """
     for name, difference in differing.items():
-        if not difference <= DIFFERENCE:
+        if not difference <= allowed:
             raise TinyftError(f"{name} computes something else: results differ by {difference:.2g}")
 
 
 def measure_case(
-    case: Case, mode: str, *, rounds: int, threads: int, alone: bool = False
+    case: Case,
+    mode: str,
+    *,
+    rounds: int,
+    threads: int,
+    alone: bool = False,
+    backend: str = "auto",
 ) -> dict[str, Any]:
-    """Times, ratios and differences of a mode, and the part that other programs took meanwhile."""
-    sides = dict(_sides(case, mode, threads, alone))
+    """Measure times, ratios and differences of a mode, ours computed by `backend`, and the part
+    that other programs took meanwhile.
+    """
+    sides = dict(sides_of(case, mode, threads, alone, backend))
     differing = differences(sides)
+    allowed = DIFFERENCE if backend == "auto" else BF16_DIFFERENCE
     if mode == "inference":
-        check(differing)
+        check(differing, allowed)
     before = Clock.read()
     summary = summarise(measure(sides, rounds))
     others = before.others(Clock.read())
-    return {"sides": summary, "ratios": ratios(summary), "differences": differing, "others": others}
+    return {
+        "sides": summary,
+        "ratios": ratios(summary),
+        "differences": differing,
+        "allowed": allowed,
+        "others": others,
+    }
 
 
-def _sides(case: Case, mode: str, threads: int, alone: bool) -> Iterator[tuple[str, Side]]:
-    yield OURS, our_side(case, mode)
+def sides_of(
+    case: Case, mode: str, threads: int, alone: bool, backend: str = "auto"
+) -> Iterator[tuple[str, Side]]:
+    """Make our side, computed by `backend`, and those of others that are installed."""
+    side = our_side(case, mode)
+
+    def ours() -> Any:
+        with backends.use(backend):
+            return side()
+
+    yield OURS, ours
     if not alone and installed("torch"):
         from tinyft.bench import pytorch
 
-        yield from pytorch.sides(case, mode, threads)
+        yield from pytorch.sides(case, mode, threads, bf16=backend == "cpu:bf16")
     limited = "ONEDNN_MAX_CPU_ISA" in os.environ  # by --isa; ONNX Runtime knows no such setting
     if not (alone or limited) and installed("onnxruntime") and mode == "inference":
         yield "onnxruntime", onnx_side(case, threads)

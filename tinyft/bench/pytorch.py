@@ -132,8 +132,10 @@ def _pictures(case: Case, layout: str) -> torch.Tensor:
     return pictures.contiguous(memory_format=LAYOUTS[layout])
 
 
-def training_side(case: Case, layout: str, device: str = "cpu", *, frozen: bool = False) -> Side:
-    """Train as `our_side` does, as PyTorch's tutorials write it."""
+def training_side(
+    case: Case, layout: str, device: str = "cpu", *, frozen: bool = False, bf16: bool = False
+) -> Side:
+    """Train as `our_side` does, as PyTorch's tutorials write it; with `bf16`, by autocast."""
     network = Network(build(case.arch, seed=0)).to(device, memory_format=LAYOUTS[layout])
     for name, parameter in network.named_parameters():
         parameter.requires_grad = name.startswith("fc.") or not frozen
@@ -144,7 +146,8 @@ def training_side(case: Case, layout: str, device: str = "cpu", *, frozen: bool 
 
     def step() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(network(pictures), labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = nn.functional.cross_entropy(network(pictures), labels)
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -152,27 +155,28 @@ def training_side(case: Case, layout: str, device: str = "cpu", *, frozen: bool 
     return step
 
 
-def inference_side(case: Case, layout: str, folded: bool) -> Side:
+def inference_side(case: Case, layout: str, *, folded: bool, bf16: bool = False) -> Side:
     """Eager inference, with the batch norms as they are or folded into the convolutions."""
     network = Network(build(case.arch, seed=0), folded).to(memory_format=LAYOUTS[layout]).eval()
     pictures = _pictures(case, layout)
 
     def infer() -> np.ndarray:
-        with torch.inference_mode():
-            return network(pictures).numpy()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return network(pictures).float().numpy()
 
     return infer
 
 
-def sides(case: Case, mode: str, threads: int) -> Iterator[tuple[str, Side]]:
-    """PyTorch's sides under the names of measure.RIVALS."""
+def sides(case: Case, mode: str, threads: int, *, bf16: bool = False) -> Iterator[tuple[str, Side]]:
+    """PyTorch's sides under the names of measure.RIVALS; with `bf16` also those by autocast."""
     torch.set_num_threads(threads)
-    for layout in LAYOUTS:
+    for layout, half in itertools.product(LAYOUTS, (False, True) if bf16 else (False,)):
+        name = f"pytorch_{layout}{'_bf16' if half else ''}"
         if mode == "training":
-            yield f"pytorch_{layout}", training_side(case, layout)
+            yield name, training_side(case, layout, bf16=half)
         else:
-            yield f"pytorch_{layout}", inference_side(case, layout, folded=False)
-            yield f"pytorch_{layout}_folded", inference_side(case, layout, folded=True)
+            yield name, inference_side(case, layout, folded=False, bf16=half)
+            yield f"{name}_folded", inference_side(case, layout, folded=True, bf16=half)
 
 
 # ------------------------------------------------------------------------------------- on a GPU

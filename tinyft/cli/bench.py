@@ -22,6 +22,8 @@ EXAMPLE = "tinyft bench --arch resnet18 --batch-size 16 --size 224"
 RIVALS = {
     "pytorch": "PyTorch's better layout",
     "pytorch_folded": "the same with batch norms folded",
+    "pytorch_bf16": "PyTorch's better layout in bf16",
+    "pytorch_bf16_folded": "the same with batch norms folded",
     "onnxruntime": "ONNX Runtime",
 }
 TITLES = {
@@ -62,7 +64,8 @@ def add_options(parser: Parser) -> None:
     add("--steps", type=whole(1), metavar="N", help="of --accuracy's curves (30)")
     add(
         "--backend", type=device, metavar="NAME",
-        help="gpu: check every kernel on a GPU, then measure layers and steps there",
+        help="cpu:bf16: measure our half precision, beside PyTorch's autocast; gpu: check every "
+        "kernel on a GPU, then measure layers and steps there",
     )  # fmt: skip
     add("--out", metavar="FILE", help="with --backend gpu: the JSON file (tinyft-bench-gpu.json)")
     add_json(parser)
@@ -72,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
     args.rounds = args.rounds or (FROZEN_ROUNDS if args.frozen else ROUNDS)
     if (args.backend or "cpu").startswith("gpu"):
         return _run_on_gpu(args)
-    if args.backend:
-        raise RequestError(f"--backend is gpu or left out for the CPU; got {args.backend}")
+    if args.backend not in (None, "cpu:bf16"):
+        raise RequestError(f"--backend is gpu, cpu:bf16 or left out; got {args.backend}")
     if args.out:
         raise RequestError("--out needs --backend gpu; results of the CPU are printed")
     if args.isa and os.environ | AVX2 != os.environ:
@@ -81,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     from tinyft import backends
     from tinyft.bench import measure as bench
 
-    backends.get("cpu")  # says what is missing
+    backends.get(args.backend or "cpu")  # says what is missing
     from tinyft.backends.cpu.runtime.threads import get_num_threads, set_num_threads
     from tinyft.cli import photos
 
@@ -142,6 +145,11 @@ def _check_request(args: argparse.Namespace) -> None:
     for option, kind in OF_KIND.items():
         if getattr(args, option) and not getattr(args, kind):
             raise RequestError(f"--{option} is for --{kind}")
+    if args.backend and any(kinds):
+        raise RequestError(
+            "--backend cpu:bf16 is for the times of steps and inference; leave out what measures "
+            "something else"
+        )
     if args.all and (args.frozen or args.accuracy):
         raise RequestError("--all is not for photos; name one network with --arch")
     for photos in (args.frozen, args.accuracy):
@@ -215,11 +223,17 @@ def _times(show: Any, case: Any, threads: int, args: argparse.Namespace) -> dict
     report = asdict(case)
     for mode in MODES:
         say(f"measuring {mode} of {case}")
-        options = {"rounds": args.rounds, "threads": threads, "alone": args.alone}
-        report[mode] = measure_case(case, mode, **options)
+        report[mode] = measure_case(
+            case,
+            mode,
+            rounds=args.rounds,
+            threads=threads,
+            alone=args.alone,
+            backend=args.backend or "auto",
+        )
         show(f"\n{case}: {TITLES[mode]}")
         _show_mode(show, report[mode])
-    report["algorithms"] = algorithms(case)
+    report["algorithms"] = algorithms(case, "bf16" if args.backend else None)
     show(f"\n{case}: tinyft's convolutions")
     for kernel, counts in report["algorithms"].items():
         names = ", ".join(f"{count} by {name}" for name, count in counts.items())
@@ -229,16 +243,14 @@ def _times(show: Any, case: Any, threads: int, args: argparse.Namespace) -> dict
 
 def _show_mode(show: Any, mode: dict[str, Any]) -> None:
     """A line for each side, and the ratios below."""
-    from tinyft.bench.measure import DIFFERENCE
-
-    show(f"  {'':32}{'median':>11}{'minimum':>11}")
+    show(f"  {'':38}{'median':>11}{'minimum':>11}")
     for name, side in mode["sides"].items():
         median, least = 1000 * side["median"], 1000 * side["min"]
-        show(f"  {NAMES[name]:32}{median:8.1f} ms{least:8.1f} ms")
+        show(f"  {NAMES[name]:38}{median:8.1f} ms{least:8.1f} ms")
     for rival, ratio in mode["ratios"].items():
         by_minima = f"({ratio['min']:.2f} by minima)"
         show(f"  {ratio['median']:.2f} times as fast as {RIVALS[rival]} {by_minima}")
-    if any(not difference <= DIFFERENCE for difference in mode["differences"].values()):
+    if any(not difference <= mode["allowed"] for difference in mode["differences"].values()):
         show("  note: the losses differ; batch norms of so few pixels amplify rounding")
     show_others(show, mode["others"])
 

@@ -20,6 +20,10 @@ NAMES = {
     "pytorch_channels_last": "PyTorch, channels_last",
     "pytorch_nchw_folded": "PyTorch, NCHW, folded",
     "pytorch_channels_last_folded": "PyTorch, channels_last, folded",
+    "pytorch_nchw_bf16": "PyTorch, NCHW, bf16",
+    "pytorch_channels_last_bf16": "PyTorch, channels_last, bf16",
+    "pytorch_nchw_bf16_folded": "PyTorch, NCHW, bf16, folded",
+    "pytorch_channels_last_bf16_folded": "PyTorch, channels_last, bf16, folded",
     "onnxruntime": "ONNX Runtime",
 }
 EPOCHS, SEEDS, STEPS = 3, 5, 30  # unless asked for others
