@@ -227,7 +227,7 @@ def test_requests_that_wait_are_computed_together(monkeypatch):
         thread.start()
     while len(service.waiting) < 20:
         pass
-    service._end(-1)
+    service.end(-1)
     for thread in threads:
         thread.join()
     assert sizes == [16, 4]

@@ -190,7 +190,7 @@ def test_features_and_a_head_are_found_and_used():
     assert learner.embed(IMAGES[:4]).shape == (4, 12) and learner.embed([]).shape == (0, 12)
     assert ft.inspection.grad_cams(learner, IMAGES[:2], np.array([0, 1])).shape == (2, 6, 6)
     folded = nn.fold(learner.model).network
-    assert isinstance(folded.stem._children["1"], nn.layers.Folded)
+    assert isinstance(dict(folded.named_modules())["stem.1"], nn.layers.Folded)
 
 
 def test_a_saved_head_knows_strangers(tmp_path):

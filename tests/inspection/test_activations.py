@@ -47,11 +47,11 @@ def test_a_traced_step_runs_on_with_the_change():
     assert [(n.op, n.layer) for n in trace][:3] == [
         ("conv2d", "0"), ("mul", "0"), ("batch_norm_train", "1"),
     ]  # fmt: skip
-    gradient = model._children["0"].weight.grad
+    gradient = dict(model.named_parameters())["0.weight"].grad
     assert not gradient[1].any() and gradient[0].any()
     assert not np.array_equal(changed.data, whole)
     np.testing.assert_array_equal(model(x).data, whole)
-    assert "forward" not in vars(model._children["0"])
+    assert "forward" not in vars(dict(model.named_modules())["0"])
 
 
 @pytest.mark.slow

@@ -263,7 +263,7 @@ def parts(tmp_path_factory) -> tuple[dict, list[bytes]]:
     learner.execute(learner.plan(1), observers=[ft.Ledger(path)])
     head, _, data = (path / "ledger.bin").read_bytes().split(b"\n", 2)
     tables = ledger_reading.layout(json.loads(head)["description"])
-    sizes = {n.encode(): ledger_file._dtype(of).itemsize + 12 for n, of in tables.items()}
+    sizes = {n.encode(): ledger_file.record_dtype(of).itemsize + 12 for n, of in tables.items()}
     records = []
     while data:
         size = sizes[data[:8].rstrip(b"\0")]

@@ -226,7 +226,7 @@ def run_backward(root: Recorded, gradient: Array) -> None:
         _, node = heapq.heappop(newest_first)
         dout = waiting.pop(node)
         gradients = _input_gradients(node, dout)
-        owners = [_owner(array) for array in (dout, *gradients)]
+        owners = [owner_of(array) for array in (dout, *gradients)]
         for parent, dinput, owner in zip(node.inputs, gradients, owners[1:], strict=True):
             if parent is None or dinput is None:
                 continue
@@ -266,8 +266,8 @@ def _add_to_leaf(leaf: Recorded, gradient: Array, borrowed: bool) -> None:
         leaf.grad += gradient
 
 
-def _owner(array: Array | None) -> int | None:
-    """The identity of the array that owns the memory of this one, which may be a view."""
+def owner_of(array: Array | None) -> int | None:
+    """Find the identity of the array that owns the memory of this one, which may be a view."""
     if array is None:
         return None
     base = array.base

@@ -139,13 +139,14 @@ class Answers:
                         return
                     self.computing, batch = me, self._next(request.backend)
                 self._answer(learner, batch)
-                self._end(me)
+                self.end(me)
         finally:  # Ctrl-C may come anywhere
-            self._end(me)
+            self.end(me)
             if not request.is_done and request in self.waiting:
                 self.waiting.remove(request)
 
-    def _end(self, me: int) -> None:
+    def end(self, me: int) -> None:
+        """Let another thread compute, if `me` is the one that does."""
         if self.computing == me:
             with self.changed:
                 self.computing = 0

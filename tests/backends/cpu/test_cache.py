@@ -123,7 +123,7 @@ def damage_bits(file):
 
 
 def damage_other_content(file):
-    compile_cache._write(file, b"not a pickle, with the right checksum")
+    compile_cache.write_payload(file, b"not a pickle, with the right checksum")
 
 
 @pytest.mark.slow
@@ -171,25 +171,25 @@ def test_another_cpu_has_another_folder(start):
 
 
 def test_hash_changes_with_any_source_version_and_setting(monkeypatch, tmp_path):
-    first = compile_cache._hash_of_everything()
-    assert compile_cache._hash_of_everything() == first
+    first = compile_cache.hash_of_everything()
+    assert compile_cache.hash_of_everything() == first
     settings = ("OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "SLP_VECTORIZE")
     decide = [(package, "__version__") for package in (numba, llvmlite, np)]
     decide += [(sys, "version"), *((numba.config, setting) for setting in settings)]
     for owner, name in decide:
         with monkeypatch.context() as changed:
             changed.setattr(owner, name, "another")
-            assert compile_cache._hash_of_everything() != first, name
+            assert compile_cache.hash_of_everything() != first, name
     here = Path(compile_cache.__file__).parents[1]
     shutil.copytree(here, tmp_path / "cpu")
     shutil.copy(here.parent / "philox.py", tmp_path)
     monkeypatch.setattr(compile_cache, "__file__", str(tmp_path / "cpu" / "codegen" / "cache.py"))
-    assert compile_cache._hash_of_everything() == first
+    assert compile_cache.hash_of_everything() == first
     for changed in ("cpu/codegen/generators.py", "cpu/conv/winograd/transforms.py", "philox.py"):
-        before = compile_cache._hash_of_everything()
+        before = compile_cache.hash_of_everything()
         with open(tmp_path / changed, "a") as source:
             source.write("\n")
-        assert compile_cache._hash_of_everything() != before
+        assert compile_cache.hash_of_everything() != before
 
 
 @pytest.mark.slow
@@ -309,7 +309,7 @@ def test_the_llvm_code_of_a_kernel_is_not_kept(monkeypatch, tmp_path):
 
     assert triple(2) == 6
     (file,) = tmp_path.glob("*.bin")
-    (_, kind, (machine_code, llvm_code)), *_ = pickle.loads(compile_cache._read(file))
+    (_, kind, (machine_code, llvm_code)), *_ = pickle.loads(compile_cache.read_payload(file))
     assert kind == "object" and machine_code
     functions = llvm.parse_bitcode(llvm_code).functions
     assert {len(list(function.blocks)) for function in functions} == {1}  # return, and no more

@@ -117,7 +117,7 @@ def test_a_view_of_any_kind_keeps_the_memory(view_of):
 @pytest.mark.parametrize("shape", [(SMALL,), BIG])
 def test_the_tape_knows_a_view_of_a_result(shape):
     array, other = workspace.empty(shape), workspace.empty(shape)
-    assert tape._owner(array.reshape(-1)[3:]) == tape._owner(array) != tape._owner(other)
+    assert tape.owner_of(array.reshape(-1)[3:]) == tape.owner_of(array) != tape.owner_of(other)
 
 
 def test_logits_that_are_kept_stay_over_three_steps():

@@ -104,7 +104,7 @@ class LedgerFile:
         """
         self.path, self.layout = path, layout
         records = layout(description)
-        self.dtypes = {name: _dtype(tables) for name, tables in records.items()}
+        self.dtypes = {name: record_dtype(tables) for name, tables in records.items()}
         columns = {t.name: t.columns for tables in records.values() for t in tables}
         head = {"format": FORMAT, "version": VERSION, "records": _listed(records),
                 "columns": columns, "description": description}  # fmt: skip
@@ -207,7 +207,7 @@ def _contents(data: bytes, layout: Layout) -> Contents:
     records = layout(head["description"])
     if head["records"] != _listed(records):
         raise ValueError("its records are not those of a ledger with its description")
-    dtypes = {name: _dtype(tables) for name, tables in records.items()}
+    dtypes = {name: record_dtype(tables) for name, tables in records.items()}
     rows, end, is_damaged = _walk(data, start, crc, {n: d.itemsize for n, d in dtypes.items()})
     arrays = {name: np.frombuffer(rows[name], dtype) for name, dtype in dtypes.items()}
     if not is_damaged:
@@ -252,5 +252,6 @@ def _listed(records: Records) -> dict[str, list[Any]]:
     return {n: [[t.name, t.dtype, list(t.row)] for t in of] for n, of in records.items()}
 
 
-def _dtype(tables: Sequence[Table]) -> np.dtype:
+def record_dtype(tables: Sequence[Table]) -> np.dtype:
+    """Make the dtype of a record: a field for each table."""
     return np.dtype([(table.name, table.dtype, table.row) for table in tables])

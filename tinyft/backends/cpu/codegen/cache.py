@@ -136,7 +136,7 @@ def folder() -> Path | None:
     """
     if not _sources():
         return None
-    place = cache_home() / f"kernels-{_hash_of_everything()}"
+    place = cache_home() / f"kernels-{hash_of_everything()}"
     try:
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place):
@@ -158,8 +158,8 @@ def cache_home() -> Path:
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("tinyft"))
 
 
-def _hash_of_everything() -> str:
-    """16 hexadecimal digits that change when compiled code may."""
+def hash_of_everything() -> str:
+    """Give 16 hexadecimal digits that change when compiled code may."""
     digest = hashlib.sha256()
     for source in _sources():
         digest.update(source.read_bytes())
@@ -213,7 +213,7 @@ class KernelCache:
     def load_overload(self, signature, target_context):
         """The compiled kernel, or None, upon which Numba compiles it."""
         file = self._file(signature)
-        payload = None if file is None else _read(file)
+        payload = None if file is None else read_payload(file)
         if payload is not None:
             try:
                 return compiler.unpacked(payload, target_context)
@@ -228,7 +228,7 @@ class KernelCache:
         if file is None:
             return
         try:
-            _write(file, compiler.packed(compiled))
+            write_payload(file, compiler.packed(compiled))
         except (AttributeError, ImportError) as error:
             compiler.note(error, compiler.NOT_KEPT)
         except Exception as error:  # a full disk, for example: it runs all the same
@@ -263,8 +263,8 @@ def _content(file: str) -> bytes:
         return b""
 
 
-def _read(file: Path) -> bytes | None:
-    """Return what `_write` wrote; None if the file is absent or damaged."""
+def read_payload(file: Path) -> bytes | None:
+    """Return what `write_payload` wrote; None if the file is absent or damaged."""
     try:
         data = file.read_bytes()
     except OSError:
@@ -273,8 +273,8 @@ def _read(file: Path) -> bytes | None:
     return payload if hashlib.sha256(payload).digest() == digest else None
 
 
-def _write(file: Path, payload: bytes) -> None:
-    """SHA-256 and payload, under a name of its own first: nobody sees half a file."""
+def write_payload(file: Path, payload: bytes) -> None:
+    """Write SHA-256 and payload, under another name first: nobody sees half a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix="unfinished-", dir=file.parent)
     try:
