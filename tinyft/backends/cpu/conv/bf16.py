@@ -208,13 +208,26 @@ def packed_words(weight: Array, transposed: bool) -> Array:
 # ---------------------------------------------------------------------- forward and input gradient
 
 
+@helper
+def place(x, number, P, Q, stride):
+    """Find the pixel of x that output pixel `number` is made of. (Divisions for each pixel of a
+    56x56 map took 6 to 11 % of 1x1 convolutions.)
+    """
+    _, H, W, C = x.shape
+    if stride == 1:
+        return number * C
+    picture, within = divmod(number, P * Q)
+    row, column = divmod(within, Q)
+    return ((picture * H + row * stride) * W + column * stride) * C
+
+
 @kernel
 def multiply_pixels(share, work, x, every, packed, y, grid, epilogue, direct, layout):
     """y = max(x[p every, q every] @ weights + bias + residual, floor) at the pixels of a grid in y,
     as `multiply_windows` of implicit_gemm.py takes it, for its row p and column q. layout: pixels
     of an item, words of a converted pixel, whether y is written past the caches, unless direct.
     """
-    N, H, W, C = x.shape
+    N, C = x.shape[0], x.shape[3]
     F = y.shape[3]
     rows, columns = grid[:2]
     pixels, pitch, large = layout
@@ -225,9 +238,7 @@ def multiply_pixels(share, work, x, every, packed, y, grid, epilogue, direct, la
     while item < total:
         count = min(pixels, total - item)
         for i in range(count):
-            picture, place = divmod(item + i, rows * columns)
-            row, column = divmod(place, columns)
-            pixel = ((picture * H + row * every) * W + column * every) * C
+            pixel = place(x, item + i, rows, columns, every)
             for c in range(0, steps, LANES):
                 vstore(work, i * pitch + c, vload_words(x_flat, pixel + 2 * c))
         out, out_offset, out_row = work, results, F + LANES
@@ -312,9 +323,9 @@ def multiply_pixels_transposed(share, work, x, stride, dout, sums, cut, layout):
             for i in range(0, pixels, 2):
                 alone = i + 1 == pixels  # the last of an odd number
                 at, source, second = i // 2 * pitch, (first + i) * F + first_filter, 0
-                pixel = _place(x, first + i, P, Q, stride) + first_channel
+                pixel = place(x, first + i, P, Q, stride) + first_channel
                 if not alone:
-                    second = _place(x, first + i + 1, P, Q, stride) + first_channel
+                    second = place(x, first + i + 1, P, Q, stride) + first_channel
                 for c in range(0, count, LANES):
                     other = zero if alone else vload(x, second + c)
                     vstore(work, at + c, vzip(vload(x, pixel + c), other))
@@ -332,15 +343,6 @@ def multiply_pixels_transposed(share, work, x, stride, dout, sums, cut, layout):
                 filter_count, (pixels + 1) // 2, first - start, ahead_x, ahead_dout, C, F,
             )  # fmt: skip
         item = next_item(share, items)
-
-
-@helper
-def _place(x, number, P, Q, stride):
-    """Find the pixel of x that output pixel `number` is made of."""
-    _, H, W, C = x.shape
-    picture, place = divmod(number, P * Q)
-    row, column = divmod(place, Q)
-    return ((picture * H + row * stride) * W + column * stride) * C
 
 
 def weight_grad(dout: Array, x: Array, dweight: Array, stride: int, padding: int) -> None:
