@@ -84,12 +84,12 @@ def run(args: argparse.Namespace) -> int:
     from tinyft import backends
     from tinyft.bench import measure as bench
 
+    _check_request(args)
     backends.get(args.backend or "cpu")  # says what is missing
     from tinyft.backends.cpu.runtime.threads import get_num_threads, set_num_threads
     from tinyft.cli import photos
 
     show = say if args.json else result
-    _check_request(args)
     on_photos = args.frozen or args.accuracy
     cases = _cases(args)
     if args.threads:
