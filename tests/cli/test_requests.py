@@ -1,5 +1,7 @@
 """Requests that cannot be fulfilled end in one line that says what to do, and the code 2."""
 
+import sys
+
 import h5py
 import pytest
 
@@ -64,7 +66,8 @@ def test_a_folder_called_like_published_weights(tinyft, pictures, tmp_path, monk
         ("empty", "no class folders with pictures in empty"),
         ("flat", "Then give the folder above"),
         (r"C:\photos\flowers", "is not a folder"),
-        ("x" * 300, "name too long"),
+        # Python 3.14 takes it for a folder that is not there
+        ("x" * 300, "name too long" if sys.version_info < (3, 14) else "is not a folder"),
     ],
 )
 def test_folders_that_are_none(tinyft, tmp_path, tiny, path, words):

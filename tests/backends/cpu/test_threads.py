@@ -403,7 +403,7 @@ while time.monotonic() < end:
     except KeyboardInterrupt:
         stops += 1
         signal.setitimer(signal.ITIMER_REAL, 0)
-        assert not threads._state.lock.locked()
+        assert not threads._state.users
 assert stops > 100, stops
 threads.set_num_threads(1)
 threads.set_num_threads(2)

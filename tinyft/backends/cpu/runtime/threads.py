@@ -25,6 +25,7 @@ own. Nothing waits for what it interrupts.
 
 from __future__ import annotations
 
+import collections
 import os
 import threading
 import time
@@ -214,7 +215,12 @@ def try_out() -> None:
 
 
 class _State:
-    """The pool, once there is one, and the lock that its user holds."""
+    """The pool, once there is one, and who wants it: the first of them has it.
+
+    No lock: from Python 3.14 on a Ctrl-C can come between a lock's `__enter__` and the block, and
+    leave it taken for ever. It never comes between `try:` and the call behind it, nor between
+    `finally:` and its first call: Python looks for signals when a call has ended.
+    """
 
     def __init__(self) -> None:
         self.wanted = 0  # threads asked for by set_num_threads; 0: not yet
@@ -222,7 +228,7 @@ class _State:
 
     def start_again(self) -> None:
         """In a forked child, which has none of the parent's threads, only their flags."""
-        self.lock = threading.Lock()
+        self.users: collections.deque[object] = collections.deque()
         self.pool: Pool | None = None
 
 
@@ -259,8 +265,10 @@ def run_with_scratch(size: int, function: Callable, *arguments) -> None:
 def _run(function: Callable, size: int, arguments: tuple) -> None:
     for listener in listeners:
         listener(function)
-    if not _state.lock.locked():
-        with _state.lock:  # acquire() and try: would leave an instant for a Ctrl-C between them
+    me = object()
+    try:
+        _state.users.append(me)
+        if _state.users[0] is me:
             try:
                 pool = _wanted_pool()
                 if pool is not None:
@@ -269,6 +277,8 @@ def _run(function: Callable, size: int, arguments: tuple) -> None:
             finally:
                 if _state.pool is not None and _state.pool.job is not None:
                     _state.pool = None  # a second Ctrl-C: its workers still compute, and keep it
+    finally:
+        _state.users.remove(me)
     function(whole_share(), *_scratch(size), *arguments)
 
 
@@ -297,9 +307,13 @@ def set_num_threads(count: int) -> None:
             f"the number of threads must be a whole number from 1 to {most}; got {count!r}"
         )
     _state.wanted = count
-    if not _state.lock.locked():  # else whoever has it may be what this call interrupts
-        with _state.lock:
+    me = object()
+    try:
+        _state.users.append(me)
+        if _state.users[0] is me:  # else the first may be what this call interrupts
             _wanted_pool(start=False)
+    finally:
+        _state.users.remove(me)
 
 
 def most_threads() -> int:
@@ -309,7 +323,7 @@ def most_threads() -> int:
 
 def _wanted_pool(start: bool = True) -> Pool | None:
     """The pool, with as many threads as are wanted now; None if that is one, or if there is none
-    yet and `start` is false. Under the lock.
+    yet and `start` is false. For the first user alone.
     """
     size, pool = _state.wanted or get_num_threads(), _state.pool
     if pool is not None and pool.size != size:
