@@ -79,14 +79,19 @@ def zip_bytes(content, storages: dict[str, bytes], **options) -> bytes:
     root = options.get("root", "archive")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", options.get("compression", zipfile.ZIP_STORED)) as archive:
+
+        def put(name: str, content: bytes | str) -> None:
+            """With a fixed time: these bytes are parts of tests' names, which workers share."""
+            archive.writestr(zipfile.ZipInfo(name), content, archive.compression)
+
         pickled = content if isinstance(content, bytes) else whole(content)
-        archive.writestr(f"{root}/data.pkl", pickled)
-        archive.writestr(f"{root}/byteorder", options.get("byteorder", "little"))
-        archive.writestr(f"{root}/version", "3\n")
+        put(f"{root}/data.pkl", pickled)
+        put(f"{root}/byteorder", options.get("byteorder", "little"))
+        put(f"{root}/version", "3\n")
         for key, raw in storages.items():
-            archive.writestr(f"{root}/data/{key}", raw)
+            put(f"{root}/data/{key}", raw)
         for name, raw in options.get("extra", {}).items():
-            archive.writestr(name, raw)
+            put(name, raw)
     return buffer.getvalue()
 
 
