@@ -136,7 +136,7 @@ def test_a_step_is_short_enough_to_be_read(make, most_files, most_lines):
         counted = re.search(r"It executes (\d+) lines in (\d+) files", PAGE.read_text())
         lines, files = map(int, counted.groups())
         assert abs(count.n_files - files) <= 1  # NumPy 2.0 has another file on the way
-        assert abs(count.n_lines - lines) <= 20  # some are Python's and NumPy's, of any version
+        assert abs(count.n_lines - lines) <= 30  # some are Python's and NumPy's, of any version
 
 
 def kernels_that_ran():
