@@ -71,10 +71,10 @@ def test_differences_are_parts_of_the_largest_value():
     sides = {"tinyft": lambda: ours, "near": lambda: ours + 1e-4, "far": lambda: ours + 0.5}
     found = bench.differences(sides)
     assert found == {"near": pytest.approx(0.5e-4), "far": pytest.approx(0.25)}
-    bench.check({"near": found["near"]}, bench.DIFFERENCE)
+    bench.check({"near": found["near"]})
     for wrong in (found["far"], np.nan):
         with pytest.raises(TinyftError, match="other computes something else"):
-            bench.check({"near": found["near"], "other": wrong}, bench.DIFFERENCE)
+            bench.check({"near": found["near"], "other": wrong})
 
 
 @pytest.mark.slow

@@ -65,8 +65,9 @@ def assert_same(printed, expected, tolerance):
     """The same words, and numbers that differ by at most one in their last digit, or `tolerance`
     for those between 0 and 1 and for percentages.
     """
-    # 100 % takes a column more than 99 %
-    words = [[NUMBER.sub("#", line).split() for line in lines] for lines in (printed, expected)]
+    # with the spaces before it: 100 % takes a column more than 99 %
+    number = re.compile(f" *(?:{NUMBER.pattern})")
+    words = [[number.sub("#", line) for line in lines] for lines in (printed, expected)]
     assert words[0] == words[1]
     for ours, theirs in zip(printed, expected, strict=True):
         for a, b in zip(NUMBER.findall(ours), NUMBER.findall(theirs), strict=True):

@@ -138,12 +138,12 @@ def algorithms(case: Case, precision: str | None = None) -> dict[str, dict[str, 
     from tinyft.backends.cpu.conv.table import PASS_OF, TABLE, algorithm_of
 
     by_kernel = {kernel: dict.fromkeys((row.name for row in TABLE), 0) for kernel in PASS_OF}
-    for (picture, *layer), count in convolutions(case).items():
+    for (picture, weight_shape, stride, padding), count in convolutions(case).items():
+        layer = (case.batch_size, *picture), weight_shape, stride, padding
         for kernel, counts in by_kernel.items():
             if kernel == "conv2d_input_grad" and picture[2] == 3:  # pictures need no gradient
                 continue
-            shapes = (case.batch_size, *picture), *layer
-            counts[algorithm_of(kernel, *shapes, precision)] += count
+            counts[algorithm_of(kernel, *layer, precision)] += count
     return {
         kernel: {name: count for name, count in counts.items() if count}
         for kernel, counts in by_kernel.items()

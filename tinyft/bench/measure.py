@@ -116,7 +116,7 @@ def differences(sides: dict[str, Side]) -> dict[str, float]:
     return {name: error_of(result, ours) for name, result in results.items()}
 
 
-def check(differing: dict[str, float], allowed: float) -> None:
+def check(differing: dict[str, float], allowed: float = DIFFERENCE) -> None:
     """Refuse sides that do not compute what we do, but for an error that is `allowed`.
 
     For inference only: a batch norm over a few values, as small maps and batches have in training,

@@ -38,11 +38,9 @@ from tinyft.backends.cpu.codegen import compiler
 from tinyft.backends.cpu.codegen.cache import helper, kernel
 from tinyft.backends.cpu.codegen.simd import (
     ADDRESS,
-    BLOCK_REGISTERS,
     BLOCK_ROWS,
     INT32,
     LANES,
-    LINE,
     PANEL,
     REGISTER,
     REST_ROWS,
@@ -53,7 +51,7 @@ from tinyft.backends.cpu.codegen.simd import (
     write_load,
 )
 from tinyft.backends.cpu.codegen.vectors import finish_streams, offset_between, vload, vset1, vstore
-from tinyft.backends.cpu.conv.gemm import in_pieces, pack, row_apart, sum_parts
+from tinyft.backends.cpu.conv.gemm import make_multiply, pack, row_apart, sum_parts
 from tinyft.backends.cpu.conv.implicit_gemm import clear, put_pixels
 from tinyft.backends.cpu.conv.layer import Epilogue, Layer, copied, round_up
 from tinyft.backends.cpu.memory_bound.arrays import large
@@ -129,43 +127,7 @@ def vzip(builder, x, y):
     return builder.bitcast(builder.shuffle_vector(rounded, rounded, mask), REGISTER)
 
 
-block, block_ahead = in_pieces(
-    BLOCK_ROWS, BLOCK_REGISTERS, 4, multiply_add=write_multiply_add_pairs
-)
-block_rest, _ = in_pieces(REST_ROWS, BLOCK_REGISTERS, multiply_add=write_multiply_add_pairs)
-
-
-@helper
-def multiply(
-    a, a_offset, a_row, a_step, b, b_offset, b_rows, c, c_offset, c_row, M, N, K, accumulate,
-    ahead_a, ahead_b, ahead_a_row, ahead_b_row,
-):  # fmt: skip
-    """Do as gemm.py's `multiply_ahead` with K words for 2 K numbers. N is a multiple of PANEL.
-
-    What is fetched are 2 K rows of two matrices of numbers, of which the next words are made: the
-    first K during the first panel or block, the others during the second.
-    """
-    full = M // BLOCK_ROWS * BLOCK_ROWS
-    for j in range(0, N, PANEL):
-        panel = b_offset + j * b_rows
-        next_b = ahead_b + j - j * b_rows
-        fetch_a = ahead_a != 0 and j < 2 * PANEL
-        for i in range(0, full, BLOCK_ROWS):
-            a_at, c_at = a_offset + i * a_row, c_offset + i * c_row + j
-            fetch_b = ahead_b != 0 and i < 2 * BLOCK_ROWS
-            if fetch_a or fetch_b:
-                next_a = ahead_a + j // PANEL * K * ahead_a_row + i // BLOCK_ROWS * LINE - i * a_row
-                block_ahead(
-                    a, a_at, a_row, a_step, b, panel, c, c_at, c_row, K, accumulate,
-                    next_a if fetch_a else 0, ahead_a_row if fetch_a else 0,
-                    next_b + i // BLOCK_ROWS * K * ahead_b_row if fetch_b else 0,
-                    ahead_b_row if fetch_b else 0,
-                )  # fmt: skip
-            else:
-                block(a, a_at, a_row, a_step, b, panel, c, c_at, c_row, K, accumulate)
-        for i in range(full, M, REST_ROWS):
-            a_at, c_at = a_offset + i * a_row, c_offset + i * c_row + j
-            block_rest(a, a_at, a_row, a_step, b, panel, c, c_at, c_row, K, accumulate)
+multiply_ahead = make_multiply(numbers=2, multiply_add=write_multiply_add_pairs)
 
 
 # ----------------------------------------------------------------------------------------- weights
@@ -246,8 +208,8 @@ def multiply_pixels(share, work, x, every, packed, y, grid, epilogue, direct, la
             out, out_offset, out_row = y_flat, item * F, F
         full = (count + REST_ROWS - 1) // REST_ROWS * REST_ROWS
         for k in range(0, steps, STEPS):
-            multiply(
-                work, k, pitch, 1, packed, k * PANEL, steps, out, out_offset, out_row, full, F,
+            multiply_ahead(
+                work, k, pitch, 1, packed, 0, steps, k, out, out_offset, out_row, full, F,
                 min(STEPS, steps - k), k, 0, 0, 0, 0,
             )  # fmt: skip
         if not (direct and count % REST_ROWS == 0):
@@ -338,8 +300,8 @@ def multiply_pixels_transposed(share, work, x, stride, dout, sums, cut, layout):
                 if stride == 1:
                     ahead_x = offset_between(work, 0, x, following * C + first_channel)
                 ahead_dout = offset_between(work, packed, dout, following * F + first_filter)
-            multiply(
-                work, 0, 1, pitch, work, packed, panel_rows, sums, to, sums_pitch, count,
+            multiply_ahead(
+                work, 0, 1, pitch, work, packed, panel_rows, 0, sums, to, sums_pitch, count,
                 filter_count, (pixels + 1) // 2, first - start, ahead_x, ahead_dout, C, F,
             )  # fmt: skip
         item = next_item(share, items)

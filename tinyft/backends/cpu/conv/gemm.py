@@ -115,60 +115,72 @@ def in_pieces(rows: int, registers: int, unroll: int = 1, **how: Any):
     return block, block_ahead
 
 
-block_wide, block_wide_ahead = in_pieces(BLOCK_ROWS, BLOCK_REGISTERS, unroll=4)
-block_wide_rest, _ = in_pieces(REST_ROWS, BLOCK_REGISTERS)
-block_narrow, _ = in_pieces(BLOCK_ROWS, 1)
-block_narrow_rest, _ = in_pieces(REST_ROWS, 1)
-
-
-@helper
-def multiply_ahead(
-    a, a_offset, a_row, a_step, b, b_offset, b_rows, b_first, c, c_offset, c_row, M, N, K,
-    accumulate, ahead_a, ahead_b, ahead_a_row, ahead_b_row,
-):  # fmt: skip
-    """c (M, N) (+)= A (M, K) @ B[b_first : b_first + K] (K, N).
-
-    `accumulate` 0 overwrites c, any other number adds to it: callers pass the counter of the loop
-    that they add up over. M is a multiple of REST_ROWS, N of LANES, K >= 1. A's element (i, k) is
-    at a_offset + i * a_row + k * a_step. B is a packed matrix of `b_rows` rows, at b_offset.
-
-    If not 0, ahead_a and ahead_b say how many floats from here the A and the panel of B lie that
-    are needed next and not in L2. They are fetched meanwhile: the next A while the first panel is
-    multiplied, and a panel's successor while it is multiplied by the first rows. ahead_a_row and
-    ahead_b_row: 0 if they lie line after line; for K rows of a matrix, of each of which a line is
-    fetched, how many floats these are apart.
+def make_multiply(numbers: int = 1, **how: Any):
+    """Write `multiply_ahead` with micro-kernels of one kind: `how` as `in_pieces` takes it, and how
+    many `numbers` of a row or column of the operands an element stands for.
     """
-    full = M // BOTH_ROWS * BOTH_ROWS
-    line_a, step_a = (AHEAD, ahead_a_row) if ahead_a_row else (K * AHEAD, AHEAD)
-    step_b = ahead_b_row if ahead_b_row else PANEL
-    j = 0
-    while j + PANEL <= N:
-        panel = b_offset + j * b_rows + b_first * PANEL
-        next_b = ahead_b + (j - j * b_rows if ahead_b_row else 0)
-        for i in range(0, full, BLOCK_ROWS):
-            a_at, c_at = a_offset + i * a_row, c_offset + i * c_row + j
-            fetch_a, fetch_b = ahead_a != 0 and j == 0, ahead_b != 0 and i == 0
-            if fetch_a or fetch_b:
-                next_a = ahead_a + i // BLOCK_ROWS * line_a - i * a_row
-                block_wide_ahead(
-                    a, a_at, a_row, a_step, b, panel, c, c_at, c_row, K, accumulate,
-                    next_a if fetch_a else 0, step_a if fetch_a else 0,
-                    next_b if fetch_b else 0, step_b if fetch_b else 0,
-                )  # fmt: skip
-            else:
-                block_wide(a, a_at, a_row, a_step, b, panel, c, c_at, c_row, K, accumulate)
-        for i in range(full, M, REST_ROWS):
-            a_at, c_at = a_offset + i * a_row, c_offset + i * c_row + j
-            block_wide_rest(a, a_at, a_row, a_step, b, panel, c, c_at, c_row, K, accumulate)
-        j += PANEL
-    if j < N:
-        panel = b_offset + j * b_rows + b_first * LANES
-        for i in range(0, full, BLOCK_ROWS):
-            a_at, c_at = a_offset + i * a_row, c_offset + i * c_row + j
-            block_narrow(a, a_at, a_row, a_step, b, panel, c, c_at, c_row, K, accumulate)
-        for i in range(full, M, REST_ROWS):
-            a_at, c_at = a_offset + i * a_row, c_offset + i * c_row + j
-            block_narrow_rest(a, a_at, a_row, a_step, b, panel, c, c_at, c_row, K, accumulate)
+    wide, wide_ahead = in_pieces(BLOCK_ROWS, BLOCK_REGISTERS, unroll=4, **how)
+    wide_rest, _ = in_pieces(REST_ROWS, BLOCK_REGISTERS, **how)
+    narrow, _ = in_pieces(BLOCK_ROWS, 1, **how)
+    narrow_rest, _ = in_pieces(REST_ROWS, 1, **how)
+
+    @helper
+    def multiply_ahead(
+        a, a_offset, a_row, a_step, b, b_offset, b_rows, b_first, c, c_offset, c_row, M, N, K,
+        accumulate, ahead_a, ahead_b, ahead_a_row, ahead_b_row,
+    ):  # fmt: skip
+        """c (M, N) (+)= A (M, K) @ B[b_first : b_first + K] (K, N).
+
+        `accumulate` 0 overwrites c, any other number adds to it: callers pass the counter of the
+        loop that they add up over. M is a multiple of REST_ROWS, N of LANES, K >= 1. A's element
+        (i, k) is at a_offset + i * a_row + k * a_step. B is a packed matrix of `b_rows` rows, at
+        b_offset.
+
+        If not 0, ahead_a and ahead_b say how many floats from here the A and the panel of B lie
+        that are needed next and not in L2. They are fetched meanwhile: the next A while the first
+        panel is multiplied, and a panel's successor while it is multiplied by the first rows.
+        ahead_a_row and ahead_b_row: 0 if they lie line after line; for the K * `numbers` rows of a
+        matrix, of each of which a line is fetched, how many floats these are apart. The second K
+        of them are fetched during the second panel, and by the second rows.
+        """
+        full = M // BOTH_ROWS * BOTH_ROWS
+        line_a, step_a = (AHEAD, ahead_a_row) if ahead_a_row else (K * AHEAD, AHEAD)
+        step_b = ahead_b_row if ahead_b_row else PANEL
+        j = 0
+        while j + PANEL <= N:
+            panel = b_offset + j * b_rows + b_first * PANEL
+            next_b = ahead_b + (j - j * b_rows if ahead_b_row else 0)
+            for i in range(0, full, BLOCK_ROWS):
+                a_at, c_at = a_offset + i * a_row, c_offset + i * c_row + j
+                fetch_a = ahead_a != 0 and j < numbers * PANEL
+                fetch_b = ahead_b != 0 and i < numbers * BLOCK_ROWS
+                if fetch_a or fetch_b:
+                    turn_a, turn_b = j // PANEL, i // BLOCK_ROWS
+                    next_a = ahead_a + turn_a * K * step_a + turn_b * line_a - i * a_row
+                    wide_ahead(
+                        a, a_at, a_row, a_step, b, panel, c, c_at, c_row, K, accumulate,
+                        next_a if fetch_a else 0, step_a if fetch_a else 0,
+                        next_b + turn_b * K * step_b if fetch_b else 0, step_b if fetch_b else 0,
+                    )  # fmt: skip
+                else:
+                    wide(a, a_at, a_row, a_step, b, panel, c, c_at, c_row, K, accumulate)
+            for i in range(full, M, REST_ROWS):
+                a_at, c_at = a_offset + i * a_row, c_offset + i * c_row + j
+                wide_rest(a, a_at, a_row, a_step, b, panel, c, c_at, c_row, K, accumulate)
+            j += PANEL
+        if j < N:
+            panel = b_offset + j * b_rows + b_first * LANES
+            for i in range(0, full, BLOCK_ROWS):
+                a_at, c_at = a_offset + i * a_row, c_offset + i * c_row + j
+                narrow(a, a_at, a_row, a_step, b, panel, c, c_at, c_row, K, accumulate)
+            for i in range(full, M, REST_ROWS):
+                a_at, c_at = a_offset + i * a_row, c_offset + i * c_row + j
+                narrow_rest(a, a_at, a_row, a_step, b, panel, c, c_at, c_row, K, accumulate)
+
+    return multiply_ahead
+
+
+multiply_ahead = make_multiply()
 
 
 @helper

@@ -17,10 +17,9 @@ item: by then all threads before it compute without the GIL. This took a call of
 from 54 to 7 microseconds (Intel Xeon, 2 threads), and a step of `resnet10s` from 38.6 to 36.4 ms.
 
 **A user's own threads** may call kernels at the same time. One of them gets the pool; the others
-compute in their own thread (or wait for one kernel, if they came at the same moment). A forked
-child starts a pool of its own. **A signal handler** that computes may interrupt a kernel's call
-whose workers still compute: it finds the pool taken and computes alone, in scratch memory of its
-own. Nothing waits for what it interrupts.
+compute in their own thread. A forked child starts a pool of its own. **A signal handler** that
+computes may interrupt a kernel's call whose workers still compute: it finds the pool taken and
+computes alone, in scratch memory of its own. Nothing waits for what it interrupts.
 """
 
 from __future__ import annotations
@@ -306,14 +305,7 @@ def set_num_threads(count: int) -> None:
         raise ValueError(
             f"the number of threads must be a whole number from 1 to {most}; got {count!r}"
         )
-    _state.wanted = count
-    me = object()
-    try:
-        _state.users.append(me)
-        if _state.users[0] is me:  # else the first may be what this call interrupts
-            _wanted_pool(start=False)
-    finally:
-        _state.users.remove(me)
+    _state.wanted = count  # the next kernel has a pool of that size made
 
 
 def most_threads() -> int:
@@ -321,15 +313,13 @@ def most_threads() -> int:
     return MOST_PER_CORE * (os.cpu_count() or 1)
 
 
-def _wanted_pool(start: bool = True) -> Pool | None:
-    """The pool, with as many threads as are wanted now; None if that is one, or if there is none
-    yet and `start` is false. For the first user alone.
-    """
+def _wanted_pool() -> Pool | None:
+    """The pool, with as many threads as are wanted now; None if that is one. For its user alone."""
     size, pool = _state.wanted or get_num_threads(), _state.pool
     if pool is not None and pool.size != size:
         _state.pool = None
         pool.close()
-    if _state.pool is None and size > 1 and start:
+    if _state.pool is None and size > 1:
         _state.pool = Pool(size)
     return _state.pool
 
