@@ -67,6 +67,33 @@ def test_saving_again_looks_at_no_picture_twice(saved, monkeypatch, tmp_path):
     assert ft.load_learner(tmp_path / "c.h5").answers.known.valid == 9
 
 
+def test_what_validation_has_computed_is_not_computed_again(monkeypatch):
+    learner = small_learner()
+    learner.fine_tune(1)
+    parts, own_features = [], known.own_features
+
+    def noted(training, split, ids):
+        parts.append(split)
+        return own_features(training, split, ids)
+
+    monkeypatch.setattr(known, "own_features", noted)
+    seen = known.learn(learner)
+    assert parts == ["train"]
+    learner.answers.forget()
+    again = known.learn(learner)
+    assert parts == ["train", "train", "valid"]
+    assert again.settings() == seen.settings() and np.array_equal(again.features, seen.features)
+
+    learner.answers.known = None
+    learner.evaluate()
+    learner.data = small_data(size=16)  # other pictures than were validated
+    known.learn(learner)
+    learner.evaluate()
+    learner.model.conv1.weight.data *= 1.5  # other weights
+    known.learn(learner)
+    assert parts[3:] == ["train", "valid"] * 2
+
+
 def test_pictures_that_are_gone_are_no_reason_not_to_save(monkeypatch, tmp_path):
     learner = small_learner()
 

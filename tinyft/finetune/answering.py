@@ -92,6 +92,8 @@ class Answers:
         """
         self.kept: tuple[Any, FoldedNetwork[Module]] | None = None
         self.known: Known | None = None
+        # of the last evaluation: the pictures, how they were prepared, features (n_valid, F)
+        self.validated: tuple[Any, Any, np.ndarray] | None = None
 
     def network(self, learner: Learner) -> FoldedNetwork[Module]:
         """The learner's network, folded for the backend in use: the same one until any parameter,
@@ -101,7 +103,7 @@ class Answers:
         checksum = fingerprint(model), learner.mirrored
         now = model, checksum, backends.of(np.empty(0)).name
         if kept is not None and kept[0][:2] != now[:2]:
-            self.known = None
+            self.known = self.validated = None
         if kept is None or kept[0] != now:
             kept = self.kept = None  # before the next one takes its memory
             kept = self.kept = now, fold(model, mirrored=learner.mirrored)
@@ -172,7 +174,7 @@ class Answers:
             images = np.concatenate(asked) if len(asked) > 1 else asked[0]
             with no_grad(), backends.use(learner.device):
                 network = self.network(learner).network
-                outputs = _computed(network, learner.input(images), learner.has_features)
+                outputs = computed(network, learner.input(images), learner.has_features)
                 if not any(request.maps for request in batch):
                     del outputs[2:]
                 outputs = [backends.host(array) for array in outputs]
@@ -187,17 +189,21 @@ class Answers:
             self.waiting[:0] = [request for request in batch if not request.is_done]
 
 
-def _computed(network: Module, x: Tensor, has_features: bool) -> list[np.ndarray]:
-    """Give logits (N, C), features (N, F), and the features as they are."""
+def computed(network: Module, x: Tensor, has_features: bool) -> list[np.ndarray]:
+    """Give logits (N, C), features (N, F), and the features as they are; under no_grad."""
     if not has_features:
         logits = network(x).data
         return [logits, logits[:, :0]]
     body, head = halves(network)
     maps = body(x)
-    pooled = global_average_pool(maps) if maps.ndim == 4 else maps
     changed = "forward" in vars(network)  # as a whole: see inspection/trace/activations.py
     logits = network(x) if changed else head(maps)
-    return [logits.data, pooled.data, maps.data]
+    return [logits.data, pooled(maps), maps.data]
+
+
+def pooled(features: Tensor) -> np.ndarray:
+    """(N, h, w, F) or (N, F) -> the mean over all places, (N, F)"""
+    return global_average_pool(features).data if features.ndim == 4 else features.data
 
 
 # ------------------------------------------------------------------------- from pictures to answers

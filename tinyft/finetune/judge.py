@@ -15,7 +15,9 @@ from tinyft.data.loader import Batch, PictureData, expect_pictures
 from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import DataError, NonFiniteLossError
+from tinyft.finetune.answering import computed, pooled
 from tinyft.finetune.groups import rates_in_words
+from tinyft.finetune.known import MOST
 from tinyft.finetune.records import Evaluation
 from tinyft.finetune.training import REMEDY
 from tinyft.nn.layer_table import halves
@@ -35,24 +37,18 @@ def evaluate(
     """
     data = data or training.own_data()
     expect_judgeable(training, data)
-
-    def batches() -> Iterator[Batch]:
-        decoded = data.valid_batches(training.adjusted_preprocess())
-        return backends.get(training.device).uploads(decoded)
-
+    keeps_features = data is training.data and training.has_features and data.n_valid <= MOST
+    judged, features = [], []
     with no_grad(), backends.use(training.device):
-        network = training.answers.network(training)
-        cache = training.cache if data is training.data else None
-        if cache is None:
-            scored = ((network(training.input(b.images)), b.labels) for b in batches())
-        else:
-            body, head = halves(network.network)
-            scored = ((head(x), labels) for x, labels in cache.valid_features(body, batches))
-        judged = []
-        for scores, labels in scored:
-            judged.append((*judge(training, scores, labels), labels))
+        for scores, described, labels in _outputs(training, data):
+            judged.append((*judge(training, Tensor.wrap(scores), labels), labels))
             if logits is not None:
-                logits.append(backends.host(scores.data))
+                logits.append(backends.host(scores))
+            if keeps_features:
+                features.append(described)
+    if keeps_features:  # for `learn`, which would compute them once more
+        described = np.concatenate([backends.host(each) for each in features])  # (n_valid, F)
+        training.answers.validated = data, training.adjusted_preprocess(), described
     loss = sum(float(backends.host(loss)) * len(labels) for _, loss, labels in judged)
     right = np.concatenate([backends.host(right) for right, _, _ in judged])
     shown = np.concatenate([labels for _, _, labels in judged])
@@ -60,6 +56,30 @@ def evaluate(
     if data.uneven:
         balanced = float(np.mean([right[shown == label].mean() for label in np.unique(shown)]))
     return Evaluation(data.n_valid, int(right.sum()) / len(right), loss / len(right), balanced)
+
+
+def _outputs(
+    training: Training, data: PictureData
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield logits (N, C), features (N, F) and labels (N,) of each validation batch; under no_grad.
+    The body's output may be kept, of the learner's own pictures.
+    """
+    network = training.answers.network(training).network
+    cache = training.cache if data is training.data else None
+
+    def batches() -> Iterator[Batch]:
+        decoded = data.valid_batches(training.adjusted_preprocess())
+        return backends.get(training.device).uploads(decoded)
+
+    if cache is not None:
+        body, head = halves(network)
+        for maps, labels in cache.valid_features(body, batches):
+            yield head(maps).data, pooled(maps), labels
+        return
+    for batch in batches():
+        x = training.input(batch.images)
+        logits, features, *_ = computed(network, x, training.has_features)
+        yield logits, features, batch.labels
 
 
 def expect_finite(training: Training, judged: Evaluation) -> None:

@@ -84,8 +84,9 @@ class Known:
 
 
 def learn(training: Any) -> Known | None:
-    """Look at a learner's own pictures once more, as validation shows them; what it knows already
-    if nothing has changed since. None, with a warning where that is news, if none can be read.
+    """Look at a learner's own pictures once more, as validation shows them. What is known already,
+    or was computed by the last evaluation, is taken if nothing has changed since. None, with a
+    warning where that is news, if no picture can be read.
     """
     service, data = training.answers, training.data
     with backends.use(training.device):
@@ -98,8 +99,7 @@ def learn(training: Any) -> Known | None:
         names = data.files("train")
         known = Known(features, [names[i] for i in chosen], None, 0, 0)
         if data.n_valid:
-            others = evenly_chosen(data.ids("valid"), data.labels["valid"], training.seed)
-            valid = own_features(training, "valid", others)
+            valid = _validation_features(training)
             similarities = np.array([each["similarity"] for each in known.judge(valid)])
             threshold = float(np.quantile(similarities, FALSE_ALARMS))
             flagged = int((similarities < threshold).sum())
@@ -111,6 +111,19 @@ def learn(training: Any) -> Known | None:
         return None
     service.known = known
     return known
+
+
+def _validation_features(training: Any) -> np.ndarray:
+    """The features of at most MOST validation pictures: (n, F). Those of the last evaluation, if it
+    was of these pictures with these weights.
+    """
+    data, validated = training.own_data(), training.answers.validated
+    if validated is not None:
+        shown, preprocess, features = validated
+        if shown is data and preprocess == training.adjusted_preprocess():
+            return features
+    ids = evenly_chosen(data.ids("valid"), data.labels["valid"], training.seed)
+    return own_features(training, "valid", ids)
 
 
 def own_features(training: Any, split: str, ids: np.ndarray) -> np.ndarray:
