@@ -427,13 +427,17 @@ class Backend:
         x = pixels.astype(dtype) / np.asarray(255, dtype)
         return (x - mean.astype(dtype)) / std.astype(dtype)
 
+    # Two types are ignored: NumPy 2.5 declares `keepdims` as a literal only, older ones as a bool.
+
     def sum(self, x: Array, axis: tuple[int, ...] | None, keepdims: bool = False) -> Array:
         """Sum over `axis` (None: everything), accumulated in float64."""
-        return x.sum(axis, dtype=np.float64, keepdims=keepdims).astype(x.dtype)
+        wide = x.sum(axis, dtype=np.float64, keepdims=keepdims)  # type: ignore[call-overload, unused-ignore]
+        return wide.astype(x.dtype)
 
     def mean(self, x: Array, axis: tuple[int, ...] | None, keepdims: bool = False) -> Array:
         """Mean over `axis` (None: everything), accumulated in float64."""
-        return x.mean(axis, dtype=np.float64, keepdims=keepdims).astype(x.dtype)
+        wide = x.mean(axis, dtype=np.float64, keepdims=keepdims)  # type: ignore[call-overload, unused-ignore]
+        return wide.astype(x.dtype)
 
     def broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
         """x repeated to `shape`, as a new array."""
