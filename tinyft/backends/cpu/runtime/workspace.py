@@ -41,7 +41,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray as Array
@@ -75,7 +75,7 @@ class Segment:
         """Raises: MemoryError"""
         # Private: with shared memory (the default of mmap) a forked child would write into ours,
         # and Linux gives it no huge pages.
-        flags = {}
+        flags: dict[str, Any] = {}
         if hasattr(mmap, "MAP_PRIVATE"):
             flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
         try:
