@@ -118,8 +118,8 @@ def working_picture(source: Source, preprocess: Preprocess) -> np.ndarray:
 
 
 def shown(picture: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """Cut the middle out of a working picture; with `whole_square` it resamples the whole middle
-    square instead, as augmentation does with a draw that changes nothing.
+    """Cut the middle out of a working picture; with `whole_square`, if the middle square is larger,
+    it resamples all of that instead, as augmentation does with a draw that changes nothing.
 
     Shapes:  picture (H, W, 3) uint8; out (S, S, 3) uint8, S = preprocess.crop
     """

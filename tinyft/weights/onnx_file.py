@@ -35,9 +35,10 @@ ATTRIBUTE_INT, ATTRIBUTE_INTS = 2, 7  # AttributeProto.AttributeType
 DESCRIPTION = """\
 pictures: decoded, RGB, upright, transparency over white; the shorter side resized to `resize` by
 Pillow's filter `interpolation`, which averages where it shrinks; then the middle `crop` x `crop`
-cut out, or if `whole_square` the middle square (half pixels to the left and to the top) sampled
-bilinearly to `crop` x `crop`, corner pixels on corner pixels. The metadata has these numbers as
-`preprocess`, and `classes`, in JSON. Mean and deviation are part of the graph.
+cut out (half pixels to the even side), or if `whole_square` and `resize` is above `crop` the middle
+square (half pixels to the left and to the top) sampled bilinearly to `crop` x `crop`, corner pixels
+on corner pixels. The metadata has these numbers as `preprocess`, and `classes`, in JSON. Mean and
+deviation are part of the graph.
 """
 
 
