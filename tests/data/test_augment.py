@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyft.data import augment
-from tinyft.data.augment import AugmentDraw, CropDraw
-from tinyft.data.picture import centre_crop, resize_box
+from tinyft.data.augment import AugmentDraw
+from tinyft.data.picture import centre_crop, resize_to
 from tinyft.data.resample import grid, light, sample
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "golden_augment.npz")
@@ -126,9 +126,9 @@ def test_fastai_resize_and_validation_crops_follow_from_the_same_parts():
     picture = GOLDEN["picture"]  # 17x23
     for key, position in (("valid", 0.5), ("train_seed7", random.Random(7).random())):
         left = int(position * 6)
-        out = resize_box(picture, (left, 0, left + 17, 17), (8, 8))
+        out = resize_to(picture[:17, left : left + 17], (8, 8))
         np.testing.assert_array_equal(out, GOLDEN[f"resize_crop_{key}"])
-    out = centre_crop(resize_box(picture, (0, 0, 23, 17), (16, 16)), 8)
+    out = centre_crop(resize_to(picture, (16, 16)), 8)
     np.testing.assert_array_equal(out, GOLDEN["rrc_valid"])
 
 
@@ -229,8 +229,9 @@ def test_a_draw_takes_the_same_numbers_whatever_comes_out():
 )
 def test_crops_lie_inside_the_picture(seed, height, width, min_scale):
     drawn = augment.draw_crop(np.random.default_rng(seed), height, width, min_scale)
-    assert drawn.left >= 0 and drawn.top >= 0 and drawn.width > 0 and drawn.height > 0
-    assert drawn.left + drawn.width <= width and drawn.top + drawn.height <= height
+    left, top, crop_width, crop_height = drawn
+    assert left >= 0 and top >= 0 and crop_width > 0 and crop_height > 0
+    assert left + crop_width <= width and top + crop_height <= height
 
 
 def test_a_crop_without_luck_is_the_largest_in_the_middle():
@@ -238,8 +239,8 @@ def test_a_crop_without_luck_is_the_largest_in_the_middle():
         def uniform(self, low, high):
             return high
 
-    assert augment.draw_crop(Unlucky(), 10, 100) == CropDraw(left=43, top=0, width=13, height=10)
-    assert augment.draw_crop(Unlucky(), 100, 10) == CropDraw(left=0, top=43, width=10, height=13)
+    assert augment.draw_crop(Unlucky(), 10, 100) == (43, 0, 13, 10)
+    assert augment.draw_crop(Unlucky(), 100, 10) == (0, 43, 10, 13)
 
 
 @pytest.mark.parametrize(

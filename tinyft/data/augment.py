@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinyft.data.picture import resize_box
+from tinyft.data.picture import resize_to
 from tinyft.data.resample import resample
 
 # The defaults of fastai 2.8.12, vision/augment.py, aug_transforms.
@@ -59,16 +59,6 @@ class AugmentDraw:
     warp: tuple[float, float] = (0.0, 0.0)
     brightness: float = 0.5
     contrast: float = 1.0
-
-
-@dataclass(frozen=True)
-class CropDraw:
-    """A part of the picture, in pixels, that will be resized to the output."""
-
-    left: int
-    top: int
-    width: int
-    height: int
 
 
 def draw(rng: np.random.Generator) -> AugmentDraw:
@@ -120,9 +110,10 @@ def apply(picture: np.ndarray, drawn: AugmentDraw, size: int) -> np.ndarray:
 
 def draw_crop(
     rng: np.random.Generator, height: int, width: int, min_scale: float = MIN_SCALE
-) -> CropDraw:
+) -> tuple[int, int, int, int]:
     """Draw a part with `min_scale` to all of the area, and sides in a ratio of 3:4 to 4:3.
 
+    Units:   out (left, top, width, height) in pixels
     Source:  fastai 2.8.12, RandomResizedCrop
     """
     for _ in range(ATTEMPTS):
@@ -132,28 +123,20 @@ def draw_crop(
         if 0 < crop_width <= width and 0 < crop_height <= height:
             left = int(rng.integers(0, width - crop_width, endpoint=True))
             top = int(rng.integers(0, height - crop_height, endpoint=True))
-            return CropDraw(left, top, crop_width, crop_height)
+            return left, top, crop_width, crop_height
     crop_width = min(width, max(1, int(height * RATIO[1])))  # no luck: the largest in the middle
     crop_height = min(height, max(1, int(width / RATIO[0])))
     left, top = (width - crop_width) // 2, (height - crop_height) // 2
-    return CropDraw(left, top, crop_width, crop_height)
-
-
-def apply_crop(picture: np.ndarray, drawn: CropDraw, size: int) -> np.ndarray:
-    """Resize that part of the picture to a square, by Pillow, whatever its shape.
-
-    Shapes:  picture (H, W, 3) uint8; out (size, size, 3) uint8
-    """
-    box = (drawn.left, drawn.top, drawn.left + drawn.width, drawn.top + drawn.height)
-    return resize_box(picture, box, (size, size))
+    return left, top, crop_width, crop_height
 
 
 def random_resized_crop(picture: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Apply one `draw_crop`: the augmentation called "crop".
+    """Resize one `draw_crop` to a square, by Pillow: the augmentation called "crop".
 
     Shapes:  picture (H, W, 3) uint8; out (size, size, 3) uint8
     """
-    return apply_crop(picture, draw_crop(rng, *picture.shape[:2]), size)
+    left, top, width, height = draw_crop(rng, *picture.shape[:2])
+    return resize_to(picture[top : top + height, left : left + width], (size, size))
 
 
 def random_shift(picture: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:

@@ -315,25 +315,20 @@ def resize_short_side(
     long = int(size * long / short)  # rounded down, as torchvision: 500x333 to 256 gives 384
     target = (long, size) if width > height else (size, long)
     check_size(*target)  # a narrow picture becomes large: 1x19 to 4096 has 319 Mpixel
-    return resize_box(picture, (0, 0, width, height), target, interpolation)
+    return resize_to(picture, target, interpolation)
 
 
-def resize_box(
-    picture: np.ndarray,
-    box: tuple[int, int, int, int],
-    target: tuple[int, int],
-    interpolation: str = "bilinear",
+def resize_to(
+    picture: np.ndarray, target: tuple[int, int], interpolation: str = "bilinear"
 ) -> np.ndarray:
-    """Resize a part of the picture to `target`, as if it had been cut out first.
+    """Resize the picture to `target`, which is (width, height) in pixels, as in Pillow.
 
     Shapes:  picture (H, W, 3) uint8; out (target[1], target[0], 3) uint8
-    Units:   pixels; `box` is (left, top, right, bottom), `target` (width, height), as in Pillow
     """
     from PIL import Image
 
-    left, top, right, bottom = box
-    part = Image.fromarray(np.ascontiguousarray(picture[top:bottom, left:right]))
-    return np.array(part.resize(target, Image.Resampling[interpolation.upper()]))
+    whole = Image.fromarray(np.ascontiguousarray(picture))
+    return np.array(whole.resize(target, Image.Resampling[interpolation.upper()]))
 
 
 def centre_crop(picture: np.ndarray, size: int) -> np.ndarray:

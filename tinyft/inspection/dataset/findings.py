@@ -12,7 +12,7 @@ import numpy as np
 
 from tinyft.data.folder import whole_picture
 from tinyft.data.loader import UNEVEN
-from tinyft.data.picture import resize_box
+from tinyft.data.picture import resize_to
 from tinyft.display import Displayed, counted, first_few, fitted, terminal_width
 from tinyft.errors import DataError
 from tinyft.inspection.html import Markup, escape, page, picture, table
@@ -316,7 +316,7 @@ def _figure(shown: Picture, caption: Markup) -> str:
             pixels = whole_picture(Path(pixels))
         height, width = pixels.shape[:2]
         across, down = (max(1, round(n * WIDTH / max(height, width))) for n in (width, height))
-        small = resize_box(pixels, (0, 0, width, height), (across, down))
+        small = resize_to(pixels, (across, down))
         drawn = picture(small, "", lossless=False)
     except DataError as error:
         drawn = escape(f"(not shown: {error})")

@@ -41,7 +41,7 @@ from tinyft.data.picture import (
     decode,
     orientation,
     printable,
-    resize_box,
+    resize_to,
     shown,
     working_picture,
 )
@@ -87,7 +87,7 @@ class Stage:
         if scale >= 1:
             return pixels
         target = max(1, round(width * scale)), max(1, round(height * scale))
-        return resize_box(pixels, (0, 0, width, height), target)
+        return resize_to(pixels, target)
 
     @property
     def numbers(self) -> str:
