@@ -36,7 +36,10 @@ from tinyft.weights.hdf5.tree import (
     MOST_ATTRIBUTES,
     MOST_DIMENSIONS,
     NAME,
+    Text,
     read_tree,
+    text_of,
+    value_of,
     write_tree,
 )
 
@@ -46,8 +49,6 @@ _HASH, _WHOLE_HASH = "content_sha256", "all_sha256"
 _DTYPES = ("<f4", "<f2", "<f8", "<i8", "<i4", "|u1")
 _LARGEST_ATTRIBUTE = 60_000  # bytes; HDF5 has 64 KiB for an attribute and what describes it
 _MOST_TEXTS = 100_000  # in one list; each takes fifty times its shortest length in memory
-
-Text = str | list[str]
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ def write_arrays(
     stored = {name: _stored_attribute(name, v) for name, v in {**stamp, **attributes}.items()}
     stored_texts = {name: _stored_text(name, text) for name, text in texts.items()}
     whole = _all_sha256(
-        {name: _value(value) for name, value in stored.items()},
-        {name: _value(text) for name, text in stored_texts.items()},
+        {name: value_of(value) for name, value in stored.items()},
+        {name: value_of(text) for name, text in stored_texts.items()},
     )
     stored[_WHOLE_HASH] = np.array(whole.encode())
     _check_counts(stored)
@@ -222,14 +223,10 @@ def open_arrays(path: str | os.PathLike[str], format: str) -> Iterator[ArrayFile
     """
     with damage_is_an_error(path), open(path, "rb") as file:
         try:
-            stored, groups = read_tree(file)
+            stored, values = read_tree(file)
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
-        attributes = {
-            _dotted(f"{group}/{name}" if group else name): value
-            for group, values in groups.items()
-            for name, value in values.items()
-        }
+        attributes = {_dotted(name): value for name, value in values.items()}
         _check_format(path, format, attributes)
         arrays: dict[str, LazyArray] = {}
         texts: dict[str, Text] = {}
@@ -240,7 +237,7 @@ def open_arrays(path: str | os.PathLike[str], format: str) -> Iterator[ArrayFile
                     raise WeightsError(
                         f"{name} is a list of {text.size:,} texts; {_MOST_TEXTS:,} are allowed"
                     )
-                texts[_dotted(name)] = _text(text.reshape(-1) if text.ndim else text)
+                texts[_dotted(name)] = text_of(text)
             else:
                 read = partial(item.read, file)
                 arrays[_dotted(name)] = LazyArray(item.shape, item.dtype.str, read)
@@ -286,15 +283,3 @@ def _check_whole(path: object, attributes: dict[str, object], texts: dict[str, T
             f"{path}: the sha256 of its attributes and texts is {computed}, the file says "
             f"{stored}; it is damaged or was edited; get it again"
         )
-
-
-def _value(array: np.ndarray) -> object:
-    """Return what is read of an attribute or a text: Python's own values, of numbers a tuple."""
-    if array.dtype.kind == "S":
-        return _text(array)
-    return tuple(array.tolist()) if array.ndim else array.item()
-
-
-def _text(array: np.ndarray) -> Text:
-    texts = [text.decode("utf-8") for text in array.reshape(-1).tolist()]
-    return texts if array.ndim else texts[0]

@@ -83,6 +83,7 @@ _SUPERBLOCK = 48  # bytes
 _ALIGNED = 8
 
 Message = tuple[int, bytes]  # its number, its body
+Text = str | list[str]
 
 
 # ----------------------------------------------------------------------------------------- reading
@@ -110,9 +111,9 @@ class Stored:
         return array.astype(self.dtype.newbyteorder("="), copy=False)
 
 
-def read_tree(file: BinaryIO) -> tuple[dict[str, Stored], dict[str, dict[str, object]]]:
-    """Find every array, and the attributes of every group, by path (`weights/conv1`, the root
-    "").
+def read_tree(file: BinaryIO) -> tuple[dict[str, Stored], dict[str, object]]:
+    """Find every array, and every attribute of a group, by path (`weights/conv1/weight`; an
+    attribute's last part is its own name).
 
     Raises: WeightsError at the first structure that a plain file of plain arrays does not have;
     for damage any other exception, too
@@ -128,7 +129,7 @@ class _Tree:
     def __init__(self, blocks: Blocks) -> None:
         self.blocks = blocks
         self.arrays: dict[str, Stored] = {}
-        self.attributes: dict[str, dict[str, object]] = {}
+        self.attributes: dict[str, object] = {}
         self.objects = 0
         self.nbytes = 0
 
@@ -142,9 +143,11 @@ class _Tree:
         if _LAYOUT in kinds:
             self._add_array(path, dict(messages))
         elif _LINK_INFO in kinds or _LINK in kinds:
-            self.attributes[path] = _attributes(self.blocks, path, messages)
+            within = f"{path}/" if path else ""
+            for name, value in _attributes(self.blocks, path, messages):
+                self.attributes[within + name] = value
             for name, child in _links(self.blocks, path, messages):
-                self.visit(f"{path}/{name}" if path else name, child, depth + 1)
+                self.visit(within + name, child, depth + 1)
         else:
             raise WeightsError(f"{path} is neither a group nor an array; the file is refused")
 
@@ -216,7 +219,8 @@ def _links(blocks: Blocks, path: str, messages: list[Message]) -> list[tuple[str
     return [(name, address) for _, name, address in found]
 
 
-def _attributes(blocks: Blocks, path: str, messages: list[Message]) -> dict[str, object]:
+def _attributes(blocks: Blocks, path: str, messages: list[Message]) -> list[tuple[str, object]]:
+    """List names and values of a group's attributes."""
     bodies = [body for kind, body in messages if kind == _ATTRIBUTE]
     for kind, body in messages:
         if kind == _ATTRIBUTE_INFO:
@@ -224,7 +228,7 @@ def _attributes(blocks: Blocks, path: str, messages: list[Message]) -> dict[str,
             bodies += dense_objects(blocks, *unpack_from("<QQ", body, at), most=MOST_ATTRIBUTES)
     if len(bodies) > MOST_ATTRIBUTES:
         raise WeightsError(f"{path or 'the root'} has too many attributes; the file is refused")
-    return dict(_attribute(path, body) for body in bodies)
+    return [_attribute(path, body) for body in bodies]
 
 
 # ----------------------------------------------------------------------------------------- writing
@@ -233,8 +237,7 @@ def _attributes(blocks: Blocks, path: str, messages: list[Message]) -> dict[str,
 def write_tree(
     file: BinaryIO, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, np.ndarray]
 ) -> None:
-    """Fill an empty file with arrays and groups' attributes, under the paths that read_tree gives
-    (`weights/conv1/weight`; an attribute's last part is its own name).
+    """Fill an empty file with arrays and groups' attributes, under the paths that read_tree gives.
 
     Text is of NumPy's type `S`, encoded as UTF-8.
     Raises: OSError if the disk does not take it; WeightsError for more than read_tree would read
@@ -367,10 +370,20 @@ def _attribute(path: str, body: bytes) -> tuple[str, object]:
             f"{where} is no number, boolean or fixed-length text, nor a short row of numbers; "
             f"the file is refused"
         )
-    value = np.frombuffer(body, dtype, math.prod(shape), at).reshape(shape).tolist()
-    if isinstance(value, bytes):
-        return name, value.decode("utf-8")
-    return name, tuple(value) if shape else value
+    return name, value_of(np.frombuffer(body, dtype, math.prod(shape), at).reshape(shape))
+
+
+def value_of(array: np.ndarray) -> object:
+    """Return what is read of an attribute or a text: Python's own values, of numbers a tuple."""
+    if array.dtype.kind == "S":
+        return text_of(array)
+    return tuple(array.tolist()) if array.ndim else array.item()
+
+
+def text_of(array: np.ndarray) -> Text:
+    """Return a text, or a list of texts of an array that has dimensions."""
+    texts = [text.decode("utf-8") for text in array.reshape(-1).tolist()]
+    return texts if array.ndim else texts[0]
 
 
 def _encoded_attribute(name: str, value: np.ndarray) -> bytes:
