@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from tinyft.display import first_few
 from tinyft.errors import WeightsError
 from tinyft.nn.head import HEADS, attach, cut
 from tinyft.nn.resnet import ARCHITECTURES, PadShortcut, ResNet, build
@@ -57,10 +58,7 @@ class LoadReport:
 
 def _line(title: str, names: list[str]) -> str:
     """Return `"ignored: optimizer, epoch=89"`, or nothing for no names."""
-    if not names:
-        return ""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{title}: {', '.join(name[:120] for name in names[:_SHOWN])}{more}"
+    return f"{title}: {first_few([name[:120] for name in names], _SHOWN)}" if names else ""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from tinyft.display import first_few
 from tinyft.errors import WeightsError
 from tinyft.weights.torch.tensors import (
     MOST_DIMENSIONS,
@@ -363,11 +364,9 @@ def _check_names(names: list[str], ignore_unknown: bool) -> None:
         )
     unknown = [name for name in names if _meaning_of(name) is None]
     if unknown and not ignore_unknown:
-        shown = ", ".join(name[:80] for name in unknown[:20])
-        more = f" and {len(unknown) - 20} more" if len(unknown) > 20 else ""
+        shown = first_few([name[:80] for name in unknown], 20)
         raise WeightsError(
-            f"refused, nothing was executed: the pickle names {shown}{more}, which no state dict "
-            "needs",
+            f"refused, nothing was executed: the pickle names {shown}, which no state dict needs",
             remedy="if you know the file, save its state dict alone, or load it with "
             "{ignore_unknown}, which leaves these objects out",
             ignore_unknown=True,
