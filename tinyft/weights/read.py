@@ -119,28 +119,20 @@ def detect_format(path: str | os.PathLike[str]) -> str:
 
 def _load_native(path: Path, arch: str | None, different: tuple[str, ...], own: bool) -> Weights:
     with open_native(path) as file:
-        expect_same(file.arch, arch, path)
-        is_own = file.arch not in ARCHITECTURES and "learner" in file.extra
+        found = file.weights.arch
+        expect_same(found, arch, path)
+        is_own = found not in ARCHITECTURES and "learner" in file.weights.extra
         if is_own != own:
-            name = f"{file.arch:.60}"
+            name = f"{found:.60}"
             whose = "a network of its caller's own" if is_own else "which tinyft makes by itself"
             remedy = f"model={name}(...)" if is_own else "without model="
             raise WeightsError(f"{path} holds a {name}, {whose}: ft.load_learner(path, {remedy})")
-        report = LoadReport() if own else _checked_report(file.arch, file.arrays, different)
-        arrays, beside = file.read()
-        arrays = arrays if own else _in_order(arrays, file.arch)
+        report = LoadReport() if own else _checked_report(found, file.lazy, different)
+        weights = file.read()
+        arrays = weights.arrays if own else _in_order(weights.arrays, found)
         check_numbers(arrays)
-        check_numbers(beside)
-        return Weights(
-            arch=file.arch,
-            arrays=arrays,
-            classes=file.classes,
-            preprocess=file.preprocess,
-            metadata=file.metadata,
-            extra=file.extra,
-            beside=beside,
-            report=report,
-        )
+        check_numbers(weights.beside)
+        return replace(weights, arrays=arrays, report=report)
 
 
 def _load_foreign(

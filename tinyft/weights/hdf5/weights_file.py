@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -57,17 +57,15 @@ _METADATA: dict[str, object] = {
 
 @dataclass(frozen=True)
 class NativeFile:
-    """A weights file whose arrays are not read yet; `arrays` has torchvision's names."""
+    """A weights file whose arrays are not read yet: `weights` has none, `lazy` those that it will
+    have.
+    """
 
-    arch: str
-    arrays: dict[str, LazyArray]
-    classes: list[str] | None
-    preprocess: Preprocess
-    metadata: dict[str, object]
-    extra: dict[str, str]
+    weights: Weights
+    lazy: dict[str, LazyArray]
     content: ArrayFile
 
-    def read(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def read(self) -> Weights:
         """Read the weights as float32, and the arrays beside them as they are.
 
         Raises: WeightsError if the hash of all is not right
@@ -78,7 +76,7 @@ class NativeFile:
                 beside[name.removeprefix(_BESIDE)] = array
             else:
                 weights[name.removeprefix(_WEIGHTS)] = np.asarray(array, np.float32)
-        return weights, beside
+        return replace(self.weights, arrays=weights, beside=beside)
 
 
 @contextlib.contextmanager
@@ -104,19 +102,20 @@ def open_native(path: str | os.PathLike[str]) -> Iterator[NativeFile]:
             if name.startswith(_PREPROCESS)
         }
         known = (*_METADATA, "num_classes", "content_sha256")  # others are not passed on
-        yield NativeFile(
+        weights = Weights(
             arch=arch,
-            arrays={
-                name.removeprefix(_WEIGHTS): lazy
-                for name, lazy in content.arrays.items()
-                if name.startswith(_WEIGHTS)
-            },
+            arrays={},
             classes=classes,
             preprocess=Preprocess.from_dict(preprocess),
             metadata={name: attributes[name] for name in known if name in attributes},
             extra={name: text for name, text in texts.items() if isinstance(text, str)},
-            content=content,
         )
+        lazy = {
+            name.removeprefix(_WEIGHTS): array
+            for name, array in content.arrays.items()
+            if name.startswith(_WEIGHTS)
+        }
+        yield NativeFile(weights, lazy, content)
 
 
 def _check_arrays(arrays: Mapping[str, LazyArray]) -> None:
@@ -201,8 +200,5 @@ def _attributes_to_write(weights: Weights) -> dict[str, object]:
         raise WeightsError(f"{len(weights.classes)} class names for a last layer of {count}")
     metadata = {**_METADATA, **given, "created_by": f"tinyft {__version__}"}
     _check_variant(metadata)
-    preprocess = {
-        _PREPROCESS + name: tuple(value) if isinstance(value, list) else value
-        for name, value in weights.preprocess.to_dict().items()
-    }
+    preprocess = {_PREPROCESS + name: value for name, value in weights.preprocess.to_dict().items()}
     return {"arch": weights.arch, "num_classes": count, **metadata, **preprocess}
