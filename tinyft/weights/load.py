@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import partial
 from pathlib import Path
 
@@ -59,8 +60,5 @@ def export_safetensors(weights: Weights, path: str | os.PathLike[str]) -> None:
 
     Raises: OSError if it cannot be written.
     """
-    arrays = {
-        name.replace("head.linear.", "fc.", 1) if name.startswith("head.linear.") else name: array
-        for name, array in weights.arrays.items()
-    }
+    arrays = {re.sub(r"^head\.linear\.", "fc.", n): array for n, array in weights.arrays.items()}
     write_safetensors(path, arrays, {"format": "pt", **facts(weights)})

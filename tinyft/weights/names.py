@@ -131,8 +131,7 @@ def to_torchvision_names(tensors: Mapping[str, T]) -> tuple[dict[str, T], list[s
     if counters:
         notes.append(f"{len(counters)} counters ({counters[0]:.60}, ...) left out")
     if "linear.weight" in kept and "fc.weight" not in kept:
-        kept = {name.replace("linear.", "fc.", 1) if name.startswith("linear.") else name: value
-                for name, value in kept.items()}  # fmt: skip
+        kept = {re.sub(r"^linear\.", "fc.", name): value for name, value in kept.items()}
         notes.append("the last layer is called linear in the file, fc here")
     return kept, notes
 
