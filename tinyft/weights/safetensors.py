@@ -24,7 +24,7 @@ import numpy as np
 
 from tinyft.errors import WeightsError
 from tinyft.weights.files import LazyArray, replacing
-from tinyft.weights.torch.tensors import bfloat16_to_float32
+from tinyft.weights.torch.tensors import are_counts, bfloat16_to_float32
 
 _DTYPES = {
     "F64": "<f8",
@@ -107,8 +107,9 @@ def _entry(name: str, value: object) -> _Entry:
     """Return one entry's dtype, shape and place, if they agree with one another."""
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise WeightsError(f"{name[:80]}: expected dtype, shape and data_offsets; file damaged")
-    shape, offsets = value["shape"], value["data_offsets"]
-    if not (_are_counts(shape) and _are_counts(offsets) and len(offsets) == 2):
+    lists = value["shape"], value["data_offsets"]
+    shape, offsets = (tuple(each) if isinstance(each, list) else None for each in lists)
+    if not (are_counts(shape) and are_counts(offsets) and len(offsets) == 2):
         raise WeightsError(f"{name[:80]}: shape or data_offsets are no counts; file damaged")
     dtype = _DTYPES.get(value["dtype"]) if isinstance(value["dtype"], str) else None
     if dtype is None:
@@ -119,16 +120,10 @@ def _entry(name: str, value: object) -> _Entry:
     needed = math.prod(shape) * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
     if end - begin != needed:
         raise WeightsError(
-            f"{name[:80]}: shape {shape!r:.80} of {value['dtype']} needs {needed:,} bytes, "
-            f"the header gives {end - begin:,}; the file is damaged"
+            f"{name[:80]}: shape {value['shape']!r:.80} of {value['dtype']} needs {needed:,} "
+            f"bytes, the header gives {end - begin:,}; the file is damaged"
         )
-    return dtype, tuple(shape), begin, end
-
-
-def _are_counts(values: object) -> bool:
-    if not isinstance(values, list) or len(values) > 8:
-        return False
-    return all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+    return dtype, shape, begin, end
 
 
 def _check_cover(entries: Mapping[str, _Entry], size: int) -> None:

@@ -117,7 +117,7 @@ def stored_tensor(
         raise WeightsError("a tensor of the pickle has no storage; the file is damaged")
     if storage.type not in _DTYPES:
         return Inert(f"tensor of a torch.{storage.type[:40]}Storage")
-    if not (_are_counts(shape) and _are_counts(strides) and _is_count(offset)):
+    if not (are_counts(shape) and are_counts(strides) and _is_count(offset)):
         raise WeightsError("a tensor's offset, size or stride is no count; the file is damaged")
     if len(shape) != len(strides):
         raise WeightsError("a tensor has more sizes than strides; the file is damaged")
@@ -142,7 +142,8 @@ def _is_count(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 1 << 63
 
 
-def _are_counts(values: object) -> TypeGuard[tuple[int, ...]]:
+def are_counts(values: object) -> TypeGuard[tuple[int, ...]]:
+    """Tell whether they can be a shape: a tuple of at most MOST_DIMENSIONS whole numbers."""
     if not isinstance(values, tuple) or len(values) > MOST_DIMENSIONS:
         return False
     return all(_is_count(value) for value in values)
