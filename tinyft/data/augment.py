@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinyft.data.picture import resize_to
-from tinyft.data.resample import resample
+from tinyft.data.resample import mirror, resample
 
 # The defaults of fastai 2.8.12, vision/augment.py, aug_transforms.
 MAX_ROTATE = 10.0  # degrees
@@ -149,12 +149,8 @@ def random_shift(picture: np.ndarray, rng: np.random.Generator, size: int) -> np
     """
     border = min(round(MAX_SHIFT * size), size - 1)
     rows, columns = (
-        np.abs(np.arange(size) + rng.integers(-border, side - size + border, endpoint=True))
+        mirror(np.arange(size) + rng.integers(-border, side - size + border + 1), side - 1)
         for side in picture.shape[:2]
-    )
-    rows, columns = (
-        np.minimum(at, 2 * (side - 1) - at)
-        for at, side in zip((rows, columns), picture.shape[:2], strict=True)
     )
     if rng.random() < FLIP_PROBABILITY:
         columns = columns[::-1]
