@@ -38,17 +38,10 @@ LAYOUTS = (
     "CLASS/*.jpg (then a share of each class is set aside for validation)"
 )
 # What cameras and programs write for picture.FORMATS. The content decides later.
-EXTENSIONS = frozenset(
-    f".{name}"
-    for names in (
-        "jpg jpeg jpe jfif",
-        "png webp gif avif",
-        "bmp tif tiff",
-        "ppm pgm pbm pnm",
-        "heic heif",
-    )
-    for name in names.split()
-)
+EXTENSIONS = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".avif", ".bmp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif",
+}  # fmt: skip
 
 
 def find_parts(path: Path) -> dict[str, Path]:
@@ -88,7 +81,7 @@ def _first_called(names: Sequence[str], path: Path) -> Path | None:
 
 
 def _has_folders(path: Path) -> bool:
-    return path.is_dir() and any(entry.is_dir() for entry in _entries(path, Scan()))
+    return any(entry.is_dir() for entry in _entries(path, Scan()))
 
 
 def set_aside(
