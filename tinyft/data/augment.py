@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinyft.data.picture import resize_to
+from tinyft.data.picture import cut_square, resize_to
 from tinyft.data.resample import mirror, resample
 
 # The defaults of fastai 2.8.12, vision/augment.py, aug_transforms.
@@ -100,11 +100,7 @@ def apply(picture: np.ndarray, drawn: AugmentDraw, size: int) -> np.ndarray:
 
     Shapes:  picture (H, W, 3) uint8, contiguous; out (size, size, 3) uint8
     """
-    height, width = picture.shape[:2]
-    side = min(height, width)
-    left = int(drawn.position * (width - side))
-    top = int(drawn.position * (height - side))
-    square = picture[top : top + side, left : left + side]
+    square = cut_square(picture, drawn.position)
     return resample(square, transform(drawn), size, drawn.brightness, drawn.contrast)
 
 

@@ -124,10 +124,7 @@ def shown(picture: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     Shapes:  picture (H, W, 3) uint8; out (S, S, 3) uint8, S = preprocess.crop
     """
     if preprocess.whole_square and preprocess.resize > preprocess.crop:
-        height, width = picture.shape[:2]
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        square = picture[top : top + side, left : left + side]
+        square = cut_square(picture, 0.5)
         return resample(square, np.eye(3), preprocess.crop, brightness=0.5, contrast=1.0)
     # differs from fastai: its validation has no such crop, that of published weights
     return centre_crop(picture, preprocess.crop)
@@ -329,6 +326,14 @@ def resize_to(
 
     whole = Image.fromarray(np.ascontiguousarray(picture))
     return np.array(whole.resize(target, Image.Resampling[interpolation.upper()]))
+
+
+def cut_square(picture: np.ndarray, position: float) -> np.ndarray:
+    """Cut out the largest square, at `position` 0..1 along the longer side, as a view."""
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    top, left = int(position * (height - side)), int(position * (width - side))
+    return picture[top : top + side, left : left + side]
 
 
 def centre_crop(picture: np.ndarray, size: int) -> np.ndarray:
