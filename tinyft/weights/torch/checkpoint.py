@@ -50,9 +50,7 @@ def open_checkpoint(file: BinaryIO, ignore_unknown: bool = False) -> Checkpoint:
             "this is a tar checkpoint of torch 0.1, which tinyft does not read; load it and save "
             "it again with any torch from 0.4 on"
         )
-    if head.startswith(PICKLE_MAGICS):
-        return LegacyCheckpoint(file, ignore_unknown)
-    raise WeightsError("this is no torch checkpoint (neither a zip nor a pickle)")
+    return LegacyCheckpoint(file, ignore_unknown)  # which looks for torch's own number first
 
 
 class Checkpoint:
