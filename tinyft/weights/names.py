@@ -18,7 +18,7 @@ from tinyft.errors import WeightsError
 from tinyft.nn.resnet import ARCHITECTURES, Architecture, Bottleneck, ResNet
 from tinyft.weights.model import LoadReport
 from tinyft.weights.torch.tensors import Inert, StoredTensor
-from tinyft.weights.torch.unpickler import describe
+from tinyft.weights.torch.unpickler import SIMPLE, describe
 
 T = TypeVar("T")
 Shapes = dict[str, tuple[int, ...]]
@@ -38,7 +38,6 @@ _CANDIDATES = (
 # What wraps a model: DataParallel, torch.compile, Lightning, detection and self-supervision.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "net.")
 _DEEPEST = 5
-_SIMPLE = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def _tensors(content: Mapping[object, object], ignored: list[str]) -> dict[str, 
     for name, value in content.items():
         if isinstance(value, StoredTensor) and isinstance(name, str):
             tensors[name] = value
-        elif isinstance(name, str) and isinstance(value, _SIMPLE):
+        elif isinstance(name, str) and isinstance(value, SIMPLE):
             ignored.append(_ignored(name, value))
         else:
             raise WeightsError(
@@ -98,7 +97,7 @@ def _tensors(content: Mapping[object, object], ignored: list[str]) -> dict[str, 
 
 
 def _ignored(key: object, value: object) -> str:
-    return f"{key!s:.40}={describe(value)}" if isinstance(value, _SIMPLE) else f"{key!s:.40}"
+    return f"{key!s:.40}={describe(value)}" if isinstance(value, SIMPLE) else f"{key!s:.40}"
 
 
 def strip_prefixes(tensors: Mapping[str, T]) -> tuple[dict[str, T], str]:

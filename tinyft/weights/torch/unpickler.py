@@ -42,6 +42,7 @@ from tinyft.weights.torch.tensors import (
 LARGEST_PICKLE = 16 << 20
 _MOST_OPCODES = 1_000_000
 
+SIMPLE = (bool, int, float, str, type(None))  # what is shown as it is, and may be a key
 _MARK = object()
 
 
@@ -242,20 +243,19 @@ def describe(value: object) -> str:
     """
     if isinstance(value, Inert):
         return value.name[:80]
-    if isinstance(value, (bool, int, float, str, type(None))):
+    if isinstance(value, SIMPLE):
         return f"{value!r:.40}"
     return type(value).__name__
 
 
 # A dict hashes its keys; a crafted key (tuples nested a million deep, integers that all collide)
 # could crash or stall it.  Checkpoints have names and small numbers.
-_KEY_TYPES = (str, int, float, bool, type(None))
 _LARGEST_KEY = 1 << 63
 
 
 def _is_plain_key(key: object) -> bool:
     """Tell whether a key may be hashed; an item of any other is of no use here, and left out."""
-    return isinstance(key, _KEY_TYPES) and not (isinstance(key, int) and abs(key) > _LARGEST_KEY)
+    return isinstance(key, SIMPLE) and not (isinstance(key, int) and abs(key) > _LARGEST_KEY)
 
 
 def _ordered_dict(pairs: object = ()) -> dict[object, object]:
