@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import astuple, replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -228,7 +229,8 @@ def test_a_draw_takes_the_same_numbers_whatever_comes_out():
     min_scale=st.floats(0.08, 1.0),
 )
 def test_crops_lie_inside_the_picture(seed, height, width, min_scale):
-    drawn = augment.draw_crop(np.random.default_rng(seed), height, width, min_scale)
+    with mock.patch.object(augment, "MIN_SCALE", min_scale):
+        drawn = augment.draw_crop(np.random.default_rng(seed), height, width)
     left, top, crop_width, crop_height = drawn
     assert left >= 0 and top >= 0 and crop_width > 0 and crop_height > 0
     assert left + crop_width <= width and top + crop_height <= height

@@ -104,16 +104,14 @@ def apply(picture: np.ndarray, drawn: AugmentDraw, size: int) -> np.ndarray:
     return resample(square, transform(drawn), size, drawn.brightness, drawn.contrast)
 
 
-def draw_crop(
-    rng: np.random.Generator, height: int, width: int, min_scale: float = MIN_SCALE
-) -> tuple[int, int, int, int]:
-    """Draw a part with `min_scale` to all of the area, and sides in a ratio of 3:4 to 4:3.
+def draw_crop(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+    """Draw a part with MIN_SCALE to all of the area, and sides in a ratio of 3:4 to 4:3.
 
     Units:   out (left, top, width, height) in pixels
     Source:  fastai 2.8.12, RandomResizedCrop
     """
     for _ in range(ATTEMPTS):
-        area = rng.uniform(min_scale, 1.0) * width * height
+        area = rng.uniform(MIN_SCALE, 1.0) * width * height
         ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
         crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:
