@@ -17,9 +17,13 @@ from tests.inspection.moments import AfterStep
 from tinyft.errors import RunError, WeightsError
 from tinyft.finetune.run.folder import CHECKPOINT, Run
 from tinyft.inspection.comparison import snapshots
-from tinyft.inspection.comparison.diff import Move, compare, diff, diff_run, moved_most
+from tinyft.inspection.comparison.diff import Move, compare, diff_run, moved_most
 from tinyft.inspection.comparison.result import as_page, bar_length, bar_range
 from tinyft.weights import Preprocess, Weights, export_safetensors, save_weights, write_arrays
+
+
+def diff(before, after, data=None):
+    return compare([snapshots.of_source(before), snapshots.of_source(after)], data)
 
 
 def layers_of(found):

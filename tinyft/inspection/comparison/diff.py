@@ -38,7 +38,7 @@ from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import ShapeError, WeightsError
 from tinyft.inspection.comparison.result import Diff, LayerChange, Move, ratio_of
-from tinyft.inspection.comparison.snapshots import Snapshot, of_run, of_source
+from tinyft.inspection.comparison.snapshots import Snapshot, of_run
 from tinyft.nn.layers import conv_norm
 from tinyft.nn.resnet import ResNet, stage_of
 from tinyft.ops import max_pool2d
@@ -50,22 +50,6 @@ FILTERS = 3  # named of each layer; a terminal shows two
 _COLUMNS = 1 << 16  # features that are turned into float64 at a time
 
 Span = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]  # two networks' arrays
-
-
-def diff(
-    before: str | os.PathLike[str],
-    after: str | os.PathLike[str],
-    data: PictureData | None = None,
-    *,
-    device: str = "auto",
-) -> Diff:
-    """Compare two networks: files of any readable format, saved learners, or runs (their last).
-    With `data` their features on 64 of its pictures are compared too.
-
-    Raises: WeightsError if they are not of one architecture or cannot be read
-    """
-    pair = [of_source(source) for source in (before, after)]
-    return compare(pair, data, device=device)
 
 
 def diff_run(
@@ -84,7 +68,8 @@ def diff_run(
 def compare(
     snapshots: Sequence[Snapshot], data: PictureData | None = None, *, device: str = "auto"
 ) -> Diff:
-    """Compare each snapshot to the next, and the first to the last.
+    """Compare each snapshot to the next, and the first to the last; with `data` also the features
+    that they compute of 64 of its pictures.
 
     Raises: WeightsError if they are not of one architecture, ValueError for fewer than two
     """
