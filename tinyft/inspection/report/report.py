@@ -119,7 +119,7 @@ def _title(run: RunFiles) -> str:
 def _head(run: RunFiles) -> str:
     """The title, and the four figures that are asked for first."""
     description = run.description
-    tiles = [(f"{len(run.steps):,}", f"steps in {counted(len(run.phases), 'phase')}")]
+    tiles = [(f"{len(run.steps):,}", f"steps in {counted(len(run.borders), 'phase')}")]
     if (seconds := description.get("seconds")) is not None:
         tiles.append((duration(seconds), "from first to last step"))
     accuracy = run.metrics["valid_accuracy"][np.isfinite(run.metrics["valid_accuracy"])]

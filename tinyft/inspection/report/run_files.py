@@ -6,7 +6,6 @@ those costs the report one section, which then says why.
 
 from __future__ import annotations
 
-import itertools
 import os
 import warnings
 from collections.abc import Callable
@@ -108,17 +107,11 @@ class RunFiles:
         return [name.removeprefix("lr ") for name in self.metrics if name.startswith("lr ")]
 
     @property
-    def phases(self) -> list[tuple[str, int, int]]:
-        """(name, place of the first step, place behind the last) of each phase, in order."""
-        names = self.metrics["phase"]
-        starts = [i for i, name in enumerate(names) if i == 0 or names[i - 1] != name]
-        pairs = itertools.pairwise([*starts, len(names)])
-        return [(names[start], start, end) for start, end in pairs]
-
-    @property
     def borders(self) -> list[tuple[float, str]]:
         """The first step of each phase and the phase's name, as charts mark them."""
-        return [(float(self.steps[start]), name) for name, start, _ in self.phases]
+        names = self.metrics["phase"]
+        starts = [i for i, name in enumerate(names) if i == 0 or names[i - 1] != name]
+        return [(float(self.steps[start]), names[start]) for start in starts]
 
 
 def _ledger(path: Path) -> LedgerReading:
