@@ -311,12 +311,10 @@ def _environment(run: RunFiles) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
         call = f"learner.execute(learner.{method}({arguments}))"
         how = f"<p>It was started from Python, with {escape(call)}</p>"
-    bits = Markup(
-        "<p>With the same versions, processor, weights and pictures it ends in the same bits.</p>"
-    )
+    bits = "With the same versions, processor, weights and pictures it ends in the same bits."
     if description.get("left_out"):
-        bits = Markup("<p>Pictures were lost on its way, so it does not end so again.</p>")
-    return how + bits + table(["what", "which"], rows)
+        bits = "Pictures were lost on its way, so it does not end so again."
+    return f"{how}<p>{bits}</p>{table(['what', 'which'], rows)}"
 
 
 def layers_of(parameters: Sequence[str], norms: Sequence[str]) -> dict[str, int]:
