@@ -73,26 +73,22 @@ class TracedNode(Displayed):
         return float(np.sqrt(sum(one * one for one in known))) if known else None
 
     def __str__(self) -> str:
-        return node_text(self)
-
-
-def node_text(node: TracedNode) -> str:
-    """One node with all that is known of it."""
-    lines = [
-        f"node {node.number}: {node.composition}{f' in {node.layer}' if node.layer else ''} "
-        f"-> {shape_text(node.shape)} {node.dtype}",
-        f"  source {node.source}, called from {node.call}",
-        "",
-        *(f"    {line}".rstrip() for line in node.formula.splitlines()),
-    ]
-    lines += [f"    {line}".rstrip() for line in derivative_lines(node)]
-    lines += ["", *aligned(input_rows(node)), "", *aligned(kernel_rows(node))]
-    for title, text in definitions(node):
-        lines += ["", f"  {title}", *(f"    {line}".rstrip() for line in text.splitlines())]
-    if node.is_open:
-        nothing = ["no gradient to check by differences"]
-        lines += ["", *(aligned(entry_rows(node)) if node.entries else nothing)]
-    return "\n".join(lines)
+        """All that is known of it."""
+        lines = [
+            f"node {self.number}: {self.composition}{f' in {self.layer}' if self.layer else ''} "
+            f"-> {shape_text(self.shape)} {self.dtype}",
+            f"  source {self.source}, called from {self.call}",
+            "",
+            *(f"    {line}".rstrip() for line in self.formula.splitlines()),
+        ]
+        lines += [f"    {line}".rstrip() for line in derivative_lines(self)]
+        lines += ["", *aligned(input_rows(self)), "", *aligned(kernel_rows(self))]
+        for title, text in definitions(self):
+            lines += ["", f"  {title}", *(f"    {line}".rstrip() for line in text.splitlines())]
+        if self.is_open:
+            nothing = ["no gradient to check by differences"]
+            lines += ["", *(aligned(entry_rows(self)) if self.entries else nothing)]
+        return "\n".join(lines)
 
 
 def derivative_lines(node: TracedNode) -> list[str]:
