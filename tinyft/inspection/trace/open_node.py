@@ -63,11 +63,6 @@ def composition_of(op: str, options: dict[str, Any]) -> str:
     return " + ".join(parts)
 
 
-def formula_of(function: Callable[..., Any]) -> str:
-    """Say what an op computes, in the words of its docstring."""
-    return inspect.getdoc(function) or "(no docstring)"
-
-
 def derivative_of(function: Callable[..., Any]) -> str:
     """The comment above an op's `backward`; empty where there is none."""
     try:

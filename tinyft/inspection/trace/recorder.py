@@ -32,12 +32,7 @@ from tinyft.errors import NonFiniteLossError
 from tinyft.inspection.step.moment import Moment
 from tinyft.inspection.trace.activations import Change, changing
 from tinyft.inspection.trace.kernel_watch import KernelCall, KernelWatch
-from tinyft.inspection.trace.open_node import (
-    check_entries,
-    composition_of,
-    derivative_of,
-    formula_of,
-)
+from tinyft.inspection.trace.open_node import check_entries, composition_of, derivative_of
 from tinyft.inspection.trace.page import as_page, dot
 from tinyft.inspection.trace.table import Input, TracedNode, TraceTable
 from tinyft.nn.module import Module
@@ -151,7 +146,7 @@ class _Recorder:
                 dtype=str(out.dtype),
                 source=_place(function.__code__.co_filename, function.__code__.co_firstlineno),
                 call=_caller(),
-                formula=formula_of(function),
+                formula=inspect.getdoc(function) or "(no docstring)",
                 derivative=derivative_of(function),
                 forward=calls,
                 forward_ms=_milliseconds(calls, seconds),
