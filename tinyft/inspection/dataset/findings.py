@@ -48,6 +48,10 @@ class Picture(NamedTuple):
     width: int = 0
     height: int = 0
 
+    def pixels(self) -> np.ndarray:
+        """(H, W, 3) uint8. Raises: DataError for a file that cannot be read"""
+        return self.source if isinstance(self.source, np.ndarray) else whole_picture(self.source)
+
 
 class Suspect(NamedTuple):
     """A picture whose label is doubtful: its place, the class that it looks like, and by how much
@@ -89,7 +93,7 @@ class DatasetCheck(Displayed):
         """Divide the groups of copies: under several "labels", else on both sides of the "split",
         else merely "repeated".
         """
-        kinds: dict[str, list[list[int]]] = {"labels": [], "split": [], "repeated": []}
+        kinds: dict[str, list[list[int]]] = {kind: [] for kind in COPIES}
         for group in self.copies:
             members = [self.pictures[i] for i in group]
             several = "split" if len({p.split for p in members}) > 1 else "repeated"
@@ -165,8 +169,7 @@ class DatasetCheck(Displayed):
 
     def _lines(self) -> Iterator[str]:
         train, valid = (int(self.counts(split).sum()) for split in ("train", "valid"))
-        total = counted(len(self.pictures), "picture")
-        classes = f"{len(self.classes)} class" + ("" if len(self.classes) == 1 else "es")
+        total, classes = counted(len(self.pictures), "picture"), counted(len(self.classes), "class")
         yield f"{self.name}: {total} of {classes}, {train} to train on, {valid} to validate"
         sentences = self.sentences()
         yield from (f"- {text}" for text in sentences.values())
@@ -223,7 +226,7 @@ def concerns(classes: Sequence[str], train: np.ndarray, n_valid: int) -> dict[st
     said, there = {}, train[train > 0]
     few = [f"{name} {n}" for name, n in zip(classes, train.tolist(), strict=True) if 0 < n < FEWEST]
     if few:
-        which = f"{len(few)} class has" if len(few) == 1 else f"{len(few)} classes have"
+        which = f"{counted(len(few), 'class')} {'has' if len(few) == 1 else 'have'}"
         said["few"] = f"{which} fewer than {FEWEST} pictures to learn from: {first_few(few)}"
     if there.size and there.max() >= UNEVEN * there.min():
         least = classes[int(np.where(train, train, there.max() + 1).argmin())]
@@ -311,9 +314,7 @@ def _section(title: str, words: str, drawn: list[str], total: int) -> str:
 def _figure(shown: Picture, caption: Markup) -> str:
     """A picture, shrunk, with its caption and file; in words if it cannot be read any more."""
     try:
-        pixels = shown.source
-        if not isinstance(pixels, np.ndarray):
-            pixels = whole_picture(Path(pixels))
+        pixels = shown.pixels()
         height, width = pixels.shape[:2]
         across, down = (max(1, round(n * WIDTH / max(height, width))) for n in (width, height))
         small = resize_to(pixels, (across, down))

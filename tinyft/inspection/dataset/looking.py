@@ -30,7 +30,6 @@ from pathlib import Path
 import numpy as np
 
 from tinyft import backends
-from tinyft.data.folder import whole_picture
 from tinyft.data.loader import PictureData
 from tinyft.data.picture import prepare, printable
 from tinyft.data.prefetch import ahead, default_workers
@@ -150,9 +149,7 @@ def looked_at(
     def look(images: np.ndarray, row: int, i: int) -> None:
         picture = listed[i]
         try:
-            pixels = picture.source
-            if not isinstance(pixels, np.ndarray):
-                pixels = whole_picture(Path(pixels))
+            pixels = picture.pixels()
             if network:
                 images[row] = prepare(pixels, network.preprocess)
             thumbnails[i] = thumbnail(pixels)
