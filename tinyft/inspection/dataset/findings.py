@@ -13,7 +13,7 @@ import numpy as np
 from tinyft.data.folder import whole_picture
 from tinyft.data.loader import UNEVEN
 from tinyft.data.picture import resize_to
-from tinyft.display import Displayed, counted, first_few, fitted, terminal_width
+from tinyft.display import counted, first_few, fitted, terminal_width
 from tinyft.errors import DataError
 from tinyft.inspection.html import Markup, escape, page, picture, table
 from tinyft.inspection.report.learned import wilson
@@ -64,7 +64,7 @@ class Suspect(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class DatasetCheck(Displayed):
+class DatasetCheck:
     """What `check` found. Places in `pictures` stand for pictures in `copies` and `suspects`.
 
     `margins` ranks all labels, the most doubtful first where it is largest; -inf: not judged.
