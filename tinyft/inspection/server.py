@@ -30,6 +30,7 @@ from tinyft.data.picture import prepare
 from tinyft.errors import DataError, RunError, TinyftError
 from tinyft.finetune.answering import softmax
 from tinyft.finetune.run.reading import read_description
+from tinyft.inspection.html import POLICY as LOADS_NOTHING
 from tinyft.inspection.html import data_uri, escape, page
 from tinyft.inspection.report.images import heat_maps, overlay
 
@@ -42,10 +43,7 @@ SHOWN = 10  # classes
 PATIENCE = 30  # s for a visitor's next bytes
 THUMBNAILS = 512  # kept, of some 10 kB each
 
-POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'"
-)
+POLICY = f"{LOADS_NOTHING}; connect-src 'self'; base-uri 'none'; form-action 'none'"
 HEADERS = {
     "Content-Security-Policy": f"{POLICY}; frame-ancestors 'none'",  # which a page cannot say
     "Cross-Origin-Resource-Policy": "same-origin",
