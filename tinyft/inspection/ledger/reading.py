@@ -31,6 +31,11 @@ LAYER_COLUMNS = ("gradient_norm", "weight_norm", "update_norm", "update_ratio", 
 PHASE_COLUMNS = ("phase", "step")
 EPOCH_COLUMNS = ("epoch", "phase", "step", "valid_loss", "valid_accuracy")
 EPOCH_LAYER_COLUMNS = (*RATES, *LAYER_COLUMNS, "decay_share", "path", "distance", "changed")
+DATED = {  # of a record the table that says when it was written, and the columns of that
+    "step": ("steps", STEP_COLUMNS),
+    "epoch": ("epochs", EPOCH_COLUMNS),
+    "phase": ("phases", PHASE_COLUMNS),
+}
 SHOWN = ("gradient_norm", "weight_norm", "update_norm", "update_ratio", "decay_share", "cosine")
 HEAD = ("steps", "group", "gradient", "weights", "update", "ratio", "decay", "cosine")
 
@@ -111,11 +116,7 @@ def step_numbers(record: str, rows: np.ndarray) -> np.ndarray:
     """The step with which each record of that name was written; -1 before the first."""
     if record == "begin":
         return np.full(len(rows), -1.0)
-    table, columns = {
-        "step": ("steps", STEP_COLUMNS),
-        "epoch": ("epochs", EPOCH_COLUMNS),
-        "phase": ("phases", PHASE_COLUMNS),
-    }[record]
+    table, columns = DATED[record]
     return rows[table][:, columns.index("step")]
 
 
@@ -134,8 +135,8 @@ class LedgerReading:
     def of(cls, contents: Contents) -> LedgerReading:
         """Raises: RunError for a phase that the description does not have"""
         tables, phases = contents.tables, len(contents.description["phases"])
-        for name, column in (("steps", 2), ("epochs", 1), ("phases", 0)):
-            if not np.isin(tables[name][:, column], range(phases)).all():
+        for name, columns in DATED.values():
+            if not np.isin(tables[name][:, columns.index("phase")], range(phases)).all():
                 raise RunError(
                     f"the ledger is damaged: {name} are of a phase that it does not have"
                 )
