@@ -114,30 +114,25 @@ class DatasetCheck:
         """Say each finding in a sentence, by its kind, what hurts most first."""
         said = {}
 
-        def say(kind: str, items: Sequence, noun: str, text: str, shown: Sequence[str]) -> None:
-            if items:
-                said[kind] = f"{counted(len(items), noun)} {text}: {first_few(shown, SHOWN)}"
+        def say(kind: str, noun: str, text: str, found: Sequence[str]) -> None:
+            if found:
+                said[kind] = f"{counted(len(found), noun)} {text}: {first_few(found, SHOWN)}"
 
         reasons = [f"{file} ({why})" for file, why in self.unusable.items()]
-        say(
-            "unusable",
-            reasons,
-            "file",
-            "cannot be used, and would stop a run without --on-error skip",
-            reasons,
-        )
+        text = "cannot be used, and would stop a run without --on-error skip"
+        say("unusable", "file", text, reasons)
         for kind, groups in self.copies_by_kind().items():
             where = COPIES[kind][0]
             if kind == "split":
                 made = "" if self.has_split else " that finetune makes"
                 where += f"{made}, so that accuracy comes out too high"
             names = [" = ".join(self.pictures[i].file for i in group[:3]) for group in groups]
-            say(kind, groups, "picture", where, names)
+            say(kind, "picture", where, names)
         doubtful = [
             f"{self.pictures[s.picture].file} looks like {self.classes[s.looks_like]}"
             for s in self.suspects
         ]
-        say("wrong", doubtful, "label", "may be wrong", doubtful)
+        say("wrong", "label", "may be wrong", doubtful)
         train, valid = self.counts("train"), self.counts("valid")
         each = list(zip(self.classes, train, valid, strict=True))
         if only := [name for name, t, v in each if v and not t]:
