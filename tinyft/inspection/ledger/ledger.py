@@ -312,12 +312,11 @@ def epoch_layer_rows(
     and changed, (parameters,); out (columns, parameters)
     """
     column = {name: layers[:, i].astype(np.float64) for i, name in enumerate(LAYER_COLUMNS)}
-    mean = {name: values.mean(axis=0) for name, values in column.items()}
     row: dict[str, Any] = dict(zip(RATES, rates.mean(axis=0), strict=True))
     for name in ("gradient_norm", "update_norm", "decay_norm", "rest_norm"):
         row[name] = np.sqrt(np.square(column[name]).mean(axis=0))
     for name in ("update_ratio", "cosine", "moved"):
-        row[name] = mean[name]
+        row[name] = column[name].mean(axis=0)
     row["weight_norm"] = column["weight_norm"][-1]
     row["decay_share"] = share(column["decay_norm"], column["rest_norm"]).mean(axis=0)
     row["path"] = column["update_norm"].sum(axis=0)
