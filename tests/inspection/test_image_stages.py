@@ -1,6 +1,7 @@
 """The stages of a picture's preprocessing: they are the real ones, and what they say is true."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,13 +78,28 @@ def test_no_turn_is_told_where_there_is_none(learner, exif):
     assert names(explain_image(file.getvalue(), learner))[:2] == ["decoded", "resized"]
 
 
-def test_the_frame_is_where_the_crop_is(learner):
-    found = explain_image(photograph(), learner)
-    resized = found.stages[1]
+def frame_of(resized):
+    """Where the frame is drawn (H, W) bool, and its first and last row and column."""
     framed = (resized.shown != resized.array).any(axis=2)
     rows, columns = np.nonzero(framed)
-    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (0, 23, 6, 29)
+    return framed, [int(end) for n in (rows, columns) for end in (n.min(), n.max())]
+
+
+def test_the_frame_is_where_the_crop_is(learner):
+    framed, ends = frame_of(explain_image(photograph(), learner).stages[1])
+    assert ends == [0, 23, 6, 29]
     assert not framed[5:20, 10:25].any()
+
+
+@pytest.mark.parametrize("margin", [0, 1, 2, 3])
+def test_the_frame_is_where_a_whole_square_is_cut(learner, monkeypatch, margin):
+    whole = replace(learner.preprocess, resize=28, crop=24, whole_square=True)
+    monkeypatch.setattr(learner, "preprocess", whole)
+    pixels = np.zeros((28, 28 + margin, 3), np.uint8)
+    pixels[:, margin // 2 : margin // 2 + 28] = 255  # what is cut
+    _, resized, cropped, *_ = explain_image(pixels, learner).stages
+    assert np.all(cropped.array == 255)
+    assert frame_of(resized)[1] == [0, 27, margin // 2, margin // 2 + 27]
 
 
 @pytest.mark.slow

@@ -185,7 +185,9 @@ def _resized(resized: np.ndarray, preprocess: Preprocess) -> Stage:
         f"{preprocess.interpolation} filter, which averages where it shrinks; the frame is the crop"
     )
     framed, side = resized.copy(), _side(preprocess)
-    top, left = (centre_offset(n - side) for n in resized.shape[:2])
+    margins = [n - side for n in resized.shape[:2]]
+    # as `shown` rounds half a pixel: down for a square that is resampled, to even for a crop
+    top, left = (n // 2 if side > preprocess.crop else centre_offset(n) for n in margins)
     last_row, last_column = top + side - 1, left + side - 1
     framed[[top, last_row], left : last_column + 1] = FRAME
     framed[top : last_row + 1, [left, last_column]] = FRAME
