@@ -113,7 +113,7 @@ def _not_shown(reason: str) -> str:
 
 
 def _title(run: RunFiles) -> str:
-    return f"{run.description.get('arch', 'a network')} fine-tuned: {run.path.resolve().name}"
+    return f"{run.description['arch']} fine-tuned: {run.path.resolve().name}"
 
 
 def _head(run: RunFiles) -> str:
@@ -136,7 +136,7 @@ def _head(run: RunFiles) -> str:
         tiles.insert(1, (f"{100 * fair:.1f} %", "balanced accuracy: every class counts alike"))
     row = "".join(f'<div class="tile"><b>{a}</b>{escape(b)}</div>' for a, b in tiles)
     state = "" if description["finished"] else "<p><b>This run is not finished.</b></p>"
-    classes = description.get("classes", [])
+    classes = description["classes"]
     names = escape(", ".join(classes))
     return (
         f"<h1>{escape(_title(run))}</h1>\n{state}"
@@ -159,7 +159,7 @@ def recipe_section(run: RunFiles) -> str:
             f'<div class="row">{"".join(charts)}</div>',
             _batch(run),
             f"<details><summary>The plan, as it was printed before the first step</summary>"
-            f"<pre>{escape(run.description.get('plan_text', ''))}</pre></details>",
+            f"<pre>{escape(run.description['plan_text'])}</pre></details>",
         ]
     )
 
