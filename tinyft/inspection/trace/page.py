@@ -151,11 +151,11 @@ def node_html(node: TracedNode) -> str:
         f'<span class="soft">source <code>{escape(node.source)}</code>, called from '
         f"<code>{escape(node.call)}</code></span></p>",
         f"<pre>{escape(formula)}</pre>",
-        table(*_split(_linked(node, input_rows(node)))),
-        table(*_split(kernel_rows(node))),
     ]
+    tables = [_linked(node, input_rows(node)), kernel_rows(node)]
     if node.entries:
-        parts.append(table(*_split(entry_rows(node))))
+        tables.append(entry_rows(node))
+    parts += [table(header, rows) for header, *rows in tables]
     for title, text in definitions(node):
         parts.append(f"<p>{escape(title)}</p><pre>{escape(text)}</pre>")
     return "\n".join(parts)
@@ -163,15 +163,10 @@ def node_html(node: TracedNode) -> str:
 
 def _linked(node: TracedNode, rows: list[list[str]]) -> list[list[str]]:
     """The inputs, those that a node made as links to it."""
-    header, *rest = rows
-    for row, given in zip(rest, node.inputs, strict=True):
+    for row, given in zip(rows[1:], node.inputs, strict=True):
         if given.made_by is not None:
             row[2] = Markup(f'<a href="#node-{given.made_by}">{escape(given.label)}</a>')
-    return [header, *rest]
-
-
-def _split(rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    return rows[0], rows[1:]
+    return rows
 
 
 # --------------------------------------------------------------------------------------- as a graph
