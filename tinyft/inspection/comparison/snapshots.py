@@ -49,11 +49,11 @@ class Snapshot:
         """The network itself, in evaluation mode; without its head if that is the caller's own."""
         model = cut(build(self.arch, seed=None))
         own = {n.removeprefix("head."): a for n, a in self.arrays.items() if n.startswith("head.")}
-        classes = len(own.get("linear.weight", own.get("linear2.weight", ())))
-        for kind in HEADS.values() if classes else ():
-            head = kind(model.num_features, classes)
-            if _shapes(head.state_dict()) == _shapes(own):
-                attach(model, head)
+        for kind in HEADS.values():
+            if classes := len(own.get(f"{kind.last}.weight", ())):
+                head = kind(model.num_features, classes)
+                if _shapes(head.state_dict()) == _shapes(own):
+                    attach(model, head)
         expected = model.state_dict()
         model.load_state_dict({n: a for n, a in self.arrays.items() if n in expected})
         return model.eval()
