@@ -49,9 +49,13 @@ def grouped(
     for i, j in find_copies(thumbnails[first], some):
         kept, gone = group_of[first[i]], group_of[first[j]]
         group_of[group_of == gone] = kept
-    order = np.argsort(group_of, kind="stable")
-    parts = np.split(order, np.flatnonzero(np.diff(group_of[order])) + 1)
-    return group_of, sorted(part.tolist() for part in parts if len(part) > 1)
+    return group_of, sorted(part.tolist() for part in members(group_of) if len(part) > 1)
+
+
+def members(groups: np.ndarray) -> list[np.ndarray]:
+    """The places of each group's pictures: groups (N,) int."""
+    order = np.argsort(groups, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
 
 
 def find_copies(thumbnails: np.ndarray, features: np.ndarray | None) -> list[tuple[int, int]]:

@@ -38,7 +38,7 @@ from tinyft.display import first_few
 from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
 from tinyft.errors import DataError
-from tinyft.inspection.dataset.copies import SIDE, grouped, thumbnail
+from tinyft.inspection.dataset.copies import SIDE, grouped, members, thumbnail
 from tinyft.inspection.dataset.findings import FEWEST, DatasetCheck, Picture, Suspect
 from tinyft.nn.folding import fold
 from tinyft.nn.head import cut
@@ -237,8 +237,7 @@ def out_of_fold(
     Z = np.linalg.solve(X.T @ X + np.diag(penalty), X.T).T  # H = X @ Z.T, which is never made
     Y = np.eye(classes)[labels]
     residuals = weight * Y - X @ (Z.T @ (weight * Y))
-    order = np.argsort(groups, kind="stable")
-    for group in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+    for group in members(groups):
         kept = np.eye(len(group)) - X[group] @ Z[group].T
         residuals[group] = np.linalg.solve(kept, residuals[group])
     return Y - residuals / weight
