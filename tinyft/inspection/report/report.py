@@ -24,6 +24,7 @@ from tinyft.inspection.report.charts import Line, heat_map, line_chart
 from tinyft.inspection.report.images import first_batch
 from tinyft.inspection.report.learned import Judgements, confusions, mistakes, scores, wilson
 from tinyft.inspection.report.run_files import RunFiles
+from tinyft.nn.resnet import stage_of
 from tinyft.weights.files import replacing
 
 if TYPE_CHECKING:
@@ -252,15 +253,12 @@ def _proofs(ledger: LedgerReading) -> str:
     proofs = ledger.proofs
     if not proofs:
         return _not_shown("no phase is finished yet")
-    stages: dict[str, list[list[int]]] = {}  # of each, (identical, moved) in each phase
-    for i, proof in enumerate(proofs):
-        for stage, identical, moved, *_ in proof.rows():
-            counts = stages.setdefault(stage, [[0, 0] for _ in proofs])[i]
-            counts[:] = counts[0] + identical, counts[1] + moved
-    rows = [
-        [proof.title, *(f"{counts[i][0]} of {sum(counts[i])}" for counts in stages.values())]
-        for i, proof in enumerate(proofs)
-    ]
+    rows = []
+    for proof in proofs:
+        same: dict[str, list[bool]] = {}  # of each stage's tensors, the same ones in each phase
+        for tensor in proof.tensors:
+            same.setdefault(stage_of(tensor.name), []).append(tensor.identical)
+        rows.append([proof.title, *(f"{sum(stage)} of {len(stage)}" for stage in same.values())])
     shown = []
     for proof in proofs:
         told = f"{counted(len(proof.identical), 'tensor')} bit-identical, {len(proof.moved)} moved"
@@ -270,7 +268,7 @@ def _proofs(ledger: LedgerReading) -> str:
         )
     return (
         "<p>So many tensors of each part were the same, bit for bit, after a phase as before.</p>"
-        f"{table(['phase', *stages], rows)}<details><summary>What moved, how far and why</summary>"
+        f"{table(['phase', *same], rows)}<details><summary>What moved, how far and why</summary>"
         "<p>A weight moves because of a gradient, of weight decay or of momentum; running "
         "statistics move when batches pass in training. A tensor that the plan says is frozen and "
         "that moved would have stopped the run.</p>"
