@@ -144,7 +144,7 @@ class Ledger(Displayed):
             row = [record.epoch, phase, record.step, judged.loss, judged.accuracy]
             self._end_epoch(file, learner, row)
         if record.proof:
-            self._end_phase(file, learner, record, record.proof)
+            self._end_phase(file, record, record.proof)
         if record.validation:
             file.sync()
 
@@ -166,16 +166,13 @@ class Ledger(Displayed):
         self.epoch_rows.clear()
         self.epoch_start = now
 
-    def _end_phase(
-        self, file: LedgerFile, learner: Learner, record: StepRecord, proof: Proof
-    ) -> None:
+    def _end_phase(self, file: LedgerFile, record: StepRecord, proof: Proof) -> None:
         """Write which tensors moved in the phase, how far, and why; by the proof's hashes alone
         where its start is not known.
         """
         causes = np.array(("gradient", "weight decay", "momentum"))
-        names = [name for group in learner.groups for name in group.parameters]
+        names, tensors = self.description["parameters"], self.description["tensors"]
         of = {n: tuple(causes[row].tolist()) for n, row in zip(names, self.evidence.T, strict=True)}
-        tensors = list(learner.model.state_dict())
         reasons = {name: of.get(name, ("running statistics",)) for name in tensors}
         now = self.epoch_start  # a phase ends with an epoch
         if self.phase_start is not None and now is not None:
