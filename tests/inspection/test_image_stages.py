@@ -1,6 +1,7 @@
 """The stages of a picture's preprocessing: they are the real ones, and what they say is true."""
 
 import io
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -66,6 +67,26 @@ def test_a_turned_picture_has_a_stage_for_it(learner):
     stored, upright = found.stages[0].array, found.stages[1].array
     assert np.array_equal(np.rot90(stored, -1), upright)
     assert "EXIF orientation 6, turned" in found.stages[1].words
+
+
+def test_a_picture_of_pillows_is_explained_as_its_file_is(learner):
+    file = photograph(orientation=6)
+    found, of_file = (
+        explain_image(source, learner) for source in (Image.open(io.BytesIO(file)), file)
+    )
+    assert names(found)[:2] == ["given", "resized"]
+    assert "40 x 60 px, mode RGB" in found.stages[0].words
+    assert np.array_equal(found.stages[2].array, of_file.stages[3].array)
+    assert found.verdict == of_file.verdict
+
+
+def test_an_old_page_stays_where_a_new_one_cannot_be_written(learner, tmp_path, monkeypatch):
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        explain_image(photograph(), learner).save(page)
+    assert page.read_text() == "old" and list(tmp_path.iterdir()) == [page]
 
 
 @pytest.mark.parametrize("exif", [b"garbage!", b"Exif\0\0II*\0", 9])

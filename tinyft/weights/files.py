@@ -76,6 +76,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_page(path: str | os.PathLike[str], text: str) -> None:
+    """Write a page for people whole, or leave an old one as it is. Raises: OSError"""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 def flush_to_disk(path: Path, access: int = os.O_RDWR) -> None:
     """Return when a file's bytes are on the disk, and no power failure can take them."""
     descriptor = os.open(path, access)

@@ -17,7 +17,7 @@ from tinyft.display import counted, first_few, fitted, terminal_width
 from tinyft.errors import DataError
 from tinyft.inspection.html import Markup, escape, page, picture, table
 from tinyft.inspection.report.learned import wilson
-from tinyft.weights.files import replacing
+from tinyft.weights.files import write_page
 
 FEWEST = 5  # pictures of a class below which it is too small, and its labels are not judged
 WIDE = 0.2  # of an interval at 95 %: a validation part that allows no narrower one proves little
@@ -209,8 +209,7 @@ class DatasetCheck:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as a self-contained HTML page; an old file of that name is replaced whole."""
         text = page(f"{self.name}: before training", body(self))
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_page(path, text)
 
 
 def concerns(classes: Sequence[str], train: np.ndarray, n_valid: int) -> dict[str, str]:

@@ -37,9 +37,11 @@ import numpy as np
 from tinyft import backends
 from tinyft.data.picture import (
     TURNS,
+    Source,
     centre_offset,
     decode,
     orientation,
+    pixels_of,
     printable,
     resize_to,
     shown,
@@ -51,6 +53,7 @@ from tinyft.errors import ShapeError
 from tinyft.inspection.html import Markup, escape, page, picture
 from tinyft.inspection.report.charts import heat_colours
 from tinyft.nn.layer_table import halves
+from tinyft.weights.files import write_page
 
 if TYPE_CHECKING:
     from tinyft.data.loader import PictureData
@@ -58,7 +61,6 @@ if TYPE_CHECKING:
     from tinyft.nn import Module
     from tinyft.weights.preprocess import Preprocess
 
-Given = bytes | str | os.PathLike | np.ndarray  # a picture's file, or its pixels
 MOST_OF_A_BATCH = 24  # pictures
 LARGEST_SHOWN = 448  # pixels; a photograph of 12 million would make a page of 20 MB
 FRAME = (255, 60, 60)  # red
@@ -126,14 +128,14 @@ class ImageExplanation:
         """Write it as a self-contained HTML page; an old file of that name is replaced."""
         title = f"How tinyft sees {PurePath(self.file).name}"
         body = f"<h1>{escape(title)}</h1>\n{self._repr_html_()}"
-        Path(path).write_text(page(title, body), encoding="utf-8")
+        write_page(path, page(title, body))
 
 
-def explain_image(source: Given, learner: Learner) -> ImageExplanation:
+def explain_image(source: Source, learner: Learner) -> ImageExplanation:
     """Each stage from the file to the network's input, and the learner's answer with its Grad-CAM.
 
-    `source` is a path, the bytes of a picture file, or an array (H, W, 3) uint8. The learner is not
-    changed.
+    `source` is a path, the bytes of a picture file, a picture of Pillow, or an array (H, W, 3)
+    uint8. The learner is not changed.
 
     Raises: DataError, naming the file, for a picture that cannot be read; OSError
     """
@@ -159,10 +161,14 @@ def explain_image(source: Given, learner: Learner) -> ImageExplanation:
     return ImageExplanation(name, stages, f"The network says: {', '.join(shares)}")
 
 
-def _decoded(source: Given, preprocess: Preprocess) -> list[Stage]:
+def _decoded(source: Source, preprocess: Preprocess) -> list[Stage]:
     """The picture as the file holds it and, where the file says how to turn it, upright."""
     if isinstance(source, np.ndarray):
         return [Stage("given", "an array of pixels", source)]
+    if not isinstance(source, bytes | str | os.PathLike):
+        pixels = pixels_of(source, exif_transpose=preprocess.exif_transpose)
+        words = f"a picture of Pillow's, {_size(pixels)}, mode {source.mode}"
+        return [Stage("given", words, pixels)]
     from PIL import Image
 
     data = source if isinstance(source, bytes) else Path(source).read_bytes()

@@ -25,7 +25,7 @@ from tinyft.inspection.report.images import first_batch
 from tinyft.inspection.report.learned import Judgements, confusions, mistakes, scores, wilson
 from tinyft.inspection.report.run_files import RunFiles
 from tinyft.nn.resnet import stage_of
-from tinyft.weights.files import replacing
+from tinyft.weights.files import write_page
 
 if TYPE_CHECKING:
     from tinyft.finetune.run.reading import MaybeMoved
@@ -61,8 +61,7 @@ def save_report(run: RunFiles, out: str | os.PathLike[str] | None = None) -> Pat
     """Write the report whole, or leave an old one as it is; where it was written."""
     path = run.path / "report.html" if out is None else Path(out)
     text = report_html(run)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_page(path, text)
     return path
 
 
