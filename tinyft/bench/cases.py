@@ -3,6 +3,7 @@ Runtime's."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -101,34 +102,21 @@ def onnx_side(case: Case, threads: int) -> Side:
     return lambda: session.run(None, {"pictures": pictures})[0]
 
 
-class _Convolutions:
-    """A backend that notes its convolutions: shapes and options, and how often each comes."""
-
-    def __init__(self, backend: Any, count_of: dict[tuple, int]):
-        self.backend, self.count_of = backend, count_of
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self.backend, name)
-        if name != "conv2d":
-            return method
-
-        def conv2d(x, weight, *rest, stride, padding, **options):
-            layer = x.shape[1:], weight.shape, stride, padding
-            self.count_of[layer] = self.count_of.get(layer, 0) + 1
-            return method(x, weight, *rest, stride=stride, padding=padding, **options)
-
-        return conv2d
-
-
-def convolutions(case: Case) -> dict[tuple, int]:
+def convolutions(case: Case) -> Counter[tuple]:
     """The distinct convolutions of a network: ((H, W, C), (F, C, R, S), stride, padding) -> how
     often.
     """
-    count_of: dict[tuple, int] = {}
+    from tinyft.inspection.trace.kernel_watch import KernelWatch
+
     x = Tensor(np.zeros((1, case.size, case.size, 3), np.float32))
-    with no_grad(), backends.watch(lambda backend: _Convolutions(backend, count_of)):
+    watch = KernelWatch()
+    with no_grad(), watch.watching():
         build(case.arch).eval()(x)
-    return count_of
+    calls = [call.whole for call in watch.take() if call.kernel == "conv2d"]
+    return Counter(
+        (x.shape[1:], weight.shape, options["stride"], options["padding"])
+        for (x, weight, *_), options, _ in calls
+    )
 
 
 def algorithms(case: Case, precision: str | None = None) -> dict[str, dict[str, int]]:
