@@ -34,7 +34,7 @@ from tinyft.backends.cpu.conv.table import switch_winograd
 from tinyft.data.loader import Batch, PictureData
 from tinyft.finetune.build import vision_learner
 from tinyft.finetune.learner import Learner
-from tinyft.inspection.trace.kernel_watch import KernelCall, KernelWatch
+from tinyft.inspection.trace.kernel_watch import KernelCall, KernelWatch, as_float64
 
 PASSES = {  # what the results of a kernel are called
     "conv2d": ("forward",),
@@ -110,8 +110,8 @@ def errors_of(call: KernelCall, sides: dict[str, list[Array]]) -> list[Errors]:
         outs = getattr(backends.get(device), call.kernel)(*arguments, **options)
         return list(outs if isinstance(outs, tuple) else (outs,))[: len(PASSES[call.kernel])]
 
-    in_float64 = {name: _float64(value) for name, value in options.items()}
-    exact, results_of = results("reference", map(_float64, arguments), in_float64), dict(sides)
+    exact = results("reference", as_float64(arguments), as_float64(options))
+    results_of = dict(sides)
     for name, switch in OURS.items():
         with switch_winograd(switch):
             results_of[name] = results("cpu", arguments, options)
@@ -148,10 +148,6 @@ def relative_errors(result: Array, exact: Array) -> dict[str, float]:
 def _ratio(a: float, b: float) -> float:
     """a / b; 1 where both are 0."""
     return float(a / b) if b else (float("inf") if a else 1.0)
-
-
-def _float64(value: Any) -> Any:
-    return value.astype(np.float64) if getattr(value, "dtype", None) == np.float32 else value
 
 
 # ------------------------------------------------------------------------------------------ curves
