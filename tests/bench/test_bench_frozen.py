@@ -10,6 +10,7 @@ import tinyft as ft
 from tinyft.bench import frozen as bench_frozen
 from tinyft.bench import measure as bench
 from tinyft.bench.frozen import FrozenCase, Spent
+from tinyft.cli.photos import PRESETS
 from tinyft.errors import TinyftError
 from tinyft.finetune.feature_cache import FeatureCache
 
@@ -43,7 +44,7 @@ def test_validation_is_counted_apart(ticking):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bn", bench_frozen.PRESETS)
+@pytest.mark.parametrize("bn", PRESETS)
 def test_our_phase(bn, monkeypatch):
     plans = []
     execute = ft.Learner.execute

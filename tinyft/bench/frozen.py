@@ -37,7 +37,6 @@ from tinyft.finetune.learner import Learner
 from tinyft.finetune.records import Evaluation
 from tinyft.nn.folding import fold
 
-PRESETS = ("frozen", "fastai")  # of the body's batch norms
 THEIRS = "pytorch_channels_last"
 
 

@@ -28,7 +28,7 @@ NAMES = {
 }
 EPOCHS, SEEDS, STEPS = 3, 5, 30  # unless asked for others
 LIMIT = 5  # what a ratio of errors may be: Winograd's bound in the kernels' contract
-PRESETS = {
+PRESETS = {  # of the body's batch norms
     "frozen": 'bn="frozen": the body\'s batch norms stay as they are',
     "fastai": "the default: the body's batch norms train",
 }
@@ -64,14 +64,12 @@ def frozen(show: Show, args: argparse.Namespace, torch: bool) -> list[dict[str, 
 
     data, options = data_and_options(args, args.frozen)
     measurements = []
-    for bn in bench_frozen.PRESETS:
-        epochs = args.epochs or EPOCHS
+    epochs = args.epochs or EPOCHS
+    for bn, words in PRESETS.items():
         case = bench_frozen.FrozenCase(data, bn, epochs, options)
-        say(f"measuring a frozen phase, {PRESETS[bn]}")
+        say(f"measuring a frozen phase, {words}")
         measured = bench_frozen.measure(case, args.rounds, alone=args.alone or not torch)
-        show(
-            f"\nfrozen phase, {counted(epochs, 'epoch')} of {data.n_train} pictures; {PRESETS[bn]}"
-        )
+        show(f"\nfrozen phase, {counted(epochs, 'epoch')} of {data.n_train} pictures; {words}")
         _show_frozen(show, measured)
         measurements.append(measured)
     return measurements
@@ -97,13 +95,13 @@ def accuracy(show: Show, args: argparse.Namespace, torch: bool) -> dict[str, Any
     if not torch:
         raise RequestError("--accuracy compares with PyTorch; install it: pip install torch")
     data, options = data_and_options(args, args.accuracy)
+    steps, seeds = args.steps or STEPS, args.seeds or SEEDS
     say("measuring the errors of layers")
-    rows = bench_accuracy.layers(data, options, args.seeds or SEEDS)
+    rows = bench_accuracy.layers(data, options, seeds)
     for measure in bench_accuracy.MEASURES:
         _show_errors(show, rows, measure)
-    steps, seeds = args.steps or STEPS, args.seeds or SEEDS
     show(f"\nlosses of {steps} fine-tuning steps: the largest difference of two curves")
-    curves = [_curve(show, args, data, options, seed) for seed in range(seeds)]
+    curves = [_curve(show, data, options, seed, steps) for seed in range(seeds)]
     _show_largest(show, curves)
     return {"seeds": seeds, "layers": rows, "curves": curves}
 
@@ -122,14 +120,12 @@ def _show_errors(show: Show, rows: list[dict[str, Any]], measure: str) -> None:
         show(f"  {SIDES[side]}: {count} above {LIMIT}")
 
 
-def _curve(
-    show: Show, args: argparse.Namespace, data: Any, options: dict[str, Any], seed: int
-) -> dict[str, Any]:
+def _curve(show: Show, data: Any, options: dict[str, Any], seed: int, steps: int) -> dict[str, Any]:
     """The curves of one seed, and how far they are from each other."""
     from tinyft.bench import accuracy as bench_accuracy
 
     say(f"fine-tuning with seed {seed}, five times")
-    losses = bench_accuracy.curves(data, options, seed, args.steps or STEPS)
+    losses = bench_accuracy.curves(data, options, seed, steps)
     curves = {"losses": losses, "apart": bench_accuracy.apart(losses)}
     curves["from_exact"] = bench_accuracy.from_exact(losses)
     exact = losses["float64"]
