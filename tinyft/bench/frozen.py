@@ -132,17 +132,14 @@ def measure(case: FrozenCase, rounds: int, *, alone: bool) -> dict[str, Any]:
     report: dict[str, Any] = {"bn": case.bn, "epochs": case.epochs, "why": why(case)}
     report["others"] = before.others(Clock.read())
     measures = ("training", "validation", "total", "accuracy")
-    medians = {
+    report["sides"] = measured = {
         side: {name: median(getattr(run, name) for run in spent) for name in measures}
-        for side, spent in runs.items()
-    }
-    report["sides"] = {
-        side: medians[side] | {"runs": [asdict(run) for run in spent]}
+        | {"runs": [asdict(run) for run in spent]}
         for side, spent in runs.items()
     }
     if not alone:
-        report["ratio"] = medians[THEIRS]["total"] / medians[OURS]["total"]
-        report["training_ratio"] = medians[THEIRS]["training"] / medians[OURS]["training"]
+        report["ratio"] = measured[THEIRS]["total"] / measured[OURS]["total"]
+        report["training_ratio"] = measured[THEIRS]["training"] / measured[OURS]["training"]
     return report
 
 
