@@ -8,7 +8,7 @@ from pathlib import Path
 from tinyft.cli.opening import open_trained
 from tinyft.cli.options import Parser, add_backend, expect_replaceable
 from tinyft.cli.output import result
-from tinyft.cli.predict import cell, numbers, pictures_of, readable, skipped
+from tinyft.cli.predict import cell, pictures_of, readable, skipped
 from tinyft.display import counted
 from tinyft.progress import tracked
 
@@ -41,8 +41,7 @@ def run(args: argparse.Namespace) -> int:
     expect_replaceable("OUT.npz", args.out, (".npz",))
     skip = args.on_error == "skip"
     files = readable(pictures_of(Path(args.dir)), skip)
-    device = args.backend or "auto"
-    learner = open_trained(args.weights, best=False, device=device, name_classes=numbers)
+    learner = open_trained(args.weights, best=False, device=args.backend or "auto")
     args.working = True
     names: list[str] = []
     parts = [embed(learner, [])]  # their shape, should none be readable

@@ -187,7 +187,14 @@ def describe_backend(device: str) -> str:
 # -------------------------------------------------------------------------------- what was trained
 
 
-def open_trained(source: str, *, best: bool, device: str, name_classes: NameClasses) -> Learner:
+def _own_names(weights: Weights) -> list[str]:
+    """The file's class names; numbers where it has none."""
+    return weights.classes or [str(i) for i in range(weights.num_classes or 0)]
+
+
+def open_trained(
+    source: str, *, best: bool, device: str, name_classes: NameClasses = _own_names
+) -> Learner:
     """The learner of a run or of a file. A weights file's classes are named by `name_classes`.
 
     Raises: RequestError, WeightsError, OSError

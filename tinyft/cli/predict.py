@@ -25,7 +25,6 @@ from tinyft.progress import tracked
 
 if TYPE_CHECKING:
     from tinyft.finetune.records import Prediction
-    from tinyft.weights import Weights
 
 HELP = "say what is in pictures, with a network that was trained"
 EXAMPLE = """\
@@ -62,9 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.copy and args.sort_into is None:
         raise RequestError("--copy is for --sort-into DIR")
     expect_replaceable("--csv", args.csv, (".csv",))
-    learner = open_trained(
-        args.source, best=args.best, device=args.backend or "auto", name_classes=numbers
-    )
+    learner = open_trained(args.source, best=args.best, device=args.backend or "auto")
     skip = args.on_error == "skip"
     files = readable(files, skip=skip)
     known = learner.answers.known
@@ -279,8 +276,3 @@ def pictures_of(path: Path) -> list[Path]:
     if not pictures:
         raise RequestError(f"there are no pictures in {path}")
     return pictures
-
-
-def numbers(weights: Weights) -> list[str]:
-    """The file's class names; numbers where it has none."""
-    return weights.classes or [str(i) for i in range(weights.num_classes or 0)]

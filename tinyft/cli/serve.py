@@ -11,7 +11,6 @@ from tinyft.cli.failures import RequestError
 from tinyft.cli.opening import open_trained
 from tinyft.cli.options import Parser, add_backend, whole
 from tinyft.cli.output import one_line, result, say
-from tinyft.cli.predict import numbers
 
 HELP = "try a network in the browser: drop a photo on a page that only this machine sees"
 EXAMPLE = """\
@@ -31,9 +30,7 @@ def add_options(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tinyft.inspection.server import Server, photos_of, why_not
 
-    learner = open_trained(
-        args.source, best=args.best, device=args.backend or "auto", name_classes=numbers
-    )
+    learner = open_trained(args.source, best=args.best, device=args.backend or "auto")
     title, photos = Path(args.source).resolve().name, photos_of(args.source)
     if learner.answers.known is None:
         say("note: the file does not know its training pictures, so none are shown as nearest")
