@@ -46,20 +46,15 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("op", metavar="OP|FILE.py:FUNCTION", nargs="?", help="(default: all ops)")
     parser.add_argument("--mode", choices=("fast", "full"), help="projections, or every element")
     parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="(0)")
-    _add_shapes(parser)
-
-
-def _add_shapes(parser: Parser) -> None:
-    def shapes(text: str) -> list[tuple[int, ...]]:
-        try:
-            asked = [tuple(int(n) for n in shape.split("x")) for shape in text.split(",")]
-            if all(n > 0 for shape in asked for n in shape):
-                return asked
-            raise ValueError
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected shapes as 2x3,4x5; got {text!r}") from None
-
     parser.add_argument("--shapes", type=shapes, metavar="SHAPES", help="draw inputs: 2x3,4x5")
+
+
+def shapes(text: str) -> list[tuple[int, ...]]:
+    """Parse shapes, none of them empty."""
+    try:
+        return [tuple(map(whole(1), shape.split("x"))) for shape in text.split(",")]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected shapes as 2x3,4x5; got {text!r}") from None
 
 
 def run(args: argparse.Namespace) -> int:
