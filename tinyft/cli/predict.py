@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if only_a_table or not sys.stdout.isatty():  # else its own lines show how far it is
         answers = tracked(answers, "predicting", len(files))
     outputs: list[Lines | Table | Folders] = []
-    if not args.csv and not args.sort_into:
+    if not (args.csv or args.sort_into or args.json):
         outputs.append(Lines(learner.classes, args.top))
     if table:
         outputs.append(table)
@@ -96,7 +96,6 @@ def _write(
     as_json: bool,
 ) -> None:  # fmt: skip
     """Give each prediction to every output as soon as it comes; nothing is held."""
-    outputs = [each for each in outputs if not as_json or not isinstance(each, Lines)]
     opened = "["
     for prediction in answers:
         for each in outputs:
