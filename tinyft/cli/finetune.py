@@ -83,7 +83,7 @@ def _resume(args: argparse.Namespace) -> None:
 
     path = Path(args.resume)
     refuse_contradictions(args, path)
-    on_error = "skip" if args.on_error == "skip" else "raise"
+    on_error = args.on_error or "raise"
     learner, plan, training, start, notices = resume(path, args.data, args.backend, on_error)
     if start and not any(path.glob("ledger.*")):
         notices.append("the steps before are in no ledger; it begins with this session")
@@ -186,9 +186,8 @@ def _create_run(args: argparse.Namespace, learner: Learner) -> Run:
 
     settings = {"command": ["tinyft", *args.arguments], **given(args, ("keep",))}
     try:
-        if args.out is not None:
-            return Run.create(args.out, **settings)
-        return Run.create(_next_folder(learner), **settings)
+        folder = _next_folder(learner) if args.out is None else args.out
+        return Run.create(folder, **settings)
     except (RunError, OSError) as error:
         raise RequestError(f"the run cannot be written: {error}") from error
 

@@ -286,10 +286,8 @@ def resume_command(path: Path) -> str:
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
     """The options that were given, as run.json would say them."""
     asked = given(args, ("dir", "out", "keep", *DATA, *LEARNER, *RECIPE))
-    if "dir" in asked:
-        asked["dir"] = str(Path(asked["dir"]).resolve())
-    if "out" in asked:
-        asked["out"] = str(Path(asked["out"]).resolve())
+    for name in {"dir", "out"} & asked.keys():
+        asked[name] = str(Path(asked[name]).resolve())
     for name in ("weights", "labels"):
         if Path(asked.get(name, "")).is_file():
             asked[name] = str(Path(asked[name]).resolve())
