@@ -54,8 +54,7 @@ def errors(device: str, name: str) -> dict[str, dict[str, float]]:
     by_kernel: dict[str, dict[str, float]] = {}
     with precision(device, name):
         for case in KERNEL_CASES:
-            convolves = case.subject.startswith("conv2d")
-            if name == "tf32" and not convolves:
+            if name == "tf32" and not case.subject.startswith("conv2d"):
                 continue
             allowed = TF32_ERROR if name == "tf32" else FP32_ERROR * (case.terms / 64 + 1) ** 0.5
             error = _error(case, device)

@@ -110,8 +110,7 @@ def check_families(backend: str, only: str | None = None) -> Iterator[Family]:
                 except ContractError as error:
                     failures.append(str(error))
                 except Exception as error:  # a wrong kernel may raise anything
-                    kind_of_error = type(error).__name__
-                    failures.append(f"{case} on {backend}: raises {kind_of_error}: {error}")
+                    failures.append(f"{case} on {backend}: raises {type(error).__name__}: {error}")
             yield Family(kind, subject, len(cases), failures)
 
 

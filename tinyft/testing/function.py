@@ -131,11 +131,6 @@ class CheckedFunction:
             )
         return results
 
-    def values(self) -> list[Array]:
-        """The results that are checked, as arrays of their own."""
-        results = self.call()
-        return [backends.host(results[i].data).copy() for i in self.differentiable]
-
     def result_name(self, r: int) -> str:
         """Name the r-th checked result for messages."""
         return f"result {self.differentiable[r]} of {self.name}" if self.several else self.name
@@ -277,7 +272,8 @@ class CheckedFunction:
         try:
             x.data = backends.place_like(value, original)
             with no_grad():
-                return self.values()
+                results = self.call()
+            return [backends.host(results[i].data).copy() for i in self.differentiable]
         finally:
             x.data = original
 
