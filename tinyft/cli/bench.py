@@ -90,7 +90,6 @@ def run(args: argparse.Namespace) -> int:
     from tinyft.cli import photos
 
     show = say if args.json else result
-    on_photos = args.frozen or args.accuracy
     cases = _cases(args)
     if args.threads:
         set_num_threads(args.threads)
@@ -103,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         show(f"instructions: AVX2 at most, on both sides ({settings})")
     _describe(show, report, args, torch)
     args.working = True
-    if on_photos:
+    if args.frozen or args.accuracy:
         report |= photos.measure(show, args, torch)
     elif args.overhead:
         report["overhead"] = [_overhead(show, case, args) for case in cases]
@@ -134,13 +133,14 @@ def _run_with_avx2(arguments: list[str]) -> int:
 
 def _check_request(args: argparse.Namespace) -> None:
     """Raises: RequestError for options that do not go together"""
+    folder = args.frozen or args.accuracy
     kinds = (args.memory or args.cold, args.overhead, args.frozen, args.accuracy)
     if sum(map(bool, kinds)) > 1:
         raise RequestError(
             "only --memory and --cold can be measured together; call --overhead, --frozen and "
             "--accuracy one at a time"
         )
-    if args.weights and not (args.frozen or args.accuracy):
+    if args.weights and not folder:
         raise RequestError("--weights is for --frozen and --accuracy; speed depends on no weight")
     for option, kind in OF_KIND.items():
         if getattr(args, option) and not getattr(args, kind):
@@ -150,11 +150,10 @@ def _check_request(args: argparse.Namespace) -> None:
             "--backend cpu:bf16 is for the times of steps and inference; leave out what measures "
             "something else"
         )
-    if args.all and (args.frozen or args.accuracy):
+    if args.all and folder:
         raise RequestError("--all is not for photos; name one network with --arch")
-    for photos in (args.frozen, args.accuracy):
-        if photos and not Path(photos).is_dir():
-            raise RequestError(f"{photos} is no folder of photos")
+    if folder and not Path(folder).is_dir():
+        raise RequestError(f"{folder} is no folder of photos")
 
 
 def _run_on_gpu(args: argparse.Namespace) -> int:

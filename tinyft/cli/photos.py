@@ -48,12 +48,12 @@ def measure(show: Show, args: argparse.Namespace, torch: bool) -> dict[str, Any]
     return {"accuracy": accuracy(show, args, torch)}
 
 
-def data_and_options(args: argparse.Namespace, folder: str) -> tuple[Any, dict[str, Any]]:
+def data_and_options(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The photos without augmentation, and the arguments for `vision_learner`."""
     from tinyft.data.folder import ImageFolder
 
     size = {} if args.batch_size is None else {"batch_size": args.batch_size}
-    data = ImageFolder(folder, size=args.size, augment=None, **size)
+    data = ImageFolder(args.frozen or args.accuracy, size=args.size, augment=None, **size)
     weights = None if args.weights == "none" else args.weights or "default"
     return data, {"arch": args.arch, "weights": weights}
 
@@ -62,7 +62,7 @@ def frozen(show: Show, args: argparse.Namespace, torch: bool) -> list[dict[str, 
     """Both kinds of frozen phase, each shown as soon as it is measured."""
     from tinyft.bench import frozen as bench_frozen
 
-    data, options = data_and_options(args, args.frozen)
+    data, options = data_and_options(args)
     measurements = []
     epochs = args.epochs or EPOCHS
     for bn, words in PRESETS.items():
@@ -94,7 +94,7 @@ def accuracy(show: Show, args: argparse.Namespace, torch: bool) -> dict[str, Any
 
     if not torch:
         raise RequestError("--accuracy compares with PyTorch; install it: pip install torch")
-    data, options = data_and_options(args, args.accuracy)
+    data, options = data_and_options(args)
     steps, seeds = args.steps or STEPS, args.seeds or SEEDS
     say("measuring the errors of layers")
     rows = bench_accuracy.layers(data, options, seeds)
