@@ -23,8 +23,8 @@ from tinyft.backends.reference import output_size
 from tinyft.bench.cases import Case, Side, convolutions, our_side
 from tinyft.bench.measure import error_of, installed
 from tinyft.seeds import generator
-from tinyft.testing.contract import KERNEL_CASES, as_float64, check_families, draw, precision
-from tinyft.testing.kernel_cases import KernelCase
+from tinyft.testing.contract import as_float64, check_families, draw, kernel_results, precision
+from tinyft.testing.kernel_cases import KERNEL_CASES, KernelCase
 
 CASES = (Case("resnet18", 64, 224), Case("resnet50", 64, 224))
 WARM_UPS = 3
@@ -66,15 +66,10 @@ def errors(device: str, name: str) -> dict[str, dict[str, float]]:
 
 def _error(case: KernelCase, device: str) -> float:
     """The largest error over the results of a case, each as a part of its largest answer."""
-    arrays, results = draw(case), []
-    for name, given in (("reference", as_float64(arrays)), (device, arrays)):
-        backend = backends.get(name)
-        with backend.current(), np.errstate(all="ignore"):
-            result = case.call(backend, **{n: backend.upload(a.copy()) for n, a in given.items()})
-        several = result if isinstance(result, tuple) else (result,)
-        results.append([backends.host(r) for r in several])
-    pairs = zip(*results, strict=True)
-    return max((error_of(got, true) for true, got in pairs if true.dtype.kind == "f"), default=0.0)
+    arrays = draw(case)
+    exact = kernel_results(case, "reference", as_float64(arrays))
+    pairs = zip(kernel_results(case, device, arrays), exact, strict=True)
+    return max((error_of(got, true) for got, true in pairs if true.dtype.kind == "f"), default=0.0)
 
 
 # -------------------------------------------------------------------------------- how fast is it?

@@ -17,6 +17,7 @@ as a result on the way: a CPU may be a hundred times as slow with such.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -129,20 +130,21 @@ def check_kernel(case: KernelCase, backend: str = "auto") -> None:
 
     Raises: ContractError
     """
-
-    def run(name: str, arrays: dict[str, Array]) -> list[Array]:
-        given = {n: a.copy() if n in case.written else a for n, a in arrays.items()}
-        computing = backends.get(name)
-        placed = {n: computing.upload(a) for n, a in given.items()}
-        with computing.current(), np.errstate(all="ignore"):
-            result = case.call(computing, **placed)
-        _show_changes(given, placed)
-        return list(map(backends.host, result if isinstance(result, tuple) else [result]))
-
-    findings = _Findings(case, backend, run, draw(case))
+    findings = _Findings(case, backend, functools.partial(kernel_results, case), draw(case))
     findings.common(itertools.repeat(case.any_order))
     findings.own_memory()
     findings.raise_if_any()
+
+
+def kernel_results(case: KernelCase, backend: str, arrays: dict[str, Array]) -> list[Array]:
+    """Call the kernel of a case with these arrays; its results in main memory."""
+    given = {n: a.copy() if n in case.written else a for n, a in arrays.items()}
+    computing = backends.get(backend)
+    placed = {n: computing.upload(a) for n, a in given.items()}
+    with computing.current(), np.errstate(all="ignore"):
+        result = case.call(computing, **placed)
+    _show_changes(given, placed)
+    return list(map(backends.host, result if isinstance(result, tuple) else [result]))
 
 
 def check_op(case: OpCase, backend: str = "auto") -> None:
