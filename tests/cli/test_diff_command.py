@@ -1,7 +1,9 @@
 """`tinyft diff`: a run by itself, two files, a page, JSON, and requests that make no sense."""
 
+import errno
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,22 @@ def test_a_run_is_compared_phase_by_phase(tinyft, trained):
     assert [len(filters) for filters in layers["conv1"]["filters"]] == [3]
     with open("diff.html", encoding="utf-8") as file:
         assert file.read().startswith("<!doctype html>")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("diff",), ("inspect", "--step", "0")])
+def test_an_old_page_stays_where_a_new_one_cannot_be_written(tinyft, trained, monkeypatch, command):
+    def half(path, text, **options):
+        path.write_bytes(text.encode()[:100])
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    Path("old\npage.html").write_text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", half)
+        done = tinyft(*command, trained, "--html", "old\npage.html")
+    assert "old page.html: No space left on device" in done.error
+    assert Path("old\npage.html").read_text() == "old"
+    assert "wrote old page.html\n" in tinyft(*command, trained, "--html", "old\npage.html").err
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tinyft.cli.failures import RequestError
 from tinyft.cli.opening import open_folder
 from tinyft.cli.options import PAGES, Parser, add_backend, add_json, expect_replaceable
-from tinyft.cli.output import answer, say
+from tinyft.cli.output import answer, write
 from tinyft.errors import DataError
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
     difference = compare(snapshots, data, device=args.backend or "auto")
     difference.notices.extend([*missing, *notices])
     if args.html:
-        Path(args.html).write_text(as_page(difference), encoding="utf-8", errors="backslashreplace")
-        say(f"wrote {args.html}")
+        write(args.html, as_page(difference), "wrote")
     answer(args, str(difference), plain(difference))
     return 0
 

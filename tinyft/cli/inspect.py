@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyft.cli.failures import RequestError
 from tinyft.cli.options import GRAPHS, PAGES, Parser, add_json, add_moved, expect_replaceable, whole
-from tinyft.cli.output import answer, has_terminal, json_result, result, say
+from tinyft.cli.output import answer, has_terminal, json_result, result, say, write
 from tinyft.display import aligned, fitted, terminal_width
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ def run(args: argparse.Namespace) -> int:
     trace.facts.append(comparison(Path(args.run_folder), args.step, trace.loss))
     for file, text in ((args.html, trace.html), (args.dot, trace.dot)):
         if file:
-            Path(file).write_text(text(), encoding="utf-8", errors="backslashreplace")
-            say(f"wrote {file}")
+            write(file, text(), "wrote")
     if args.json:
         json_result(plain(trace, nodes))
     elif nodes:

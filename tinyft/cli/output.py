@@ -78,13 +78,13 @@ def _printable(character: str) -> str:
     return character if character.isprintable() or is_space else repr(character)[1:-1]
 
 
-def write(file: str, text: str) -> None:
-    """Write a page or a table whole, or leave an old one as it is."""
+def write(file: str, text: str, done: str = "written:") -> None:
+    """Write a page or a table whole, or leave an old one as it is; say what was done."""
     from tinyft.weights.files import replacing
 
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    say(f"written: {one_line(file)}")
+    say(f"{done} {one_line(file)}")
 
 
 def percent(fraction: float) -> str:
