@@ -13,7 +13,7 @@ import tinyft as ft
 @pytest.mark.slow
 def test_a_run_is_compared_phase_by_phase(tinyft, trained):
     done = tinyft("diff", trained, "--html", "diff.html", "--json")
-    assert done.code == 0 and "wrote diff.html" in done.err
+    assert done.code == 0 and "written: diff.html" in done.err
     found = json.loads(done.out)
     assert found["snapshots"] == ["before", "after everything"]
     assert found["pictures"] == 10  # of twelve, two are set aside
@@ -38,7 +38,7 @@ def test_an_old_page_stays_where_a_new_one_cannot_be_written(tinyft, trained, mo
         done = tinyft(*command, trained, "--html", "old\npage.html")
     assert "old page.html: No space left on device" in done.error
     assert Path("old\npage.html").read_text() == "old"
-    assert "wrote old page.html\n" in tinyft(*command, trained, "--html", "old\npage.html").err
+    assert "written: old page.html\n" in tinyft(*command, trained, "--html", "old\npage.html").err
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ def test_a_step_is_shown_op_by_op(tinyft, trained):
     assert "to the bit the loss of metrics.csv" in done.out
     assert "layer3.2.conv2" in done.out and "cross_entropy" in done.out
     assert "where backward stopped, and why:" in done.out
-    assert "wrote s.html" in done.err and "wrote s.dot" in done.err
+    assert "written: s.html" in done.err and "written: s.dot" in done.err
     assert Path("s.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert Path("s.dot").read_text().startswith("digraph")
     assert contents(trained) == before

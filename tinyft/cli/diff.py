@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     difference = compare(snapshots, data, device=args.backend or "auto")
     difference.notices.extend([*missing, *notices])
     if args.html:
-        write(args.html, as_page(difference), "wrote")
+        write(args.html, as_page(difference))
     answer(args, str(difference), plain(difference))
     return 0
 

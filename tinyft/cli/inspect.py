@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     trace.facts.append(comparison(Path(args.run_folder), args.step, trace.loss))
     for file, text in ((args.html, trace.html), (args.dot, trace.dot)):
         if file:
-            write(file, text(), "wrote")
+            write(file, text())
     if args.json:
         json_result(plain(trace, nodes))
     elif nodes:

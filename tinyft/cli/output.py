@@ -78,13 +78,12 @@ def _printable(character: str) -> str:
     return character if character.isprintable() or is_space else repr(character)[1:-1]
 
 
-def write(file: str, text: str, done: str = "written:") -> None:
-    """Write a page or a table whole, or leave an old one as it is; say what was done."""
-    from tinyft.weights.files import replacing
+def write(file: str, text: str) -> None:
+    """Write a page or a table whole, or leave an old one as it is."""
+    from tinyft.weights.files import write_page
 
-    with replacing(file) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    say(f"{done} {one_line(file)}")
+    write_page(file, text)
+    say(f"written: {one_line(file)}")
 
 
 def percent(fraction: float) -> str:
