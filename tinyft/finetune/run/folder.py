@@ -40,6 +40,7 @@ from tinyft.finetune.run.reading import (
 from tinyft.finetune.run.save import expect_savable, save
 from tinyft.finetune.run.state import capture
 from tinyft.version import __version__, installed
+from tinyft.weights import write_arrays
 from tinyft.weights.files import flush_to_disk, replacing
 
 if TYPE_CHECKING:
@@ -176,8 +177,6 @@ class Run:
 
     def checkpoint(self, training: Training, keep: bool = False) -> None:
         """Write the learner's state, then drop what it replaces."""
-        from tinyft.weights import write_arrays
-
         if keep:
             self.epoch_steps.append(training.step)
         arrays, values = capture(training)

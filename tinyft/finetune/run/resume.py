@@ -35,6 +35,7 @@ from tinyft.finetune.run.reading import (
     read_description,
 )
 from tinyft.finetune.run.state import restore
+from tinyft.weights.files import replacing
 
 
 class Resumed(NamedTuple):
@@ -270,8 +271,6 @@ def _cut_metrics(path: Path, first_step: int, step: int, notices: list[str]) -> 
     """Drop the lines of steps that will be made again. A file that is none is set aside, and lines
     that are missing are noticed: a power failure may have taken them.
     """
-    from tinyft.weights.files import replacing
-
     try:
         lines = metrics_lines(path)
         if lines and lines[0][:4] != ["step", "epoch", "phase", "loss"]:

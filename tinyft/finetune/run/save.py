@@ -30,10 +30,11 @@ from tinyft.finetune.run.reading import (
 from tinyft.nn.layers import BatchNorm, Dropout
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import ARCHITECTURES
+from tinyft.weights import Preprocess, Weights, save_weights
+from tinyft.weights.hdf5.weights_file import BATCH_NORM_EPSILON
 
 if TYPE_CHECKING:
     from tinyft.finetune.training import Training
-    from tinyft.weights import Preprocess, Weights
 
 
 # What `save` writes beside the weights.
@@ -72,8 +73,6 @@ def save(
 
     Raises: ValueError for what such a file cannot hold
     """
-    from tinyft.weights import Weights, save_weights
-
     expect_savable(learner)
     # differs from fastai, which pickles the learner
     state = {name: backends.host(array) for name, array in learner.model.state_dict().items()}
@@ -113,10 +112,7 @@ def judged_preprocess(path: str | os.PathLike[str], weights: Weights) -> Preproc
     """Return how pictures are prepared that a file's network judges. An older learner's file says
     beside its preprocessing that it judges whole squares: those are resized straight to the crop.
     """
-    preprocess = weights.preprocess
-    if "learner" not in weights.extra:
-        return preprocess
-    settings = settings_in(path, weights)
+    preprocess, settings = weights.preprocess, settings_in(path, weights)
     return replace(preprocess, resize=preprocess.crop) if settings["whole_squares"] else preprocess
 
 
@@ -137,8 +133,6 @@ def settings_in(path: str | os.PathLike[str], weights: Weights) -> dict[str, Any
 
 def expect_savable(learner: Training) -> None:
     """Raises: ValueError if a batch norm has another eps than the one that weights files mean"""
-    from tinyft.weights.hdf5.weights_file import BATCH_NORM_EPSILON
-
     if learner.arch not in ARCHITECTURES:  # a network whose caller makes it again
         return
     own_head = learner.origin.head is None  # so is this
