@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinyft import backends
-from tinyft.finetune.known import own_features
+from tinyft.finetune.known import of_length_1, own_features
 from tinyft.nn.head import LinearHead
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def mean_weights(features: np.ndarray, labels: np.ndarray, classes: int = 0) -> 
     """
     counts = np.bincount(labels, minlength=classes)
     sums = np.stack([features[labels == c].sum(0) for c in range(len(counts))])  # (C, F)
-    means = _unit(sums)
+    means = of_length_1(sums)
     length = np.linalg.norm(features, axis=1).mean()
     scale = _best_scale(features, labels, counts, sums, means, SCALES / length)
     return scale * (means - means.mean(0))  # what all classes share changes no probability
@@ -65,7 +65,7 @@ def _best_scale(
     features, labels = features[judged], labels[judged]
     rows = np.arange(len(labels))
     cosines = features @ means.T  # (N, C), times |f|
-    cosines[rows, labels] = (features * _unit(sums[labels] - features)).sum(1)
+    cosines[rows, labels] = (features * of_length_1(sums[labels] - features)).sum(1)
 
     def loss(scale: float) -> float:
         logits = scale * cosines
@@ -74,8 +74,3 @@ def _best_scale(
         return float((total - logits[rows, labels]).mean())
 
     return float(min(scales, key=loss))
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Each (..., F) at length 1; a vector of zeros stays as it is."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

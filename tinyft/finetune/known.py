@@ -52,7 +52,7 @@ class Known:
         """Say for each picture of features (n, F): its similarity, if it is unlike what was learnt
         (None where there is no threshold), and the names of the nearest training pictures.
         """
-        rows = of_length_1(features)
+        rows = of_length_1(np.asarray(features, np.float32))
         cosines = backends.of(rows).matmul(rows, self.columns)  # (n, N)
         nearest = (-cosines).argsort(axis=1, kind="stable")[:, :NEAREST]
         similarity = np.take_along_axis(cosines, nearest, axis=1).mean(axis=1)
@@ -95,7 +95,8 @@ def learn(training: Any) -> Known | None:
         return service.known
     try:
         chosen = evenly_chosen(data.ids("train"), data.labels["train"], training.seed)
-        features = of_length_1(own_features(training, "train", chosen)).astype(np.float16)
+        features = np.asarray(own_features(training, "train", chosen), np.float32)
+        features = of_length_1(features).astype(np.float16)
         names = data.files("train")
         known = Known(features, [names[i] for i in chosen], None, 0, 0)
         if data.n_valid:
@@ -147,6 +148,5 @@ def evenly_chosen(ids: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def of_length_1(features: np.ndarray) -> np.ndarray:
-    """(n, F) float32, each row divided by its length; zeros stay zeros."""
-    rows = np.asarray(features, np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
+    """(..., F), each row divided by its length; zeros stay zeros."""
+    return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
