@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 
-def looked_up_in(package: str, home: dict[str, str]) -> Callable[[str], Any]:
-    """A package's `__getattr__` (PEP 562). `home` says which of its modules has a name (with a dot
-    before it: a module beside the package); a module is its own home.
+def looked_up_in(
+    package: str, home: dict[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """A package's `__getattr__` and `__dir__` (PEP 562). `home` says which of its modules has a
+    name (with a dot before it: a module beside the package); a module is its own home.
     """
 
     def look_up(name: str) -> Any:
@@ -21,4 +23,4 @@ def looked_up_in(package: str, home: dict[str, str]) -> Callable[[str], Any]:
         setattr(sys.modules[package], name, value)  # not asked for again
         return value
 
-    return look_up
+    return look_up, lambda: sorted(sys.modules[package].__all__)

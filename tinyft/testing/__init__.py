@@ -34,7 +34,4 @@ _HOME = {
 
 if not TYPE_CHECKING:  # or every name would seem to be there
     __all__ = [*_HOME]
-    __getattr__ = looked_up_in(__name__, _HOME)
-
-    def __dir__() -> list[str]:
-        return sorted(__all__)
+    __getattr__, __dir__ = looked_up_in(__name__, _HOME)
