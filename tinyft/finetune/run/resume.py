@@ -34,7 +34,7 @@ from tinyft.finetune.run.reading import (
     read_checkpoint,
     read_description,
 )
-from tinyft.finetune.run.state import restore
+from tinyft.finetune.run.state import remembered, restore
 from tinyft.weights.files import replacing
 
 
@@ -239,7 +239,7 @@ def _restore_newest(
             continue
         try:
             arrays, values = read_checkpoint(checkpoint, description)
-            _expect_whole_memory(learner, [*arrays], values["optimizer_counts"])
+            _expect_whole_memory(learner, remembered(arrays, values))
             restore(learner, arrays, values)
         except WeightsError as error:
             notices.append(f"{checkpoint.name} cannot be read ({error}); an older one is tried")
@@ -255,15 +255,10 @@ def _restore_newest(
     return {}
 
 
-def _expect_whole_memory(learner: Learner, arrays: list[str], counts: dict[str, float]) -> None:
+def _expect_whole_memory(learner: Learner, memory: dict[str, dict[str, Any]]) -> None:
     """Raises: RunError if a checkpoint lacks something that the optimizer remembers"""
-    owners: dict[str, set[str]] = {}
-    remembered = (n.removeprefix("optimizer.") for n in arrays if n.startswith("optimizer."))
-    for full_name in (*remembered, *counts):
-        name, _, key = full_name.rpartition(".")
-        owners.setdefault(name, set()).add(key)
     expected = learner.optimizer.remembers
-    if expected is not None and any(keys != expected for keys in owners.values()):
+    if expected is not None and any(of_one.keys() != expected for of_one in memory.values()):
         raise RunError(f"the optimizer remembers {', '.join(sorted(expected)) or 'nothing'}")
 
 

@@ -51,6 +51,16 @@ def model_arrays(arrays: Mapping[str, np.ndarray]) -> Arrays:
     return {n.removeprefix("model."): a for n, a in arrays.items() if n.startswith("model.")}
 
 
+def remembered(arrays: Arrays, values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the optimizer remembered of each parameter in a captured state: {name: {key: value}}."""
+    found: dict[str, dict[str, Any]] = {}
+    own = {n.removeprefix("optimizer."): a for n, a in arrays.items() if n.startswith("optimizer.")}
+    for full_name, value in (values["optimizer_counts"] | own).items():
+        name, _, key = full_name.rpartition(".")
+        found.setdefault(name, {})[key] = value
+    return found
+
+
 def restore(training: Training, arrays: Arrays, values: dict[str, Any]) -> None:
     """Put a captured state back, bit for bit. Gradients and the history of records are not part of
     it.
@@ -69,10 +79,11 @@ def restore(training: Training, arrays: Arrays, values: dict[str, Any]) -> None:
         backends.assign(array, given[name])
     training.losses = Losses()
     training.optimizer.clear()
+    memory = remembered(arrays, values)
     for group in training.groups:
         for name, parameter in group.parameters.items():
-            state = _optimizer_state(name, parameter.data, arrays, values["optimizer_counts"])
-            if state:
+            if name in memory:
+                state = {key: _placed(v, parameter.data) for key, v in memory[name].items()}
                 training.optimizer.state[name] = state
     training.step, training.epoch = values["step"], values["epoch"]
     training.smooth = _made(SmoothLoss, values["smooth"])
@@ -139,23 +150,16 @@ def undone(training: Training) -> Iterator[None]:
             raise
 
 
-def _optimizer_state(
-    name: str, like: np.ndarray, arrays: Arrays, counts: dict[str, int]
-) -> dict[str, Any]:
-    """Return what the optimizer remembered of a parameter, in the parameter's memory order."""
-    state: dict[str, Any] = {}
-    for full_name, count in counts.items():
-        if full_name.rpartition(".")[0] == name:
-            state[full_name.rpartition(".")[2]] = count
-    for full_name, array in arrays.items():
-        owner, _, key = full_name.removeprefix("optimizer.").rpartition(".")
-        if full_name.startswith("optimizer.") and owner == name:
-            if (array.shape, array.dtype) == (like.shape, like.dtype):
-                state[key] = backends.of(like).zeros_like(like)
-                backends.assign(state[key], array)
-            else:  # an optimizer of the caller's own, with a number for each filter, say
-                state[key] = backends.place_like(array.copy(), like)
-    return state
+def _placed(value: Any, like: np.ndarray) -> Any:
+    """A copy of what was remembered of the parameter `like`, an array in its memory order."""
+    if not hasattr(value, "dtype"):  # a count
+        return value
+    if (value.shape, value.dtype) != (like.shape, like.dtype):
+        # of an optimizer of the caller's own, with a number for each filter, say
+        return backends.place_like(value.copy(), like)
+    placed = backends.of(like).zeros_like(like)
+    backends.assign(placed, value)
+    return placed
 
 
 def _made(kind: type, values: dict[str, Any]) -> Any:
