@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tinyft import backends
 from tinyft.display import counted
 from tinyft.errors import DataError, RunError
 from tinyft.finetune.feature_cache import cacheable_bytes
@@ -32,9 +31,7 @@ from tinyft.finetune.schedule import (
     one_cycle_phase,
     per_group,
 )
-
-if TYPE_CHECKING:
-    from tinyft.finetune.training import Training
+from tinyft.finetune.training import Training, listed_class_weights
 
 
 def plan(
@@ -158,14 +155,13 @@ def _complete(
 
 def subject_of(learner: Training) -> Subject:
     """The network and the pictures of a learner as they are now."""
-    data, weights = learner.own_data(), learner.class_weights
+    data = learner.own_data()
     return Subject(
         learner.arch, learner.model.count_parameters(), learner.dtype, learner.classes,
         learner.origin, learner.step, len(data.ids("train")), data.n_valid, data.batch_size,
         data.augment,
         learner.adjusted_preprocess(), name_of(learner.optimizer) or "of the caller's own",
-        learner.label_smoothing, learner.mirrored,
-        None if weights is None else backends.host(weights).tolist(),
+        learner.label_smoothing, learner.mirrored, listed_class_weights(learner),
     )  # fmt: skip
 
 

@@ -371,6 +371,12 @@ def expect_all_classes(data: PictureData, what: str) -> np.ndarray:
     return counts
 
 
+def listed_class_weights(training: Training) -> list[float] | None:
+    """A learner's class weights as JSON holds them."""
+    weights = training.class_weights
+    return None if weights is None else backends.host(weights).tolist()
+
+
 def _class_weights(training: Training) -> np.ndarray:
     """(classes,) in the learner's dtype.
 

@@ -39,6 +39,7 @@ from tinyft.finetune.run.reading import (
 )
 from tinyft.finetune.run.save import expect_savable, save
 from tinyft.finetune.run.state import capture
+from tinyft.finetune.training import Training, listed_class_weights
 from tinyft.version import __version__, installed
 from tinyft.weights import write_arrays
 from tinyft.weights.files import flush_to_disk, replacing
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 
     from tinyft.finetune.plan import Plan
     from tinyft.finetune.records import StepRecord
-    from tinyft.finetune.training import Training
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 EPOCH_CHECKPOINT_BYTES = 1 << 30  # older epochs' checkpoints are dropped beyond this
@@ -248,12 +248,12 @@ def metrics_row(record: StepRecord) -> dict[str, Any]:
 def settings_of(training: Training) -> dict[str, Any]:
     """Collect what a caller may set after `vision_learner` has made a learner, but for weights."""
     names = ("bn", "seed", "dtype", "label_smoothing", "mirrored", "preprocess", "classes")
-    class_weights, numbers = training.class_weights, bool | int | float
+    numbers = bool | int | float
     optimizer = {n: v for n, v in vars(training.optimizer).items() if isinstance(v, numbers)}
     return {
         **{name: getattr(training, name) for name in names},
         "shows_whole_squares": training.own_data().shows_whole_squares,
-        "class_weights": None if class_weights is None else class_weights.tolist(),
+        "class_weights": listed_class_weights(training),
         "optimizer": type(training.optimizer),
         "optimizer's": optimizer,
         "batch norms": [(norm.momentum, norm.eps) for norm in training.batch_norms],

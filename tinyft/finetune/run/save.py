@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -27,15 +27,12 @@ from tinyft.finetune.run.reading import (
     parsed,
     whole,
 )
+from tinyft.finetune.training import Training, listed_class_weights
 from tinyft.nn.layers import BatchNorm, Dropout
 from tinyft.nn.module import Module
 from tinyft.nn.resnet import ARCHITECTURES
 from tinyft.weights import Preprocess, Weights, save_weights
 from tinyft.weights.hdf5.weights_file import BATCH_NORM_EPSILON
-
-if TYPE_CHECKING:
-    from tinyft.finetune.training import Training
-
 
 # What `save` writes beside the weights.
 SETTINGS = {
@@ -84,7 +81,7 @@ def save(
                 "groups": grouping_of(learner.model, learner.groups),
                 "dropout": [dropout.probability for dropout in learner.dropouts],
                 "optimizer": name_of(learner.optimizer),
-                "class_weights": _plain(learner.class_weights)}  # fmt: skip
+                "class_weights": listed_class_weights(learner)}  # fmt: skip
     seen = learn(learner) if known else None
     settings["known"] = seen.settings() if seen else None
     beside = {"known": seen.features} if seen else {}
@@ -144,7 +141,3 @@ def expect_savable(learner: Training) -> None:
                 f"{name} has eps {module.eps}, and a weights file means {BATCH_NORM_EPSILON}: with "
                 "the file the network would compute something else"
             )
-
-
-def _plain(class_weights: np.ndarray | None) -> list[float] | None:
-    return None if class_weights is None else backends.host(class_weights).tolist()
