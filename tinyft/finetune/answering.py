@@ -30,18 +30,17 @@ from tinyft.data.picture import prepare, printable
 from tinyft.data.prefetch import Job, ahead, default_workers
 from tinyft.data.split import Scan, pictures_below
 from tinyft.engine.tape import no_grad
+from tinyft.engine.tensor import Tensor
 from tinyft.errors import DataError
 from tinyft.finetune.known import Known
 from tinyft.finetune.records import Prediction
 from tinyft.nn.folding import FoldedNetwork, fingerprint, fold
 from tinyft.nn.layer_table import feature_shape, halves
+from tinyft.nn.module import Module
 from tinyft.ops import global_average_pool
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from tinyft.engine.tensor import Tensor
-    from tinyft.nn.module import Module
 
 TOGETHER = 16  # pictures: with 32, ResNet-18 takes as long for each, and twice the memory
 Learner = Any  # which stands above this file: see training.py

@@ -10,16 +10,12 @@ Letters: N pictures, C classes, F features.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from tinyft import backends
 from tinyft.finetune.known import of_length_1, own_features
+from tinyft.finetune.training import Training
 from tinyft.nn.head import LinearHead
-
-if TYPE_CHECKING:
-    from tinyft.finetune.training import Training
 
 SCALES = np.geomspace(1, 1000, 61)  # tried for the logits of a feature of mean length
 

@@ -7,14 +7,11 @@ whether a batch norm's running statistics move without any.
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING
 
 from tinyft.display import Displayed, aligned
 from tinyft.finetune.groups import Group
 from tinyft.finetune.records import total
-
-if TYPE_CHECKING:
-    from tinyft.finetune.training import Training
+from tinyft.finetune.training import Training
 
 COLUMNS = ("layer", "shape", "group", "lr now", "momentum", "decay", "weight", "statistics",
         "last update")  # fmt: skip

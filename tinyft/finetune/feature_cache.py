@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,12 +17,10 @@ from tinyft import backends
 from tinyft.data.loader import Batch, PictureData
 from tinyft.engine.tape import no_grad
 from tinyft.engine.tensor import Tensor
+from tinyft.finetune.training import Training
 from tinyft.nn.layer_table import feature_shape, halves
 from tinyft.nn.layers import Dropout
-
-if TYPE_CHECKING:
-    from tinyft.finetune.training import Training
-    from tinyft.weights.preprocess import Preprocess
+from tinyft.weights.preprocess import Preprocess
 
 BUDGET = 1 << 30  # bytes; a body's output beyond that is computed anew each time
 

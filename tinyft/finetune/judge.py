@@ -6,7 +6,7 @@ Both run a copy whose batch norms are folded, and both prepare pictures as in tr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +19,9 @@ from tinyft.finetune.answering import computed, pooled
 from tinyft.finetune.groups import rates_in_words
 from tinyft.finetune.known import MOST
 from tinyft.finetune.records import Evaluation
-from tinyft.finetune.training import REMEDY
+from tinyft.finetune.training import REMEDY, Training
 from tinyft.nn.layer_table import halves
 from tinyft.nn.module import Module
-
-if TYPE_CHECKING:
-    from tinyft.finetune.training import Training
 
 
 def evaluate(

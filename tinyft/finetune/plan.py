@@ -5,16 +5,13 @@ and decides nothing. `planning.py` makes plans, `in_words.py` explains them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tinyft.data.loader import PictureData
 from tinyft.display import Displayed, aligned, counted, first_few, paragraph
-from tinyft.finetune.training import RANDOM
-
-if TYPE_CHECKING:
-    from tinyft.data.loader import PictureData
-    from tinyft.finetune.schedule import Phase
-    from tinyft.finetune.training import Origin
-    from tinyft.weights.preprocess import Preprocess
+from tinyft.finetune.schedule import Phase
+from tinyft.finetune.training import RANDOM, Origin
+from tinyft.weights.preprocess import Preprocess
 
 TABLE = ("group", "state", "lr start", "lr peak", "lr end", "momentum", "parameters that train")
 REMEMBERS = "goes on with what it remembers"

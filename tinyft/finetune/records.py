@@ -7,17 +7,15 @@ import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinyft import backends
 from tinyft.backends import Backend
 from tinyft.display import Displayed, aligned, counted
+from tinyft.engine.tensor import Tensor
 from tinyft.finetune.groups import Group, Proof
-
-if TYPE_CHECKING:
-    from tinyft.engine.tensor import Tensor
 
 
 @dataclass(frozen=True)

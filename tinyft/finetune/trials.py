@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,17 +24,15 @@ from tinyft.errors import NonFiniteLossError, RunError
 from tinyft.finetune.feature_cache import FeatureCache
 from tinyft.finetune.groups import expect_comparable
 from tinyft.finetune.judge import judge_batch
+from tinyft.finetune.plan import Plan
 from tinyft.finetune.records import SmoothLoss
 from tinyft.finetune.run.folder import EPOCH_CHECKPOINT_BYTES
 from tinyft.finetune.run.state import undone
 from tinyft.finetune.schedule import Phase
+from tinyft.finetune.training import Training
 from tinyft.nn.folding import fold
 from tinyft.nn.layer_table import forward_nodes
 from tinyft.progress import tracked
-
-if TYPE_CHECKING:
-    from tinyft.finetune.plan import Plan
-    from tinyft.finetune.training import Training
 
 MEASURED = 2  # steps, or batches, that are timed after one that is not
 

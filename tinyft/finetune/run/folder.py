@@ -28,7 +28,9 @@ from tinyft import backends
 from tinyft.errors import RunError
 from tinyft.finetune.groups import digests, grouping_of
 from tinyft.finetune.in_words import decay, phases
+from tinyft.finetune.plan import Plan
 from tinyft.finetune.planning import is_made_by_its_arguments
+from tinyft.finetune.records import StepRecord
 from tinyft.finetune.run.reading import (
     CHECKPOINT,
     FORMAT,
@@ -46,9 +48,6 @@ from tinyft.weights.files import flush_to_disk, replacing
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
-
-    from tinyft.finetune.plan import Plan
-    from tinyft.finetune.records import StepRecord
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 EPOCH_CHECKPOINT_BYTES = 1 << 30  # older epochs' checkpoints are dropped beyond this

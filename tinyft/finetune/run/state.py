@@ -8,16 +8,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tinyft import backends
 from tinyft.errors import RunError
 from tinyft.finetune.records import Evaluation, Losses, SmoothLoss
-
-if TYPE_CHECKING:
-    from tinyft.finetune.training import Training
+from tinyft.finetune.training import Training
 
 Arrays = dict[str, np.ndarray]
 
