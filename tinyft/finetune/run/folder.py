@@ -165,11 +165,6 @@ class Run:
             self.lock.release()
 
     @property
-    def keep(self) -> str | int:
-        """Whose checkpoints stay: those of "all" epochs, of the "last" one, or of so many."""
-        return self.settings.get("keep", "all")
-
-    @property
     def seconds(self) -> float:
         """Seconds that the run has taken, earlier sessions included."""
         return self.seconds_before + time.monotonic() - self.started
@@ -200,9 +195,9 @@ class Run:
 
     def _drop_old(self, newest: str) -> None:
         """Keep the newest checkpoint and, newest first, those of epochs, as many as the setting
-        `keep` says, while they fit the budget.
+        `keep` says ("all", "last" or a number), while they fit the budget.
         """
-        kept, keep = 0, self.keep
+        kept, keep = 0, self.settings.get("keep", "all")
         epochs = {"all": math.inf, "last": 1}[keep] if isinstance(keep, str) else keep
         for step, path in reversed(checkpoints(self.path).items()):
             with_it = kept + path.stat().st_size
