@@ -264,10 +264,8 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any] | None:
     arguments["optimizer"] = names.get(arguments["optimizer"], arguments["optimizer"])
     if not isinstance(arguments["optimizer"], str):
         return None
-    arguments["seed"], arguments["dtype"] = (
-        int(arguments["seed"]),
-        np.dtype(arguments["dtype"]).name,
-    )
+    arguments["seed"] = int(arguments["seed"])
+    arguments["dtype"] = np.dtype(arguments["dtype"]).name
     if not isinstance(arguments["class_weights"], str | None):
         arguments["class_weights"] = [float(w) for w in arguments["class_weights"]]
     return arguments

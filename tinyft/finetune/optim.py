@@ -28,9 +28,8 @@ class Optimizer:
     by_kernel = False  # True in a class whose update is one backend kernel, which measures itself
 
     def __init__(self, groups: Sequence[Group]):
-        self.groups: tuple[Group, ...] = tuple(
-            groups
-        )  # the only list of them: a learner's `groups` are these
+        # the only list of them: a learner's `groups` are these
+        self.groups: tuple[Group, ...] = tuple(groups)
         self.state: dict[str, dict[str, Any]] = {}
         self.visited: frozenset[str] = frozenset()  # by the last step
 
@@ -105,13 +104,11 @@ class Adam(Optimizer):
         assert parameter.grad is not None  # `step` visits no other
         state = self.state.get(name)
         if state is None:
-            zeros = backend.zeros_like
-            state = {
+            state = self.state[name] = {
                 "step": 0,
-                "average": zeros(parameter.data),
-                "average_square": zeros(parameter.data),
+                "average": backend.zeros_like(parameter.data),
+                "average_square": backend.zeros_like(parameter.data),
             }
-            self.state[name] = state
         state["step"] += 1
         backend.adam_step(
             parameter.data,
@@ -141,9 +138,8 @@ class SGD(Optimizer):
     def __init__(self, groups: Sequence[Group], *, momentum: float = 0.0):
         super().__init__(groups)
         self.has_momentum: bool = momentum != 0
-        self.remembers: frozenset[str] | None = frozenset(
-            ("velocity",) if self.has_momentum else ()
-        )
+        remembered = ("velocity",) if self.has_momentum else ()
+        self.remembers: frozenset[str] | None = frozenset(remembered)
 
     def update(self, name: str, parameter: Tensor, group: Group, weight_decay: float) -> None:
         backend = parameter.backend
