@@ -8,6 +8,7 @@ between them. Every import counts: lazy ones, and those for type checking alone.
 
 import ast
 import io
+import re
 import subprocess
 import sys
 import tokenize
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import tinyft
+from tinyft.seeds import generator
 
 PACKAGE = Path(tinyft.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -224,6 +226,14 @@ def test_files_and_functions_are_short(path):
 
 
 # ------------------------------------------------------------------------------------ what is there
+
+
+def test_what_random_numbers_are_drawn_for_is_listed_where_they_are_made():
+    nodes = [node for tree in TREES.values() for node in ast.walk(tree)]
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    drawn = {node.args[1].value for node in calls if ast.unparse(node.func) == "generator"}
+    listed = set(re.findall(r"\w+", generator.__doc__))
+    assert drawn and drawn <= listed
 
 
 def in_a_new_process(code):

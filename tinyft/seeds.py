@@ -15,9 +15,9 @@ import numpy as np
 def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
     """The generator of one draw, keyed by (seed, purpose, counters).
 
-    `purpose` is a word: initialise, split, shuffle and augment in training, inspect and bench
-    outside of it. `counters` say which draw of that kind it is, as (epoch, index). Dropout draws
-    inside the backends instead (`backends.reference.Backend.dropout`).
+    `purpose` is a word: initialise, split, shuffle, augment and known in training, inspect and
+    bench outside of it. `counters` say which draw of that kind it is, as (epoch, index). Dropout
+    draws inside the backends instead (`backends.reference.Backend.dropout`).
     """
     # differs from fastai, whose one generator every draw advances
     key = (seed, zlib.crc32(purpose.encode()), *counters)
