@@ -14,7 +14,7 @@ TINY = Case("cifar_resnet20", 2, 32)
 PLACES = [
     (threads, "run"),
     (threads, "run_with_scratch"),
-    (arrays, "run"),  # imported by name
+    (arrays, "run_with_scratch"),  # imported by name
     (arrays, "run_alone"),
 ]
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from tinyft.backends.cpu.codegen.simd import LANES
-from tinyft.backends.cpu.runtime.threads import run, run_alone, run_with_scratch
+from tinyft.backends.cpu.runtime.threads import run_alone, run_with_scratch
 
 PIECE = 1 << 15  # floats of one piece: 128 KiB, which stays in a core's L2 between two passes
 BEYOND_CACHES = 1 << 21  # floats (8 MiB) of an array that others push out of the caches too soon
@@ -75,10 +75,8 @@ def run_pieces(kernel, pieces: int, *arguments, scratch: int = 0) -> None:
     """
     if pieces == 1:
         run_alone(scratch, kernel, *arguments)
-    elif scratch:
-        run_with_scratch(scratch, kernel, *arguments)
     else:
-        run(kernel, *arguments)
+        run_with_scratch(scratch, kernel, *arguments)
 
 
 def in_memory_order(parameter: Array, gradient: Array, *state: Array) -> list[Array] | None:

@@ -244,11 +244,11 @@ def run(function: Callable, *arguments) -> None:
 
     Raises: what a thread raised
     """
-    _run(function, 0, arguments)
+    run_with_scratch(0, function, *arguments)
 
 
 def run_alone(size: int, function: Callable, *arguments) -> None:
-    """As `run_with_scratch`, or as `run` if size is 0, in this thread only."""
+    """As `run_with_scratch`, in this thread only."""
     for listener in listeners:
         listener(function)
     function(whole_share(), *_scratch(size), *arguments)
@@ -256,12 +256,8 @@ def run_alone(size: int, function: Callable, *arguments) -> None:
 
 def run_with_scratch(size: int, function: Callable, *arguments) -> None:
     """As `run`, but `function(share, work, *arguments)`: each thread gets `size` floats of its
-    own.
+    own, and no `work` if that is 0.
     """
-    _run(function, size, arguments)
-
-
-def _run(function: Callable, size: int, arguments: tuple) -> None:
     for listener in listeners:
         listener(function)
     me = object()
