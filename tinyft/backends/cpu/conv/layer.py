@@ -42,10 +42,13 @@ class Epilogue(NamedTuple):
         return self.bias is None and self.residual is None and not self.relu
 
     def arguments(self, y: Array) -> tuple:
-        """Give bias, residual, has_residual, floor, as kernels take them, there or not."""
+        """Give bias (F,), residual (N * P * Q * F,), has_residual, floor, as kernels take them,
+        there or not.
+        """
         bias = _zeros(y.shape[3]) if self.bias is None else self.bias
         residual = y if self.residual is None else self.residual
-        return bias, residual, int(self.residual is not None), ZERO if self.relu else LOWEST
+        floor = ZERO if self.relu else LOWEST
+        return bias, residual.reshape(-1), int(self.residual is not None), floor
 
 
 @functools.lru_cache(maxsize=64)

@@ -166,12 +166,11 @@ def _multiply_maps(x, packed, packed_rows, taps, y, epilogue) -> bool:
     whole = y if rows == y.shape[0] else workspace.empty((rows, *y.shape[1:]))
     if epilogue.residual is not None:
         epilogue = epilogue._replace(residual=padded(epilogue.residual, whole.shape))
-    bias, residual, *rest = epilogue.arguments(whole)
     items = len(taps) * -(-F // ITEM_COLUMNS) * -(-rows // ITEM_ROWS)
     zeros = np.empty((items, LANES), np.float32)
     threads.run(
         multiply_maps, _maps(padded(x, (rows, *x.shape[1:]))), packed, packed_rows, taps,
-        _maps(whole), (bias, _maps(residual), *rest), zeros,
+        _maps(whole), epilogue.arguments(whole), zeros,
     )  # fmt: skip
     if whole is not y:
         y[...] = whole[: y.shape[0]]

@@ -223,10 +223,9 @@ def input_grad(dout: Array, weight: Array, dx: Array, stride: int, padding: int)
 
 def _convolve(x, weight, y, epilogue, flipped, padding):
     """forward, with its names; flipped: the input gradient, weight (3, 3, F, C)."""
-    bias, residual, *rest = epilogue.arguments(y)
     by_filters = x.shape[3] * y.shape[3] >= MANY_WEIGHTS and tile_count(y.shape) <= FEW_TILES
     compute = _convolve_filters if by_filters else _convolve_tiles
-    compute(x, weight, flipped, padding, y, (bias, residual.reshape(-1), *rest))
+    compute(x, weight, flipped, padding, y, epilogue.arguments(y))
 
 
 def _convolve_tiles(x, weight, flipped, padding, y, epilogue):

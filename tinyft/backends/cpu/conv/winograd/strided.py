@@ -297,15 +297,13 @@ def _convolve(x, weight, y, epilogue, flipped):
     """forward, with its names; flipped: the input gradient, weight (3, 3, F, C)."""
     C = x.shape[3]
     size, places, bounds, per_round, tiles, planes = rounds_for(C, y.shape, flipped)
-    bias, residual, *rest = epilogue.arguments(y)
     windows = windows_buffer(C, flipped, min(per_round, len(places)))
     for first in range(0, len(places), per_round):
         count = min(per_round, len(places) - first)
         plane_in, pitch = transform_round(x, flipped, places, first, count, windows)
         threads.run_with_scratch(
             size, convolve_windows, (windows, plane_in, pitch, C), weight, flipped, y,
-            (bias, residual.reshape(-1), *rest), places, bounds, (first, count, tiles),
-            (*planes, large(y)),
+            epilogue.arguments(y), places, bounds, (first, count, tiles), (*planes, large(y)),
         )  # fmt: skip
 
 
