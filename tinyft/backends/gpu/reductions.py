@@ -75,15 +75,12 @@ class BatchNorm(Memory):
         return out
 
     def batch_norm_train_grad(self, dout, x, weight, mean, variance, eps, *, out=None, bias=None):
-        wanted = bias is None
-        return self._gradients(dout, x, weight, mean, variance, eps, out, wanted, train=True)
+        return self._gradients(dout, x, weight, mean, variance, eps, out, bias, train=True)
 
     def batch_norm_eval_grad(self, dout, x, weight, mean, variance, eps, *, out=None, bias=None):
-        wanted = bias is None
-        return self._gradients(dout, x, weight, mean, variance, eps, out, wanted, train=False)
+        return self._gradients(dout, x, weight, mean, variance, eps, out, bias, train=False)
 
-    def _gradients(self, dout, x, weight, mean, variance, eps, out, wanted, train):
-        """`wanted`: the residual's gradient, where a ReLU makes it differ from dout."""
+    def _gradients(self, dout, x, weight, mean, variance, eps, out, bias, train):
         dout, x, weight, mean, variance, out = self.ready(
             "batch_norm's gradient", dout, x, weight, mean, variance, out
         )
@@ -101,7 +98,8 @@ class BatchNorm(Memory):
             "reductions.batch_norm_finish_gradient_sums", (grid.strips,), arguments, dtype=dtype
         )
         dx = self.empty(x.shape, dtype)
-        dresidual = self.empty(x.shape, dtype) if wanted and out is not None else None
+        # the residual's gradient, where a ReLU makes it differ from dout, and it is wanted
+        dresidual = self.empty(x.shape, dtype) if bias is None and out is not None else None
         arrays = dout, x, weight, mean, variance, rest, out, dweight, dbias, dx, dresidual
         arguments = *arrays, *grid.numbers, eps, train
         self.launch("reductions.batch_norm_gradient", grid.blocks, arguments, dtype=dtype)
