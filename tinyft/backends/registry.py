@@ -175,7 +175,7 @@ def host(array: Array) -> Array:
 
 def place_like(array: Array, other: Array) -> Array:
     """`array` on the device where `other` is."""
-    return place(array, device_of(other)) if device_of(array) != device_of(other) else array
+    return place(array, device_of(other))
 
 
 def assign(target: Array, values: Array) -> None:
