@@ -162,12 +162,11 @@ class Module(Displayed):
         """Change the float type of every parameter and buffer, for example to float64 for a
         check. Integers stay what they are; gradients of the other type are dropped.
         """
+        for _, parameter in self.named_parameters():
+            if parameter.dtype != dtype:
+                parameter.grad = None
+            parameter.data = parameter.data.astype(dtype, order="K")
         for _, module in self.named_modules():
-            for name in module._parameter_names:
-                parameter = getattr(module, name)
-                if parameter.dtype != dtype:
-                    parameter.grad = None
-                parameter.data = parameter.data.astype(dtype, order="K")
             for name in module.buffer_names:
                 buffer = getattr(module, name)
                 if buffer.dtype.kind == "f":
@@ -180,12 +179,11 @@ class Module(Displayed):
         Raises: DeviceError if there is no such device; nothing is changed then
         """
         backends.place(np.empty(0), device)
+        for _, parameter in self.named_parameters():
+            parameter.data = backends.place(parameter.data, device)
+            if parameter.grad is not None:
+                parameter.grad = backends.place(parameter.grad, device)
         for _, module in self.named_modules():
-            for name in module._parameter_names:
-                parameter = getattr(module, name)
-                parameter.data = backends.place(parameter.data, device)
-                if parameter.grad is not None:
-                    parameter.grad = backends.place(parameter.grad, device)
             for name in (*module.buffer_names, *module.constant_names):
                 setattr(module, name, backends.place(getattr(module, name), device))
         return self
