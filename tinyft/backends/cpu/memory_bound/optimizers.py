@@ -53,6 +53,7 @@ from tinyft.backends.reference import Backend
 
 SUMS = 8
 NOTHING = np.empty((0, SUMS))
+NO_VELOCITY = np.empty(0, np.float32)
 
 
 @helper
@@ -128,8 +129,8 @@ def adam(share, before, sums, parameter, gradient, average, average_square, opti
 
 
 @kernel
-def sgd(share, before, sums, parameter, gradient, decay, lr):
-    """Without momentum. Arrays (size,), decay and lr float32."""
+def sgd(share, before, sums, parameter, gradient, velocity, decay, lr, momentum):
+    """Arrays (size,), velocity (0,) for steps without momentum; decay, lr and momentum float32."""
     while True:
         start = next_start(share, PIECE, parameter.size)
         if start >= parameter.size:
@@ -137,26 +138,14 @@ def sgd(share, before, sums, parameter, gradient, decay, lr):
         p, g = parameter[start : start + PIECE], gradient[start : start + PIECE]
         if len(sums):
             set_aside(p, before)
-        for i in range(p.size):
-            p[i] = p[i] * decay - lr * g[i]
-        if len(sums):
-            sum_up(before, p, g, sums[start // PIECE])
-
-
-@kernel
-def sgd_with_momentum(share, before, sums, parameter, gradient, velocity, decay, lr, momentum):
-    """With momentum. Arrays (size,), decay, lr and momentum float32."""
-    while True:
-        start = next_start(share, PIECE, parameter.size)
-        if start >= parameter.size:
-            break
-        p, g = parameter[start : start + PIECE], gradient[start : start + PIECE]
-        if len(sums):
-            set_aside(p, before)
-        v = velocity[start : start + PIECE]
-        for i in range(p.size):
-            v[i] = v[i] * momentum + g[i]
-            p[i] = p[i] * decay - lr * v[i]
+        if len(velocity):
+            v = velocity[start : start + PIECE]
+            for i in range(p.size):
+                v[i] = v[i] * momentum + g[i]
+                p[i] = p[i] * decay - lr * v[i]
+        else:
+            for i in range(p.size):
+                p[i] = p[i] * decay - lr * g[i]
         if len(sums):
             sum_up(before, p, g, sums[start // PIECE])
 
@@ -199,14 +188,11 @@ class Optimizers(Backend):
             with self._measured_around(parameter, gradient):
                 super().sgd_step(parameter, gradient, velocity, **options)
             return
-        pieces = -(-parameter.size // PIECE)
-        sums = self._sums_of(pieces)
-        decay, lr = np.float32(1 - lr * weight_decay), np.float32(lr)
         if velocity is None:
-            run_pieces(sgd, pieces, sums, *arrays, decay, lr, scratch=PIECE)
-        else:
-            update = sums, *arrays, decay, lr, np.float32(momentum)
-            run_pieces(sgd_with_momentum, pieces, *update, scratch=PIECE)
+            arrays = [*arrays, NO_VELOCITY]
+        pieces = -(-parameter.size // PIECE)
+        numbers = map(np.float32, (1 - lr * weight_decay, lr, momentum))
+        run_pieces(sgd, pieces, self._sums_of(pieces), *arrays, *numbers, scratch=PIECE)
 
     # -------------------------------------------------------------------------------- measured
 
