@@ -14,7 +14,7 @@ from numpy import ndarray as Array
 
 MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)  # the golden ratio, and the square root of 3 minus 1
-MASK = np.uint64(0xFFFFFFFF)
+MASK = np.uint64(0xFFFFFFFF)  # the low half of 64 bits
 HALF = np.uint64(32)
 
 

@@ -46,13 +46,10 @@ from tinyft.backends.cpu.memory_bound.arrays import (
 )
 from tinyft.backends.cpu.runtime import workspace
 from tinyft.backends.cpu.runtime.work_stealing import next_start
-from tinyft.backends.philox import KEY_STEPS
-from tinyft.backends.philox import MULTIPLIERS as MULTIPLIERS_64
+from tinyft.backends.philox import HALF, KEY_STEPS, MASK, MULTIPLIERS
 from tinyft.backends.reference import Backend, rows_of
 
-LOW = np.uint64(0xFFFFFFFF)  # the low half of 64 bits
-HALF = np.uint64(32)
-FIRST_MULTIPLIER, SECOND_MULTIPLIER = MULTIPLIERS_64
+FIRST_MULTIPLIER, SECOND_MULTIPLIER = MULTIPLIERS
 FIRST_STEP, SECOND_STEP = (np.uint64(step) for step in KEY_STEPS)
 
 
@@ -100,13 +97,13 @@ def add_pairs(share, a, b, out, large):
 @helper
 def random_words(block, first_stream, second_stream, first_key, second_key):
     """The four words of one block of Philox4x32-10: `philox4x32` of philox.py, for one counter."""
-    a, b, c, d = block & LOW, block >> HALF, first_stream, second_stream
+    a, b, c, d = block & MASK, block >> HALF, first_stream, second_stream
     for _ in range(10):
         first, second = a * FIRST_MULTIPLIER, c * SECOND_MULTIPLIER
-        a, b = (second >> HALF) ^ b ^ first_key, second & LOW
-        c, d = (first >> HALF) ^ d ^ second_key, first & LOW
-        first_key = (first_key + FIRST_STEP) & LOW
-        second_key = (second_key + SECOND_STEP) & LOW
+        a, b = (second >> HALF) ^ b ^ first_key, second & MASK
+        c, d = (first >> HALF) ^ d ^ second_key, first & MASK
+        first_key = (first_key + FIRST_STEP) & MASK
+        second_key = (second_key + SECOND_STEP) & MASK
     return a, b, c, d
 
 
