@@ -33,7 +33,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy import ndarray as Array
 
-from tinyft.backends.cpu.codegen.cache import kernel
+from tinyft.backends.cpu.codegen.cache import helper, kernel
 from tinyft.backends.cpu.codegen.vectors import atomic_announce, atomic_load, cpu_pause, give_way
 from tinyft.backends.cpu.runtime import workspace
 from tinyft.backends.cpu.runtime.work_stealing import (
@@ -52,9 +52,9 @@ HOLD_BACK = 200  # turns for which a worker lets others go first: a kernel may t
 MOST_PER_CORE = 16  # threads
 
 
-@kernel
-def wait_until(flags, index, value, turns):
-    """Spin until flags[index] >= value; 0 if that did not happen within so many turns."""
+@helper
+def spin(flags, index, value, turns):
+    """Wait until flags[index] >= value; 0 if that did not happen within so many turns."""
     for turn in range(turns):
         if atomic_load(flags, index) >= value:
             return 1
@@ -62,6 +62,12 @@ def wait_until(flags, index, value, turns):
         if turn % GIVE_WAY == GIVE_WAY - 1:
             give_way()
     return 0
+
+
+@kernel
+def wait_until(flags, index, value, turns):
+    """`spin`, as Python calls it."""
+    return spin(flags, index, value, turns)
 
 
 @kernel
@@ -92,17 +98,13 @@ def finish_and_wait(flags, finished, number, shares, thread, turns):
     """
     if finished:
         atomic_announce(flags, DONE)
-    for turn in range(turns):
-        if atomic_load(flags, JOB) >= number:
-            for _ in range(HOLD_BACK):
-                if atomic_load(shares, APART * (thread - 1) + TAKEN) > 0:
-                    break
-                cpu_pause()
-            return 1
+    if not spin(flags, JOB, number, turns):
+        return 0
+    for _ in range(HOLD_BACK):
+        if atomic_load(shares, APART * (thread - 1) + TAKEN) > 0:
+            break
         cpu_pause()
-        if turn % GIVE_WAY == GIVE_WAY - 1:
-            give_way()
-    return 0
+    return 1
 
 
 class Pool:
