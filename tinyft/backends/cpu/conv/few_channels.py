@@ -32,7 +32,6 @@ from tinyft.backends.cpu.conv.implicit_gemm import (
     Taps,
     packed_weight,
     sum_windows,
-    window_taps,
     windows,
 )
 from tinyft.backends.cpu.conv.layer import FEW_CHANNELS, INPUT_GRAD, Epilogue, Layer, round_up
@@ -142,7 +141,7 @@ def forward(
     """y (N, P, Q, F) from x (N, H, W, C), weight (R, S, C, F); F a multiple of LANES."""
     R, S, C, _ = weight.shape
     _, P, Q, _ = y.shape
-    packed = packed_weight(weight, window_taps(R, S, padding))
+    packed = packed_weight(weight)
     padded = with_border(x, padding)
     if epilogue.residual is None and Q % REST_ROWS == 0 and Q >= SHORT_ROW:
         bias, _, _, floor = epilogue.arguments(y)

@@ -222,10 +222,10 @@ def windows(x: Array, taps: Taps, run: int, stride: int, packed: Array, y: Array
     )  # fmt: skip
 
 
-def packed_weight(weight: Array, taps: Taps) -> Array:
-    """All places of a kernel as packed panels, for the forward pass."""
-    name = "packed weight"
-    return packed_weights.keep(weight, name, lambda: pack(weight, taps.numbers, False, name))
+def packed_weight(weight: Array) -> Array:
+    """All places of a kernel (R, S, C, F) as packed panels, for the forward pass."""
+    name, places = "packed weight", np.arange(weight.shape[0] * weight.shape[1])
+    return packed_weights.keep(weight, name, lambda: pack(weight, places, False, name))
 
 
 def forward(
@@ -233,9 +233,8 @@ def forward(
 ) -> None:
     """y (N, P, Q, F) from x (N, H, W, C), weight (R, S, C, F); C and F multiples of LANES."""
     R, S, C, _ = weight.shape
-    taps = window_taps(R, S, padding)
-    packed = packed_weight(weight, taps)
-    windows(x, taps, C, stride, packed, y, (y.shape[1], y.shape[2], 1, 0, 0), epilogue)
+    grid = y.shape[1], y.shape[2], 1, 0, 0
+    windows(x, window_taps(R, S, padding), C, stride, packed_weight(weight), y, grid, epilogue)
 
 
 @functools.lru_cache(maxsize=256)

@@ -33,7 +33,7 @@ from tinyft.backends.cpu.codegen.simd import LANES, PANEL, REST_ROWS
 from tinyft.backends.cpu.codegen.vectors import vfma, vload, vmax, vset1, vstore
 from tinyft.backends.cpu.conv import implicit_gemm
 from tinyft.backends.cpu.conv.gemm import ITEM_COLUMNS, ITEM_ROWS, multiply, pack
-from tinyft.backends.cpu.conv.implicit_gemm import packed_weight, window_taps
+from tinyft.backends.cpu.conv.implicit_gemm import packed_weight
 from tinyft.backends.cpu.conv.layer import Epilogue, Layer, padded, round_up
 from tinyft.backends.cpu.runtime import threads, workspace
 from tinyft.backends.cpu.runtime.work_stealing import next_item
@@ -146,7 +146,7 @@ def forward(
 ) -> None:
     """y (N, P, Q, F) from x (N, H, W, C), weight (R, S, C, F); C and F multiples of LANES."""
     R, S, C, _ = weight.shape
-    packed = packed_weight(weight, window_taps(R, S, padding))
+    packed = packed_weight(weight)
     taps = tap_table(R, S, padding)
     if not _multiply_maps(x, packed, R * S * C, taps, y, epilogue):
         implicit_gemm.forward(x, weight, y, epilogue, stride, padding)
