@@ -441,7 +441,7 @@ def contents(folder):
     """Every file below the folder, with its size and when it was written."""
     found = {}
     for above, _, files in os.walk(folder):
-        for file in files:
+        for file in files if os.path.basename(above) != "__pycache__" else ():  # Python's own
             path = os.path.join(above, file)
             status = os.lstat(path)
             taken = file == ".lock"  # which an older filelock empties anew

@@ -35,6 +35,7 @@ def test_every_optimizer_can_be_asked_for_and_is_known_again():
     assert [name_of(make(())) for make in OPTIMIZERS.values()] == [*OPTIMIZERS]
 
 
+@pytest.mark.slow
 def test_optimizer_and_loss_on_the_command_line(tinyft, draw, tiny):
     options = ("--optimizer", "momentum", "--weight-decay", "0.1", "--label-smoothing", "0.2")
     uneven = draw({"cat": 9, "dog": 6})
@@ -103,6 +104,7 @@ def test_a_finished_run_is_trained_further(tinyft, trained, draw):
     assert "head alone" in done.err  # its new row is random
 
 
+@pytest.mark.slow
 def test_few_pictures_are_pointed_to_class_means(tinyft, pictures, tmp_path):
     weights = tmp_path / "weights.h5"
     network = ft.nn.build("cifar_resnet20", seed=0)

@@ -49,6 +49,7 @@ def functions(tree, prefix=""):
             yield from functions(node, f"{prefix}{node.name}.")
 
 
+@pytest.mark.slow
 def test_the_lines_that_are_quoted_stand_where_the_page_says():
     """In an item of a list, a place (file and function) is followed by lines that it has."""
     lines = 0

@@ -454,6 +454,7 @@ def test_activations_die_with_the_loss_without_the_collector():
         gc.enable()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_backward", [False, True])
 def test_memory_is_flat_over_20_steps_without_the_collector(with_backward):
     x = leaf(np.ones((100, 1000)))  # 400 kB

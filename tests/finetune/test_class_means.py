@@ -100,6 +100,7 @@ def test_an_answer_is_the_mean_of_the_logits_of_both_pictures():
     np.testing.assert_allclose(found, shares / shares.sum(1, keepdims=True), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bn", ["fastai", "frozen"])  # of which one keeps features
 def test_validation_judges_what_prediction_says(bn):
     data = small_data(augment=None)
@@ -111,6 +112,7 @@ def test_validation_judges_what_prediction_says(bn):
     assert found.loss == pytest.approx(learner.evaluate().loss, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_saved_learner_goes_on_looking_into_the_mirror(tmp_path):
     learner = mirrored_learner()
     learner.save(tmp_path / "learner.h5")
@@ -132,6 +134,7 @@ def test_turned_on_or_off_the_next_answer_follows():
     np.testing.assert_array_equal(learner.predict(x[0]).probabilities, before)
 
 
+@pytest.mark.slow
 def test_the_plan_says_so_and_a_run_of_it_can_be_made_again(tmp_path):
     from tinyft.finetune.run.resume import recreate
     from tinyft.inspection.comparison.snapshots import before_step

@@ -297,6 +297,7 @@ def test_a_damaged_plan_of_ones_own_is_said_to_be(tmp_path):
             resume(tmp_path / "cut", small_data())
 
 
+@pytest.mark.slow
 def test_the_rate_finder_the_forecast_and_the_table_follow():
     learner = small_learner(groups=FOUR)
     before = bits(learner)
@@ -309,6 +310,7 @@ def test_the_rate_finder_the_forecast_and_the_table_follow():
 # ------------------------------------------------------------------------------- a batch of one
 
 
+@pytest.mark.slow
 def test_one_picture_a_batch_trains_where_no_batch_norm_compares_pictures():
     x, y = pictures(6)
     data = ft.ImageArrays((x, y), (x, y), ["a", "b", "c"], size=24, batch_size=1)

@@ -19,6 +19,7 @@ from tinyft.nn.head import LinearHead
 from tinyft.weights import Preprocess, load_weights, save_weights
 
 
+@pytest.mark.slow
 def test_fine_tuning_learns_the_colours():
     learner = small_learner(small_data(augment=None))
     results = learner.fine_tune(12, base_lr=1e-2, freeze_epochs=0)
@@ -35,6 +36,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not():
     assert bits(first) != bits(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [2, 4])
 def test_the_bits_do_not_depend_on_the_number_of_threads(threads):
     from tinyft.backends.cpu.runtime.threads import set_num_threads

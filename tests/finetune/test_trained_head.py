@@ -140,6 +140,7 @@ def test_a_run_that_began_with_a_kept_head_is_resumed_to_the_same_bits(trained, 
 # ------------------------------------------------------------------------------- load_learner
 
 
+@pytest.mark.slow
 def test_a_loaded_learner_with_data_goes_on_with_its_head(trained, tmp_path):
     learner, path = trained
     loaded = ft.load_learner(path, data=small_data())
