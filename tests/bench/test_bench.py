@@ -96,6 +96,7 @@ def test_pytorch_and_onnx_runtime_compute_the_same(arch):
         assert all(difference < 1e-4 for difference in found.values()), found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bf16.why_not() is not None, reason=bf16.why_not() or "works")
 def test_in_bf16_our_side_computes_something_else_and_pytorchs_joins_in():
     case = Case("resnet50", 4, 64)

@@ -46,6 +46,7 @@ def expect_fitting(text, width, whole):
     assert words[0] <= words[1], words[0] - words[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", LINES, ids=" ".join)
 def test_what_a_command_prints_fits(tinyft, trained, monkeypatch, arguments):
     def said(width):

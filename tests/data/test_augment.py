@@ -51,6 +51,7 @@ def affine_of(drawn: AugmentDraw) -> np.ndarray:
     return augment.transform(replace(drawn, warp=(0.0, 0.0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [0, 1])
 @pytest.mark.parametrize(
     ("name", "fields"),

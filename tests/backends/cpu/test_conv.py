@@ -336,6 +336,7 @@ def test_past_the_caches_come_the_same_bits(case, monkeypatch):
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_bits_do_not_depend_on_threads_or_run(case, restore_threads):
     arrays = make(case)

@@ -180,6 +180,7 @@ def test_an_address_needs_a_contiguous_array():
         maxima(LEFT[::2], RIGHT[::2], np.empty_like(LEFT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [BLOCK_ROWS, REST_ROWS, 1])
 @pytest.mark.parametrize("registers", [BLOCK_REGISTERS, 1])
 @pytest.mark.parametrize("ahead", [False, True])
